@@ -1,0 +1,35 @@
+# demo: pictures from the shipped model, two commands after cloning.   test: everything that can be checked on this machine.
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= out
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint bench quality clean
+
+demo: $(VENV)/.installed-export
+	$(BIN)/python export/build_engines.py examples/avatars/avatars.ckpt --out $(OUT)/avatars.bundle
+	$(BIN)/python examples/avatars/demo.py $(OUT)/avatars.bundle --out $(OUT)/avatars.png
+
+test: $(VENV)/.installed-test lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-benchmark
+	$(BIN)/python benchmarks/latency.py --preset cifar10 --out $(OUT)/latency.json --plot $(OUT)/latency.png
+
+quality: $(VENV)/.installed-benchmark
+	$(BIN)/python export/build_engines.py examples/avatars/avatars.ckpt --out $(OUT)/avatars.bundle
+	$(BIN)/python export/build_engines.py examples/avatars/avatars-baseline.ckpt --out $(OUT)/avatars-baseline.bundle
+	$(BIN)/python benchmarks/quality.py --bundle $(OUT)/avatars.bundle --baseline $(OUT)/avatars-baseline.bundle --out $(OUT)/quality.json --plot $(OUT)/quality.png
+
+# One virtual environment; each extra is installed once and again when setup.py or a kernel source changes.
+$(VENV)/.installed-%: setup.py pyproject.toml $(wildcard kernels/*.py kernels/cpu/* kernels/include/diffusevae/*)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$*]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(OUT) build dist *.egg-info kernels/*.so

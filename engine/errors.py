@@ -1,0 +1,44 @@
+"""Which exceptions can leave this project? One family, each message saying what was found, expected and to be done."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EngineError(Exception):
+    """Base class: catch this one to catch everything the engine raises on purpose."""
+
+
+class ArgumentError(EngineError, ValueError):
+    """A caller's argument is out of range, of the wrong shape or dtype, or unknown."""
+
+
+class BundleError(EngineError):
+    """A bundle is refused: manifest, version, size, hash or path is not what it must be."""
+
+
+class BackendError(EngineError):
+    """A runtime is missing, cannot run here, or failed."""
+
+
+class CheckpointError(EngineError):
+    """A checkpoint cannot be read, or is not a model that this project knows."""
+
+
+class ExportError(EngineError):
+    """A bundle could not be built, for instance because a graph missed its parity bound."""
+
+
+class NumericsError(EngineError, ArithmeticError):
+    """A network returned NaN or infinity; the message names graph and step."""
+
+
+class Cancelled(EngineError):
+    """A callback asked a run to stop."""
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the choice nearest to `word`, or an empty string when none is near."""
+    near = difflib.get_close_matches(str(word), list(choices), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""

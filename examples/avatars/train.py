@@ -1,0 +1,302 @@
+"""How was the shipped model trained? Three stages, each resumable, on whatever processor is there.
+
+    python examples/avatars/dataset.py --out data
+    python examples/avatars/train.py vae      --data data --out runs
+    python examples/avatars/train.py diffuse  --data data --out runs      conditioned on the VAE's reconstructions
+    python examples/avatars/train.py baseline --data data --out runs      the same network without a VAE
+    python examples/avatars/train.py pack     --out runs --to examples/avatars
+
+Stage one fits the VAE. Stage two fits the DDPM of DiffuseVAE's formulation 1: eps(x_t, t, reconstruction), the condition
+dropped for one sample in ten so that classifier-free guidance works. The baseline is what the paper compares with: the
+same network, images seen and optimiser without the condition. `pack` writes the EMA weights in the reference's key layout.
+A stage that was stopped continues from its last saved state; its progress bar counts images seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from engine.processor import this_processor  # noqa: E402
+from examples.avatars import dataset  # noqa: E402
+from export.models import layouts  # noqa: E402
+from export.models.unet import UNet, UNetSpec  # noqa: E402
+from export.models.vae import VAE, VAESpec  # noqa: E402
+
+VAE_SPEC = VAESpec(
+    image_size=32,
+    enc_blocks="32d2,32t16,16d2,16t8,8x1,8d2,8t4,4x1,4d4,4t1,1x1",
+    dec_blocks="1x1,1u4,1t4,4x2,4u2,4t8,8x2,8u2,8t16,16x2,16u2,16t32,32x1",
+    enc_channels="32:64,16:96,8:128,4:160,1:64",
+    dec_channels="32:48,16:96,8:128,4:160,1:64",
+)
+HEADS = 4
+T = 1000
+BETA_1, BETA_T = 1e-4, 0.02
+
+
+def unet_spec(conditional: bool) -> UNetSpec:
+    """The refiner's architecture, with or without the reconstruction as a second input."""
+    return UNetSpec(
+        layout="openai", image_size=32, in_channels=6 if conditional else 3, out_channels=3, model_channels=32,
+        channel_mult=(1, 1, 2, 4), blocks_per_level=1, attention_levels=(2,), heads=HEADS,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one stage is trained with. `images` is how many images the stage sees in all."""
+
+    images: int
+    batch: int
+    lr: float
+    ema_decay: float = 0.999
+    warmup: int = 200
+    kl_weight: float = 0.06
+    drop_condition: float = 0.1
+    min_snr: float = 5.0
+
+
+def schedule() -> tuple[torch.Tensor, torch.Tensor]:
+    """betas and alpha_bar, float64 [T], as the reference registers them: a float32 line, then double."""
+    betas = torch.linspace(BETA_1, BETA_T, T).double()
+    return betas, torch.cumprod(1 - betas, dim=0)
+
+
+def load_images(path: Path) -> torch.Tensor:
+    """Images of a rendered set as float32 [N, 3, 32, 32] in [0, 1], channels last."""
+    images = torch.from_numpy(dataset.load(path).images).permute(0, 3, 1, 2)
+    return (images.float() / 255).contiguous(memory_format=torch.channels_last)
+
+
+def autocast() -> torch.autocast:
+    """bf16 where the processor multiplies it natively; elsewhere emulation would be slower than float32."""
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=this_processor().bf16)
+
+
+class Run:
+    """One stage's weights, their moving average, the optimiser and the count of images seen: all that a resume needs."""
+
+    def __init__(self, net: torch.nn.Module, recipe: Recipe, path: Path, seed: int) -> None:
+        self.net = net.to(memory_format=torch.channels_last)
+        self.ema = copy.deepcopy(self.net).requires_grad_(False)
+        self.recipe, self.path = recipe, path
+        self.optimizer = torch.optim.Adam(net.parameters(), recipe.lr, betas=(0.9, 0.99), fused=True)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.step = 0
+        if path.exists():
+            state = torch.load(path, weights_only=True)
+            self.net.load_state_dict(state["net"])
+            self.ema.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.generator.set_state(state["generator"])
+            self.step = state["step"]
+
+    def save(self) -> None:
+        """Write the state beside its old self, then replace it: a kill leaves one of the two."""
+        state = {
+            "net": self.net.state_dict(), "ema": self.ema.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(), "step": self.step,
+        }  # fmt: skip
+        temporary = self.path.with_suffix(".part")
+        torch.save(state, temporary)
+        os.replace(temporary, self.path)
+
+    def learning_rate(self) -> float:
+        """Linear warm-up, then a cosine to zero at the last image."""
+        recipe = self.recipe
+        progress = min(1.0, self.step * recipe.batch / recipe.images)
+        return recipe.lr * min(1.0, (self.step + 1) / recipe.warmup) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def update(self, loss: torch.Tensor) -> None:
+        """One optimiser step and one step of the moving average (shorter while the run is young)."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0 if isinstance(self.net, UNet) else 200.0)
+        self.optimizer.step()
+        self.step += 1
+        decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1 - decay)
+
+
+def batches(run: Run, count: int) -> Iterator[torch.Tensor]:
+    """Indices of random batches until the recipe's images are seen, saving the run every 100 steps and at the end."""
+    recipe = run.recipe
+    with tqdm(total=recipe.images, initial=run.step * recipe.batch, unit="img", mininterval=5) as bar:
+        while run.step * recipe.batch < recipe.images:
+            yield torch.randint(count, (recipe.batch,), generator=run.generator)
+            bar.update(recipe.batch)
+            if run.step % 100 == 0:
+                run.save()
+    run.save()
+
+
+def report(name: str) -> Callable[[float], None]:
+    """Return a function that prints a running mean of the loss every 200 steps, to standard error."""
+    seen: list[float] = []
+
+    def record(loss: float) -> None:
+        seen.append(loss)
+        if len(seen) == 200:
+            tqdm.write(f"{name}: mean loss {sum(seen) / len(seen):.4f}", file=sys.stderr)
+            seen.clear()
+
+    return record
+
+
+def train_vae(data: Path, out: Path, recipe: Recipe) -> None:
+    """Minimise squared error + kl_weight * KL(q(z|x) || N(0, 1)), both summed over an image."""
+    images = load_images(data / "train.npz")
+    run = Run(VAE(VAE_SPEC), recipe, out / "vae.state", seed=1)
+    record = report("vae")
+    for index in batches(run, len(images)):
+        x = images[index].contiguous(memory_format=torch.channels_last)
+        with autocast():
+            mu, logvar = run.net.encode(x)
+            mu, logvar = mu.float(), logvar.float()
+            z = mu + torch.exp(0.5 * logvar) * torch.randn(mu.shape, generator=run.generator)
+            recon = run.net.decode(z)
+        error = (recon.float() - x).square().sum() / len(x)
+        kl = -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum() / len(x)
+        run.update(error + recipe.kl_weight * kl)
+        record(error.item())
+
+
+@torch.no_grad()
+def reconstructions(vae: VAE, images: torch.Tensor, seed: int) -> torch.Tensor:
+    """decode(z), z ~ q(z | x), for every image: float32 [N, 3, 32, 32] in [0, 1], what stage two is conditioned on."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for x in images.split(500):
+        mu, logvar = vae.encode(x)
+        parts.append(vae.decode(mu + torch.exp(0.5 * logvar) * torch.randn(mu.shape, generator=generator)))
+    return torch.cat(parts).contiguous(memory_format=torch.channels_last)
+
+
+def train_ddpm(data: Path, out: Path, recipe: Recipe, conditional: bool) -> None:
+    """Minimise min(SNR, gamma)/SNR · |eps − eps_theta(x_t, t, cond)|², t uniform.
+
+    The weight is min-SNR's for eps prediction: nearly clean images (SNR > gamma) are easy and few-step sampling hardly
+    visits them, so the effort goes to the noisy end.
+    """
+    images = load_images(data / "train.npz")
+    cond_images = None
+    if conditional:
+        vae = Run(VAE(VAE_SPEC), recipe, out / "vae.state", seed=1).ema.eval()
+        cond_images = reconstructions(vae, images, seed=2) * 2 - 1
+    images = images * 2 - 1
+    _, alpha_bar = schedule()
+    snr = alpha_bar / (1 - alpha_bar)
+    weight = (snr.clamp(max=recipe.min_snr) / snr).float()
+    signal, noise_level = alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
+    name = "diffuse" if conditional else "baseline"
+    run = Run(UNet(unet_spec(conditional)), recipe, out / f"{name}.state", seed=3)
+    if run.step == 0:
+        zero_last_layers(run)
+    record = report(name)
+    for index in batches(run, len(images)):
+        x0 = images[index]
+        t = torch.randint(T, (len(x0),), generator=run.generator)
+        eps = torch.randn(x0.shape, generator=run.generator)
+        x_t = signal[t, None, None, None] * x0 + noise_level[t, None, None, None] * eps
+        cond = None
+        if cond_images is not None:
+            keep = torch.rand(len(x0), generator=run.generator) >= recipe.drop_condition
+            cond = (cond_images[index] * keep[:, None, None, None]).contiguous(memory_format=torch.channels_last)
+        with autocast():
+            predicted = run.net(x_t.contiguous(memory_format=torch.channels_last), cond, t)
+        loss = (weight[t] * (predicted.float() - eps).square().mean(dim=(1, 2, 3))).mean()
+        run.update(loss)
+        record(loss.item())
+
+
+@torch.no_grad()
+def zero_last_layers(run: Run) -> None:
+    """Start every residual branch and the output at zero, as guided-diffusion does: the untrained network is an identity."""
+    net = run.net
+    assert isinstance(net, UNet)
+    last = [net.out_conv]
+    for stage in net.stages():
+        last += [stage.res.conv2] + ([stage.attn.proj] if stage.attn is not None else [])
+    for conv in last:
+        conv.weight.zero_()
+        assert conv.bias is not None
+        conv.bias.zero_()
+    run.ema.load_state_dict(net.state_dict())
+
+
+def diffusion_buffers() -> dict[str, torch.Tensor]:
+    """The schedule buffers that every reference checkpoint carries and that a reader infers T and the betas from."""
+    betas, alpha_bar = schedule()
+    return {"betas": betas, "sqrt_alpha_bar": alpha_bar.sqrt(), "minus_sqrt_alpha_bar": (1 - alpha_bar).sqrt()}
+
+
+def pack(out: Path, to: Path, stage: str, defaults: dict[str, object] | None) -> Path:
+    """Write a stage's EMA weights as a Lightning checkpoint in the reference's key layout; return its path."""
+    conditional = stage == "diffuse"
+    state = torch.load(out / f"{stage}.state", weights_only=True)["ema"]
+    net = UNet(unet_spec(conditional))
+    prefix = "target_network."
+    keys = {f"{prefix}decoder.{key}": tensor for key, tensor in layouts.to_checkpoint(net, state).items()}
+    keys |= {f"{prefix}{key}": tensor for key, tensor in diffusion_buffers().items()}
+    if conditional:
+        vae = torch.load(out / "vae.state", weights_only=True)["ema"]
+        keys |= {f"vae.{key}": tensor.contiguous() for key, tensor in vae.items()}
+    hyper = {
+        "name": "avatars" if conditional else "avatars-baseline", "type": "form1" if conditional else "uncond",
+        "image_size": 32, "n_heads": HEADS, "variance": "fixedlarge",
+    }  # fmt: skip
+    if conditional:
+        hyper |= {
+            "input_res": VAE_SPEC.image_size, "enc_block_str": VAE_SPEC.enc_blocks, "dec_block_str": VAE_SPEC.dec_blocks,
+            "enc_channel_str": VAE_SPEC.enc_channels, "dec_channel_str": VAE_SPEC.dec_channels,
+        }  # fmt: skip
+    if defaults is not None:
+        hyper["defaults"] = defaults
+    path = to / f"{hyper['name']}.ckpt"
+    torch.save({"state_dict": {key: tensor.contiguous() for key, tensor in keys.items()}, "hyper_parameters": hyper}, path)
+    return path
+
+
+def main() -> None:
+    """Parse the command line and run one stage."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=["vae", "diffuse", "baseline", "pack"])
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder that dataset.py wrote")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the resumable training states")
+    parser.add_argument("--to", type=Path, default=Path(__file__).parent, help="where pack writes the checkpoints")
+    parser.add_argument("--images", type=int, help="images the stage sees in all (default: the shipped model's)")
+    parser.add_argument("--threads", type=int, help="torch threads; two stages side by side run best with one each")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.stage == "vae":
+        train_vae(args.data, args.out, Recipe(images=args.images or 120_000, batch=32, lr=1e-3))
+    elif args.stage == "pack":
+        for stage in ("diffuse", "baseline"):
+            print(pack(args.out, args.to, stage, None))
+    else:
+        recipe = Recipe(images=args.images or 110_000, batch=32, lr=6e-4)
+        train_ddpm(args.data, args.out, recipe, conditional=args.stage == "diffuse")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""From a training checkpoint to a bundle: the only part of the project that knows torch and ONNX."""

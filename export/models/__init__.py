@@ -1,0 +1,1 @@
+"""The two networks of DiffuseVAE, and how foreign checkpoints name their weights."""

