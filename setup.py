@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -21,6 +22,14 @@ def load_kernel_build() -> ModuleType:
     return module
 
 
+def read_version() -> str:
+    """Read __version__ from engine/__init__.py without importing it: its dependencies may not be installed yet."""
+    text = (HERE / "engine" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "([^"]+)"', text, re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
 kernel_build = load_kernel_build()
 
 # The exporters are pinned where a newer release could change the graphs; torch because an unpinned one may be a CUDA
@@ -32,7 +41,7 @@ TEST = ["pytest>=8", "hypothesis>=6", "ruff==0.17.*", "mypy>=1.10", "jsonschema>
 
 setup(
     name="diffusevae-engine",
-    version="0.1.0",
+    version=read_version(),
     description="Low-step inference for VAE-conditioned diffusion models (DiffuseVAE)",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -48,7 +57,7 @@ setup(
         "Pillow>=10",
         "onnxruntime>=1.20",
         "openvino>=2025.0",
-        "click>=8.1",
+        "click>=8.2",
         "tqdm>=4.66",
     ],
     extras_require={

@@ -38,6 +38,10 @@ class Cancelled(EngineError):
     """A callback asked a run to stop."""
 
 
+class SamplerStateError(EngineError, RuntimeError):
+    """A Sampler was used while it runs in another thread (or in its own callback), or after close()."""
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the choice nearest to `word`, or an empty string when none is near."""
     near = difflib.get_close_matches(str(word), list(choices), n=1)

@@ -289,12 +289,12 @@ def main() -> None:
     torch.manual_seed(0)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.stage == "vae":
-        train_vae(args.data, args.out, Recipe(images=args.images or 120_000, batch=32, lr=1e-3))
+        train_vae(args.data, args.out, Recipe(images=args.images or 90_000, batch=32, lr=1e-3))
     elif args.stage == "pack":
         for stage in ("diffuse", "baseline"):
             print(pack(args.out, args.to, stage, None))
     else:
-        recipe = Recipe(images=args.images or 110_000, batch=32, lr=6e-4)
+        recipe = Recipe(images=args.images or 90_000, batch=32, lr=6e-4)
         train_ddpm(args.data, args.out, recipe, conditional=args.stage == "diffuse")
 
 

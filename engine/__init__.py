@@ -1,0 +1,35 @@
+"""How does a program sample? `from engine import Sampler`: needs numpy and one runtime, never torch."""
+
+from __future__ import annotations
+
+from engine.batch import Batch, Setting, StepInfo, Timings
+from engine.bundle import Bundle
+from engine.errors import (
+    ArgumentError,
+    BackendError,
+    BundleError,
+    Cancelled,
+    EngineError,
+    NumericsError,
+    SamplerStateError,
+)
+from engine.sampler import Sampler
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArgumentError",
+    "BackendError",
+    "Batch",
+    "Bundle",
+    "BundleError",
+    "Cancelled",
+    "EngineError",
+    "NumericsError",
+    "Sampler",
+    "SamplerStateError",
+    "Setting",
+    "StepInfo",
+    "Timings",
+    "__version__",
+]

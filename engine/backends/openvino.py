@@ -1,0 +1,129 @@
+"""How does OpenVINO run a graph on the CPU, in float32 or in bf16 where the processor has it?"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.backends.base import Arrays, Graph, check_precision, check_tensors, read_onnx
+from engine.bundle import Bundle
+from engine.errors import BackendError
+from engine.manifest import GraphSpec
+from engine.processor import BF16_FEATURES, Processor, this_processor
+from engine.threads import resolve_threads
+
+NAME = "openvino"
+PRECISIONS = ("f32", "bf16")
+# Its exceptions arrive as RuntimeError; the bindings add the other types.
+_NATIVE_FAILURES = (RuntimeError, TypeError, ValueError, MemoryError)
+_DTYPES = {"f32": "float32", "i64": "int64"}
+
+
+def load(bundle: Bundle, role: str, *, precision: str = "f32", threads: int | None = None) -> OpenVinoGraph:
+    """Load a graph of a verified bundle; BackendError when the runtime is missing, refuses it, or has no such precision."""
+    check_precision(precision, PRECISIONS, NAME)
+    check_processor(precision, this_processor())
+    count = resolve_threads(threads)
+    data = read_onnx(bundle, role)
+    core = _core()
+    try:
+        model = core.read_model(data)
+        check_tensors(bundle, role, {p.any_name: _describe(p) for p in (*model.inputs, *model.outputs)})
+        compiled = core.compile_model(model, "CPU", _config(core, precision, count))
+        request = compiled.create_infer_request()
+    except _NATIVE_FAILURES as error:
+        raise BackendError(
+            f"openvino, graph {role!r} of {bundle.path}: found {type(error).__name__}: {error}; expected a graph that "
+            f"it can compile in {precision}; upgrade openvino, or rebuild the bundle"
+        ) from error
+    obtained = _obtained(compiled)
+    if obtained != precision:
+        raise BackendError(
+            f"openvino, graph {role!r}: found that it runs in {obtained!r}, expected {precision!r} as asked for; "
+            f"choose precision={obtained!r} or backend='onnxruntime'"
+        )
+    return OpenVinoGraph(role, bundle.spec(role), obtained, count, compiled, request)
+
+
+def check_processor(precision: str, processor: Processor) -> None:
+    """BackendError when the processor cannot compute in this precision."""
+    if precision == "bf16" and not processor.bf16:
+        raise BackendError(
+            f"openvino: found precision 'bf16' on a processor without {' or '.join(BF16_FEATURES)} "
+            f"({processor}), expected 'f32', which every processor has; choose precision='f32'"
+        )
+
+
+@functools.cache
+def _core() -> Any:
+    """The process's one OpenVINO core."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise BackendError(
+            f"backend 'openvino': found that it cannot be imported ({error}), expected the package; "
+            f"install it with: pip install openvino"
+        ) from error
+    return openvino.Core()
+
+
+def _config(core: Any, precision: str, threads: int) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": precision,  # left out, OpenVINO takes bf16 wherever the processor has it
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,  # pinned to host processors, two containers or clones fight over the same ones
+    }
+    if "DYNAMIC_QUANTIZATION_GROUP_SIZE" in core.get_property("CPU", "SUPPORTED_PROPERTIES"):
+        config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0  # activations are never quantized behind the caller's back
+    return config
+
+
+def _obtained(compiled: Any) -> str:
+    """The precision that a compiled model computes in."""
+    value = compiled.get_property("INFERENCE_PRECISION_HINT")
+    return str(value.get_type_name() if hasattr(value, "get_type_name") else value)
+
+
+def _describe(port: Any) -> tuple[str, list[int | str | None]]:
+    dtype = port.element_type.get_type_name()
+    shape = [dim.get_length() if dim.is_static else None for dim in port.partial_shape]
+    return _DTYPES.get(dtype, dtype), shape
+
+
+class OpenVinoGraph(Graph):
+    """A compiled model and one infer request; clones share the compiled model and take turns on its threads."""
+
+    backend = NAME
+    _failures = _NATIVE_FAILURES
+
+    def __init__(self, role: str, spec: GraphSpec, precision: str, threads: int, compiled: Any, request: Any) -> None:
+        super().__init__(role, spec, precision, threads)
+        self._compiled = compiled
+        self._request = request
+
+    def _bind(self, outputs: Arrays) -> None:
+        self._set(outputs)
+
+    def _run(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        self._set(arrays)
+        self._request.start_async()
+        self._request.wait()
+
+    def _set(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        from openvino import Tensor
+
+        for name, array in arrays.items():
+            self._request.set_tensor(name, Tensor(array, shared_memory=True))
+
+    def _release(self) -> None:
+        self._request = self._compiled = None
+
+    def _twin(self) -> OpenVinoGraph:
+        request = self._compiled.create_infer_request()
+        return OpenVinoGraph(self.role, self.spec, self.precision, self.threads, self._compiled, request)

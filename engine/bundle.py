@@ -1,0 +1,176 @@
+"""Is this folder a bundle that may be used? Everything is verified before a native parser sees a byte.
+
+A bundle is a folder: manifest.json and the graph files it names, flat. Other files in the folder are ignored (file
+managers leave some), links are refused. Writing one is `engine.bundle_writer`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+
+from engine.errors import ArgumentError, BundleError, did_you_mean
+from engine.fields import REBUILD
+from engine.manifest import (
+    MANIFEST_FILE,
+    MAX_MANIFEST_BYTES,
+    GraphSpec,
+    Manifest,
+    parse_manifest,
+)
+
+CHUNK = 1 << 20
+ASIDE = ".aside"  # what a writer calls the old bundle between two renames, where folders cannot be exchanged
+OPEN_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle. `path` is its folder; `manifest` holds every checked field."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Bundle:
+        """Verify the manifest, and size and SHA-256 of every graph; BundleError names what does not match.
+
+        A builder may replace the folder meanwhile: then the new bundle is opened, never a mixture of both.
+        """
+        asked = Path(path)
+        for _ in range(OPEN_ATTEMPTS - 1):
+            folder, before = _locate(asked)
+            try:
+                return cls._verify(folder)
+            except BundleError:
+                if _locate(asked) == (folder, before):
+                    raise
+        return cls._verify(_locate(asked)[0])
+
+    @classmethod
+    def _verify(cls, folder: Path) -> Bundle:
+        manifest = parse_manifest(read_manifest_file(folder), str(folder / MANIFEST_FILE))
+        bundle = cls(folder, manifest)
+        for role in manifest.graphs:
+            bundle.graph_file(role)
+        return bundle
+
+    def spec(self, role: str) -> GraphSpec:
+        """The manifest's entry of a graph; ArgumentError when this bundle has no such role."""
+        graphs = self.manifest.graphs
+        if role not in graphs:
+            raise ArgumentError(
+                f"role: found {role!r}, expected one of {', '.join(graphs)}, the graphs of {self.path}."
+                f"{did_you_mean(role, graphs)}"
+            )
+        return graphs[role]
+
+    def graph_file(self, role: str) -> Path:
+        """The path of a graph whose size and SHA-256 have just been verified."""
+        spec = self.spec(role)
+        path = self.path / spec.file
+        digest, buffer = hashlib.sha256(), memoryview(bytearray(CHUNK))
+        with _opened(path, spec.size) as file:
+            while count := file.readinto(buffer):
+                digest.update(buffer[:count])
+        _check_digest(path, digest.hexdigest(), spec.sha256)
+        return path
+
+    def read_graph(self, role: str) -> bytes:
+        """The bytes of a graph, themselves verified: what the disk holds before or after does not matter."""
+        spec = self.spec(role)
+        path = self.path / spec.file
+        with _opened(path, spec.size) as file:
+            data = file.read(spec.size + 1)
+        _check_digest(path, hashlib.sha256(data).hexdigest(), spec.sha256)
+        return data
+
+
+def read_manifest_file(folder: Path) -> bytes:
+    """The bytes of a folder's manifest.json, cut one byte past the limit; BundleError when there is none."""
+    path = folder / MANIFEST_FILE
+    if not path.exists() and not path.is_symlink():
+        raise BundleError(
+            f"{folder}: found a folder without {MANIFEST_FILE}, expected a bundle; give the folder that "
+            f"build_engines.py wrote, or {REBUILD}"
+        )
+    with _opened(path, None) as file:
+        return file.read(MAX_MANIFEST_BYTES + 1)
+
+
+def _locate(path: Path) -> tuple[Path, tuple[int, ...]]:
+    """The folder to read and its identity."""
+    for candidate in _candidates(path):
+        try:
+            found = candidate.stat()
+        except (OSError, ValueError) as error:
+            problem = error
+            continue
+        if not stat.S_ISDIR(found.st_mode):
+            cure = f"give the folder: {path.parent}" if path.name == MANIFEST_FILE else REBUILD
+            raise BundleError(f"{path}: found a file, expected the folder of a bundle; {cure}")
+        # The times too: the number of a folder that was just removed is soon another's.
+        return candidate, (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
+    raise BundleError(
+        f"{str(path)!r}: found nothing that can be read ({problem}), expected a bundle folder; check the path, or "
+        f"build a bundle with: python export/build_engines.py CKPT --out PATH"
+    ) from problem
+
+
+def _candidates(path: Path) -> Iterator[Path]:
+    yield path
+    # Where folders cannot be exchanged, a writer between its two renames, or dead there, has the old bundle aside...
+    yield from hidden_beside(path, ASIDE)
+    yield path  # ... or had, and is done by now
+
+
+def hidden_beside(path: Path, *suffixes: str) -> list[Path]:
+    """The hidden folders `.NAME.<16 hex digits><suffix>` beside `path` that writers of a bundle leave."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}({'|'.join(map(re.escape, suffixes))})")
+    try:
+        with os.scandir(path.parent) as entries:
+            return [Path(e.path) for e in entries if pattern.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return []
+
+
+@contextmanager
+def _opened(path: Path, size: int | None) -> Iterator[BufferedReader]:
+    """A regular file of exactly `size` bytes, opened without following a link; OSError becomes BundleError."""
+    try:
+        mode = path.lstat().st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a link" if stat.S_ISLNK(mode) else "no regular file"
+            raise BundleError(
+                f"{path}: found {kind}, expected a regular file inside the bundle (nothing may lead out of it); {REBUILD}"
+            )
+        with open(path, "rb", opener=_open_no_follow) as file:
+            found = os.fstat(file.fileno()).st_size
+            if size is not None and found != size:
+                raise BundleError(
+                    f"{path}: found {found} bytes, expected {size}: the file is truncated or of another build; {REBUILD}"
+                )
+            yield file
+    except OSError as error:
+        raise BundleError(
+            f"{path}: found a file that cannot be read ({error.strerror or error}), expected a file of the bundle; "
+            f"check its permissions and disk, or {REBUILD}"
+        ) from error
+
+
+def _open_no_follow(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0))
+
+
+def _check_digest(path: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise BundleError(
+            f"{path}: found SHA-256 {found}, expected {expected}: the file is damaged or of another build; {REBUILD}"
+        )

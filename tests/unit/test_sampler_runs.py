@@ -1,0 +1,238 @@
+"""Does the Sampler survive use: stopped runs, broken graphs, many threads, thousands of samples, a plain interpreter?"""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine import Cancelled, NumericsError, SamplerStateError, StepInfo
+from engine.runner import KEPT_SHAPES
+from tests.samplers import EACH_BACKEND, SIZE, Z_DIM, open_toy, watch_graph
+
+ROOT = Path(__file__).parents[2]
+
+
+class TestCallback:
+    @EACH_BACKEND
+    @pytest.mark.parametrize("guidance", [0.0, 0.5])
+    def test_stopping_after_step_k_costs_k_network_calls(self, backend: str, guidance: float) -> None:
+        with open_toy("form1", backend) as sampler:
+            expected = sampler.sample(2, seed=0, guidance=guidance)
+            denoiser = watch_graph(sampler)
+            for k in (1, 4, 10):
+                before = denoiser.calls
+                with pytest.raises(Cancelled, match=rf"stopped the run after step {k} of 10 \(timestep {1000 - 100 * k}\)"):
+                    sampler.sample(2, seed=0, guidance=guidance, callback=lambda info, k=k: info.step + 1 == k)
+                assert denoiser.calls - before == k
+            np.testing.assert_array_equal(sampler.sample(2, seed=0, guidance=guidance).x, expected.x)
+
+    def test_a_callback_that_raises_leaves_a_sampler_that_works(self) -> None:
+        def fail(info: StepInfo) -> None:
+            if info.step == 2:
+                raise KeyError("mine")
+
+        with open_toy() as sampler:
+            expected = sampler.sample(2, seed=0)
+            with pytest.raises(KeyError, match="mine"):
+                sampler.sample(2, seed=0, callback=fail)
+            np.testing.assert_array_equal(sampler.sample(2, seed=0).x, expected.x)
+
+    def test_what_a_callback_sees(self) -> None:
+        seen: list[tuple[int, int, int, int]] = []
+        states: list[np.ndarray] = []
+
+        def look(info: StepInfo) -> None:
+            seen.append((info.step, info.steps, info.timestep, info.first))
+            states.append(info.x.copy())
+            assert np.abs(info.x0).max() <= 1, "x0 is clipped"
+            with pytest.raises(ValueError, match="read-only"):
+                info.x[:] = 0
+
+        with open_toy(max_batch=2) as sampler:
+            batch = sampler.sample(3, seed=0, steps=5, callback=look)
+        assert seen == [(i, 5, 800 - 200 * i, first) for first in (0, 2) for i in range(5)]
+        np.testing.assert_array_equal(np.concatenate([states[4], states[9]]), batch.x)
+
+    def test_progress_writes_to_stderr_only(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with open_toy() as sampler:
+            expected = sampler.sample(seed=0)
+            np.testing.assert_array_equal(sampler.sample(seed=0, progress=True).x, expected.x)
+        assert capsys.readouterr().out == ""
+
+
+class TestNumerics:
+    @EACH_BACKEND
+    @pytest.mark.parametrize("guidance", [0.0, 0.5])
+    def test_nan_from_the_denoiser_names_graph_step_and_precision(self, backend: str, guidance: float) -> None:
+        with (
+            open_toy("nan", backend) as sampler,
+            pytest.raises(
+                NumericsError,
+                match=rf"'denoiser' \({backend}, precision f32\) returned NaN or infinity at step 7 of 10 \(timestep 300\)",
+            ),
+        ):
+            sampler.sample(seed=0, guidance=guidance)
+
+    def test_nan_in_a_later_step_of_one_sample(self) -> None:
+        class Breaking:
+            """The real denoiser until its fourth call, then one NaN in one sample."""
+
+            def __init__(self, graph: Callable[..., dict[str, np.ndarray]]) -> None:
+                self.graph, self.calls = graph, 0
+
+            def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+                self.calls += 1
+                eps = self.graph(**inputs)["eps"].copy()
+                if self.calls == 4:
+                    eps[1, 2, 3, 4] = np.nan
+                return {"eps": eps}
+
+        with open_toy() as sampler:
+            whole = sampler._runner.graph("denoiser")
+            sampler._runner._graphs["denoiser"] = Breaking(whole)  # type: ignore[assignment, arg-type]
+            with pytest.raises(NumericsError, match=r"at step 4 of 10 \(timestep 600\)"):
+                sampler.sample(3, seed=0)
+            sampler._runner._graphs["denoiser"] = whole
+            assert np.isfinite(sampler.sample(3, seed=0).x).all()
+
+    @pytest.mark.parametrize(
+        ("role", "answer"),
+        [
+            ("vae_decoder", {"image": np.full((1, 3, SIZE, SIZE), np.inf, np.float32)}),
+            ("timestep_table", {"rows": np.full((10, 6), np.nan, np.float32)}),
+            ("vae_encoder", {"mu": np.full((1, Z_DIM), np.nan, np.float32), "logvar": np.zeros((1, Z_DIM), np.float32)}),
+        ],
+    )
+    def test_nan_before_the_first_step_names_the_graph(self, role: str, answer: dict[str, np.ndarray]) -> None:
+        with open_toy() as sampler:
+            watch_graph(sampler, role, answer)
+            with pytest.raises(NumericsError, match=rf"graph '{role}' .* before the first step"):
+                sampler.reconstruct(np.zeros((SIZE, SIZE, 3), np.uint8), seed=0)
+
+
+class TestThreads:
+    @EACH_BACKEND
+    def test_clones_in_threads_equal_the_serial_result(self, backend: str) -> None:
+        jobs = [(seed, 1 + seed % 3) for seed in range(24)]
+        with open_toy("form1", backend) as sampler:
+            serial = [sampler.sample(n, seed=seed, method="ddpm").x for seed, n in jobs]
+            clones = [sampler.clone() for _ in range(4)]
+
+            def work(part: int) -> list[np.ndarray]:
+                return [clones[part].sample(n, seed=seed, method="ddpm").x for seed, n in jobs[part::4]]
+
+            with ThreadPoolExecutor(4) as pool:
+                parts = list(pool.map(work, range(4)))
+            for clone in clones:
+                clone.close()
+            sampler.sample(seed=0)
+        for part, results in enumerate(parts):
+            for expected, found in zip(serial[part::4], results, strict=True):
+                np.testing.assert_allclose(found, expected, atol=1e-6)
+
+    def test_a_clone_can_be_made_while_the_sampler_runs(self) -> None:
+        made = []
+        with open_toy() as sampler:
+            sampler.sample(seed=0, callback=lambda info: made.append(sampler.clone()) if info.step == 0 else None)
+            np.testing.assert_array_equal(made[0].sample(seed=0).x, sampler.sample(seed=0).x)
+            made[0].close()
+
+    def test_a_shared_sampler_is_refused_and_the_first_run_is_not_disturbed(self) -> None:
+        started, go_on = threading.Event(), threading.Event()
+
+        def wait(info: StepInfo) -> None:
+            started.set()
+            assert go_on.wait(20)
+
+        with open_toy() as sampler, ThreadPoolExecutor(1) as pool:
+            expected = sampler.sample(2, seed=0)
+            running = pool.submit(sampler.sample, 2, seed=0, callback=wait)
+            assert started.wait(20)
+            for call in (lambda: sampler.sample(seed=1), lambda: sampler.decode(np.zeros((1, Z_DIM))), sampler.close):
+                with pytest.raises(SamplerStateError, match=r"running already.*sampler\.clone\(\)"):
+                    call()
+            go_on.set()
+            np.testing.assert_array_equal(running.result().x, expected.x)
+
+    def test_a_callback_cannot_use_its_own_sampler(self) -> None:
+        with open_toy() as sampler:
+            with pytest.raises(SamplerStateError, match=r"below the callback that called it"):
+                sampler.sample(seed=0, callback=lambda info: sampler.sample(seed=1))
+            sampler.sample(seed=0)
+
+
+def resident_bytes() -> int:
+    """This process's resident memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def growth(work: Callable[[int], object], repeats: int) -> int:
+    """Bytes of resident memory that `repeats` calls of `work` add, after a third as many to warm up."""
+    for i in range(repeats // 3):
+        work(i)
+    gc.collect()
+    before = resident_bytes()
+    for i in range(repeats):
+        work(i)
+    gc.collect()
+    return resident_bytes() - before
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads resident memory from /proc")
+class TestMemory:
+    BOUND = 8 * 2**20
+
+    @EACH_BACKEND
+    def test_flat_over_two_thousand_samples(self, backend: str) -> None:
+        with open_toy("form1", backend) as sampler:
+            assert growth(lambda i: sampler.sample(8, seed=i, steps=2), 250) < self.BOUND
+
+    def test_flat_over_many_shapes(self) -> None:
+        order = np.random.default_rng(0).permutation(240) + 1
+        with open_toy("form1", "onnxruntime", max_batch=240) as sampler:
+            grown = growth(lambda i: sampler.sample(int(order[i]), seed=i, steps=2, guidance=0.5 * (i % 2)), 240)
+            assert len(sampler._runner._workspaces) <= KEPT_SHAPES
+        assert grown < self.BOUND
+
+    def test_the_detector_catches_a_planted_leak(self) -> None:
+        leak = []
+        with open_toy() as sampler:
+
+            def leaking(i: int) -> None:
+                sampler.sample(8, seed=i, steps=2)
+                leak.append(np.ones(2**16, np.uint8))
+
+            assert growth(leaking, 250) > self.BOUND
+
+
+def test_importing_is_quick_and_brings_no_runtime() -> None:
+    program = (
+        "import sys, time; t = time.process_time(); from engine import Sampler; t = time.process_time() - t; "
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'openvino', 'PIL', 'tqdm', 'click', 'export'}; "
+        "print(t, *sorted(heavy & set(sys.modules)))"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+        for _ in range(3)
+    ]
+    assert runs[0][1:] == [], "modules that sampling does not need"
+    assert min(float(run[0]) for run in runs) < 0.5, "seconds of processor time: the machine may be busy"
+
+
+def test_sampling_never_imports_torch() -> None:
+    program = (
+        "import sys; from tests.samplers import bundle; from engine import Sampler; path = bundle(); "
+        "sampler = Sampler(path, threads=1); sampler.sample(2, seed=0, guidance=0.5); "
+        "print(*sorted({'torch', 'export'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == ""
