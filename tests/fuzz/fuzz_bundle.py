@@ -1,0 +1,156 @@
+"""Can a mutated manifest or graph make anything but our own errors come out? `python -m tests.fuzz.fuzz_bundle --help`.
+
+Each seed is one case, the same on every machine: `--replay SEED` runs it alone and shows the mutated input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import random
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine import backends
+from engine.bundle import Bundle
+from engine.bundle_writer import write_bundle
+from engine.errors import BackendError, BundleError
+from tests import toy
+
+HOSTILE: list[Any] = [
+    None, True, False, 0, -1, 1, 2, 2**31, 2**63, 2**64, 10**400, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", "x",
+    "batch", "../../etc/passwd", "/", "\0", "\ud800", "\x1b[2J", "é" * 300, [], [[]], [None], {}, {"": {}}, [1] * 1000,
+    "denoiser.onnx", "f32", "openvino",
+]  # fmt: skip
+
+
+def mutate_json(rng: random.Random, value: Any) -> Any:
+    """Change one to four places of a JSON value: replace, delete, rename, duplicate, nudge."""
+    value = json.loads(json.dumps(value))
+    for _ in range(rng.randint(1, 4)):
+        holder, key = rng.choice(list(_places(value)))
+        action = rng.randrange(5)
+        if action == 0:
+            del holder[key]
+        elif action == 1 and isinstance(holder, dict):
+            holder[str(rng.choice(["", key + key, key[:-1], "\ud800", "x" * 1000]))] = holder.pop(key)
+        elif action == 2 and isinstance(holder, list):
+            holder.append(holder[key])
+        elif action == 3 and type(holder[key]) in (int, float):
+            holder[key] += rng.choice([-1, 1, 0.5, 10**9])
+        else:
+            holder[key] = rng.choice(HOSTILE)
+    return value
+
+
+def _places(value: Any) -> list[tuple[Any, Any]]:
+    found = []
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
+    for key in keys:
+        found.append((value, key))
+        found.extend(_places(value[key]))
+    return found or [({"": None}, "")]
+
+
+def mutate_bytes(rng: random.Random, data: bytes) -> bytes:
+    """Change one to four places: flip a bit, cut, insert, repeat."""
+    changed = bytearray(data)
+    for _ in range(rng.randint(1, 4)):
+        start = rng.randrange(len(changed) + 1)
+        stop = min(len(changed), start + rng.randint(1, 40))
+        action = rng.randrange(5)
+        if action <= 1 and changed:
+            changed[min(start, len(changed) - 1)] ^= 1 << rng.randrange(8)
+        elif action == 2:
+            del changed[start:stop]
+        elif action == 3:
+            changed[start:start] = rng.choice([b"[" * 50_000, b"\xff\xfe", b"NaN", b"\0", b'"name": 1,', b"9" * 5000])
+        else:
+            changed[start:start] = changed[start:stop]
+    return bytes(changed)
+
+
+def fuzz_manifest(seed: int, bundle: Path, show: bool) -> str:
+    """One mutated manifest: opened, or refused in printable words."""
+    rng = random.Random(seed)
+    file = bundle / "manifest.json"
+    original = file.read_bytes()
+    if rng.random() < 0.7:
+        changed = json.dumps(mutate_json(rng, json.loads(original))).encode()
+    else:
+        changed = mutate_bytes(rng, original)
+    if show:
+        sys.stderr.write(changed[:20_000].decode(errors="backslashreplace") + "\n")
+    file.write_bytes(changed)
+    try:
+        Bundle.open(bundle)
+        return "opened"
+    except BundleError as error:
+        if not str(error).isprintable() or len(str(error)) > 2000:
+            raise AssertionError(f"seed {seed}: an error that would garble a terminal: {error!r:.300}") from error
+        return "refused"
+    finally:
+        file.write_bytes(original)
+
+
+def fuzz_onnx(seed: int, bundle: Path, show: bool) -> str:
+    """One mutated denoiser whose hash is right, so that the native parsers see it: runs, or is refused."""
+    rng = random.Random(seed)
+    models = toy.models_of(1, 8, 4, False)
+    files = {f"{role}.onnx": model.SerializeToString() for role, model in models.items()}
+    changed = bytearray(files["denoiser.onnx"])
+    for _ in range(rng.randint(1, 3)):
+        changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+    if show:
+        sys.stderr.write(f"{bytes(changed)!r}\n")
+    manifest = toy.manifest_of(models, 1, 8, 4, False, sorted(backends.BACKENDS))
+    path = bundle.parent / "onnx.bundle"
+    write_bundle(path, manifest, files | {"denoiser.onnx": bytes(changed)})
+    opened, image = Bundle.open(path), np.zeros((2, 3, 8, 8), np.float32)
+    outcomes = []
+    for name in sorted(backends.BACKENDS):
+        try:
+            with backends.load(opened, "denoiser", backend=name, threads=1) as graph:
+                graph(x=image, cond=image, row=np.zeros((1, toy.ROW_WIDTH), np.float32))
+            outcomes.append(f"{name} ran")
+        except (BackendError, BundleError):
+            outcomes.append(f"{name} refused")
+    return ", ".join(outcomes)
+
+
+TARGETS: dict[str, Callable[[int, Path, bool], str]] = {"manifest": fuzz_manifest, "onnx": fuzz_onnx}
+
+
+def run(target: str, seeds: range, show: bool = False) -> collections.Counter[str]:
+    """How often each outcome came; an exception that the target does not expect ends it."""
+    counts: collections.Counter[str] = collections.Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = toy.build_bundle(Path(folder) / "toy.bundle")
+        for seed in seeds:
+            sys.stderr.write(f"seed {seed}\n")  # the last one written is the one to replay
+            counts[TARGETS[target](seed, bundle, show)] += 1
+    return counts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--target", choices=sorted(TARGETS), default="manifest")
+    parser.add_argument("--count", type=int, default=1000, help="how many seeds")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--replay", type=int, metavar="SEED", help="run this seed alone and show its input")
+    options = parser.parse_args()
+    seeds = range(options.first, options.first + options.count)
+    if options.replay is not None:
+        seeds = range(options.replay, options.replay + 1)
+    outcomes = run(options.target, seeds, show=options.replay is not None)
+    sys.stdout.write(json.dumps(outcomes) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Can a mutated checkpoint make anything but our own errors come out? `python -m tests.fuzz.fuzz_checkpoint --help`.
+
+Each seed is one case, the same on every machine: `--replay SEED` runs it alone and says what was changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import io
+import json
+import pickle
+import random
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from engine.errors import EngineError
+from export.build import Request, infer_architecture, load, read
+from export.evidence import Options
+from tests import golden_models
+
+VALUES: list[Any] = [
+    None, True, 0, -1, 2**63, 0.5, float("nan"), "", "x", "form2", "\ud800", "x" * 5000, [], [[]], {}, {"steps": 0}, {"a": 1},
+    "16x99999999", "16d0,16t8", "1u0", "0:0", "1:", "16x1,16d2,16t8,8x1,8d2,8t4,4x1,4d4,4t1,1x1",
+]  # fmt: skip
+NAMES = [
+    "n_heads", "image_size", "type", "variance", "name", "defaults", "input_res", "enc_block_str", "dec_block_str",
+    "enc_channel_str", "dec_channel_str",
+]  # fmt: skip
+STRINGS = golden_models.config("form1")["vae"]
+
+
+def contents() -> dict[str, Any]:
+    """A complete checkpoint small enough for thousands of cases: EMA weights and VAE of the golden form1."""
+    state = {k: t for k, t in golden_models.state_dict("form1").items() if not k.startswith("online_network")}
+    return {"state_dict": state, "hyper_parameters": {"n_heads": 2, **STRINGS}}
+
+
+def mutate_content(rng: random.Random, content: dict[str, Any]) -> list[str]:
+    """Change keys, shapes, numbers and hyper-parameters in place; what was done, in words."""
+    state, done = content["state_dict"], []
+    for _ in range(rng.randint(1, 3)):
+        key, action = rng.choice(list(state)), rng.randrange(7)
+        done.append(f"action {action} on {key}")
+        if action == 0:
+            del state[key]
+        elif action == 1:
+            state[rng.choice([key + "x", key[:-1], key.replace("1", "99999"), "", key.upper()])] = state.pop(key)
+        elif action == 2:
+            shape = rng.choice([(), (0,), (1, *state[key].shape), (7,), (2**40,), (3, 0, 3)])
+            state[key] = torch.zeros(1).expand(shape) if shape else torch.zeros(())
+        elif action == 3:
+            state[key] = torch.full_like(state[key], rng.choice([float("nan"), float("inf"), -1.0, 0.0, 1e30]))
+        elif action == 4:
+            state[key] = state[key].to(rng.choice([torch.int8, torch.bool, torch.complex64, torch.float16, torch.float64]))
+        elif action == 5:
+            state[key] = rng.choice(VALUES)
+        else:
+            name = rng.choice(NAMES)
+            content["hyper_parameters"][name] = rng.choice(VALUES)
+            done.append(f"{name} = {content['hyper_parameters'][name]!r:.80}")
+    return done
+
+
+def mutate_bytes(rng: random.Random, data: bytes) -> bytes:
+    """Flip bits, cut or repeat; half of the time near the start or the end, where the structure is."""
+    changed = bytearray(data)
+    for _ in range(rng.randint(1, 4)):
+        near = min(len(changed), 4000)
+        start = rng.choice([rng.randrange(near), len(changed) - 1 - rng.randrange(near), rng.randrange(len(changed))])
+        stop = min(len(changed), start + rng.randint(1, 40))
+        action = rng.randrange(4)
+        if action <= 1:
+            changed[start] ^= 1 << rng.randrange(8)
+        elif action == 2:
+            del changed[start:stop]
+        else:
+            changed[start:start] = changed[start:stop]
+    return bytes(changed)
+
+
+def mutate_pickle(rng: random.Random, data: bytes) -> bytes:
+    """Damage the pickle inside an archive whose checksums are right again afterwards."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(buffer, "w") as target:
+        for entry in source.infolist():
+            inner = source.read(entry)
+            if entry.filename.endswith("data.pkl"):
+                inner = mutate_bytes(rng, inner)
+            target.writestr(entry.filename, inner)
+    return buffer.getvalue()
+
+
+def encode(rng: random.Random, content: dict[str, Any]) -> tuple[str, bytes]:
+    """The file's bytes in one of the formats."""
+    kind = rng.choice(["zip", "legacy", "safetensors"])
+    if kind == "safetensors":
+        tensors = {k: t.contiguous() for k, t in content["state_dict"].items() if isinstance(t, torch.Tensor) and t.numel() < 1e7}
+        texts = {str(k): json.dumps(v) for k, v in content["hyper_parameters"].items()}
+        return kind, save(tensors, {k: v for k, v in texts.items() if v.isascii()})
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=kind == "zip")
+    return kind, buffer.getvalue()
+
+
+def one(seed: int, folder: Path, original: dict[str, Any], show: bool) -> str:
+    """One case: read, inferred and loaded, or refused."""
+    rng = random.Random(seed)
+    content = {"state_dict": dict(original["state_dict"]), "hyper_parameters": dict(original["hyper_parameters"])}
+    target = rng.choice(["content", "bytes", "pickle"])
+    done = mutate_content(rng, content) if target == "content" else []
+    try:
+        kind, data = encode(rng, content)
+    except (UnicodeEncodeError, pickle.PicklingError):
+        return "not representable"  # a lone surrogate, for instance: no such file exists
+    if target == "pickle" and kind == "zip":
+        data = mutate_pickle(rng, data)
+    elif target != "content":
+        data = mutate_bytes(rng, data)
+    if show:
+        sys.stderr.write(f"{target} of a {kind} file of {len(data)} bytes: {done}\n")
+    path = folder / "case.ckpt"
+    path.write_bytes(data)
+    try:
+        source = read(Request(path))
+        load(source, infer_architecture(source, Options()))
+        return f"{target} read"
+    except EngineError:
+        return f"{target} refused"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=1000, help="how many seeds")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--replay", type=int, metavar="SEED", help="run this seed alone and say what was changed")
+    options = parser.parse_args()
+    seeds = range(options.first, options.first + options.count)
+    if options.replay is not None:
+        seeds = range(options.replay, options.replay + 1)
+    counts: collections.Counter[str] = collections.Counter()
+    original = contents()
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in seeds:
+            sys.stderr.write(f"seed {seed}\n")  # the last one written is the one to replay
+            counts[one(seed, Path(folder), original, options.replay is not None)] += 1
+    sys.stdout.write(json.dumps(counts) + "\n")
+
+
+if __name__ == "__main__":
+    main()

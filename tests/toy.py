@@ -1,0 +1,222 @@
+"""Which bundle can a test have in milliseconds, without torch? Toy graphs that keep the contract of the real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from engine.bundle_writer import write_bundle
+
+ROW_WIDTH = 6
+OPSET = 21
+IR_VERSION = 10
+
+
+def build_bundle(
+    path: str | Path,
+    formulation: int | None = 1,
+    image_size: int = 8,
+    z_dim: int = 4,
+    z_conditioned: bool = False,
+    backends: Sequence[str] = ("onnxruntime", "openvino"),
+    nan: bool = False,
+    T: int = 1000,
+    defaults: dict[str, Any] | None = None,
+) -> Path:
+    """Write a complete toy bundle and return its folder; `formulation=None` makes it unconditional.
+
+    denoiser: eps = 0.1*x + 0.2*cond + mean(row); with `nan=True` every eps is NaN.
+    timestep_table: row[k] = (k + 1) * t / 6000; with z_conditioned plus 0.01 * mean(z).
+    vae_decoder: sigmoid(z @ W); vae_encoder: mu = (image - 0.5) @ V, logvar = -2 + 0.01 * mu (W, V fixed random).
+    """
+    size, models = image_size, models_of(formulation, image_size, z_dim, z_conditioned, nan)
+    files = {f"{role}.onnx": model.SerializeToString() for role, model in models.items()}
+    write_bundle(path, manifest_of(models, formulation, size, z_dim, z_conditioned, backends, T, defaults), files)
+    return Path(path)
+
+
+def models_of(
+    formulation: int | None, image_size: int, z_dim: int, z_conditioned: bool, nan: bool = False
+) -> dict[str, onnx.ModelProto]:
+    """The ONNX models of a toy bundle by role."""
+    conditional = formulation is not None
+    models = {
+        "timestep_table": timestep_table(z_dim, z_conditioned),
+        "denoiser": denoiser(image_size, conditional, z_conditioned, nan),
+    }
+    if conditional:
+        models["vae_encoder"] = vae_encoder(image_size, z_dim)
+        models["vae_decoder"] = vae_decoder(image_size, z_dim)
+    return models
+
+
+def manifest_of(
+    models: dict[str, onnx.ModelProto],
+    formulation: int | None,
+    image_size: int,
+    z_dim: int,
+    z_conditioned: bool,
+    backends: Sequence[str],
+    T: int = 1000,
+    defaults: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The manifest of these models, without the sizes and hashes that `write_bundle` fills in."""
+    conditional = formulation is not None
+    standard = {"steps": 10, "method": "ddim", "spacing": "uniform", "t_start": None}
+    standard |= {"eta": 0.0, "temperature": 1.0, "guidance": 0.0}
+    return {
+        "format": "diffusevae-bundle",
+        "format_version": 1,
+        "name": "toy",
+        "family": "diffusevae",
+        "model": {
+            "formulation": formulation,
+            "image_size": image_size,
+            "channels": 3,
+            "z_dim": z_dim if conditional else None,
+            "z_conditioned": z_conditioned,
+            "row_width": ROW_WIDTH,
+            "unet": {"kind": "toy"},
+            "vae": {"kind": "toy"} if conditional else None,
+        },
+        "schedule": {"recipe": "linear", "beta_1": 1e-4, "beta_T": 0.02, "T": T},
+        "variance": "fixedlarge",
+        "defaults": standard | (defaults or {}),
+        "source": {
+            "file": "toy.ckpt",
+            "sha256": "0" * 64,
+            "weights": "ema",
+            "vae_file": None,
+            "vae_sha256": None,
+        },
+        "backends": list(backends),
+        "graphs": {role: graph_entry(role, model, T) for role, model in models.items()},
+        "built_with": {"onnx": onnx.__version__},
+    }
+
+
+def graph_entry(role: str, model: onnx.ModelProto, T: int = 1000) -> dict[str, Any]:
+    """The manifest's entry of one model."""
+    ranges: dict[str, Any] = {"timesteps": [0, T - 1], "image": [0, 1], "cond": [-1, 1]}
+
+    def tensors(infos: Any) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": info.name,
+                "dtype": "int64" if info.type.tensor_type.elem_type == TensorProto.INT64 else "float32",
+                "shape": [d.dim_param or d.dim_value for d in info.type.tensor_type.shape.dim],
+                "range": ranges.get(info.name, "unbounded"),
+            }
+            for info in infos
+        ]
+
+    return {
+        "file": f"{role}.onnx",
+        "precision": "f32",
+        "opset": OPSET,
+        "inputs": tensors(model.graph.input),
+        "outputs": tensors(model.graph.output),
+        "parity": {
+            "reference": "none (toy)",
+            "max_relative_error": 0.0,
+            "batches": [1, 2],
+            "runtimes": {"onnxruntime": 0.0},
+        },
+    }
+
+
+def denoiser(image_size: int, conditional: bool, z_conditioned: bool, nan: bool = False) -> onnx.ModelProto:
+    """x, (cond), row -> eps = 0.1*x + 0.2*cond + mean(row)."""
+    image = ["batch", 3, image_size, image_size]
+    inputs = [_value("x", image), *([_value("cond", image)] if conditional else [])]
+    inputs.append(_value("row", ["batch" if z_conditioned else 1, ROW_WIDTH]))
+    weights = {"a": np.float32(np.nan if nan else 0.1), "b": np.float32(0.2)}
+    weights |= {"axis": np.array([1], np.int64), "column": np.array([-1, 1, 1, 1], np.int64)}
+    nodes = [
+        helper.make_node("ReduceMean", ["row", "axis"], ["mean"], keepdims=1),
+        helper.make_node("Reshape", ["mean", "column"], ["offset"]),
+        helper.make_node("Mul", ["x", "a"], ["ax"]),
+    ]
+    if conditional:
+        nodes.append(helper.make_node("Mul", ["cond", "b"], ["bc"]))
+        nodes.append(helper.make_node("Add", ["ax", "bc"], ["both"]))
+    nodes.append(helper.make_node("Add", ["both" if conditional else "ax", "offset"], ["eps"]))
+    return _model("denoiser", nodes, inputs, [_value("eps", image)], weights)
+
+
+def timestep_table(z_dim: int, z_conditioned: bool) -> onnx.ModelProto:
+    """timesteps, (z) -> rows."""
+    inputs = [_value("timesteps", ["steps"], TensorProto.INT64)]
+    ramp = np.arange(1, ROW_WIDTH + 1, dtype=np.float32) / 6000
+    weights = {"ramp": ramp, "column": np.array([-1, 1], np.int64)}
+    nodes = [
+        helper.make_node("Cast", ["timesteps"], ["t"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["t", "column"], ["t_column"]),
+        helper.make_node("Mul", ["t_column", "ramp"], ["by_time" if z_conditioned else "rows"]),
+    ]
+    if not z_conditioned:
+        return _model("timestep_table", nodes, inputs, [_value("rows", ["steps", ROW_WIDTH])], weights)
+    inputs.append(_value("z", ["batch", z_dim]))
+    weights |= {"one": np.array([1], np.int64), "scale": np.float32(0.01)}
+    nodes += [
+        helper.make_node("Unsqueeze", ["by_time", "one"], ["by_time_3d"]),
+        helper.make_node("ReduceMean", ["z", "one"], ["z_mean"], keepdims=1),
+        helper.make_node("Mul", ["z_mean", "scale"], ["by_z"]),
+        helper.make_node("Add", ["by_time_3d", "by_z"], ["rows"]),
+    ]
+    return _model("timestep_table", nodes, inputs, [_value("rows", ["steps", "batch", ROW_WIDTH])], weights)
+
+
+def vae_encoder(image_size: int, z_dim: int) -> onnx.ModelProto:
+    """image -> mu, logvar."""
+    pixels = 3 * image_size**2
+    projection = np.random.default_rng(1).standard_normal((pixels, z_dim)) / np.sqrt(pixels)
+    weights = {"flat": np.array([-1, pixels], np.int64), "half": np.float32(0.5)}
+    weights |= {"V": projection.astype(np.float32), "scale": np.float32(0.01), "two": np.float32(2)}
+    nodes = [
+        helper.make_node("Reshape", ["image", "flat"], ["pixels"]),
+        helper.make_node("Sub", ["pixels", "half"], ["centred"]),
+        helper.make_node("MatMul", ["centred", "V"], ["mu"]),
+        helper.make_node("Mul", ["mu", "scale"], ["small"]),
+        helper.make_node("Sub", ["small", "two"], ["logvar"]),
+    ]
+    inputs = [_value("image", ["batch", 3, image_size, image_size])]
+    outputs = [_value("mu", ["batch", z_dim]), _value("logvar", ["batch", z_dim])]
+    return _model("vae_encoder", nodes, inputs, outputs, weights)
+
+
+def vae_decoder(image_size: int, z_dim: int) -> onnx.ModelProto:
+    """z -> image."""
+    projection = np.random.default_rng(2).standard_normal((z_dim, 3 * image_size**2))
+    weights = {"W": projection.astype(np.float32)}
+    weights["shape"] = np.array([-1, 3, image_size, image_size], np.int64)
+    nodes = [
+        helper.make_node("MatMul", ["z", "W"], ["logits"]),
+        helper.make_node("Sigmoid", ["logits"], ["probabilities"]),
+        helper.make_node("Reshape", ["probabilities", "shape"], ["image"]),
+    ]
+    outputs = [_value("image", ["batch", 3, image_size, image_size])]
+    return _model("vae_decoder", nodes, [_value("z", ["batch", z_dim])], outputs, weights)
+
+
+def _value(name: str, shape: Sequence[int | str], kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, list(shape))
+
+
+def _model(
+    name: str,
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Sequence[onnx.ValueInfoProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+    weights: dict[str, Any],
+) -> onnx.ModelProto:
+    constants = [numpy_helper.from_array(np.asarray(value), key) for key, value in weights.items()]
+    graph = helper.make_graph(list(nodes), name, list(inputs), list(outputs), constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    onnx.checker.check_model(model, full_check=True)
+    return model
