@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 
 from engine.errors import BundleError
 from engine.fields import FILE_NAME, REBUILD, SHA256, Fields, parse_json, refuse, shorten
+from engine.schedule import SPACINGS
+from engine.steps import METHODS, VARIANCES
 
 FORMAT = "diffusevae-bundle"
 FORMAT_VERSION = 1
@@ -19,9 +21,6 @@ MANIFEST_FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 4 * 2**20
 MAX_GRAPH_BYTES = 2**31 - 1  # a protobuf message, and so an ONNX file, ends below 2 GiB
 FAMILIES = ("diffusevae",)
-METHODS = ("ddim", "ddpm")
-SPACINGS = ("uniform", "quad", "linspace", "truncated")
-VARIANCES = ("fixedlarge", "fixedsmall")
 PRECISIONS = ("f32",)  # of the stored weights; a runtime may compute in less when asked to
 UNCONDITIONAL_ROLES = ("timestep_table", "denoiser")
 CONDITIONAL_ROLES = ("vae_encoder", "vae_decoder", *UNCONDITIONAL_ROLES)
@@ -231,8 +230,8 @@ def _schedule(fields: Fields) -> ScheduleSpec:
 def _defaults(fields: Fields, T: int) -> Defaults:
     defaults = Defaults(
         steps=fields.integer("steps", 1, T),
-        method=fields.choice("method", METHODS),
-        spacing=None if fields.is_null("spacing") else fields.choice("spacing", SPACINGS),
+        method=fields.choice("method", tuple(METHODS)),
+        spacing=None if fields.is_null("spacing") else fields.choice("spacing", tuple(SPACINGS)),
         t_start=_nullable_integer(fields, "t_start", 0, T - 1),
         eta=fields.number("eta", 0.0, 1.0),
         temperature=fields.number("temperature", 0.0, 100.0),

@@ -116,6 +116,12 @@ def _linspace(T: int, steps: int, t_start: int | None) -> I64:
     return (2 * last * np.arange(steps, dtype=np.int64) + steps - 1) // (2 * (steps - 1))
 
 
+def _trailing(T: int, steps: int, t_start: int | None) -> I64:
+    """Evenly from the start down to one stride above 0, any count: no network call is spent at t = 0, where x is clean."""
+    count = T if t_start is None else t_start + 1
+    return (2 * count * np.arange(1, steps + 1, dtype=np.int64) + steps) // (2 * steps) - 1
+
+
 def _truncated(T: int, steps: int, t_start: int | None) -> I64:
     """The last `steps` timesteps of the full chain, steps - 1 .. 0."""
     if t_start not in (None, steps - 1):
@@ -130,6 +136,7 @@ SPACINGS: dict[str, Callable[[int, int, int | None], I64]] = {
     "uniform": _uniform,
     "quad": _quad,
     "linspace": _linspace,
+    "trailing": _trailing,
     "truncated": _truncated,
 }
 

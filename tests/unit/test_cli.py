@@ -54,7 +54,7 @@ class TestHelp:
 
     def test_every_command_has_a_text(self) -> None:
         assert sorted(cli.commands) == sorted(COMMANDS)
-        assert sorted(path.stem for path in HELP.glob("*.txt")) == sorted(["diffusevae", *COMMANDS])
+        assert sorted(path.stem for path in HELP.glob("*.txt")) == sorted(["build_engines", "diffusevae", *COMMANDS])
 
     def test_python_m_engine_is_the_same_program(self) -> None:
         command = [sys.executable, "-m", "engine", "sample", "--help"]

@@ -1,0 +1,133 @@
+"""How do the kernels run without a compiler? In numpy, operation by operation as row.h and philox.h, with the same bits.
+
+Every operation is an IEEE-754 float32 add, multiply, square root or conversion in the headers' order; tests compare.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+U64 = NDArray[np.uint64]
+U32 = NDArray[np.uint32]
+U8 = NDArray[np.uint8]
+
+STREAM_STEP = 2  # kStreamStep of philox.h
+
+_LOG = (-0.0763449296, 0.12761575, -0.131601825, 0.142017588, -0.166233569, 0.200012267, -0.250008196, 0.333333313)
+_SIN = (-0.00460567372, 0.0796817318, -0.645963669, 1.57079637)
+_COS = (0.000904021668, -0.0208602883, 0.253669232, -1.23370051, 1.0)
+
+
+def _polynomial(x: F32, coefficients: tuple[float, ...]) -> F32:
+    """Horner's rule in float32, highest power first."""
+    value = np.full_like(x, coefficients[0])
+    for coefficient in coefficients[1:]:
+        value = value * x + np.float32(coefficient)
+    return value
+
+
+def philox_words(c0: U32, c1: U32, c2: U32, c3: U32, key0: int, key1: int) -> tuple[U32, U32, U32, U32]:
+    """Philox4x32-10 over arrays of counters under one key."""
+    for round_ in range(10):
+        k0 = np.uint32((key0 + round_ * 0x9E3779B9) & 0xFFFFFFFF)
+        k1 = np.uint32((key1 + round_ * 0xBB67AE85) & 0xFFFFFFFF)
+        p0 = c0.astype(np.uint64) * np.uint64(0xD2511F53)
+        p1 = c2.astype(np.uint64) * np.uint64(0xCD9E8D57)
+        high0, low0 = (p0 >> np.uint64(32)).astype(np.uint32), p0.astype(np.uint32)
+        high1, low1 = (p1 >> np.uint64(32)).astype(np.uint32), p1.astype(np.uint32)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+    return c0, c1, c2, c3
+
+
+def box_muller_radius(word: U32) -> F32:
+    """sqrt(-2 ln u), u = (upper 24 bits + 1) / 2**24; see philox.h."""
+    u = ((word >> np.uint32(8)) + np.uint32(1)).astype(np.float32) * np.float32(2.0**-24)
+    shifted = u.view(np.int32) + np.int32(0x3F800000 - 0x3F3504F3)
+    e = ((shifted >> 23) - 127).astype(np.float32)
+    x = ((shifted & 0x007FFFFF) + np.int32(0x3F3504F3)).view(np.float32) - np.float32(1)
+    xx = x * x
+    ln = (x * xx) * _polynomial(x, _LOG)
+    ln = ln + e * np.float32(-2.12194442e-4)
+    ln = ln - np.float32(0.5) * xx
+    ln = ln + x
+    ln = ln + e * np.float32(0.693359375)
+    radius: F32 = np.sqrt(np.float32(-2) * ln)
+    return radius
+
+
+def box_muller_angle(word: U32) -> tuple[F32, F32]:
+    """(cos, sin) of 2 pi u, u = upper 24 bits / 2**24; see philox.h."""
+    k = (word >> np.uint32(8)).astype(np.int32)
+    quadrant = (k + (1 << 21)) >> 22
+    y = (k - quadrant * (1 << 22)).astype(np.float32) * np.float32(2.0**-22)
+    yy = y * y
+    s = _polynomial(yy, _SIN) * y
+    c = _polynomial(yy, _COS)
+    odd = (quadrant & 1) != 0
+    cosine, sine = np.where(odd, s, c), np.where(odd, c, s)
+    cosine = np.where((quadrant + 1) & 2, -cosine, cosine)
+    sine = np.where(quadrant & 2, -sine, sine)
+    return cosine, sine
+
+
+def _normal_sample(seed: int, stream: int, step: int, count: int) -> F32:
+    blocks = np.arange((count + 3) // 4, dtype=np.uint64)
+    low, high = blocks.astype(np.uint32), (blocks >> np.uint64(32)).astype(np.uint32)
+    c2, c3 = np.full_like(low, step), np.full_like(low, stream)
+    words = philox_words(low, high, c2, c3, seed & 0xFFFFFFFF, seed >> 32)
+    values = np.empty((blocks.size, 4), np.float32)
+    for pair in (0, 2):
+        radius = box_muller_radius(words[pair])
+        cosine, sine = box_muller_angle(words[pair + 1])
+        values[:, pair], values[:, pair + 1] = radius * cosine, radius * sine
+    return values.reshape(-1)[:count]
+
+
+class NumpyKernels:
+    """The same four kernels as loader.NativeKernels; `reason` says why numpy was taken."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def update(
+        self, row: F32, x: F32, eps: F32, *, eps_uncond: F32 | None, guidance: float, cond: F32 | None,
+        x0_prev: F32 | None, noise: F32 | None, seeds: U64 | None, step: int, out: F32, x0_out: F32 | None,
+        threads: int,
+    ) -> bool:
+        p_x, p_eps, p_cond, k_x0, k_prev, k_x, k_eps, k_cond, sigma, clip = row
+        zero = np.float32(0)
+        if noise is None and seeds is not None:
+            noise = np.empty_like(x)
+            self.normal(seeds, STREAM_STEP, step, x.size // max(1, x.shape[0]), noise)
+        condition = zero if cond is None else cond
+        previous = zero if x0_prev is None else x0_prev
+        with np.errstate(all="ignore"):  # NaN and infinity are reported by the result, as in the compiled kernel
+            guided = eps + np.float32(guidance) * (eps - (eps if eps_uncond is None else eps_uncond))
+            x0 = p_x * x + p_eps * guided + p_cond * condition
+            x0 = np.where(x0 < -clip, -clip, x0)
+            x0 = np.where(x0 > clip, clip, x0)
+            following = k_x0 * x0 + k_prev * previous + k_x * x + k_eps * guided + k_cond * condition
+            following = following + sigma * (zero if noise is None else noise)
+        if x0_out is not None:
+            x0_out[...] = x0
+        out[...] = following
+        return bool(np.isfinite(guided).all())
+
+    def normal(self, seeds: U64, stream: int, step: int, count: int, out: F32) -> None:
+        rows = out.reshape(seeds.size, count)
+        for values, seed in zip(rows, seeds.tolist(), strict=True):
+            values[:] = _normal_sample(seed, stream, step, count)
+
+    def to_uint8(self, x: F32, out: U8) -> None:
+        limited = np.where(x > -1, x, np.float32(-1))  # NaN fails the comparison and becomes -1
+        limited = np.where(limited < 1, limited, np.float32(1))
+        out[...] = ((limited + np.float32(1)) * np.float32(127.5) + np.float32(0.5)).astype(np.uint8).transpose(0, 2, 3, 1)
+
+    def philox4x32(self, counter: U32, key: U32) -> U32:
+        c0, c1, c2, c3 = np.split(counter, 4)
+        return np.concatenate(philox_words(c0, c1, c2, c3, int(key[0]), int(key[1])))
+
+    def describe(self) -> dict[str, str]:
+        return {"name": "numpy", "isa": "numpy", "reason": self._reason}
