@@ -12,9 +12,9 @@ from engine.cli_info import info, verify
 from engine.cli_output import finish
 from engine.errors import EngineError, did_you_mean
 from engine.imaging import check_target, load_images
+from engine.sampler import SETTING_OPTIONS, Sampler
 from engine.schedule import SPACINGS
 from engine.steps import METHODS, VARIANCES
-from engine.sampler import SETTING_OPTIONS, Sampler
 
 # A fixed width: --help is the same text in every terminal (and in tests/help).
 HELP_WIDTH = {"max_content_width": 100, "terminal_width": 100}

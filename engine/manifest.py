@@ -51,7 +51,7 @@ class ScheduleSpec:
 
     recipe: str
     beta_1: float
-    beta_T: float  # noqa: N815  the paper's name
+    beta_T: float
     T: int
 
 

@@ -24,17 +24,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from engine.processor import this_processor  # noqa: E402
-from examples.avatars import dataset  # noqa: E402
-from export.models import layouts  # noqa: E402
-from export.models.unet import UNet, UNetSpec  # noqa: E402
-from export.models.vae import VAE, VAESpec  # noqa: E402
+from engine.processor import this_processor
+from examples.avatars import dataset
+from export.models import layouts
+from export.models.unet import UNet, UNetSpec
+from export.models.vae import VAE, VAESpec
 
 VAE_SPEC = VAESpec(
     image_size=32,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from export.models.unet import Downsample, UNet, UNetSpec
+from export.models.unet import Downsample, Stage, UNet, UNetSpec
 
 
 @dataclass(frozen=True)
@@ -72,18 +72,18 @@ def _openai(net: UNet) -> Iterator[Entry]:
         theirs = f"input_blocks.{index + 1}"
         if isinstance(module, Downsample):
             yield from _pair(f"encoder.{index}.conv", f"{theirs}.0.op")
-        else:
+        elif isinstance(module, Stage):
             yield from _openai_stage(f"encoder.{index}", theirs, module)
     yield from _res("middle.0.res", "middle_block.0", _OPENAI_RES, has_skip=False)
     yield from _openai_attention("middle.0.attn", "middle_block.1")
     yield from _res("middle.1.res", "middle_block.2", _OPENAI_RES, has_skip=False)
-    for index, module in enumerate(net.decoder):
-        yield from _openai_stage(f"decoder.{index}", f"output_blocks.{index}", module)
+    for index, stage in enumerate(net.decoder_stages()):
+        yield from _openai_stage(f"decoder.{index}", f"output_blocks.{index}", stage)
     yield from _pair("out_norm", "out.0")
     yield from _pair("out_conv", "out.2")
 
 
-def _openai_stage(ours: str, theirs: str, stage: torch.nn.Module) -> Iterator[Entry]:
+def _openai_stage(ours: str, theirs: str, stage: Stage) -> Iterator[Entry]:
     yield from _res(f"{ours}.res", f"{theirs}.0", _OPENAI_RES, not isinstance(stage.res.skip, torch.nn.Identity))
     position = 1
     if stage.attn is not None:
@@ -103,22 +103,22 @@ def _ddim(net: UNet) -> Iterator[Entry]:
         level, block = divmod(index, per_level)
         if isinstance(module, Downsample):
             yield from _pair(f"encoder.{index}.conv", f"down.{level}.downsample.conv")
-        else:
+        elif isinstance(module, Stage):
             yield from _ddim_stage(f"encoder.{index}", f"down.{level}", block, module)
     yield from _res("middle.0.res", "mid.block_1", _DDIM_RES, has_skip=False)
     yield from _ddim_attention("middle.0.attn", "mid.attn_1")
     yield from _res("middle.1.res", "mid.block_2", _DDIM_RES, has_skip=False)
-    for index, module in enumerate(net.decoder):
+    for index, stage in enumerate(net.decoder_stages()):
         step, block = divmod(index, per_level)
         level = len(spec.channel_mult) - 1 - step
-        yield from _ddim_stage(f"decoder.{index}", f"up.{level}", block, module)
-        if module.up is not None:
+        yield from _ddim_stage(f"decoder.{index}", f"up.{level}", block, stage)
+        if stage.up is not None:
             yield from _pair(f"decoder.{index}.up.conv", f"up.{level}.upsample.conv")
     yield from _pair("out_norm", "norm_out")
     yield from _pair("out_conv", "conv_out")
 
 
-def _ddim_stage(ours: str, theirs: str, block: int, stage: torch.nn.Module) -> Iterator[Entry]:
+def _ddim_stage(ours: str, theirs: str, block: int, stage: Stage) -> Iterator[Entry]:
     has_skip = not isinstance(stage.res.skip, torch.nn.Identity)
     yield from _res(f"{ours}.res", f"{theirs}.block.{block}", _DDIM_RES, has_skip)
     if stage.attn is not None:

@@ -89,7 +89,7 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over pixels. `qkv` is ordered [q | k | v], heads inside each: both layouts are read into it."""
+    """Multi-head self-attention over pixels. `qkv` is ordered [q | k | v], heads inside each, whatever the layout read."""
 
     def __init__(self, spec: UNetSpec, channels: int) -> None:
         super().__init__()
@@ -198,6 +198,10 @@ class UNet(nn.Module):
                 )
                 channels = cout
         return channels
+
+    def decoder_stages(self) -> list[Stage]:
+        """The expanding path, typed: a ModuleList forgets what it holds."""
+        return [module for module in self.decoder if isinstance(module, Stage)]
 
     def stages(self) -> list[Stage]:
         """Every stage with an embedding, in the order in which the timestep table holds their rows."""

@@ -38,8 +38,8 @@ def parse_blocks(text: str) -> list[Block]:
         match = _TOKEN.fullmatch(token.strip())
         if match is None:
             raise ArgumentError(
-                f"VAE block string: found {token!r} in {text!r}, expected entries like '32x2' (repeat), '32d2' (downsample), "
-                "'16u2' (upsample) or '32t16' (transition)"
+                f"VAE block string: found {token!r} in {text!r}, expected entries like '32x2' (repeat), '32d2' "
+                "(downsample), '16u2' (upsample) or '32t16' (transition)"
             )
         resolution, letter, arg = int(match[1]), match[2], int(match[3] or 1)
         if letter in (None, "x"):

@@ -26,7 +26,7 @@ from export.evidence import Options
 from tests import golden_models
 
 VALUES: list[Any] = [
-    None, True, 0, -1, 2**63, 0.5, float("nan"), "", "x", "form2", "\ud800", "x" * 5000, [], [[]], {}, {"steps": 0}, {"a": 1},
+    None, True, 0, -1, 2**63, 0.5, float("nan"), "", "x", "form2", "\ud800", "x" * 5000, [], [[]], {}, {"steps": 0},
     "16x99999999", "16d0,16t8", "1u0", "0:0", "1:", "16x1,16d2,16t8,8x1,8d2,8t4,4x1,4d4,4t1,1x1",
 ]  # fmt: skip
 NAMES = [
@@ -101,7 +101,9 @@ def encode(rng: random.Random, content: dict[str, Any]) -> tuple[str, bytes]:
     """The file's bytes in one of the formats."""
     kind = rng.choice(["zip", "legacy", "safetensors"])
     if kind == "safetensors":
-        tensors = {k: t.contiguous() for k, t in content["state_dict"].items() if isinstance(t, torch.Tensor) and t.numel() < 1e7}
+        tensors = {
+            k: t.contiguous() for k, t in content["state_dict"].items() if isinstance(t, torch.Tensor) and t.numel() < 1e7
+        }
         texts = {str(k): json.dumps(v) for k, v in content["hyper_parameters"].items()}
         return kind, save(tensors, {k: v for k, v in texts.items() if v.isascii()})
     buffer = io.BytesIO()

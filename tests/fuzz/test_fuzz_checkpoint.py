@@ -21,10 +21,10 @@ def fuzz(*arguments: str) -> tuple[dict[str, int], str]:
 
 
 def test_mutated_checkpoints_are_read_or_refused() -> None:
-    counts, _ = fuzz("--count", "60")
-    assert sum(counts.values()) == 60
-    assert counts["content refused"] >= 8
-    assert counts["bytes refused"] >= 8
+    counts, _ = fuzz("--count", "40")
+    assert sum(counts.values()) == 40
+    assert counts["content refused"] >= 6
+    assert counts["bytes refused"] >= 6
 
 
 def test_a_seed_replays_alone() -> None:

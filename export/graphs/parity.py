@@ -1,0 +1,115 @@
+"""Does each runtime compute what torch computes? Every graph, several batch sizes, measured; out of bounds is a failure."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from engine.errors import BackendError, ExportError
+from export.graphs.roles import Inputs, Role, TimestepTable, example
+
+Run = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+
+BATCHES = (1, 2, 5)
+STEPS = (1, 3, 10)
+# Largest |difference| over largest |reference|, in float32.
+BOUNDS = {"onnxruntime": 1e-5, "openvino": 1e-5}
+
+
+def load_onnxruntime(model: bytes) -> Run:
+    """ONNX Runtime's CPU provider, float32."""
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise _missing("onnxruntime") from error
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
+
+
+def load_openvino(model: bytes) -> Run:
+    """OpenVINO's CPU plugin. The precision is set because the default is bfloat16 where the processor has it."""
+    try:
+        import openvino as ov
+    except ImportError as error:
+        raise _missing("openvino") from error
+    core = ov.Core()
+    compiled = core.compile_model(core.read_model(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    names = [output.get_any_name() for output in compiled.outputs]
+
+    def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        result = compiled(inputs)
+        return {name: np.array(result[name]) for name in names}
+
+    return run
+
+
+LOADERS: dict[str, Callable[[bytes], Run]] = {"onnxruntime": load_onnxruntime, "openvino": load_openvino}
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What the runtimes raise: OpenVINO RuntimeError, ONNX Runtime a family of types without a base of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as native
+
+    types = [value for value in vars(native).values() if isinstance(value, type) and issubclass(value, Exception)]
+    return (RuntimeError, *types)
+
+
+def _missing(package: str) -> BackendError:
+    return BackendError(
+        f"backend {package}: found no package {package}, expected it for the parity check; install it with: "
+        f"pip install {package}"
+    )
+
+
+def measure(role: Role, model: bytes, runtimes: Sequence[str], table: TimestepTable | None) -> dict[str, float]:
+    """The largest relative error of each runtime over all inputs; ExportError when one exceeds its bound."""
+    sizes = enumerate(zip(BATCHES, STEPS, strict=True))
+    cases = [example(role, batch, steps, seed, table) for seed, (batch, steps) in sizes]
+    expected = [_reference(role, case) for case in cases]
+    return {name: _measure_one(role, model, name, cases, expected) for name in runtimes}
+
+
+def _reference(role: Role, case: Inputs) -> dict[str, np.ndarray]:
+    with torch.inference_mode():
+        result = role.module(**case)
+    outputs = result if isinstance(result, tuple) else (result,)
+    return {tensor.name: value.numpy() for tensor, value in zip(role.outputs, outputs, strict=True)}
+
+
+def _measure_one(role: Role, model: bytes, name: str, cases: list[Inputs], expected: list[dict[str, np.ndarray]]) -> float:
+    try:
+        run = LOADERS[name](model)
+        found = [run({key: value.numpy() for key, value in case.items()}) for case in cases]
+    except _failures() as error:
+        raise ExportError(
+            f"graph {role.name}: found that {name} cannot run it ({str(error).strip().splitlines()[0][:200]}), expected "
+            "it to "
+            "run; install the versions of the extra [export]"
+        ) from error
+    errors = [relative_error(f[key], e[key]) for f, e in zip(found, expected, strict=True) for key in e]
+    worst = functools.reduce(_worse, errors)
+    if not worst <= BOUNDS[name]:
+        raise ExportError(
+            f"graph {role.name}: found a relative error of {worst:.3g} in {name} against torch, expected at most "
+            f"{BOUNDS[name]:g} in float32; report the versions of torch, onnx and {name} with this message"
+        )
+    return worst
+
+
+def _worse(a: float, b: float) -> float:
+    """The larger error; NaN is the largest of all."""
+    return a if a != a or a >= b else b
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    """max |found - expected| / max |expected|; infinite when the shapes differ, 0 when both are all zero."""
+    if found.shape != expected.shape:
+        return float("inf")
+    difference, scale = float(np.abs(found - expected).max()), float(np.abs(expected).max())
+    return difference if difference == 0 or scale == 0 else difference / scale

@@ -1,0 +1,87 @@
+"""What does a published configuration look like before anyone has trained it? Random weights to try and time with."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from engine.errors import ArgumentError
+from engine.schedule import Schedule
+from export.models.layouts import to_checkpoint
+from export.models.unet import UNet, UNetSpec
+from export.models.vae import VAE
+from export.presets import preset
+
+
+def random_checkpoint(
+    name: str = "cifar10",
+    seed: int = 0,
+    *,
+    formulation: int | None = 1,
+    layout: str = "openai",
+    z_conditioned: bool = False,
+    online: bool = True,
+) -> dict[str, Any]:
+    """A checkpoint of the preset `name` in the reference's key layout, as Lightning writes it, ready for torch.save.
+
+    Weights are Gaussian with variance 1 / fan-in, biases 0.05 N(0, 1), norm scales 1 + 0.05 N(0, 1): no layer is zero, so
+    that outputs depend on all of them. `online=False` leaves the trained network's copy out (half the size). Build it
+    with `--preset NAME`.
+    """
+    known = preset(name)
+    if formulation not in (1, 2, None):
+        raise ArgumentError(f"formulation: found {formulation!r}, expected 1, 2 or None (unconditional)")
+    heads = known.heads(formulation is not None) or 1
+    base, blocks = known.widths[0]
+    spec = UNetSpec(
+        layout=layout,
+        image_size=known.image_size,
+        in_channels=3 if formulation is None else 6,
+        out_channels=3,
+        model_channels=base,
+        channel_mult=known.channel_mult,
+        blocks_per_level=blocks,
+        attention_levels=known.attention_levels(layout),
+        heads=heads,
+        z_dim=known.vae.z_dim if z_conditioned else None,
+        scale_shift=z_conditioned,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    constants = schedule_constants(Schedule(known.beta_1, known.beta_T, known.T), formulation)
+    with torch.device("meta"):
+        unet, vae = UNet(spec), VAE(known.vae)
+    state: dict[str, torch.Tensor] = {}
+    for network in ("online_network", "target_network") if online else ("target_network",):
+        weights = to_checkpoint(unet, _random(unet, generator))
+        state |= {f"{network}.{key}": value for key, value in constants.items()}
+        state |= {f"{network}.decoder.{key}": value for key, value in weights.items()}
+    if formulation is not None:
+        state |= {f"vae.{key}": value for key, value in _random(vae, generator).items()}
+    return {"epoch": 0, "global_step": 0, "pytorch-lightning_version": "1.4.9", "state_dict": state}
+
+
+def schedule_constants(schedule: Schedule, formulation: int | None) -> dict[str, torch.Tensor]:
+    """The buffers, float64 [T], from which `build_engines.py` reads schedule and formulation."""
+    betas = torch.from_numpy(schedule.betas.copy())
+    constants = {"betas": betas}
+    if formulation == 2:
+        bar = torch.cumprod(1 - betas, 0)
+        before = torch.cat([torch.ones(1, dtype=torch.float64), bar[:-1]])
+        # DiffuseVAE appendix, formulation 2: the posterior mean's coefficient of the reconstruction.
+        constants["post_coeff_3"] = 1 - (1 - betas).sqrt() * (1 - before) / (1 - bar)
+    return constants
+
+
+def _random(module: nn.Module, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Random tensors for every entry of a module's state dict."""
+    return {key: _random_tensor(key, tuple(tensor.shape), generator) for key, tensor in module.state_dict().items()}
+
+
+def _random_tensor(key: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    values = torch.randn(shape, generator=generator)
+    if len(shape) > 1:
+        return values / math.sqrt(math.prod(shape[1:]))
+    return 0.05 * values + (0.0 if key.endswith("bias") else 1.0)

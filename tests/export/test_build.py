@@ -1,0 +1,280 @@
+"""Does a checkpoint become a bundle that computes what the reference computed, and does the command say what it does?"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import save_file
+
+from engine import backends
+from engine.bundle import Bundle
+from engine.errors import ArgumentError, BackendError, CheckpointError
+from export import build as building
+from export.build import Request, build, check_backends, infer_architecture, load, read
+from export.build_engines import main, spread
+from export.evidence import Options
+from export.graphs.parity import relative_error
+from export.models.layouts import to_checkpoint
+from export.models.unet import UNet, UNetSpec
+from tests import golden_models
+
+ROOT = Path(__file__).resolve().parents[2]
+GoldenBundle = Callable[[str], Path]
+CONDITIONAL = [name for name in golden_models.NAMES if name != "uncond"]
+BOUND = 1e-5
+
+
+@pytest.fixture(scope="module", params=("onnxruntime", "openvino"))
+def backend(request: pytest.FixtureRequest) -> str:
+    ready, reason = backends.available()[request.param]
+    if not ready:
+        pytest.skip(reason)
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The form1 checkpoint, for what goes wrong before any export."""
+    return golden_models.write_checkpoint("form1", tmp_path_factory.mktemp("ckpt") / "form1.ckpt")
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def tiny_checkpoint(path: Path) -> Path:
+    """An unconditional model of one level, whose graphs export in a second or two."""
+    torch.manual_seed(0)
+    net = UNet(UNetSpec("openai", 4, 3, 3, 32, (1,), 1, (), 2))
+    weights = to_checkpoint(net, net.state_dict())
+    torch.save(
+        {f"decoder.{key}": t for key, t in weights.items()} | {"betas": torch.linspace(1e-4, 0.02, 1000).double()}, path
+    )
+    return path
+
+
+class TestGoldenParity:
+    @pytest.mark.parametrize("name", golden_models.NAMES)
+    @pytest.mark.parametrize(("weights", "key"), [("ema", "eps"), ("online", "eps_online")])
+    def test_torch(self, name: str, weights: str, key: str, tmp_path: Path) -> None:
+        """Both sets of weights, through the reader and our modules."""
+        path = golden_models.write_checkpoint(name, tmp_path / "a.ckpt")
+        source = read(Request(path, weights=weights))
+        unet, _ = load(source, infer_architecture(source, Options(**golden_models.build_options(name))))
+        known = {k: torch.from_numpy(v) for k, v in golden_models.expected(name).items()}
+        cond = 2 * known["vae_decode"] - 1 if "vae_decode" in known else None
+        z = known["z"].flatten(1) if unet.spec.z_dim else None
+        with torch.inference_mode():
+            eps = unet(known["x_T"], cond, known["t"], z)
+        assert relative_error(eps.numpy(), known[key].numpy()) <= BOUND
+
+    @pytest.mark.parametrize("name", golden_models.NAMES)
+    def test_denoiser(self, name: str, backend: str, golden_bundle: GoldenBundle) -> None:
+        bundle, known = Bundle.open(golden_bundle(name)), golden_models.expected(name)
+        times = {"timesteps": known["t"].astype(np.int64)}
+        if bundle.manifest.model.z_conditioned:
+            times["z"] = known["z"][:, :, 0, 0]
+        with backends.load(bundle, "timestep_table", backend=backend) as table:
+            rows = table(**times)["rows"].copy()
+        found = []
+        with backends.load(bundle, "denoiser", backend=backend) as denoiser:
+            for i in range(len(known["t"])):
+                inputs = {"x": known["x_T"][i : i + 1], "row": rows[i, i : i + 1] if rows.ndim == 3 else rows[i : i + 1]}
+                if "vae_decode" in known:
+                    inputs["cond"] = 2 * known["vae_decode"][i : i + 1] - 1
+                found.append(denoiser(**inputs)["eps"].copy())
+        assert relative_error(np.concatenate(found), known["eps"]) <= BOUND
+
+    @pytest.mark.parametrize("name", CONDITIONAL)
+    def test_vae(self, name: str, backend: str, golden_bundle: GoldenBundle) -> None:
+        bundle, known = Bundle.open(golden_bundle(name)), golden_models.expected(name)
+        with backends.load(bundle, "vae_encoder", backend=backend) as encoder:
+            moments = encoder(image=known["img"])
+            for key in ("mu", "logvar"):
+                assert relative_error(moments[key], known[f"vae_{key}"][:, :, 0, 0]) <= BOUND
+        with backends.load(bundle, "vae_decoder", backend=backend) as decoder:
+            image = decoder(z=known["z"][:, :, 0, 0])["image"]
+            assert relative_error(image, known["vae_decode"]) <= BOUND
+
+
+class TestManifest:
+    def test_records_what_was_built(self, golden_bundle: GoldenBundle) -> None:
+        path = golden_bundle("form1_zcond")
+        manifest = Bundle.open(path).manifest
+        cfg = golden_models.config("form1_zcond")
+        model = manifest.model
+        assert (model.formulation, model.image_size, model.z_dim, model.z_conditioned) == (1, cfg["res"], cfg["z_dim"], True)
+        assert (manifest.schedule.beta_1, manifest.schedule.beta_T, manifest.schedule.T) == (1e-4, 0.02, 1000)
+        assert (manifest.name, manifest.variance, manifest.backends) == (
+            "form1_zcond", cfg["variance"], ("onnxruntime", "openvino"),
+        )  # fmt: skip
+        file = path.parent / "form1_zcond.ckpt"
+        assert (manifest.source.file, manifest.source.weights) == ("form1_zcond.ckpt", "ema")
+        assert manifest.source.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+        for graph in manifest.graphs.values():
+            assert set(graph.parity.runtimes) == {"onnxruntime", "openvino"}
+            assert 0 <= graph.parity.max_relative_error == max(graph.parity.runtimes.values()) <= BOUND
+            assert graph.parity.batches == (1, 2, 5)
+            assert graph.parity.reference == f"torch {torch.__version__} float32"
+        assert manifest.built_with["torch"] and manifest.built_with["diffusevae-engine"]  # noqa: PT018
+
+
+class TestRefusals:
+    def test_an_old_bundle_survives_a_build_that_fails(
+        self, checkpoint: Path, golden_bundle: GoldenBundle, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        old = golden_bundle("uncond")
+        before = (old / "manifest.json").read_bytes()
+        monkeypatch.setattr(building, "export_onnx", lambda role: b"not a graph")
+        result = run(checkpoint, "--heads", "2", "--out", old)
+        assert result.exit_code == 1
+        assert "graph vae_encoder: found that onnxruntime cannot run it" in result.output
+        assert (old / "manifest.json").read_bytes() == before
+        Bundle.open(old)
+
+    def test_a_place_that_is_taken(self, checkpoint: Path) -> None:
+        with pytest.raises(ArgumentError, match=r"--out .*: found a folder that is no bundle"):
+            build(Request(checkpoint, out=checkpoint.parent, options=Options(heads=2)))
+        with pytest.raises(ArgumentError, match=r"--out .*form1.ckpt: found a file"):
+            build(Request(checkpoint, out=checkpoint, options=Options(heads=2)))
+
+    def test_defaults_that_cannot_be_sampled(self, tmp_path: Path) -> None:
+        content = {
+            "state_dict": golden_models.state_dict("form1"),
+            "hyper_parameters": {"n_heads": 2, "defaults": {"steps": 2000}},
+        }
+        torch.save(content, tmp_path / "a.ckpt")
+        with pytest.raises(CheckpointError, match=r"default sampling settings that cannot be used \(steps is 2000"):
+            build(Request(tmp_path / "a.ckpt"))
+
+    def test_backends(self) -> None:
+        assert check_backends(["openvino"]) == ["onnxruntime", "openvino"]
+        with pytest.raises(ArgumentError, match=r"--backends: found 'opnvino', expected .*Did you mean 'openvino'"):
+            check_backends(["opnvino"])
+        with pytest.raises(
+            ArgumentError, match=r"--backends: found 'tensorrt', expected one or more of openvino, onnxruntime"
+        ):
+            check_backends(["tensorrt"])
+        with pytest.raises(ArgumentError, match=r"expected different names"):
+            check_backends(["openvino", "openvino"])
+
+    def test_a_backend_that_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        gone = {"onnxruntime": (True, ""), "openvino": (False, "not installed; install it with: pip install openvino")}
+        monkeypatch.setattr(building, "available", lambda: gone)
+        with pytest.raises(BackendError, match=r"backend openvino: found that it is not installed; install it with"):
+            check_backends(["openvino"])
+
+    def test_two_stages_in_two_files(self, tmp_path: Path) -> None:
+        state = golden_models.state_dict("form1")
+        vae = {key.removeprefix("vae."): tensor for key, tensor in state.items() if key.startswith("vae.")}
+        strings = dict(zip(("input_res", "enc_block_str", "dec_block_str", "enc_channel_str", "dec_channel_str"),
+                           golden_models.config("form1")["vae"].values(), strict=True))  # fmt: skip
+        torch.save({"state_dict": vae, "hyper_parameters": strings | {"lr": 1e-4, "alpha": 1.0}}, tmp_path / "vae.ckpt")
+        save_file({key: t.clone() for key, t in state.items() if not key.startswith("vae.")}, tmp_path / "ddpm.safetensors")
+        request = Request(tmp_path / "ddpm.safetensors", vae=tmp_path / "vae.ckpt")
+        source = read(request)
+        architecture = infer_architecture(source, Options(heads=2))
+        assert architecture.origins["vae"] == "metadata"
+        manifest = building.manifest_of(architecture, source, [], ["onnxruntime"], 1)
+        assert manifest["source"]["vae_file"] == "vae.ckpt"
+        assert manifest["source"]["vae_sha256"] == hashlib.sha256((tmp_path / "vae.ckpt").read_bytes()).hexdigest()
+        with pytest.raises(CheckpointError, match=r"--vae FILE"):
+            infer_architecture(read(Request(tmp_path / "ddpm.safetensors")), Options(heads=2))
+        with pytest.raises(CheckpointError, match=r"first stage \(VAE\) alone"):
+            read(Request(tmp_path / "vae.ckpt"))
+
+
+class TestCommand:
+    def test_help_is_the_checked_in_text(self) -> None:
+        hint = "update it with: python export/build_engines.py --help > tests/help/build_engines.txt"
+        found = run("--help").output.replace("Usage: main ", "Usage: build_engines.py ")
+        assert found == (ROOT / "tests/help/build_engines.txt").read_text(), hint
+
+    def test_from_a_checkout_in_any_folder(self, checkpoint: Path, tmp_path: Path) -> None:
+        """As a script, with nothing installed; the error of a missing flag, without a traceback."""
+        command = [sys.executable, "-I", str(ROOT / "export/build_engines.py"), str(checkpoint)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 1
+        assert "Error: " in done.stderr
+        assert "name it with --heads N (possible: 1, 2, 4, 8, 16, 32, 64)" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("arguments", "code", "says"),
+        [
+            (["--backends", "openvin", "--heads", "2"], 1, "Did you mean 'openvino'?"),
+            (["--backends", "onnxruntime", "tensorrt", "--heads", "2"], 1, "found 'tensorrt', expected one or more of"),
+            (["--precision", "bf16"], 2, "'bf16' is not one of f32."),
+            (["--weights", "emaa"], 2, "Did you mean 'ema'?"),
+            (["--variance", "fixed_large"], 2, "Did you mean 'fixedlarge'?"),
+            (["--preset", "celeba"], 1, "Did you mean 'celeba64'?"),
+            (["--preset", "celeba64"], 1, "image size: found 16"),
+            (["--heads", "0"], 2, "0 is not in the range"),
+            (["--heads", "5"], 1, "expected a divisor of the attention widths [64]"),
+            (["--vae", "absent.ckpt"], 1, "absent.ckpt: found nothing to read"),
+        ],
+    )
+    def test_errors_are_one_sentence(self, checkpoint: Path, arguments: list[str], code: int, says: str) -> None:
+        result = run(checkpoint, *arguments)
+        assert (result.exit_code, says in result.output) == (code, True), result.output
+        assert "Traceback" not in result.output
+
+    def test_what_is_printed(self, tmp_path: Path) -> None:
+        path = tiny_checkpoint(tmp_path / "plain.ckpt")
+        out = tmp_path / "deep" / "plain.bundle"
+        result = run("--heads", "2", "--image-size", "4", "--out", out, "--backends", "openvino", "onnxruntime", path)
+        assert result.exit_code == 0, result.output
+        for line in (
+            "name        plain  [the file's name]",
+            "weights     ema (the only network in the file)  [decoder.*]",
+            "model       unconditional  [weights]",
+            "heads       2  [--heads]",
+            "variance    fixedlarge  [assumed; --variance]",
+            "schedule    linear, beta 0.0001 to 0.02, T = 1000  [weights]",
+            "export denoiser",
+            f"Wrote {out}. Next:",
+            f"diffusevae sample {out} -n 16 --out grid.png",
+        ):
+            assert line in result.output, f"missing {line!r} in:\n{result.output}"
+        table = [line.split() for line in result.output.splitlines() if ".onnx" in line]
+        assert [row[0] for row in table] == ["timestep_table", "denoiser"]
+        assert all(float(error) <= BOUND for row in table for error in row[-2:])
+        assert Bundle.open(out).manifest.backends == ("openvino", "onnxruntime")
+
+    @pytest.mark.parametrize(
+        ("typed", "meant"),
+        [
+            ("c.pt --backends a b --heads 2", "c.pt --backends a --backends b --heads 2"),
+            ("--backends a --backends b c.pt", "--backends a --backends b c.pt"),
+            ("--backends onnxruntime openvino c.pt", "--backends onnxruntime --backends openvino c.pt"),
+            ("--backends onnxruntime opnvino c.pt", "--backends onnxruntime --backends opnvino c.pt"),
+            ("--heads 2 c.pt", "--heads 2 c.pt"),
+        ],
+    )
+    def test_backends_in_one_go(self, typed: str, meant: str) -> None:
+        assert spread(typed.split(), "--backends") == meant.split()
+
+
+def test_options_reach_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Request] = []
+
+    def stop(request: Request, watch: Any) -> None:
+        seen.append(request)
+        raise CheckpointError("stop here")
+
+    monkeypatch.setattr("export.build_engines.build", stop)
+    result = run("c.pt", "--schedule", "0.001", "0.02", "50", "--formulation", "2", "--name", "x", "--weights", "online")
+    assert result.output.endswith("Error: stop here\n")
+    assert seen == [
+        Request(Path("c.pt"), weights="online", options=Options(schedule=(0.001, 0.02, 50), formulation=2, name="x"))
+    ]

@@ -1,0 +1,145 @@
+"""Are the exported graphs what a bundle promises: named tensors, free batch, no weight twice, nothing of the builder?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from engine.bundle import Bundle
+from engine.errors import ExportError
+from export.graphs.onnx_export import OPSET, export_onnx
+from export.graphs.parity import LOADERS, measure, relative_error
+from export.graphs.roles import Role, TimestepTable, example, roles
+from export.models.unet import UNet, UNetSpec
+from export.models.vae import VAE, VAESpec
+
+GoldenBundle = Callable[[str], Path]
+VAE_SPEC = VAESpec(4, "4x1,4d4,4t1,1x1", "1x1,1u4,1t4,4x1", "4:64,1:8", "4:64,1:8")
+T = 20
+
+
+@pytest.fixture(scope="module")
+def wanted() -> dict[str, Role]:
+    """The roles of a model so small that its export takes a second."""
+    torch.manual_seed(0)
+    unet = UNet(UNetSpec("openai", 4, 6, 3, 32, (1,), 1, (), 2, z_dim=8, scale_shift=True))
+    return roles(unet.eval(), VAE(VAE_SPEC).eval(), T)
+
+
+@pytest.fixture(scope="module")
+def decoder(wanted: dict[str, Role]) -> bytes:
+    return export_onnx(wanted["vae_decoder"])
+
+
+def table_of(wanted: dict[str, Role]) -> TimestepTable:
+    table = wanted["timestep_table"].module
+    assert isinstance(table, TimestepTable)
+    return table
+
+
+class TestExport:
+    def test_the_same_weights_give_the_same_bytes(self, wanted: dict[str, Role], decoder: bytes) -> None:
+        assert export_onnx(wanted["vae_decoder"]) == decoder
+
+    def test_z_conditioned_table(self, wanted: dict[str, Role]) -> None:
+        role = wanted["timestep_table"]
+        errors = measure(role, export_onnx(role), ["onnxruntime", "openvino"], None)
+        assert max(errors.values()) <= 1e-5
+        rows = role.module(**example(role, batch=3, steps=4, seed=1))
+        assert rows.shape == (4, 3, wanted["denoiser"].inputs[-1].shape[1])
+
+    def test_any_batch(self, wanted: dict[str, Role], decoder: bytes) -> None:
+        z = example(wanted["vae_decoder"], batch=7, steps=1, seed=3)
+        expected = wanted["vae_decoder"].module(**z).detach().numpy()
+        for load in LOADERS.values():
+            found = load(decoder)({"z": z["z"].numpy()})["image"]
+            assert relative_error(found, expected) <= 1e-5
+
+    def test_the_signature_is_checked(self, wanted: dict[str, Role]) -> None:
+        role = wanted["vae_decoder"]
+        other = Role(role.name, role.module, role.inputs, (role.inputs[0],))
+        with pytest.raises(ExportError, match=r"graph vae_decoder: found the outputs .*expected"):
+            export_onnx(other)
+
+
+class TestGoldenGraphs:
+    def test_nothing_of_the_builder_is_in_a_file(self, golden_bundle: GoldenBundle) -> None:
+        bundle = Bundle.open(golden_bundle("form1"))
+        for role in bundle.manifest.graphs:
+            data = bundle.read_graph(role)
+            for trace in (b"site-packages", b"stack_trace", b".py", b"/home", b"fx_node", str(Path.cwd()).encode()):
+                assert trace not in data, (role, trace)
+
+    def test_what_a_file_says_about_itself(self, golden_bundle: GoldenBundle) -> None:
+        bundle = Bundle.open(golden_bundle("form1"))
+        for role, spec in bundle.manifest.graphs.items():
+            model = onnx.load_from_string(bundle.read_graph(role))
+            labels = {prop.key: prop.value for prop in model.metadata_props}
+            assert (labels["format"], labels["family"], labels["role"]) == ("diffusevae-graph", "diffusevae", role)
+            assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", OPSET)]
+            assert spec.opset == OPSET
+            names = [tensor["name"] for tensor in json.loads(labels["inputs"])]
+            assert names == [info.name for info in model.graph.input] == [tensor.name for tensor in spec.inputs]
+            assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+        ranges = {tensor.name: tensor.range for tensor in bundle.manifest.graphs["denoiser"].inputs}
+        assert ranges == {"x": None, "cond": (-1.0, 1.0), "row": None}
+        assert bundle.manifest.graphs["timestep_table"].inputs[0].range == (0.0, 999.0)
+        assert bundle.manifest.graphs["vae_encoder"].inputs[0].range == (0.0, 1.0)
+
+    def test_no_weight_is_stored_twice(self, golden_bundle: GoldenBundle) -> None:
+        bundle = Bundle.open(golden_bundle("form1"))
+        spec = UNetSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in bundle.manifest.model.unet.items()})
+        with torch.device("meta"):
+            weights = {key: tensor.numel() for key, tensor in UNet(spec).state_dict().items()}
+        embedding = sum(n for key, n in weights.items() if key.startswith("time_mlp") or ".emb." in key)
+        torso = sum(weights.values()) - embedding
+        stored = {
+            role: sum(int(np.prod(t.dims)) for t in onnx.load_from_string(bundle.read_graph(role)).graph.initializer)
+            for role in ("timestep_table", "denoiser")
+        }
+        assert torso <= stored["denoiser"] <= torso * 1.01
+        sinusoids = 1000 * spec.model_channels
+        assert embedding + sinusoids <= stored["timestep_table"] <= (embedding + sinusoids) * 1.01
+
+
+class TestParity:
+    def test_a_wrong_weight_is_noticed_by_every_runtime(self, wanted: dict[str, Role], decoder: bytes) -> None:
+        model = onnx.load_from_string(decoder)
+        weight = next(t for t in model.graph.initializer if t.name.endswith("last_conv.weight"))
+        values = onnx.numpy_helper.to_array(weight).copy()
+        values.flat[0] += 1e-2
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+        for name in LOADERS:
+            message = rf"graph vae_decoder: found a relative error of \S+ in {name} against torch, expected at most 1e-05"
+            with pytest.raises(ExportError, match=message):
+                measure(wanted["vae_decoder"], model.SerializeToString(), [name], None)
+
+    @pytest.mark.parametrize("name", LOADERS)
+    def test_a_graph_that_does_not_load(self, wanted: dict[str, Role], decoder: bytes, name: str) -> None:
+        with pytest.raises(ExportError, match=f"graph vae_decoder: found that {name} cannot run it"):
+            measure(wanted["vae_decoder"], decoder[: len(decoder) // 2], [name], None)
+
+    def test_relative_error(self) -> None:
+        ones = np.ones((2, 2), np.float32)
+        assert relative_error(ones, ones) == 0
+        assert relative_error(ones * 1.5, ones * 2) == 0.25
+        assert relative_error(ones[:1], ones) == float("inf")
+        assert relative_error(ones * 0, ones * 0) == 0
+        assert np.isnan(relative_error(ones * np.nan, ones))
+
+    def test_inputs_are_those_of_sampling(self, wanted: dict[str, Role]) -> None:
+        table, last = table_of(wanted), T - 1
+        times = [example(wanted["timestep_table"], 1, steps, 0)["timesteps"].tolist() for steps in (1, 3)]
+        assert times == [[last], [last, round(last / 2), 0]]
+        inputs = example(wanted["denoiser"], 5, 1, 0, table)
+        assert inputs["row"].shape == (5, wanted["denoiser"].inputs[-1].shape[1])
+        assert inputs["cond"].min() < -0.9
+        assert inputs["cond"].abs().max() <= 1
+        image = example(wanted["vae_encoder"], 5, 1, 0)["image"]
+        assert 0 <= image.min() < image.max() <= 1
