@@ -25,23 +25,27 @@ def load(bundle: Bundle, role: str, *, precision: str = "f32", threads: int | No
     check_precision(precision, PRECISIONS, NAME)
     count = resolve_threads(threads)
     data = read_onnx(bundle, role)
-    ort = _import()
     try:
-        session = _session(ort, data, count)
+        session = open_session(data, count)
         tensors = {
             tensor.name: (_DTYPES.get(tensor.type, tensor.type), tensor.shape)
             for tensor in (*session.get_inputs(), *session.get_outputs())
         }
-    except _native_failures() as error:
+    except native_failures() as error:
         raise BackendError(
-            f"onnxruntime {ort.__version__}, graph {role!r} of {bundle.path}: found {type(error).__name__}: {error}; "
+            f"onnxruntime {_import().__version__}, graph {role!r} of {bundle.path}: found {type(error).__name__}: {error}; "
             f"expected a graph that it can load; upgrade onnxruntime, or rebuild the bundle"
         ) from error
     check_tensors(bundle, role, tensors)
     return OrtGraph(role, bundle.spec(role), count, session)
 
 
-def _session(ort: Any, data: bytes, threads: int) -> Any:
+def open_session(data: bytes, threads: int) -> Any:
+    """An InferenceSession over an ONNX model's bytes, on the CPU provider, as every graph here runs.
+
+    BackendError where the package or the provider is missing; what the runtime itself raises is in native_failures().
+    """
+    ort = _import()
     # Its own fallback retries on the same CPU provider and prints to stdout.
     session = ort.InferenceSession(data, _options(ort, threads), providers=[_PROVIDER], enable_fallback=0)
     if session.get_providers() != [_PROVIDER]:
@@ -76,7 +80,7 @@ def _options(ort: Any, threads: int) -> Any:
     return options
 
 
-def _native_failures() -> tuple[type[Exception], ...]:
+def native_failures() -> tuple[type[Exception], ...]:
     """Every exception type that the runtime's native half raises; they share no base of their own."""
     from onnxruntime.capi import onnxruntime_pybind11_state as native
 
@@ -95,7 +99,7 @@ class OrtGraph(Graph):
 
     def __init__(self, role: str, spec: GraphSpec, threads: int, session: Any) -> None:
         super().__init__(role, spec, "f32", threads)
-        self._failures = _native_failures()
+        self._failures = native_failures()
         self._session = session
         self._binding = session.io_binding()
 

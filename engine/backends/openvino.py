@@ -19,7 +19,7 @@ from engine.threads import resolve_threads
 NAME = "openvino"
 PRECISIONS = ("f32", "bf16")
 # Its exceptions arrive as RuntimeError; the bindings add the other types.
-_NATIVE_FAILURES = (RuntimeError, TypeError, ValueError, MemoryError)
+NATIVE_FAILURES = (RuntimeError, TypeError, ValueError, MemoryError)
 _DTYPES = {"f32": "float32", "i64": "int64"}
 
 
@@ -29,13 +29,11 @@ def load(bundle: Bundle, role: str, *, precision: str = "f32", threads: int | No
     check_processor(precision, this_processor())
     count = resolve_threads(threads)
     data = read_onnx(bundle, role)
-    core = _core()
     try:
-        model = core.read_model(data)
-        check_tensors(bundle, role, {p.any_name: _describe(p) for p in (*model.inputs, *model.outputs)})
-        compiled = core.compile_model(model, "CPU", _config(core, precision, count))
+        compiled = compile_model(data, precision, count)
+        check_tensors(bundle, role, {p.any_name: _describe(p) for p in (*compiled.inputs, *compiled.outputs)})
         request = compiled.create_infer_request()
-    except _NATIVE_FAILURES as error:
+    except NATIVE_FAILURES as error:
         raise BackendError(
             f"openvino, graph {role!r} of {bundle.path}: found {type(error).__name__}: {error}; expected a graph that "
             f"it can compile in {precision}; upgrade openvino, or rebuild the bundle"
@@ -47,6 +45,15 @@ def load(bundle: Bundle, role: str, *, precision: str = "f32", threads: int | No
             f"choose precision={obtained!r} or backend='onnxruntime'"
         )
     return OpenVinoGraph(role, bundle.spec(role), obtained, count, compiled, request)
+
+
+def compile_model(data: bytes, precision: str, threads: int) -> Any:
+    """A compiled model over an ONNX model's bytes, as every graph here runs; no file beside the bytes is read.
+
+    BackendError where the package is missing; what the runtime itself raises is in NATIVE_FAILURES.
+    """
+    core = _core()
+    return core.compile_model(core.read_model(data), "CPU", _config(core, precision, threads))
 
 
 def check_processor(precision: str, processor: Processor) -> None:
@@ -100,7 +107,7 @@ class OpenVinoGraph(Graph):
     """A compiled model and one infer request; clones share the compiled model and take turns on its threads."""
 
     backend = NAME
-    _failures = _NATIVE_FAILURES
+    _failures = NATIVE_FAILURES
 
     def __init__(self, role: str, spec: GraphSpec, precision: str, threads: int, compiled: Any, request: Any) -> None:
         super().__init__(role, spec, precision, threads)

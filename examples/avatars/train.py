@@ -293,7 +293,7 @@ def main() -> None:
         for stage in ("diffuse", "baseline"):
             print(pack(args.out, args.to, stage, None))
     else:
-        recipe = Recipe(images=args.images or 90_000, batch=32, lr=6e-4)
+        recipe = Recipe(images=args.images or 115_000, batch=32, lr=6e-4)
         train_ddpm(args.data, args.out, recipe, conditional=args.stage == "diffuse")
 
 

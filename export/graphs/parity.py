@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from engine.errors import BackendError, ExportError
+from engine.backends import onnxruntime, openvino
+from engine.errors import ExportError
+from engine.threads import default_threads
 from export.graphs.roles import Inputs, Role, TimestepTable, example
 
 Run = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
@@ -20,26 +22,15 @@ BOUNDS = {"onnxruntime": 1e-5, "openvino": 1e-5}
 
 
 def load_onnxruntime(model: bytes) -> Run:
-    """ONNX Runtime's CPU provider, float32."""
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise _missing("onnxruntime") from error
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    """The graph as the onnxruntime backend will run it."""
+    session = onnxruntime.open_session(model, default_threads())
     names = [output.name for output in session.get_outputs()]
     return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
 
 
 def load_openvino(model: bytes) -> Run:
-    """OpenVINO's CPU plugin. The precision is set because the default is bfloat16 where the processor has it."""
-    try:
-        import openvino as ov
-    except ImportError as error:
-        raise _missing("openvino") from error
-    core = ov.Core()
-    compiled = core.compile_model(core.read_model(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    """The graph as the openvino backend will run it in f32."""
+    compiled = openvino.compile_model(model, "f32", default_threads())
     names = [output.get_any_name() for output in compiled.outputs]
 
     def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -53,18 +44,8 @@ LOADERS: dict[str, Callable[[bytes], Run]] = {"onnxruntime": load_onnxruntime, "
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What the runtimes raise: OpenVINO RuntimeError, ONNX Runtime a family of types without a base of their own."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as native
-
-    types = [value for value in vars(native).values() if isinstance(value, type) and issubclass(value, Exception)]
-    return (RuntimeError, *types)
-
-
-def _missing(package: str) -> BackendError:
-    return BackendError(
-        f"backend {package}: found no package {package}, expected it for the parity check; install it with: "
-        f"pip install {package}"
-    )
+    """Whatever the runtimes raise."""
+    return (*openvino.NATIVE_FAILURES, *onnxruntime.native_failures())
 
 
 def measure(role: Role, model: bytes, runtimes: Sequence[str], table: TimestepTable | None) -> dict[str, float]:
@@ -89,8 +70,7 @@ def _measure_one(role: Role, model: bytes, name: str, cases: list[Inputs], expec
     except _failures() as error:
         raise ExportError(
             f"graph {role.name}: found that {name} cannot run it ({str(error).strip().splitlines()[0][:200]}), expected "
-            "it to "
-            "run; install the versions of the extra [export]"
+            "it to run; install the versions of the extra [export]"
         ) from error
     errors = [relative_error(f[key], e[key]) for f, e in zip(found, expected, strict=True) for key in e]
     worst = functools.reduce(_worse, errors)
