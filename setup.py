@@ -64,7 +64,7 @@ setup(
         "export": EXPORT,
         "avatars": AVATARS,
         "benchmark": [*EXPORT, *AVATARS, *BENCHMARK],
-        "test": [*EXPORT, *AVATARS, *TEST],
+        "test": [*EXPORT, *AVATARS, *BENCHMARK, *TEST],
     },
     ext_modules=kernel_build.extensions(),
     cmdclass=kernel_build.commands(),

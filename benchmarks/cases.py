@@ -14,6 +14,7 @@ CURVES = (VAE, BASELINE, NOISE, RECON)
 
 STEPS = (3, 5, 10, 25, 50)
 FEW = (3, 5, 10)
+FEWEST = (3, 5)
 STARTS = (200, 300, 400, 500, 600)
 GUIDANCE = 0.5
 FEW_CALLS = 5  # what counts as few-step when a default is recommended: network calls a sample, guidance counting twice
@@ -65,19 +66,21 @@ class Case:
 
 
 def default_spacing(t_start: int | None) -> str:
-    """Uniform strides as the reference (they exist for every count in STEPS); from t_start evenly down to 0."""
-    return "uniform" if t_start is None else "linspace"
+    """Uniform strides as the reference (they exist for every count in STEPS); from t_start evenly, no call at t = 0."""
+    return "uniform" if t_start is None else "trailing"
 
 
 def full() -> list[Case]:
     """Every case, the most telling ones first: an interrupted run has those."""
     cases = [Case(VAE, 0)]
     cases += [Case(curve, steps) for steps in FEW for curve in (NOISE, BASELINE)]
-    cases += [Case(RECON, steps, "linspace", t) for steps in FEW for t in STARTS]
-    cases += [Case(NOISE, 5, "quad"), Case(NOISE, 10, "quad"), Case(NOISE, 5, "linspace")]
-    cases += [Case(RECON, 5, "quad", 400)]
-    cases += [Case(RECON, 5, "linspace", 400, GUIDANCE), Case(NOISE, 10, guidance=GUIDANCE)]
+    cases += [Case(RECON, steps, "trailing", t) for steps in FEWEST for t in STARTS]
+    cases += [Case(RECON, 10, "trailing", t) for t in (400, 600)]
+    cases += [Case(RECON, 5, "linspace", 400), Case(RECON, 5, "quad", 400)]
+    cases += [Case(NOISE, 5, "quad"), Case(NOISE, 5, "trailing"), Case(NOISE, 10, "quad")]
+    cases += [Case(RECON, 5, "trailing", 400, GUIDANCE), Case(NOISE, 10, guidance=GUIDANCE)]
     cases += [Case(curve, steps) for steps in STEPS if steps not in FEW for curve in (NOISE, BASELINE)]
+    cases += [Case(RECON, steps, "trailing", 400) for steps in STEPS if steps not in FEW]
     return cases
 
 
@@ -85,7 +88,7 @@ def quick() -> list[Case]:
     """A handful of cases: enough to see the shape of the plot."""
     cases = [Case(VAE, 0)]
     cases += [Case(curve, steps) for steps in (3, 10) for curve in (NOISE, BASELINE)]
-    return cases + [Case(RECON, steps, "linspace", t) for steps in (3, 5) for t in (300, 500)]
+    return cases + [Case(RECON, steps, "trailing", t) for steps in FEWEST for t in (300, 500)]
 
 
 def recommend(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

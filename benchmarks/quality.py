@@ -33,7 +33,7 @@ from engine import Sampler
 from engine.errors import EngineError
 
 ROOT = Path(__file__).resolve().parent.parent
-HELDOUT = 4_000  # rendered where no file is given: the count and the seed of examples/avatars/dataset.py
+RENDERED = 4_000  # faces of either set where no file is given, from the seeds of examples/avatars/dataset.py
 PICTURED = 12  # seeds in the picture
 
 
@@ -56,20 +56,22 @@ def load_faces(path: Path) -> study.U8:
 
 
 def held_out(path: Path, out: Path) -> Path:
-    """`path` itself, or where it does not exist the same faces rendered once into the folder `out`."""
+    """`path` itself, or where it does not exist the same faces rendered once into the folder `out`, with
+    training faces beside."""
     if path.exists():
         return path
     rendered = out / "heldout.npz"
-    if not rendered.exists():
-        try:
-            from examples.avatars import dataset
-        except ImportError as error:
-            raise BenchmarkError(
-                f"{path}: found no held-out images and no renderer ({error}), expected either; give --heldout, "
-                f"or install the renderer with: pip install 'diffusevae-engine[benchmark]'"
-            ) from error
-        click.echo(f"{path} does not exist: rendering {HELDOUT} held-out faces into {rendered}")
-        dataset.build(rendered, HELDOUT, dataset.HELDOUT_SEED_OFFSET)
+    try:
+        from examples.avatars import dataset
+    except ImportError as error:
+        raise BenchmarkError(
+            f"{path}: found no held-out images and no renderer ({error}), expected either; give --heldout, "
+            f"or install the renderer with: pip install 'diffusevae-engine[benchmark]'"
+        ) from error
+    for target, seed in ((rendered, dataset.HELDOUT_SEED_OFFSET), (out / "train.npz", 0)):
+        if not target.exists():
+            click.echo(f"{path} does not exist: rendering {RENDERED} faces of seed {seed} into {target}")
+            dataset.build(target, RENDERED, seed)
     return rendered
 
 

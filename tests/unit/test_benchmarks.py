@@ -224,6 +224,17 @@ def test_quality_refuses_wrong_files_in_one_line(
     assert "Traceback" not in done.output
 
 
+def test_faces_are_rendered_where_no_file_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("python_avatars", reason="the package python-avatars is not installed")
+    monkeypatch.setattr(quality, "RENDERED", 4)
+    path = quality.held_out(tmp_path / "none.npz", tmp_path)
+    assert path == tmp_path / "heldout.npz"
+    heldout, train = quality.load_faces(path), quality.load_faces(tmp_path / "train.npz")
+    assert heldout.shape == train.shape == (4, 32, 32, 3)
+    assert not np.array_equal(heldout, train)
+    assert quality.held_out(path, tmp_path / "elsewhere") == path
+
+
 # --- latency.py -------------------------------------------------------------------------------------------------------
 
 
