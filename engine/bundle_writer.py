@@ -58,7 +58,8 @@ def write_bundle(path: str | os.PathLike[str], manifest: Mapping[str, Any], file
             _check_replaceable(target)  # again: writing took a while
             _swap_in(folder, target)
             _flush_folder(target.parent)
-            remove_stale(target)
+        # Only now: what another writer put aside may be the folder that this one wrote, and held locked until here.
+        remove_stale(target)
     except OSError as error:
         raise BundleError(
             f"{target}: found that the bundle cannot be written ({error.strerror or error}: {error.filename}), expected "
@@ -145,6 +146,34 @@ def _flush_folder(folder: Path) -> None:
 
 def _check_replaceable(target: Path) -> None:
     """Refuse to replace anything but nothing, an empty folder, or a bundle with no foreign file in it."""
+    for _ in range(ATTEMPTS):
+        before = _identity(target)
+        try:
+            return _check_folder(target)
+        except (BundleError, FileNotFoundError):
+            # Another writer that replaced the folder while it was being looked at is no reason to refuse.
+            if _identity(target) == before:
+                raise
+    raise _too_many_writers(target)
+
+
+def _identity(target: Path) -> tuple[int, int, int] | None:
+    """What tells whether a folder is still the same one; None where there is nothing."""
+    try:
+        found = os.stat(target)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino, found.st_ctime_ns
+
+
+def _too_many_writers(target: Path) -> BundleError:
+    return BundleError(
+        f"{target}: found other writers replacing it {ATTEMPTS} times in a row, expected one build at a time; "
+        f"build again when they are done"
+    )
+
+
+def _check_folder(target: Path) -> None:
     if not target.exists():
         return
     if not target.is_dir():
@@ -253,10 +282,7 @@ def _swap_in(folder: Path, target: Path) -> None:
             return
         except FileNotFoundError:
             continue  # another writer has put the old bundle aside in this instant
-    raise BundleError(
-        f"{target}: found other writers replacing it {ATTEMPTS} times in a row, expected one build at a time; "
-        f"build again when they are done"
-    )
+    raise _too_many_writers(target)
 
 
 def _exchange(a: Path, b: Path) -> bool:

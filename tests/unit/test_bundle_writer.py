@@ -299,6 +299,8 @@ RACERS = textwrap.dedent(
             try:
                 write(name, 15)
                 code = 0
+            except BundleError as error:
+                print(error, file=sys.stderr, flush=True)
             finally:
                 os._exit(code)
         pids.append(pid)
@@ -327,6 +329,6 @@ def test_builders_at_once_never_mix(tmp_path: Path, exchange: bool) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
-    assert (seen["codes"], seen["torn"], seen["left"]) == ([0, 0, 0], 0, ["a"]), seen
+    assert (seen["codes"], seen["torn"], seen["left"]) == ([0, 0, 0], 0, ["a"]), (seen, done.stderr)
     assert seen["opened"] > 10, seen
     assert seen["last"] in ("ann", "bob", "eve"), seen
