@@ -29,6 +29,7 @@ class Case:
     spacing: str = "uniform"
     t_start: int | None = None
     guidance: float = 0.0
+    eta: float = 0.0
 
     @property
     def key(self) -> str:
@@ -40,6 +41,8 @@ class Case:
             parts.append(f"t{self.t_start}")
         if self.guidance:
             parts.append(f"w{self.guidance:g}")
+        if self.eta:
+            parts.append(f"eta{self.eta:g}")
         return "/".join(parts)
 
     @property
@@ -50,7 +53,7 @@ class Case:
     @property
     def plain(self) -> bool:
         """Whether it lies on its curve of the plot; the others are variations of a point on it."""
-        return self.guidance == 0.0 and self.spacing == default_spacing(self.t_start)
+        return self.guidance == 0.0 and self.eta == 0.0 and self.spacing == default_spacing(self.t_start)
 
     def setting(self) -> dict[str, Any]:
         """The setting in the form of a bundle's recorded defaults."""
@@ -59,7 +62,7 @@ class Case:
             "method": "ddim",
             "spacing": self.spacing,
             "t_start": self.t_start,
-            "eta": 0.0,
+            "eta": self.eta,
             "temperature": 1.0,
             "guidance": self.guidance,
         }
@@ -74,8 +77,9 @@ def full() -> list[Case]:
     """Every case, the most telling ones first: an interrupted run has those."""
     cases = [Case(VAE, 0)]
     cases += [Case(curve, steps) for steps in FEW for curve in (NOISE, BASELINE)]
-    cases += [Case(RECON, steps, "trailing", t) for steps in FEWEST for t in STARTS]
-    cases += [Case(RECON, 10, "trailing", t) for t in (400, 600)]
+    cases += [Case(RECON, steps, "trailing", t, eta=eta) for steps in FEWEST for t in STARTS for eta in (0.0, 1.0)]
+    cases += [Case(RECON, 10, "trailing", t) for t in (400, 600)] + [Case(RECON, 10, "trailing", 400, eta=1.0)]
+    cases += [Case(curve, 10, eta=1.0) for curve in (NOISE, BASELINE)]
     cases += [Case(RECON, 5, "linspace", 400), Case(RECON, 5, "quad", 400)]
     cases += [Case(NOISE, 5, "quad"), Case(NOISE, 5, "trailing"), Case(NOISE, 10, "quad")]
     cases += [Case(RECON, 5, "trailing", 400, GUIDANCE), Case(NOISE, 10, guidance=GUIDANCE)]

@@ -184,7 +184,7 @@ def sample_rows(subject: study.Study, result: dict[str, Any]) -> list[tuple[str,
     seeds = study.seeds_of(0, PICTURED)
     shown = [Case(cases.VAE, 0), Case(cases.NOISE, 10)]
     if result["recommended"] is not None:
-        chosen = {key: result["recommended"][key] for key in ("steps", "spacing", "t_start", "guidance")}
+        chosen = {key: result["recommended"][key] for key in ("steps", "spacing", "t_start", "guidance", "eta")}
         shown.append(Case(cases.RECON if chosen["t_start"] is not None else cases.NOISE, **chosen))
     shown.append(Case(cases.NOISE, 50))
     if subject.baseline is not None:

@@ -231,8 +231,10 @@ class Runner:
         # A twin may be made in one thread while this runner runs in another: a graph is loaded once even so.
         with self._loading:
             if role not in self._graphs:
+                # The table runs once a schedule, and what it rounds off enters every step: it stays in float32.
+                precision = "f32" if role == "timestep_table" else self.precision
                 self._graphs[role] = backends.load(
-                    self.bundle, role, backend=self.backend, precision=self.precision, threads=self.threads
+                    self.bundle, role, backend=self.backend, precision=precision, threads=self.threads
                 )
             return self._graphs[role]
 

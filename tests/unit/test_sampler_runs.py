@@ -14,11 +14,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine import Cancelled, NumericsError, SamplerStateError, StepInfo
-from engine.runner import KEPT_SHAPES
+from engine import Bundle, Cancelled, NumericsError, SamplerStateError, StepInfo, backends
+from engine.runner import KEPT_SHAPES, Runner
+from tests import toy
 from tests.samplers import EACH_BACKEND, SIZE, Z_DIM, open_toy, watch_graph
 
 ROOT = Path(__file__).parents[2]
+
+
+def test_the_timestep_table_stays_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, str] = {}
+    load = backends.load
+
+    def remember(bundle: Bundle, role: str, *, backend: str, precision: str, threads: int) -> backends.Graph:
+        asked[role] = precision
+        return load(bundle, role, backend=backend, precision="f32", threads=threads)
+
+    monkeypatch.setattr(backends, "load", remember)
+    runner = Runner(Bundle.open(toy.build_bundle(tmp_path / "toy.bundle")), "onnxruntime", "bf16", 1, 4)
+    runner.load()
+    runner.close()
+    assert asked == {"vae_decoder": "bf16", "timestep_table": "f32", "denoiser": "bf16"}
 
 
 class TestCallback:

@@ -1,0 +1,84 @@
+"""Is the model that ships with the repository whole, and does it do what the project is about?"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine import Sampler
+from engine.backends import available
+from export.build import Request, build
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "examples" / "avatars"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("avatars") / "avatars.bundle"
+    build(Request(FOLDER / "avatars.ckpt", None, path, "ema", ("onnxruntime", "openvino")))
+    return path
+
+
+@pytest.fixture(scope="module")
+def sampler(bundle: Path) -> Iterator[Sampler]:
+    with Sampler(bundle, backend="onnxruntime") as opened:
+        yield opened
+
+
+def edges(images: np.ndarray) -> float:
+    """Mean absolute difference between neighbouring pixels: what a blurred picture has little of."""
+    values = images.astype(np.float64)
+    return float(np.abs(np.diff(values, axis=1)).mean() + np.abs(np.diff(values, axis=2)).mean())
+
+
+def test_checkpoints_are_small() -> None:
+    sizes = [path.stat().st_size for path in FOLDER.glob("*.ckpt")]
+    assert len(sizes) == 2
+    assert sum(sizes) < 30 * 2**20
+
+
+def test_the_recorded_setting_is_few_step(sampler: Sampler) -> None:
+    batch = sampler.sample(4, seed=0)
+    assert 1 <= batch.timings.network_calls <= 5
+    assert batch.setting.t_start is not None
+
+
+def test_the_refiner_sharpens_what_the_vae_draws(sampler: Sampler) -> None:
+    batch = sampler.sample(32, seed=0)
+    assert batch.recon is not None
+    assert edges(batch.images) > 1.2 * edges(batch.recon)
+    # It refines the VAE's picture and does not replace it: the same seeds stay nearer to each other than to other seeds.
+    refined, drawn = batch.images.astype(np.float64), batch.recon.astype(np.float64)
+    same = np.abs(refined - drawn).mean()
+    other = np.abs(refined - np.roll(drawn, 1, axis=0)).mean()
+    assert same < 0.7 * other
+
+
+def test_backends_agree(bundle: Path, sampler: Sampler) -> None:
+    ready, reason = available()["openvino"]
+    if not ready:
+        pytest.skip(reason)
+    with Sampler(bundle, backend="openvino", precision="f32") as second:
+        a, b = sampler.sample(8, seed=3), second.sample(8, seed=3)
+    assert np.abs(a.x - b.x).mean() <= 2e-4
+
+
+def test_demo_writes_its_picture(bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "avatars.png"
+    command = [sys.executable, str(FOLDER / "demo.py"), str(bundle), "--out", str(out)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "10 steps from noise" in done.stdout
+    assert "timestep table" in done.stdout
+    with Image.open(out) as picture:
+        assert picture.size[0] > 1000
+        assert np.asarray(picture).std() > 20
