@@ -8,7 +8,12 @@
 
 Stage one fits the VAE. Stage two fits the DDPM of DiffuseVAE's formulation 1: eps(x_t, t, reconstruction), the condition
 dropped for one sample in ten so that classifier-free guidance works. The baseline is what the paper compares with: the
-same network, images seen and optimiser without the condition. `pack` writes the EMA weights in the reference's key layout.
+same network, images seen and optimiser without the condition. `pack` writes the EMA weights in the reference's key layout,
+with the setting that benchmarks/quality.py recommended.
+
+The shipped refiner saw 115,000 images like the baseline, and then 50,000 more to take the colour drift out of it:
+    python examples/avatars/train.py diffuse --data data --out runs --images 165000 --weighting few-step
+
 A stage that was stopped continues from its last saved state; its progress bar counts images seen.
 """
 
@@ -16,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import math
 import os
 import sys
@@ -290,6 +296,7 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=Path(__file__).parent, help="where pack writes the checkpoints")
     parser.add_argument("--images", type=int, help="images the stage sees in all (default: the shipped model's)")
     parser.add_argument("--weighting", choices=["min-snr", "few-step"], default="min-snr", help="of the eps loss over t")
+    parser.add_argument("--defaults", type=json.loads, help="JSON that pack records as the setting to sample with")
     parser.add_argument("--threads", type=int, help="torch threads; two stages side by side run best with one each")
     args = parser.parse_args()
     if args.threads:
@@ -299,8 +306,8 @@ def main() -> None:
     if args.stage == "vae":
         train_vae(args.data, args.out, Recipe(images=args.images or 90_000, batch=32, lr=1e-3))
     elif args.stage == "pack":
-        for stage in ("diffuse", "baseline"):
-            print(pack(args.out, args.to, stage, None))
+        print(pack(args.out, args.to, "diffuse", args.defaults))
+        print(pack(args.out, args.to, "baseline", None))
     else:
         recipe = Recipe(images=args.images or 115_000, batch=32, lr=6e-4, weighting=args.weighting)
         train_ddpm(args.data, args.out, recipe, conditional=args.stage == "diffuse")
