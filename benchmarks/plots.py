@@ -114,14 +114,11 @@ def _draw_curve(axes: Any, curve: str, rows: Sequence[dict[str, Any]]) -> None:
     axes.plot(*_points(front), marker=marker, color=color, markersize=8, linewidth=2.2, linestyle=line, label=label)
     for row in front:
         if row["steps"]:
-            start = row["setting"]["t_start"]
-            # The curves fall to the right: names of points stand free above them, and below them at the left.
-            text, place, side = (f"{row['steps']}", (5, 7), "left")
-            if start is not None:
-                text, place, side = f"{row['steps']} from t={start}", (-8, -13), "right"
+            # The reconstruction's curve lies lowest where it matters: its names stand below it, the others' above.
+            place = (0, -16) if row["setting"]["t_start"] is not None else (0, 8)
             axes.annotate(
-                text, (row["ms_per_image"], _visible(row)), xytext=place, textcoords="offset points", ha=side,
-                fontsize=9, color=color,
+                f"{row['steps']}", (row["ms_per_image"], _visible(row)), xytext=place, textcoords="offset points",
+                ha="center", fontsize=9, color=color,
             )  # fmt: skip
 
 
