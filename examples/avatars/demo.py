@@ -2,8 +2,8 @@
 
     python examples/avatars/demo.py out/avatars.bundle --out out/avatars.png
 
-Each column is one seed: what the VAE draws, what the refiner makes of it in ten steps from pure noise, and in the few
-steps from the VAE's image that the bundle records as its default setting.
+Each column is one seed: what the VAE draws, what the refiner makes of it in the few steps from the VAE's image that the
+bundle records as its default setting, and what it makes in ten steps from pure noise.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
         ten = sampler.sample(COLUMNS, seed=SEED, steps=10)
     from PIL import Image
 
-    rows = [few.recon, ten.images, few.images]
+    rows = [few.recon, few.images, ten.images]
     sheet = grid(np.concatenate([row for row in rows if row is not None]), columns=COLUMNS, pad=1)
     picture = Image.fromarray(sheet).resize((sheet.shape[1] * SCALE, sheet.shape[0] * SCALE), Image.Resampling.NEAREST)
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def main() -> None:
     start = "from noise" if setting.t_start is None else f"from the VAE's image at t = {setting.t_start}"
     print(*timing_lines("10 steps from noise", ten), sep="\n")
     print(*timing_lines(f"default, {len(few.timesteps)} steps {start}", few), sep="\n")
-    print(f"wrote {args.out}: the VAE's images (top), 10 steps from noise (middle), the default setting (bottom)")
+    print(f"wrote {args.out}: the VAE's images (top), the default setting (middle), 10 steps from noise (bottom)")
 
 
 if __name__ == "__main__":
