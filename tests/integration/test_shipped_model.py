@@ -33,10 +33,11 @@ def sampler(bundle: Path) -> Iterator[Sampler]:
         yield opened
 
 
-def edges(images: np.ndarray) -> float:
-    """Mean absolute difference between neighbouring pixels: what a blurred picture has little of."""
+def edge_height(images: np.ndarray) -> float:
+    """The 99th percentile of the difference between neighbouring pixels: the edges, which blurring flattens."""
     values = images.astype(np.float64)
-    return float(np.abs(np.diff(values, axis=1)).mean() + np.abs(np.diff(values, axis=2)).mean())
+    steps = [np.abs(np.diff(values, axis=axis)).ravel() for axis in (1, 2)]
+    return float(np.percentile(np.concatenate(steps), 99))
 
 
 def test_checkpoints_are_small() -> None:
@@ -54,7 +55,8 @@ def test_the_recorded_setting_is_few_step(sampler: Sampler) -> None:
 def test_the_refiner_sharpens_what_the_vae_draws(sampler: Sampler) -> None:
     batch = sampler.sample(32, seed=0)
     assert batch.recon is not None
-    assert edges(batch.images) > 1.2 * edges(batch.recon)
+    # Measured on this model: 89 levels drawn, 118 refined; real faces have 131.
+    assert edge_height(batch.images) > 1.15 * edge_height(batch.recon)
     # It refines the VAE's picture and does not replace it: the same seeds stay nearer to each other than to other seeds.
     refined, drawn = batch.images.astype(np.float64), batch.recon.astype(np.float64)
     same = np.abs(refined - drawn).mean()
