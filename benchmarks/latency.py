@@ -254,10 +254,11 @@ def main(
     """Time every contestant on the same network in alternating turns."""
     try:
         count = resolve_threads(threads)
-        options: dict[str, Any] = {}
         if bundle is None:
             bundle, checkpoint = preset_bundle(preset, out.parent)
-            options = {"preset": preset}
+        # What the weights cannot tell, the bundle knows: the contestants in torch read the checkpoint with it.
+        manifest = Bundle.open(bundle).manifest
+        options = {"heads": manifest.model.unet["heads"], "image_size": manifest.model.image_size}
         task = Task(bundle, checkpoint, options, steps, count)
         click.echo(describe(machine_facts()))
         result = measure(task, batches, duel.Plan(rounds, repeats, seconds), skip, click.echo)
