@@ -80,7 +80,7 @@ def full() -> list[Case]:
     cases += [Case(RECON, steps, "trailing", t) for steps in FEWEST for t in STARTS]
     cases += [Case(RECON, steps, "trailing", t, eta=1.0) for steps in FEWEST for t in STARTS[1:4]]
     cases += [Case(RECON, 10, "trailing", 400, eta=eta) for eta in (0.0, 1.0)]
-    cases += [Case(curve, 10, eta=1.0) for curve in (NOISE, BASELINE)]
+    cases += [Case(curve, steps, eta=1.0) for steps in FEW for curve in (NOISE, BASELINE)]
     cases += [Case(RECON, 5, "linspace", 400), Case(RECON, 5, "trailing", 400, GUIDANCE)]
     cases += [Case(NOISE, 5, "quad"), Case(NOISE, 5, "trailing")]
     cases += [Case(curve, steps) for steps in STEPS if steps not in FEW for curve in (NOISE, BASELINE)]
