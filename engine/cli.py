@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from engine import __version__
+from engine.batch import Batch
 from engine.cli_info import info, verify
 from engine.cli_output import finish
 from engine.errors import EngineError, did_you_mean
@@ -139,6 +140,13 @@ def cli() -> None:
     """Sample from DiffuseVAE bundles: a VAE draws the picture, a few diffusion steps make it sharp."""
 
 
+def _run_on_images(bundle: str, images: tuple[str, ...], run: Callable[..., Batch], given: dict[str, Any]) -> None:
+    """Read the pictures at the bundle's size, run a Sampler's method on them, and write what came out."""
+    with open_sampler(bundle, given) as sampler:
+        pixels, notes = load_images(images, sampler.bundle.manifest.model.image_size)
+        finish(sampler, run(sampler, pixels, **run_options(given)), notes=notes, **given)
+
+
 @cli.command()
 @click.argument("bundle")
 @click.option("-n", "--number", "n", type=int, help="Images. Default: one, or one a seed.")
@@ -166,10 +174,7 @@ def sample(bundle: str, n: int | None, **given: Any) -> None:
 @output("reconstructions.png")
 def reconstruct(bundle: str, images: tuple[str, ...], **given: Any) -> None:
     """Encode IMAGES (files, folders or .npy), decode them, and refine the result."""
-    with open_sampler(bundle, given) as sampler:
-        pixels, notes = load_images(images, sampler.bundle.manifest.model.image_size)
-        batch = sampler.reconstruct(pixels, **run_options(given))
-        finish(sampler, batch, notes=notes, **given)
+    _run_on_images(bundle, images, Sampler.reconstruct, given)
 
 
 @cli.command()
@@ -181,10 +186,7 @@ def reconstruct(bundle: str, images: tuple[str, ...], **given: Any) -> None:
 @output("refined.png")
 def refine(bundle: str, images: tuple[str, ...], **given: Any) -> None:
     """Refine IMAGES (files, folders or .npy) themselves: denoise, sharpen. --with-recon shows them above."""
-    with open_sampler(bundle, given) as sampler:
-        pixels, notes = load_images(images, sampler.bundle.manifest.model.image_size)
-        batch = sampler.refine(pixels, **run_options(given))
-        finish(sampler, batch, notes=notes, **given)
+    _run_on_images(bundle, images, Sampler.refine, given)
 
 
 @cli.command()

@@ -160,6 +160,7 @@ def build_step_table(
     formulation: 1, 2, or None for an unconditional model (no term with cond).
     steps, spacing: how many timesteps, and which. None is "uniform" (the reference's whole strides), or "linspace"
         with t_start; "quad" is dense near 0 and may merge duplicates (StepTable.steps counts what is left);
+        "trailing" ends one stride above 0, so that no call is spent on a clean x;
         "truncated" is the last `steps` of the full chain.
     method, eta, variance: "ddim" with eta 0 (deterministic) .. 1; "ddpm" with variance "fixedlarge" or "fixedsmall"
         (of no effect with ddim). No noise in the last step.

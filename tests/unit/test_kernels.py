@@ -8,24 +8,10 @@ import numpy as np
 import pytest
 
 import kernels
-from kernels import KernelArgumentError, fallback, loader
+from kernels import KernelArgumentError
+from tests.kernel_choice import SEEDS, use
 
-NATIVE = kernels.implementation()["name"] == "native"
 SHAPES = [(0, 3, 4, 4), (1, 0), (1, 1), (1, 3), (2, 5), (3, 3, 7, 5), (2, 511), (2, 512), (2, 513), (1, 1_000_003)]
-SEEDS = np.array([0, 2**32 - 1, 2**63, 2**64 - 1], np.uint64)
-
-
-def use(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    if name == "native" and not NATIVE:
-        pytest.skip("the compiled kernels were not built (DIFFUSEVAE_KERNELS=numpy)")
-    chosen = loader.NativeKernels() if name == "native" else fallback.NumpyKernels("test")
-    monkeypatch.setattr(kernels, "_kernels", chosen)
-
-
-@pytest.fixture(params=["native", "numpy"])
-def each(request, monkeypatch):
-    """Runs a test on both implementations through the public functions."""
-    use(monkeypatch, request.param)
 
 
 def floats(shape: tuple[int, ...], seed: int, offset: int = 0) -> np.ndarray:

@@ -8,23 +8,8 @@ import numpy as np
 import pytest
 
 import kernels
-from kernels import KernelArgumentError, fallback, loader
-
-NATIVE = kernels.implementation()["name"] == "native"
-SEEDS = np.array([0, 2**32 - 1, 2**63, 2**64 - 1], np.uint64)
-
-
-def use(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    if name == "native" and not NATIVE:
-        pytest.skip("the compiled kernels were not built (DIFFUSEVAE_KERNELS=numpy)")
-    chosen = loader.NativeKernels() if name == "native" else fallback.NumpyKernels("test")
-    monkeypatch.setattr(kernels, "_kernels", chosen)
-
-
-@pytest.fixture(params=["native", "numpy"])
-def each(request, monkeypatch):
-    """Runs a test on both implementations through the public functions."""
-    use(monkeypatch, request.param)
+from kernels import KernelArgumentError, fallback
+from tests.kernel_choice import SEEDS, use
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
