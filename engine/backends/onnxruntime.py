@@ -1,8 +1,11 @@
-"""How does ONNX Runtime run a graph on the CPU in float32?"""
+"""How does ONNX Runtime run a graph? On the CPU in float32; the same code serves its GPU providers, see Runtime."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -11,48 +14,103 @@ import numpy.typing as npt
 from engine.backends.base import Arrays, Graph, check_precision, check_tensors, read_onnx
 from engine.bundle import Bundle
 from engine.errors import BackendError
-from engine.manifest import GraphSpec
+from engine.manifest import GraphSpec, graph_key
 from engine.threads import resolve_threads
 
 NAME = "onnxruntime"
 PRECISIONS = ("f32",)
-_PROVIDER = "CPUExecutionProvider"
+TABLE = "timestep_table"
+_CPU = "CPUExecutionProvider"
 _DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One backend name: the execution providers that it stands for, in order, and what to install for them.
+
+    providers: {name: its options}. What the first cannot run goes to the next, and shape arithmetic always to the CPU's;
+    that a provider is missing altogether is an error, never a reason to take another.
+    """
+
+    name: str
+    providers: Mapping[str, Mapping[str, str]]
+    precisions: tuple[str, ...]
+    install: str
+
+
+CPU = Runtime(NAME, {_CPU: {}}, PRECISIONS, "pip install onnxruntime")
 
 
 def load(bundle: Bundle, role: str, *, precision: str = "f32", threads: int | None = None) -> OrtGraph:
     """Load a graph of a verified bundle; BackendError when the runtime is missing, or refuses graph or precision."""
-    check_precision(precision, PRECISIONS, NAME)
+    return load_on(CPU, bundle, role, precision, threads)
+
+
+def load_on(runtime: Runtime, bundle: Bundle, role: str, precision: str, threads: int | None) -> OrtGraph:
+    """Load a graph on these providers; precision "fp16" takes the bundle's half graph (the timestep table has none)."""
+    check_precision(precision, runtime.precisions, runtime.name)
+    obtained = "f32" if role == TABLE else precision
+    key = graph_key(role, obtained)
+    bundle.spec(role)
+    if key not in bundle.manifest.graphs:
+        raise BackendError(
+            f"{bundle.path}: found no graph {key!r}, expected one for {runtime.name} in {precision}; "
+            f"build the bundle again with --precision {precision}, or choose precision f32"
+        )
     count = resolve_threads(threads)
-    data = read_onnx(bundle, role)
+    data = read_onnx(bundle, key)
     try:
-        session = open_session(data, count)
+        session = open_session(data, count, runtime)
         tensors = {
             tensor.name: (_DTYPES.get(tensor.type, tensor.type), tensor.shape)
             for tensor in (*session.get_inputs(), *session.get_outputs())
         }
     except native_failures() as error:
         raise BackendError(
-            f"onnxruntime {_import().__version__}, graph {role!r} of {bundle.path}: found {type(error).__name__}: {error}; "
-            f"expected a graph that it can load; upgrade onnxruntime, or rebuild the bundle"
+            f"{runtime.name} {_import().__version__}, graph {key!r} of {bundle.path}: found {type(error).__name__}: "
+            f"{error}; expected a graph that it can load; upgrade onnxruntime, or rebuild the bundle; what it needs comes "
+            f"with: {runtime.install}"
         ) from error
-    check_tensors(bundle, role, tensors)
-    return OrtGraph(role, bundle.spec(role), count, session)
+    check_tensors(bundle, key, tensors)
+    return OrtGraph(role, bundle.spec(key), obtained, count, session, runtime.name)
 
 
-def open_session(data: bytes, threads: int) -> Any:
-    """An InferenceSession over an ONNX model's bytes, on the CPU provider, as every graph here runs.
+def open_session(data: bytes, threads: int, runtime: Runtime = CPU) -> Any:
+    """An InferenceSession over an ONNX model's bytes, on exactly the providers asked for.
 
-    BackendError where the package or the provider is missing; what the runtime itself raises is in native_failures().
+    BackendError where the package or a provider is missing; what the runtime itself raises is in native_failures().
     """
-    ort = _import()
+    ort, asked = _import(), list(runtime.providers)
+    # A provider that this build does not have, or whose libraries or device are missing, is passed over with no more than
+    # a line in a log: compare before and after.
+    built_in = ort.get_available_providers()
+    if not set(asked) <= set(built_in):
+        raise _other_providers(runtime, ort, f"has the providers {', '.join(built_in)}")
+    advice = _preload(runtime, ort)
     # Its own fallback retries on the same CPU provider and prints to stdout.
-    session = ort.InferenceSession(data, _options(ort, threads), providers=[_PROVIDER], enable_fallback=0)
-    if session.get_providers() != [_PROVIDER]:
-        raise BackendError(
-            f"onnxruntime: found the providers {session.get_providers()}, expected [{_PROVIDER!r}]; reinstall onnxruntime"
-        )
+    providers = [(name, dict(options)) for name, options in runtime.providers.items()]
+    session = ort.InferenceSession(data, _options(ort, threads), providers=providers, enable_fallback=0)
+    taken = session.get_providers()
+    if taken != (asked if _CPU in asked else [*asked, _CPU]):
+        raise _other_providers(runtime, ort, f"took the providers {', '.join(taken)}{advice}")
     return session
+
+
+def _preload(runtime: Runtime, ort: Any) -> str:
+    """Load CUDA's libraries from where pip has put them; onnxruntime prints what is missing, here it goes into an error."""
+    if runtime == CPU or not hasattr(ort, "preload_dlls"):  # from 1.21 on
+        return ""
+    with redirect_stdout(StringIO()) as said:
+        ort.preload_dlls()
+    lines = [line for line in said.getvalue().splitlines() if line.startswith("Failed to load")]
+    return f" ({lines[0][:200]})" if lines else ""
+
+
+def _other_providers(runtime: Runtime, ort: Any, found: str) -> BackendError:
+    return BackendError(
+        f"{runtime.name}: found that onnxruntime {ort.__version__} {found}, expected {', '.join(runtime.providers)}; "
+        f"check the device and its driver, and install what they need with: {runtime.install}"
+    )
 
 
 def _import() -> Any:
@@ -97,8 +155,11 @@ class OrtGraph(Graph):
 
     backend = NAME
 
-    def __init__(self, role: str, spec: GraphSpec, threads: int, session: Any) -> None:
-        super().__init__(role, spec, "f32", threads)
+    def __init__(
+        self, role: str, spec: GraphSpec, precision: str, threads: int, session: Any, backend: str = NAME
+    ) -> None:
+        super().__init__(role, spec, precision, threads)
+        self.backend = backend
         self._failures = native_failures()
         self._session = session
         self._binding = session.io_binding()
@@ -118,4 +179,4 @@ class OrtGraph(Graph):
         self._session = self._binding = None
 
     def _twin(self) -> OrtGraph:
-        return OrtGraph(self.role, self.spec, self.threads, self._session)
+        return OrtGraph(self.role, self.spec, self.precision, self.threads, self._session, self.backend)

@@ -56,7 +56,7 @@ def export_onnx(role: Role) -> bytes:
     assert program is not None, "torch.onnx.export returns a program when dynamo=True"
     model = program.model_proto
     _anonymise(model)
-    _label(model, role)
+    label_graph(model, role)
     _check_signature(model, role)
     return bytes(model.SerializeToString(deterministic=True))
 
@@ -87,14 +87,14 @@ def _anonymise(model: onnx.ModelProto) -> None:
     del graph.value_info[:]  # inferred again by whoever loads the graph
 
 
-def _label(model: onnx.ModelProto, role: Role) -> None:
+def label_graph(model: onnx.ModelProto, role: Role) -> None:
     """Record what the graph is and what its tensors hold, for tools that see the file alone."""
     model.graph.name = role.name
     tensors = {
         "inputs": [tensor.as_manifest() for tensor in role.inputs],
         "outputs": [tensor.as_manifest() for tensor in role.outputs],
     }
-    labels = {"format": FORMAT, "family": FAMILY, "role": role.name} | {
+    labels = {"format": FORMAT, "family": FAMILY, "role": role.name, "precision": role.precision} | {
         key: json.dumps(value) for key, value in tensors.items()
     }
     for key, value in labels.items():

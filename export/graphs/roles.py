@@ -36,12 +36,13 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Role:
-    """One graph: its name, the torch module that defines it, and its signature."""
+    """One graph: its name, the torch module that defines it, its signature, and "f32" or "fp16" for its weights."""
 
     name: str
     module: nn.Module
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    precision: str = "f32"
 
 
 class EncoderGraph(nn.Module):
@@ -90,7 +91,12 @@ class TimestepTable(nn.Module):
         emb = self.time_mlp(self.sinusoids.index_select(0, timesteps))
         if self.z_mlp is not None and z is not None:
             emb = emb[:, None, :] + self.z_mlp(z)[None, :, :]
-        return F.linear(F.silu(emb), self.weight, self.bias)
+        rows = F.linear(F.silu(emb).to(self.weight.dtype), self.weight, self.bias)
+        return rows.float()  # like the cast above, for a matrix in half (export/precision.py); nothing in float32
+
+    def half_projection(self) -> None:
+        """Turn the blocks' projections into half."""
+        self.weight.data, self.bias.data = self.weight.half(), self.bias.half()
 
 
 class Denoiser(nn.Module):

@@ -1,0 +1,22 @@
+"""Can ONNX Runtime reach a GPU here? What can be told without importing it: the package, and NVIDIA's driver."""
+
+from __future__ import annotations
+
+from ctypes.util import find_library
+from importlib import metadata
+
+from engine.backends.onnxruntime import Runtime
+
+PACKAGE = "onnxruntime-gpu"
+
+
+def installed(runtime: Runtime) -> tuple[bool, str]:
+    """(whether package and driver are there, what is or what to install); whether they work, loading a graph tells."""
+    providers = ", ".join(runtime.providers)
+    try:
+        version = metadata.version(PACKAGE)
+    except metadata.PackageNotFoundError:
+        return False, f"not installed; replace the package onnxruntime with: {runtime.install}"
+    if not any(find_library(name) for name in ("cuda", "nvcuda")):
+        return False, f"installed ({PACKAGE} {version}) on a machine without an NVIDIA driver; install the driver"
+    return True, f"{PACKAGE} {version}, {providers}"
