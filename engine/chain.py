@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,9 +61,13 @@ def start_state(start: Start, work: Workspace, x_T: F32, image: F32 | None) -> N
 def run_chain(chain: Chain, work: Workspace, timings: Timings) -> F32:
     """Take `work.x` from x_T to x_0 in place and return it: float32 [n, 3, H, W].
 
+    A denoiser that can run whole chains does so in one call when nobody watches; its result is the same, bit for bit.
     Raises NumericsError when the denoiser returns NaN or infinity, Cancelled when `watch` asks to stop, and
     whatever `watch` itself raises. The workspace can be used again after any of them.
     """
+    run_steps = getattr(chain.denoiser, "run_steps", None)
+    if run_steps is not None and chain.watch is None:
+        return _run_at_once(chain, run_steps, work, timings)
     ask = ask_for(work)
     table = chain.table
     x0, x0_prev = work.x0, work.x0_prev
@@ -95,6 +100,34 @@ def run_chain(chain: Chain, work: Workspace, timings: Timings) -> F32:
         if chain.watch is not None:
             _report(chain, i, int(t), work.x, x0)
         x0, x0_prev = x0_prev, x0
+    return work.x
+
+
+def _run_at_once(chain: Chain, run_steps: Callable[..., Any], work: Workspace, timings: Timings) -> F32:
+    """The same loop inside the denoiser's backend: one call for all steps, guidance always in one batch of 2N."""
+    x, cond = work.x_stack, work.cond_stack
+    if work.guided and not work.folded:
+        x = np.concatenate([work.x, work.x])
+        cond = None if work.cond is None else np.concatenate([work.cond, np.zeros_like(work.cond)])
+    times = run_steps(
+        rows=np.ascontiguousarray(chain.embeddings),
+        coefficients=np.ascontiguousarray(chain.table.rows),
+        x=x,
+        cond=cond,
+        samples=len(work.x),
+        keep_x0=chain.table.needs_x0_prev,
+        seeds=chain.seeds if chain.noise is None else None,
+        noise=None if chain.noise is None else np.ascontiguousarray(chain.noise),
+        guidance=chain.guidance,
+    )
+    for i, milliseconds in enumerate(times.network_ms):
+        timings.add_step(i, milliseconds)
+    timings.update_ms += times.update_ms
+    timings.network_calls += chain.table.steps
+    if times.failed_step is not None:
+        raise NumericsError(_not_finite(chain, times.failed_step, int(chain.table.timesteps[times.failed_step])))
+    if x is not work.x_stack:
+        np.copyto(work.x, x[: len(work.x)])
     return work.x
 
 

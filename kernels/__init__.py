@@ -16,12 +16,12 @@ from kernels.errors import KernelArgumentError, KernelError, KernelLoadError
 from kernels.loader import load
 
 __all__ = [
-    "ROW_FIELDS", "STREAM_STEP", "STREAM_X_T", "STREAM_Z", "KernelArgumentError", "KernelError", "KernelLoadError",
-    "implementation", "normal", "philox4x32", "to_uint8", "update",
+    "ROW_FIELDS", "STREAM_PRIOR", "STREAM_STEP", "STREAM_X_T", "STREAM_Z", "KernelArgumentError", "KernelError",
+    "KernelLoadError", "implementation", "normal", "philox4x32", "to_uint8", "update",
 ]  # fmt: skip
 
 ROW_FIELDS = ("p_x", "p_eps", "p_cond", "k_x0", "k_prev", "k_x", "k_eps", "k_cond", "sigma", "clip")
-STREAM_Z, STREAM_X_T, STREAM_STEP = 0, 1, 2
+STREAM_Z, STREAM_X_T, STREAM_STEP, STREAM_PRIOR = 0, 1, 2, 3
 
 _kernels = load()
 

@@ -28,7 +28,7 @@ U32 = NDArray[np.uint32]
 U8 = NDArray[np.uint8]
 
 _CURE = (
-    "Run `pip install .` (or `pip install -e .`) in the source folder with a C++17 compiler at hand, for instance g++ 9 "
+    "Run `pip install .` (or `pip install -e .`) in the source folder with a C++17 compiler at hand, for instance g++ 12 "
     f"or newer (`apt install g++`), or set {VARIABLE}=numpy to run the slower numpy kernels."
 )
 
@@ -73,7 +73,7 @@ class NativeKernels:
 
     def __init__(self, path: Path = LIBRARY) -> None:
         self._path = path
-        self._library = _open(path)
+        self._library = open_library(path)
         size, unsigned, pointer = ctypes.c_int64, ctypes.c_uint32, ctypes.c_void_p
         signatures: dict[str, tuple[list[Any], Any]] = {
             "dv_isa": ([], ctypes.c_char_p),
@@ -116,7 +116,8 @@ class NativeKernels:
         return {"name": "native", "isa": self._library.dv_isa().decode(), "path": str(self._path)}
 
 
-def _open(path: Path) -> ctypes.CDLL:
+def open_library(path: Path) -> ctypes.CDLL:
+    """The library at `path`, of this version; KernelLoadError otherwise."""
     if not path.exists():
         raise KernelLoadError(f"The compiled kernels are missing: {path} does not exist. {_CURE}")
     try:

@@ -1,0 +1,229 @@
+/* How is the native CPU engine called? The C interface of backend `native`; kernels/native/README.md explains a program.
+ *
+ * A program is three flat arrays (ports, tensors, ops) and one block of packed weights. dv_native_open checks all of it,
+ * plans memory once and copies the arrays; the weights stay where they are (a mapped file) until the last handle over
+ * them is closed. Every function returns a DV_NATIVE_ status and, where it is not OK, a sentence in `error`; none of them
+ * throws, exits or trusts a program. One handle serves one thread at a time (a second one is answered
+ * DV_NATIVE_BUSY); clones share plan and weights.
+ */
+#ifndef DIFFUSEVAE_NATIVE_H
+#define DIFFUSEVAE_NATIVE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "diffusevae/kernels.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Raised whenever a struct, a number or a packed layout changes; a program of another version is refused. */
+#define DV_NATIVE_VERSION 1
+
+#define DV_NATIVE_MAX_SOURCES 4  /* tensors that one operation may concatenate */
+#define DV_NATIVE_MAX_THREADS 256
+#define DV_NATIVE_NONE (-1)      /* in any number or offset below: absent */
+
+enum dv_native_status {
+    DV_NATIVE_OK = 0,
+    DV_NATIVE_BAD_PROGRAM = 1,   /* the program or its weights do not hold together */
+    DV_NATIVE_BAD_CALL = 2,      /* arguments of a call */
+    DV_NATIVE_NO_MEMORY = 3,
+    DV_NATIVE_NO_THREADS = 4,
+    DV_NATIVE_UNSUPPORTED = 5,   /* this processor or operating system lacks the instruction set */
+    DV_NATIVE_BUSY = 6,          /* another thread is inside this handle */
+    DV_NATIVE_FORKED = 7,        /* the handle was opened in another process: open it again in this one */
+    DV_NATIVE_NOT_FINITE = 8     /* dv_native_run_steps: NaN or infinity; `failed_step` says where */
+};
+
+/* What a caller hands in and gets back, one array a port. Float arrays are contiguous float32. */
+enum dv_native_port_kind {
+    DV_NATIVE_PORT_MAP = 1,      /* float32 [batch, channels, height, width] */
+    DV_NATIVE_PORT_ROW = 2,      /* float32 [1 or batch, channels]: what the timestep contributes; input only, at most one */
+    DV_NATIVE_PORT_STEPS = 3,    /* int64 [steps]: timesteps; input only */
+    DV_NATIVE_PORT_TABLE = 4     /* float32 [steps, channels], or [steps, batch, channels] (see rows below) */
+};
+
+typedef struct dv_native_port {
+    int32_t kind;
+    int32_t is_output;           /* 0 input, 1 output */
+    int32_t channels, height, width;  /* height = width = 1 unless a map */
+    int32_t rows;                /* DV_NATIVE_PORT_TABLE: a dv_native_rows; 0 otherwise */
+} dv_native_port;
+
+/* A tensor is a value inside the program: a map of bf16 in blocks of 32 channels, or float32 rows. */
+enum dv_native_rows {
+    DV_NATIVE_ROWS_NONE = 0,     /* a map: one image a sample */
+    DV_NATIVE_ROWS_STEPS = 1,    /* float32 [steps, channels] */
+    DV_NATIVE_ROWS_BATCH = 2,    /* float32 [batch, channels] */
+    DV_NATIVE_ROWS_PAIRS = 3     /* float32 [steps, batch, channels] */
+};
+
+typedef struct dv_native_tensor {
+    int32_t rows;                /* a dv_native_rows */
+    int32_t channels;            /* real channels; storage is padded to 32 with zeros */
+    int32_t height, width;       /* 1 for rows */
+} dv_native_tensor;
+
+enum dv_native_op_kind {
+    DV_NATIVE_INPUT = 1,         /* input ports, concatenated -> map */
+    DV_NATIVE_CONV = 2,          /* maps -> norm -> activation -> convolution + what is added -> map or output port */
+    DV_NATIVE_ATTENTION = 3,     /* map [q | k | v] -> map */
+    DV_NATIVE_POOL = 4,          /* average over factor x factor */
+    DV_NATIVE_UPSAMPLE = 5,      /* nearest neighbour by factor */
+    DV_NATIVE_LOOKUP = 6,        /* timesteps -> rows of a stored table */
+    DV_NATIVE_LINEAR = 7,        /* rows -> activation -> matrix -> rows or output port, float32 throughout */
+    DV_NATIVE_ADD = 8            /* rows of steps + rows of batch -> rows of pairs */
+};
+
+enum dv_native_activation {
+    DV_NATIVE_IDENTITY = 0,
+    DV_NATIVE_SILU = 1,
+    DV_NATIVE_GELU = 2,          /* x Phi(x), by erf */
+    DV_NATIVE_SIGMOID = 3        /* output_activation only */
+};
+
+/* One operation. Fields that a kind does not use are 0, or DV_NATIVE_NONE where they are numbers or offsets. Offsets
+ * count bytes from the start of the weights. */
+typedef struct dv_native_op {
+    int32_t kind;
+    int32_t sources[DV_NATIVE_MAX_SOURCES];  /* tensors in the order of concatenation (INPUT, LOOKUP: ports), then NONE */
+    int32_t output;              /* tensor written, or NONE where output_port is */
+    int32_t output_port;         /* CONV, LINEAR: port written in float32, or NONE */
+
+    int32_t kernel;              /* CONV: 1 or 3; INPUT: 1, or 3 for patches of 3 x 3 */
+    int32_t stride;              /* CONV: 1 or 2 */
+    int32_t pad_top, pad_left;   /* CONV: 0 or 1; the far sides follow from the output's size */
+    int32_t upsample;            /* CONV: 1 = nearest doubling before a 3 x 3, as four packed 2 x 2 */
+    int32_t factor;              /* POOL, UPSAMPLE; LOOKUP: rows of the stored table */
+
+    int32_t norm_groups;         /* CONV: GroupNorm over the concatenated sources; 0 = none */
+    float norm_epsilon;
+    int64_t norm_weight, norm_bias;  /* float32 [channels of all sources] */
+    int32_t scale_row;           /* norm * (1 + row[scale_row + c]) + row[scale_row + channels + c], or NONE */
+    int32_t activation;          /* applied to the sources: CONV after the norm, LINEAR */
+
+    int64_t weights;             /* packed; LOOKUP: float32 [factor, channels] */
+    int64_t bias;                /* float32 [phases, outputs padded], or NONE */
+    int32_t bias_row;            /* adds row[bias_row + c] to every pixel, or NONE */
+    int32_t residual;            /* tensor of the output's shape that is added, or NONE */
+    int32_t skip_sources[DV_NATIVE_MAX_SOURCES];  /* maps of the output's size through a 1 x 1 without norm, then NONE */
+    int64_t skip_weights;        /* packed bf16, or NONE */
+    int32_t output_activation;   /* CONV: IDENTITY or SIGMOID */
+
+    int32_t int8;                /* CONV: 1 = u8 x s8 products (the skip stays bf16) */
+    int32_t zero_point;          /* 0..255, also what padding positions hold */
+    float inverse_scale;         /* u8 = clamp(round(value * inverse_scale + zero_point)) */
+    int64_t multiplier;          /* float32 [phases, outputs padded]: activation scale * weight scale */
+
+    int32_t heads;               /* ATTENTION */
+    float scale;                 /* ATTENTION: factor of q k^T */
+} dv_native_op;
+
+typedef struct dv_native_program {
+    int32_t version;             /* DV_NATIVE_VERSION */
+    int32_t ports_count, tensors_count, ops_count;
+    const dv_native_port* ports;
+    const dv_native_tensor* tensors;
+    const dv_native_op* ops;
+    const void* weights;         /* 64-byte aligned; not copied */
+    int64_t weights_size;
+} dv_native_program;
+
+typedef struct dv_native dv_native;
+
+/* What one run gets. `ports` holds one pointer a port, in the program's order. */
+typedef struct dv_native_call {
+    void* const* ports;
+    int32_t ports_count;
+    int32_t row_count;           /* rows of the ROW port: 1 (shared) or batch; 0 where there is no such port */
+    int64_t batch;               /* any size from 1: worked off in tiles, so memory does not grow with it */
+    int64_t steps;               /* length of the STEPS port; 0 where there is none */
+} dv_native_call;
+
+/* The loop of a sampler in one call: S steps of denoiser and fused update (dv_update), for `samples` samples.
+ *
+ * `lanes` is samples, or 2 * samples with guidance: lane i + samples is then sample i's unconditional branch (its cond
+ * and row are the caller's). x and cond hold `lanes` images; the first half of x is the state, the second is overwritten
+ * with a copy of it before every step. eps is scratch of `lanes` images. */
+typedef struct dv_native_steps {
+    int32_t x_port, cond_port, row_port, eps_port;  /* cond_port, row_port: NONE where the program has none */
+    int32_t steps;
+    int32_t row_count;           /* 1 or lanes */
+    int64_t samples, lanes;
+    const float* rows;           /* [steps, row_count, channels of the row port] */
+    const float* coefficients;   /* [steps, 10], rows of row.h */
+    float* x;                    /* [lanes, C, H, W]: x_T in, x_0 out */
+    const float* cond;           /* [lanes, C, H, W] or null */
+    float* eps;                  /* [lanes, C, H, W] */
+    float* x0;                   /* two buffers [2, samples, C, H, W] that take turns, or null where no row has k_prev */
+    const uint64_t* seeds;       /* [samples], or null with noise */
+    const float* noise;          /* [steps, samples or 1, C, H, W], or null: generated from seeds */
+    int32_t noise_shared;        /* 1: noise is [steps, 1, ...] */
+    float guidance;
+    int64_t first_step;          /* added to the step number of generated noise */
+    double* step_ms;             /* [steps] milliseconds of the network alone, or null */
+    double* update_ms;           /* sum over the updates, or null */
+    int32_t failed_step;         /* out: first step whose eps was not finite, or -1 */
+} dv_native_steps;
+
+/* Time spent in one operation since dv_native_profile switched it on: seen by the first thread, barriers included. */
+typedef struct dv_native_timing {
+    double prepare_us, product_us;   /* norm + activation + layout, then products + epilogue; other kinds: product_us */
+    double flop;                     /* useful floating or integer operations, all runs */
+    double weight_bytes;             /* packed weights read at least once, all runs */
+    double activation_bytes;         /* maps read and written, all runs */
+    int64_t runs;
+} dv_native_timing;
+
+DV_API int32_t dv_native_version(void);
+
+/* The best instruction set of this machine: "amx", "avx512", "avx2", or "" where none of them runs. */
+DV_API const char* dv_native_isa(void);
+
+/* Whether this machine runs `isa`; where not, `why` says what is missing. */
+DV_API int32_t dv_native_supports(const char* isa, char* why, size_t why_size);
+
+/* isa: one of the three names, or null for the best. threads: 1..256. */
+DV_API int32_t dv_native_open(const dv_native_program* program, const char* isa, int32_t threads, dv_native** handle,
+                              char* error, size_t error_size);
+
+/* Another handle over the same plan and weights, with its own memory and threads; a handle of another process is fine:
+ * that is how a forked child gets a working one. */
+DV_API int32_t dv_native_clone(const dv_native* handle, int32_t threads, dv_native** clone, char* error, size_t error_size);
+
+/* Ends the threads and gives the memory back; null is fine. Not while another thread is inside. */
+DV_API void dv_native_close(dv_native* handle);
+
+DV_API int32_t dv_native_run(dv_native* handle, const dv_native_call* call, char* error, size_t error_size);
+DV_API int32_t dv_native_run_steps(dv_native* handle, dv_native_steps* steps, char* error, size_t error_size);
+
+typedef struct dv_native_info {
+    const char* isa;             /* what this handle runs on */
+    int32_t threads;
+    int32_t batch_tile;          /* samples worked on at a time */
+    int64_t arena_bytes;         /* this handle's activations and scratch */
+    int64_t weights_bytes;       /* shared */
+} dv_native_info;
+
+DV_API void dv_native_describe(const dv_native* handle, dv_native_info* info);
+
+/* on = 1 clears and starts the clocks, 0 stops them. */
+DV_API int32_t dv_native_profile(dv_native* handle, int32_t on);
+
+/* Copies up to `count` entries, one an operation in the program's order; returns the number of operations. */
+DV_API int32_t dv_native_timings(const dv_native* handle, dv_native_timing* timings, int32_t count);
+
+/* What the machine could do, for a roofline: runs for about `seconds` and stores operations (2 per multiply-add) or bytes a
+ * second. what: "bf16_l2", "int8_l2" (this instruction set's products as the convolutions do them, operands from L2),
+ * "f32_l2" (the same in float32; UNSUPPORTED on amx, which has no such unit) or "stream" (reading a buffer far larger
+ * than the caches). isa: null for the best. */
+DV_API int32_t dv_native_ceiling(const char* what, const char* isa, int32_t threads, double seconds, double* result,
+                                 char* error, size_t error_size);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* DIFFUSEVAE_NATIVE_H */

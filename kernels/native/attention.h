@@ -1,0 +1,128 @@
+// How is self-attention over pixels done? A head at a time in float32: keys channel-major, values pixel-major, softmax by rows.
+#ifndef DIFFUSEVAE_NATIVE_ATTENTION_H
+#define DIFFUSEVAE_NATIVE_ATTENTION_H
+
+#include "target.h"
+#include "vectors.h"
+
+namespace {
+
+using namespace diffusevae::native;
+
+constexpr int kQueries = 6;         // rows of scores at a time: 6 x 16 accumulators, as in the convolutions
+
+DV_INLINE int32_t padded_lanes(int32_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
+DV_INLINE float float_of(uint16_t bf16) {
+    const uint32_t u = uint32_t(bf16) << 16;
+    float x;
+    __builtin_memcpy(&x, &u, 4);
+    return x;
+}
+
+// A head's matrices: queries and values [pixels][width padded], keys [width][pixels padded]; padding is zero.
+struct Head {
+    float *queries, *keys, *values, *scores, *result;
+    int32_t pixels, width, pixels_padded, width_padded;
+
+    Head(const Attention& op, float* scratch) : pixels(op.source.pixels()), width(op.width) {
+        pixels_padded = padded_lanes(pixels);
+        width_padded = padded_lanes(width);
+        queries = scratch;
+        values = queries + int64_t(pixels_padded + kQueries) * width_padded;
+        keys = values + int64_t(pixels_padded) * width_padded;
+        scores = keys + int64_t(width) * pixels_padded;
+        result = scores + int64_t(kQueries) * pixels_padded;
+    }
+
+    void read(const Attention& op, const uint16_t* map, int32_t head) {
+        const int32_t channels = op.output.channels;
+        for (int64_t i = 0; i < int64_t(pixels_padded + kQueries) * width_padded; ++i) queries[i] = 0.0f;
+        for (int64_t i = 0; i < int64_t(pixels_padded) * width_padded; ++i) values[i] = 0.0f;
+        for (int32_t c = 0; c < width; ++c) {
+            const int32_t channel = head * width + c;
+            float* key = keys + int64_t(c) * pixels_padded;
+            for (int32_t p = 0; p < pixels; ++p) {
+                queries[int64_t(p) * width_padded + c] = at(map, channel, p);
+                key[p] = at(map, channels + channel, p) * op.scale;
+                values[int64_t(p) * width_padded + c] = at(map, 2 * channels + channel, p);
+            }
+            for (int32_t p = pixels; p < pixels_padded; ++p) key[p] = 0.0f;
+        }
+    }
+
+    float at(const uint16_t* map, int32_t channel, int32_t pixel) const {
+        return float_of(map[(int64_t(channel / kBlock) * pixels + pixel) * kBlock + channel % kBlock]);
+    }
+};
+
+// out[6][n] = a[6][k] b[k][n], n in steps of 16; strides in floats.
+DV_INLINE void rows_times(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int32_t k, int32_t n, float* out,
+                          int64_t out_stride) {
+    for (int32_t j = 0; j < n; j += kLanes) {
+        F16 sum[kQueries];
+        for (int q = 0; q < kQueries; ++q) sum[q] = zero();
+        for (int32_t i = 0; i < k; ++i) {
+            const F16 v = load(b + i * b_stride + j);
+            for (int q = 0; q < kQueries; ++q) sum[q] = fma(broadcast(a[q * a_stride + i]), v, sum[q]);
+        }
+        for (int q = 0; q < kQueries; ++q) store(out + q * out_stride + j, sum[q]);
+    }
+}
+
+// exp(score - largest) in place, zero beyond the last pixel; returns one over their sum.
+DV_INLINE float softmax_row(float* row, int32_t pixels, int32_t padded) {
+    for (int32_t p = pixels; p < padded; ++p) row[p] = -3.0e38f;
+    F16 most = load(row), sum = zero();
+    for (int32_t p = kLanes; p < padded; p += kLanes) most = greater(most, load(row + p));
+    const F16 top = broadcast(largest(most));
+    for (int32_t p = 0; p < padded; p += kLanes) store(row + p, exponential(sub(load(row + p), top)));
+    for (int32_t p = pixels; p < padded; ++p) row[p] = 0.0f;
+    for (int32_t p = 0; p < padded; p += kLanes) sum = add(sum, load(row + p));
+    return 1.0f / sum_of(sum);
+}
+
+void attend(Head& h, uint16_t* out, int32_t head, int32_t first, int32_t last) {
+    for (int32_t q = first; q < last; q += kQueries) {
+        const float* query = h.queries + int64_t(q) * h.width_padded;
+        rows_times(query, h.width_padded, h.keys, h.pixels_padded, h.width, h.pixels_padded, h.scores, h.pixels_padded);
+        float inverse[kQueries];
+        for (int r = 0; r < kQueries; ++r)
+            inverse[r] = softmax_row(h.scores + int64_t(r) * h.pixels_padded, h.pixels, h.pixels_padded);
+        rows_times(h.scores, h.pixels_padded, h.values, h.width_padded, h.pixels, h.width_padded, h.result, h.width_padded);
+        for (int32_t r = 0; r < kQueries && q + r < last; ++r)
+            for (int32_t c = 0; c < h.width; c += kLanes) {
+                uint16_t rounded[kLanes];
+                store_bf16(rounded, mul(load(h.result + int64_t(r) * h.width_padded + c), broadcast(inverse[r])));
+                for (int32_t i = 0; i < kLanes && c + i < h.width; ++i) {
+                    const int32_t channel = head * h.width + c + i;
+                    out[(int64_t(channel / kBlock) * h.pixels + q + r) * kBlock + channel % kBlock] = rounded[i];
+                }
+            }
+    }
+}
+
+// A unit is a head of a sample, or a slice of its queries where there are fewer heads than parts.
+void attention(const Attention& op, const Work& w) {
+    const int32_t pixels = op.source.pixels();
+    const int64_t heads = int64_t(w.last - w.first) * op.heads;
+    const int32_t most = (pixels + kQueries - 1) / kQueries;
+    int32_t slices = int32_t((w.parts + heads - 1) / heads);
+    slices = slices < most ? slices : most;
+    const int64_t units = heads * slices, first = units * w.part / w.parts, last = units * (w.part + 1) / w.parts;
+    Head h(op, w.private_scratch);
+    for (int64_t unit = first; unit < last; ++unit) {
+        const int64_t which = unit / slices, slice = unit % slices;
+        const int32_t image = w.first + int32_t(which / op.heads), head = int32_t(which % op.heads);
+        uint16_t* out = reinterpret_cast<uint16_t*>(w.at(image, op.output));
+        h.read(op, reinterpret_cast<const uint16_t*>(w.at(image, op.source)), head);
+        attend(h, out, head, int32_t(pixels * slice / slices), int32_t(pixels * (slice + 1) / slices));
+        if (head != 0 || slice != 0) continue;
+        for (int32_t c = op.output.channels; c < op.output.blocks * kBlock; ++c)  // padding stays zero
+            for (int32_t p = 0; p < pixels; ++p) out[(int64_t(c / kBlock) * pixels + p) * kBlock + c % kBlock] = 0;
+    }
+}
+
+}  // namespace
+
+#endif  // DIFFUSEVAE_NATIVE_ATTENTION_H

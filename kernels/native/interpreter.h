@@ -1,0 +1,59 @@
+// How does a plan run? Tiles of samples through the operations, by a team of threads over one arena.
+#ifndef DIFFUSEVAE_NATIVE_INTERPRETER_H
+#define DIFFUSEVAE_NATIVE_INTERPRETER_H
+
+#include <memory>
+#include <vector>
+
+#include "memory.h"
+#include "plan.h"
+#include "team.h"
+
+namespace diffusevae {
+namespace native {
+
+// How a batch is worked off: `each` samples a thread side by side, without barriers; a rest smaller than the team is cut
+// inside the operations, up to `split` samples at a time.
+struct Tiling {
+    int32_t each, split;
+    int32_t samples(int32_t threads) const { return each * threads > split ? each * threads : split; }
+};
+
+class Interpreter {
+public:
+    Interpreter(std::shared_ptr<const Plan> plan, int32_t threads);
+
+    // Throws Failure for a bad call.
+    void run(const dv_native_call& call);
+
+    void profile(bool on);
+    const std::vector<dv_native_timing>& timings() const { return timings_; }
+    const Plan& plan() const { return *plan_; }
+    const std::shared_ptr<const Plan>& shared_plan() const { return plan_; }
+    int32_t threads() const { return team_.size(); }
+    int32_t batch_tile() const { return tiling_.samples(threads()); }
+    int64_t bytes() const { return memory_.bytes(); }
+
+private:
+    void check(const dv_native_call& call) const;
+    void run_tile(const dv_native_call& call, int64_t sample, int32_t count, bool side_by_side);
+    void run_operations(Work work, bool clocked);
+    void run_conv(size_t index, Work work, bool clocked);
+    const uint8_t* upcoming(size_t index, const Work& work) const;
+    void run_rows(const dv_native_call& call);
+
+    std::shared_ptr<const Plan> plan_;
+    Tiling tiling_;
+    int64_t thread_scratch_;        // bytes of each thread, where samples run side by side
+    int64_t scratch_at_, private_at_;
+    Memory memory_;
+    std::vector<float> rows_;       // tensors of a program of rows; grows with the call
+    std::vector<dv_native_timing> timings_;
+    bool profiling_ = false;
+    Team team_;                     // last: its threads end before anything they use
+};
+
+}  // namespace native
+}  // namespace diffusevae
+
+#endif  // DIFFUSEVAE_NATIVE_INTERPRETER_H

@@ -1,0 +1,94 @@
+// How do images enter, shrink and grow? Input with patches, average pooling, nearest upsampling.
+#ifndef DIFFUSEVAE_NATIVE_PIXELS_H
+#define DIFFUSEVAE_NATIVE_PIXELS_H
+
+#include "target.h"
+#include "vectors.h"
+
+namespace {
+
+using namespace diffusevae::native;
+
+DV_INLINE uint16_t bf16_of(float x) {
+    uint32_t u;
+    __builtin_memcpy(&u, &x, 4);
+    if (x != x) return 0x7FC0;      // a caller's NaN may have bits that rounding would carry into the sign
+    return uint16_t((u + 0x7FFFu + ((u >> 16) & 1u)) >> 16);
+}
+
+// Channels in order over all ports; patches: channel c of shift (kh, kw) is map channel c*9 + kh*3 + kw.
+void input(const Input& op, const Work& w) {
+    const Map& map = op.output;
+    const int32_t height = map.height, width = map.width, side = op.patch, pad = side / 2;
+    const int64_t units = int64_t(w.last - w.first) * height;
+    const int64_t first = units * w.part / w.parts, last = units * (w.part + 1) / w.parts;
+    for (int64_t unit = first; unit < last; ++unit) {
+        const int32_t image = w.first + int32_t(unit / height), y = int32_t(unit % height);
+        uint16_t* out = reinterpret_cast<uint16_t*>(w.at(image, map));
+        const auto row_at = [&](int32_t channel) {
+            return out + (int64_t(channel / kBlock) * map.pixels() + int64_t(y) * width) * kBlock + channel % kBlock;
+        };
+        int32_t channel = 0;
+        for (int32_t p = 0; p < op.count; ++p)
+            for (int32_t c = 0; c < op.channels[p]; ++c) {
+                const float* plane = static_cast<const float*>(w.ports[op.port[p]])
+                                     + ((w.sample + image) * op.channels[p] + c) * int64_t(height) * width;
+                for (int32_t kh = -pad; kh <= pad; ++kh)
+                    for (int32_t kw = -pad; kw <= pad; ++kw, ++channel) {
+                        uint16_t* to = row_at(channel);
+                        const int32_t from = y + kh;
+                        for (int32_t x = 0; x < width; ++x, to += kBlock) {
+                            const bool inside = from >= 0 && from < height && x + kw >= 0 && x + kw < width;
+                            *to = inside ? bf16_of(plane[int64_t(from) * width + x + kw]) : uint16_t(0);
+                        }
+                    }
+            }
+        for (; channel < map.blocks * kBlock; ++channel) {
+            uint16_t* to = row_at(channel);
+            for (int32_t x = 0; x < width; ++x, to += kBlock) *to = 0;
+        }
+    }
+}
+
+// Calls row(source block, output block, y) for this part's output rows.
+template <class Row>
+DV_INLINE void resize_rows(const Resize& op, const Work& w, const Row& row) {
+    const int32_t height = op.output.height, per_sample = op.output.blocks * height;
+    const int64_t units = int64_t(w.last - w.first) * per_sample;
+    const int64_t first = units * w.part / w.parts, last = units * (w.part + 1) / w.parts;
+    for (int64_t unit = first; unit < last; ++unit) {
+        const int32_t image = w.first + int32_t(unit / per_sample), block = int32_t(unit % per_sample) / height;
+        const uint16_t* in = reinterpret_cast<const uint16_t*>(w.at(image, op.source));
+        uint16_t* out = reinterpret_cast<uint16_t*>(w.at(image, op.output));
+        row(in + int64_t(block) * op.source.pixels() * kBlock, out + int64_t(block) * op.output.pixels() * kBlock,
+            int32_t(unit % height));
+    }
+}
+
+void pool(const Resize& op, const Work& w) {
+    const int32_t k = op.factor, from_width = op.source.width, width = op.output.width;
+    const F16 share = broadcast(1.0f / float(k * k));
+    resize_rows(op, w, [&](const uint16_t* in, uint16_t* out, int32_t y) {
+        for (int32_t x = 0; x < width; ++x)
+            for (int32_t lane = 0; lane < kBlock; lane += kLanes) {
+                F16 sum = zero();
+                for (int32_t dy = 0; dy < k; ++dy)
+                    for (int32_t dx = 0; dx < k; ++dx)
+                        sum = add(sum, load_bf16(in + ((int64_t(y) * k + dy) * from_width + x * k + dx) * kBlock + lane));
+                store_bf16(out + (int64_t(y) * width + x) * kBlock + lane, mul(sum, share));
+            }
+    });
+}
+
+void upsample(const Resize& op, const Work& w) {
+    const int32_t k = op.factor, from_width = op.source.width, width = op.output.width;
+    resize_rows(op, w, [&](const uint16_t* in, uint16_t* out, int32_t y) {
+        for (int32_t x = 0; x < width; ++x)
+            __builtin_memcpy(out + (int64_t(y) * width + x) * kBlock, in + (int64_t(y / k) * from_width + x / k) * kBlock,
+                             2 * kBlock);
+    });
+}
+
+}  // namespace
+
+#endif  // DIFFUSEVAE_NATIVE_PIXELS_H

@@ -1,0 +1,348 @@
+// Where does everything lie? Maps get their place in a sample's arena for as long as they are read; operands get a layout.
+#include "plan.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace diffusevae {
+namespace native {
+namespace {
+
+int64_t rounded_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+// First fit over the gaps between live maps.
+class Arena {
+public:
+    int64_t take(int64_t bytes) {
+        bytes = rounded_up(bytes, 64);
+        int64_t at = 0;
+        auto before = live_.begin();
+        for (; before != live_.end() && before->first - at < bytes; ++before) at = before->second;
+        live_.emplace_hint(before, at, at + bytes);
+        size_ = std::max(size_, at + bytes);
+        return at;
+    }
+    void release(int64_t at) { live_.erase(at); }
+    int64_t size() const { return size_; }
+
+private:
+    std::map<int64_t, int64_t> live_;  // begin -> end
+    int64_t size_ = 0;
+};
+
+// Stripes whose sums are gathered apart: 64 pixels, or more where there would be over 64 of them.
+int32_t stripe_of(int32_t pixels) {
+    return std::max<int32_t>(64, int32_t(rounded_up((pixels + 63) / 64, 64)));
+}
+
+class Planner {
+public:
+    Planner(Program program, const Kernels* kernels) : plan_(std::make_shared<Plan>()) {
+        plan_->kernels = kernels;
+        plan_->program = std::move(program);
+    }
+
+    std::shared_ptr<const Plan> run() {
+        const auto& ops = plan_->program.ops;
+        find_lifetimes();
+        maps_.resize(plan_->program.tensors.size());
+        plan_->operations.resize(ops.size());
+        for (size_t i = 0; i < ops.size(); ++i) {
+            place(i);
+            plan_op(ops[i], plan_->operations[i]);
+            release(i);
+        }
+        plan_->sample_bytes = rounded_up(arena_.size(), 4096) + 4096;
+        return plan_;
+    }
+
+private:
+    const Program& program() const { return plan_->program; }
+
+    template <class Use>
+    void each_source(const dv_native_op& op, const Use& use) const {
+        if (op.kind == DV_NATIVE_INPUT || op.kind == DV_NATIVE_LOOKUP) return;
+        for (int32_t i = 0; i < count_of(op.sources); ++i) use(op.sources[i]);
+        if (op.kind != DV_NATIVE_CONV) return;
+        for (int32_t i = 0; i < count_of(op.skip_sources); ++i) use(op.skip_sources[i]);
+        if (op.residual != DV_NATIVE_NONE) use(op.residual);
+    }
+
+    void find_lifetimes() {
+        const auto& ops = program().ops;
+        last_use_.assign(program().tensors.size(), 0);
+        needs_sums_.assign(program().tensors.size(), 0);
+        for (size_t i = 0; i < ops.size(); ++i) {
+            if (ops[i].output != DV_NATIVE_NONE) last_use_[size_t(ops[i].output)] = i;
+            each_source(ops[i], [&](int32_t t) { last_use_[size_t(t)] = i; });
+            if (ops[i].kind == DV_NATIVE_CONV && ops[i].norm_groups > 0)
+                for (int32_t s = 0; s < count_of(ops[i].sources); ++s) needs_sums_[size_t(ops[i].sources[s])] = 1;
+        }
+    }
+
+    // The output map of op i, with its sums right behind it.
+    void place(size_t i) {
+        const dv_native_op& op = program().ops[i];
+        if (op.output == DV_NATIVE_NONE || program().of_rows) return;
+        const dv_native_tensor& t = program().tensor(op.output);
+        Map& map = maps_[size_t(op.output)];
+        map = Map{0, t.channels, blocks_of(t.channels), t.height, t.width, -1, 0};
+        const int64_t bytes = int64_t(map.pixels()) * map.blocks * kBlock * 2;
+        int64_t sums = 0;
+        if (needs_sums_[size_t(op.output)]) {
+            const ConvShape s = conv_shape(program(), op);
+            const int32_t pixels = map.pixels() / s.phases, stripe = stripe_of(pixels);
+            map.slots = (pixels + stripe - 1) / stripe * s.phases;
+            sums = int64_t(map.slots) * 2 * map.blocks * kBlock * int64_t(sizeof(float));
+        }
+        map.offset = arena_.take(bytes + sums);
+        if (sums > 0) map.sums = map.offset + bytes;
+    }
+
+    void release(size_t i) {
+        if (program().of_rows) return;
+        const dv_native_op& op = program().ops[i];
+        std::vector<int32_t> ended;
+        const auto end = [&](int32_t t) {
+            if (last_use_[size_t(t)] == i) ended.push_back(t);
+        };
+        each_source(op, end);
+        if (op.output != DV_NATIVE_NONE) end(op.output);
+        std::sort(ended.begin(), ended.end());
+        ended.erase(std::unique(ended.begin(), ended.end()), ended.end());
+        for (int32_t t : ended) arena_.release(maps_[size_t(t)].offset);
+    }
+
+    const Map& map(int32_t tensor) const { return maps_[size_t(tensor)]; }
+
+    void plan_op(const dv_native_op& op, Operation& to) {
+        to = Operation{};
+        to.kind = op.kind;
+        switch (op.kind) {
+        case DV_NATIVE_INPUT: program().of_rows ? rows(op, to) : input(op, to); break;
+        case DV_NATIVE_CONV: conv(op, to); break;
+        case DV_NATIVE_ATTENTION: attention(op, to); break;
+        case DV_NATIVE_POOL:
+        case DV_NATIVE_UPSAMPLE:
+            to.resize = Resize{map(op.sources[0]), map(op.output), op.factor};
+            to.activation_bytes = map_bytes(to.resize.source) + map_bytes(to.resize.output);
+            break;
+        default: rows(op, to);
+        }
+        plan_->scratch_bytes = std::max(plan_->scratch_bytes, to.scratch_bytes);
+    }
+
+    static double map_bytes(const Map& m) { return 2.0 * m.pixels() * m.blocks * kBlock; }
+
+    void private_floats(int64_t count) { plan_->private_floats = std::max(plan_->private_floats, count); }
+
+    void input(const dv_native_op& op, Operation& to) {
+        Input& in = to.input;
+        in.count = count_of(op.sources);
+        in.patch = op.kernel;
+        in.output = map(op.output);
+        for (int32_t i = 0; i < in.count; ++i) {
+            in.port[i] = op.sources[i];
+            in.channels[i] = program().port(op.sources[i]).channels;
+        }
+        to.activation_bytes = map_bytes(in.output);
+    }
+
+    void attention(const dv_native_op& op, Operation& to) {
+        Attention& a = to.attention;
+        a = Attention{map(op.sources[0]), map(op.output), op.heads, map(op.output).channels / op.heads, op.scale};
+        const int64_t pixels = a.source.pixels(), padded = rounded_up(pixels, kLanes), width = rounded_up(a.width, kLanes);
+        // Queries and values, keys, six rows of scores and of results: the layout of attention.h.
+        private_floats((2 * padded + 12) * width + int64_t(a.width) * padded + 6 * padded);
+        to.flop = 4.0 * double(pixels) * double(pixels) * a.output.channels;
+        to.activation_bytes = map_bytes(a.source) + map_bytes(a.output);
+    }
+
+    void conv(const dv_native_op& op, Operation& to) {
+        const ConvShape s = conv_shape(program(), op);
+        Conv& c = to.conv;
+        c.channels = s.channels;
+        c.int8 = op.int8 == 1;
+        norm(op, c);
+        c.weights = bytes_at(op.weights);
+        c.skip_weights = op.skip_weights == DV_NATIVE_NONE ? nullptr : bytes_at(op.skip_weights);
+        c.steps = int32_t(s.steps());
+        c.skip_steps = s.skip_blocks;
+        c.n_blocks = s.n_blocks;
+        c.phases = s.phases;
+        c.bias = floats_at(op.bias);
+        c.multiplier = c.int8 ? floats_at(op.multiplier) : nullptr;
+        c.bias_row = op.bias_row;
+        c.outputs = s.outputs;
+        c.inverse_scale = op.inverse_scale;
+        c.zero_point = op.zero_point;
+        output(op, s, c);
+        operands(op, s, c);
+        to.scratch_bytes = rounded_up(c.main.bytes, 64) + rounded_up(c.skip.bytes, 64) + kSlack;
+        // Coefficients and sums of the norm, then one padded row.
+        private_floats(5ll * (s.map_blocks + 1) * kBlock + int64_t(c.main.columns) * c.main.pixel_bytes / 4);
+        measure(op, s, c, to);
+    }
+
+    void norm(const dv_native_op& op, Conv& c) const {
+        c.groups = op.norm_groups;
+        c.epsilon = op.norm_epsilon;
+        c.norm_weight = op.norm_groups > 0 ? floats_at(op.norm_weight) : nullptr;
+        c.norm_bias = op.norm_groups > 0 ? floats_at(op.norm_bias) : nullptr;
+        c.scale_row = op.scale_row;
+        c.activation = op.activation;
+    }
+
+    void output(const dv_native_op& op, const ConvShape& s, Conv& c) {
+        c.to_port = op.output == DV_NATIVE_NONE;
+        c.port = op.output_port;
+        c.output_activation = op.output_activation;
+        c.output = c.to_port ? Map{0, s.outputs, blocks_of(s.outputs), s.out_height, s.out_width, -1, 0} : map(op.output);
+        c.has_residual = op.residual != DV_NATIVE_NONE;
+        if (c.has_residual) c.residual = map(op.residual);
+        const int32_t height = s.phases == 4 ? s.height : s.out_height, width = s.phases == 4 ? s.width : s.out_width;
+        c.pixels = height * width;
+        c.stripe = stripe_of(c.pixels);
+        c.stripes = (c.pixels + c.stripe - 1) / c.stripe;
+        const int32_t step = s.phases == 4 ? 2 : 1;
+        c.place = table(height, width, int64_t(step) * s.out_width, step);
+        for (int32_t p = 0; p < s.phases; ++p) c.phase_place[p] = (p / 2) * s.out_width + p % 2;
+    }
+
+    // [height * width]: y * row + x * column.
+    const uint32_t* table(int32_t height, int32_t width, int64_t row, int64_t column) {
+        std::vector<uint32_t>& made = plan_->tables[{height, width, row, column}];
+        if (made.empty()) {
+            made.reserve(size_t(height) * size_t(width));
+            for (int64_t y = 0; y < height; ++y)
+                for (int64_t x = 0; x < width; ++x) made.push_back(uint32_t(y * row + x * column));
+        }
+        return made.data();
+    }
+
+    void operands(const dv_native_op& op, const ConvShape& s, Conv& c) {
+        const Kernels& k = *plan_->kernels;
+        const bool plain = op.norm_groups == 0 && op.activation == DV_NATIVE_IDENTITY && !c.int8;
+        const int32_t height = s.phases == 4 ? s.height : s.out_height, width = s.phases == 4 ? s.width : s.out_width;
+        gather(op.sources, c.int8 ? k.int8_pixel_bytes : k.bf16_pixel_bytes, s.k_blocks, op.kernel, op.stride, op.pad_top, height,
+               width, plain, c.main);
+        c.main_segments = segments(c.main, c.main_segment, s.taps, s.phases);
+        if (s.skips == 0) return;
+        gather(op.skip_sources, k.bf16_pixel_bytes, s.skip_blocks, 1, 1, 0, s.out_height, s.out_width, true, c.skip);
+        c.skip.scratch = rounded_up(c.main.bytes, 64);
+        c.skip_segments = segments(c.skip, c.skip_segment, 1, 1);
+    }
+
+    void gather(const int32_t (&sources)[kSources], int32_t pixel_bytes, int32_t blocks, int32_t kernel, int32_t stride,
+                int32_t pad, int32_t height, int32_t width, bool plain, Gather& g) const {
+        g.count = count_of(sources);
+        for (int32_t i = 0; i < g.count; ++i) {
+            g.source[i] = map(sources[i]);
+            g.map_blocks += g.source[i].blocks;
+        }
+        g.blocks = blocks;
+        g.pixel_bytes = pixel_bytes;
+        g.kernel = kernel;
+        g.stride = stride;
+        g.pad_top = g.pad_left = pad;
+        g.rows = (height - 1) * stride + kernel;
+        g.columns = (width - 1) * stride + kernel;
+        g.out_height = height;
+        g.out_width = width;
+        const bool tiles = plan_->kernels->tiles;
+        // Tiles read maps as they are where nothing is to be done to them; vectors need them widened.
+        g.in_place = tiles && plain && kernel == 1 && stride == 1;
+        // Sixteen pixels must lie at one stride: a row of them, or maps without padding between the rows.
+        g.copies = tiles && kernel > 1 && width % kLanes != 0;
+        const int64_t pixels = !g.copies     ? int64_t(g.rows) * g.columns
+                               : stride == 1 ? int64_t(kernel) * g.rows * width
+                                             : int64_t(kernel) * kernel * height * width;
+        g.block_bytes = pixels * pixel_bytes;
+        g.bytes = g.in_place ? 0 : g.block_bytes * blocks;
+    }
+
+    // One segment of everything prepared, or one a source read in place. Returns their number.
+    int32_t segments(const Gather& g, Segment (&to)[kSources], int32_t taps, int32_t phases) {
+        const int64_t bytes = g.pixel_bytes;
+        const uint32_t* flat = table(g.out_height, g.out_width, g.out_width * bytes, bytes);
+        if (g.in_place) {
+            for (int32_t i = 0; i < g.count; ++i)
+                to[i] = Segment{true, g.source[i].offset, g.source[i].pixels() * bytes, g.source[i].blocks, 1, {}, flat,
+                                int32_t(bytes)};
+            return g.count;
+        }
+        Segment& s = to[0];
+        s = Segment{false, g.scratch, g.block_bytes, g.blocks, taps, {}, nullptr, int32_t(bytes)};
+        if (!g.copies) {
+            s.origin = table(g.out_height, g.out_width, int64_t(g.stride) * g.columns * bytes, g.stride * bytes);
+            s.pixel_stride = int32_t(g.stride * bytes);
+        } else {
+            s.origin = flat;
+        }
+        for (int32_t p = 0; p < phases; ++p)
+            for (int32_t t = 0; t < taps; ++t) {
+                const int32_t side = phases == 4 ? 2 : g.kernel;
+                const int32_t kh = t / side + (phases == 4 ? p / 2 : 0), kw = t % side + (phases == 4 ? p % 2 : 0);
+                s.tap[p][t] = int32_t(tap_offset(g, kh, kw));
+            }
+        return 1;
+    }
+
+    static int64_t tap_offset(const Gather& g, int32_t kh, int32_t kw) {
+        const int64_t bytes = g.pixel_bytes, line = g.out_width * bytes;
+        if (!g.copies) return (int64_t(kh) * g.columns + kw) * bytes;
+        if (g.stride == 1) return kw * (g.rows * line) + kh * line;
+        return (kh * g.kernel + kw) * (g.out_height * line);
+    }
+
+    void measure(const dv_native_op& op, const ConvShape& s, const Conv& c, Operation& to) const {
+        double skip_channels = 0.0, read = 0.0;
+        for (int32_t i = 0; i < c.main.count; ++i) read += map_bytes(c.main.source[i]);
+        for (int32_t i = 0; i < s.skips; ++i) {
+            skip_channels += program().tensor(op.skip_sources[i]).channels;
+            read += map_bytes(c.skip.source[i]);
+        }
+        if (c.has_residual) read += map_bytes(c.residual);
+        const double pixels = double(s.out_height) * s.out_width;
+        to.flop = 2.0 * pixels * s.outputs * (double(s.channels) * s.taps + skip_channels);
+        to.activation_bytes = read + (c.to_port ? 4.0 * pixels * s.outputs : map_bytes(c.output));
+        to.weight_bytes = double(kStepBytes) * s.n_blocks * (double(c.steps) * s.phases + c.skip_steps);
+    }
+
+    void rows(const dv_native_op& op, Operation& to) const {
+        RowsOp& r = to.rows;
+        r.first = op.sources[0];
+        r.second = op.sources[1];
+        r.output = op.output;
+        r.output_port = op.output_port;
+        r.entries = op.factor;
+        if (op.kind == DV_NATIVE_LOOKUP) r.table = floats_at(op.weights);
+        if (op.kind != DV_NATIVE_LINEAR) return;
+        const bool to_port = op.output == DV_NATIVE_NONE;
+        const int32_t outputs = to_port ? program().port(op.output_port).channels : program().tensor(op.output).channels;
+        r.linear = Linear{floats_at(op.weights), floats_at(op.bias), program().tensor(op.sources[0]).channels, outputs,
+                          op.activation};
+        to.weight_bytes = 4.0 * r.linear.inputs * double(rounded_up(r.linear.outputs, kLanes));
+        to.flop = 2.0 * r.linear.inputs * r.linear.outputs;
+    }
+
+    const uint8_t* bytes_at(int64_t offset) const { return program().weights + offset; }
+    const float* floats_at(int64_t offset) const {
+        return offset == DV_NATIVE_NONE ? nullptr : reinterpret_cast<const float*>(bytes_at(offset));
+    }
+
+    std::shared_ptr<Plan> plan_;
+    std::vector<Map> maps_;
+    std::vector<size_t> last_use_;
+    std::vector<char> needs_sums_;
+    Arena arena_;
+};
+
+}  // namespace
+
+std::shared_ptr<const Plan> make_plan(Program program, const Kernels* kernels) {
+    return Planner(std::move(program), kernels).run();
+}
+
+}  // namespace native
+}  // namespace diffusevae

@@ -1,0 +1,237 @@
+// How do source maps become the operand of a product? Norm, activation, rounding and padding in one pass over memory.
+#ifndef DIFFUSEVAE_NATIVE_PREPARE_H
+#define DIFFUSEVAE_NATIVE_PREPARE_H
+
+#include "target.h"
+#include "vectors.h"
+
+namespace {
+
+using namespace diffusevae::native;
+
+// Where the channels of one K block of one pixel row come from; a null half is padding.
+struct RowSource {
+    const uint16_t* half[2];        // blocks of 32 channels; bf16 operands use the first only
+    const float *scale[2], *shift[2];
+};
+
+// Sums over all stripes of one source's channels, in the order of the stripes: the same bits for any number of threads.
+inline void total_sums(const float* sums, const Map& map, float* total, float* squares) {
+    const int32_t width = map.blocks * kBlock;
+    for (int32_t c = 0; c < width; c += kLanes) {
+        F16 s = zero(), q = zero();
+        for (int32_t slot = 0; slot < map.slots; ++slot) {
+            const float* at = sums + int64_t(slot) * 2 * width + c;
+            s = add(s, load(at));
+            q = add(q, load(at + width));
+        }
+        store(total + c, s);
+        store(squares + c, q);
+    }
+}
+
+// The norm as y = x * scale + shift per padded channel. `work` holds four times the padded channels.
+inline void norm_coefficients(const Conv& conv, const Work& w, int32_t image, float* scale, float* shift) {
+    const int32_t padded = conv.main.map_blocks * kBlock;
+    float *total = shift + padded, *squares = total + padded;
+    for (int32_t s = 0, at = 0; s < conv.main.count; at += conv.main.source[s].blocks * kBlock, ++s)
+        total_sums(w.sums(image, conv.main.source[s]), conv.main.source[s], total + at, squares + at);
+    for (int32_t c = 0; c < padded; ++c) scale[c] = shift[c] = 0.0f;
+
+    const int32_t width = conv.channels / conv.groups;
+    const double values = double(width) * conv.main.source[0].pixels();
+    const float* row = conv.scale_row >= 0 ? w.row_of(image) + conv.scale_row : nullptr;
+    int32_t source = 0, inside = 0, at = 0;  // the source, channel in it and padded position of the next channel
+    for (int32_t group = 0; group < conv.groups; ++group) {
+        double sum = 0.0, square = 0.0;
+        const int32_t begin_source = source, begin_inside = inside, begin_at = at;
+        const auto advance = [&] {
+            ++inside, ++at;
+            if (inside < conv.main.source[source].channels) return;
+            at += conv.main.source[source].blocks * kBlock - inside;
+            inside = 0, ++source;
+        };
+        for (int32_t k = 0; k < width; ++k) {
+            sum += double(total[at]);
+            square += double(squares[at]);
+            advance();
+        }
+        const double mean = sum / values, variance = square / values - mean * mean;
+        const double inverse = 1.0 / __builtin_sqrt((variance > 0.0 ? variance : (variance == variance ? 0.0 : variance))
+                                                    + double(conv.epsilon));
+        source = begin_source, inside = begin_inside, at = begin_at;
+        for (int32_t k = 0; k < width; ++k) {
+            const int32_t c = group * width + k;
+            float a = float(inverse) * conv.norm_weight[c];
+            float b = conv.norm_bias[c] - float(mean) * a;
+            if (row) {
+                a *= 1.0f + row[c];
+                b = b * (1.0f + row[c]) + row[conv.channels + c];
+            }
+            scale[at] = a;
+            shift[at] = b;
+            advance();
+        }
+    }
+}
+
+template <int kActivation>
+DV_INLINE F16 activate(F16 v) {
+    if constexpr (kActivation == DV_NATIVE_SILU) return silu(v);
+    if constexpr (kActivation == DV_NATIVE_GELU) return gelu(v);
+    return v;
+}
+
+// 16 channels of one pixel into the operand's element type.
+template <bool kInt8>
+DV_INLINE void put(uint8_t* to, int32_t lane, F16 v, F16 inverse_scale, F16 zero_point) {
+    if constexpr (kInt8) {
+        v = fma(v, inverse_scale, zero_point);
+#if defined(__AVX512F__)
+        store_u8(to + lane, v);
+#else
+        store_u8_as_s16(reinterpret_cast<int16_t*>(to) + lane, v);
+#endif
+    } else {
+#if defined(DV_TARGET_TILES)
+        store_bf16(reinterpret_cast<uint16_t*>(to) + lane, v);
+#else
+        store(reinterpret_cast<float*>(to) + lane, round_bf16(v));
+#endif
+    }
+}
+
+template <int kActivation, bool kNorm, bool kInt8>
+void prepare_row(const Conv& conv, const RowSource& from, int32_t pixels, int32_t pixel_bytes, uint8_t* to) {
+    const F16 inverse = broadcast(conv.inverse_scale), point = broadcast(float(conv.zero_point));
+    for (int32_t half = 0; half < (kInt8 ? 2 : 1); ++half)
+        for (int32_t lane = 0; lane < kBlock; lane += kLanes) {
+            const int32_t place = half * kBlock + lane;
+            uint8_t* out = to;
+            if (!from.half[half]) {
+                for (int32_t x = 0; x < pixels; ++x, out += pixel_bytes) put<kInt8>(out, place, zero(), inverse, point);
+                continue;
+            }
+            const uint16_t* in = from.half[half] + lane;
+            F16 scale = zero(), shift = zero();
+            if constexpr (kNorm) scale = load(from.scale[half] + lane), shift = load(from.shift[half] + lane);
+            for (int32_t x = 0; x < pixels; ++x, in += kBlock, out += pixel_bytes) {
+                F16 v = load_bf16(in);
+                if constexpr (kNorm) v = fma(v, scale, shift);
+                put<kInt8>(out, place, activate<kActivation>(v), inverse, point);
+            }
+        }
+}
+
+using PrepareRow = void (*)(const Conv&, const RowSource&, int32_t, int32_t, uint8_t*);
+
+template <bool kNorm, bool kInt8>
+PrepareRow row_kernel(int32_t activation) {
+    if (activation == DV_NATIVE_SILU) return prepare_row<DV_NATIVE_SILU, kNorm, kInt8>;
+    if (activation == DV_NATIVE_GELU) return prepare_row<DV_NATIVE_GELU, kNorm, kInt8>;
+    return prepare_row<DV_NATIVE_IDENTITY, kNorm, kInt8>;
+}
+
+inline PrepareRow row_kernel(const Conv& conv, bool main) {
+    if (!main) return prepare_row<DV_NATIVE_IDENTITY, false, false>;
+    if (conv.groups > 0) return conv.int8 ? row_kernel<true, true>(conv.activation) : row_kernel<true, false>(conv.activation);
+    return conv.int8 ? row_kernel<false, true>(conv.activation) : row_kernel<false, false>(conv.activation);
+}
+
+// The map block `index` of a concatenation: its rows, or null beyond the last.
+inline const uint16_t* block_of(const Gather& g, const Work& w, int32_t image, int32_t index, int32_t y) {
+    for (int32_t s = 0; s < g.count; ++s) {
+        const Map& map = g.source[s];
+        if (index < map.blocks) {
+            const int64_t pixel = int64_t(index) * map.pixels() + int64_t(y) * map.width;
+            return reinterpret_cast<const uint16_t*>(w.at(image, map)) + pixel * kBlock;
+        }
+        index -= map.blocks;
+    }
+    return nullptr;
+}
+
+// One padded row of one K block, at `to`.
+inline void padded_row(const Conv& conv, const Gather& g, bool main, PrepareRow kernel, const Work& w, int32_t image,
+                       int32_t block, int32_t padded_y, const float* scale, const float* shift, uint8_t* to) {
+    const bool int8 = main && conv.int8;
+    const int32_t y = padded_y - g.pad_top, bytes = g.pixel_bytes;
+    const RowSource none{};
+    const PrepareRow pad = int8 ? prepare_row<DV_NATIVE_IDENTITY, false, true> : prepare_row<DV_NATIVE_IDENTITY, false, false>;
+    if (y < 0 || y >= g.source[0].height) return pad(conv, none, g.columns, bytes, to);
+    const int32_t available = g.columns - g.pad_left;
+    const int32_t width = g.source[0].width < available ? g.source[0].width : available;
+    if (g.pad_left > 0) pad(conv, none, g.pad_left, bytes, to);
+    RowSource from{};
+    for (int32_t half = 0; half < (int8 ? 2 : 1); ++half) {
+        const int32_t index = int8 ? 2 * block + half : block;
+        from.half[half] = block_of(g, w, image, index, y);
+        from.scale[half] = scale + int64_t(index) * kBlock;
+        from.shift[half] = shift + int64_t(index) * kBlock;
+    }
+    kernel(conv, from, width, bytes, to + int64_t(g.pad_left) * bytes);
+    if (width < available) pad(conv, none, available - width, bytes, to + int64_t(g.pad_left + width) * bytes);
+}
+
+// Copies a finished padded row to wherever a tap reads it: tiles need their pixels at one stride (see Gather::copies).
+inline void spread_row(const Gather& g, int32_t padded_y, const uint8_t* row, uint8_t* block) {
+    const int64_t bytes = g.pixel_bytes, line = g.out_width * bytes;
+    if (g.stride == 1) {
+        const int64_t copy = g.rows * line;
+        for (int32_t kw = 0; kw < g.kernel; ++kw)
+            __builtin_memcpy(block + kw * copy + padded_y * line, row + kw * bytes, size_t(line));
+        return;
+    }
+    const int64_t copy = g.out_height * line;
+    for (int32_t kh = 0; kh < g.kernel; ++kh) {
+        const int32_t y = padded_y - kh;
+        if (y < 0 || y % g.stride != 0 || y / g.stride >= g.out_height) continue;
+        for (int32_t kw = 0; kw < g.kernel; ++kw) {
+            uint8_t* to = block + (kh * g.kernel + kw) * copy + y / g.stride * line;
+            for (int32_t x = 0; x < g.out_width; ++x)
+                __builtin_memcpy(to + x * bytes, row + (x * g.stride + kw) * bytes, size_t(bytes));
+        }
+    }
+}
+
+inline void prepare_gather(const Conv& conv, const Gather& g, bool main, const Work& w, bool by_rows) {
+    if (g.count == 0 || g.in_place) return;
+    const PrepareRow kernel = row_kernel(conv, main);
+    const int64_t samples = w.last - w.first, units = by_rows ? samples * g.rows : samples * g.blocks;
+    const int64_t first = units * w.part / w.parts, last = units * (w.part + 1) / w.parts;
+    const int32_t padded = conv.main.map_blocks * kBlock + kBlock;  // an odd block count leaves half a pair
+    float *scale = w.private_scratch, *shift = scale + padded, *wide = shift + 3 * int64_t(padded);
+    uint8_t* line = reinterpret_cast<uint8_t*>(wide);
+    const int32_t per_sample = by_rows ? g.rows : g.blocks;
+    int32_t known = -1;
+    for (int64_t unit = first; unit < last;) {
+        const int32_t sample = int32_t(unit / per_sample), image = w.first + sample;
+        const int32_t from = int32_t(unit % per_sample);
+        const int64_t left = last - unit;
+        const int32_t to = from + int32_t(left < per_sample - from ? left : per_sample - from);
+        if (main && conv.groups > 0 && known != image) norm_coefficients(conv, w, image, scale, shift);
+        known = image;
+        uint8_t* base = w.scratch + sample * w.scratch_stride + g.scratch;
+        for (int32_t b = by_rows ? 0 : from; b < (by_rows ? g.blocks : to); ++b)
+            for (int32_t y = by_rows ? from : 0; y < (by_rows ? to : g.rows); ++y) {
+                uint8_t* block = base + b * g.block_bytes;
+                uint8_t* row = g.copies ? line : block + int64_t(y) * g.columns * g.pixel_bytes;
+                padded_row(conv, g, main, kernel, w, image, b, y, scale, shift, row);
+                if (g.copies) spread_row(g, y, row, block);
+            }
+        unit += to - from;
+    }
+}
+
+void prepare(const Conv& conv, const Work& w) {
+    const int32_t groups = conv.n_blocks * conv.phases;
+    const Share share = share_of(int64_t(w.last - w.first) * conv.stripes, groups, w.part, w.parts);
+    // Rows where the product is cut by pixels: each thread prepares most of what it reads.
+    const bool by_rows = share.group_last - share.group_first == groups;
+    prepare_gather(conv, conv.main, true, w, by_rows);
+    prepare_gather(conv, conv.skip, false, w, by_rows);
+}
+
+}  // namespace
+
+#endif  // DIFFUSEVAE_NATIVE_PREPARE_H

@@ -1,0 +1,265 @@
+// How are products done with AMX? Tiles of 16 pixels x 32 channels (64 for int8) times tiles of packed weights.
+//
+// A block is 2 x 2 tiles (two loads a product instead of the 5/4 of 1 x 4 and 4 x 1); a single tile of pixels takes 1 x 4,
+// a single n-block 4 x 1. Tiles of several samples share a block, so that small maps fill it.
+#ifndef DIFFUSEVAE_NATIVE_PRODUCTS_TILES_H
+#define DIFFUSEVAE_NATIVE_PRODUCTS_TILES_H
+
+#include "epilogue.h"
+
+namespace {
+
+// One tile of 16 pixels.
+struct Tile {
+    int32_t image, first;           // first pixel of the phase
+};
+
+struct TileConfig {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+};
+
+void enter_tiles() {
+    TileConfig config = {};
+    config.palette = 1;
+    for (int i = 0; i < 8; ++i) config.row_bytes[i] = 64, config.rows[i] = 16;
+    // Inline assembly: gcc 12's intrinsic tells the compiler that it reads one byte, and the rest is optimised away.
+    asm volatile("ldtilecfg (%0)" : : "r"(&config) : "memory");
+}
+
+void leave_tiles() { _tile_release(); }
+
+// Tiles 0..3 accumulate, 4 and 5 hold pixels, 6 and 7 weights.
+template <bool kInt8, int kSum, int kPixelTile, int kWeightTile>
+DV_INLINE void multiply() {
+    // The intrinsics want literals; every combination in use is spelled out by the compiler's inliner.
+    if constexpr (kInt8) {
+        asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSum), "i"(kPixelTile), "i"(kWeightTile));
+    } else {
+        asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSum), "i"(kPixelTile), "i"(kWeightTile));
+    }
+}
+
+template <int kTile>
+DV_INLINE void load_tile(const void* from, int64_t stride) {
+    asm volatile("tileloadd (%1,%2,1), %%tmm%c0" : : "i"(kTile), "r"(from), "r"(stride) : "memory");
+}
+
+template <int kTile>
+DV_INLINE void store_tile(void* to) {
+    asm volatile("tilestored %%tmm%c0, (%1,%2,1)" : : "i"(kTile), "r"(to), "r"(int64_t(64)) : "memory");
+}
+
+template <int kTile>
+DV_INLINE void clear_tile() {
+    asm volatile("tilezero %%tmm%c0" : : "i"(kTile));
+}
+
+// One K step of a block: pixels at a[m] + at, weights at w[g].
+template <int kTiles, int kGroups, bool kInt8>
+DV_INLINE void step_tiles(const uint8_t* const (&a)[kTiles], int64_t at, int64_t stride, const uint8_t* const (&w)[kGroups]) {
+    if constexpr (kTiles == 2 && kGroups == 2) {
+        load_tile<4>(a[0] + at, stride);
+        load_tile<6>(w[0], 64);
+        multiply<kInt8, 0, 4, 6>();
+        load_tile<7>(w[1], 64);
+        multiply<kInt8, 1, 4, 7>();
+        load_tile<5>(a[1] + at, stride);
+        multiply<kInt8, 2, 5, 6>();
+        multiply<kInt8, 3, 5, 7>();
+    } else if constexpr (kTiles == 1) {
+        load_tile<4>(a[0] + at, stride);
+        load_tile<6>(w[0], 64);
+        multiply<kInt8, 0, 4, 6>();
+        if constexpr (kGroups > 1) {
+            load_tile<7>(w[1], 64);
+            multiply<kInt8, 1, 4, 7>();
+        }
+        if constexpr (kGroups > 2) {
+            load_tile<5>(w[2], 64);
+            multiply<kInt8, 2, 4, 5>();
+            load_tile<6>(w[3], 64);
+            multiply<kInt8, 3, 4, 6>();
+        }
+    } else {
+        static_assert(kGroups == 1, "a block is 2 x 2, 1 x N or N x 1");
+        load_tile<6>(w[0], 64);
+        load_tile<4>(a[0] + at, stride);
+        multiply<kInt8, 0, 4, 6>();
+        load_tile<5>(a[1] + at, stride);
+        multiply<kInt8, 1, 5, 6>();
+        if constexpr (kTiles > 2) {
+            load_tile<7>(a[2] + at, stride);
+            multiply<kInt8, 2, 7, 6>();
+            load_tile<4>(a[3] + at, stride);
+            multiply<kInt8, 3, 4, 6>();
+        }
+    }
+}
+
+template <int kCount>
+DV_INLINE void clear_sums() {
+    clear_tile<0>();
+    if constexpr (kCount > 1) clear_tile<1>();
+    if constexpr (kCount > 2) clear_tile<2>(), clear_tile<3>();
+}
+
+template <int kCount>
+DV_INLINE void store_sums(uint8_t* to) {
+    store_tile<0>(to);
+    if constexpr (kCount > 1) store_tile<1>(to + 1024);
+    if constexpr (kCount > 2) store_tile<2>(to + 2048), store_tile<3>(to + 3072);
+}
+
+// The weights that the next n-group reads, fetched into L2 a few lines a K step (batch 1: 10 % bf16, 4 % int8).
+struct Stream {
+    const uint8_t *next, *end;
+    int32_t lines;                  // a K step
+
+    DV_INLINE void fetch() {
+        for (int32_t i = 0; i < lines && next < end; ++i, next += 64) _mm_prefetch(next, _MM_HINT_T1);
+    }
+};
+
+DV_INLINE const uint8_t* tile_at(const Segment& s, const Work& w, const Tile& tile) {
+    const uint8_t* base = s.in_arena ? w.arena + tile.image * w.arena_stride + s.offset
+                                     : w.scratch + (tile.image - w.first) * w.scratch_stride + s.offset;
+    return base + s.origin[tile.first];
+}
+
+template <int kTiles, int kGroups, bool kInt8>
+DV_INLINE void sum_tiles(const Segment* segments, int32_t count, int32_t phase, const Work& work, const Tile* tiles,
+                         const uint8_t* (&w)[kGroups], Stream& stream, uint8_t* spare) {
+    int32_t quiet = 0;
+    for (int32_t s = 0; s < count; ++s) {
+        const Segment& seg = segments[s];
+        const int64_t stride = seg.pixel_stride;
+        const uint8_t* a[kTiles];
+        for (int m = 0; m < kTiles; ++m) a[m] = tile_at(seg, work, tiles[m]);
+        for (int32_t b = 0; b < seg.blocks; ++b) {
+            for (int32_t t = 0; t < seg.taps; ++t) {
+                stream.fetch();
+                step_tiles<kTiles, kGroups, kInt8>(a, b * seg.block_bytes + seg.tap[phase][t], stride, w);
+                for (int g = 0; g < kGroups; ++g) w[g] += kStepBytes;
+                // The store unit falls asleep after about 2,100 cycles, and waking it costs 950: a store that nobody
+                // reads every 9 steps keeps it awake (32 x 32 maps: 10 %).
+                if (++quiet == 9) quiet = 0, store_tile<7>(spare);
+            }
+        }
+    }
+}
+
+template <int kTiles, int kGroups>
+void block_tiles(const Conv& c, const Work& w, int32_t phase, int32_t n, const Tile* tiles, const Epilogue* epilogues,
+                 Stream& stream) {
+    constexpr int kCount = kTiles * kGroups;
+    alignas(64) uint8_t sums[kCount * 1024], skips[kCount * 1024], spare[1024];
+    const uint8_t *weights[kGroups], *skip_weights[kGroups];
+    for (int g = 0; g < kGroups; ++g) {
+        weights[g] = c.weights + (int64_t(phase) * c.n_blocks + n + g) * c.steps * kStepBytes;
+        skip_weights[g] = c.skip_weights + int64_t(n + g) * c.skip_steps * kStepBytes;
+    }
+    const bool separate = c.int8 && c.skip_segments > 0;
+    clear_sums<kCount>();
+    if (separate) {
+        sum_tiles<kTiles, kGroups, false>(c.skip_segment, c.skip_segments, 0, w, tiles, skip_weights, stream, spare);
+        store_sums<kCount>(skips);
+        clear_sums<kCount>();
+    }
+    if (c.int8) {
+        sum_tiles<kTiles, kGroups, true>(c.main_segment, c.main_segments, phase, w, tiles, weights, stream, spare);
+    } else {
+        sum_tiles<kTiles, kGroups, false>(c.main_segment, c.main_segments, phase, w, tiles, weights, stream, spare);
+        if (c.skip_segments > 0)
+            sum_tiles<kTiles, kGroups, false>(c.skip_segment, c.skip_segments, 0, w, tiles, skip_weights, stream, spare);
+    }
+    store_sums<kCount>(sums);
+    for (int m = 0; m < kTiles; ++m) {
+        const int32_t first = tiles[m].first, left = c.pixels - first, count = left < kLanes ? left : kLanes;
+        for (int g = 0; g < kGroups; ++g) {
+            const int64_t at = (m * kGroups + g) * 1024;
+            const float* skip = separate ? reinterpret_cast<const float*>(skips + at) : nullptr;
+            const Epilogue& epilogue = epilogues[m * kGroups + g];
+            c.int8 ? epilogue.take<true>(first, count, sums + at, skip) : epilogue.take<false>(first, count, sums + at, skip);
+        }
+    }
+}
+
+template <int kTiles, int kGroups>
+DV_INLINE void run_block(const Conv& c, const Work& w, int32_t phase, int32_t n, const Tile* tiles, Stream& stream) {
+    alignas(Epilogue) uint8_t room[kTiles * kGroups * sizeof(Epilogue)];
+    Epilogue* epilogues = reinterpret_cast<Epilogue*>(room);
+    for (int m = 0; m < kTiles; ++m)
+        for (int g = 0; g < kGroups; ++g) {
+            const Epilogue made(c, w, tiles[m].image, phase, n + g);
+            __builtin_memcpy(epilogues + m * kGroups + g, &made, sizeof made);
+        }
+    block_tiles<kTiles, kGroups>(c, w, phase, n, tiles, epilogues, stream);
+}
+
+// The tiles of the units first .. last, in order; a stripe is a multiple of a tile, or the whole of a small map.
+struct TileList {
+    const Conv& c;
+    const Work& w;
+    int32_t per_sample, per_stripe;
+    int64_t first, count;
+
+    TileList(const Conv& conv, const Work& work, const Share& share) : c(conv), w(work) {
+        per_sample = (c.pixels + kLanes - 1) / kLanes;
+        per_stripe = (c.stripe + kLanes - 1) / kLanes;
+        first = index_of(share.unit_first);
+        count = index_of(share.unit_last) - first;
+    }
+    int64_t index_of(int64_t unit) const {
+        return unit / c.stripes * per_sample + unit % c.stripes * per_stripe;
+    }
+    Tile at(int64_t index) const {
+        index += first;
+        return Tile{w.first + int32_t(index / per_sample), int32_t(index % per_sample) * kLanes};
+    }
+};
+
+template <int kTiles, int kGroups>
+DV_INLINE int64_t run_blocks(const TileList& list, int32_t phase, int32_t n, int64_t from, Stream& stream) {
+    for (; list.count - from >= kTiles; from += kTiles) {
+        Tile tiles[kTiles];
+        for (int m = 0; m < kTiles; ++m) tiles[m] = list.at(from + m);
+        run_block<kTiles, kGroups>(list.c, list.w, phase, n, tiles, stream);
+    }
+    return from;
+}
+
+template <int kGroups>
+void run_tiles(const TileList& list, int32_t phase, int32_t n, Stream& stream) {
+    int64_t done = 0;
+    if constexpr (kGroups == 1) done = run_blocks<4, 1>(list, phase, n, done, stream);
+    if constexpr (kGroups <= 2) done = run_blocks<2, kGroups>(list, phase, n, done, stream);
+    run_blocks<1, kGroups>(list, phase, n, done, stream);
+}
+
+void product(const Conv& c, const Work& w) {
+    const int64_t units = int64_t(w.last - w.first) * c.stripes;
+    const int32_t tiles_at_most = int32_t((units * ((c.stripe + kLanes - 1) / kLanes)));
+    const int32_t wide = c.n_blocks % 2 != 0 ? 1 : tiles_at_most == 1 && c.n_blocks % 4 == 0 ? 4 : 2;
+    const int32_t groups = c.n_blocks / wide;
+    const Share share = share_of(units, groups * c.phases, w.part, w.parts);
+    const TileList list(c, w, share);
+    const int64_t blocks = (list.count + 1) / 2, group_bytes = int64_t(wide) * c.steps * kStepBytes;
+    for (int32_t group = share.group_first; group < share.group_last; ++group) {
+        const int32_t phase = group / groups, n = group % groups * wide;
+        const bool ends = group + 1 == share.group_last;
+        const uint8_t* next = ends ? w.upcoming
+                                   : c.weights + (int64_t((group + 1) / groups) * c.n_blocks + (group + 1) % groups * wide)
+                                                     * c.steps * kStepBytes;
+        const int32_t lines = int32_t((int64_t(wide) * kStepBytes / 64 + blocks - 1) / (blocks > 0 ? blocks : 1));
+        Stream stream{next, next ? next + group_bytes : next, lines};
+        if (wide == 1) run_tiles<1>(list, phase, n, stream);
+        if (wide == 2) run_tiles<2>(list, phase, n, stream);
+        if (wide == 4) run_tiles<4>(list, phase, n, stream);
+    }
+}
+
+}  // namespace
+
+#endif  // DIFFUSEVAE_NATIVE_PRODUCTS_TILES_H

@@ -1,0 +1,185 @@
+// What does the engine hand to the kernels of one instruction set? Plain structs, resolved at load: offsets, tables, weights.
+//
+// The kernels are compiled three times (target_*.cpp) from the same family headers. Everything that they compile is inlined or
+// in an unnamed namespace, and they include no standard C++ templates: the linker merges equal functions of different
+// files, and could pick the one compiled for instructions that the machine lacks.
+#ifndef DIFFUSEVAE_NATIVE_TARGET_H
+#define DIFFUSEVAE_NATIVE_TARGET_H
+
+#include <stdint.h>
+
+#include "diffusevae/native.h"
+
+#define DV_MERGED inline __attribute__((always_inline))  // see above
+
+namespace diffusevae {
+namespace native {
+
+constexpr int kBlock = 32;          // channels of a map's block
+constexpr int kLanes = 16;          // outputs of an n-block, pixels of a tile
+constexpr int kStepBytes = 1024;    // packed weights of one K step of one n-block
+constexpr int kMaxTaps = 9;
+constexpr int kMaxPhases = 4;
+constexpr int kSources = DV_NATIVE_MAX_SOURCES;
+
+// A map inside a sample's part of the arena.
+struct Map {
+    int64_t offset;                 // bytes from the start of the sample's part
+    int32_t channels, blocks, height, width;
+    int64_t sums;                   // float [slots][2][32 blocks]: sum and sum of squares of each stripe; -1 where unused
+    int32_t slots;
+    DV_MERGED int32_t pixels() const { return height * width; }
+};
+
+// Source maps made into one operand of a product: padded, and laid out so that a pixel's channels of one K step are adjacent.
+struct Gather {
+    int32_t count;                  // 0: absent
+    Map source[kSources];
+    int32_t map_blocks;             // blocks of 32 over all sources
+    int32_t blocks;                 // blocks of a K step: the same, or half of it (rounded up) for int8
+    int32_t pixel_bytes;
+    int32_t kernel, stride, pad_top, pad_left;
+    int32_t rows, columns;          // padded size
+    int32_t out_height, out_width;
+    bool copies;                    // one copy a tap column (stride 1) or tap (stride 2) instead of one padded map
+    bool in_place;                  // read from the arena as it is, nothing to prepare
+    int64_t block_bytes, bytes;
+    int64_t scratch;                // bytes from the start of a sample's scratch
+};
+
+// A run of K steps over one operand.
+struct Segment {
+    bool in_arena;
+    int64_t offset, block_bytes;
+    int32_t blocks, taps;
+    int32_t tap[kMaxPhases][kMaxTaps];  // bytes from a pixel's origin
+    const uint32_t* origin;         // bytes from the operand's start, one a pixel of the (phase's) output
+    int32_t pixel_stride;           // bytes between the pixels of a tile
+};
+
+struct Conv {
+    Gather main, skip;
+    int32_t channels;               // real channels of the sources
+    int32_t groups;
+    float epsilon;
+    const float *norm_weight, *norm_bias;
+    int32_t scale_row, activation;
+
+    Segment main_segment[kSources], skip_segment[kSources];
+    int32_t main_segments, skip_segments;
+    const uint8_t *weights, *skip_weights;
+    int32_t steps, skip_steps;      // K steps of one n-block and phase
+    int32_t n_blocks, phases;
+    const float *bias, *multiplier; // [phases][16 n_blocks]
+    int32_t bias_row;
+    int32_t outputs;                // real channels
+
+    int32_t pixels;                 // of one phase
+    int32_t stripe, stripes;        // pixels of a stripe; stripes of one phase
+    const uint32_t* place;          // output pixel of each pixel of phase 0
+    int32_t phase_place[kMaxPhases];
+
+    bool to_port;
+    Map output;                     // geometry also where it goes to a port
+    int32_t port;
+    int32_t output_activation;
+    bool has_residual;
+    Map residual;
+
+    bool int8;
+    float inverse_scale;
+    int32_t zero_point;
+};
+
+struct Input {
+    int32_t count;
+    int32_t port[kSources], channels[kSources];
+    int32_t patch;                  // 1 or 3
+    Map output;
+};
+
+struct Attention {
+    Map source, output;
+    int32_t heads, width;           // channels of a head
+    float scale;
+};
+
+struct Resize {                     // pool and upsample
+    Map source, output;
+    int32_t factor;
+};
+
+struct Linear {
+    const float *weights, *bias;    // [n-block][inputs][16]
+    int32_t inputs, outputs, activation;
+};
+
+// One thread's share of one operation over the samples first .. last of a tile.
+struct Work {
+    uint8_t* arena;
+    int64_t arena_stride;           // bytes from one sample to the next
+    uint8_t* scratch;               // of the samples first .. last
+    int64_t scratch_stride;
+    float* private_scratch;         // this thread's own floats
+    const float* row;
+    int64_t row_stride;             // floats from one sample's row to the next; 0 where shared
+    void* const* ports;
+    int64_t sample;                 // the tile's first sample in the caller's batch
+    int32_t first, last;
+    int32_t part, parts;
+    const uint8_t* upcoming;        // packed weights that this thread reads next, or null
+
+    DV_MERGED uint8_t* at(int32_t image, const Map& map) const { return arena + image * arena_stride + map.offset; }
+    DV_MERGED float* sums(int32_t image, const Map& map) const {
+        return reinterpret_cast<float*>(arena + image * arena_stride + map.sums);
+    }
+    DV_MERGED const float* row_of(int32_t image) const { return row + (sample + image) * row_stride; }
+};
+
+struct Kernels {
+    const char* name;
+    int32_t bf16_pixel_bytes, int8_pixel_bytes;  // of a K step of one pixel, as prepared
+    bool tiles;                     // products over 16 pixels at one stride (AMX); maps are read in place where they can be
+    void (*enter)();                // per thread and run: tile state
+    void (*leave)();
+    void (*input)(const Input&, const Work&);
+    void (*prepare)(const Conv&, const Work&);
+    void (*product)(const Conv&, const Work&);
+    void (*attention)(const Attention&, const Work&);
+    void (*pool)(const Resize&, const Work&);
+    void (*upsample)(const Resize&, const Work&);
+    void (*linear)(const Linear&, const float* in, float* activated, int64_t rows, float* out, int32_t part, int32_t parts);
+    // Repeats a convolution's inner product over `bytes` of operands; returns operations done, 0 where there is no unit.
+    double (*ceiling)(int32_t what, const uint8_t* operands, int64_t bytes, int64_t rounds);
+};
+
+enum CeilingKind : int32_t { kCeilingBf16 = 0, kCeilingInt8 = 1, kCeilingF32 = 2 };
+
+// How a product's work is cut among the parts: a grid over pixels and n-groups.
+struct Share {
+    int64_t unit_first, unit_last;  // stripes of all samples
+    int32_t group_first, group_last;
+};
+
+// Parts cut stripes where that loads them evenly: a thread then multiplies what it prepared itself, from its own L2
+// (16 x 16 maps on AMX: 10 % of that level); n-groups where stripes are too few.
+DV_MERGED Share share_of(int64_t units, int32_t groups, int32_t part, int32_t parts) {
+    int32_t best = 1;
+    int64_t least = INT64_MAX;
+    for (int32_t by_unit = parts; by_unit >= 1; --by_unit) {
+        if (parts % by_unit != 0) continue;
+        const int32_t by_group = parts / by_unit;
+        const int64_t load = ((units + by_unit - 1) / by_unit) * ((groups + by_group - 1) / by_group);
+        if (load < least) {
+            least = load;
+            best = by_unit;
+        }
+    }
+    const int32_t by_group = parts / best, u = part / by_group, g = part % by_group;
+    return Share{units * u / best, units * (u + 1) / best, groups * g / by_group, groups * (g + 1) / by_group};
+}
+
+}  // namespace native
+}  // namespace diffusevae
+
+#endif  // DIFFUSEVAE_NATIVE_TARGET_H

@@ -1,0 +1,215 @@
+"""Are weights packed as the engine reads them, layers refused by name, and int8 layers chosen by what they cost?"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from engine.bundle import Bundle
+from engine.errors import ArgumentError, ExportError
+from export.engines import native_pack as pack
+from export.engines.native_int8 import Layer, _fill, choose_layers, parse_budget
+from export.engines.native_program import Assembler, Value
+from export.engines.native_scales import choose_scales, eligible, evaluate, in_int8, of_range, weight_scales
+from export.engines.native_trajectory import States
+from export.engines.native_unet import lower_denoiser
+from export.models.unet import UNet, UNetSpec
+from tests.native_models import NEEDS_NATIVE
+
+SPEC = UNetSpec("openai", 8, 6, 3, 32, (1, 2), 1, (1,), 2)
+
+
+@pytest.fixture(scope="module")
+def unet() -> UNet:
+    torch.manual_seed(0)
+    return UNet(SPEC).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def states(unet: UNet) -> States:
+    generator = torch.Generator().manual_seed(1)
+    x, cond = (torch.randn(4, 3, 8, 8, generator=generator) for _ in range(2))
+    return States(x, cond, torch.randn(4, unet.row_width, generator=generator), (9, 6, 3, 0))
+
+
+# ---- packing ---------------------------------------------------------------------------------------
+
+
+def test_bf16_rounds_to_nearest_even() -> None:
+    values = np.array([0.0, -1.5, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, 3e38, 1e-40], np.float32)
+    wanted = torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
+    np.testing.assert_array_equal(pack.bf16(values), wanted)
+
+
+def test_bf16_lies_in_tiles_by_block_and_tap() -> None:
+    weight = np.random.default_rng(0).integers(-100, 100, (20, 48 + 40, 9)).astype(np.float32)  # exact in bf16
+    packed = pack.pack_bf16(weight, [48, 40], 32)
+    assert packed.shape == (2, 4, 9, 16, 16, 2)
+    found = (packed.astype(np.uint32) << 16).view(np.float32)
+    where = [*range(48), *range(64, 104)]  # each source begins a block of its own
+    for o, c, t in [(0, 0, 0), (17, 47, 8), (19, 48, 3), (3, 87, 5), (16, 33, 1)]:
+        block, inside = divmod(where[c], 32)
+        assert found[o // 16, block, t, inside // 2, o % 16, inside % 2] == weight[o, c, t]
+    assert found.sum() == weight.sum(), "padding is zero"
+
+
+def test_int8_lies_in_pairs_of_blocks() -> None:
+    weight = np.random.default_rng(0).integers(-127, 128, (16, 96, 9)).astype(np.int8)
+    packed = pack.pack_int8(weight, [96], 32)
+    assert packed.shape == (2, 2, 9, 16, 16, 4), "three blocks are two pairs"
+    for o, c, t in [(0, 0, 0), (15, 63, 8), (7, 64, 4), (3, 95, 2)]:
+        pair, inside = divmod(c, 64)
+        assert packed[0, pair, t, inside // 4, o, inside % 4] == weight[o, c, t]
+    assert packed.sum(dtype=np.int64) == weight.sum(dtype=np.int64)
+
+
+def test_a_doubled_convolution_is_four_small_ones() -> None:
+    x, weight = torch.randn(1, 5, 4, 6), torch.randn(7, 5, 3, 3)
+    wanted = F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, padding=1)
+    for phase, folded in enumerate(pack.fold_doubling(weight.numpy())):
+        py, px = divmod(phase, 2)
+        padded = F.pad(x, (1 - px, px, 1 - py, py))
+        found = F.conv2d(padded, torch.from_numpy(folded).reshape(7, 5, 2, 2))
+        assert (found - wanted[:, :, py::2, px::2]).abs().max() <= 1e-5
+
+
+def test_rows_of_a_matrix_lie_by_sixteen_outputs() -> None:
+    weight = np.arange(20 * 3, dtype=np.float32).reshape(20, 3)
+    packed = pack.pack_linear(weight)
+    assert packed.shape == (2, 3, 16)
+    assert packed[1, 2, 3] == weight[19, 2]
+    assert not packed[1, :, 4:].any()
+
+
+# ---- what cannot be expressed ----------------------------------------------------------------------
+
+REFUSED = {
+    "kernel": nn.Conv2d(32, 32, 5, padding=2),
+    "stride": nn.Conv2d(32, 32, 3, padding=1, stride=3),
+    "padding": nn.Conv2d(32, 32, 3, padding=0),
+    "groups": nn.Conv2d(32, 32, 3, padding=1, groups=2),
+    "dilation": nn.Conv2d(32, 32, 3, padding=2, dilation=2),
+    "reflection": nn.Conv2d(32, 32, 3, padding=1, padding_mode="reflect"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_convolution_that_the_engine_lacks_is_refused_by_name(case: str) -> None:
+    with pytest.raises(ExportError, match=r"layer encoder\.3\.conv: found Conv2d.*expected a 1 x 1 or 3 x 3"):
+        Assembler("denoiser", "bf16").conv("encoder.3.conv", REFUSED[case], [Value("h", 32, 8, 8)])
+
+
+def test_odd_sizes_and_weights_that_are_not_finite_are_refused() -> None:
+    layer = nn.Conv2d(32, 32, 3, padding=1, stride=2)
+    with pytest.raises(ExportError, match=r"layer down: found .* of 7 x 7"):
+        Assembler("denoiser", "bf16").conv("down", layer, [Value("h", 32, 7, 7)])
+    with pytest.raises(ExportError, match="layer pool: found pooling of 7 x 7 by 2"):
+        Assembler("vae_encoder", "bf16").pool("pool", Value("h", 32, 7, 7), 2)
+    layer.weight.data[0, 0, 0, 0] = math.nan
+    with pytest.raises(ExportError, match="layer down: found NaN or infinity in its weights"):
+        Assembler("denoiser", "bf16").conv("down", layer, [Value("h", 32, 8, 8)])
+
+
+def test_the_same_model_gives_the_same_bytes(unet: UNet) -> None:
+    first, second = lower_denoiser(unet), lower_denoiser(unet)
+    assert first == second
+    names = [op["name"] for op in json.loads(first.program)["ops"]]
+    assert names[:3] == ["input", "stem", "encoder.0.res.conv1"]
+    assert len(set(names)) == len(names)
+
+
+# ---- int8 ------------------------------------------------------------------------------------------
+
+
+def test_a_scale_holds_zero_exactly_and_spans_the_range() -> None:
+    scale = of_range(-0.2785, 6.0, "min-max")
+    x = torch.tensor([0.0, -0.2785, 6.0, 100.0])
+    found = scale.rounded(x)
+    assert found[0] == 0
+    assert abs(found[1] + 0.2785) <= scale.scale
+    assert found[2] == found[3]
+    assert abs(found[2] - 6.0) <= scale.scale
+
+
+def test_weights_have_a_scale_an_output() -> None:
+    weight = np.array([[1.0, -2.0], [0.0, 0.0], [0.5, 0.1]], np.float32)
+    np.testing.assert_allclose(weight_scales(weight), [2 / 127, 1.0, 0.5 / 127], rtol=1e-6)
+
+
+def test_simulation_leaves_the_network_as_it_was(unet: UNet, states: States) -> None:
+    layers, before = eligible(unet), evaluate(unet, states)
+    scales = {name: of_range(-0.3, 4.0, "x") for name in layers}
+    with in_int8(layers, scales):
+        assert not torch.equal(evaluate(unet, states), before)
+    assert torch.equal(evaluate(unet, states), before)
+
+
+def test_every_residual_convolution_is_eligible_and_nothing_else(unet: UNet) -> None:
+    names = set(eligible(unet))
+    assert len(names) == 2 * len(unet.stages())
+    assert all(name.endswith((".res.conv1", ".res.conv2")) for name in names)
+
+
+def test_scales_are_chosen_by_the_layers_output(unet: UNet, states: States) -> None:
+    scales = choose_scales(unet, states)
+    assert set(scales) == set(eligible(unet))
+    assert {scale.rule for scale in scales.values()} <= {"min-max", "percentile 99.99", "percentile 99.9", "least squares"}
+
+
+def test_layers_are_taken_cheapest_error_for_time_first() -> None:
+    scale = of_range(0, 1, "x")
+    layers = [Layer("costly", scale, 0.05, 1.0), Layer("cheap", scale, 0.01, 1.0), Layer("quick", scale, 0.02, 100.0)]
+    assert _fill(layers, math.inf) == ["quick", "cheap", "costly"]
+    assert _fill(layers, 0.01**2 + 0.02**2 + 1e-9) == ["quick", "cheap"]
+    assert _fill(layers, 0.0) == []
+
+
+@pytest.mark.parametrize(("budget", "most"), [("all", 1.0), (0.02, 0.02), (1e-6, 0.0)])
+def test_the_budget_is_kept_by_the_sum(unet: UNet, states: States, budget: str | float, most: float) -> None:
+    seen: list[str] = []
+    choice = choose_layers(
+        unet, states, evaluate(unet, states), budget, bf16=0.0, progress=lambda names: seen.extend(names) or names
+    )
+    assert set(seen) == set(eligible(unet))
+    assert choice.simulated <= most
+    assert len(choice.scales) == (len(choice.layers) if budget == "all" else len(choice.scales))
+    assert bool(choice.scales) == (most > 0)
+    assert len(choice.lines()) == len(choice.layers) + 1
+    assert json.loads(json.dumps(choice.record()))["timesteps"] == [9, 6, 3, 0]
+
+
+def test_budgets_are_words_or_errors() -> None:
+    assert parse_budget("all") == "all"
+    assert parse_budget("0.03") == 0.03
+    for wrong in ("frei", "0", "-1", "nan", "1.5", ""):
+        with pytest.raises(ArgumentError, match="--int8-budget: found"):
+            parse_budget(wrong)
+    with pytest.raises(ArgumentError, match=r"Did you mean 'free'\?"):
+        parse_budget("fre")
+
+
+@NEEDS_NATIVE
+def test_the_manifest_records_what_was_measured(native_bundle: Callable[..., Path]) -> None:
+    bundle = Bundle.open(native_bundle("form1", "bf16", "int8"))
+    found = {engine.name: engine for engine in bundle.manifest.engines}
+    assert set(found) == {
+        "native f32 timestep_table", "native bf16 vae_encoder", "native bf16 vae_decoder", "native bf16 denoiser",
+        "native int8 denoiser",
+    }  # fmt: skip
+    for engine in found.values():
+        assert engine.record["relative_error"] <= engine.record["bound"]
+        assert engine.source_sha256 == bundle.spec(engine.role).sha256
+    assert found["native bf16 denoiser"].record["relative_error"] <= 0.015
+    assert found["native f32 timestep_table"].record["relative_error"] <= 1e-5
+    calibration = found["native int8 denoiser"].record["calibration"]
+    assert len(calibration["timesteps"]) == 4
+    assert all(layer["int8"] for layer in calibration["layers"]), "budget 'all'"
+    assert calibration["int8_error"] <= 0.1

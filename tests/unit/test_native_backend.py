@@ -1,0 +1,360 @@
+"""Does backend `native` give the same bits however it is called, refuse what is damaged, and survive its surroundings?"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine import Sampler, backends
+from engine.backends import native
+from engine.backends.native_weights import Weights, map_weights, weights_of
+from engine.bundle import Bundle
+from engine.errors import ArgumentError, BackendError, BundleError, NumericsError
+from engine.processor import Processor
+from kernels.native_library import ISAS
+from tests.native_models import NEEDS_NATIVE
+
+pytestmark = NEEDS_NATIVE
+ROOT = Path(__file__).resolve().parents[2]
+
+AMX = Processor("amx", "x86_64", frozenset({"amx_tile", "amx_bf16", "amx_int8", "avx512f", "avx512bw", "avx512_bf16"}))
+VNNI = Processor("vnni", "x86_64", frozenset({"avx2", "avx512f", "avx512bw", "avx512_vnni"}))
+PLAIN = Processor("plain", "x86_64", frozenset({"avx2"}))
+
+
+@pytest.fixture(scope="module")
+def bundle(native_bundle: Callable[..., Path]) -> Bundle:
+    return Bundle.open(native_bundle("form1", "bf16", "int8"))
+
+
+@pytest.fixture(scope="module")
+def by_z(native_bundle: Callable[..., Path]) -> Bundle:
+    return Bundle.open(native_bundle("form1_zcond"))
+
+
+def load(bundle: Bundle, role: str = "denoiser", **options: Any) -> native.NativeGraph:
+    return native.load(bundle, role, **{"threads": 1, **options})
+
+
+def inputs(bundle: Bundle, n: int, seed: int = 0) -> dict[str, np.ndarray]:
+    model, rng = bundle.manifest.model, np.random.default_rng(seed)
+    image = (n, model.channels, model.image_size, model.image_size)
+    given = {"x": rng.standard_normal(image, np.float32), "cond": rng.uniform(-1, 1, image).astype(np.float32)}
+    rows = n if model.z_conditioned else 1
+    return given | {"row": rng.standard_normal((rows, model.row_width), np.float32)}
+
+
+# ---- the same bits ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", native.PRECISIONS)
+def test_a_sample_is_the_same_in_any_batch_and_on_any_threads(bundle: Bundle, precision: str) -> None:
+    given = inputs(bundle, 7)
+    with load(bundle, precision=precision) as graph:
+        whole = graph(**given)["eps"].copy()
+        for part in (slice(0, 1), slice(2, 5), slice(6, 7)):
+            some = {name: array if name == "row" else array[part] for name, array in given.items()}
+            np.testing.assert_array_equal(graph(**some)["eps"], whole[part])
+    for threads in (2, 3, 5):
+        with load(bundle, precision=precision, threads=threads) as graph:
+            assert graph.threads == threads
+            np.testing.assert_array_equal(graph(**given)["eps"], whole)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_each_instruction_set_computes_the_same_but_for_rounding(
+    bundle: Bundle, isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, why = native.native_library.native_library().supports(isa)
+    if not there:
+        pytest.skip(f"this machine does not run {isa}: {why}")
+    given = inputs(bundle, 2)
+    with load(bundle) as graph:
+        best = graph(**given)["eps"].copy()
+    monkeypatch.setenv(native.VARIABLE, isa)
+    with load(bundle) as graph:
+        assert graph.isa == isa == native.instruction_set()
+        assert np.linalg.norm(graph(**given)["eps"] - best) <= 0.015 * np.linalg.norm(best)
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "ddim": {"steps": 4, "spacing": "linspace"},
+    "noise of seeds": {"steps": 5, "method": "ddpm"},
+    "eta": {"steps": 3, "spacing": "linspace", "eta": 1.0},
+    "guidance, folded": {"steps": 3, "spacing": "linspace", "guidance": 0.7},
+    "guidance, not folded": {"steps": 2, "spacing": "linspace", "guidance": 0.7, "n": 9},
+    "start": {"steps": 3, "t_start": 500, "eta": 1.0},
+    "one step": {"steps": 1, "spacing": "linspace"},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("model", ["bundle", "by_z"])
+def test_a_chain_in_one_call_equals_step_by_step(model: str, setting: str, request: pytest.FixtureRequest) -> None:
+    options = {"n": 3, "seed": 5} | SETTINGS[setting]
+    with Sampler(request.getfixturevalue(model), "native", "bf16", threads=2) as sampler:
+        watched = sampler.sample(**options, callback=lambda info: None)
+        alone = sampler.sample(**options)
+    np.testing.assert_array_equal(alone.x, watched.x)
+    np.testing.assert_array_equal(alone.images, watched.images)
+    timings, steps = alone.timings, len(alone.timesteps)
+    assert timings.network_calls == steps
+    assert timings.first_step_ms > 0
+    assert len(timings.other_steps_ms) == steps - 1
+    assert all(ms > 0 for ms in timings.other_steps_ms)
+    assert 0 < timings.update_ms < timings.total_ms
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_given_noise_serves_both_ways(bundle: Bundle, shared: bool) -> None:
+    model = bundle.manifest.model
+    shape = (3, 1 if shared else 4, model.channels, model.image_size, model.image_size)
+    noise = np.random.default_rng(0).standard_normal(shape, np.float32)
+    with Sampler(bundle, "native", "bf16", threads=1, max_batch=3) as sampler:
+        options = {"n": 4, "seed": 0, "steps": 3, "spacing": "linspace", "eta": 1.0, "noise": noise}
+        watched = sampler.sample(**options, callback=lambda info: None)
+        np.testing.assert_array_equal(sampler.sample(**options).x, watched.x)
+
+
+def test_a_chain_that_is_not_finite_names_its_step(bundle: Bundle) -> None:
+    with Sampler(bundle, "native", "bf16", threads=1) as sampler:
+        graph = sampler._runner.graph("denoiser")
+        assert isinstance(graph, native.NativeGraph)
+        given = inputs(bundle, 2)
+        rows = np.repeat(given["row"][None], 3, axis=0)
+        rows[1, 0, :] = np.inf
+        sampler._runner._embeddings = lambda *_: rows  # type: ignore[method-assign]
+        with pytest.raises(NumericsError, match=r"'denoiser' \(native, precision bf16\) returned NaN .* at step 2 of 3"):
+            sampler.sample(2, seed=0, steps=3, spacing="linspace")
+
+
+# ---- roles and precisions --------------------------------------------------------------------------
+
+
+def test_the_table_is_float32_and_the_vae_bf16_whatever_is_asked(bundle: Bundle) -> None:
+    with load(bundle, "timestep_table", precision="int8") as table, load(bundle, "vae_decoder", precision="int8") as vae:
+        assert (table.precision, vae.precision) == ("f32", "bf16")
+        with backends.load(bundle, "timestep_table", backend="onnxruntime", threads=1) as exact:
+            timesteps = np.array([999, 500, 3, 0])
+            wanted = exact(timesteps=timesteps)["rows"]
+            assert np.abs(table(timesteps=timesteps)["rows"] - wanted).max() <= 1e-5 * np.abs(wanted).max()
+        with pytest.raises(ArgumentError, match=r"timestep_table.*timestep.*correct them"):
+            table(timesteps=np.array([5, 1000]))
+
+
+def test_what_the_bundle_lacks_is_refused_with_the_command(by_z: Bundle) -> None:
+    with pytest.raises(BundleError, match=r"expected native int8 denoiser; rebuild .*--backends native --precision int8"):
+        load(by_z, precision="int8")
+    with pytest.raises(BackendError, match="native: found precision 'f32', expected one of those it has: bf16, int8"):
+        load(by_z, precision="f32")
+
+
+def test_auto_takes_native_where_it_is_fastest(bundle: Bundle, by_z: Bundle) -> None:
+    assert backends.choose(bundle, processor=AMX)[:2] == ("native", "bf16")
+    assert backends.choose(bundle, "auto", "int8", AMX)[:2] == ("native", "int8")
+    assert backends.choose(bundle, processor=VNNI)[:2] == ("native", "int8")
+    assert backends.choose(by_z, processor=VNNI)[0] != "native", "bf16 without tiles is slower than OpenVINO in float32"
+    assert backends.choose(bundle, processor=PLAIN)[0] != "native"
+    assert backends.choose(bundle, "native", processor=PLAIN)[:2] == ("native", "bf16")
+    assert backends.choose(bundle, "auto", "int8", PLAIN)[:2] == ("native", "int8"), "no other backend has int8"
+
+
+def test_a_forced_instruction_set_is_checked(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(native.VARIABLE, "avx")
+    with pytest.raises(BackendError, match=r"DIFFUSEVAE_ISA: found 'avx', expected one of amx, .*Did you mean 'avx2'\?"):
+        load(bundle)
+    assert native.available()[0] is False
+    missing = [isa for isa in ISAS if not native.native_library.native_library().supports(isa)[0]]
+    for isa in missing:
+        monkeypatch.setenv(native.VARIABLE, isa)
+        with pytest.raises(BackendError, match=rf"DIFFUSEVAE_ISA: found '{isa}' on a machine that cannot run it \(.+\)"):
+            native.instruction_set()
+
+
+# ---- damage ----------------------------------------------------------------------------------------
+
+
+def files(bundle: Bundle, role: str = "denoiser", precision: str = "bf16") -> tuple[bytes, bytes]:
+    entry = bundle.engine("native", precision, role)
+    return bundle.read_engine(entry, "program"), bundle.read_engine(entry, "weights")
+
+
+def open_changed(bundle: Bundle, change: Callable[[dict[str, Any]], None], precision: str = "bf16") -> None:
+    program, weights = files(bundle, precision=precision)
+    raw = json.loads(program)
+    change(raw)
+    text, spec = json.dumps(raw).encode(), bundle.spec("denoiser")
+    native.open_graph(text, weights_of(weights, "weights"), spec, "denoiser", precision, 1, "program").close()
+
+
+def conv(raw: dict[str, Any], **where: Any) -> dict[str, Any]:
+    """The first convolution with these properties."""
+    convs = (op for op in raw["ops"] if op["kind"] == "conv")
+    return next(op for op in convs if all(bool(op[key]) == value for key, value in where.items()))
+
+
+CHANGES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
+    "version": (lambda raw: raw.update(version=2), r"version: found 2"),
+    "role": (lambda raw: raw.update(role="vae_decoder"), r"role: found 'vae_decoder'"),
+    "precision": (lambda raw: raw.update(precision="f32"), r"precision: found 'f32'"),
+    "unknown field": (lambda raw: raw["ops"][1].update(strde=2), r"ops\[1\]\.strde: found an unknown field"),
+    "unknown kind": (lambda raw: raw["ops"][1].update(kind="convolve"), r"ops\[1\]\.kind: found 'convolve'"),
+    "missing field": (lambda raw: raw["ops"][1].pop("stride"), r"ops\[1\]\.stride: missing"),
+    "boolean for integer": (lambda raw: raw["ops"][1].update(stride=True), r"ops\[1\]\.stride: found True"),
+    "later tensor": (lambda raw: raw["ops"][1].update(sources=["out_conv"]), r"ops\[1\]\.sources: .*operations before"),
+    "five sources": (lambda raw: raw["ops"][1].update(sources=["input"] * 5), r"sources: .*at most 4 tensors"),
+    "written twice": (lambda raw: raw["ops"].insert(1, raw["ops"][0]), r"ops\[1\]\.output: .*no operation before"),
+    "two outputs": (lambda raw: raw["ops"][1].update(output_port="eps"), r"output_port: .*null, since there is an output"),
+    "channels": (lambda raw: raw["tensors"][1].update(channels=33), r"found"),
+    "size": (lambda raw: raw["tensors"][1].update(height=3), r"found"),
+    "port size": (lambda raw: raw["ports"][0].update(width=9), r"ports: found x as input of \(3, 16, 9\), expected input x"),
+    "port direction": (lambda raw: raw["ports"][0].update(output=True), r"ports: found x as output"),
+    "port name": (lambda raw: raw["ports"][0].update(name="y"), r"ops\[0\]\.sources: .*names of ports"),
+    "weights": (lambda raw: raw["ops"][1].update(weights="nothing"), r"weights: found 'nothing'.*BF16 weights of \d+ bytes"),
+    "weights of another layer": (lambda raw: raw["ops"][1].update(weights="out_conv.weights"), r"these are BF16, \d+ bytes"),
+    "bias for weights": (lambda raw: raw["ops"][1].update(weights="stem.bias"), r"these are F32"),
+    "groups": (lambda raw: conv(raw, norm=True)["norm"].update(groups=7), r"found"),
+    "epsilon": (lambda raw: conv(raw, norm=True)["norm"].update(epsilon=-1), r"norm\.epsilon: found -1"),
+    "row outside": (lambda raw: conv(raw, norm=True).update(bias_row=10**6), r"found"),
+    "residual of another size": (lambda raw: conv(raw, residual=True).update(residual="input"), r"found"),
+    "no operations": (lambda raw: raw.update(ops=[]), r"ops: found \[\]"),
+    "output never written": (lambda raw: raw["ops"].pop(), r"found"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_a_damaged_program_is_refused_by_field(bundle: Bundle, case: str) -> None:
+    change, message = CHANGES[case]
+    with pytest.raises(BundleError, match=message):
+        open_changed(bundle, change)
+
+
+def test_int8_fields_are_checked(bundle: Bundle) -> None:
+    changes = {"zero_point": 256, "inverse_scale": float(10**30), "multiplier": "stem.weights"}
+    for key, value in changes.items():
+        with pytest.raises(BundleError, match=rf"int8\.{key}: found"):
+            open_changed(bundle, lambda raw, k=key, v=value: conv(raw, int8=True)["int8"].update({k: v}), "int8")
+
+
+def damaged_header(weights: bytes, change: Callable[[dict[str, Any]], None]) -> Weights:
+    length = int.from_bytes(weights[:8], "little")
+    header = json.loads(weights[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % 64)
+    return weights_of(len(text).to_bytes(8, "little") + text + weights[8 + length :], "weights")
+
+
+HEADERS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
+    "dtype": (lambda h: h["stem.bias"].update(dtype="F64"), r"stem\.bias\.dtype: found 'F64'"),
+    "shape": (lambda h: h["stem.bias"].update(shape=[7]), r"data_offsets: .*28 bytes apart"),
+    "negative": (lambda h: h["stem.bias"].update(data_offsets=[-64, 64]), r"data_offsets"),
+    "gap": (lambda h: h.pop("stem.bias"), r"from \d+ on, where the last one ends"),
+    "short": (lambda h: h.pop("out_conv.bias"), r"found"),
+    "extra": (lambda h: h["stem.bias"].update(more=1), r"more: found an unknown field"),
+    "metadata": (lambda h: h.update(__metadata__={"format": "pt"}), r"__metadata__"),
+}
+
+
+@pytest.mark.parametrize("case", HEADERS)
+def test_damaged_weights_are_refused_by_field(bundle: Bundle, case: str) -> None:
+    change, message = HEADERS[case]
+    with pytest.raises(BundleError, match=message):
+        damaged_header(files(bundle)[1], change)
+
+
+def test_truncated_weights_are_refused(bundle: Bundle, tmp_path: Path) -> None:
+    weights = files(bundle)[1]
+    for tenth in range(10):
+        (tmp_path / "cut").write_bytes(weights[: len(weights) * tenth // 10])
+        with pytest.raises(BundleError, match="found"):
+            map_weights(tmp_path / "cut")
+    (tmp_path / "long").write_bytes(weights + b"\0" * 64)
+    with pytest.raises(BundleError, match="bytes of data, expected the"):
+        map_weights(tmp_path / "long")
+
+
+# ---- surroundings ----------------------------------------------------------------------------------
+
+
+def test_clones_in_threads_equal_the_serial_result(bundle: Bundle) -> None:
+    given = [inputs(bundle, 2, seed) for seed in range(4)]
+    with load(bundle) as graph:
+        wanted = [graph(**case)["eps"].copy() for case in given]
+        clones = [graph.clone() for _ in given]
+        found: list[list[bool]] = [[] for _ in given]
+
+        def work(index: int) -> None:
+            for _ in range(5):
+                found[index].append(bool(np.array_equal(clones[index](**given[index])["eps"], wanted[index])))
+
+        threads = [threading.Thread(target=work, args=(index,)) for index in range(len(given))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert found == [[True] * 5] * len(given)
+    np.testing.assert_array_equal(clones[0](**given[0])["eps"], wanted[0], "a clone outlives what it was cloned from")
+    for clone in clones:
+        clone.close()
+        with pytest.raises(BackendError, match="found a closed graph"):
+            clone(**given[0])
+
+
+def test_a_forked_child_computes_the_same(bundle: Bundle) -> None:
+    given = inputs(bundle, 2)
+    with load(bundle, threads=2) as graph:
+        wanted = graph(**given)["eps"].copy()
+        child = os.fork()
+        if child == 0:  # threads of the parent do not exist here
+            same = False
+            try:
+                same = np.array_equal(graph(**given)["eps"], wanted) and np.array_equal(
+                    graph.clone()(**given)["eps"], wanted
+                )
+                graph.close()
+            finally:
+                os._exit(0 if same else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        np.testing.assert_array_equal(graph(**given)["eps"], wanted)
+
+
+CHILD = """
+import os, sys
+if sys.argv[2] == "one core":
+    os.sched_setaffinity(0, {next(iter(os.sched_getaffinity(0)))})
+from engine import Sampler
+first = Sampler(sys.argv[1], "native", "bf16", threads=None if sys.argv[2] == "one core" else 3)
+second = first.clone()
+batch = second.sample(3, seed=0, steps=3, spacing="linspace")
+print(first.threads, batch.x.tobytes().hex()[:4096])
+"""
+
+
+@pytest.mark.parametrize("where", ["one core", "all cores"])
+def test_a_process_ends_by_itself_with_graphs_open(bundle: Bundle, where: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(bundle.path), where], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    threads, found = done.stdout.split()
+    assert int(threads) == (1 if where == "one core" else 3)
+    with Sampler(bundle, "native", "bf16", threads=1) as sampler:
+        assert sampler.sample(3, seed=0, steps=3, spacing="linspace").x.tobytes().hex()[:4096] == found
+
+
+def test_weights_are_mapped_once_and_outlive_the_file(bundle: Bundle) -> None:
+    with load(bundle) as graph, graph.clone() as clone:
+        assert isinstance(clone, native.NativeGraph)
+        assert clone._loaded is graph._loaded
+        assert graph._loaded.weights.data.ctypes.data % 64 == 0
+        assert 0 < graph.arena_bytes < 2**30
