@@ -1,92 +1,19 @@
-"""Who competes in the latency benchmark? Each contestant makes the same images from the same z and x_T, in its own way.
+"""How does a contestant make its images? Each in its own way, from the same z and x_T.
 
 A contestant runs inside a process of its own (worker.py) and answers three questions: what eps is for given inputs, what
-images a chain gives, and how long the chain took. A new one is a class with these methods and a line in CONTESTANTS.
+images a chain gives, and how long the chain took. A new one is a class with these methods and lines in RUNNERS and field.py.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from engine.processor import Processor
-
-F32 = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """A name, how it computes, and the bounds its outputs must keep (compare.py says of what)."""
-
-    name: str
-    kind: str  # "engine": a Sampler on `backend`;  "torch": the same network as eager PyTorch runs it
-    backend: str
-    precision: str
-    step_bound: float
-    chain_bound: float
-
-
-# Bounds of bf16: one step of the CIFAR-10 network measured 0.009 in eager PyTorch. Chains amplify (at t = 999 an error of
-# eps is multiplied by 1 / sqrt(alpha_bar), 158, before x_0 is clipped): their bound only tells one image from another.
-CONTESTANTS = (
-    Contestant("torch eager f32", "torch", "torch", "f32", 1e-4, 2e-3),
-    Contestant("torch eager bf16", "torch", "torch", "bf16", 0.04, 0.25),
-    Contestant("onnxruntime f32", "engine", "onnxruntime", "f32", 1e-4, 2e-3),
-    Contestant("openvino f32", "engine", "openvino", "f32", 1e-4, 2e-3),
-    Contestant("openvino bf16", "engine", "openvino", "bf16", 0.03, 0.25),
-)
-
-
-@dataclass(frozen=True)
-class Task:
-    """What every contestant is given: files, threads, and the setting that is timed.
-
-    options: what must be said about the checkpoint beside its weights, as keywords of export.evidence.Options.
-    """
-
-    bundle: Path
-    checkpoint: Path | None
-    options: dict[str, Any]
-    steps: int
-    threads: int
-
-
-@dataclass(frozen=True)
-class Run:
-    """One whole run: x float32 [N, 3, H, W] in [-1, 1], and milliseconds in all, per network call, and by other stage."""
-
-    x: F32
-    total_ms: float
-    calls_ms: list[float]
-    stages_ms: dict[str, float] = field(default_factory=dict)
-
-
-class Runner(Protocol):
-    """What a contestant's process holds once it has loaded."""
-
-    def eps(self, x: F32, cond: F32 | None, z: F32 | None, timestep: int) -> F32:
-        """One network call; every input of the batch at the same timestep."""
-
-    def run(self, n: int, seed: int, steps: int) -> Run:
-        """n images from the seeds seed .. seed + n - 1, from z to uint8 pixels."""
-
-
-def skip_reason(
-    contestant: Contestant, task: Task, processor: Processor, backends: dict[str, tuple[bool, str]]
-) -> str | None:
-    """Why a contestant cannot take part on this machine, or None."""
-    if contestant.precision == "bf16" and not processor.bf16:
-        return "the processor has no bf16 (neither amx_bf16 nor avx512_bf16)"
-    if contestant.kind == "torch":
-        return "no checkpoint was given to load the network from (--checkpoint)" if task.checkpoint is None else None
-    installed, reason = backends[contestant.backend]
-    return None if installed else reason
+from benchmarks.field import F32, Contestant, Run, Runner, Task
+from benchmarks.plain import PlainRunner, apply_row
 
 
 class EngineRunner:
@@ -95,19 +22,21 @@ class EngineRunner:
     def __init__(self, contestant: Contestant, task: Task) -> None:
         from engine import Sampler
 
-        self._sampler = Sampler(task.bundle, contestant.backend, contestant.precision, task.threads)
+        self._sampler = Sampler(
+            task.bundle_of(contestant), contestant.backend, contestant.precision, contestant.threads or task.threads
+        )
 
     def eps(self, x: F32, cond: F32 | None, z: F32 | None, timestep: int) -> F32:
         """The bundle's graphs as the Sampler would call them; loaded beside the Sampler's own and closed again."""
         from engine import backends
 
         sampler = self._sampler
-        how: dict[str, Any] = {"backend": sampler.backend, "precision": sampler.precision, "threads": sampler.threads}
+        how: dict[str, Any] = {"backend": sampler.backend, "threads": sampler.threads}
         times = np.array([timestep], np.int64)
-        with backends.load(sampler.bundle, "timestep_table", **how) as table:
+        with backends.load(sampler.bundle, "timestep_table", precision="f32", **how) as table:
             given = {"timesteps": times} if z is None else {"timesteps": times, "z": z}
             rows = np.array(table(**given)["rows"])
-        with backends.load(sampler.bundle, "denoiser", **how) as denoiser:
+        with backends.load(sampler.bundle, "denoiser", precision=sampler.precision, **how) as denoiser:
             inputs = {"x": x, "row": rows if z is None else rows[0]}
             return np.array(denoiser(**(inputs if cond is None else {**inputs, "cond": cond}))["eps"], np.float32)
 
@@ -122,7 +51,7 @@ class EngineRunner:
 
 
 class TorchRunner:
-    """The same network in eager PyTorch, with the time embedding in every call, as the reference implementation runs it.
+    """The same network in PyTorch, eager or compiled, with the time embedding in every call as in the reference.
 
     The solver is a plain loop over the same coefficients; noise comes from the engine, so that images can be compared.
     """
@@ -143,6 +72,14 @@ class TorchRunner:
         self._unet, self._vae = load(source, self._model)
         self._schedule = Schedule(self._model.beta_1, self._model.beta_T, self._model.T)
         self._bf16 = contestant.precision == "bf16"
+        self._network = self._compiled(contestant) if contestant.kind == "compile" else self._unet
+
+    def _compiled(self, contestant: Contestant) -> Any:
+        """The UNet through torch.compile with its weights frozen into the code: compiled at the first call of a shape."""
+        from torch._inductor import config
+
+        config.freezing = True
+        return self._torch.compile(self._unet, dynamic=False)
 
     def _context(self) -> Any:
         """No gradients; bf16 by autocast where asked for."""
@@ -181,20 +118,15 @@ class TorchRunner:
                 asked = time.perf_counter()
                 eps = self._call(x, cond, z if self._model.unet.z_dim else None, t).float()
                 calls.append(1e3 * (time.perf_counter() - asked))
-                x = apply_row(row, x, eps, 0.0 if cond is None else cond)
+                x = apply_row(row, x, eps, 0.0 if cond is None else cond, self._torch.clamp)
             pixels = ((x.clamp(-1, 1) + 1) * 127.5 + 0.5).to(self._torch.uint8).permute(0, 2, 3, 1).contiguous()
             pixels.numpy()
         return Run(x.numpy(), 1e3 * (time.perf_counter() - started), calls)
 
     def _call(self, x: Any, cond: Any, z: Any, timestep: int) -> Any:
-        return self._unet(x, cond, self._torch.full((len(x),), timestep, dtype=self._torch.int64), z)
+        return self._network(x, cond, self._torch.full((len(x),), timestep, dtype=self._torch.int64), z)
 
 
-def apply_row(row: list[float], x: Any, eps: Any, cond: Any) -> Any:
-    """One row of a deterministic step table (kernels.ROW_FIELDS): x_0, clipped, then the next x."""
-    p_x, p_eps, p_cond, k_x0, _, k_x, k_eps, k_cond, _, clip = row
-    x0 = (p_x * x + p_eps * eps + p_cond * cond).clamp(-clip, clip)
-    return k_x0 * x0 + k_x * x + k_eps * eps + k_cond * cond
-
-
-RUNNERS: dict[str, Callable[[Contestant, Task], Runner]] = {"engine": EngineRunner, "torch": TorchRunner}
+RUNNERS: dict[str, Callable[[Contestant, Task], Runner]] = {
+    "engine": EngineRunner, "torch": TorchRunner, "compile": TorchRunner, "plain": PlainRunner,
+}  # fmt: skip

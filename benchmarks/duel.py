@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import worker
-from benchmarks.contestants import F32, Contestant, Run, Task
+from benchmarks.field import F32, Contestant, Run, Task
 from benchmarks.machine import BenchmarkError
 from engine.manifest import Model
 

@@ -14,7 +14,9 @@ from benchmarks.machine import BenchmarkError
 # Okabe and Ito's colours, told apart with every kind of colour vision, and a marker each for prints without colour.
 STYLES = {VAE: ("#7f7f7f", "D"), BASELINE: ("#D55E00", "s"), NOISE: ("#0072B2", "o"), RECON: ("#009E73", "^")}
 INK, GRID, HIGHLIGHT = "#222222", "#dddddd", "#E69F00"
-BARS = ("#9aa5b1", "#56B4E9", "#0072B2", "#009E73", "#E69F00", "#CC79A7")
+# A colour for each family of contestants, the first that a name contains.
+FAMILIES = ("torch", "plain", "native int8", "native", "")
+BARS = ("#9aa5b1", "#CC79A7", "#E69F00", "#009E73", "#0072B2")
 
 
 def _pyplot() -> Any:
@@ -169,38 +171,53 @@ def draw_rows(rows: Sequence[tuple[str, Any]], path: Path) -> None:
 
 
 def draw_latency(result: dict[str, Any], path: Path) -> None:
-    """Median milliseconds of a whole image, and of one step, for each contestant; a panel for each batch size."""
+    """Median milliseconds of a whole image, and of one step: a row of panels for each model, a panel for each batch size."""
     pyplot = _pyplot()
-    batches = sorted({row["batch"] for row in result["results"]})
-    names = [entry["name"] for entry in result["contestants"] if entry["status"] == "timed"]
-    height = 0.55 * len(names) + 0.9
-    figure, grid = pyplot.subplots(len(batches), 1, figsize=(9, height * len(batches) + 0.6), squeeze=False)
-    for index, (batch, axes) in enumerate(zip(batches, grid[:, 0], strict=True)):
-        rows = {row["contestant"]: row for row in result["results"] if row["batch"] == batch}
-        for position, name in enumerate(names):
-            _draw_bar(axes, position, name, rows[name], result["steps"])
-        axes.set_yticks(range(len(names)), names)
-        axes.invert_yaxis()
-        axes.set_xlim(0, 1.3 * max(row["total_ms"]["p90"] for row in rows.values()))
-        axes.set_xlabel(f"milliseconds from z to pixels, {result['steps']} steps, batch {batch} (median; line to p90)")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(True, axis="x", color=GRID)
-        axes.set_axisbelow(True)
-        if index == 0:
-            facts = f"{result['machine']['processor']}, threads: {result['threads']} each, alternating in one run"
-            axes.set_title(
-                f"{result['model']['name']}: time to an image", loc="left", fontweight="bold", fontsize=14, pad=24
-            )
-            axes.text(0, 1.03, facts, transform=axes.transAxes, fontsize=9.5, color="#555555")
+    models = [model for model in result["models"] if model["results"]]
+    batches = sorted({row["batch"] for model in models for row in model["results"]})
+    names = [c["name"] for c in models[0]["contestants"] if any(_timed(model, c["name"]) for model in models)]
+    size = (2.2 + 4.2 * len(batches), (0.34 * len(names) + 1.1) * len(models) + 0.5)
+    figure, grid = pyplot.subplots(len(models), len(batches), figsize=size, squeeze=False)
+    for model, line in zip(models, grid, strict=True):
+        for batch, axes in zip(batches, line, strict=True):
+            rows = {row["contestant"]: row for row in model["results"] if row["batch"] == batch}
+            _draw_panel(axes, names, rows, f"{model['name']}, batch {batch}")
+            axes.tick_params(axis="y", labelleft=batch == batches[0])
+    machine = f"{result['machine']['processor']}, threads: {result['threads']}, alternating in one run"
+    figure.suptitle(
+        f"Milliseconds from z to pixels, {result['steps']} steps (median; line to p90; in brackets one step)\n{machine}",
+        fontsize=11, x=0.01, ha="left",
+    )  # fmt: skip
     figure.tight_layout()
     _save(pyplot, figure, path)
 
 
-def _draw_bar(axes: Any, position: int, name: str, row: dict[str, Any], steps: int) -> None:
+def _timed(model: dict[str, Any], name: str) -> bool:
+    return any(row["contestant"] == name for row in model["results"])
+
+
+def _draw_panel(axes: Any, names: Sequence[str], rows: dict[str, Any], title: str) -> None:
+    """A bar for each contestant that was timed; an empty line for one that was not."""
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, axis="x", color=GRID)
+    axes.set_axisbelow(True)
+    if rows:
+        axes.set_xlim(0, 1.45 * max(row["total_ms"]["p90"] for row in rows.values()))
+    else:
+        axes.text(0.5, 0.5, "left out: too long here", transform=axes.transAxes, ha="center", color="#777777")
+    for position, name in enumerate(names):
+        if name in rows:
+            _draw_bar(axes, position, name, rows[name])
+
+
+def _draw_bar(axes: Any, position: int, name: str, row: dict[str, Any]) -> None:
     total, step = row["total_ms"], row["step_ms"]
-    axes.barh(position, total["p50"], height=0.62, color=BARS[position % len(BARS)])
+    axes.barh(position, total["p50"], height=0.66, color=BARS[next(i for i, key in enumerate(FAMILIES) if key in name)])
     axes.plot([total["p50"], total["p90"]], [position, position], color=INK, linewidth=1.4)
     axes.annotate(
-        f"{total['p50']:.0f} ms ({step['p50']:.1f} a step)", (total["p90"], position), xytext=(6, 0),
-        textcoords="offset points", va="center", fontsize=10,
+        f"{total['p50']:.0f} ({step['p50']:.3g})", (total["p90"], position), xytext=(5, 0), textcoords="offset points",
+        va="center", fontsize=9,
     )  # fmt: skip

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import cases, duel, latency, plots, quality, study
+from benchmarks import bundles, cases, duel, latency, plots, quality, report, study, targets, work
 from benchmarks.cases import Case
-from benchmarks.contestants import CONTESTANTS, Contestant, EngineRunner, Task, TorchRunner, skip_reason
+from benchmarks.contestants import EngineRunner, TorchRunner
+from benchmarks.field import BY_NAME, CONTESTANTS, Contestant, Task, skip_reason
 from benchmarks.frechet import Moments, frechet_distance, moments
 from benchmarks.machine import BenchmarkError, describe, machine_facts, write_json
+from benchmarks.plain import PlainRunner, export_plain
 from engine.errors import ArgumentError
 from engine.processor import Processor
 from engine.steps import Schedule, build_step_table
@@ -26,7 +28,6 @@ from tests import golden_models, toy
 jsonschema = pytest.importorskip("jsonschema", reason="the package jsonschema is not installed")
 SCHEMAS = Path(__file__).parents[2] / "benchmarks" / "schema"
 GoldenBundle = Callable[[str], Path]
-BY_NAME = {contestant.name: contestant for contestant in CONTESTANTS}
 TORCH, ORT = BY_NAME["torch eager f32"], BY_NAME["onnxruntime f32"]
 
 
@@ -285,9 +286,11 @@ def test_the_torch_contestant_makes_the_engines_images(golden_bundle: GoldenBund
 def test_latency_of_two_processes_is_what_its_schema_promises(golden_bundle: GoldenBundle, tmp_path: Path) -> None:
     skip = [contestant.name for contestant in CONTESTANTS if contestant not in (TORCH, ORT)]
     task, told = golden_task(golden_bundle, "form1"), list[str]()
-    result = latency.measure(task, [2], duel.Plan(rounds=2, repeats=1, seconds=1.0), skip, told.append)
+    schedule = latency.Schedule((2,), duel.Plan(rounds=2, repeats=1, seconds=1.0), tuple(skip))
+    result = latency.measure([task], schedule, told.append, roof=False)
     check_schema("latency", result)
-    by_name = {row["contestant"]: row for row in result["results"]}
+    model = result["models"][0]
+    by_name = {row["contestant"]: row for row in model["results"]}
     assert set(by_name) == {TORCH.name, ORT.name}
     assert by_name[ORT.name]["total_ms"]["n"] == 2
     assert by_name[ORT.name]["step_ms"]["n"] == 6
@@ -296,7 +299,9 @@ def test_latency_of_two_processes_is_what_its_schema_promises(golden_bundle: Gol
     assert by_name[ORT.name]["rest"]["percent_of_step"] < by_name[ORT.name]["rest"]["all_but_denoiser_percent"]
     # The engine's process never loads torch, and its memory is its own.
     assert by_name[ORT.name]["peak_rss_mb"] < by_name[TORCH.name]["peak_rss_mb"]
-    text = latency.table(result)
+    rate = model["work"]["gflop"] * 2 / by_name[ORT.name]["step_ms"]["p50"]  # GFLOP a millisecond
+    assert by_name[ORT.name]["achieved"]["tflops"] == pytest.approx(rate, rel=0.1, abs=1e-4)
+    text = latency.told(result)
     assert "skipped: left out with --skip" in text
     assert ORT.name in text
 
@@ -310,7 +315,65 @@ def test_latency_refuses_a_bundle_that_is_not_of_the_checkpoint(golden_bundle: G
     task = replace(golden_task(golden_bundle, "form1"), checkpoint=tmp_path / "other.ckpt")
     skip = [contestant.name for contestant in CONTESTANTS if contestant not in (TORCH, ORT)]
     with pytest.raises(BenchmarkError, match=r"contestants disagree at batch 1 .* rebuild the bundle"):
-        latency.measure(task, [1], duel.Plan(1, 1, 1.0), skip, lambda _: None)
+        latency.measure_model(task, latency.Schedule((1,), duel.Plan(1, 1, 1.0), tuple(skip)), lambda _: None)
+
+
+def test_a_batch_that_would_take_too_long_is_left_out_and_told(golden_bundle: GoldenBundle) -> None:
+    skip = tuple(contestant.name for contestant in CONTESTANTS if contestant != ORT)
+    schedule = latency.Schedule((1, 1000), duel.Plan(1, 1, 1.0), skip, longest=1e-3)
+    model = latency.measure_model(golden_task(golden_bundle, "form1"), schedule, lambda _: None)
+    assert {row["batch"] for row in model["results"]} == {1}
+    assert model["left_out"][0]["batch"] == 1000
+    assert "longer than --longest 0.001" in model["left_out"][0]["reason"]
+
+
+@pytest.mark.parametrize("name", ["form1", "form1_zcond", "uncond"])
+def test_a_plain_export_makes_the_engines_images(name: str, golden_bundle: GoldenBundle, tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="the package torch is not installed")
+    task = golden_task(golden_bundle, name)
+    assert task.checkpoint is not None
+    export_plain(task.checkpoint, task.options, tmp_path / "plain.onnx")
+    theirs = PlainRunner(BY_NAME["plain onnxruntime f32"], replace(task, plain=tmp_path / "plain.onnx"))
+    ours = EngineRunner(ORT, task)
+    assert duel.mean_difference(ours.run(2, 7, 3).x, theirs.run(2, 7, 3).x) < 2e-4
+    manifest = ours._sampler.bundle.manifest
+    for inputs in duel.check_inputs(manifest.model, manifest.schedule.T, 2):
+        assert duel.relative_error(ours.eps(*inputs), theirs.eps(*inputs)) < 1e-5
+
+
+def test_work_counts_multiply_adds_and_weights() -> None:
+    onnx = pytest.importorskip("onnx", reason="the package onnx is not installed")
+    helper, floats = onnx.helper, onnx.TensorProto.FLOAT
+    weight = helper.make_tensor("w", floats, [8, 3, 3, 3], [0.0] * 216)
+    matrix = helper.make_tensor("m", floats, [16, 5], [0.0] * 80)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["y"], ["a"]),
+        helper.make_node("MatMul", ["a", "m"], ["o"]),
+    ]
+    x = helper.make_tensor_value_info("x", floats, ["batch", 3, 16, 16])
+    o = helper.make_tensor_value_info("o", floats, ["batch", 8, 16, 5])
+    graph = helper.make_graph(nodes, "g", [x], [o], [weight, matrix])
+    found = work.count(helper.make_model(graph).SerializeToString())
+    assert found == work.Work(flop=2 * 8 * 16 * 16 * 27 + 2 * 8 * 16 * 5 * 16, weights=216 + 80)
+
+
+def test_targets_are_judged_only_where_tiles_are() -> None:
+    def row(contestant: str, ms: float) -> dict[str, Any]:
+        times = {"total_ms": {"p50": 10 * ms}, "step_ms": {"p50": ms}, "rest": {"percent_of_step": 2.0}}
+        return {"contestant": contestant, "batch": 1, **times}
+
+    times = {"native bf16": 5.0, "openvino bf16": 13.0, "torch eager f32": 40.0}
+    models = [{"name": "cifar10-random", "results": [row(name, ms) for name, ms in times.items()]}]
+    judged = {(t["ours"], t["peer"], t["batch"]): t for t in targets.judge(models, amx=True)}
+    assert judged["native bf16", "openvino bf16", 1] | {"found": 2.6, "verdict": "pass"} == judged[
+        "native bf16", "openvino bf16", 1
+    ]
+    assert judged["native bf16", "torch eager f32", 1]["verdict"] == "miss"  # 8 times, of 10
+    assert judged["native bf16", None, 1]["verdict"] == "pass"
+    assert judged["native int8", "openvino bf16", 1]["found"] is None
+    assert {t["verdict"] for t in targets.judge(models, amx=False)} == {"no verdict"}
+    assert "no verdicts" in targets.text(targets.judge(models, amx=False), amx=False)
 
 
 def test_a_contestant_that_cannot_load_says_why(tmp_path: Path) -> None:
@@ -329,20 +392,20 @@ def test_contestants_that_cannot_run_here_are_listed_with_the_reason() -> None:
 
 
 def test_percentiles_and_the_share_of_everything_but_networks() -> None:
-    figures = latency.percentiles([float(value) for value in range(1, 101)])
+    figures = report.percentiles([float(value) for value in range(1, 101)])
     assert figures == {"mean": 50.5, "p50": 50.5, "p90": 90.1, "p99": 99.01, "n": 100}
     record = duel.Record(0.0, 0.0, 0.0)
     stages = {"vae": 3.0, "table": 1.0, "noise": 0.5, "update": 0.2, "post": 0.1}
     record.add(SimpleNamespace(x=None, total_ms=26.0, calls_ms=[10.0, 10.0], stages_ms=stages))  # type: ignore[arg-type]
-    rest = latency.rest_of(record, step_ms=10.0)
+    rest = report.rest_of(record, step_ms=10.0)
     assert rest == {"percent_of_step": 10.0, "update_percent": 1.0, "all_but_denoiser_percent": 30.0}
 
 
 def test_a_bundle_of_another_checkpoint_is_built_again(tmp_path: Path) -> None:
     (tmp_path / "a.ckpt").write_bytes(b"weights")
-    assert not latency.is_current(tmp_path / "none.bundle", tmp_path / "a.ckpt")
+    assert not bundles.is_current(tmp_path / "none.bundle", tmp_path / "a.ckpt", ["onnxruntime"])
     toy.build_bundle(tmp_path / "a.bundle")
-    assert not latency.is_current(tmp_path / "a.bundle", tmp_path / "a.ckpt")
+    assert not bundles.is_current(tmp_path / "a.bundle", tmp_path / "a.ckpt", ["onnxruntime"])
 
 
 # --- What both share --------------------------------------------------------------------------------------------------
@@ -383,8 +446,9 @@ def test_plots_are_drawn_from_results(tmp_path: Path) -> None:
     plots.draw_quality(result, tmp_path / "q.png")
     plots.draw_rows([("one", np.zeros((3, 8, 8, 3), np.uint8))], tmp_path / "s.png")
     timed = {"contestant": "x", "batch": 1, "total_ms": {"p50": 10.0, "p90": 11.0}, "step_ms": {"p50": 1.0}}
-    entry = {"name": "x", "status": "timed"}
-    times = {"results": [timed], "contestants": [entry], "steps": 10, "threads": 1}
-    plots.draw_latency({**times, "machine": {"processor": "p"}, "model": {"name": "m"}}, tmp_path / "l.png")
+    model = {"name": "m", "results": [timed, {**timed, "batch": 4}], "contestants": [{"name": "x"}, {"name": "y"}]}
+    short = {**model, "name": "n", "results": [timed]}
+    times = {"models": [model, short], "steps": 10, "threads": 1, "machine": {"processor": "p"}}
+    plots.draw_latency(times, tmp_path / "l.png")
     for name in ("q.png", "s.png", "l.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
