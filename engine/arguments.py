@@ -79,10 +79,7 @@ def images_of(images: Any, size: int, channels: int = 3) -> F32:
 
 def latent_of(z: Any, z_dim: int | None, name: str = "z") -> F32:
     """A latent as float32 [N, z_dim]; [N, z_dim, 1, 1] and one vector [z_dim] are accepted too."""
-    if z_dim is None:
-        raise ArgumentError(
-            f"{name} was given, but this bundle is unconditional: it has no VAE and no latent. Leave it out."
-        )
+    check_has_latent(z_dim, name)
     array = _finite_array(name, z)
     if array.ndim == 4 and array.shape[2:] == (1, 1):
         array = array[:, :, 0, 0]
@@ -90,6 +87,20 @@ def latent_of(z: Any, z_dim: int | None, name: str = "z") -> F32:
     if array.ndim != 2 or array.shape[1] != z_dim or not len(array):
         raise ArgumentError(f"{name} has shape {list(np.shape(z))}; expected [N, {z_dim}] or [N, {z_dim}, 1, 1], N > 0.")
     return np.ascontiguousarray(array)
+
+
+def check_has_latent(z_dim: int | None, name: str = "z") -> None:
+    """Refuse a latent for a model that has none."""
+    if z_dim is None:
+        raise ArgumentError(
+            f"{name} was given, but this bundle is unconditional: it has no VAE and no latent. Leave it out."
+        )
+
+
+def check_device_shape(name: str, shape: tuple[int, ...], sample: tuple[int, ...]) -> None:
+    """Refuse a device array that is not [N, *sample]."""
+    if len(shape) != 1 + len(sample) or shape[1:] != sample or not shape[0]:
+        raise ArgumentError(f"{name} has shape {list(shape)}; expected [N, {', '.join(map(str, sample))}], N > 0.")
 
 
 def start_noise_of(x_T: Any, shape: tuple[int, int, int]) -> F32:

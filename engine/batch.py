@@ -17,7 +17,10 @@ U8 = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Setting:
-    """One complete few-step setting: the arguments of `build_step_table` and the guidance weight."""
+    """One complete few-step setting: the arguments of `build_step_table`, the guidance weight and the latents' prior.
+
+    prior: "bundle" (the density fitted to the VAE) or "standard", N(0, I); None where no latent was drawn.
+    """
 
     steps: int
     method: str = "ddim"
@@ -28,6 +31,7 @@ class Setting:
     guidance: float = 0.0
     variance: str = "fixedlarge"
     clip: bool = True
+    prior: str | None = None
 
 
 @dataclass
@@ -38,6 +42,10 @@ class Timings:
     runtime's one-off preparation, so it is kept apart. `noise_ms` is the drawing of z and x_T; the steps'
     noise is made inside the update. `network_calls` counts denoiser evaluations, `chunks` the pieces that the
     batch was cut into.
+
+    On a GPU the times are the device's own (CUDA events), a step's time includes its update, and `launch` says how
+    the last chunk ran: "graph" (one launch of the captured chain), "plain" (call by call: a shape's first run, or with a
+    callback), or "plain: " and why the chain could not be captured. Elsewhere `launch` is empty.
     """
 
     vae_ms: float = 0.0
@@ -50,6 +58,7 @@ class Timings:
     total_ms: float = 0.0
     network_calls: int = 0
     chunks: int = 0
+    launch: str = ""
 
     @property
     def network_ms(self) -> float:

@@ -1,7 +1,7 @@
 """Is this folder a bundle that may be used? Everything is verified before a native parser sees a byte.
 
-A bundle is a folder: manifest.json and the graph files it names, flat. Other files in the folder are ignored (file
-managers leave some), links are refused. Writing one is `engine.bundle_writer`.
+A bundle is a folder: manifest.json and the files it names (graphs, engines, a latent prior), flat. Other files in the
+folder are ignored (file managers leave some), links are refused. Writing one is `engine.bundle_writer`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from io import BufferedReader
 from pathlib import Path
 
 from engine.errors import ArgumentError, BundleError, did_you_mean
-from engine.fields import REBUILD
+from engine.fields import REBUILD, shorten
 from engine.manifest import (
     MANIFEST_FILE,
     MAX_MANIFEST_BYTES,
+    EngineSpec,
+    FileSpec,
     GraphSpec,
     Manifest,
     parse_manifest,
@@ -40,7 +42,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
-        """Verify the manifest, and size and SHA-256 of every graph; BundleError names what does not match.
+        """Verify the manifest, and size and SHA-256 of every file it names; BundleError names what does not match.
 
         A builder may replace the folder meanwhile: then the new bundle is opened, never a mixture of both.
         """
@@ -58,23 +60,66 @@ class Bundle:
     def _verify(cls, folder: Path) -> Bundle:
         manifest = parse_manifest(read_manifest_file(folder), str(folder / MANIFEST_FILE))
         bundle = cls(folder, manifest)
-        for role in manifest.graphs:
-            bundle.graph_file(role)
+        for spec in manifest.files:
+            bundle._verified(spec)
         return bundle
 
-    def spec(self, role: str) -> GraphSpec:
-        """The manifest's entry of a graph; ArgumentError when this bundle has no such role."""
-        graphs = self.manifest.graphs
-        if role not in graphs:
-            raise ArgumentError(
-                f"role: found {role!r}, expected one of {', '.join(graphs)}, the graphs of {self.path}."
-                f"{did_you_mean(role, graphs)}"
-            )
-        return graphs[role]
+    # ---- graphs ----------------------------------------------------------------------------------
 
-    def graph_file(self, role: str) -> Path:
+    def spec(self, key: str) -> GraphSpec:
+        """The manifest's entry of a graph, by role or `graph_key`; ArgumentError when this bundle has none."""
+        graphs = self.manifest.graphs
+        if key not in graphs:
+            raise ArgumentError(
+                f"role: found {key!r}, expected one of {', '.join(graphs)}, the graphs of {self.path}."
+                f"{did_you_mean(key, graphs)}"
+            )
+        return graphs[key]
+
+    def graph_file(self, key: str) -> Path:
         """The path of a graph whose size and SHA-256 have just been verified."""
-        spec = self.spec(role)
+        return self._verified(self.spec(key))
+
+    def read_graph(self, key: str) -> bytes:
+        """The bytes of a graph, themselves verified: what the disk holds before or after does not matter."""
+        return self._read(self.spec(key))
+
+    # ---- engines and prior -----------------------------------------------------------------------
+
+    def has_engine(self, backend: str, precision: str, role: str) -> bool:
+        """Whether an engine of a role was built for this backend in this precision."""
+        return self._find_engine(backend, precision, role) is not None
+
+    def engine(self, backend: str, precision: str, role: str) -> EngineSpec:
+        """The manifest's entry of an engine; BundleError with the command that builds it when there is none."""
+        found = self._find_engine(backend, precision, role)
+        if found is None:
+            names = ", ".join(engine.name for engine in self.manifest.engines) or "none"
+            raise BundleError(
+                f"{self.path}: found the engines {shorten(names)}, expected {backend} {precision} {role}; rebuild the "
+                f"bundle with: python export/build_engines.py CKPT --out PATH --backends {backend} --precision {precision}"
+            )
+        return found
+
+    def engine_file(self, spec: EngineSpec, label: str) -> Path:
+        """The path of one file of an engine whose size and SHA-256 have just been verified, to be mapped."""
+        return self._verified(_labelled(spec, label))
+
+    def read_engine(self, spec: EngineSpec, label: str) -> bytes:
+        """The bytes of one file of an engine, themselves verified."""
+        return self._read(_labelled(spec, label))
+
+    def read_latent_prior(self) -> bytes | None:
+        """The bytes of the latent prior, themselves verified; None where the bundle has none."""
+        return None if self.manifest.latent_prior is None else self._read(self.manifest.latent_prior)
+
+    def _find_engine(self, backend: str, precision: str, role: str) -> EngineSpec | None:
+        asked = (backend, precision, role)
+        return next((e for e in self.manifest.engines if (e.backend, e.precision, e.role) == asked), None)
+
+    # ---- files -----------------------------------------------------------------------------------
+
+    def _verified(self, spec: FileSpec) -> Path:
         path = self.path / spec.file
         digest, buffer = hashlib.sha256(), memoryview(bytearray(CHUNK))
         with _opened(path, spec.size) as file:
@@ -83,14 +128,21 @@ class Bundle:
         _check_digest(path, digest.hexdigest(), spec.sha256)
         return path
 
-    def read_graph(self, role: str) -> bytes:
-        """The bytes of a graph, themselves verified: what the disk holds before or after does not matter."""
-        spec = self.spec(role)
+    def _read(self, spec: FileSpec) -> bytes:
         path = self.path / spec.file
         with _opened(path, spec.size) as file:
             data = file.read(spec.size + 1)
         _check_digest(path, hashlib.sha256(data).hexdigest(), spec.sha256)
         return data
+
+
+def _labelled(spec: EngineSpec, label: str) -> FileSpec:
+    if label not in spec.files:
+        raise ArgumentError(
+            f"label: found {label!r}, expected one of {', '.join(spec.files)}, the files of the engine {spec.name}."
+            f"{did_you_mean(label, spec.files)}"
+        )
+    return spec.files[label]
 
 
 def read_manifest_file(folder: Path) -> bytes:

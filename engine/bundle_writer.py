@@ -42,7 +42,8 @@ _NO_LOCKS = (errno.ENOSYS, errno.EINVAL, errno.ENOLCK, errno.ENOTSUP)
 def write_bundle(path: str | os.PathLike[str], manifest: Mapping[str, Any], files: Mapping[str, bytes | Path]) -> None:
     """Write a bundle under `path`, in one step for everybody who reads it.
 
-    manifest: as in manifest.json; `size` and `sha256` of a graph are filled in where they are missing.
+    manifest: as in manifest.json; `size` and `sha256` of every file (graphs, latent prior, engines) are filled in where
+    they are missing.
     files: {file name: content, or a path to copy from}, exactly the files that the manifest names.
     An older bundle under `path` is replaced; any other folder with content is not. BundleError when the manifest is
     not valid, a file is missing or differs from what the manifest says, or the disk refuses.
@@ -78,26 +79,31 @@ def _plain(manifest: Mapping[str, Any], target: Path) -> dict[str, Any]:
 
 
 def _entries(raw: dict[str, Any], files: Mapping[str, bytes | Path], target: Path) -> list[dict[str, Any]]:
-    """The graphs' entries of a manifest that is valid but for the sizes and hashes that are still to be found."""
+    """The entries with a file of a manifest that is valid but for the sizes and hashes that are still to be found."""
     trial = json.loads(json.dumps(raw))
-    for graph in _graphs(trial):
-        graph.update({"size": 1, "sha256": "0" * 64} | graph)
-    named = {graph.file for graph in check_manifest(trial, str(target / MANIFEST_FILE)).graphs.values()}
+    for entry in _file_entries(trial):
+        entry.update({"size": 1, "sha256": "0" * 64} | entry)
+    named = {spec.file for spec in check_manifest(trial, str(target / MANIFEST_FILE), hashed=False).files}
     if named != set(files):
         raise BundleError(
             f"{target}: found the files {shorten(sorted(files))}, expected exactly those that the manifest names: "
-            f"{shorten(sorted(named))}; hand over one file for each graph"
+            f"{shorten(sorted(named))}; hand over one file for each entry"
         )
-    return _graphs(raw)
+    return _file_entries(raw)
 
 
-def _graphs(raw: dict[str, Any]) -> list[dict[str, Any]]:
-    graphs = raw.get("graphs")
-    return [graph for graph in graphs.values() if isinstance(graph, dict)] if isinstance(graphs, dict) else []
+def _file_entries(raw: dict[str, Any]) -> list[dict[str, Any]]:
+    """Wherever a manifest names a file, if it has the shape of one; what has not, `check_manifest` refuses."""
+    engines = raw.get("engines")
+    holders = [engine.get("files") for engine in engines if isinstance(engine, dict)] if isinstance(engines, list) else []
+    entries = [raw.get("latent_prior")]
+    for holder in (raw.get("graphs"), *holders):
+        entries += holder.values() if isinstance(holder, dict) else []
+    return [entry for entry in entries if isinstance(entry, dict)]
 
 
 def _fill(folder: Path, target: Path, manifest: Mapping[str, Any], files: Mapping[str, bytes | Path]) -> None:
-    """Write the graphs, then the manifest that describes exactly what was written."""
+    """Write the files, then the manifest that describes exactly what was written."""
     raw = _plain(manifest, target)
     for entry in _entries(raw, files, target):
         size, sha256 = _write_file(folder / entry["file"], files[entry["file"]])
@@ -130,7 +136,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
             while chunk := file.read(CHUNK):
                 yield chunk
     except OSError as error:
-        raise BundleError(f"{path}: found a file that cannot be read ({error.strerror}), expected a graph") from error
+        raise BundleError(f"{path}: found a file that cannot be read ({error.strerror}), expected one to copy") from error
 
 
 def _flush_folder(folder: Path) -> None:

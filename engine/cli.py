@@ -8,14 +8,20 @@ from typing import Any, TypeVar
 import click
 
 from engine import __version__
+from engine.arguments import count_of
 from engine.batch import Batch
+from engine.bundle import Bundle
 from engine.cli_info import info, verify
 from engine.cli_output import finish
 from engine.errors import EngineError, did_you_mean
 from engine.imaging import check_target, load_images
+from engine.latent_prior import PRIORS, read_prior
+from engine.manifest import SAMPLER
+from engine.noise import resolve_seeds
 from engine.sampler import SETTING_OPTIONS, Sampler
 from engine.schedule import SPACINGS
 from engine.steps import METHODS, VARIANCES
+from engine.whole_sampler import noise_feeds, setting_feeds, write_feeds
 
 # A fixed width: --help is the same text in every terminal (and in tests/help).
 HELP_WIDTH = {"max_content_width": 100, "terminal_width": 100}
@@ -105,6 +111,7 @@ MACHINE = options(
     ),
 )
 SEED = click.option("--seed", type=Seeds(), help="Image i uses SEED + i; or one a image: 7,0,9. Default: random.")
+PRIOR = click.option("--prior", type=NearChoice(PRIORS), help="What latents are drawn from; default: the bundle's, if any.")
 NOISE_SEED = click.option("--seed", type=Seeds(), help="Of the starting noise. Default: A where A is a seed, else random.")
 
 
@@ -152,16 +159,17 @@ def _run_on_images(bundle: str, images: tuple[str, ...], run: Callable[..., Batc
 @click.option("-n", "--number", "n", type=int, help="Images. Default: one, or one a seed.")
 @SEED
 @SETTING
+@PRIOR
 @MACHINE
 @output("samples.png")
-def sample(bundle: str, n: int | None, **given: Any) -> None:
+def sample(bundle: str, n: int | None, prior: str | None, **given: Any) -> None:
     """Sample images from BUNDLE.
 
     Without --steps, --method, --spacing, --eta and --t-start the bundle's recorded setting applies; any one
     of them replaces it by ddim, uniform spacing, eta 0, from pure noise.
     """
     with open_sampler(bundle, given) as sampler:
-        batch = sampler.sample(n, **run_options(given))
+        batch = sampler.sample(n, prior=prior, **run_options(given))
         finish(sampler, batch, **given)
 
 
@@ -203,13 +211,38 @@ def refine(bundle: str, images: tuple[str, ...], **given: Any) -> None:
 )
 @NOISE_SEED
 @SETTING
+@PRIOR
 @MACHINE
 @output("interpolation.png")
-def interpolate(bundle: str, a: int, b: int, n: int, mode: str, **given: Any) -> None:
+def interpolate(bundle: str, a: int, b: int, n: int, mode: str, prior: str | None, **given: Any) -> None:
     """Walk from the image of seed A to that of seed B through the VAE's latent space."""
     with open_sampler(bundle, given) as sampler:
-        batch = sampler.interpolate(a, b, n, mode=mode, **run_options(given))
+        batch = sampler.interpolate(a, b, n, mode=mode, prior=prior, **run_options(given))
         finish(sampler, batch, **given)
+
+
+@cli.command("steps", short_help="Write a setting as input arrays of the whole-sampler graph.")
+@click.argument("bundle")
+@click.option("-n", "--number", "n", type=int, help="Write z, x_T and noise of so many images too.")
+@SEED
+@SETTING
+@click.option("--out", default="steps.npz", show_default=True, help="File to write, .npz.")
+def write_steps(bundle: str, n: int | None, seed: int | list[int] | None, out: str, **given: Any) -> None:
+    """Write what a few-step setting is to BUNDLE's sampler.onnx: timesteps, coefficients, start and guidance.
+
+    With -n or --seed also the z, x_T and noise that `diffusevae sample` draws from these seeds, so that any ONNX runtime
+    makes the same images. See examples/whole_sampler.py.
+    """
+    opened = Bundle.open(bundle)
+    manifest = opened.manifest
+    feeds, table = setting_feeds(manifest, given)
+    if n is not None or seed is not None:
+        feeds |= noise_feeds(manifest, table, resolve_seeds(seed, count_of(n)), read_prior(opened))
+    target = write_feeds(out, feeds)
+    arrays = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+    click.echo(f"{target}: {table.steps} steps of {table.method}; {arrays}")
+    if SAMPLER not in manifest.graphs:
+        click.echo("note: this bundle holds no sampler graph; build it with --whole-sampler to have one", err=True)
 
 
 cli.add_command(info)

@@ -67,6 +67,8 @@ def setting_line(batch: Batch) -> str:
     words = [f"{setting.steps} steps {setting.method}", f"t {batch.timesteps[0]} to {batch.timesteps[-1]}"]
     if setting.t_start is not None:
         words.append("from a noised image")
+    if setting.prior == "bundle":
+        words.append("latents of the bundle's prior")
     plain = {"eta": 0.0, "temperature": 1.0, "guidance": 0.0}
     words += [f"{name} {getattr(setting, name):g}" for name, usual in plain.items() if getattr(setting, name) != usual]
     return ", ".join(words)

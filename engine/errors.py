@@ -22,6 +22,18 @@ class BackendError(EngineError):
     """A runtime is missing, cannot run here, or failed."""
 
 
+class DeviceError(BackendError):
+    """A GPU or its driver is missing or refused a call; the message has the driver's own text."""
+
+
+class DeviceMemoryError(DeviceError):
+    """The GPU, or the host's pinned memory, has no room for a request."""
+
+
+class CaptureError(DeviceError):
+    """A sequence of calls could not be captured into a CUDA graph; it can still be run call by call."""
+
+
 class CheckpointError(EngineError):
     """A checkpoint cannot be read, or is not a model that this project knows."""
 

@@ -166,22 +166,35 @@ class Fields:
             self.refuse(key, "an object")
         return dict(value)
 
-    def items(self, key: str, expected: str) -> list[Any]:
-        """A list that is not empty."""
+    def array(self, key: str, expected: str) -> list[Any]:
+        """A list, which may be empty."""
         value = self.take(key, expected)
-        if type(value) is not list or not value:
+        if type(value) is not list:
             self.refuse(key, expected)
         return list(value)
+
+    def items(self, key: str, expected: str) -> list[Any]:
+        """A list that is not empty."""
+        value = self.array(key, expected)
+        if not value:
+            self.refuse(key, expected)
+        return value
+
+    def objects(self, key: str, expected: str, *, empty: bool = False) -> list[Fields]:
+        """A list of objects."""
+        values = self.array(key, expected) if empty else self.items(key, expected)
+        return [Fields(value, self.where, f"{self.name_of(key)}[{i}]") for i, value in enumerate(values)]
 
     def object(self, key: str) -> Fields:
         """A nested object."""
         return Fields(self.take(key, "an object"), self.where, self.name_of(key))
 
-    def done(self) -> None:
-        """Refuse the keys that nobody took: a misspelt field must not be ignored."""
+    def done(self, optional: Iterable[str] = ()) -> None:
+        """Refuse the keys that nobody took: a misspelt field must not be ignored. optional: those that may be absent."""
         left = [key for key in self._raw if key not in self._taken]
         if left:
+            known = self._taken.union(optional)
             raise BundleError(
                 f"{self.where}, {self.name_of(left[0])}: found an unknown field, expected only "
-                f"{', '.join(sorted(self._taken))}{_hint(left[0], self._taken)}; {REBUILD}"
+                f"{', '.join(sorted(known))}{_hint(left[0], known)}; {REBUILD}"
             )

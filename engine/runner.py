@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -25,8 +25,13 @@ from engine.backends.base import Arrays
 from engine.batch import F32, Batch, Setting, StepInfo, Timings
 from engine.bundle import Bundle
 from engine.chain import Chain, run_chain, start_state
+from engine.chunk import Chunk, ChunkEngine, Outcome
+from engine.device import run_all, undo
+from engine.device_array import DeviceBatch
 from engine.errors import NumericsError
+from engine.latent_prior import LatentPrior, read_prior
 from engine.network import Workspace
+from engine.request import Request
 from engine.steps import Schedule, StepTable, build_step_table
 
 Callback = Callable[[StepInfo], object]
@@ -34,44 +39,12 @@ Callback = Callable[[StepInfo], object]
 KEPT_SHAPES = 4  # buffers of so many batch shapes are kept: enough for a server's few, flat over any number
 
 
-@dataclass(frozen=True)
-class Request:
-    """A checked request over N samples; None where the engine draws or derives the array itself."""
-
-    seeds: npt.NDArray[np.uint64]
-    setting: Setting
-    z: F32 | None = None  # [N, z_dim]
-    cond: F32 | None = None  # [N, C, H, W] in [-1, 1]: a given condition instead of the VAE's reconstruction
-    image: F32 | None = None  # [N, C, H, W] in [-1, 1]: a given image to start from
-    start_noise: F32 | None = None  # x_T, [N or 1, C, H, W]
-    noise: F32 | None = None  # [S, N or 1, C, H, W]
-    noised_image: bool = False  # without t_start, start from the image noised to T - 1
-
-    def part(self, begin: int, end: int) -> Request:
-        """Samples begin..end of this request; arrays shared by the batch stay shared."""
-        n = len(self.seeds)
-
-        def cut(array: F32 | None) -> F32 | None:
-            return array if array is None or len(array) != n else array[begin:end]
-
-        noise = self.noise
-        if noise is not None and noise.shape[1] == n:
-            noise = noise[:, begin:end]
-        return replace(
-            self,
-            seeds=self.seeds[begin:end],
-            z=cut(self.z),
-            cond=cut(self.cond),
-            image=cut(self.image),
-            start_noise=cut(self.start_noise),
-            noise=noise,
-        )
-
-
 class Runner:
     """Graphs and buffers of one bundle on one backend. Not safe for two threads: the Sampler sees to that."""
 
-    def __init__(self, bundle: Bundle, backend: str, precision: str, threads: int, max_batch: int) -> None:
+    def __init__(
+        self, bundle: Bundle, backend: str, precision: str, threads: int, max_batch: int, device: object = None
+    ) -> None:
         self.bundle, self.backend, self.precision = bundle, backend, precision
         self.threads, self.max_batch = threads, max_batch
         self.model = bundle.manifest.model
@@ -82,26 +55,45 @@ class Runner:
         self._loading = threading.Lock()
         self._workspaces: OrderedDict[tuple[int, bool], Workspace] = OrderedDict()
         self._kept_rows: tuple[bytes, F32] | None = None
+        self.prior: LatentPrior | None = None
+        self.device = backends.open_device(backend, device)
+        self.chunks: ChunkEngine | None = None  # what takes whole chunks, where the backend has such a thing
 
     def twin(self) -> Runner:
         """A runner over the same weights, loaded once for both, with states and buffers of its own."""
-        other = Runner(self.bundle, self.backend, self.precision, self.threads, self.max_batch)
-        other._graphs = {role: self.graph(role).clone() for role in self.bundle.manifest.graphs}
+        other = Runner(self.bundle, self.backend, self.precision, self.threads, self.max_batch, self.device)
+        other.prior = self.prior
+        with undo(other.close):
+            for role in self.bundle.manifest.roles:
+                other._graphs[role] = self.graph(role).clone()
+            other._open_chunks()
         return other
 
     def load(self) -> None:
         """Load what every sample needs; the encoder waits for the first image."""
-        for role in self.bundle.manifest.graphs:
-            if role != "vae_encoder":
-                self.graph(role)
+        with undo(self.close):
+            self.prior = read_prior(self.bundle)
+            for role in self.bundle.manifest.roles:
+                if role != "vae_encoder":
+                    self.graph(role)
+            self._open_chunks()
+
+    def _open_chunks(self) -> None:
+        self.chunks = backends.chunk_engine(self.backend, self.bundle, self._graphs)
+        if self.chunks is not None:
+            self.max_batch = min(self.max_batch, self.chunks.limit(guided=False))
 
     def close(self) -> None:
         """Free graphs and buffers."""
-        for graph in self._graphs.values():
-            graph.close()
+        closing = [graph.close for graph in self._graphs.values()]
+        if self.chunks is not None:
+            closing.insert(0, self.chunks.close)
+        if self.device is not None:
+            closing.append(self.device.release)
         self._graphs.clear()
         self._workspaces.clear()
-        self._kept_rows = None
+        self._kept_rows = self.chunks = self.device = None
+        run_all(closing)
 
     # ---- the VAE ---------------------------------------------------------------------------------
 
@@ -158,12 +150,64 @@ class Runner:
             table = self.step_table(request.setting, noised_image=request.noised_image)
             arguments.check_noise_steps(request.noise, table.steps)
             batch = self._empty_batch(request, table, timings)
-            chunks = range(0, len(request.seeds), self.max_batch)
+            size = self._chunk_size(request)
+            chunks = range(0, len(request.seeds), size)
             with _ticking(make_bar, table.steps * len(chunks)) as tick:
                 for begin in chunks:
-                    part = request.part(begin, begin + self.max_batch)
-                    self._run_chunk(part, table, batch, begin, _watch(callback, tick))
+                    part = request.part(begin, begin + size)
+                    if self.chunks is not None:
+                        outcome = self.chunks.run(self._chunk(part, table, begin, _watch(callback, tick)), timings)
+                        _keep(batch, slice(begin, begin + len(part.seeds)), outcome)
+                        timings.chunks += 1
+                    else:
+                        self._run_chunk(part, table, batch, begin, _watch(callback, tick))
         return batch
+
+    def run_on_device(self, request: Request, chunks: ChunkEngine) -> DeviceBatch:
+        """Run a whole request and leave the results on the device."""
+        timings = Timings()
+        with timings.clock("total_ms"):
+            table = self.step_table(request.setting, noised_image=request.noised_image)
+            arguments.check_noise_steps(request.noise, table.steps)
+            n, size = len(request.seeds), self._chunk_size(request)
+            results = chunks.results(n, recon=self.model.conditional, z=self._has_z(request))
+            for begin in range(0, n, size):
+                part = request.part(begin, begin + size)
+                into = {name: array[begin : begin + size] for name, array in results.items()}
+                chunks.run_into(self._chunk(part, table, begin, None), timings, into)
+                timings.chunks += 1
+        return DeviceBatch(
+            images=results["images"],
+            recon=results.get("recon"),
+            z=results.get("z"),
+            x=results["x"],
+            seeds=request.seeds.copy(),
+            timesteps=np.array(table.timesteps, np.int64),
+            setting=request.setting,
+            timings=timings,
+        )
+
+    def _chunk_size(self, request: Request) -> int:
+        """How many samples run at once."""
+        if self.chunks is None:
+            return self.max_batch
+        return min(self.max_batch, self.chunks.limit(guided=request.setting.guidance != 0.0))
+
+    def _chunk(self, part: Request, table: StepTable, first: int, watch: Callback | None) -> Chunk:
+        """A part of a request for what runs whole chunks; z and x_T that are not given are drawn there."""
+        return Chunk(
+            table,
+            part.seeds,
+            guidance=part.setting.guidance,
+            z=self._latent(part) if self._uses_prior(part.setting.prior) else part.z,
+            x_T=part.start_noise,
+            noise=part.noise,
+            cond=part.cond,
+            image=part.image,
+            watch=watch,
+            first=first,
+            where=f"{self.backend}, precision {self.precision}",
+        )
 
     def _run_chunk(self, part: Request, table: StepTable, batch: Batch, first: int, watch: Callback | None) -> None:
         n, guidance, timings = len(part.seeds), part.setting.guidance, batch.timings
@@ -196,10 +240,20 @@ class Runner:
         timings.chunks += 1
 
     def _latent(self, part: Request) -> F32 | None:
-        """The given z, or z ~ N(0, I) where the model has a VAE and the condition is not given."""
+        """The given z, or a drawn one where the model has a VAE and the condition is not given."""
         if part.z is not None or self.model.z_dim is None or part.cond is not None:
             return part.z
-        return noises.latent(part.seeds, (self.model.z_dim,))
+        return self.draw_latent(part.seeds, part.setting.prior)
+
+    def draw_latent(self, seeds: npt.NDArray[np.uint64], prior: str | None) -> F32:
+        """z of each seed, [N, z_dim]: from the bundle's prior when that is what `prior` names, else from N(0, I)."""
+        if self.prior is not None and self._uses_prior(prior):
+            return self.prior.draw(seeds)
+        return noises.latent(seeds, (self.model.z_dim or 0,))
+
+    def _uses_prior(self, prior: str | None) -> bool:
+        """Whether latents come from the bundle's prior, which only the host draws from."""
+        return prior == "bundle" and self.prior is not None
 
     def _condition(self, part: Request, z: F32 | None, work: Workspace) -> None:
         """Fill the workspace's condition, in [-1, 1]: given, or the VAE's reconstruction of z."""
@@ -234,7 +288,12 @@ class Runner:
                 # The table runs once a schedule, and what it rounds off enters every step: it stays in float32.
                 precision = "f32" if role == "timestep_table" else self.precision
                 self._graphs[role] = backends.load(
-                    self.bundle, role, backend=self.backend, precision=precision, threads=self.threads
+                    self.bundle,
+                    role,
+                    backend=self.backend,
+                    precision=precision,
+                    threads=self.threads,
+                    device=self.device,
                 )
             return self._graphs[role]
 
@@ -250,7 +309,7 @@ class Runner:
 
     def _empty_batch(self, request: Request, table: StepTable, timings: Timings) -> Batch:
         n, (channels, height, width) = len(request.seeds), self.shape
-        has_z = request.z is not None or (self.model.z_dim is not None and request.cond is None)
+        has_z = self._has_z(request)
         pixels = (n, height, width, channels)
         return Batch(
             images=np.empty(pixels, np.uint8),
@@ -262,6 +321,10 @@ class Runner:
             setting=request.setting,
             timings=timings,
         )
+
+    def _has_z(self, request: Request) -> bool:
+        """Whether a latent takes part in a request."""
+        return request.z is not None or (self.model.z_dim is not None and request.cond is None)
 
     def _finite(self, outputs: Arrays, role: str, name: str) -> F32:
         """One output of a small graph, behind the NaN guard; the denoiser's is part of the fused update."""
@@ -283,6 +346,14 @@ def _store(batch: Batch, where: slice, x: F32, z: F32 | None, cond: F32 | None) 
         kernels.to_uint8(cond, out=batch.recon[where])
     if batch.z is not None and z is not None:
         batch.z[where] = z
+
+
+def _keep(batch: Batch, where: slice, outcome: Outcome) -> None:
+    """Copy a chunk that a device finished into the batch."""
+    for name in ("images", "recon", "x", "z"):
+        target, values = getattr(batch, name), getattr(outcome, name)
+        if target is not None:
+            target[where] = values
 
 
 def _watch(callback: Callback | None, tick: Callable[[], Any] | None) -> Callback | None:

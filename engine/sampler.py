@@ -1,6 +1,6 @@
 """How does a bundle become images? The Sampler checks requests and hands them to its runner, one at a time.
 
-VAE:     z ~ N(0, I)  ->  recon = decoder(z)  ->  cond = 2 * recon - 1
+VAE:     z ~ N(0, I), or the bundle's prior  ->  recon = decoder(z)  ->  cond = 2 * recon - 1
 DDPM:    x_T ~ N(0, I)  ->  engine/chain.py, conditioned on cond  ->  image
 """
 
@@ -22,13 +22,18 @@ from engine import arguments, backends
 from engine import noise as noises
 from engine.batch import F32, U8, Batch
 from engine.bundle import Bundle
+from engine.chunk import ChunkEngine
+from engine.device_array import DeviceBatch, is_on_device, stream_handle
 from engine.errors import ArgumentError, SamplerStateError
-from engine.runner import Callback, Request, Runner
+from engine.latent_prior import resolve_prior
+from engine.request import Request
+from engine.runner import Callback, Runner
 from engine.threads import resolve_threads
 
 Seed: TypeAlias = "int | Sequence[int] | npt.NDArray[np.integer[Any]] | None"
 
 SETTING_OPTIONS = ("steps", "method", "spacing", "eta", "t_start", "temperature", "guidance", "variance")
+DEVICE_OPTIONS = (*SETTING_OPTIONS, "clip", "seed", "x_T", "noise", "prior")
 IMAGE_OPTIONS = (*SETTING_OPTIONS, "clip", "seed", "x_T", "noise", "callback", "progress")
 
 
@@ -38,7 +43,10 @@ class Sampler:
     backend    "auto" (the rule that `diffusevae info` shows) or a name the bundle lists, e.g. "onnxruntime"
     precision  "auto" (part of the same rule), "f32", or "bf16" where backend and processor have it
     threads    None for what affinity and container limits allow
-    max_batch  larger requests run in chunks of this many samples, with the same result: memory stays bounded
+    max_batch  larger requests run in chunks of this many samples, with the same result: memory stays bounded. A plan's
+               profile can make it smaller
+    device     of a GPU backend: None for the CUDA context that is current in this thread, else the first GPU; a GPU's
+               number; or a CUDA context with `.handle` (pycuda's), which must outlive the Sampler
 
     Attributes: `bundle`, `backend`, `precision`, `threads`, `max_batch`, and `choice`, the sentence that says
     why this backend and precision. Raises BundleError, BackendError or ArgumentError.
@@ -52,6 +60,7 @@ class Sampler:
         threads: int | None = None,
         *,
         max_batch: int = 64,
+        device: object = None,
     ) -> None:
         if max_batch < 1:
             raise ArgumentError(f"max_batch is {max_batch}; expected at least 1.")
@@ -60,8 +69,9 @@ class Sampler:
         self.threads = resolve_threads(threads)
         self.max_batch = int(max_batch)
         self._model = self.bundle.manifest.model
-        self._runner = Runner(self.bundle, self.backend, self.precision, self.threads, self.max_batch)
+        self._runner = Runner(self.bundle, self.backend, self.precision, self.threads, self.max_batch, device)
         self._runner.load()
+        self.max_batch = self._runner.max_batch
         self._lock = threading.Lock()
         self._closed = False
 
@@ -79,13 +89,14 @@ class Sampler:
         guidance: float | None = None,
         variance: str | None = None,
         clip: bool = True,
+        prior: str | None = None,
         z: npt.ArrayLike | None = None,
         x_T: npt.ArrayLike | None = None,
         noise: npt.ArrayLike | None = None,
         callback: Callback | None = None,
         progress: bool = False,
     ) -> Batch:
-        """Sample N images: z ~ N(0, I), the VAE's reconstruction of it as condition, then the chain.
+        """Sample N images: draw z, take the VAE's reconstruction of it as condition, then the chain.
 
         n          number of images; may be left out where seed (a list), z, x_T or noise says it, else 1
         steps, method, spacing, eta, t_start
@@ -99,6 +110,8 @@ class Sampler:
         guidance   w in eps_c + w * (eps_c - eps_u); not 0 doubles the network's work
         variance   "fixedlarge" or "fixedsmall" (DDPM); None is the bundle's own
         clip       limit each step's prediction of the image to [-1, 1]
+        prior      what z is drawn from: "bundle", the density that was fitted to the VAE, or "standard",
+                   N(0, I); None is the bundle's where it has one. `batch.setting.prior` says which it was
         z          [N, z_dim] or [N, z_dim, 1, 1] instead of the drawn latent
         x_T        [N or 1, 3, H, W], the unit Gaussian that the start's coefficients multiply (formulation 2
                    adds the condition, temperature scales it)
@@ -107,7 +120,8 @@ class Sampler:
         callback   called with a StepInfo after each step; a true answer stops the run (`Cancelled`)
         progress   a bar on stderr once a run takes longer than two seconds
 
-        z, x_T and noise take float32 or float64. Raises ArgumentError, BackendError, NumericsError or
+        z, x_T and noise take float32 or float64; on a GPU backend z and x_T may lie on the device, as for
+        `sample_on_device`. Raises ArgumentError, BackendError (DeviceError among them), NumericsError or
         Cancelled.
         """
         # `setting` in the order of SETTING_OPTIONS, so that the two cannot drift apart unnoticed.
@@ -118,35 +132,65 @@ class Sampler:
             "seed": seed,
             "x_T": x_T,
             "noise": noise,
+            "prior": prior,
         }
-        latent = None if z is None else arguments.latent_of(z, self._model.z_dim)
-        request = self._request(options, n=n, z=latent)
         with self._exclusive():
-            return self._runner.run(request, callback, progress)
+            return self._runner.run(self._request(options, n=n, z=self._latent(z)), callback, progress)
+
+    def sample_on_device(
+        self, n: int | None = None, *, z: Any = None, stream: object = None, **options: Any
+    ) -> DeviceBatch:
+        """As `sample`, with the results left on the GPU: arrays that torch, CuPy and pycuda take without a copy.
+
+        z, x_T  may lie on the GPU too (`__cuda_array_interface__` or DLPack, float32, C-contiguous)
+        stream  what was enqueued in it until now is waited for: a number, or torch's, CuPy's or pycuda's stream.
+                None: what the arrays themselves say, else the legacy default stream
+        The results are complete when this returns. The other options are those of `sample` but callback and
+        progress. Only on a GPU backend.
+        """
+        arguments.check_options(options, DEVICE_OPTIONS, "sample_on_device")
+        with self._exclusive():
+            chunks = self._chunks("sample_on_device")
+            if stream is not None:
+                chunks.wait_for(stream_handle(stream))
+            return self._runner.run_on_device(self._request(options, n=n, z=self._latent(z)), chunks)
 
     def from_latent(self, z: npt.ArrayLike, **options: Any) -> Batch:
         """Sample from the latents z, [N, z_dim]; the options are those of `sample`."""
         return self.sample(z=z, **options)
 
     def interpolate(
-        self, a: Any, b: Any, n: int = 8, *, mode: str = "lerp", seed: int | None = None, **options: Any
+        self,
+        a: Any,
+        b: Any,
+        n: int = 8,
+        *,
+        mode: str = "lerp",
+        seed: int | None = None,
+        prior: str | None = None,
+        **options: Any,
     ) -> Batch:
         """n images from a to b: z moves, x_T and the steps' noise stay those of one seed.
 
         a, b  int seeds (z as `sample(seed=a)` draws it) or latents [z_dim]
         mode  "lerp", z = (1 - u) a + u b for u from 0 to 1, as the reference implementation does; or "slerp",
-              along the arc between them, which keeps the length that Gaussian latents have
+              along the arc between them, which keeps the length that Gaussian latents have (those of N(0, I):
+              latents of a fitted prior lie around means of their own)
+        prior what the z of a seed is drawn from, as for `sample`
         seed  of the shared noise; None is a where a is a seed (the first image is then `sample(seed=a)`),
               else drawn
         The other options are those of `sample`.
         """
         arguments.check_options(options, IMAGE_OPTIONS, "interpolate")
+        self._needs_vae("interpolate")
         count = arguments.count_of(n) or 1
-        path = arguments.between(self._end(a, "a"), self._end(b, "b"), count, mode)
+        drawn = self._prior(prior, draws=any(isinstance(end, (int, np.integer)) for end in (a, b)))
+        path = arguments.between(self._end(a, "a", drawn), self._end(b, "b", drawn), count, mode)
         if seed is None and isinstance(a, (int, np.integer)):
             seed = int(a)
         shared = noises.resolve_seeds(seed, 1)
-        return self.sample(z=path, seed=np.repeat(shared, count), **options)
+        batch = self.sample(z=path, seed=np.repeat(shared, count), **options)
+        return replace(batch, setting=replace(batch.setting, prior=drawn))
 
     def reconstruct(self, images: npt.ArrayLike, **options: Any) -> Batch:
         """Encode images to their latent means, decode, and refine the reconstruction from the noised image.
@@ -205,7 +249,7 @@ class Sampler:
         The first real request then pays no first-run costs.
         """
         first = self.sample(n, **{"steps": 1, "spacing": "linspace", "seed": 0, **options})
-        if "vae_encoder" in self.bundle.manifest.graphs:
+        if "vae_encoder" in self.bundle.manifest.roles:
             self.encode(first.images)
 
     def clone(self) -> Sampler:
@@ -266,9 +310,11 @@ class Sampler:
         clip = options.get("clip", True)
         setting = arguments.resolve_setting(asdict(manifest.defaults), manifest.variance, given, clip=clip)
         arguments.check_start(setting, conditional=self._model.conditional, has_image=image is not None)
+        draws = self._model.z_dim is not None and z is None and image is None
+        setting = replace(setting, prior=self._prior(options.get("prior"), draws=draws))
         shape = (self._model.channels, self._model.image_size, self._model.image_size)
         x_T, noise, seed = (options.get(name) for name in ("x_T", "noise", "seed"))
-        start_noise = None if x_T is None else arguments.start_noise_of(x_T, shape)
+        start_noise = None if x_T is None else self._start_noise(x_T, shape)
         step_noise = None if noise is None else arguments.step_noise_of(noise, shape)
         counts = {
             "n": arguments.count_of(n),
@@ -282,11 +328,46 @@ class Sampler:
         seeds = noises.resolve_seeds(seed, count)
         return Request(seeds, setting, z=z, image=image, start_noise=start_noise, noise=step_noise)
 
-    def _end(self, end: Any, name: str) -> F32:
+    def _chunks(self, what: str) -> ChunkEngine:
+        """What runs whole chunks on a device; ArgumentError where the backend runs on the CPU."""
+        if self._runner.chunks is None:
+            raise ArgumentError(
+                f"{what}: found backend {self.backend!r}, which runs on the CPU, expected one of "
+                f"{', '.join(backends.GPU_BACKENDS)}; pass arrays on the host and call sample"
+            )
+        return self._runner.chunks
+
+    def _latent(self, z: Any) -> Any:
+        """A latent on the host or on the device, float32 [N, z_dim], or None."""
+        if z is None or not is_on_device(z):
+            return None if z is None else arguments.latent_of(z, self._model.z_dim)
+        arguments.check_has_latent(self._model.z_dim)
+        found = self._chunks("z on a CUDA device").borrow(z, "z")
+        arguments.check_device_shape("z", found.shape, (self._model.z_dim or 0,))
+        return found
+
+    def _start_noise(self, x_T: Any, shape: tuple[int, int, int]) -> Any:
+        """x_T on the host or on the device, float32 [N or 1, C, H, W]."""
+        if not is_on_device(x_T):
+            return arguments.start_noise_of(x_T, shape)
+        found = self._chunks("x_T on a CUDA device").borrow(x_T, "x_T")
+        arguments.check_device_shape("x_T", found.shape, shape)
+        return found
+
+    def _prior(self, asked: str | None, *, draws: bool) -> str | None:
+        """The prior that latents are drawn from, None where none is drawn; ArgumentError for one that cannot be."""
+        if draws:
+            return resolve_prior(asked, self.bundle.manifest.latent_prior is not None)
+        if asked is not None:
+            raise ArgumentError(
+                f"prior is {asked!r}, but no latent is drawn here: it is given, or the model has none. Leave it out."
+            )
+        return None
+
+    def _end(self, end: Any, name: str, prior: str | None) -> F32:
         """One end of an interpolation as a latent [z_dim]: of a seed, or as given."""
-        self._needs_vae("interpolate")
         if isinstance(end, (int, np.integer)):
-            return noises.latent(noises.resolve_seeds(int(end), 1), (self._model.z_dim or 0,))[0]
+            return self._runner.draw_latent(noises.resolve_seeds(int(end), 1), prior)[0]
         latent = arguments.latent_of(end, self._model.z_dim, name)
         if len(latent) != 1:
             raise ArgumentError(f"{name} holds {len(latent)} latents; expected one latent [z_dim], or an int seed.")

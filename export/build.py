@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -14,55 +13,51 @@ from typing import Any
 import torch
 
 import engine
-from engine.backends import BACKENDS, available
+from engine.bundle import Bundle
 from engine.bundle_writer import write_bundle
-from engine.errors import ArgumentError, BackendError, CheckpointError, did_you_mean
-from engine.manifest import MANIFEST_FILE
+from engine.errors import ArgumentError, BundleError, CheckpointError, ExportError
+from engine.manifest import FORMAT, FORMAT_VERSION, MANIFEST_FILE, SAMPLER
 from engine.steps import Schedule, build_step_table
 from export.architecture import Architecture, infer
-from export.checkpoint import Checkpoint, as_float32, read_checkpoint
+from export.checkpoint import as_float32, read_checkpoint
+from export.context import Graph, Source, Watch
+from export.engines import ENGINE_BUILDERS, load_builder
+from export.engines.base import BuildContext, BuiltEngine, EngineBuilder
 from export.evidence import Evidence, Options
+from export.graphs.extra import GraphOptions, extra_graphs
 from export.graphs.onnx_export import OPSET, export_onnx
 from export.graphs.parity import BATCHES, measure
-from export.graphs.roles import Role, TimestepTable, roles
+from export.graphs.roles import TimestepTable, roles
+from export.graphs.sampler_role import BATCHES as SAMPLER_BATCHES
+from export.latent_prior import PRIOR_FILE, FittedPrior, check_prior, read_prior_file
 from export.models.layouts import from_checkpoint
 from export.models.unet import UNet
 from export.models.vae import VAE
-from export.parts import Network, Stage, select, split, vae_stage
+from export.parts import select, split, vae_stage
+from export.plan import PrecisionPlan, check_backends, plan_precisions
 
-ALWAYS = "onnxruntime"  # every graph is checked in it, whatever the bundle is built for
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to build: the files, which weights, for which backends, and what the user said about the model."""
+    """What to build: the files, which weights, for which backends, and what the user said about the model.
+
+    precisions: empty for float32 graphs and, for each backend with engines of its own, the precision that it is best in.
+    engine_options: what the builders of engines are told, each takes what it knows.
+    graph_options: which graphs there are beside one float32 graph a role, and which of their layers are in half.
+    """
 
     checkpoint: Path
     vae: Path | None = None
     out: Path | None = None
     weights: str = "ema"
     backends: tuple[str, ...] = ("onnxruntime", "openvino")
+    precisions: tuple[str, ...] = ()
     options: Options = field(default_factory=Options)
-
-
-@dataclass(frozen=True)
-class Source:
-    """The files, read, and the networks in them that were chosen."""
-
-    checkpoint: Checkpoint
-    network: Network
-    stage: Stage | None
-    weights: str
-
-
-@dataclass(frozen=True)
-class Graph:
-    """One exported graph: its ONNX bytes and the largest relative error of each runtime."""
-
-    role: Role
-    model: bytes
-    parity: dict[str, float]
+    engine_options: Mapping[str, Any] = field(default_factory=dict)
+    graph_options: GraphOptions = field(default_factory=GraphOptions)
+    latent_prior: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -73,35 +68,70 @@ class Built:
     architecture: Architecture
     source: Source
     graphs: tuple[Graph, ...]
+    engines: tuple[BuiltEngine, ...] = ()
 
 
-class Watch:
-    """Told about the progress of a build; this one says nothing."""
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is known before engines are built: what was planned, and the exported and checked graphs."""
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Around each stage."""
-        yield
-
-    def inferred(self, architecture: Architecture, source: Source) -> None:
-        """Called once the model is known, before the long stages."""
+    path: Path
+    plan: PrecisionPlan
+    builders: Mapping[str, EngineBuilder]
+    context: BuildContext
+    prior: FittedPrior | None = None
 
 
 def build(request: Request, watch: Watch | None = None) -> Built:
     """Build a bundle. Any EngineError leaves an older bundle at the same place untouched."""
     watch = watch or Watch()
+    prepared = prepare(request, watch)
+    context, path = prepared.context, prepared.path
+    engines = build_engines(context, prepared.plan.engines, prepared.builders, request.engine_options)
+    with watch.stage("write"):
+        row_width = context.unet.row_width
+        manifest = manifest_of(context.architecture, context.source, context.graphs, request.backends, row_width, engines)
+        files = {graph.file: graph.model for graph in context.graphs}
+        files |= {name: data for engine in engines for name, data in engine.files.items()}
+        if prepared.prior is not None:
+            manifest["latent_prior"] = prepared.prior.entry()
+            files[PRIOR_FILE] = prepared.prior.data
+        write_bundle(path, manifest, files)
+    return Built(path, context.architecture, context.source, context.graphs, tuple(engines))
+
+
+def prepare(request: Request, watch: Watch) -> Prepared:
+    """Refuse what cannot be built, then read, infer, and export and check every graph; nothing is written."""
     runtimes = check_backends(request.backends)
+    builders = {name: load_builder(name) for name in request.backends if name in ENGINE_BUILDERS}
+    plan = plan_precisions(request.precisions, builders)
+    for builder in builders.values():
+        if hasattr(builder, "check"):
+            builder.check(request.engine_options)
     if request.out is not None:
         check_out(request.out)
+    prior = read_prior_file(request.latent_prior) if request.latent_prior else None
     with watch.stage("read"):
         source = read(request)
     with watch.stage("infer"):
         architecture = infer_architecture(source, request.options)
+    if prior is not None:
+        check_prior(prior, architecture, source)
     watch.inferred(architecture, source)
     with watch.stage("load weights"):
         unet, vae = load(source, architecture)
+    path = request.out or Path(f"{architecture.name}.bundle")
+    graphs = export_graphs(unet, vae, architecture.T, runtimes, watch)
+    context = BuildContext(architecture, source, unet, vae, tuple(graphs), watch, _previous(path))
+    graph_options = request.graph_options.for_targets(request.engine_options.get("targets") or ())
+    extra = extra_graphs(context, plan.graphs, graph_options, request.backends)
+    return Prepared(path, plan, builders, dataclasses.replace(context, graphs=(*graphs, *extra)), prior)
+
+
+def export_graphs(unet: UNet, vae: VAE | None, T: int, runtimes: Sequence[str], watch: Watch) -> list[Graph]:
+    """The graph of every role in float32, each checked in every runtime."""
     graphs = []
-    wanted = roles(unet, vae, architecture.T)
+    wanted = roles(unet, vae, T)
     table = wanted["timestep_table"].module
     assert isinstance(table, TimestepTable)
     for role in wanted.values():
@@ -109,11 +139,35 @@ def build(request: Request, watch: Watch | None = None) -> Built:
             model = export_onnx(role)
         with watch.stage(f"check {role.name}"):
             graphs.append(Graph(role, model, measure(role, model, runtimes, table)))
-    path = request.out or Path(f"{architecture.name}.bundle")
-    with watch.stage("write"):
-        manifest = manifest_of(architecture, source, graphs, request.backends, unet.row_width)
-        write_bundle(path, manifest, {f"{graph.role.name}.onnx": graph.model for graph in graphs})
-    return Built(path, architecture, source, tuple(graphs))
+    return graphs
+
+
+def build_engines(
+    context: BuildContext,
+    plan: Sequence[tuple[str, str]],
+    builders: Mapping[str, EngineBuilder],
+    options: Mapping[str, Any],
+) -> list[BuiltEngine]:
+    """The engines of each (backend, precision) in turn; one that two precisions share is taken once."""
+    engines: dict[tuple[str, ...], BuiltEngine] = {}
+    for backend, precision in plan:
+        with context.watch.stage(f"build {backend} {precision}"):
+            for engine in builders[backend].build(context, precision, options):
+                key = tuple(engine.entry[name] for name in ("backend", "precision", "role"))
+                if engines.setdefault(key, engine).files != engine.files:
+                    raise ExportError(
+                        f"engine {' '.join(key)}: found that it was built twice with different results, expected the same; "
+                        "build one precision at a time"
+                    )
+    return list(engines.values())
+
+
+def _previous(path: Path) -> Bundle | None:
+    """The older bundle at the place of the new one; a damaged one, or one of another version, has nothing to offer."""
+    try:
+        return Bundle.open(path)
+    except BundleError:
+        return None
 
 
 def check_out(path: Path) -> None:
@@ -123,23 +177,6 @@ def check_out(path: Path) -> None:
             f"--out {path}: found {'a file' if path.is_file() else 'a folder that is no bundle'}, expected nothing, an "
             "empty folder or an older bundle; choose another --out"
         )
-
-
-def check_backends(names: Sequence[str]) -> list[str]:
-    """The runtimes to check graphs in; an unknown or missing backend is refused before any work is done."""
-    for name in names:
-        if name not in BACKENDS:
-            raise ArgumentError(
-                f"--backends: found {name!r}, expected one or more of {', '.join(BACKENDS)}.{did_you_mean(name, BACKENDS)}"
-            )
-    if not names or len(set(names)) < len(names):
-        raise ArgumentError(f"--backends: found {list(names)}, expected different names of {', '.join(BACKENDS)}")
-    installed = available()
-    needed = list(dict.fromkeys((ALWAYS, *names)))
-    for name in needed:
-        if not installed[name][0]:
-            raise BackendError(f"backend {name}: found that it is {installed[name][1]}")
-    return needed
 
 
 def read(request: Request) -> Source:
@@ -186,14 +223,19 @@ def load(source: Source, architecture: Architecture) -> tuple[UNet, VAE | None]:
 
 
 def manifest_of(
-    architecture: Architecture, source: Source, graphs: Sequence[Graph], backends: Sequence[str], row_width: int
+    architecture: Architecture,
+    source: Source,
+    graphs: Sequence[Graph],
+    backends: Sequence[str],
+    row_width: int,
+    engines: Sequence[BuiltEngine] = (),
 ) -> dict[str, Any]:
     """The manifest of the bundle, without the sizes and hashes that writing fills in."""
     vae = architecture.vae
     other = source.stage.checkpoint if source.stage and source.stage.checkpoint is not source.checkpoint and vae else None
     return {
-        "format": "diffusevae-bundle",
-        "format_version": 1,
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
         "name": architecture.name,
         "family": "diffusevae",
         "model": {
@@ -222,22 +264,24 @@ def manifest_of(
             "vae_sha256": other.sha256 if other else None,
         },
         "backends": list(backends),
-        "graphs": {graph.role.name: _graph_entry(graph) for graph in graphs},
+        "graphs": {graph.key: _graph_entry(graph) for graph in graphs},
+        "latent_prior": None,
+        "engines": [engine.entry for engine in engines],
         "built_with": _versions(),
     }
 
 
 def _graph_entry(graph: Graph) -> dict[str, Any]:
     return {
-        "file": f"{graph.role.name}.onnx",
-        "precision": "f32",
+        "file": graph.file,
+        "precision": graph.role.precision,
         "opset": OPSET,
         "inputs": [tensor.as_manifest() for tensor in graph.role.inputs],
         "outputs": [tensor.as_manifest() for tensor in graph.role.outputs],
         "parity": {
             "reference": f"torch {torch.__version__} float32",
             "max_relative_error": max(graph.parity.values()),
-            "batches": list(BATCHES),
+            "batches": list(SAMPLER_BATCHES if graph.role.name == SAMPLER else BATCHES),
             "runtimes": graph.parity,
         },
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,26 +23,39 @@ if __name__ == "__main__":
         )
 
 import click
+from tqdm import tqdm
 
-from engine.backends import BACKENDS
 from engine.cli import NearChoice
 from engine.cli_output import echo_fields
 from engine.errors import EngineError
+from engine.manifest import ENGINE_PRECISIONS
 from engine.steps import VARIANCES
 from export.architecture import Architecture
-from export.build import Built, Request, Source, Watch, build
+from export.build import Built, Request, build
+from export.context import Source, Watch
+from export.engine_options import engine_options, take_engine_options
+from export.engines.tensorrt_check import Checked, check_request
+from export.engines.tensorrt_options import DOTTED_TARGETS, RTX_TARGETS
 from export.evidence import Options
+from export.graphs.extra import GraphOptions
 from export.parts import WEIGHTS
+from export.plan import BUILDABLE
 from export.presets import PRESETS
 
-PRECISIONS = ("f32",)
+NAMES: dict[str, tuple[str, ...]] = {  # options that take several words
+    "--backends": BUILDABLE,
+    "--precision": ENGINE_PRECISIONS,
+    "--targets": (*RTX_TARGETS, *DOTTED_TARGETS),
+}
 
 
 class BuildCommand(click.Command):
     """Accepts `--backends a b` beside `--backends a --backends b`, and shows our errors without a traceback."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, spread(args, "--backends"))
+        for option, names in NAMES.items():
+            args = spread(args, option, names)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -53,15 +66,15 @@ class BuildCommand(click.Command):
             raise click.ClickException("interrupted; no bundle was written, an older one is untouched") from None
 
 
-def spread(args: list[str], option: str) -> list[str]:
-    """Repeat `option` before each of the words behind it that are no option and no file."""
+def spread(args: list[str], option: str, names: Collection[str]) -> list[str]:
+    """Repeat `option` before each of the words behind it that are one of its names, or neither option nor file."""
     result: list[str] = []
     open_ended = False
     for index, word in enumerate(args):
         if word.startswith("-"):
             open_ended = word == option
         elif open_ended and args[index - 1] != option:
-            if word not in BACKENDS and (Path(word).exists() or Path(word).suffix):
+            if word not in names and (Path(word).exists() or Path(word).suffix):
                 open_ended = False  # the checkpoint, given last
             else:
                 result.append(option)
@@ -72,12 +85,31 @@ def spread(args: list[str], option: str) -> list[str]:
 class Narrator(Watch):
     """Prints what was inferred, and a line per stage with its time."""
 
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time one stage."""
         start = time.perf_counter()
-        yield
-        click.echo(f"  {name:<24} {time.perf_counter() - start:6.1f} s")
+        try:
+            yield
+        finally:
+            if self._bar is not None:
+                self._bar.close()
+                self._bar = None
+        click.echo(f"  {name:<28} {time.perf_counter() - start:6.1f} s")
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        """A bar below the stages, on a terminal only."""
+        if self._bar is None:
+            self._bar = tqdm(disable=None, leave=False, bar_format="    {desc} {bar} {n_fmt}/{total_fmt}")
+        self._bar.total, self._bar.n = total, done
+        self._bar.set_description_str(phase)
+
+    def note(self, text: str) -> None:
+        """A sentence below the stage that it is about."""
+        click.echo(f"    {text}")
 
     def inferred(self, architecture: Architecture, source: Source) -> None:
         """The model as it was understood, each line with where that came from."""
@@ -117,18 +149,35 @@ def describe(architecture: Architecture, source: Source) -> dict[str, str]:
 
 
 def summarise(built: Built) -> None:
-    """The closing table and the next command."""
+    """The closing tables and the next command."""
     runtimes = list(built.graphs[0].parity)
     rows = [("graph", "file", "size", *(f"error in {name}" for name in runtimes))]
     for graph in built.graphs:
-        errors = (f"{graph.parity[name]:.1e}" for name in runtimes)
-        rows.append((graph.role.name, f"{graph.role.name}.onnx", f"{len(graph.model) / 1e6:.1f} MB", *errors))
+        errors = (f"{graph.parity[name]:.1e}" if name in graph.parity else "-" for name in runtimes)
+        rows.append((graph.key, graph.file, megabytes(graph.model), *errors))
+    echo_table(rows)
+    click.echo("\n  error: largest relative difference to torch in float32, batches of 1, 2 and 5")
+    if built.engines:
+        lines = [("engine", "precision", "role", "file", "size")]
+        for engine in built.engines:
+            for name, data in engine.files.items():
+                entry = engine.entry
+                lines.append((entry["backend"], entry["precision"], entry["role"], name, megabytes(data)))
+        echo_table(lines)
+    click.echo(f"\nWrote {built.path}. Next:\n  diffusevae sample {built.path} -n 16 --out grid.png")
+
+
+def megabytes(data: bytes) -> str:
+    """The size of a file, for people."""
+    return f"{len(data) / 1e6:.1f} MB"
+
+
+def echo_table(rows: Sequence[tuple[str, ...]]) -> None:
+    """Rows in columns, the first one being their heads."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     click.echo("")
     for row in rows:
         click.echo("  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
-    click.echo("\n  error: largest relative difference to torch in float32, batches of 1, 2 and 5")
-    click.echo(f"\nWrote {built.path}. Next:\n  diffusevae sample {built.path} -n 16 --out grid.png")
 
 
 @click.command(cls=BuildCommand, context_settings={"help_option_names": ["-h", "--help"], "terminal_width": 100})
@@ -153,14 +202,36 @@ def summarise(built: Built) -> None:
     metavar="NAME...",
     default=("onnxruntime", "openvino"),
     show_default=True,
-    help="Runtimes that the bundle is for and that every graph is checked in; one or more names.",
+    help="Runtimes that the bundle is for: graphs are checked in them, or engines built for them; one or more of "
+    f"{', '.join(BUILDABLE)}.",
 )
 @click.option(
     "--precision",
-    type=NearChoice(PRECISIONS),
-    default="f32",
-    show_default=True,
-    help="Precision of the stored graphs. bf16 needs no graph of its own: choose it when sampling.",
+    "precisions",
+    type=NearChoice(ENGINE_PRECISIONS),
+    multiple=True,
+    metavar="NAME...",
+    help=f"What is stored, one or more of {', '.join(ENGINE_PRECISIONS)}: float32 graphs always, fp16 adds half ones, and "
+    "engines are built in those that their backend has.  [default: f32, and what each engine is best in]",
+)
+@click.option(
+    "--keep-float32",
+    multiple=True,
+    metavar="NAME",
+    help="Layer, or module with all its layers, that half graphs keep in float32, e.g. unet.middle.0.attn; repeatable.",
+)
+@click.option(
+    "--turing", is_flag=True, help="Half graphs that TensorRT takes on SM75: every matrix product in half, even the last."
+)
+@click.option(
+    "--whole-sampler",
+    is_flag=True,
+    help="Add the whole sampler as one ONNX graph, for any ONNX runtime; it doubles the bundle. TensorRT's comes by itself.",
+)
+@click.option(
+    "--latent-prior",
+    type=click.Path(path_type=Path),
+    help="File of fit_latent_prior.py: the density to draw latents from, instead of N(0, I).",
 )
 @click.option("--preset", metavar="NAME", help=f"A published configuration of the reference: {', '.join(PRESETS)}.")
 @click.option("--heads", type=click.IntRange(1), help="Attention heads of the UNet; weights cannot tell.")
@@ -184,13 +255,22 @@ def summarise(built: Built) -> None:
     "--vae-enc-blocks", metavar="TEXT", help="Block string of the VAE's encoder, if outside the reference's convention."
 )
 @click.option("--vae-dec-blocks", metavar="TEXT", help="Block string of its decoder.")
+@engine_options
+@click.option(
+    "--check", is_flag=True, help="Only report which nodes of the graphs TensorRT does not take, and write nothing."
+)
 def main(
     checkpoint: Path,
     vae: Path | None,
     out: Path | None,
     weights: str,
     backends: tuple[str, ...],
-    precision: str,
+    precisions: tuple[str, ...],
+    keep_float32: tuple[str, ...],
+    turing: bool,
+    whole_sampler: bool,
+    latent_prior: Path | None,
+    check: bool,
     **said: Any,
 ) -> None:
     """Build a bundle from trained DiffuseVAE weights.
@@ -200,10 +280,24 @@ def main(
     images, the build stops and names the option to give. Every graph is run in ONNX Runtime and in the chosen runtimes
     and compared with torch before anything is written.
     """
-    del precision  # one choice, already checked: it is there so that asking for another gets an answer
     click.echo(f"Building from {checkpoint}")
-    request = Request(checkpoint, vae, out, weights, backends, Options(**said))
-    summarise(build(request, Narrator()))
+    graphs = GraphOptions(keep_float32, turing, whole_sampler)
+    engines = take_engine_options(said, (*backends, "tensorrt_rtx") if check else backends)
+    request = Request(checkpoint, vae, out, weights, backends, precisions, Options(**said), engines, graphs, latent_prior)
+    if check:
+        report(check_request(request, Narrator()))
+    else:
+        summarise(build(request, Narrator()))
+
+
+def report(checked: Checked) -> None:
+    """What `--check` found; exit code 1 when a graph would not run."""
+    click.echo(f"\n{checked.library} on {', '.join(checked.graphs)}:")
+    for finding in checked.findings:
+        click.echo(f"  {finding}")
+    if checked.findings:
+        raise click.ClickException(f"{len(checked.findings)} node(s) that TensorRT does not take; nothing was written")
+    click.echo("  its parser takes every node; a build may still refuse types for a target. Nothing was written.")
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def manifest_of(
     standard |= {"eta": 0.0, "temperature": 1.0, "guidance": 0.0}
     return {
         "format": "diffusevae-bundle",
-        "format_version": 1,
+        "format_version": 2,
         "name": "toy",
         "family": "diffusevae",
         "model": {
@@ -96,6 +96,8 @@ def manifest_of(
         },
         "backends": list(backends),
         "graphs": {role: graph_entry(role, model, T) for role, model in models.items()},
+        "latent_prior": None,
+        "engines": [],
         "built_with": {"onnx": onnx.__version__},
     }
 

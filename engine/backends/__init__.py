@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from importlib import metadata, util
 from typing import NamedTuple
 
+from engine import device as devices
+from engine.backends import gpu_choice, native
 from engine.backends.base import PRECISIONS, Graph, check_precision
 from engine.bundle import Bundle
+from engine.chunk import ChunkEngine
+from engine.device import Device
 from engine.errors import ArgumentError, BackendError, did_you_mean
 from engine.processor import Processor, this_processor
 
 BACKENDS = {  # name -> module, which has load(bundle, role, *, precision, threads) and PRECISIONS
+    "native": "engine.backends.native",
     "openvino": "engine.backends.openvino",
     "onnxruntime": "engine.backends.onnxruntime",
+    "onnxruntime-cuda": "engine.backends.onnxruntime_cuda",
+    "onnxruntime-tensorrt": "engine.backends.onnxruntime_tensorrt",
+    "tensorrt_rtx": "engine.backends.tensorrt_rtx",
+    "tensorrt": "engine.backends.tensorrt",
 }
+GPU_BACKENDS = ("tensorrt_rtx", "tensorrt")  # these take a device, and run whole chunks on it
+# Never chosen by "auto": whether their provider works is known only once a session has been tried.
+BY_NAME_ONLY = ("onnxruntime-cuda", "onnxruntime-tensorrt")
 RULE = (
-    "backend 'auto' is openvino where it is installed and the bundle lists it, else onnxruntime; "
-    "precision 'auto' is bf16 with openvino on a processor with AMX bf16 tiles (amx_bf16), else f32"
+    "backend 'auto' is tensorrt_rtx, then tensorrt, where it is installed and a CUDA device is present that the bundle's "
+    "plans were built for (never on a machine without one); else native where the processor has AMX tiles and the bundle "
+    "holds native bf16, or has AVX-512 VNNI and the bundle holds native int8; else openvino where it is installed and the "
+    "bundle lists it, else onnxruntime; precision 'auto' is fp16 with these two on a GPU, with native bf16 on AMX and int8 "
+    "on VNNI, with openvino bf16 on a processor with AMX (amx_bf16), else f32; "
+    f"{' and '.join(BY_NAME_ONLY)} are used by name only"
 )
 
-__all__ = ["BACKENDS", "PRECISIONS", "RULE", "Choice", "Graph", "available", "choose", "choose_auto", "load"]
+__all__ = [
+    "BACKENDS", "GPU_BACKENDS", "PRECISIONS", "RULE", "Choice", "Graph", "available", "choose", "choose_auto",
+    "chunk_engine", "load", "open_device",
+]  # fmt: skip
 
 
 class Choice(NamedTuple):
@@ -32,14 +52,18 @@ class Choice(NamedTuple):
 
 
 def available() -> dict[str, tuple[bool, str]]:
-    """{backend: (whether it is installed, its version or how to install it)}, without importing any of them."""
-    found = {}
-    for name in BACKENDS:
-        if util.find_spec(name) is None:
-            found[name] = (False, f"not installed; install it with: pip install {name}")
-        else:
-            found[name] = (True, f"{name} {_version(name)}")
-    return found
+    """{backend: (whether it runs here, its version or how to mend that)}, without importing any runtime."""
+    return {name: _available(name) for name in BACKENDS}
+
+
+def _available(name: str) -> tuple[bool, str]:
+    own = getattr(importlib.import_module(BACKENDS[name]), "available", None)  # these modules import no runtime
+    if own is not None:
+        found: tuple[bool, str] = own()
+        return found
+    if util.find_spec(name) is None:
+        return False, f"not installed; install it with: pip install {name}"
+    return True, f"{name} {_version(name)}"
 
 
 def _version(name: str) -> str:
@@ -62,9 +86,8 @@ def choose(bundle: Bundle, backend: str = "auto", precision: str = "auto", proce
     processor = processor or this_processor()
     _check_name("backend", backend, (*BACKENDS, "auto"))
     _check_name("precision", precision, (*PRECISIONS, "auto"))
-    name = _auto_backend(bundle) if backend == "auto" else _check_backend(bundle, backend)
-    tiles = name == "openvino" and processor.amx_bf16
-    obtained = precision if precision != "auto" else "bf16" if tiles else "f32"
+    name = _auto_backend(bundle, precision, processor) if backend == "auto" else _check_backend(bundle, backend)
+    obtained = precision if precision != "auto" else _auto_precision(bundle, name, processor)
     _check_available(name, obtained, processor)
     if "auto" not in (backend, precision):
         return Choice(name, obtained, f"{name} {obtained}, as asked for")
@@ -74,14 +97,45 @@ def choose(bundle: Bundle, backend: str = "auto", precision: str = "auto", proce
     return Choice(name, obtained, f"{name} {obtained}: {'; '.join([*given, RULE])} (here: {facts})")
 
 
-def load(bundle: Bundle, role: str, *, backend: str, precision: str = "f32", threads: int | None = None) -> Graph:
-    """Load one graph of a bundle on one backend. threads: None for what affinity and container allow."""
+def load(
+    bundle: Bundle,
+    role: str,
+    *,
+    backend: str,
+    precision: str = "f32",
+    threads: int | None = None,
+    device: Device | None = None,
+) -> Graph:
+    """Load one graph of a bundle on one backend. threads: None for what affinity and container allow.
+
+    device: of a GPU backend, None for the one that is current in this thread or the first; others take none.
+    """
     _check_name("backend", backend, BACKENDS)
     _check_backend(bundle, backend)
-    graph = importlib.import_module(BACKENDS[backend]).load(bundle, role, precision=precision, threads=threads)
+    more = {"device": device} if backend in GPU_BACKENDS else {}
+    graph = importlib.import_module(BACKENDS[backend]).load(bundle, role, precision=precision, threads=threads, **more)
     if not isinstance(graph, Graph):
         raise BackendError(f"backend {backend!r}: found {type(graph).__name__}, expected a Graph; mend its load()")
     return graph
+
+
+def open_device(backend: str, choice: object) -> Device | None:
+    """The GPU that `choice` means (engine/device.py) for a GPU backend; None for a backend on the CPU, which takes none."""
+    if backend in GPU_BACKENDS:
+        return devices.open_device(choice)
+    if choice is not None:
+        raise ArgumentError(
+            f"device: found {choice!r} with backend {backend!r}, which runs on the CPU; expected none: leave it out, or "
+            f"choose one of {', '.join(GPU_BACKENDS)}"
+        )
+    return None
+
+
+def chunk_engine(backend: str, bundle: Bundle, graphs: Mapping[str, Graph]) -> ChunkEngine | None:
+    """What runs whole chunks by itself, over loaded graphs; None for a backend that leaves the chain to the runner."""
+    module = importlib.import_module(BACKENDS[backend])
+    engine: ChunkEngine | None = module.chunk_engine(bundle, graphs) if hasattr(module, "chunk_engine") else None
+    return engine
 
 
 def _usable(bundle: Bundle) -> list[str]:
@@ -89,15 +143,29 @@ def _usable(bundle: Bundle) -> list[str]:
     return [name for name in BACKENDS if name in bundle.manifest.backends and installed[name][0]]
 
 
-def _auto_backend(bundle: Bundle) -> str:
-    usable = _usable(bundle)
+def _auto_backend(bundle: Bundle, precision: str, processor: Processor) -> str:
+    usable = [name for name in _usable(bundle) if name not in BY_NAME_ONLY]
     if not usable:
         raise BackendError(
             f"{bundle.path}: found no usable backend (the bundle lists {', '.join(bundle.manifest.backends)}; here: "
             f"{'; '.join(reason for _, reason in available().values())}), expected one; install one that the bundle "
             f"lists, or rebuild it with --backends {' '.join(BACKENDS)}"
         )
-    return usable[0]
+    for name in GPU_BACKENDS:
+        if name in usable and gpu_choice.auto_precision(bundle, name, precision) is not None:
+            return name
+    usable = [name for name in usable if name not in GPU_BACKENDS] or usable
+    if native.NAME in usable and native.auto_precision(bundle, precision, processor) is not None:
+        return native.NAME
+    return next((name for name in usable if name != native.NAME), native.NAME)
+
+
+def _auto_precision(bundle: Bundle, backend: str, processor: Processor) -> str:
+    if backend == native.NAME:
+        return native.default_precision(bundle, processor)
+    if backend in GPU_BACKENDS:
+        return gpu_choice.PRECISION
+    return "bf16" if backend == "openvino" and processor.amx_bf16 else "f32"
 
 
 def _check_backend(bundle: Bundle, backend: str) -> str:
@@ -107,7 +175,7 @@ def _check_backend(bundle: Bundle, backend: str) -> str:
             f"{bundle.path}: found backend {backend!r}, expected one that the bundle lists: "
             f"{', '.join(bundle.manifest.backends)}; choose one, or rebuild the bundle with --backends {backend}"
         )
-    installed, reason = available()[backend]
+    installed, reason = _available(backend)
     if not installed:
         raise BackendError(f"backend {backend!r}: found that it is {reason}")
     return backend

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from engine.errors import ArgumentError, BackendError, did_you_mean
 from engine.manifest import GraphSpec, TensorSpec
 from engine.onnx_file import check_self_contained
 
-PRECISIONS = ("f32", "bf16")  # what a caller may ask for; a backend has some of them
+PRECISIONS = ("f32", "bf16", "fp16", "int8")  # what a caller may ask for; a backend has some of them
 Arrays = dict[str, npt.NDArray[np.generic]]
 
 
@@ -26,10 +26,10 @@ class Graph(ABC):
     as the shapes repeat. One thread uses a graph at a time (a second one is refused); `clone()` gives each thread its
     own state over the same weights.
 
-    Attributes: role, backend (name), precision ("f32" or "bf16", as obtained from the runtime), threads, spec.
+    Attributes: role, backend (name), precision (as obtained from the runtime), threads, spec.
     """
 
-    backend: ClassVar[str]
+    backend: str
     _failures: tuple[type[Exception], ...]  # what the runtime's native half raises
 
     def __init__(self, role: str, spec: GraphSpec, precision: str, threads: int) -> None:
@@ -49,13 +49,7 @@ class Graph(ABC):
         ArgumentError when an input does not fit, BackendError when the runtime fails, when the graph is closed, or
         when another thread is running it.
         """
-        if not self._lock.acquire(blocking=False):
-            raise BackendError(
-                f"{self.backend} graph {self.role!r}: found a second thread calling it while one runs, expected one "
-                f"at a time (its buffers would be overwritten); give each thread its own with clone()"
-            )
-        try:
-            self._check_open()
+        with self._exclusive():
             sizes = self._check(arrays)
             try:
                 self._bind_outputs(sizes)
@@ -64,8 +58,6 @@ class Graph(ABC):
                 self._shapes = {}
                 raise self._failure(error, arrays) from error
             return dict(self._outputs)
-        finally:
-            self._lock.release()
 
     def close(self) -> None:
         """Give the runtime's memory back; harmless when closed already. Not while another thread runs the graph."""
@@ -104,6 +96,20 @@ class Graph(ABC):
     @abstractmethod
     def _twin(self) -> Graph:
         """A graph over the same weights with its own state."""
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """One thread at a time, and none once closed."""
+        if not self._lock.acquire(blocking=False):
+            raise BackendError(
+                f"{self.backend} graph {self.role!r}: found a second thread calling it while one runs, expected one "
+                f"at a time (its buffers would be overwritten); give each thread its own with clone()"
+            )
+        try:
+            self._check_open()
+            yield
+        finally:
+            self._lock.release()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -99,12 +99,13 @@ class Attention(nn.Module):
         self.norm = nn.GroupNorm(NORM_GROUPS, channels, spec.norm_eps)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj = nn.Conv2d(channels, channels, 1)
+        self.softmax = nn.Softmax(dim=-1)  # a module, so that export/precision.py can keep it in float32
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         _, channels, height, width = x.shape
         qkv = self.qkv(self.norm(x)).reshape(-1, 3, self.heads, channels // self.heads, height * width)
         q, k, v = qkv.transpose(-1, -2).unbind(1)
-        weights = torch.softmax(q @ (k * self.scale).transpose(-1, -2), dim=-1)
+        weights = self.softmax(q @ (k * self.scale).transpose(-1, -2))
         h = (weights @ v).transpose(-1, -2).reshape(-1, channels, height, width)
         return x + self.proj(h)
 

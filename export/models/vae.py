@@ -84,12 +84,13 @@ class ResBlock(nn.Module):
         self.c2 = nn.Conv2d(width, width, kernel, padding=kernel // 2)
         self.c3 = nn.Conv2d(width, width, kernel, padding=kernel // 2)
         self.c4 = nn.Conv2d(width, channels, 1)
+        self.act = nn.GELU()  # a module, so that export/precision.py can keep it in float32
         self.pool = pool
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = x
         for conv in (self.c1, self.c2, self.c3, self.c4):
-            h = conv(F.gelu(h))
+            h = conv(self.act(h))
         x = x + h
         return F.avg_pool2d(x, self.pool) if self.pool > 1 else x
 

@@ -6,6 +6,7 @@ import hashlib
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,19 @@ from safetensors.torch import save_file
 
 from engine import backends
 from engine.bundle import Bundle
-from engine.errors import ArgumentError, BackendError, CheckpointError
+from engine.errors import ArgumentError, BackendError, CheckpointError, ExportError
 from export import build as building
-from export.build import Request, build, check_backends, infer_architecture, load, read
+from export import plan as planning
+from export.build import Request, build, infer_architecture, load, read
 from export.build_engines import main, spread
+from export.context import Watch
+from export.engines import ENGINE_BUILDERS
+from export.engines.base import BuildContext, BuiltEngine
 from export.evidence import Options
 from export.graphs.parity import relative_error
 from export.models.layouts import to_checkpoint
 from export.models.unet import UNet, UNetSpec
+from export.plan import BUILDABLE, check_backends, plan_precisions
 from tests import golden_models
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,16 +166,15 @@ class TestRefusals:
         assert check_backends(["openvino"]) == ["onnxruntime", "openvino"]
         with pytest.raises(ArgumentError, match=r"--backends: found 'opnvino', expected .*Did you mean 'openvino'"):
             check_backends(["opnvino"])
-        with pytest.raises(
-            ArgumentError, match=r"--backends: found 'tensorrt', expected one or more of openvino, onnxruntime"
-        ):
-            check_backends(["tensorrt"])
+        assert check_backends(["native", "tensorrt"]) == ["onnxruntime"], "graphs are checked in what runs graphs"
+        with pytest.raises(ArgumentError, match=r"--backends: found 'cuda', expected one or more of .*native.*tensorrt"):
+            check_backends(["cuda"])
         with pytest.raises(ArgumentError, match=r"expected different names"):
             check_backends(["openvino", "openvino"])
 
     def test_a_backend_that_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         gone = {"onnxruntime": (True, ""), "openvino": (False, "not installed; install it with: pip install openvino")}
-        monkeypatch.setattr(building, "available", lambda: gone)
+        monkeypatch.setattr(planning, "available", lambda: gone)
         with pytest.raises(BackendError, match=r"backend openvino: found that it is not installed; install it with"):
             check_backends(["openvino"])
 
@@ -213,8 +218,10 @@ class TestCommand:
         ("arguments", "code", "says"),
         [
             (["--backends", "openvin", "--heads", "2"], 1, "Did you mean 'openvino'?"),
-            (["--backends", "onnxruntime", "tensorrt", "--heads", "2"], 1, "found 'tensorrt', expected one or more of"),
-            (["--precision", "bf16"], 2, "'bf16' is not one of f32."),
+            (["--backends", "onnxruntime", "cuda", "--heads", "2"], 1, "found 'cuda', expected one or more of"),
+            (["--precision", "bf16"], 1, "found 'bf16' and no backend that is built in it, expected one of native"),
+            (["--precision", "f32", "bf61"], 2, "Did you mean 'bf16'?"),
+            (["--precision", "f32", "--precision", "f32"], 1, "expected different names of f32, fp16, bf16, int8"),
             (["--weights", "emaa"], 2, "Did you mean 'ema'?"),
             (["--variance", "fixed_large"], 2, "Did you mean 'fixedlarge'?"),
             (["--preset", "celeba"], 1, "Did you mean 'celeba64'?"),
@@ -255,6 +262,7 @@ class TestCommand:
         ("typed", "meant"),
         [
             ("c.pt --backends a b --heads 2", "c.pt --backends a --backends b --heads 2"),
+            ("--backends native openvino c.pt", "--backends native --backends openvino c.pt"),
             ("--backends a --backends b c.pt", "--backends a --backends b c.pt"),
             ("--backends onnxruntime openvino c.pt", "--backends onnxruntime --backends openvino c.pt"),
             ("--backends onnxruntime opnvino c.pt", "--backends onnxruntime --backends opnvino c.pt"),
@@ -262,7 +270,92 @@ class TestCommand:
         ],
     )
     def test_backends_in_one_go(self, typed: str, meant: str) -> None:
-        assert spread(typed.split(), "--backends") == meant.split()
+        assert spread(typed.split(), "--backends", BUILDABLE) == meant.split()
+
+
+class FakeBuilder:
+    """Stands in for a module export/engines/native.py; its int8 VAE is the bf16 one, as the real one's may be."""
+
+    PRECISIONS = ("bf16", "int8")
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict[str, Any], Bundle | None]] = []
+
+    def build(self, context: BuildContext, precision: str, options: dict[str, Any]) -> list[BuiltEngine]:
+        self.asked.append((precision, options, context.previous))
+        return [self.engine(context, "denoiser", precision), self.engine(context, "timestep_table", "f32")]
+
+    def engine(self, context: BuildContext, role: str, precision: str) -> BuiltEngine:
+        stem = f"{role}.native.{precision}"
+        files = {"program": {"file": f"{stem}.json"}, "weights": {"file": f"{stem}.safetensors"}}
+        entry = {
+            "backend": "native", "precision": precision, "role": role, "files": files,
+            "source_sha256": context.graph(role).sha256, "made_with": {}, "targets": [], "options": {}, "record": {},
+        }  # fmt: skip
+        return BuiltEngine(entry, {file["file"]: stem.encode() for file in files.values()})
+
+
+class TestEngines:
+    def test_they_enter_the_bundle(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        fake, out = FakeBuilder(), tmp_path / "a.bundle"
+        monkeypatch.setattr(building, "load_builder", lambda name: fake)
+        path = tiny_checkpoint(tmp_path / "a.ckpt")
+        wanted = ("--heads", "2", "--image-size", "4", "--out", out, "--backends", "onnxruntime", "native")
+        result = run(path, *wanted, "--precision", "f32", "int8", "bf16")
+        assert result.exit_code == 0, result.output
+        bundle = Bundle.open(out)
+        assert bundle.manifest.backends == ("onnxruntime", "native")
+        assert [(e.role, e.precision) for e in bundle.manifest.engines] == [
+            ("denoiser", "int8"), ("timestep_table", "f32"), ("denoiser", "bf16"),
+        ]  # fmt: skip
+        assert bundle.read_engine(bundle.engine("native", "int8", "denoiser"), "weights") == b"denoiser.native.int8"
+        assert "denoiser.native.bf16.safetensors" in result.output
+        assert "build native int8" in result.output
+        assert [(precision, previous) for precision, _, previous in fake.asked] == [("int8", None), ("bf16", None)]
+        assert fake.asked[0][1]["int8_budget"] is None
+
+        options = Options(heads=2, image_size=4)
+        request = Request(path, out=out, backends=("native",), options=options, engine_options={"a": 1})
+        built = build(request, Watch())
+        precision, told, previous = fake.asked[-1]
+        assert (precision, told) == ("bf16", {"a": 1}), "without --precision what the builder names first"
+        assert previous == bundle
+        assert [engine.entry["precision"] for engine in built.engines] == ["bf16", "f32"]
+
+    def test_two_results_for_one_engine(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        fake, context = FakeBuilder(), BuildContext(*[None] * 4, (), Watch())  # type: ignore[arg-type]
+        same = BuiltEngine({"backend": "native", "precision": "f32", "role": "denoiser"}, {"a": b"1"})
+        results = iter([[same], [BuiltEngine(same.entry, {"a": b"2"})]])
+        monkeypatch.setattr(FakeBuilder, "build", lambda *_: next(results))
+        with pytest.raises(ExportError, match=r"engine native f32 denoiser: found that it was built twice with different"):
+            building.build_engines(context, [("native", "bf16"), ("native", "int8")], {"native": fake}, {})
+
+    def test_which_precisions(self) -> None:
+        native, rtx = FakeBuilder(), FakeBuilder()
+        rtx.PRECISIONS = ("fp16",)
+        assert plan_precisions((), {}).graphs == ("f32",)
+        assert plan_precisions((), {}).engines == ()
+        assert plan_precisions(("fp16",), {}).graphs == ("f32", "fp16")
+        plan = plan_precisions((), {"native": native, "tensorrt_rtx": rtx})
+        assert (plan.graphs, plan.engines) == (("f32", "fp16"), (("native", "bf16"), ("tensorrt_rtx", "fp16")))
+        both = plan_precisions(("f32", "int8", "bf16"), {"native": native})
+        assert both.engines == (("native", "int8"), ("native", "bf16"))
+        with pytest.raises(ArgumentError, match=r"found f32, expected at least one that backend native is built in: bf16"):
+            plan_precisions(("f32",), {"native": native})
+        with pytest.raises(ArgumentError, match=r"found 'bf16' and no backend that is built in it"):
+            plan_precisions(("fp16", "bf16"), {"tensorrt_rtx": rtx})
+        with pytest.raises(ArgumentError, match=r"--precision: found 'int4', expected .*Did you mean 'int8'"):
+            plan_precisions(("int4",), {})
+
+    def test_a_builder_whose_needs_are_missing(self, monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
+        monkeypatch.setitem(ENGINE_BUILDERS, "native", "export.engines.not_there")
+        with pytest.raises(BackendError, match=r"backend native: found no module export.engines.not_there, .* --backends"):
+            build(Request(checkpoint, backends=("native",)))
+
+    def test_a_graph_that_was_not_exported(self) -> None:
+        context = BuildContext(*[None] * 4, (), Watch())  # type: ignore[arg-type]
+        with pytest.raises(ExportError, match=r"graph denoiser.fp16: found only none, expected it .* --precision fp16"):
+            context.graph("denoiser", "fp16")
 
 
 def test_options_reach_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,8 +366,10 @@ def test_options_reach_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
         raise CheckpointError("stop here")
 
     monkeypatch.setattr("export.build_engines.build", stop)
-    result = run("c.pt", "--schedule", "0.001", "0.02", "50", "--formulation", "2", "--name", "x", "--weights", "online")
+    said = ("--schedule", "0.001", "0.02", "50", "--formulation", "2", "--name", "x", "--weights", "online")
+    result = run("c.pt", *said, "--latent-prior", "p")
     assert result.output.endswith("Error: stop here\n")
-    assert seen == [
-        Request(Path("c.pt"), weights="online", options=Options(schedule=(0.001, 0.02, 50), formulation=2, name="x"))
-    ]
+    options = Options(schedule=(0.001, 0.02, 50), formulation=2, name="x")
+    expected = Request(Path("c.pt"), weights="online", options=options, latent_prior=Path("p"))
+    assert [replace(request, engine_options={}) for request in seen] == [expected]
+    assert not any(seen[0].engine_options.values()), "options that nobody gave"

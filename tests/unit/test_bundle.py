@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
-import random
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,29 +14,14 @@ from engine.bundle import Bundle
 from engine.errors import ArgumentError, BundleError
 from engine.manifest import CONDITIONAL_ROLES, FORMAT_VERSION, MAX_MANIFEST_BYTES, UNCONDITIONAL_ROLES
 from tests import toy
+from tests.manifests import ABSENT, damages, edit
 
 REBUILD = "python export/build_engines.py CKPT --out PATH"
-ABSENT = object()
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     return toy.build_bundle(tmp_path / "toy.bundle")
-
-
-def edit(bundle: Path, dotted: str, value: object) -> None:
-    """Set (or, with ABSENT, delete) one field of a manifest, named like the errors name it."""
-    file = bundle / "manifest.json"
-    raw = json.loads(file.read_text())
-    *path, last = [int(key) if key.isdigit() else key for key in dotted.split(".")]
-    holder: Any = raw
-    for key in path:
-        holder = holder[key]
-    if value is ABSENT:
-        del holder[last]
-    else:
-        holder[last] = value
-    file.write_text(json.dumps(raw))
 
 
 @pytest.mark.parametrize(("formulation", "z_conditioned"), [(1, False), (2, True), (None, False)])
@@ -122,7 +104,10 @@ REFUSED = [
     ("graphs.denoiser.parity.batches", [0], "graphs.denoiser.parity.batches: found [0] (list)"),
     ("graphs.denoiser.parity.max_relative_error", -1, "parity.max_relative_error: found -1 (int)"),
     ("graphs.denoiser.parity.runtimes.onnxruntime", "good", "parity.runtimes.onnxruntime: found 'good' (str)"),
-    ("graphs.denoiser.file", "vae_decoder.onnx", "graphs.vae_decoder.file: found 'vae_decoder.onnx' (str), expected a"),
+    ("graphs.denoiser.file", "vae_decoder.onnx", "graphs.denoiser.file: found 'vae_decoder.onnx' (str), expected a file"),
+    ("graphs.denoiser:fp16", {}, "graphs.denoiser.fp16.file: missing"),
+    ("graphs.denoiser:f32", {}, "graphs.denoiser.f32: found an unknown field, expected only denoiser, denoiser.fp16, s"),
+    ("graphs.sample", {}, "(did you mean 'sampler'?)"),
     ("modle", {}, "modle: found an unknown field"),
     ("formta", 1, "(did you mean 'format'?)"),
     ("defaults.step", 5, "defaults.step: found an unknown field"),
@@ -159,10 +144,10 @@ def test_a_missing_field_is_named(bundle: Path, field: str) -> None:
 def test_newer_and_older_formats_have_their_own_cures(bundle: Path) -> None:
     edit(bundle, "format_version", FORMAT_VERSION + 1)
     edit(bundle, "from_the_future", 1)
-    with pytest.raises(BundleError, match=r"found 2, expected 1: .* newer engine; upgrade .*diffusevae-engine"):
+    with pytest.raises(BundleError, match=r"found 3, expected 2: .* newer engine; upgrade .*diffusevae-engine"):
         Bundle.open(bundle)
     edit(bundle, "format_version", FORMAT_VERSION - 1)
-    with pytest.raises(BundleError, match=r"found 0, expected 1: .* older engine; rebuild the bundle with"):
+    with pytest.raises(BundleError, match=r"found 1, expected 2: .* older engine; rebuild the bundle with"):
         Bundle.open(bundle)
 
 
@@ -257,18 +242,6 @@ def test_wrong_places_say_what_to_give(bundle: Path, tmp_path: Path) -> None:
         Bundle.open("a\0b")
     with pytest.raises(ArgumentError, match=r"found 'denoise', expected one of .*Did you mean 'denoiser'\?"):
         Bundle.open(bundle).read_graph("denoise")
-
-
-def damages(data: bytes) -> dict[str, bytes]:
-    """TESTS: empty, one byte, text, truncated at every tenth, one byte more, seeded single-bit flips."""
-    found = {"empty": b"", "one byte": data[:1], "text": b"not a graph\n", "longer": data + b"\0"}
-    found |= {f"{tenth}0 %": data[: len(data) * tenth // 10] for tenth in range(1, 10)}
-    for seed in range(24):
-        bit = random.Random(seed).randrange(8 * len(data))
-        flipped = bytearray(data)
-        flipped[bit // 8] ^= 1 << bit % 8
-        found[f"bit {bit}"] = bytes(flipped)
-    return found
 
 
 @pytest.mark.parametrize("role", CONDITIONAL_ROLES)

@@ -15,12 +15,15 @@ from PIL import Image
 
 from engine import Sampler
 from engine.backends import available
+from engine.bundle_writer import write_bundle
 from engine.cli import cli
-from tests.samplers import ANY_BACKEND, SIZE, bundle, open_toy
+from tests import toy
+from tests.manifests import full_files, full_manifest
+from tests.samplers import ANY_BACKEND, GRAPH_BACKENDS, SIZE, bundle, open_toy
 
 ROOT = Path(__file__).parents[2]
 HELP = ROOT / "tests" / "help"
-COMMANDS = ["sample", "reconstruct", "refine", "interpolate", "info", "verify"]
+COMMANDS = ["sample", "reconstruct", "refine", "interpolate", "steps", "info", "verify"]
 HERE = ["--backend", ANY_BACKEND, "--precision", "f32", "--threads", "2"]
 
 
@@ -54,7 +57,8 @@ class TestHelp:
 
     def test_every_command_has_a_text(self) -> None:
         assert sorted(cli.commands) == sorted(COMMANDS)
-        assert sorted(path.stem for path in HELP.glob("*.txt")) == sorted(["build_engines", "diffusevae", *COMMANDS])
+        texts = ["build_engines", "diffusevae", "fit_latent_prior", *COMMANDS]
+        assert sorted(path.stem for path in HELP.glob("*.txt")) == sorted(texts)
 
     def test_python_m_engine_is_the_same_program(self) -> None:
         command = [sys.executable, "-m", "engine", "sample", "--help"]
@@ -222,10 +226,25 @@ class TestInfoAndVerify:
             assert report["auto"]["reason"] == sampler.choice
         assert set(report["graphs"]) == {"vae_encoder", "vae_decoder", "timestep_table", "denoiser"}
 
+    def test_info_shows_engines_and_prior(self, tmp_path: Path) -> None:
+        models = toy.models_of(1, 8, 4, False)
+        write_bundle(tmp_path / "full", full_manifest(models), full_files(models))
+        lines = [line.split() for line in succeed("info", tmp_path / "full").output.splitlines()]
+        assert ["native", "bf16", "denoiser", "0.00", "MB", "any", "processor"] in lines
+        assert ["tensorrt_rtx", "fp16", "denoiser", "0.00", "MB", "sm86"] in lines
+        assert any(line[:4] == ["denoiser.fp16", "fp16", "21", "0.00"] for line in lines)
+        assert ["latent", "prior", "gaussian", "mixture", "of", "4", "components", "(0.00", "MB)"] in lines
+        report = json.loads(succeed("info", tmp_path / "full", "--json").stdout)["bundle"]
+        assert report["latent_prior"]["components"] == 4
+        engine = report["engines"][1]
+        assert (engine["backend"], engine["precision"], engine["role"]) == ("tensorrt_rtx", "fp16", "denoiser")
+        assert (engine["size"], engine["targets"], list(engine["files"])) == (200, ["sm86"], ["plan"])
+        assert "none: latents are drawn from N(0, I)" in succeed("info", bundle()).output
+
     @pytest.mark.parametrize("kind", ["form1", "zcond", "uncond"])
     def test_verify_compares_the_backends(self, kind: str) -> None:
         report = json.loads(succeed("verify", bundle(kind), "--json").stdout)
-        there = [name for name, (installed, _) in available().items() if installed]
+        there = [name for name in GRAPH_BACKENDS if available()[name][0]]
         assert sorted(name for name, result in report["backends"].items() if result["ok"]) == sorted(there)
         assert len(report["differences"]) == len(there) * (len(there) - 1) // 2
         assert all(pair["max"] < 1e-4 for pair in report["differences"])

@@ -155,7 +155,7 @@ def test_opening_refuses() -> None:
         Sampler("no-such.bundle")
     with pytest.raises(ArgumentError, match=r"found 'openvno', expected one of .*Did you mean 'openvino'"):
         Sampler(bundle(), backend="openvno")
-    with pytest.raises(ArgumentError, match=r"found 'fp32', expected one of f32, bf16, auto"):
+    with pytest.raises(ArgumentError, match=r"found 'fp32', expected one of f32, bf16, fp16, int8, auto"):
         Sampler(bundle(), ANY_BACKEND, "fp32")
     with pytest.raises(BackendError, match=r"found precision 'bf16', expected one of those it has: f32"):
         Sampler(bundle(), "onnxruntime", "bf16")

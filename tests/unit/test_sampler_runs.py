@@ -26,7 +26,9 @@ def test_the_timestep_table_stays_in_float32(tmp_path: Path, monkeypatch: pytest
     asked: dict[str, str] = {}
     load = backends.load
 
-    def remember(bundle: Bundle, role: str, *, backend: str, precision: str, threads: int) -> backends.Graph:
+    def remember(
+        bundle: Bundle, role: str, *, backend: str, precision: str, threads: int, device: None
+    ) -> backends.Graph:
         asked[role] = precision
         return load(bundle, role, backend=backend, precision="f32", threads=threads)
 

@@ -1,0 +1,173 @@
+"""How is a latent prior fitted from a terminal?  python export/fit_latent_prior.py BUNDLE --images FILE --out FILE"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "sklearn")
+
+if __name__ == "__main__":
+    # From a checkout nothing needs to be installed; and this folder itself must not shadow other packages.
+    HERE = Path(__file__).resolve().parent
+    sys.path[:] = [str(HERE.parent), *(entry for entry in sys.path if Path(entry).resolve() != HERE)]
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise SystemExit(
+            f"Error: found no {', '.join(missing)}, expected the packages that fitting needs; install them with: "
+            "pip install 'diffusevae-engine[export]'"
+        )
+
+import click
+import numpy as np
+import numpy.typing as npt
+
+from engine import Sampler
+from engine.errors import ArgumentError, EngineError
+from engine.imaging import READABLE, load_images
+from engine.manifest import MANIFEST_FILE
+from export.build import Request, build
+from export.evidence import Options
+from export.latent_prior import fit, log_likelihood, sample_posterior, standard_prior, write_prior
+
+U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
+BATCH = 64
+KEY = "images"
+
+
+class FitCommand(click.Command):
+    """Shows our errors without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EngineError as error:
+            raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            raise click.ClickException("interrupted; nothing was written") from None
+
+
+def bar(label: str, unit: str) -> Callable[[Iterable[int]], Iterable[int]]:
+    """What shows on stderr how far a loop is, once it takes more than two seconds."""
+    from tqdm import tqdm
+
+    return lambda steps: tqdm(steps, desc=label, unit=unit, delay=2, leave=False)
+
+
+def read_images(path: Path, size: int) -> U8:
+    """uint8 [N, size, size, 3] of an .npz file (key `images`) or of a folder of pictures, all of the right size."""
+    if path.is_dir():
+        return _read_folder(path, size)
+    expected = f"an .npz file with {KEY!r}, uint8 [N, {size}, {size}, 3], or a folder of pictures of that size"
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            images = content[KEY] if isinstance(content, np.lib.npyio.NpzFile) and KEY in content else None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ArgumentError(f"--images {path}: found nothing that can be read ({error}), expected {expected}") from error
+    if images is None:
+        raise ArgumentError(f"--images {path}: found no array {KEY!r}, expected {expected}")
+    if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3) or not len(images):
+        raise ArgumentError(f"--images {path}: found {images.dtype} {list(images.shape)}, expected {expected}; convert them")
+    return np.asarray(images)
+
+
+def _read_folder(path: Path, size: int) -> U8:
+    images, notes = load_images([path], size)
+    if notes:
+        raise ArgumentError(
+            f"--images {path}: found {len(notes)} pictures of another size ({notes[0]}), expected {size}x{size} as in "
+            f"training; resize them as the model's training data was ({', '.join(READABLE)})"
+        )
+    return images
+
+
+def encode(sampler: Sampler, images: U8, label: str) -> tuple[F32, F32]:
+    """The posterior of every image: mu and logvar, float32 [N, D] each."""
+    parts = [
+        sampler.encode(images[begin : begin + BATCH]) for begin in bar(label, "batch")(range(0, len(images), BATCH))
+    ]
+    mu, logvar = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return mu, logvar
+
+
+@contextmanager
+def opened(source: Path, vae: Path | None, weights: str, options: Options) -> Iterator[Sampler]:
+    """A sampler on a bundle, or on one that is built of a checkpoint for as long as this takes."""
+    if (source / MANIFEST_FILE).exists():
+        with Sampler(source, precision="f32") as sampler:
+            yield sampler
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        click.echo(f"Building a bundle of {source} to encode with")
+        out = Path(folder) / "encoder.bundle"
+        build(Request(source, vae, out, weights, backends=("onnxruntime",), options=options))
+        with Sampler(out, "onnxruntime", "f32") as sampler:
+            yield sampler
+
+
+@click.command(cls=FitCommand, context_settings={"help_option_names": ["-h", "--help"], "terminal_width": 100})
+@click.argument("source", metavar="CKPT_OR_BUNDLE", type=click.Path(path_type=Path))
+@click.option(
+    "--images",
+    required=True,
+    type=click.Path(path_type=Path),
+    help=f"Training images: an .npz file with {KEY!r}, uint8 [N, H, W, 3], or a folder of pictures of the right size.",
+)
+@click.option("--components", type=click.IntRange(1), default=16, show_default=True, help="Gaussians in the mixture.")
+@click.option(
+    "--draws",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Latents drawn of each image's posterior; with few, many components fit their noise.",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write, for build_engines.py.")
+@click.option("--heldout", type=click.Path(path_type=Path), help="Images to measure the fit on, in the same form.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of sampling and fitting.")
+@click.option("--vae", type=click.Path(path_type=Path), help="Of a checkpoint: the VAE's own one, when it holds none.")
+@click.option("--weights", type=click.Choice(["ema", "online"]), default="ema", show_default=True, help="Of a checkpoint.")
+@click.option("--heads", type=click.IntRange(1), help="Of a checkpoint: as for build_engines.py.")
+@click.option("--preset", metavar="NAME", help="Of a checkpoint: as for build_engines.py.")
+def main(
+    source: Path,
+    images: Path,
+    components: int,
+    draws: int,
+    out: Path,
+    heldout: Path | None,
+    seed: int,
+    vae: Path | None,
+    weights: str,
+    heads: int | None,
+    preset: str | None,
+) -> None:
+    """Fit a density to the latents that a model's VAE encodes its training images to.
+
+    Samples drawn from it instead of N(0, I) meet the decoder where it was trained. Put it into a bundle with:
+    build_engines.py CKPT --latent-prior OUT. With --heldout the log-likelihood of unseen latents is printed, which tells
+    how many components are too many.
+    """
+    with opened(source, vae, weights, Options(heads=heads, preset=preset)) as sampler:
+        model, origin = sampler.bundle.manifest.model, sampler.bundle.manifest.source
+        if model.z_dim is None:
+            raise ArgumentError(f"{source}: found an unconditional model, expected one with a VAE, whose latents are fitted")
+        mu, logvar = encode(sampler, read_images(images, model.image_size), "encode")
+        unseen = encode(sampler, read_images(heldout, model.image_size), "encode held-out") if heldout else None
+    prior = fit(mu, logvar, components, seed, draws, bar("fit", "round"))
+    write_prior(out, prior, origin.vae_sha256 or origin.sha256)
+    click.echo(f"Wrote {out}: {components} Gaussians of width {model.z_dim}, fitted to {len(mu)} images.")
+    for label, posterior in (("these images", (mu, logvar)), ("held-out images", unseen)):
+        if posterior is not None:
+            z = sample_posterior(*posterior, seed + 1)
+            ours, plain = log_likelihood(prior, z), log_likelihood(standard_prior(model.z_dim), z)
+            click.echo(f"  log-likelihood of {label:<16} {ours:9.3f} nats a latent ({plain:.3f} under N(0, I))")
+
+
+if __name__ == "__main__":
+    main()

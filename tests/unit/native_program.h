@@ -1,0 +1,250 @@
+// How does a test write a native program? Ports, tensors and ops are added one by one; weights are drawn and packed on the way.
+#ifndef DIFFUSEVAE_TESTS_NATIVE_PROGRAM_H
+#define DIFFUSEVAE_TESTS_NATIVE_PROGRAM_H
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+#include <memory>
+#include <vector>
+
+#include "diffusevae/native.h"
+#include "native_reference.h"
+
+class Random {
+public:
+    explicit Random(uint64_t seed) : state_(seed * 2654435769u + 1) {}
+    uint32_t bits() {
+        state_ = state_ * 6364136223846793005u + 1442695040888963407u;
+        return uint32_t(state_ >> 33);
+    }
+    int32_t below(int32_t n) { return int32_t(bits() % uint32_t(n)); }
+    float uniform(float least, float most) { return least + (most - least) * float(bits() & 0xFFFFFF) / 16777216.0f; }
+
+private:
+    uint64_t state_;
+};
+
+struct ConvOptions {
+    int32_t kernel = 3, stride = 1, pad = -1;  // -1: kernel / 2
+    int32_t activation = DV_NATIVE_IDENTITY, groups = 0, output_activation = DV_NATIVE_IDENTITY;
+    bool upsample = false, int8 = false, bias = true, scale_row = false, bias_row = false;
+    int32_t residual = DV_NATIVE_NONE;
+    std::vector<int32_t> skips;
+};
+
+class Builder {
+public:
+    explicit Builder(uint64_t seed) : random(seed) {}
+
+    Random random;
+    std::vector<dv_native_port> ports;
+    std::vector<dv_native_tensor> tensors;
+    std::vector<dv_native_op> ops;
+
+    int32_t port(int32_t kind, bool output, int32_t c, int32_t h = 1, int32_t w = 1, int32_t rows = 0) {
+        ports.push_back({kind, output ? 1 : 0, c, h, w, rows});
+        return int32_t(ports.size()) - 1;
+    }
+
+    int32_t rows(int32_t kind, int32_t channels) {
+        tensors.push_back({kind, channels, 1, 1});
+        return int32_t(tensors.size()) - 1;
+    }
+
+    int32_t map(int32_t c, int32_t h, int32_t w) {
+        tensors.push_back({DV_NATIVE_ROWS_NONE, c, h, w});
+        return int32_t(tensors.size()) - 1;
+    }
+
+    static dv_native_op blank(int32_t kind) {
+        dv_native_op op{};
+        op.kind = kind;
+        for (int32_t& s : op.sources) s = DV_NATIVE_NONE;
+        for (int32_t& s : op.skip_sources) s = DV_NATIVE_NONE;
+        op.output = op.output_port = op.scale_row = op.bias_row = op.residual = DV_NATIVE_NONE;
+        op.norm_weight = op.norm_bias = op.weights = op.bias = op.skip_weights = op.multiplier = DV_NATIVE_NONE;
+        return op;
+    }
+
+    static void put(int32_t (&list)[DV_NATIVE_MAX_SOURCES], const std::vector<int32_t>& numbers) {
+        for (size_t i = 0; i < numbers.size(); ++i) list[i] = numbers[i];
+    }
+
+    int32_t input(const std::vector<int32_t>& from, int32_t patch = 1) {
+        dv_native_op op = blank(DV_NATIVE_INPUT);
+        int32_t channels = 0;
+        for (int32_t p : from) channels += ports[size_t(p)].channels;
+        const dv_native_port& first = ports[size_t(from[0])];
+        const bool table = first.kind == DV_NATIVE_PORT_TABLE;
+        put(op.sources, from);
+        op.kernel = table ? 0 : patch;
+        op.output = table ? rows(DV_NATIVE_ROWS_BATCH, channels) : map(channels * patch * patch, first.height, first.width);
+        ops.push_back(op);
+        return op.output;
+    }
+
+    // A new map port behind INPUT and a convolution, whose sums a norm can use.
+    int32_t source(int32_t c, int32_t h, int32_t w) { return conv({input({port(DV_NATIVE_PORT_MAP, false, c, h, w)})}, c, one()); }
+
+    static ConvOptions one() {
+        ConvOptions o;
+        o.kernel = 1;
+        return o;
+    }
+
+    // A convolution into a new map; or with to_port into a new output port, whose number is returned.
+    int32_t conv(const std::vector<int32_t>& from, int32_t outputs, const ConvOptions& o, bool to_port = false) {
+        dv_native_op op = blank(DV_NATIVE_CONV);
+        put(op.sources, from);
+        put(op.skip_sources, o.skips);
+        op.kernel = o.kernel;
+        op.stride = o.stride;
+        op.pad_top = op.pad_left = o.pad >= 0 ? o.pad : o.kernel / 2;
+        op.upsample = o.upsample ? 1 : 0;
+        op.activation = o.activation;
+        op.output_activation = o.output_activation;
+        op.residual = o.residual;
+        const dv_native_tensor in = tensors[size_t(from[0])];
+        const auto size = [&](int32_t side) {
+            return o.upsample ? 2 * side : o.stride == 1 ? side : op.pad_top == 1 ? (side - 1) / 2 + 1 : side / 2;
+        };
+        const int32_t h = size(in.height), w = size(in.width), taps = o.upsample ? 4 : o.kernel * o.kernel;
+        int32_t channels = 0;
+        for (int32_t s : from) channels += tensors[size_t(s)].channels;
+        norm(op, o, channels);
+        const int32_t phases = o.upsample ? 4 : 1, n = to_port ? (outputs + 15) / 16 * 16 : (outputs + 31) / 32 * 32;
+        op.weights = matrix(padded_channels(from), n, outputs, taps, phases, o.int8);
+        if (!o.skips.empty()) op.skip_weights = matrix(padded_channels(o.skips), n, outputs, 1, 1, false);
+        if (o.bias) op.bias = values(phases * n, outputs, n, -0.5f, 0.5f);
+        if (o.bias_row) op.bias_row = row_slice(outputs);
+        if (o.int8) {
+            op.int8 = 1;
+            op.zero_point = 37;
+            op.inverse_scale = 16.0f;
+            op.multiplier = values(phases * n, outputs, n, 0.0001f, 0.0005f);
+        }
+        if (to_port)
+            op.output_port = port(DV_NATIVE_PORT_MAP, true, outputs, h, w);
+        else
+            op.output = map(outputs, h, w);
+        ops.push_back(op);
+        return to_port ? op.output_port : op.output;
+    }
+
+    int32_t resize(int32_t kind, int32_t from, int32_t factor) {
+        dv_native_op op = blank(kind);
+        const dv_native_tensor in = tensors[size_t(from)];
+        op.sources[0] = from;
+        op.factor = factor;
+        op.output = kind == DV_NATIVE_POOL ? map(in.channels, in.height / factor, in.width / factor)
+                                           : map(in.channels, in.height * factor, in.width * factor);
+        ops.push_back(op);
+        return op.output;
+    }
+
+    int32_t attention(int32_t from, int32_t heads, float scale) {
+        dv_native_op op = blank(DV_NATIVE_ATTENTION);
+        const dv_native_tensor in = tensors[size_t(from)];
+        op.sources[0] = from;
+        op.heads = heads;
+        op.scale = scale;
+        op.output = map(in.channels / 3, in.height, in.width);
+        ops.push_back(op);
+        return op.output;
+    }
+
+    // Shows a map as it is: an identity in bf16 to a new port.
+    int32_t show(int32_t from) {
+        const int32_t channels = tensors[size_t(from)].channels, shown = conv({from}, channels, one(), true);
+        dv_native_op& op = ops.back();
+        op.bias = DV_NATIVE_NONE;
+        uint16_t* w = reinterpret_cast<uint16_t*>(blob_.data() + op.weights);
+        const int32_t blocks = (channels + 31) / 32;
+        std::memset(w, 0, size_t((channels + 15) / 16) * size_t(blocks) * 1024);
+        for (int32_t c = 0; c < channels; ++c) w[(c / 16 * blocks + c / 32) * 512 + (c % 32 / 2 * 16 + c % 16) * 2 + c % 2] = 0x3F80;
+        return shown;
+    }
+
+    // Room for `count` floats, of which `real` of each `stride` are drawn from least..most.
+    int64_t values(int32_t count, int32_t real, int32_t stride, float least, float most) {
+        const int64_t at = room(4ll * count);
+        float* to = reinterpret_cast<float*>(blob_.data() + at);
+        for (int32_t i = 0; i < count; ++i) to[i] = i % stride < real ? random.uniform(least, most) : 0.0f;
+        return at;
+    }
+
+    // The finished program; the builder owns what it points to.
+    const dv_native_program& program() {
+        weights_.reset(static_cast<char*>(std::aligned_alloc(64, (blob_.size() + 127) / 64 * 64)));
+        std::memcpy(weights_.get(), blob_.data(), blob_.size());
+        program_ = {DV_NATIVE_VERSION, int32_t(ports.size()), int32_t(tensors.size()), int32_t(ops.size()), ports.data(),
+                    tensors.data(), ops.data(), weights_.get(), int64_t(blob_.size())};
+        return program_;
+    }
+
+    int32_t row_port = DV_NATIVE_NONE;
+
+private:
+    void norm(dv_native_op& op, const ConvOptions& o, int32_t channels) {
+        if (o.groups == 0) return;
+        op.norm_groups = o.groups;
+        op.norm_epsilon = 1e-5f;
+        op.norm_weight = values(channels, channels, channels, 0.5f, 1.5f);
+        op.norm_bias = values(channels, channels, channels, -0.5f, 0.5f);
+        if (o.scale_row) op.scale_row = row_slice(2 * channels);
+    }
+
+    int32_t row_slice(int32_t count) {
+        if (row_port == DV_NATIVE_NONE) row_port = port(DV_NATIVE_PORT_ROW, false, 0);
+        const int32_t first = ports[size_t(row_port)].channels;
+        ports[size_t(row_port)].channels += count;
+        return first;
+    }
+
+    std::vector<bool> padded_channels(const std::vector<int32_t>& from) const {
+        std::vector<bool> real;
+        for (int32_t s : from)
+            for (int32_t c = 0; c < (tensors[size_t(s)].channels + 31) / 32 * 32; ++c) real.push_back(c < tensors[size_t(s)].channels);
+        return real;
+    }
+
+    // Packed random weights, as kernels/native/README.md lays them out.
+    int64_t matrix(const std::vector<bool>& real, int32_t n, int32_t outputs, int32_t taps, int32_t phases, bool int8) {
+        const int32_t width = int8 ? 64 : 32, lane = int8 ? 4 : 2;
+        const int32_t blocks = (int32_t(real.size()) + width - 1) / width, steps = blocks * taps;
+        const int64_t at = room(int64_t(phases) * (n / 16) * steps * 1024);
+        for (int64_t tile = 0; tile < int64_t(phases) * (n / 16) * steps; ++tile)
+            for (int32_t e = 0; e < width * 16; ++e) {
+                const size_t k = size_t(tile % steps / taps * width + e / (16 * lane) * lane + e % lane);
+                const int64_t output = tile / steps % (n / 16) * 16 + e / lane % 16;
+                if (k >= real.size() || !real[k] || output >= outputs) continue;
+                char* to = blob_.data() + at + tile * 1024;
+                if (int8) {
+                    reinterpret_cast<int8_t*>(to)[e] = int8_t(random.below(255) - 127);
+                } else {
+                    const float value = reference::bf16(random.uniform(-0.25f, 0.25f));
+                    uint32_t bits;
+                    std::memcpy(&bits, &value, 4);
+                    reinterpret_cast<uint16_t*>(to)[e] = uint16_t(bits >> 16);
+                }
+            }
+        return at;
+    }
+
+    int64_t room(int64_t bytes) {
+        const int64_t at = int64_t(blob_.size());
+        blob_.resize(size_t(at + (bytes + 63) / 64 * 64), 0);
+        return at;
+    }
+
+    struct Free {
+        void operator()(char* p) const { std::free(p); }
+    };
+    std::vector<char> blob_;
+    std::unique_ptr<char, Free> weights_;
+    dv_native_program program_{};
+};
+
+#endif  // DIFFUSEVAE_TESTS_NATIVE_PROGRAM_H

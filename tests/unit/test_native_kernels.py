@@ -1,0 +1,88 @@
+"""Do the native kernels compute what the program format says? The C++ selftest on every instruction set that runs here."""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from kernels import build
+
+ROOT = Path(__file__).resolve().parents[2]
+SELFTEST = ROOT / "tests" / "unit" / "native_selftest.cpp"
+# Parts of names: what the sanitized run takes; the plain run goes through all sizes.
+SANITIZED = ("hostile", "int8", "norm", "same bits", "steps", "attention", "patches", "timestep", "child", "clones")
+
+pytestmark = pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="the native kernels are for x86-64"
+)
+
+
+def compile_selftest(folder: Path, *flags: str) -> Path:
+    """The selftest and the library's sources as one program; `flags` replace the library's optimisation."""
+    try:
+        compiler = build.find_compiler()
+    except build.KernelBuildError:
+        pytest.skip("no C++ compiler on this machine")
+    objects = build.commands_for(compiler, folder, *flags)
+    own = folder / "selftest.o"
+    include = f"-I{ROOT / 'kernels' / 'include'}"
+    strict = ("-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror")
+    objects[own] = [*compiler, *strict, include, "-c", str(SELFTEST), "-o", str(own), *flags]
+    build.run_all(list(objects.values()))
+    program = folder / "selftest"
+    build.run([*compiler, "-pthread", *map(str, objects), "-o", str(program), *flags])
+    return program
+
+
+def run_selftest(program: Path, *arguments: str) -> tuple[int, str]:
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=600, check=False)
+    failures = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    assert done.returncode == 0, "\n".join([*failures[:20], done.stderr[-4000:]])
+    last = done.stdout.splitlines()[-1]
+    found = re.fullmatch(r"(\d+) passed, 0 failed", last)
+    assert found is not None, last
+    return int(found[1]), done.stdout
+
+
+@pytest.fixture(scope="module")
+def selftest(tmp_path_factory) -> Path:
+    return compile_selftest(tmp_path_factory.mktemp("selftest"))
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory) -> Path:
+    """The same with ASan and UBSan and little optimisation, so that functions stay functions."""
+    flags = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DDV_NO_CLONES")
+    try:
+        return compile_selftest(tmp_path_factory.mktemp("sanitized"), *flags)
+    except build.KernelBuildError as error:
+        if "libasan" in str(error) or "libubsan" in str(error):
+            pytest.skip("the compiler has no sanitizer libraries on this machine")
+        raise
+
+
+@pytest.mark.parametrize("isa", ["avx2", "avx512", "amx"])
+def test_every_kernel_family_agrees_with_the_scalar_reference(selftest, isa):
+    passed, output = run_selftest(selftest, isa)
+    if f"skipped {isa}" in output:
+        pytest.skip(output.splitlines()[0])
+    assert passed > 500
+
+
+@pytest.mark.parametrize("part", SANITIZED)
+def test_kernels_and_interpreter_are_clean_under_the_address_and_undefined_behaviour_sanitizers(sanitized, part):
+    run_selftest(sanitized, "", part)
+
+
+def test_no_file_of_an_instruction_set_leaves_code_that_others_could_be_linked_to(sanitized):
+    """A function that two files define is kept once: it might be the one compiled for instructions that are missing."""
+    for name in build.TARGET_FLAGS:
+        listed = subprocess.run(
+            ["nm", "-C", str(sanitized.with_name(name).with_suffix(".o"))], capture_output=True, text=True, check=True
+        ).stdout
+        merged = [row for row in listed.splitlines() if re.search(r" [WVu] ", row) and "DW.ref" not in row]
+        assert merged == [], f"{name}: {merged}"
