@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 OUT ?= out
 BIN := $(VENV)/bin
+AVATARS := examples/avatars/avatars.ckpt --latent-prior examples/avatars/latent_prior.safetensors
 
 .PHONY: demo test lint bench quality gpu-check clean
 
 demo: $(VENV)/.installed-export
-	$(BIN)/python export/build_engines.py examples/avatars/avatars.ckpt --out $(OUT)/avatars.bundle
+	$(BIN)/python export/build_engines.py $(AVATARS) --out $(OUT)/avatars.bundle
 	$(BIN)/python examples/avatars/demo.py $(OUT)/avatars.bundle --out $(OUT)/avatars.png
 
 test: $(VENV)/.installed-test lint
@@ -18,12 +19,13 @@ lint: $(VENV)/.installed-test
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed-benchmark
-	$(BIN)/python benchmarks/latency.py --preset cifar10 --out $(OUT)/latency.json --plot $(OUT)/latency.png
+	$(BIN)/python benchmarks/latency.py --out $(OUT)/latency.json --plot $(OUT)/latency.png
 
 quality: $(VENV)/.installed-benchmark
-	$(BIN)/python export/build_engines.py examples/avatars/avatars.ckpt --out $(OUT)/avatars.bundle
+	$(BIN)/python export/build_engines.py $(AVATARS) --out $(OUT)/avatars.bundle --precision f32 bf16 int8
 	$(BIN)/python export/build_engines.py examples/avatars/avatars-baseline.ckpt --out $(OUT)/avatars-baseline.bundle
 	$(BIN)/python benchmarks/quality.py --bundle $(OUT)/avatars.bundle --baseline $(OUT)/avatars-baseline.bundle --out $(OUT)/quality.json --plot $(OUT)/quality.png
+	$(BIN)/python benchmarks/precisions.py --bundle $(OUT)/avatars.bundle --out $(OUT)/precisions.json --picture $(OUT)/precisions.png
 
 # On a machine with an NVIDIA GPU: builds for it, compares, times, writes a report. TENSORRT=tensorrt takes that library.
 TENSORRT ?= tensorrt_rtx

@@ -36,7 +36,8 @@ def task_of(preset: str, folder: Path, steps: int, threads: int) -> Task:
     folder = folder.resolve()  # the processes below run in the project's root, wherever this one was started
     folder.mkdir(parents=True, exist_ok=True)
     if preset == AVATARS:
-        checkpoint, how = ROOT / "examples" / "avatars" / "avatars.ckpt", []
+        checkpoint = ROOT / "examples" / "avatars" / "avatars.ckpt"
+        how = ["--latent-prior", str(checkpoint.with_name("latent_prior.safetensors"))]
     else:
         checkpoint, how = folder / f"{preset}-random.ckpt", ["--preset", preset]
         _random_checkpoint(preset, checkpoint)

@@ -17,6 +17,7 @@ FEW = (3, 5, 10)
 FEWEST = (3, 5)
 STARTS = (200, 300, 400, 500, 600)
 GUIDANCE = 0.5
+PLAIN = "standard"  # N(0, I) in place of the fitted latent prior
 FEW_CALLS = 5  # what counts as few-step when a default is recommended: network calls a sample, guidance counting twice
 
 
@@ -30,6 +31,7 @@ class Case:
     t_start: int | None = None
     guidance: float = 0.0
     eta: float = 0.0
+    prior: str | None = None  # "standard" where z is N(0, I) although the bundle has a fitted prior
 
     @property
     def key(self) -> str:
@@ -43,6 +45,8 @@ class Case:
             parts.append(f"w{self.guidance:g}")
         if self.eta:
             parts.append(f"eta{self.eta:g}")
+        if self.prior is not None:
+            parts.append(f"z-{self.prior}")
         return "/".join(parts)
 
     @property
@@ -53,7 +57,8 @@ class Case:
     @property
     def plain(self) -> bool:
         """Whether it lies on its curve of the plot; the others are variations of a point on it."""
-        return self.guidance == 0.0 and self.eta == 0.0 and self.spacing == default_spacing(self.t_start)
+        usual = self.guidance == 0.0 and self.eta == 0.0 and self.prior is None
+        return usual and self.spacing == default_spacing(self.t_start)
 
     def setting(self) -> dict[str, Any]:
         """The setting in the form of a bundle's recorded defaults."""
@@ -79,7 +84,8 @@ def full() -> list[Case]:
     cases += [Case(curve, steps) for steps in FEW for curve in (NOISE, BASELINE)]
     cases += [Case(RECON, steps, "trailing", t) for steps in FEWEST for t in STARTS]
     cases += [Case(RECON, steps, "trailing", t, eta=1.0) for steps in FEWEST for t in STARTS[1:4]]
-    cases += [Case(RECON, 10, "trailing", 400, eta=eta) for eta in (0.0, 1.0)]
+    cases += [Case(RECON, 10, "trailing", t, eta=eta) for t in STARTS[2:] for eta in (0.0, 1.0)]
+    cases += [Case(VAE, 0, prior=PLAIN), Case(RECON, 5, "trailing", 500, eta=1.0, prior=PLAIN), Case(NOISE, 10, prior=PLAIN)]
     cases += [Case(curve, steps, eta=1.0) for steps in FEW for curve in (NOISE, BASELINE)]
     cases += [Case(RECON, 5, "linspace", 400), Case(RECON, 5, "trailing", 400, GUIDANCE)]
     cases += [Case(NOISE, 5, "quad"), Case(NOISE, 5, "trailing")]
@@ -97,5 +103,6 @@ def quick() -> list[Case]:
 
 def recommend(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The row of lowest FD among the DiffuseVAE settings of at most FEW_CALLS network calls; None without any."""
-    few = [row for row in rows if row["curve"] in (NOISE, RECON) and row["network_calls"] <= FEW_CALLS]
+    usual = [row for row in rows if row["curve"] in (NOISE, RECON) and row["prior"] is None]
+    few = [row for row in usual if row["network_calls"] <= FEW_CALLS]
     return min(few, key=lambda row: float(row["fd"])) if few else None

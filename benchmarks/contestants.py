@@ -25,6 +25,8 @@ class EngineRunner:
         self._sampler = Sampler(
             task.bundle_of(contestant), contestant.backend, contestant.precision, contestant.threads or task.threads
         )
+        # The others draw z from N(0, I); a model without a VAE draws none.
+        self._prior = "standard" if self._sampler.bundle.manifest.model.conditional else None
 
     def eps(self, x: F32, cond: F32 | None, z: F32 | None, timestep: int) -> F32:
         """The bundle's graphs as the Sampler would call them; loaded beside the Sampler's own and closed again."""
@@ -43,7 +45,7 @@ class EngineRunner:
     def run(self, n: int, seed: int, steps: int) -> Run:
         """`Sampler.sample`; its timings say where the time went."""
         started = time.perf_counter()
-        batch = self._sampler.sample(n, seed=seed, steps=steps, spacing="linspace")
+        batch = self._sampler.sample(n, seed=seed, steps=steps, spacing="linspace", prior=self._prior)
         total = 1e3 * (time.perf_counter() - started)
         t = batch.timings
         stages = {"vae": t.vae_ms, "table": t.table_ms, "noise": t.noise_ms, "update": t.update_ms, "post": t.post_ms}

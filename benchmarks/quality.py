@@ -104,8 +104,10 @@ def identity(sampler: Sampler) -> dict[str, Any]:
     """What a row depends on: the bundle's graphs and how they run."""
     graphs = sampler.bundle.manifest.graphs
     digests = {role: graphs[role].sha256 for role in ("denoiser", "vae_decoder") if role in graphs}
+    prior = sampler.bundle.manifest.latent_prior
     return {
         "name": sampler.bundle.manifest.name,
+        "latent_prior": prior.sha256 if prior is not None else None,
         "graphs": digests,
         "backend": sampler.backend,
         "precision": sampler.precision,

@@ -15,7 +15,6 @@ from benchmarks.features import Extractor
 from benchmarks.frechet import Moments, frechet_distance, moments
 from benchmarks.machine import BenchmarkError
 from engine import Sampler
-from engine import noise as noises
 
 U8 = npt.NDArray[np.uint8]
 Features = Callable[[U8], npt.NDArray[np.float32]]
@@ -64,6 +63,7 @@ class Study:
             "network_calls": case.network_calls,
             "plain": case.plain,
             "setting": case.setting() if case.steps else None,
+            "prior": case.prior,
             "timesteps": self.timesteps(case),
             "samples": samples,
             "fd": round(distance, 3),
@@ -84,9 +84,8 @@ class Study:
     def images(self, case: Case, seeds: list[int]) -> U8:
         """The images of these seeds, uint8 [N, H, W, 3]: the same z and x_T of a seed in every case that has them."""
         if case.curve == VAE:
-            z_dim = self.sampler.bundle.manifest.model.z_dim or 0
-            return self.sampler.decode(noises.latent(noises.resolve_seeds(seeds, None), (z_dim,)))
-        return self._sampler(case).sample(seed=seeds, **case.setting()).images
+            return self.sampler.decode(self.sampler.latents(seed=seeds, prior=case.prior))
+        return self._sampler(case).sample(seed=seeds, prior=case.prior, **case.setting()).images
 
     def timesteps(self, case: Case) -> list[int]:
         """The timesteps that a case visits, in order."""

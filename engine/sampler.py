@@ -155,6 +155,13 @@ class Sampler:
                 chunks.wait_for(stream_handle(stream))
             return self._runner.run_on_device(self._request(options, n=n, z=self._latent(z)), chunks)
 
+    def latents(self, n: int | None = None, *, seed: Seed = None, prior: str | None = None) -> F32:
+        """The z that `sample` would draw for these seeds from this prior, float32 [N, z_dim]."""
+        self._needs_vae("latents")
+        seeds = noises.resolve_seeds(seed, n)
+        with self._exclusive():
+            return self._runner.draw_latent(seeds, self._prior(prior, draws=True))
+
     def from_latent(self, z: npt.ArrayLike, **options: Any) -> Batch:
         """Sample from the latents z, [N, z_dim]; the options are those of `sample`."""
         return self.sample(z=z, **options)

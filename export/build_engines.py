@@ -39,7 +39,7 @@ from export.engines.tensorrt_options import DOTTED_TARGETS, RTX_TARGETS
 from export.evidence import Options
 from export.graphs.extra import GraphOptions
 from export.parts import WEIGHTS
-from export.plan import BUILDABLE
+from export.plan import BUILDABLE, default_backends
 from export.presets import PRESETS
 
 NAMES: dict[str, tuple[str, ...]] = {  # options that take several words
@@ -200,10 +200,8 @@ def echo_table(rows: Sequence[tuple[str, ...]]) -> None:
     "--backends",
     multiple=True,
     metavar="NAME...",
-    default=("onnxruntime", "openvino"),
-    show_default=True,
     help="Runtimes that the bundle is for: graphs are checked in them, or engines built for them; one or more of "
-    f"{', '.join(BUILDABLE)}.",
+    f"{', '.join(BUILDABLE)}.  [default: onnxruntime openvino, and native where it runs here]",
 )
 @click.option(
     "--precision",
@@ -281,6 +279,7 @@ def main(
     and compared with torch before anything is written.
     """
     click.echo(f"Building from {checkpoint}")
+    backends = backends or default_backends(precisions)
     graphs = GraphOptions(keep_float32, turing, whole_sampler)
     engines = take_engine_options(said, (*backends, "tensorrt_rtx") if check else backends)
     request = Request(checkpoint, vae, out, weights, backends, precisions, Options(**said), engines, graphs, latent_prior)

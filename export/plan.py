@@ -13,7 +13,17 @@ from export.engines.base import EngineBuilder
 from export.graphs.parity import LOADERS
 
 ALWAYS = "onnxruntime"  # every graph is checked in it, whatever the bundle is built for
+NATIVE = frozenset(ENGINE_PRECISIONS) - frozenset(GRAPH_PRECISIONS)  # what only engines of the CPU are built in
 BUILDABLE = tuple(dict.fromkeys((*BACKENDS, *ENGINE_BUILDERS)))  # what a bundle can be built for
+
+
+def default_backends(precisions: Sequence[str]) -> tuple[str, ...]:
+    """What a bundle is for when the user names no backend: the CPU's, native where this machine can check what it builds.
+
+    precisions: as asked for; native is left out where it is built in none of them.
+    """
+    native = available()["native"][0] and (not precisions or not NATIVE.isdisjoint(precisions))
+    return ("onnxruntime", "openvino", *(("native",) if native else ()))
 
 
 def check_backends(names: Sequence[str]) -> list[str]:

@@ -11,8 +11,12 @@ dropped for one sample in ten so that classifier-free guidance works. The baseli
 same network, images seen and optimiser without the condition. `pack` writes the EMA weights in the reference's key layout,
 with the setting that benchmarks/quality.py recommended.
 
-The shipped refiner saw 115,000 images like the baseline, and then 50,000 more to take the colour drift out of it:
-    python examples/avatars/train.py diffuse --data data --out runs --images 165000 --weighting few-step
+The shipped networks saw 115,000 images each like this, and then 95,000 more for the colour drift of few-step sampling:
+    python examples/avatars/train.py diffuse  --data data --out runs --images 210000 --weighting few-step
+    python examples/avatars/train.py baseline --data data --out runs --images 210000 --weighting few-step
+(the refiner in two parts, 50,000 and 45,000). The VAE's latents are not N(0, I); the density that is sampled instead:
+    python export/fit_latent_prior.py examples/avatars/avatars.ckpt --images data/train.npz --components 16 \\
+        --out examples/avatars/latent_prior.safetensors
 
 A stage that was stopped continues from its last saved state; its progress bar counts images seen.
 """

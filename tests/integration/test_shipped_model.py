@@ -23,7 +23,11 @@ FOLDER = ROOT / "examples" / "avatars"
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("avatars") / "avatars.bundle"
-    build(Request(FOLDER / "avatars.ckpt", None, path, "ema", ("onnxruntime", "openvino")))
+    native = ("native",) if available()["native"][0] else ()
+    precisions = ("f32", "bf16", "int8") if native else ("f32",)
+    prior = FOLDER / "latent_prior.safetensors"
+    backends = ("onnxruntime", "openvino", *native)
+    build(Request(FOLDER / "avatars.ckpt", None, path, "ema", backends, precisions, latent_prior=prior))
     return path
 
 
@@ -52,6 +56,14 @@ def test_the_recorded_setting_is_few_step(sampler: Sampler) -> None:
     assert batch.setting.t_start is not None
 
 
+def test_latents_come_from_the_density_that_was_fitted_to_the_vae(sampler: Sampler) -> None:
+    fitted, standard = (sampler.latents(2000, seed=0, prior=prior).astype(np.float64) for prior in ("bundle", "standard"))
+    assert np.abs(np.corrcoef(standard.T) - np.eye(64)).max() < 0.12
+    assert np.abs(np.corrcoef(fitted.T) - np.eye(64)).max() > 0.5  # what the VAE encodes to is far from independent
+    assert sampler.sample(1, seed=0).setting.prior == "bundle"
+    np.testing.assert_array_equal(sampler.sample(3, seed=0).z, sampler.latents(3, seed=0))
+
+
 def test_the_refiner_sharpens_what_the_vae_draws(sampler: Sampler) -> None:
     batch = sampler.sample(32, seed=0)
     assert batch.recon is not None
@@ -71,6 +83,16 @@ def test_backends_agree(bundle: Path, sampler: Sampler) -> None:
     with Sampler(bundle, backend="openvino", precision="f32") as second:
         a, b = sampler.sample(8, seed=3), second.sample(8, seed=3)
     assert np.abs(a.x - b.x).mean() <= 2e-4
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("bf16", 1.0), ("int8", 3.0)])
+def test_lower_precisions_draw_the_same_pictures(bundle: Path, sampler: Sampler, precision: str, bound: float) -> None:
+    ready, reason = available()["native"]
+    if not ready:
+        pytest.skip(reason)
+    expected = sampler.sample(16, seed=5).images.astype(np.int16)
+    with Sampler(bundle, "native", precision) as lower:
+        assert np.abs(lower.sample(16, seed=5).images - expected).mean() < bound  # in 1/255
 
 
 def test_demo_writes_its_picture(bundle: Path, tmp_path: Path) -> None:

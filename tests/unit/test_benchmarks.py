@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import bundles, cases, duel, latency, plots, quality, report, study, targets, work
+from benchmarks import bundles, cases, duel, latency, plots, precisions, quality, report, study, targets, work
 from benchmarks.cases import Case
 from benchmarks.contestants import EngineRunner, TorchRunner
 from benchmarks.field import BY_NAME, CONTESTANTS, Contestant, Task, skip_reason
@@ -121,13 +121,14 @@ def test_recommended_is_the_best_within_five_network_calls_of_a_diffusevae() -> 
         (Case(cases.NOISE, 50), 1.0),  # too slow
         (Case(cases.BASELINE, 5), 2.0),  # another model
         (Case(cases.RECON, 5, "linspace", 400, 0.5), 3.0),  # guidance makes it ten calls
+        (Case(cases.RECON, 3, "trailing", 500, prior="standard"), 3.5),  # the recorded setting names no prior
         (Case(cases.RECON, 3, "linspace", 500), 4.0),
         (Case(cases.NOISE, 5), 5.0),
     ]
     rows: list[dict[str, Any]] = []
     for case, fd in measured:
         row = {"curve": case.curve, "network_calls": case.network_calls, "fd": fd, "setting": case.setting()}
-        rows.append(row)
+        rows.append(row | {"prior": case.prior})
     best = cases.recommend(rows)
     assert best is not None
     expected = {"steps": 3, "method": "ddim", "spacing": "linspace", "t_start": 500}
@@ -144,6 +145,35 @@ class Extractor:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         flat = images.reshape(len(images), -1).astype(np.float32)
         return np.stack([flat.mean(1), flat.std(1), flat[:, 0], flat[:, 1]], axis=1)
+
+
+def test_precisions_are_compared_on_the_same_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "open_extractor", lambda threads: Extractor())
+    monkeypatch.setattr(plots, "draw_rows", lambda rows, path: path.write_text(" ".join(label for label, _ in rows)))
+    toy.build_bundle(tmp_path / "a.bundle")
+    np.savez(tmp_path / "h.npz", images=np.random.default_rng(3).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
+    given = {"--bundle": "a.bundle", "--heldout": "h.npz", "--out": "p.json", "--picture": "p.png"}
+    words = [word for key, name in given.items() for word in (key, str(tmp_path / name))]
+    done = CliRunner().invoke(precisions.main, [*words, "--samples", "5", "--threads", "1"])
+    assert done.exit_code == 0, done.output
+    result = json.loads((tmp_path / "p.json").read_text())
+    check_schema("precisions", result)
+    assert [way["way"] for way in result["ways"]] == ["recorded setting", "10 steps from noise"]
+    rows = result["ways"][0]["rows"]
+    assert (rows[0]["backend"], rows[0]["precision"]) == precisions.REFERENCE
+    assert rows[0]["mean_pixel_difference"] == rows[0]["fd_change_percent"] == 0.0
+    assert len(rows) > 1
+    assert "onnxruntime\nf32" in (tmp_path / "p.png").read_text()
+
+
+def test_a_precision_beyond_its_bound_is_told_and_fails() -> None:
+    rng = np.random.default_rng(5)
+    reference = moments(Extractor()(rng.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)))
+    images = rng.integers(0, 200, (20, 8, 8, 3), dtype=np.uint8)
+    names = [("a", "f32"), ("b", "bf16"), ("c", "bf16")]
+    rows = precisions.compare([images, images, images + 40], names, Extractor(), reference)
+    assert [row["within"] for row in rows] == [True, True, False]
+    assert rows[2]["mean_pixel_difference"] == 40.0
 
 
 @pytest.fixture
@@ -365,13 +395,13 @@ def test_targets_are_judged_only_where_tiles_are() -> None:
 
     times = {"native bf16": 5.0, "openvino bf16": 13.0, "torch eager f32": 40.0}
     models = [{"name": "cifar10-random", "results": [row(name, ms) for name, ms in times.items()]}]
-    judged = {(t["ours"], t["peer"], t["batch"]): t for t in targets.judge(models, amx=True)}
-    assert judged["native bf16", "openvino bf16", 1] | {"found": 2.6, "verdict": "pass"} == judged[
-        "native bf16", "openvino bf16", 1
-    ]
-    assert judged["native bf16", "torch eager f32", 1]["verdict"] == "miss"  # 8 times, of 10
-    assert judged["native bf16", None, 1]["verdict"] == "pass"
-    assert judged["native int8", "openvino bf16", 1]["found"] is None
+    rows = [t for t in targets.judge(models, amx=True) if t["model"] == "cifar10"]
+    judged = {(t["ours"], t["peer"], t["measure"]): t for t in rows if t["batch"] == 1}
+    assert (judged["native bf16", "openvino bf16", "step_ms"]["found"], len(rows)) == (2.6, 14)
+    assert judged["native bf16", "openvino bf16", "step_ms"]["verdict"] == "pass"
+    assert judged["native bf16", "torch eager f32", "total_ms"]["verdict"] == "miss"  # 8 times, of 10
+    assert judged["native bf16", None, "step_ms"]["verdict"] == "pass"
+    assert judged["native int8", "openvino bf16", "step_ms"]["found"] is None
     assert {t["verdict"] for t in targets.judge(models, amx=False)} == {"no verdict"}
     assert "no verdicts" in targets.text(targets.judge(models, amx=False), amx=False)
 
@@ -437,6 +467,7 @@ def test_plots_are_drawn_from_results(tmp_path: Path) -> None:
     for index, case in enumerate(cases.quick()):
         setting = case.setting() if case.steps else None
         rows.append({"key": case.key, "curve": case.curve, "steps": case.steps, "plain": case.plain, "setting": setting})
+        rows[-1]["prior"] = case.prior
         rows[-1] |= {"fd": 50.0 - index, "ms_per_image": 2.0 + 3 * case.steps, "network_calls": case.network_calls}
     result = {
         "settings": rows, "floors": [{"fd": 3.0}], "recommended_key": rows[-1]["key"], "metric": {"name": "FD"},
