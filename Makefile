@@ -22,7 +22,7 @@ bench: $(VENV)/.installed-benchmark
 	$(BIN)/python benchmarks/latency.py --out $(OUT)/latency.json --plot $(OUT)/latency.png
 
 quality: $(VENV)/.installed-benchmark
-	$(BIN)/python export/build_engines.py $(AVATARS) --out $(OUT)/avatars.bundle --precision f32 bf16 int8
+	$(BIN)/python export/build_engines.py $(AVATARS) --out $(OUT)/avatars.bundle --precision f32 fp16 bf16 int8
 	$(BIN)/python export/build_engines.py examples/avatars/avatars-baseline.ckpt --out $(OUT)/avatars-baseline.bundle
 	$(BIN)/python benchmarks/quality.py --bundle $(OUT)/avatars.bundle --baseline $(OUT)/avatars-baseline.bundle --out $(OUT)/quality.json --plot $(OUT)/quality.png
 	$(BIN)/python benchmarks/precisions.py --bundle $(OUT)/avatars.bundle --out $(OUT)/precisions.json --picture $(OUT)/precisions.png

@@ -207,6 +207,7 @@ def _draw_panel(axes: Any, names: Sequence[str], rows: dict[str, Any], title: st
     if rows:
         axes.set_xlim(0, 1.45 * max(row["total_ms"]["p90"] for row in rows.values()))
     else:
+        axes.set_xticks([])
         axes.text(0.5, 0.5, "left out: too long here", transform=axes.transAxes, ha="center", color="#777777")
     for position, name in enumerate(names):
         if name in rows:

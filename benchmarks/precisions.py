@@ -1,4 +1,4 @@
-"""What does a lower precision cost? The same seeds in float32, bf16 and int8: distance of the pictures, and pixels.
+"""What does a lower precision cost? The same seeds in float32, fp16, bf16 and int8: distance of the pictures, and pixels.
 
     python benchmarks/precisions.py --bundle out/avatars.bundle
 
@@ -34,7 +34,9 @@ U8 = npt.NDArray[np.uint8]
 REFERENCE = ("onnxruntime", "f32")
 PICTURED = 12
 # What a precision may cost: of the distance in percent, and of a pixel in 1/255 on average (None: no bound stated).
-BOUNDS: dict[str, tuple[float, float | None]] = {"f32": (0.5, 0.1), "bf16": (2.0, 1.0), "int8": (5.0, None)}
+BOUNDS: dict[str, tuple[float, float | None]] = {
+    "f32": (0.5, 0.1), "fp16": (1.0, 1.0), "bf16": (2.0, 1.0), "int8": (5.0, None),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ WAYS = (Way("recorded setting", {}), Way("10 steps from noise", {"steps": 10}))
 def runnable(bundle: Bundle) -> list[tuple[str, str]]:
     """(backend, precision) of everything that this bundle and machine can sample with on the CPU, the reference first."""
     there = available()
-    found = [REFERENCE]
+    found = [REFERENCE, *([("onnxruntime", "fp16")] if "denoiser.fp16" in bundle.manifest.graphs else [])]
     if there["openvino"][0] and "openvino" in bundle.manifest.backends:
         found += [("openvino", "f32"), *([("openvino", "bf16")] if this_processor().bf16 else [])]
     if there["native"][0] and "native" in bundle.manifest.backends:

@@ -1,4 +1,4 @@
-"""How does ONNX Runtime run a graph? On the CPU in float32; the same code serves its GPU providers, see Runtime."""
+"""How does ONNX Runtime run a graph? On the CPU, in float32 or half; the same code serves its GPU providers, see Runtime."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.manifest import GraphSpec, graph_key
 from engine.threads import resolve_threads
 
 NAME = "onnxruntime"
-PRECISIONS = ("f32",)
+PRECISIONS = ("f32", "fp16")  # half graphs run here too, by casts: no faster, but what a GPU will compute can be seen
 TABLE = "timestep_table"
 _CPU = "CPUExecutionProvider"
 _DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
