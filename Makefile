@@ -33,7 +33,7 @@ gpu-check: $(VENV)/.installed-test $(VENV)/.installed-cuda $(if $(filter tensorr
 	$(BIN)/python benchmarks/gpu_check.py --backend $(TENSORRT) --out $(OUT)/gpu-check.json
 
 # One virtual environment; each extra is installed once and again when setup.py or a kernel source changes.
-$(VENV)/.installed-%: setup.py pyproject.toml $(wildcard kernels/*.py kernels/cpu/* kernels/cuda/* kernels/include/diffusevae/*)
+$(VENV)/.installed-%: setup.py pyproject.toml $(wildcard kernels/*.py kernels/cpu/* kernels/cuda/* kernels/native/* kernels/include/diffusevae/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$*]"
 	touch $@
