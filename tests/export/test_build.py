@@ -30,7 +30,7 @@ from export.evidence import Options
 from export.graphs.parity import relative_error
 from export.models.layouts import to_checkpoint
 from export.models.unet import UNet, UNetSpec
-from export.plan import BUILDABLE, check_backends, plan_precisions
+from export.plan import BUILDABLE, check_backends, default_backends, plan_precisions
 from tests import golden_models
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -219,7 +219,7 @@ class TestCommand:
         [
             (["--backends", "openvin", "--heads", "2"], 1, "Did you mean 'openvino'?"),
             (["--backends", "onnxruntime", "cuda", "--heads", "2"], 1, "found 'cuda', expected one or more of"),
-            (["--precision", "bf16"], 1, "found 'bf16' and no backend that is built in it, expected one of native"),
+            (["--backends", "onnxruntime", "--precision", "bf16"], 1, "found 'bf16' and no backend that is built in it, expected one of native"),
             (["--precision", "f32", "bf61"], 2, "Did you mean 'bf16'?"),
             (["--precision", "f32", "--precision", "f32"], 1, "expected different names of f32, fp16, bf16, int8"),
             (["--weights", "emaa"], 2, "Did you mean 'ema'?"),
@@ -358,6 +358,17 @@ class TestEngines:
             context.graph("denoiser", "fp16")
 
 
+def test_native_is_built_by_default_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for runs, asked, expected in (
+        (True, (), ("onnxruntime", "openvino", "native")),
+        (True, ("f32", "int8"), ("onnxruntime", "openvino", "native")),
+        (True, ("f32", "fp16"), ("onnxruntime", "openvino")),
+        (False, (), ("onnxruntime", "openvino")),
+    ):
+        monkeypatch.setattr(planning, "available", lambda runs=runs: {"native": (runs, "why")})
+        assert default_backends(asked) == expected
+
+
 def test_options_reach_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Request] = []
 
@@ -370,6 +381,7 @@ def test_options_reach_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
     result = run("c.pt", *said, "--latent-prior", "p")
     assert result.output.endswith("Error: stop here\n")
     options = Options(schedule=(0.001, 0.02, 50), formulation=2, name="x")
-    expected = Request(Path("c.pt"), weights="online", options=options, latent_prior=Path("p"))
+    backends = default_backends(())  # nobody named any
+    expected = Request(Path("c.pt"), weights="online", backends=backends, options=options, latent_prior=Path("p"))
     assert [replace(request, engine_options={}) for request in seen] == [expected]
     assert not any(seen[0].engine_options.values()), "options that nobody gave"

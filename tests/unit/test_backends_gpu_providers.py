@@ -105,9 +105,11 @@ class TestOneCodePath:
         with pytest.raises(BackendError, match=message):
             load_on(PLAYED, bundle, "vae_decoder", "fp16", 1)
 
-    def test_half_is_for_the_gpu(self, bundle: Bundle) -> None:
-        with pytest.raises(BackendError, match=r"onnxruntime: found precision 'fp16', expected one of those it has: f32"):
+    def test_half_graphs_run_on_the_cpu_too_but_bf16_nowhere(self, bundle: Bundle) -> None:
+        with pytest.raises(BackendError, match=r"found no graph 'denoiser.fp16', expected one for onnxruntime in fp16"):
             ort_backend.load(bundle, "denoiser", precision="fp16", threads=1)
+        with pytest.raises(BackendError, match=r"onnxruntime: found precision 'bf16', expected .*: f32, fp16"):
+            ort_backend.load(bundle, "denoiser", precision="bf16", threads=1)
         with pytest.raises(BackendError, match=r"onnxruntime-cuda: found precision 'bf16', expected .*: f32, fp16"):
             load_on(PLAYED, bundle, "denoiser", "bf16", 1)
 
