@@ -12,7 +12,13 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from engine.bundle import Bundle
+from engine.errors import BundleError
 from tests import toy
+
+REBUILD = "python export/build_engines.py CKPT --out PATH"
 
 ABSENT = object()
 EXTRA_FILES = {
@@ -95,3 +101,16 @@ def full_manifest(models: dict[str, Any]) -> dict[str, Any]:
 def full_files(models: dict[str, Any]) -> dict[str, bytes | Path]:
     """The files that `full_manifest` names."""
     return {f"{role}.onnx": model.SerializeToString() for role, model in models.items()} | EXTRA_FILES
+
+
+def check_refused(bundle: Path, field: str, value: object, message: str) -> None:
+    """Change one field of the manifest: opening must say what was found, where, and the command that mends it, in a line."""
+    edit(bundle, field, value)
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(bundle)
+    text = str(caught.value)
+    assert message in text
+    assert REBUILD in text
+    assert str(bundle) in text
+    assert text.isprintable()
+    assert len(text) < 1200

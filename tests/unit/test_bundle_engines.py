@@ -14,9 +14,16 @@ from engine.bundle_writer import write_bundle
 from engine.errors import ArgumentError, BundleError
 from engine.manifest import CONDITIONAL_ROLES, EngineSpec, FileSpec, check_manifest, graph_key
 from tests import toy
-from tests.manifests import ABSENT, EXTRA_FILES, damages, edit, full_files, full_manifest, sampler_entry
-
-REBUILD = "python export/build_engines.py CKPT --out PATH"
+from tests.manifests import (
+    ABSENT,
+    EXTRA_FILES,
+    check_refused,
+    damages,
+    edit,
+    full_files,
+    full_manifest,
+    sampler_entry,
+)
 
 
 def read_manifest(bundle: Path) -> dict[str, Any]:
@@ -125,13 +132,7 @@ REFUSED: list[tuple[str, object, str]] = [
 
 @pytest.mark.parametrize(("field", "value", "message"), REFUSED, ids=[f"{f[:40]}={v!r:.20}" for f, v, _ in REFUSED])
 def test_one_wrong_field_is_named(bundle: Path, field: str, value: object, message: str) -> None:
-    edit(bundle, field, value)
-    with pytest.raises(BundleError) as caught:
-        Bundle.open(bundle)
-    text = str(caught.value)
-    assert message in text
-    assert REBUILD in text
-    assert text.isprintable()
+    check_refused(bundle, field, value, message)
 
 
 def test_an_engine_is_there_once(bundle: Path) -> None:
