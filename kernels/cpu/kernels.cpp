@@ -138,7 +138,7 @@ int update_chunks(const dv_update_args& a, const dv::Row& row, int64_t first, in
         Operands o{a.x + at, a.eps + at, a.eps_uncond ? a.eps_uncond + at : a.eps + at,
                    operand(a.cond, at), operand(a.x0_prev, at), operand(a.noise, sample * a.noise_stride + begin),
                    a.out + at, a.x0_out ? a.x0_out + at : x0};
-        if (!a.noise && a.seeds) {
+        if (!a.noise && a.seeds && row.sigma != 0.0f) {
             normal_range(a.seeds[sample], dv::kStreamStep, a.step, begin, n, noise);
             o.noise = noise;
         }

@@ -28,7 +28,7 @@ typedef struct dv_update_args {
     const float* cond;        /* may be null */
     const float* x0_prev;     /* may be null */
     const float* noise;       /* may be null */
-    const uint64_t* seeds;    /* may be null; used where noise is null: noise is generated, one seed a sample */
+    const uint64_t* seeds;    /* may be null; used where noise is null and sigma is not 0: generated, one seed a sample */
     float* out;
     float* x0_out;            /* may be null */
     int64_t samples;
