@@ -1,0 +1,38 @@
+// How does a program sample from a bundle?  sample BUNDLE OUT.ppm [N]
+#include <diffusevae.hpp>
+#include <fstream>
+#include <iostream>
+
+// Images side by side, row by row.
+void write_strip(std::ostream& out, const std::vector<uint8_t>& images, const diffusevae::Batch& batch) {
+    const int64_t row = batch.width * batch.channels;
+    for (int64_t y = 0; y < batch.height && !images.empty(); ++y) {
+        for (int64_t i = 0; i < batch.n; ++i) {
+            out.write(reinterpret_cast<const char*>(images.data() + (i * batch.height + y) * row), row);
+        }
+    }
+}
+
+int main(int argc, char** argv) try {
+    if (argc < 3) return std::cerr << "usage: sample BUNDLE OUT.ppm [N]\n", 2;
+    diffusevae::Sampler sampler(argv[1]);
+    diffusevae::SampleOptions options;
+    options.n = argc > 3 ? std::stoi(argv[3]) : 8;
+    options.seed = 0;
+    sampler.sample(options);  // the first run pays for memory
+    const diffusevae::Batch batch = sampler.sample(options);
+
+    // The VAE's images above, what the diffusion steps made of them below.
+    std::ofstream out(argv[2], std::ios::binary);
+    out << "P6\n" << batch.n * batch.width << ' ' << batch.height * (batch.recon.empty() ? 1 : 2) << "\n255\n";
+    write_strip(out, batch.recon, batch);
+    write_strip(out, batch.images, batch);
+
+    std::cout << sampler.info().backend << ' ' << sampler.info().precision << ' ' << sampler.info().isa << '\n'
+              << batch.n << " images in " << batch.timesteps.size() << " steps, " << batch.timings.total_ms
+              << " ms: " << argv[2] << '\n';
+    return out.flush() ? 0 : 1;
+} catch (const std::exception& error) {
+    std::cerr << error.what() << '\n';
+    return 1;
+}

@@ -1,0 +1,193 @@
+// What stands behind diffusevae.h? Structs of any age, null pointers, and the place where every exception ends.
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+
+#include "arguments.h"
+#include "diffusevae.h"
+#include "error.h"
+#include "sampler.h"
+
+#ifndef DIFFUSEVAE_VERSION
+#error "DIFFUSEVAE_VERSION: define it as the version's text, as CMakeLists.txt does"
+#endif
+
+struct diffusevae_sampler {
+    std::unique_ptr<diffusevae::Sampler> sampler;
+};
+
+namespace {
+
+using diffusevae::Error;
+using diffusevae::Sampler;
+using diffusevae::refuse_argument;
+
+thread_local char last_error[4096] = "";
+
+diffusevae_status failed(diffusevae_status status, const char* text) {
+    std::snprintf(last_error, sizeof last_error, "%s", text);
+    return status;
+}
+
+// Runs `body`; whatever it throws becomes a status and a sentence.
+template <class Body>
+diffusevae_status guarded(const Body& body) {
+    try {
+        body();
+        return DIFFUSEVAE_OK;
+    } catch (const Error& error) {
+        return failed(error.status(), error.what());
+    } catch (const std::bad_alloc&) {
+        return failed(DIFFUSEVAE_NO_MEMORY, "found no memory, expected some; lower max_batch or threads, or free some.");
+    } catch (const std::length_error&) {
+        return failed(DIFFUSEVAE_NO_MEMORY, "found a request larger than any memory; lower max_batch, n or steps.");
+    } catch (const std::exception& error) {
+        return failed(DIFFUSEVAE_INTERNAL, error.what());
+    } catch (...) {  // nothing may cross the C interface, not even what a callback throws against its contract
+        return failed(DIFFUSEVAE_INTERNAL, "found an exception of unknown type; expected none: a callback must not throw.");
+    }
+}
+
+// What _init sets; `size` is set by initialised().
+diffusevae_open_options defaults_of(const diffusevae_open_options*) {
+    diffusevae_open_options options{};
+    options.threads = DIFFUSEVAE_UNSET;
+    options.max_batch = 64;
+    return options;
+}
+
+diffusevae_sample_options defaults_of(const diffusevae_sample_options*) {
+    diffusevae_sample_options options{};
+    options.n = options.steps = options.t_start = DIFFUSEVAE_UNSET;
+    options.eta = options.temperature = options.guidance = DIFFUSEVAE_UNSET_NUMBER;
+    options.clip = 1;
+    return options;
+}
+
+diffusevae_info defaults_of(const diffusevae_info*) { return diffusevae_info{}; }
+diffusevae_result defaults_of(const diffusevae_result*) { return diffusevae_result{}; }
+diffusevae_step_table defaults_of(const diffusevae_step_table*) { return diffusevae_step_table{}; }
+
+template <class Struct>
+Struct initialised() {
+    Struct fresh = defaults_of(static_cast<const Struct*>(nullptr));
+    fresh.size = sizeof(Struct);
+    return fresh;
+}
+
+template <class Struct>
+void initialise(Struct* given) {
+    if (given) *given = initialised<Struct>();
+}
+
+// A caller's struct as this library has it: fields that the caller's header did not know hold what _init sets. So far every
+// struct has had one size, which is the smallest there can be.
+template <class Struct>
+Struct taken(const Struct* given, const char* name) {
+    if (!given) refuse_argument(std::string(name) + " is a null pointer; expected a struct.");
+    if (given->size != sizeof(Struct))
+        refuse_argument(std::string(name) + ".size is " + std::to_string(given->size) + "; expected "
+                        + std::to_string(sizeof(Struct)) + ". Prepare the struct with diffusevae_" + name
+                        + "_init, and compile against the header of this library (version " DIFFUSEVAE_VERSION ").");
+    return *given;
+}
+
+template <class Struct>
+Struct taken_or_default(const Struct* given, const char* name) {
+    return given ? taken(given, name) : initialised<Struct>();
+}
+
+Sampler& opened(const diffusevae_sampler* sampler) {
+    if (!sampler) refuse_argument("sampler is a null pointer; expected one from diffusevae_open or diffusevae_clone.");
+    return *sampler->sampler;
+}
+
+// Hands a new sampler to the caller.
+void hand_over(std::unique_ptr<Sampler> made, diffusevae_sampler** to) {
+    *to = new diffusevae_sampler{std::move(made)};
+}
+
+void check_out(diffusevae_sampler** to) {
+    if (!to) refuse_argument("the place for the sampler is a null pointer; expected the address of a pointer.");
+    *to = nullptr;
+}
+
+}  // namespace
+
+extern "C" {
+
+const char* diffusevae_error(void) { return last_error; }
+
+const char* diffusevae_status_name(diffusevae_status status) {
+    switch (status) {
+        case DIFFUSEVAE_OK: return "OK";
+        case DIFFUSEVAE_ARGUMENT: return "ARGUMENT";
+        case DIFFUSEVAE_BUNDLE: return "BUNDLE";
+        case DIFFUSEVAE_BACKEND: return "BACKEND";
+        case DIFFUSEVAE_NUMERICS: return "NUMERICS";
+        case DIFFUSEVAE_CANCELLED: return "CANCELLED";
+        case DIFFUSEVAE_BUSY: return "BUSY";
+        case DIFFUSEVAE_NO_MEMORY: return "NO_MEMORY";
+        case DIFFUSEVAE_INTERNAL: return "INTERNAL";
+    }
+    return "UNKNOWN";
+}
+
+const char* diffusevae_version(void) { return DIFFUSEVAE_VERSION; }
+
+void diffusevae_open_options_init(diffusevae_open_options* options) { initialise(options); }
+void diffusevae_sample_options_init(diffusevae_sample_options* options) { initialise(options); }
+void diffusevae_info_init(diffusevae_info* info) { initialise(info); }
+void diffusevae_result_init(diffusevae_result* result) { initialise(result); }
+void diffusevae_step_table_init(diffusevae_step_table* table) { initialise(table); }
+
+diffusevae_status diffusevae_open(const char* path, const diffusevae_open_options* options, diffusevae_sampler** sampler) {
+    return guarded([&] {
+        check_out(sampler);
+        if (!path) refuse_argument("path is a null pointer; expected a bundle's folder.");
+        hand_over(std::make_unique<Sampler>(path, taken_or_default(options, "open_options")), sampler);
+    });
+}
+
+diffusevae_status diffusevae_clone(const diffusevae_sampler* sampler, diffusevae_sampler** clone) {
+    return guarded([&] {
+        check_out(clone);
+        hand_over(opened(sampler).clone(), clone);
+    });
+}
+
+void diffusevae_free(diffusevae_sampler* sampler) { delete sampler; }
+
+diffusevae_status diffusevae_describe(const diffusevae_sampler* sampler, diffusevae_info* info) {
+    return guarded([&] {
+        diffusevae_info described = taken(info, "info");
+        opened(sampler).describe(described);
+        *info = described;
+    });
+}
+
+diffusevae_status diffusevae_sample(diffusevae_sampler* sampler, const diffusevae_sample_options* options,
+                                    diffusevae_result* result) {
+    return guarded([&] {
+        diffusevae_result filled = taken(result, "result");
+        opened(sampler).sample(taken_or_default(options, "sample_options"), filled);
+        *result = filled;
+    });
+}
+
+void diffusevae_cancel(diffusevae_sampler* sampler) {
+    if (sampler) sampler->sampler->cancel();
+}
+
+diffusevae_status diffusevae_get_step_table(const diffusevae_sampler* sampler, const diffusevae_sample_options* options,
+                                            diffusevae_step_table* table) {
+    return guarded([&] {
+        diffusevae_step_table filled = taken(table, "step_table");
+        opened(sampler).step_table(taken_or_default(options, "sample_options"), filled);
+        *table = filled;
+    });
+}
+
+}  // extern "C"

@@ -1,0 +1,114 @@
+#include "manifest_engines.h"
+
+#include <algorithm>
+
+#include "text.h"
+
+namespace diffusevae {
+namespace {
+
+constexpr int64_t kMaxEngineBytes = int64_t(1) << 40;
+constexpr int64_t kMaxComponents = 65536;
+
+const std::vector<std::string> kBackends = {"native", "tensorrt_rtx", "tensorrt"};
+const std::vector<std::string> kPrecisions = {"f32", "fp16", "bf16", "int8"};
+
+std::vector<std::string> labels_of(const std::string& backend) {
+    if (backend == "native") return {"program", "weights"};
+    return {"plan"};
+}
+
+FileSpec parse_engine_file(Fields fields) {
+    const FileSpec spec = parse_file(fields, kMaxEngineBytes);
+    fields.done();
+    return spec;
+}
+
+std::vector<std::string> parse_targets(Fields& fields) {
+    const char* const expected = "a list of printable texts, which may be empty";
+    std::vector<std::string> targets;
+    for (const Value& value : fields.array("targets", expected)) {
+        if (!is_text(value)) fields.refuse("targets", expected);
+        targets.push_back(*value.text());
+    }
+    return targets;
+}
+
+EngineSpec parse_engine(Fields& fields, const Model& model) {
+    EngineSpec engine;
+    engine.backend = fields.choice("backend", kBackends);
+    Fields files = fields.object("files");
+    engine.precision = fields.choice("precision", kPrecisions);
+    std::vector<std::string> roles = roles_of(model);
+    roles.push_back(kSampler);
+    engine.role = fields.choice("role", roles);
+    for (const std::string& label : labels_of(engine.backend))
+        engine.files.emplace_back(label, parse_engine_file(files.object(label)));
+    engine.source_sha256 = fields.sha256("source_sha256");
+    engine.made_with = parse_versions(fields.object("made_with"));
+    engine.targets = parse_targets(fields);
+    fields.free("options");
+    fields.free("record");
+    files.done();
+    fields.done();
+    return engine;
+}
+
+}  // namespace
+
+const FileSpec& EngineSpec::file(const std::string& label) const {
+    std::vector<std::string> labels;
+    for (const auto& [name_of_file, spec] : files) {
+        if (name_of_file == label) return spec;
+        labels.push_back(name_of_file);
+    }
+    throw Error(DIFFUSEVAE_ARGUMENT, "label: found " + in_quotes(label) + ", expected one of " + joined(labels)
+                                         + ", the files of the engine " + name() + "." + did_you_mean(label, labels));
+}
+
+std::vector<EngineSpec> parse_engines(Fields& top, const Model& model) {
+    std::vector<EngineSpec> engines;
+    for (Fields& fields : top.objects("engines", "a list of engines, which may be empty", true)) {
+        EngineSpec engine = parse_engine(fields, model);
+        const bool twice = std::any_of(engines.begin(), engines.end(),
+                                       [&](const EngineSpec& other) { return other.name() == engine.name(); });
+        if (twice)
+            fields.refuse("role", "one engine for " + engine.backend + ", " + engine.precision + " and this role");
+        engines.push_back(std::move(engine));
+    }
+    return engines;
+}
+
+std::optional<LatentPriorSpec> parse_latent_prior(Fields& top, const Model& model) {
+    if (top.take("latent_prior", "an object or null").is_null()) return std::nullopt;
+    if (!model.conditional()) top.refuse("latent_prior", "null, since model.formulation is null (unconditional)");
+    Fields fields = top.object("latent_prior");
+    LatentPriorSpec prior;
+    static_cast<FileSpec&>(prior) = parse_file(fields, kMaxGraphBytes);
+    prior.kind = fields.choice("kind", {"gaussian_mixture"});
+    prior.components = fields.integer("components", 1, kMaxComponents);
+    fields.done();
+    return prior;
+}
+
+Versions parse_versions(Fields fields) {
+    Versions versions;
+    for (const std::string& name : fields.keys()) versions.emplace_back(name, fields.text(name));
+    return versions;
+}
+
+void check_engine_sources(const std::vector<EngineSpec>& engines, const std::vector<GraphSpec>& graphs,
+                          const CheckpointSpec& checkpoint, const Origin& origin) {
+    for (size_t i = 0; i < engines.size(); ++i) {
+        const std::string& source = engines[i].source_sha256;
+        const bool known = source == checkpoint.sha256 || (checkpoint.vae_sha256 && source == *checkpoint.vae_sha256)
+                           || std::any_of(graphs.begin(), graphs.end(),
+                                          [&](const GraphSpec& graph) { return graph.sha256 == source; });
+        if (!known)
+            refuse(origin, "engines[" + std::to_string(i) + "].source_sha256", in_quotes(source),
+                   "the SHA-256 of a graph of this bundle or of its checkpoint: " + engines[i].name()
+                       + " was built from something else");
+    }
+}
+
+}  // namespace diffusevae

@@ -1,0 +1,28 @@
+// Which seed does each sample have, and which normals belong to it? The kernels draw them (dv_normal), for C++ and Python.
+#ifndef DIFFUSEVAE_NOISE_H
+#define DIFFUSEVAE_NOISE_H
+
+#include <cstdint>
+#include <vector>
+
+namespace diffusevae {
+
+// One seed a sample: a caller's list, or counted up from one number modulo 2^64.
+struct Seeds {
+    const uint64_t* list;  // or null
+    uint64_t first;
+
+    uint64_t at(int64_t sample) const { return list ? list[sample] : first + uint64_t(sample); }
+    std::vector<uint64_t> part(int64_t begin, int64_t count) const;
+};
+
+// 64 bits from the operating system; Error (BACKEND) where it has none.
+uint64_t drawn_seed();
+
+// Unit normals [n, count]: z of the VAE's decoder, and the noise that a chain starts from before temperature.
+void draw_latent(const std::vector<uint64_t>& seeds, int64_t count, float* z);
+void draw_initial(const std::vector<uint64_t>& seeds, int64_t count, float* x_T);
+
+}  // namespace diffusevae
+
+#endif  // DIFFUSEVAE_NOISE_H

@@ -1,0 +1,100 @@
+// How are options and the recorded setting merged? See setting.h.
+#include "setting.h"
+
+#include <limits>
+#include <string>
+
+#include "arguments.h"
+#include "latent_prior.h"
+#include "schedule.h"
+#include "text.h"
+
+namespace diffusevae {
+
+namespace {
+
+bool is_given(int64_t number) { return number != DIFFUSEVAE_UNSET; }
+bool is_given(double number) { return number != DIFFUSEVAE_UNSET_NUMBER; }
+bool is_given(const char* text) { return text != nullptr; }
+
+template <class Value>
+void take(Value& into, const Value& given) {
+    if (is_given(given)) into = given;
+}
+
+void take_word(const char*& into, const char* name, const char* given, const std::vector<std::string>& choices) {
+    if (given) into = known(name, given, choices);
+}
+
+// Refuse what an unconditional model cannot have: guidance, and a start from a reconstruction.
+void check_start(const Setting& setting, const Model& model) {
+    if (model.conditional()) return;
+    if (setting.guided())
+        refuse_argument("guidance is " + brief(setting.guidance) + ", but this bundle is unconditional and has no condition "
+                        "to be guided by; expected 0. Leave it out.");
+    if (setting.t_start)
+        refuse_argument("t_start is " + std::to_string(*setting.t_start) + ", but this bundle is unconditional and has no "
+                        "reconstruction to start from. Leave it out.");
+}
+
+const char* chosen_prior(const Manifest& manifest, const char* asked, bool draws) {
+    if (draws) {
+        const auto word = asked ? std::optional<std::string>(asked) : std::nullopt;
+        return resolve_prior(word, manifest.latent_prior.has_value()) ? "bundle" : "standard";
+    }
+    if (asked)
+        refuse_argument("prior is " + in_quotes(asked) + ", but no latent is drawn here: it is given, or the model has "
+                        "none. Leave it out.");
+    return nullptr;
+}
+
+}  // namespace
+
+diffusevae_setting Setting::in_c() const {
+    return diffusevae_setting{steps, t_start.value_or(DIFFUSEVAE_UNSET), method, spacing, variance, prior,
+                              eta,   temperature, guidance, clip ? 1 : 0};
+}
+
+Setting recorded_setting(const Manifest& manifest) {
+    const Defaults& recorded = manifest.defaults;
+    Setting setting{};
+    setting.steps = recorded.steps;
+    setting.method = known("method", recorded.method, kMethods);
+    setting.spacing = recorded.spacing ? known("spacing", *recorded.spacing, kSpacings) : default_spacing(recorded.t_start);
+    setting.eta = recorded.eta;
+    setting.t_start = recorded.t_start;
+    setting.temperature = recorded.temperature;
+    setting.guidance = recorded.guidance;
+    setting.variance = known("variance", manifest.variance, kVariances);
+    setting.prior = manifest.model.z_dim ? chosen_prior(manifest, nullptr, true) : nullptr;
+    return setting;
+}
+
+Setting resolve_setting(const Manifest& manifest, const diffusevae_sample_options& given, bool draws) {
+    Setting setting = recorded_setting(manifest);
+    const bool replaces = is_given(given.steps) || is_given(given.method) || is_given(given.spacing) || is_given(given.eta)
+                          || is_given(given.t_start);
+    if (replaces) {
+        Setting own{};
+        own.steps = setting.steps;
+        own.variance = setting.variance;
+        setting = own;
+    }
+    take(setting.steps, given.steps);
+    take_word(setting.method, "method", given.method, kMethods);
+    take_word(setting.spacing, "spacing", given.spacing, kSpacings);
+    take(setting.eta, given.eta);
+    if (is_given(given.t_start)) setting.t_start = given.t_start;
+    take(setting.temperature, given.temperature);
+    take(setting.guidance, given.guidance);
+    take_word(setting.variance, "variance", given.variance, kVariances);
+    if (!setting.spacing) setting.spacing = default_spacing(setting.t_start);
+    setting.clip = given.clip != 0;
+    check_number("guidance", setting.guidance, -std::numeric_limits<double>::infinity(),
+                 std::numeric_limits<double>::infinity());
+    check_start(setting, manifest.model);
+    setting.prior = chosen_prior(manifest, given.prior, draws);
+    return setting;
+}
+
+}  // namespace diffusevae
