@@ -1,0 +1,322 @@
+"""Does the C++ library refuse what the Python engine refuses, for the same field or file, and open what it opens?"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.bundle_writer import write_bundle
+from tests import toy
+from tests.cpp import capi
+from tests.cpp.building import ROOT
+from tests.cpp.capi import Library, open_c
+from tests.cpp.refusals import ask_both, ask_cpp
+from tests.manifests import ABSENT, EXTRA_FILES, damages, edit, full_files, full_manifest
+from tests.native_models import NEEDS_NATIVE
+from tests.unit import test_bundle as bundles
+from tests.unit import test_bundle_engines as engines
+from tests.unit import test_latent_prior as priors
+
+pytestmark = NEEDS_NATIVE
+NO_ENGINES = ": found the engines "  # how a toy bundle is refused whose manifest and files are sound
+
+
+@pytest.fixture(scope="module")
+def library(cpp_library: Path) -> Library:
+    return Library(cpp_library)
+
+
+def build_toy(path: Path, formulation: int | None = 1, *, z_conditioned: bool = False) -> Path:
+    """A bundle that lists backend native and has no engine of it."""
+    return toy.build_bundle(path, formulation, z_conditioned=z_conditioned, backends=["onnxruntime", "native"])
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    return build_toy(tmp_path / "toy.bundle")
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Path:
+    """A bundle with an entry of everything; its prior is refused, behind whatever a test spoils."""
+    models = toy.models_of(1, 8, 4, False)
+    write_bundle(tmp_path / "full.bundle", full_manifest(models), full_files(models))
+    return tmp_path / "full.bundle"
+
+
+def check_same_refusal(library: Library, path: Path) -> str:
+    """Both refuse the folder, naming the same file and field; what C++ says."""
+    ours, theirs = ask_both(library, path)
+    assert theirs.status == capi.BUNDLE, f"Python: {ours}"
+    assert theirs.where == ours.where != "", f"Python: {ours.text}\nC++: {theirs.text}"
+    assert NO_ENGINES not in theirs.text
+    assert "; " in theirs.text, "what to do"
+    return theirs.text
+
+
+# ---- one field of the manifest ---------------------------------------------------------------------
+
+HALF = "\ud800"  # of a surrogate pair: no JSON for C++, a text that is refused for Python
+
+
+def cases(module: Any) -> list[Any]:
+    return [pytest.param(*case, id=f"{case[0][:40]}={case[1]!r:.20}") for case in module.REFUSED if case[1] != HALF]
+
+
+@pytest.mark.parametrize(("field", "value", "message"), cases(bundles))
+def test_one_wrong_field_is_named(library: Library, plain: Path, field: str, value: object, message: str) -> None:
+    edit(plain, field, value)
+    assert message in check_same_refusal(library, plain)
+
+
+@pytest.mark.parametrize(("field", "value", "message"), cases(engines))
+def test_one_wrong_field_of_an_engine_is_named(
+    library: Library, full: Path, field: str, value: object, message: str
+) -> None:
+    edit(full, field, value)
+    assert message in check_same_refusal(library, full)
+
+
+@pytest.mark.parametrize("field", ["name", "model.unet"])
+def test_half_of_a_surrogate_pair_is_no_text(library: Library, plain: Path, field: str) -> None:
+    edit(plain, field, HALF if field == "name" else {"layout": HALF})
+    ours, theirs = ask_both(library, plain)
+    assert "manifest.json: found half of a surrogate pair before byte " in theirs.text
+    assert (NO_ENGINES in ours.text) == (field == "model.unet"), "what belongs to somebody else is not read in Python"
+
+
+def test_what_is_sound_gets_as_far_as_the_engines(library: Library, plain: Path, full: Path) -> None:
+    for formulation, z_conditioned in [(1, False), (2, True), (None, False)]:
+        build_toy(plain, formulation, z_conditioned=z_conditioned)
+        ours, theirs = ask_both(library, plain)
+        assert NO_ENGINES + "'none', expected native" in theirs.text, ours
+    assert "latent_prior.safetensors: found" in check_same_refusal(library, full)
+    edit(full, "latent_prior", None)
+    assert NO_ENGINES + "'native bf16 denoiser, tensorrt_rtx fp16 denoiser', expected" in ask_both(library, full)[1].text
+
+
+@pytest.mark.parametrize("field", [
+    "format", "format_version", "name", "model", "model.formulation", "model.vae", "schedule.T", "defaults.spacing",
+    "defaults.t_start", "source.vae_file", "source.vae_sha256", "backends", "graphs.denoiser", "graphs.denoiser.parity",
+    "graphs.denoiser.inputs.0.range", "built_with",
+])  # fmt: skip
+def test_a_missing_field_is_named(library: Library, plain: Path, field: str) -> None:
+    edit(plain, field, ABSENT)
+    assert f"{field.rsplit('.', 1)[-1]}: missing, expected " in check_same_refusal(library, plain)
+
+
+def test_newer_and_older_formats_have_their_own_cures(library: Library, plain: Path) -> None:
+    edit(plain, "format_version", 3)
+    edit(plain, "from_the_future", 1)
+    assert "found 3, expected 2: the bundle was written by a newer engine; upgrade" in check_same_refusal(library, plain)
+    edit(plain, "format_version", 1)
+    assert "found 1, expected 2: the bundle was written by an older engine; rebuild" in check_same_refusal(library, plain)
+
+
+def test_an_unconditional_model_has_nothing_of_a_vae(library: Library, plain: Path) -> None:
+    for field, value in [("model.z_dim", 4), ("model.vae", {}), ("model.z_conditioned", True), ("latent_prior", {})]:
+        build_toy(plain, None)
+        edit(plain, field, value)
+        assert "unconditional" in check_same_refusal(library, plain)
+
+
+@pytest.mark.parametrize(("change", "message"), [pytest.param(*t[1:], id=t[0]) for t in bundles.JSON_TRICKS])
+def test_tricky_json_is_refused(library: Library, plain: Path, change: Callable[[str], str | bytes], message: str) -> None:
+    file = plain / "manifest.json"
+    changed = change(file.read_text())
+    file.write_bytes(changed if isinstance(changed, bytes) else changed.encode())
+    assert re.search(message, check_same_refusal(library, plain))
+
+
+MORE_TRICKS = {
+    "byte order mark": (lambda text: "\ufeff" + text, "a byte order mark"),
+    "zero byte": (lambda text: text + "\0more", "a zero byte"),
+    "comment": (lambda text: text.replace("{", "{ /* x */ ", 1), "no JSON at byte"),
+    "trailing comma": (lambda text: text[:-2] + ",}", "no JSON at byte"),
+    "more levels than Python has": (lambda text: text.replace('"kind": "toy"', '"a": ' + "[" * 2000 + "]" * 2000), "nested"),
+    "escaped twin of a key": (lambda text: text.replace('"name"', '"n\\u0061me": "x", "name"', 1), "the key 'name' twice"),
+    "twins in others' objects": (lambda text: text.replace('"kind": "toy"', '"a": 1, "a": 2', 1), "the key 'a' twice"),
+    "long integer in others' objects": (lambda text: text.replace('"toy"', "9" * 21, 1), "an integer of 21 digits"),
+    "an overlong UTF-8 character": (lambda text: text.encode().replace(b"toy", b"\xc0\xae"), "no JSON at byte"),
+    "a surrogate in UTF-8": (lambda text: text.encode().replace(b"toy", b"\xed\xa0\x80"), "no JSON at byte"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MORE_TRICKS)
+def test_what_one_of_the_parsers_would_let_pass(library: Library, plain: Path, case: str) -> None:
+    change, message = MORE_TRICKS[case]
+    file = plain / "manifest.json"
+    changed = change(file.read_text())
+    file.write_bytes(changed if isinstance(changed, bytes) else changed.encode())
+    assert message in check_same_refusal(library, plain)
+
+
+def test_numbers_at_the_limits_are_read_alike(library: Library, plain: Path) -> None:
+    for field, value, sound in [
+        ("defaults.eta", 1, True), ("defaults.eta", -0.0, True), ("defaults.eta", 1.0000000000000002, False),
+        ("graphs.denoiser.inputs.0.range", [0, 99999999999999999999], True),
+        ("graphs.denoiser.inputs.0.range", [9007199254740992, 9007199254740993], True),
+        ("graphs.denoiser.inputs.0.range", [0.5, 0.5], False),
+        ("graphs.denoiser.parity.batches", [99999999999999999999], True),
+        ("graphs.denoiser.parity.batches", [-99999999999999999999], False),
+        ("graphs.denoiser.opset", 18446744073709551615, False), ("graphs.denoiser.opset", -9223372036854775808, False),
+        ("name", "é" * 200, True), ("name", "é" * 201, False), ("name", "日本", True), ("name", "a\u200bb", False),
+        ("name", "a\u00a0b", False), ("name", "\ue000", False), ("name", "😀", True),
+    ]:  # fmt: skip
+        build_toy(plain)
+        edit(plain, field, value)
+        ours, theirs = ask_both(library, plain)
+        assert (NO_ENGINES in ours.text, NO_ENGINES in theirs.text) == (sound, sound), (field, value, theirs.text)
+
+
+# ---- files -----------------------------------------------------------------------------------------
+
+NAMES = [
+    "../toy.onnx", "/etc/passwd", "a/b.onnx", "a\\b.onnx", "..", ".", "", "C:x.onnx", "a\0b", ".hidden", "manifest.json",
+    "MANIFEST.JSON", "ä.onnx", "-o.onnx", "a" * 200, "a b.onnx", "a\n.onnx", 7, None,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES, ids=repr)
+def test_only_plain_file_names_are_taken(library: Library, plain: Path, name: object) -> None:
+    edit(plain, "graphs.denoiser.file", name)
+    text = check_same_refusal(library, plain)
+    assert "graphs.denoiser.file: found " in text
+    assert "expected a plain file name" in text or "expected another name" in text
+
+
+def test_links_and_pipes_are_refused(library: Library, plain: Path, tmp_path: Path) -> None:
+    graph, outside = plain / "denoiser.onnx", tmp_path / "outside.onnx"
+    graph.rename(outside)
+    for goal in (outside, Path("vae_decoder.onnx"), Path("nowhere")):
+        graph.unlink(missing_ok=True)
+        graph.symlink_to(goal)
+        assert "denoiser.onnx: found a link, expected a regular file" in check_same_refusal(library, plain)
+    graph.unlink()
+    assert "denoiser.onnx: found a file that cannot be read (No such file" in check_same_refusal(library, plain)
+    os.mkfifo(graph)
+    assert "denoiser.onnx: found no regular file" in check_same_refusal(library, plain)
+    graph.unlink()
+    graph.mkdir()
+    assert "denoiser.onnx: found no regular file" in check_same_refusal(library, plain)
+    graph.rmdir()
+    outside.rename(graph)
+    (plain / "manifest.json").rename(tmp_path / "m.json")
+    (plain / "manifest.json").symlink_to(tmp_path / "m.json")
+    assert "manifest.json: found a link" in check_same_refusal(library, plain)
+
+
+def test_wrong_places_say_what_to_give(library: Library, plain: Path, tmp_path: Path) -> None:
+    text = check_same_refusal(library, plain / "manifest.json")
+    assert f"found a file, expected the folder of a bundle; give the folder: {plain}" in text
+    assert "found nothing that can be read (No such file or directory)" in check_same_refusal(library, tmp_path / "none")
+    assert "found a folder without manifest.json, expected a bundle" in check_same_refusal(library, tmp_path)
+
+
+def test_a_damaged_file_is_refused(library: Library, full: Path) -> None:
+    for name in ("denoiser.onnx", *EXTRA_FILES):
+        data = (full / name).read_bytes()
+        for bad in list(damages(data).values())[::4]:
+            (full / name).write_bytes(bad)
+            text = check_same_refusal(library, full)
+            kind = "SHA-256" if len(bad) == len(data) else f"{len(bad)} bytes, expected {len(data)}"
+            assert f"{name}: found {kind}" in text
+        (full / name).write_bytes(data)
+
+
+# ---- whole bundles with native engines ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def native(native_bundle: Callable[..., Path]) -> Path:
+    return native_bundle("form1")
+
+
+@pytest.fixture
+def copy(native: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(native, tmp_path / "copy.bundle")
+
+
+def test_a_whole_bundle_opens_by_any_name(library: Library, copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "latest").symlink_to(copy)
+    (copy / ".DS_Store").write_bytes(b"x")
+    for path in (str(copy), f"{copy}/", f"{copy}//./", str(tmp_path / "latest"), os.path.relpath(copy)):
+        with open_c(library, Path(path) if path == str(copy) else path) as sampler:  # type: ignore[arg-type]
+            assert sampler.info.name == b"form1"
+
+
+def test_the_old_bundle_aside_is_opened_while_a_writer_is_between_its_renames(library: Library, copy: Path) -> None:
+    aside = copy.parent / f".{copy.name}.{'0' * 15}a.aside"
+    for wrong in (f".{copy.name}.{'0' * 15}.aside", f".{copy.name}.{'0' * 15}g.aside", f"{copy.name}.{'0' * 16}.aside"):
+        copy.rename(copy.parent / wrong)
+        assert "found nothing that can be read" in check_same_refusal(library, copy)
+        (copy.parent / wrong).rename(copy)
+    copy.rename(aside)
+    assert ask_both(library, copy)[1].status == capi.OK
+
+
+# Writes a bundle again and again, by turns under two names and with another graph, until its input ends.
+WRITER = """
+import json, os, select, sys
+from engine import bundle_writer
+os.fsync = lambda descriptor: None
+raw, exchange = json.loads(sys.argv[2]), sys.argv[3] == "True"
+if not exchange:
+    bundle_writer._exchange = lambda a, b: False
+files = {f"{role}.onnx": role.encode() for role in raw["graphs"]}
+written = 0
+while not select.select([sys.stdin], [], [], 0)[0]:
+    name = ("ann", "bob")[written % 2]
+    bundle_writer.write_bundle(sys.argv[1], {**raw, "name": name}, {**files, "denoiser.onnx": name.encode() * 100_000})
+    written += 1
+    print(written, flush=True)
+"""
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
+def test_a_bundle_that_is_replaced_meanwhile_is_never_a_mixture(library: Library, plain: Path, exchange: bool) -> None:
+    raw = toy.manifest_of(toy.models_of(1, 8, 4, False), 1, 8, 4, False, ["native"])
+    command = [sys.executable, "-c", WRITER, str(plain), json.dumps(raw), str(exchange)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "1\n"
+        answers = [ask_cpp(library, plain).text for _ in range(300)]
+        writer.stdin.close()
+        assert int(writer.stdout.read().split()[-1]) > 10
+    assert writer.returncode == 0
+    assert [text for text in answers if NO_ENGINES not in text] == []
+
+
+# ---- the latent prior ------------------------------------------------------------------------------
+
+
+# What Python's safetensors library lets through to the engine, C++ finds in the header.
+WORDED_OTHERWISE = ("a tensor too few", "a tensor too many", "float64")
+
+
+@pytest.mark.parametrize("case", [name for name, (data, _) in priors.REFUSED.items() if data])
+def test_what_is_no_mixture(library: Library, tmp_path: Path, case: str) -> None:
+    data, message = priors.REFUSED[case]
+    theirs = ask_both(library, priors.build_bundle(tmp_path / "bad.bundle", data))[1]
+    assert "latent_prior.safetensors" in theirs.where
+    assert theirs.status == capi.BUNDLE
+    assert "fit it again with: python export/fit_latent_prior.py" in theirs.text
+    if message.startswith("found") and case not in WORDED_OTHERWISE:
+        assert re.search(message, theirs.text)
+
+
+def test_what_the_manifest_says_otherwise(library: Library, tmp_path: Path) -> None:
+    path = priors.build_bundle(tmp_path / "a", priors.content(priors.mixture()), components=4)
+    assert "found 3 components, expected 4, as the manifest says" in check_same_refusal(library, path)
+    path = priors.build_bundle(tmp_path / "b", priors.content(priors.mixture(width=5)))
+    assert "found latents of width 5, expected 4, the model's" in check_same_refusal(library, path)

@@ -1,0 +1,47 @@
+"""Is C++ end to end no slower than Python at batch 1, and does the benchmark that says so mean what it writes?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import embedding
+from benchmarks.machine import BenchmarkError
+from tests.native_models import NEEDS_NATIVE
+
+pytestmark = NEEDS_NATIVE
+SCHEMA = Path(embedding.__file__).parent / "schema" / "embedding.schema.json"
+TURNS = ["--batch", "1", "--rounds", "3", "--repeats", "30"]
+
+
+def test_cpp_is_no_slower_than_python(cpp_build: Path, native_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    """On a tiny network, of which what surrounds it is the larger part: where C++ lost, it would show here first."""
+    jsonschema = pytest.importorskip("jsonschema", reason="the package jsonschema is not installed")
+    arguments = ["--bundle", native_bundle("form1"), "--programs", cpp_build / "examples", "--out", tmp_path / "out.json"]
+    done = CliRunner().invoke(embedding.main, [*map(str, arguments), *TURNS])
+    assert done.exit_code == 0, done.output
+    result = json.loads((tmp_path / "out.json").read_text())
+    jsonschema.validate(result, json.loads(SCHEMA.read_text()))
+    (row,) = result["results"]
+    assert len(row["turns"]["cpp"]) == len(row["turns"]["python"]) == 3
+    # The quietest turn of each: on a shared machine the others measure the neighbours.
+    best = {way: min(turn["p50"] for turn in row["turns"][way]) for way in embedding.WAYS}
+    assert best["cpp"] <= best["python"], best
+    assert "batch 1: cpp p50" in done.output
+
+
+def test_other_images_are_no_result(native_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    program = tmp_path / "sample"
+    program.write_text('#!/bin/sh\nprintf "P6\\n32 32\\n255\\n" > "$2"; head -c 3072 /dev/zero >> "$2"\n')
+    program.chmod(0o755)
+    with pytest.raises(BenchmarkError, match="found other images than Python's of the same seeds, expected the same bits"):
+        embedding.check_images(tmp_path, native_bundle("form1"))
+
+
+def test_a_program_that_fails_is_told_with_what_it_said(cpp_build: Path) -> None:
+    with pytest.raises(BenchmarkError, match=r"found exit code 1, expected 0; it said: .*no\.bundle"):
+        embedding.turn("cpp", cpp_build / "examples", Path("no.bundle"), 1, 1)

@@ -1,0 +1,39 @@
+"""Does a seed draw the same latent from a bundle's prior in C++ as in Python, bit for bit, whatever the mixture?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.bundle import Bundle
+from engine.bundle_writer import write_bundle
+from engine.latent_prior import read_prior
+from tests.cpp.capi import Library, open_c
+from tests.cpp.fuzz_cpp_bundle import PRIOR, prior_of
+from tests.native_models import NEEDS_NATIVE
+
+pytestmark = NEEDS_NATIVE
+SEEDS = np.array([*range(150), 2**32 - 1, 2**32, 2**63, 2**64 - 1], np.uint64)
+
+
+@pytest.mark.parametrize("components", [1, 2, 60])
+def test_latents_are_the_same_bits(
+    cpp_library: Path, native_bundle: Callable[..., Path], tmp_path: Path, components: int
+) -> None:
+    source = native_bundle("form1")
+    manifest = json.loads((source / "manifest.json").read_text())
+    manifest["latent_prior"] = {"kind": "gaussian_mixture", "components": components, "file": PRIOR}
+    files: dict[str, bytes | Path] = {path.name: path for path in source.iterdir() if path.name != "manifest.json"}
+    files[PRIOR] = prior_of(manifest["model"]["z_dim"], components)
+    write_bundle(tmp_path / "prior.bundle", manifest, files)
+    prior = read_prior(Bundle.open(tmp_path / "prior.bundle"))
+    assert prior is not None
+    assert len(set(prior.choose(SEEDS).tolist())) > components * 0.6, "the seeds are to reach most components"
+    with open_c(Library(cpp_library), tmp_path / "prior.bundle") as sampler:
+        z = sampler.sample(room=len(SEEDS), seed=SEEDS, steps=1, spacing="linspace").z
+    assert z is not None
+    assert np.array_equal(z.view(np.uint32), prior.draw(SEEDS).view(np.uint32))
