@@ -1,4 +1,4 @@
-"""How is the project installed? Three packages and one shared library; torch only with the [export] extra."""
+"""How is the project installed? Four packages and one shared library; torch only with the [export] extra."""
 
 from __future__ import annotations
 
@@ -43,6 +43,10 @@ CUDA = ["cuda-core>=1,<2", "cuda-bindings>=13,<14", "nvidia-cuda-nvrtc>=13,<14"]
 TENSORRT_RTX = "tensorrt-rtx-cu13==1.7.1.116"
 POLYGRAPHY = ["polygraphy>=0.49"]
 TEST = ["pytest>=8", "hypothesis>=6", "ruff==0.17.*", "mypy>=1.10", "jsonschema>=4"]
+TEST += ["nlohmann-json>=3.11,<4", "cmake>=3.20", "ninja"]  # of the C++ library, beside OpenSSL's headers
+TRITON_CLIENT = ["tritonclient[http,grpc]>=2.50,<3"]
+RAY = ["ray>=2.60,<3"]
+TEST += [*TRITON_CLIENT, *RAY, "webdataset>=1.0,<2"]
 TEST += [f"{TENSORRT_RTX}; sys_platform == 'linux' and platform_machine == 'x86_64'"]
 
 setup(
@@ -53,8 +57,10 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    packages=find_packages(include=["engine*", "export*", "kernels*"]),
+    packages=find_packages(include=["engine*", "export*", "kernels*", "embed*"]),
     package_data={
+        "embed": ["cpp/CMakeLists.txt", "cpp/README.md", "cpp/*/*.h", "cpp/*/*.hpp", "cpp/*/*.cpp", "cpp/*/*.cmake",
+                  "cpp/*/*.map", "cpp/examples/CMakeLists.txt"],
         "engine": ["py.typed"],
         "kernels": [
             "py.typed", "include/diffusevae/*.h", "cpu/*.cpp", "native/*.cpp", "native/*.h", "cuda/*.cu",
@@ -75,6 +81,8 @@ setup(
         "cuda": CUDA,
         "tensorrt-rtx": [TENSORRT_RTX],
         "avatars": AVATARS,
+        "ray": RAY,
+        "triton-client": TRITON_CLIENT,
         "polygraphy": [*EXPORT, *POLYGRAPHY],
         "benchmark": [*EXPORT, *AVATARS, *BENCHMARK],
         "test": [*EXPORT, *AVATARS, *BENCHMARK, *TEST, *POLYGRAPHY],

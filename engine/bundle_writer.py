@@ -52,20 +52,30 @@ def write_bundle(path: str | os.PathLike[str], manifest: Mapping[str, Any], file
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _check_replaceable(target)
-        remove_stale(target)
-        with _hidden_folder(target) as folder:
+        with replacing(target) as folder:
             _fill(folder, target, manifest, files)
-            _flush_folder(folder)
             _check_replaceable(target)  # again: writing took a while
-            _swap_in(folder, target)
-            _flush_folder(target.parent)
-        # Only now: what another writer put aside may be the folder that this one wrote, and held locked until here.
-        remove_stale(target)
     except OSError as error:
         raise BundleError(
             f"{target}: found that the bundle cannot be written ({error.strerror or error}: {error.filename}), expected "
             f"a folder with room and write permission; the bundle that was there, if any, is whole"
         ) from error
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """An empty hidden folder beside `target` to be filled; at the end it has the target's name, in one step for readers.
+
+    What was under that name is removed then; nothing happens to it when the block raises. `target`: without links.
+    """
+    remove_stale(target)
+    with _hidden_folder(target) as folder:
+        yield folder
+        flush_folder(folder)
+        _swap_in(folder, target)
+        flush_folder(target.parent)
+    # Only now: what another writer put aside may be the folder that this one wrote, and held locked until here.
+    remove_stale(target)
 
 
 def _plain(manifest: Mapping[str, Any], target: Path) -> dict[str, Any]:
@@ -139,7 +149,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
         raise BundleError(f"{path}: found a file that cannot be read ({error.strerror}), expected one to copy") from error
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     """Make the names inside a folder durable, where folders can be opened."""
     if sys.platform == "win32":
         return
@@ -209,14 +219,14 @@ def _hidden_folder(target: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # what cannot be removed now, the next writer tries again
-        _unlock(lock)
+        unlock_folder(lock)
 
 
 def _make_locked(target: Path) -> tuple[Path, int]:
     for _ in range(ATTEMPTS):
         folder = _hidden_name(target, WRITING)
         folder.mkdir()
-        lock = _lock(folder)
+        lock = lock_folder(folder)
         if lock is not None:
             return folder, lock
         # A cleaning writer took it in the instant before it was locked.
@@ -231,7 +241,7 @@ def _hidden_name(target: Path, suffix: str) -> Path:
     return target.parent / f".{target.name}.{secrets.token_hex(8)}{suffix}"
 
 
-def _lock(folder: Path) -> int | None:
+def lock_folder(folder: Path) -> int | None:
     """The descriptor that locks a folder; None when another process has it or it is gone, -1 where locks are unknown.
 
     The lock ends with the process, however that ends.
@@ -249,13 +259,13 @@ def _lock(folder: Path) -> int | None:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        _unlock(descriptor)
+        unlock_folder(descriptor)
         return -1
-    _unlock(descriptor)
+    unlock_folder(descriptor)
     return None
 
 
-def _unlock(descriptor: int) -> None:
+def unlock_folder(descriptor: int) -> None:
     if descriptor >= 0:
         os.close(descriptor)
 
@@ -263,13 +273,13 @@ def _unlock(descriptor: int) -> None:
 def remove_stale(target: Path) -> None:
     """Remove the hidden folders that dead writers of this bundle left beside it."""
     for folder in hidden_beside(target, WRITING, ASIDE):
-        lock = _lock(folder)
+        lock = lock_folder(folder)
         if lock is None or lock < 0:
             continue  # its writer lives, or nothing tells
         # An old bundle that was put aside and never replaced is the only copy: readers find it there.
         if folder.suffix == WRITING or target.exists():
             shutil.rmtree(folder, ignore_errors=True)
-        _unlock(lock)
+        unlock_folder(lock)
 
 
 def _swap_in(folder: Path, target: Path) -> None:

@@ -11,6 +11,8 @@ from engine import __version__
 from engine.arguments import count_of
 from engine.batch import Batch
 from engine.bundle import Bundle
+from engine.cli_bulk import bulk_options, sample_in_bulk, take_bulk
+from engine.cli_elsewhere import commands as commands_elsewhere
 from engine.cli_info import info, verify
 from engine.cli_output import finish
 from engine.errors import EngineError, did_you_mean
@@ -156,18 +158,25 @@ def _run_on_images(bundle: str, images: tuple[str, ...], run: Callable[..., Batc
 
 @cli.command()
 @click.argument("bundle")
-@click.option("-n", "--number", "n", type=int, help="Images. Default: one, or one a seed.")
+@click.option("-n", "--n", "--number", "n", type=int, help="Images. Default: one, or one a seed.")
 @SEED
 @SETTING
 @PRIOR
 @MACHINE
 @output("samples.png")
+@bulk_options
 def sample(bundle: str, n: int | None, prior: str | None, **given: Any) -> None:
     """Sample images from BUNDLE.
 
     Without --steps, --method, --spacing, --eta and --t-start the bundle's recorded setting applies; any one
     of them replaces it by ddim, uniform spacing, eta 0, from pure noise.
+
+    With one of the last five options --out is a folder of shards, which are the same whoever makes them.
     """
+    bulk = take_bulk(given)
+    if bulk is not None:
+        sample_in_bulk(bundle, n, bulk, {**given, "prior": prior})
+        return
     with open_sampler(bundle, given) as sampler:
         batch = sampler.sample(n, prior=prior, **run_options(given))
         finish(sampler, batch, **given)
@@ -247,6 +256,8 @@ def write_steps(bundle: str, n: int | None, seed: int | list[int] | None, out: s
 
 cli.add_command(info)
 cli.add_command(verify)
+for command_elsewhere in commands_elsewhere():
+    cli.add_command(command_elsewhere)
 
 
 def main() -> None:

@@ -42,6 +42,10 @@ class ExportError(EngineError):
     """A bundle could not be built, for instance because a graph missed its parity bound."""
 
 
+class BulkError(EngineError):
+    """A bulk job cannot go on: its folder, one of its workers, or the cluster is not what it must be."""
+
+
 class NumericsError(EngineError, ArithmeticError):
     """A network returned NaN or infinity; the message names graph and step."""
 

@@ -17,13 +17,14 @@ from engine import Sampler
 from engine.backends import available
 from engine.bundle_writer import write_bundle
 from engine.cli import cli
+from engine.cli_elsewhere import Elsewhere
 from tests import toy
 from tests.manifests import full_files, full_manifest
 from tests.samplers import ANY_BACKEND, GRAPH_BACKENDS, SIZE, bundle, open_toy
 
 ROOT = Path(__file__).parents[2]
 HELP = ROOT / "tests" / "help"
-COMMANDS = ["sample", "reconstruct", "refine", "interpolate", "steps", "info", "verify"]
+COMMANDS = ["sample", "reconstruct", "refine", "interpolate", "steps", "info", "verify", "cpp-config", "triton-repo"]
 HERE = ["--backend", ANY_BACKEND, "--precision", "f32", "--threads", "2"]
 
 
@@ -59,6 +60,22 @@ class TestHelp:
         assert sorted(cli.commands) == sorted(COMMANDS)
         texts = ["build_engines", "diffusevae", "fit_latent_prior", *COMMANDS]
         assert sorted(path.stem for path in HELP.glob("*.txt")) == sorted(texts)
+
+    def test_commands_that_live_elsewhere_are_imported_when_asked_for(self) -> None:
+        code = (
+            "import sys; from click.testing import CliRunner; from engine.cli import cli\n"
+            "for arguments in (['--help'], ['info', '--help'], ['triton-repo', '--help']):\n"
+            "    assert CliRunner().invoke(cli, arguments).exit_code == 0\n"
+            "    print(any(name.partition('.')[0] == 'embed' for name in sys.modules))\n"
+        )
+        found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert found.split() == ["False", "False", "True"]
+
+    def test_a_command_whose_package_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(cli.commands, "gone", Elsewhere("gone", "no_such_package.cli", "gone", "Nothing."))
+        result = run("gone")
+        assert (result.exit_code, "Traceback" in result.output) == (1, False)
+        assert "The command gone is in the package no_such_package, which was not found beside engine" in result.stderr
 
     def test_python_m_engine_is_the_same_program(self) -> None:
         command = [sys.executable, "-m", "engine", "sample", "--help"]
