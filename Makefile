@@ -5,7 +5,7 @@ OUT ?= out
 BIN := $(VENV)/bin
 AVATARS := examples/avatars/avatars.ckpt --latent-prior examples/avatars/latent_prior.safetensors
 
-.PHONY: demo test lint bench quality gpu-check clean
+.PHONY: demo test test-cpp test-triton lint bench bench-serving quality gpu-check clean
 
 demo: $(VENV)/.installed-export
 	$(BIN)/python export/build_engines.py $(AVATARS) --out $(OUT)/avatars.bundle
@@ -14,12 +14,25 @@ demo: $(VENV)/.installed-export
 test: $(VENV)/.installed-test lint
 	$(BIN)/python -m pytest
 
+# The C++ library, its packages and examples, bit for bit against Python. Needs OpenSSL's headers (libssl-dev).
+test-cpp: $(VENV)/.installed-test
+	$(BIN)/python -m pytest tests/cpp
+
+# The real Triton server on the loopback interface, over HTTP and gRPC.
+TRITON := DIFFUSEVAE_TRITON_PYTHON=$(VENV)-triton DIFFUSEVAE_TRITON=required
+test-triton: $(VENV)/.installed-test $(VENV)-triton/.installed
+	$(TRITON) $(BIN)/python -m pytest tests/triton_server
+
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed-benchmark
 	$(BIN)/python benchmarks/latency.py --out $(OUT)/latency.json --plot $(OUT)/latency.png
+
+bench-serving: $(VENV)/.installed-test $(VENV)-triton/.installed
+	$(BIN)/python export/build_engines.py $(AVATARS) --out $(OUT)/avatars.bundle
+	$(TRITON) $(BIN)/python benchmarks/serving.py --bundle $(OUT)/avatars.bundle --out $(OUT)/serving.json --plot $(OUT)/serving.png
 
 quality: $(VENV)/.installed-benchmark
 	$(BIN)/python export/build_engines.py $(AVATARS) --out $(OUT)/avatars.bundle --precision f32 fp16 bf16 int8
@@ -38,5 +51,13 @@ $(VENV)/.installed-%: setup.py pyproject.toml $(wildcard kernels/*.py kernels/cp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$*]"
 	touch $@
 
+# What the server runs in, without torch. Its program comes in NVIDIA's Python wheel, whose Python backend needs an older numpy
+# than we do and whose own requirements we do not need.
+$(VENV)-triton/.installed: $(VENV)/.installed-test
+	test -x $(VENV)-triton/bin/python || $(PYTHON) -m venv $(VENV)-triton
+	$(VENV)-triton/bin/python -m pip install --quiet --disable-pip-version-check -e . "numpy<2"
+	$(VENV)-triton/bin/python -m pip install --quiet --disable-pip-version-check --no-deps nvidia-pytriton==0.7.0
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(OUT) build dist *.egg-info kernels/*.so kernels/*.fatbin
+	rm -rf $(VENV) $(VENV)-triton $(OUT) build dist *.egg-info kernels/*.so kernels/*.fatbin
