@@ -19,7 +19,7 @@ FAMILIES = ("torch", "plain", "native int8", "native", "")
 BARS = ("#9aa5b1", "#CC79A7", "#E69F00", "#009E73", "#0072B2")
 
 
-def _pyplot() -> Any:
+def open_pyplot() -> Any:
     try:
         import matplotlib
     except ImportError as error:
@@ -35,7 +35,7 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _save(pyplot: Any, figure: Any, path: Path) -> None:
+def save_figure(pyplot: Any, figure: Any, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150, bbox_inches="tight")
@@ -59,7 +59,7 @@ def _frame(axes: Any, title: str, subtitle: str) -> None:
 
 def draw_quality(result: dict[str, Any], path: Path) -> None:
     """Distance against milliseconds an image, both on log axes: a curve for each way to sample."""
-    pyplot = _pyplot()
+    pyplot = open_pyplot()
     figure, axes = pyplot.subplots(figsize=(9, 5.8))
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -81,7 +81,7 @@ def draw_quality(result: dict[str, Any], path: Path) -> None:
     axes.set_ylabel(f"{result['metric']['name']}, lower is better")
     _frame(axes, "Quality against time", _circumstances(result))
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=10)
-    _save(pyplot, figure, path)
+    save_figure(pyplot, figure, path)
 
 
 def _circumstances(result: dict[str, Any]) -> str:
@@ -154,7 +154,7 @@ def _ring(axes: Any, result: dict[str, Any]) -> None:
 
 def draw_rows(rows: Sequence[tuple[str, Any]], path: Path) -> None:
     """One captioned row of images for each setting, the same seeds in the same columns; images uint8 [N, H, W, 3]."""
-    pyplot = _pyplot()
+    pyplot = open_pyplot()
     columns = max(len(images) for _, images in rows)
     figure, grid = pyplot.subplots(len(rows), 1, figsize=(0.95 * columns + 2.2, 1.02 * len(rows)), squeeze=False)
     for (caption, images), axes in zip(rows, grid[:, 0], strict=True):
@@ -164,7 +164,7 @@ def draw_rows(rows: Sequence[tuple[str, Any]], path: Path) -> None:
         axes.set_axis_off()
         axes.text(-4, images.shape[1] / 2, caption, ha="right", va="center", fontsize=11)
     figure.subplots_adjust(hspace=0.06)
-    _save(pyplot, figure, path)
+    save_figure(pyplot, figure, path)
 
 
 # --- Latency ----------------------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def draw_rows(rows: Sequence[tuple[str, Any]], path: Path) -> None:
 
 def draw_latency(result: dict[str, Any], path: Path) -> None:
     """Median milliseconds of a whole image, and of one step: a row of panels for each model, a panel for each batch size."""
-    pyplot = _pyplot()
+    pyplot = open_pyplot()
     models = [model for model in result["models"] if model["results"]]
     batches = sorted({row["batch"] for model in models for row in model["results"]})
     names = [c["name"] for c in models[0]["contestants"] if any(_timed(model, c["name"]) for model in models)]
@@ -189,7 +189,7 @@ def draw_latency(result: dict[str, Any], path: Path) -> None:
         fontsize=11, x=0.01, ha="left",
     )  # fmt: skip
     figure.tight_layout()
-    _save(pyplot, figure, path)
+    save_figure(pyplot, figure, path)
 
 
 def _timed(model: dict[str, Any], name: str) -> bool:

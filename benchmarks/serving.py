@@ -1,0 +1,202 @@
+"""How many images a second does a Triton server answer, and what does batching across clients bring? A real server, loaded.
+
+    python benchmarks/serving.py --bundle out/avatars.bundle
+    DIFFUSEVAE_TRITON_PYTHON=.venv-triton python benchmarks/serving.py        the server in an environment of its own
+
+One server on loopback serves the bundle twice a backend: from one repository with dynamic batching, from another with
+batches of one. The two take turns in one run; every image is compared with Sampler's, before the timing and during it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # from a checkout nothing needs to be installed
+
+import click
+
+from benchmarks import load, serving_report
+from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json
+from embed.triton.local_server import LocalServer
+from embed.triton.repository import write_repository
+from embed.triton.serving import Plan, Serving
+from embed.triton.statistics import Counters, counters
+from engine import Sampler
+from engine.errors import EngineError
+
+SEEDS = range(64)
+WARM_SECONDS = 0.5
+EXACT = ("native",)  # a sample of this backend is the same bit for bit in any batch
+TOLERANCE = 2  # levels of 255 that another backend's sample may differ by from batch to batch
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to serve the bundle: a model on the server."""
+
+    plan: Plan
+    precision: str
+    batched: bool
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.plan.name
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What is timed: numbers of clients, and turns of so many seconds for each way."""
+
+    clients: tuple[int, ...]
+    rounds: int
+    seconds: float
+    steps: int | None = None
+
+
+@dataclass
+class Tally:
+    """Everything counted of a way at one number of clients: by the clients, and by the server."""
+
+    outcome: load.Outcome
+    counted: list[Counters]
+
+
+def write_ways(bundle: Path, folder: Path, backends: Sequence[str], chosen: Serving) -> list[Way]:
+    """A repository with dynamic batching and one without, a model of each backend in each."""
+    ways = []
+    for backend in backends:
+        with Sampler(bundle, backend, chosen.precision) as sampler:
+            precision = sampler.precision
+        for kind, most in (("batched", chosen.max_batch), ("single", 1)):
+            serving = Serving(
+                f"{backend}_{kind}", most, chosen.delay_us, threads=chosen.threads, backend=backend, precision=precision
+            )
+            ways.append(Way(write_repository(bundle, folder / kind, serving).plan, precision, most > 1))
+    return ways
+
+
+def targets_of(bundle: Path, ways: Sequence[Way], server: LocalServer, steps: int | None) -> dict[str, load.Target]:
+    """What each way is asked for, with the images that Sampler makes of it."""
+    found = {}
+    for way in ways:
+        with Sampler(bundle, way.plan.backend, way.precision) as sampler:
+            images = sampler.sample(seed=list(SEEDS), steps=steps).images
+        tolerance = 0 if way.plan.backend in EXACT else TOLERANCE
+        found[way.name] = load.Target(server.grpc, way.name, dict(zip(SEEDS, images, strict=True)), steps, tolerance)
+    return found
+
+
+def take_turns(
+    server: LocalServer, ways: Sequence[Way], targets: dict[str, load.Target], schedule: Schedule, say: Say
+) -> dict[tuple[str, int], Tally]:
+    """Time every way at every number of clients, in alternating turns."""
+    tallies: dict[tuple[str, int], Tally] = {}
+    for turn in range(schedule.rounds):
+        for clients in schedule.clients:
+            for way in ways if turn % 2 == 0 else reversed(ways):
+                target = targets[way.name]
+                load.drive(target, clients, WARM_SECONDS)
+                counted = settled(server, way.name, None)
+                outcome = load.drive(target, clients, schedule.seconds)
+                added = settled(server, way.name, counted.requests + len(outcome.milliseconds)).since(counted)
+                tally = tallies.setdefault((way.name, clients), Tally(load.Outcome(), []))
+                tally.outcome.add(outcome)
+                tally.counted.append(added)
+                rate = len(outcome.milliseconds) / outcome.seconds
+                say(f"round {turn + 1}, {way.name}, {clients} clients: {rate:.1f} images/s, {len(outcome.errors)} errors")
+    return tallies
+
+
+def settled(server: LocalServer, model: str, requests: int | None) -> Counters:
+    """The server's counters, once they stand still or hold `requests`: it answers first and counts then."""
+    before = counters(server, model)
+
+    def still() -> bool:
+        nonlocal before
+        last, before = before, counters(server, model)
+        return before.requests == last.requests if requests is None else before.requests >= requests
+
+    server.wait_until(still, "end of counting", 10)
+    return before
+
+
+def measure(
+    bundle: Path, backends: Sequence[str], chosen: Serving, schedule: Schedule, python: str | None, say: Say
+) -> dict[str, Any]:
+    """Write the repositories, start the server, compare, time, and stop it."""
+    facts = machine_facts()  # now, while the load average is not yet our own
+    with tempfile.TemporaryDirectory(prefix="diffusevae-serving-") as folder:
+        ways = write_ways(bundle, Path(folder), backends, chosen)
+        with LocalServer(Path(folder, "batched"), Path(folder, "single"), python=python, deadline=120) as server:
+            targets = targets_of(bundle, ways, server, schedule.steps)
+            for target in targets.values():
+                load.check(target)
+            say(f"{len(targets)} models answer what Sampler makes, {len(SEEDS)} seeds each")
+            version = json.loads(server.get("/v2")[1])["version"]
+            tallies = take_turns(server, ways, targets, schedule, say)
+        if server.exit_code != 0:
+            raise BenchmarkError(f"found exit code {server.exit_code} of the server, expected 0:\n{server.log()[-2000:]}")
+    with Sampler(bundle, backends[0]) as sampler:
+        setting = sampler.sample(1, seed=0, steps=schedule.steps).setting
+    return {
+        "format": "diffusevae-serving",
+        "format_version": 1,
+        "date": now(),
+        "machine": facts,
+        "server": {"triton": version, "tritonclient": metadata.version("tritonclient"), "protocol": "gRPC, loopback"},
+        "bundle": {"name": sampler.bundle.manifest.name, "source_sha256": sampler.bundle.manifest.source.sha256},
+        "setting": {"steps": setting.steps, "method": setting.method, "t_start": setting.t_start, "eta": setting.eta},
+        "batching": {"max_batch": chosen.max_batch, "delay_us": chosen.delay_us},
+        "protocol": {"rounds": schedule.rounds, "seconds_a_turn": schedule.seconds, "samples_a_request": 1},
+        "results": serving_report.rows(ways, tallies),
+    }
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--bundle", type=Path, default=Path("out/avatars.bundle"))
+@click.option("--backend", "backends", multiple=True, default=("native", "onnxruntime"), help="Repeat for several.")
+@click.option("--precision", default="auto", help="Of every backend.")
+@click.option("--clients", type=click.IntRange(1, 256), multiple=True, default=(1, 4, 16, 64), help="Repeat for several.")
+@click.option("--rounds", type=click.IntRange(1), default=3, help="Turns of each way at each number of clients.")
+@click.option("--seconds", type=click.FloatRange(0.2, 60), default=5.0, help="Length of a turn.")
+@click.option("--max-batch", type=click.IntRange(2), default=16, help="Of the way with dynamic batching.")
+@click.option("--delay-us", type=click.IntRange(0), default=2000, help="How long a request may wait for others.")
+@click.option("--steps", type=int, default=None, help="Default: the bundle's recorded setting.")
+@click.option("--threads", type=int, default=None, help="Default: what affinity and container allow.")
+@click.option("--python", type=click.Path(), default=None, help="The server's environment, where it is not this one.")
+@click.option("--out", type=Path, default=Path("out/serving.json"))
+@click.option("--plot", type=Path, default=Path("out/serving.png"))
+def main(
+    bundle: Path, backends: tuple[str, ...], precision: str, clients: tuple[int, ...], rounds: int, seconds: float,
+    max_batch: int, delay_us: int, steps: int | None, threads: int | None, python: str | None, out: Path, plot: Path,
+) -> None:  # fmt: skip
+    """Load a real Triton server with concurrent clients; exit code 1 when any request fails or any image is wrong."""
+    try:
+        load.client_library()
+        click.echo(describe(machine_facts()))
+        chosen = Serving(max_batch=max_batch, delay_us=delay_us, threads=threads, precision=precision)
+        schedule = Schedule(tuple(sorted(set(clients))), rounds, seconds, steps)
+        result = measure(bundle, backends, chosen, schedule, python, click.echo)
+        write_json(out, result)
+        click.echo(serving_report.table(result))
+        serving_report.draw(result, plot)
+        click.echo(f"wrote {out} and {plot}")
+    except EngineError as error:
+        raise click.ClickException(str(error)) from error
+    errors = sum(row["errors"] for row in result["results"])
+    if errors:
+        raise click.ClickException(f"found {errors} requests that failed, expected none; {out} has the first of each kind")
+
+
+if __name__ == "__main__":
+    main()

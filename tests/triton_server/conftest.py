@@ -1,0 +1,103 @@
+"""Which server do the integration tests talk to? The real one, from the wheel; what is missing for it is named.
+
+The folder is not called triton: pytest puts its parent on sys.path, and torch would take it for the package of that name.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from embed.triton.local_server import LocalServer
+from embed.triton.repository import write_repository
+from embed.triton.server_files import ServerError, find_installation
+from engine import Sampler
+from engine.backends import native
+from tests import toy
+from tests.triton_server.served import SERVED
+
+REQUIRED = os.environ.get("DIFFUSEVAE_TRITON") == "required"  # `make test-triton`: what would be skipped fails instead
+
+
+def missing_server() -> str | None:
+    """What this machine lacks for a server, in one sentence, or None."""
+    try:
+        find_installation()
+    except ServerError as error:
+        return str(error)
+    ready, reason = native.available()
+    return None if ready else f"backend native: {reason}"
+
+
+NO_CLIENT = None
+absent = [name for name in ("tritonclient", "grpc", "geventhttpclient") if importlib.util.find_spec(name) is None]
+if absent:
+    NO_CLIENT = f"found no package {absent[0]}, expected it; pip install 'tritonclient[http,grpc]'"
+    collect_ignore_glob = ["test_*.py"]  # they could not even be imported
+LACKING = NO_CLIENT or missing_server()
+if LACKING and REQUIRED:
+    raise pytest.UsageError(f"tests/triton_server: {LACKING}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was asked of the servers in this run."""
+    terminalreporter.section("tests/triton_server: requests to tritonserver")
+    if NO_CLIENT:
+        terminalreporter.write_line(f"left out: {NO_CLIENT}")
+        return
+    from tests.triton_server.client import counted
+
+    for name, number in counted().items():
+        terminalreporter.write_line(f"{number:7d} {name}")
+
+
+@pytest.fixture(scope="session")
+def installed() -> None:
+    """Skip what needs a server where there is none."""
+    if LACKING:
+        pytest.skip(LACKING)
+
+
+@pytest.fixture(scope="session")
+def bundles(native_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The bundles behind the models: a tiny real network, toys with and without a VAE, and a toy whose network makes NaN."""
+    folder = tmp_path_factory.mktemp("bundles")
+    ort = ("onnxruntime",)
+    return {
+        "faces": native_bundle("form1", "bf16"),
+        "toy": toy.build_bundle(folder / "toy.bundle", backends=ort),
+        "plain": toy.build_bundle(folder / "plain.bundle", formulation=None, backends=ort),
+        "nan": toy.build_bundle(folder / "nan.bundle", backends=ort, nan=True),
+    }
+
+
+@pytest.fixture(scope="session")
+def repository(installed: None, bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository with every model; in explicit mode only those that a test asks for are loaded."""
+    folder = tmp_path_factory.mktemp("repository") / "models"
+    for name, serving in SERVED.items():
+        write_repository(bundles["toy" if name == "narrow" else name], folder, serving)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path) -> Iterator[LocalServer]:
+    """The server that most tests share, with every model that can run."""
+    with LocalServer(repository, load=("faces", "toy", "plain", "narrow")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def samplers(bundles: dict[str, Path]) -> Iterator[dict[str, Sampler]]:
+    """What the answers must equal: a Sampler of each served bundle in this process, set as the server's is."""
+    made = {
+        name: Sampler(bundles[name], SERVED[name].backend or "auto", SERVED[name].precision, threads=1)
+        for name in ("faces", "toy", "plain")
+    }
+    yield made
+    for sampler in made.values():
+        sampler.close()

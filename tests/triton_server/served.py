@@ -1,0 +1,16 @@
+"""Which models does the repository of the integration tests hold, and with which limits?"""
+
+from __future__ import annotations
+
+from embed.triton.serving import Serving
+
+DELAY_US = 100_000  # so long that requests sent at the same moment meet in the queue
+MANY_STEPS = 1000  # a run that takes seconds, to be interrupted
+
+SERVED = {
+    "faces": Serving("faces", 8, DELAY_US, threads=1, backend="native", precision="bf16", max_steps=MANY_STEPS),
+    "toy": Serving("toy", max_batch=4, delay_us=0, threads=1, backend="onnxruntime", max_steps=MANY_STEPS),
+    "plain": Serving("plain", 4, delay_us=0, instances=2, threads=1, backend="onnxruntime"),
+    "narrow": Serving("narrow", max_batch=1, threads=1, backend="onnxruntime", max_steps=MANY_STEPS, max_queue=2),
+    "nan": Serving("nan", max_batch=4, threads=1, backend="onnxruntime"),
+}
