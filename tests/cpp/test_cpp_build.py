@@ -151,10 +151,13 @@ def test_the_example_answers_mistakes_in_one_line(arguments: list[str], expected
     assert re.search(expected, done.stderr)
 
 
-@pytest.mark.parametrize(("language", "standard"), [("c", "c99"), ("cpp", "c++17")])
-def test_the_readmes_code_compiles(language: str, standard: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("folder", "language", "standard"),
+    [(building.SOURCE, "c", "c99"), (building.SOURCE, "cpp", "c++17"), (building.ROOT, "cpp", "c++17")],
+)
+def test_the_readmes_code_compiles(folder: Path, language: str, standard: str, tmp_path: Path) -> None:
     building.need_tools()
-    (code,) = re.findall(rf"```{language}\n(.*?)```", (building.SOURCE / "README.md").read_text(), re.DOTALL)
+    (code,) = re.findall(rf"```{language}\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     lines = code.splitlines()
     includes = [line for line in lines if line.startswith("#include")] or ["#include <diffusevae.h>", "#include <stdio.h>"]
     body = [line for line in lines if not line.startswith("#include")]
