@@ -36,10 +36,12 @@ FLAGS = (
 
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma")
 
-# The library is for any x86-64; these files alone are compiled for more, and run only where the processor has it.
+# The library is for any x86-64; these files alone are compiled for more, and run only where the processor has it. Each for
+# exactly its instructions: with a -march=native of somebody's CXX, `avx2` would not run on another machine.
 TARGET_FLAGS = {
-    "target_avx2.cpp": ("-mavx2", "-mfma", "-mf16c"),
-    "target_avx512.cpp": _AVX512,
+    "target_avx2.cpp": ("-mavx2", "-mfma", "-mf16c", "-mno-avx512f"),
+    "target_avx512.cpp": (*_AVX512, "-mno-avx512bf16"),
+    "target_avx512_bf16.cpp": (*_AVX512, "-mavx512bf16"),
     "target_amx.cpp": (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
 }
 
@@ -90,13 +92,13 @@ def sources(machine: str | None = None) -> list[Path]:
 
 
 def commands_for(compiler: list[str], folder: Path, *extra: str) -> dict[Path, list[str]]:
-    """The command that compiles each source, by the object it writes; `extra` flags come last and win."""
+    """The command that compiles each source, by its object; `extra` flags win, but for a target's instructions."""
     made = {}
     for source in sources():
         output = folder / f"{source.stem}.o"
         flags = [flag for flag in FLAGS if flag != "-shared"]
         own = TARGET_FLAGS.get(source.name, ())
-        made[output] = [*compiler, *flags, *own, f"-I{HERE / 'include'}", "-c", str(source), "-o", str(output), *extra]
+        made[output] = [*compiler, *flags, *extra, *own, f"-I{HERE / 'include'}", "-c", str(source), "-o", str(output)]
     return made
 
 

@@ -21,7 +21,7 @@ VERSION = 1  # DV_NATIVE_VERSION
 MAX_SOURCES = 4
 MAX_THREADS = 256
 NONE = -1
-ISAS = ("amx", "avx512", "avx2")  # best first
+ISAS = ("amx", "avx512_bf16", "avx512", "avx2")  # best first
 
 OK, BAD_PROGRAM, BAD_CALL, NO_MEMORY, NO_THREADS, UNSUPPORTED, BUSY, FORKED, NOT_FINITE = range(9)
 _ERROR_SIZE = 1024

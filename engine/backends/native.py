@@ -1,7 +1,7 @@
 """How does this project's own engine run a graph on the CPU, in bf16 or int8? A checked program, mapped weights, C++.
 
-The instruction set is the best that processor and operating system allow (AMX, AVX-512 VNNI, AVX2); DIFFUSEVAE_ISA forces
-one of them. Results depend on the instruction set, never on batch size or threads.
+The instruction set is the best that processor and operating system allow (AMX, AVX512_BF16, AVX-512 VNNI, AVX2);
+DIFFUSEVAE_ISA forces one of them. Results depend on the instruction set, never on batch size or threads.
 """
 
 from __future__ import annotations
@@ -35,8 +35,13 @@ TABLE, DENOISER = "timestep_table", "denoiser"
 # What a processor must report for the fast instruction sets, in the order of preference.
 _FEATURES = {
     "amx": frozenset({"amx_tile", "amx_bf16", "amx_int8", "avx512f", "avx512bw", "avx512_bf16"}),
+    "avx512_bf16": frozenset({"avx512f", "avx512bw", "avx512_vnni", "avx512_bf16"}),
     "avx512": frozenset({"avx512f", "avx512bw", "avx512_vnni"}),
 }
+# The precisions in which each of them beats the other CPU backends, best first: "auto" takes the first. Reference CIFAR-10
+# network on Zen 5, milliseconds a step at batch 1: OpenVINO f32 27.8 and bf16 16.2, avx512_bf16 11.5, avx512 with int8 21.1
+# (free layers) or 8.7 (all). avx512 computes bf16 in float32: 23.7, no gain that would be worth the rounding.
+_FAST = {"amx": ("bf16", "int8"), "avx512_bf16": ("bf16", "int8"), "avx512": ("int8",)}
 
 
 def load(bundle: Bundle, role: str, *, precision: str = "bf16", threads: int | None = None) -> NativeGraph:
@@ -87,7 +92,7 @@ def available() -> tuple[bool, str]:
 
 
 def instruction_set() -> str:
-    """"amx", "avx512" or "avx2": what graphs loaded now run on; BackendError where none of them does."""
+    """One of ISAS: what graphs loaded now run on; BackendError where none of them does."""
     library, forced = _library(), os.environ.get(VARIABLE)
     if not forced:
         best = library.isa()
@@ -126,13 +131,9 @@ def ceiling(what: str, threads: int, seconds: float) -> float | None:
 def auto_precision(bundle: Bundle, precision: str, processor: Processor) -> str | None:
     """The precision in which "auto" takes this backend for a bundle, or None where another is better.
 
-    Where tiles are, bf16 beats everything else; with VNNI only int8 does: there bf16 is computed in float32 (44 ms a step in
-    OpenVINO's f32 against 60 in emulated bf16, reference CIFAR-10 network). No other backend has int8.
+    No other backend has int8; it is never chosen for somebody who did not ask for a loss where bf16 is fast too.
     """
-    fast = {"amx": ("bf16", "int8"), "avx512": ("int8",)}.get(_fast_isa(processor), ())
-    if precision == "int8":
-        fast = ("int8",)
-    # int8 is never chosen for somebody who did not ask for a loss where bf16 is fast too.
+    fast = ("int8",) if precision == "int8" else _FAST.get(_fast_isa(processor), ())
     wanted = fast[:1] if precision == "auto" else tuple(p for p in fast if p == precision)
     return next((p for p in wanted if bundle.has_engine(NAME, p, DENOISER)), None)
 
@@ -140,12 +141,12 @@ def auto_precision(bundle: Bundle, precision: str, processor: Processor) -> str 
 def default_precision(bundle: Bundle, processor: Processor) -> str:
     """The precision for a caller who named this backend but no precision."""
     has = [p for p in PRECISIONS if bundle.has_engine(NAME, p, DENOISER)]
-    best = "int8" if _fast_isa(processor) == "avx512" and "int8" in has else "bf16"
+    best = _FAST.get(_fast_isa(processor), ("bf16",))[0]
     return best if best in has or not has else has[0]
 
 
 def _fast_isa(processor: Processor) -> str:
-    """"amx", "avx512" or "": of this machine as library and system say, of another as its features do."""
+    """One of _FEATURES, or "": of this machine as library and system say, of another as its features do."""
     if processor is this_processor():
         isa = instruction_set() if available()[0] else ""
         return isa if isa in _FEATURES else ""

@@ -14,7 +14,7 @@ namespace native {
 
 #if defined(__x86_64__) && !defined(DV_NO_TARGETS)
 
-extern const Kernels kAvx2, kAvx512, kAmx;
+extern const Kernels kAvx2, kAvx512, kAvx512Bf16, kAmx;
 
 namespace {
 
@@ -30,8 +30,8 @@ struct Feature {
 const Feature kAvx2Features[] = {{"avx2", 7, 0, kEbx, 5}, {"fma", 1, 0, kEcx, 12}, {"f16c", 1, 0, kEcx, 29}};
 const Feature kAvx512Features[] = {{"avx512f", 7, 0, kEbx, 16},  {"avx512dq", 7, 0, kEbx, 17}, {"avx512bw", 7, 0, kEbx, 30},
                                    {"avx512vl", 7, 0, kEbx, 31}, {"avx512_vnni", 7, 0, kEcx, 11}};
-const Feature kAmxFeatures[] = {{"avx512_bf16", 7, 1, kEax, 5},
-                                {"amx_tile", 7, 0, kEdx, 24},
+const Feature kAvx512Bf16Features[] = {{"avx512_bf16", 7, 1, kEax, 5}};
+const Feature kAmxFeatures[] = {{"amx_tile", 7, 0, kEdx, 24},
                                 {"amx_bf16", 7, 0, kEdx, 22},
                                 {"amx_int8", 7, 0, kEdx, 25}};
 
@@ -78,8 +78,10 @@ bool runs_avx2(std::string& why) { return all(kAvx2Features, why) && saved(0x6, 
 
 bool runs_avx512(std::string& why) { return runs_avx2(why) && all(kAvx512Features, why) && saved(0xE6, why); }
 
+bool runs_avx512_bf16(std::string& why) { return runs_avx512(why) && all(kAvx512Bf16Features, why); }
+
 bool runs_amx(std::string& why) {
-    if (!runs_avx512(why) || !all(kAmxFeatures, why) || !saved(0x600E6, why)) return false;
+    if (!runs_avx512_bf16(why) || !all(kAmxFeatures, why) || !saved(0x600E6, why)) return false;
     if (tiles_permitted()) return true;
     why = "the operating system does not permit tile state (Linux 5.16 or newer does)";
     return false;
@@ -89,9 +91,10 @@ bool runs_amx(std::string& why) {
 
 const Kernels* kernels_of(const std::string& isa, std::string& why) {
     if (isa == "amx") return runs_amx(why) ? &kAmx : nullptr;
+    if (isa == "avx512_bf16") return runs_avx512_bf16(why) ? &kAvx512Bf16 : nullptr;
     if (isa == "avx512") return runs_avx512(why) ? &kAvx512 : nullptr;
     if (isa == "avx2") return runs_avx2(why) ? &kAvx2 : nullptr;
-    why = "there is no such instruction set: expected amx, avx512 or avx2";
+    why = "there is no such instruction set: expected amx, avx512_bf16, avx512 or avx2";
     return nullptr;
 }
 
@@ -105,7 +108,7 @@ const Kernels* kernels_of(const std::string&, std::string& why) {
 #endif
 
 const Kernels* best_kernels(std::string& why) {
-    for (const char* isa : {"amx", "avx512", "avx2"})
+    for (const char* isa : {"amx", "avx512_bf16", "avx512", "avx2"})
         if (const Kernels* kernels = kernels_of(isa, why)) return kernels;
     return nullptr;
 }

@@ -250,8 +250,8 @@ private:
         g.out_height = height;
         g.out_width = width;
         const bool tiles = plan_->kernels->tiles;
-        // Tiles read maps as they are where nothing is to be done to them; vectors need them widened.
-        g.in_place = tiles && plain && kernel == 1 && stride == 1;
+        // Maps are read as they are where nothing is to be done to them and the products take bf16; others need it widened.
+        g.in_place = plan_->kernels->bf16_pixel_bytes == 2 * kBlock && plain && kernel == 1 && stride == 1;
         // Sixteen pixels must lie at one stride: a row of them, or maps without padding between the rows.
         g.copies = tiles && kernel > 1 && width % kLanes != 0;
         const int64_t pixels = !g.copies     ? int64_t(g.rows) * g.columns

@@ -93,7 +93,7 @@ DV_INLINE void put(uint8_t* to, int32_t lane, F16 v, F16 inverse_scale, F16 zero
         store_u8_as_s16(reinterpret_cast<int16_t*>(to) + lane, v);
 #endif
     } else {
-#if defined(DV_TARGET_TILES)
+#if defined(__AVX512BF16__)
         store_bf16(reinterpret_cast<uint16_t*>(to) + lane, v);
 #else
         store(reinterpret_cast<float*>(to) + lane, round_bf16(v));

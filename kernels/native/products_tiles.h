@@ -6,6 +6,7 @@
 #define DIFFUSEVAE_NATIVE_PRODUCTS_TILES_H
 
 #include "epilogue.h"
+#include "stream.h"
 
 namespace {
 
@@ -111,16 +112,6 @@ DV_INLINE void store_sums(uint8_t* to) {
     if constexpr (kCount > 1) store_tile<1>(to + 1024);
     if constexpr (kCount > 2) store_tile<2>(to + 2048), store_tile<3>(to + 3072);
 }
-
-// The weights that the next n-group reads, fetched into L2 a few lines a K step (batch 1: 10 % bf16, 4 % int8).
-struct Stream {
-    const uint8_t *next, *end;
-    int32_t lines;                  // a K step
-
-    DV_INLINE void fetch() {
-        for (int32_t i = 0; i < lines && next < end; ++i, next += 64) _mm_prefetch(next, _MM_HINT_T1);
-    }
-};
 
 DV_INLINE const uint8_t* tile_at(const Segment& s, const Work& w, const Tile& tile) {
     const uint8_t* base = s.in_arena ? w.arena + tile.image * w.arena_stride + s.offset
@@ -245,15 +236,9 @@ void product(const Conv& c, const Work& w) {
     const int32_t groups = c.n_blocks / wide;
     const Share share = share_of(units, groups * c.phases, w.part, w.parts);
     const TileList list(c, w, share);
-    const int64_t blocks = (list.count + 1) / 2, group_bytes = int64_t(wide) * c.steps * kStepBytes;
     for (int32_t group = share.group_first; group < share.group_last; ++group) {
         const int32_t phase = group / groups, n = group % groups * wide;
-        const bool ends = group + 1 == share.group_last;
-        const uint8_t* next = ends ? w.upcoming
-                                   : c.weights + (int64_t((group + 1) / groups) * c.n_blocks + (group + 1) % groups * wide)
-                                                     * c.steps * kStepBytes;
-        const int32_t lines = int32_t((int64_t(wide) * kStepBytes / 64 + blocks - 1) / (blocks > 0 ? blocks : 1));
-        Stream stream{next, next ? next + group_bytes : next, lines};
+        Stream stream(c, w, share, group, wide, (list.count + 1) / 2);
         if (wide == 1) run_tiles<1>(list, phase, n, stream);
         if (wide == 2) run_tiles<2>(list, phase, n, stream);
         if (wide == 4) run_tiles<4>(list, phase, n, stream);

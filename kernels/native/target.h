@@ -1,6 +1,6 @@
 // What does the engine hand to the kernels of one instruction set? Plain structs, resolved at load: offsets, tables, weights.
 //
-// The kernels are compiled three times (target_*.cpp) from the same family headers. Everything that they compile is inlined or
+// The kernels are compiled four times (target_*.cpp) from the same family headers. Everything that they compile is inlined or
 // in an unnamed namespace, and they include no standard C++ templates: the linker merges equal functions of different
 // files, and could pick the one compiled for instructions that the machine lacks.
 #ifndef DIFFUSEVAE_NATIVE_TARGET_H
@@ -139,7 +139,7 @@ struct Work {
 struct Kernels {
     const char* name;
     int32_t bf16_pixel_bytes, int8_pixel_bytes;  // of a K step of one pixel, as prepared
-    bool tiles;                     // products over 16 pixels at one stride (AMX); maps are read in place where they can be
+    bool tiles;                     // products over 16 pixels at one stride (AMX)
     void (*enter)();                // per thread and run: tile state
     void (*leave)();
     void (*input)(const Input&, const Work&);

@@ -14,54 +14,46 @@ using namespace diffusevae::native;
 
 void nothing() {}
 
-// Weights fill the first half of the operands, pixels lie in the second: the steps of one block of a convolution.
-double f32_steps(const uint8_t* operands, int64_t half, int64_t steps) {
-    F16 sum[kPixelsF32][kWide];
+// Weights fill the first half of the operands, pixels lie in the second: the K steps of one block of a convolution.
+template <class Sum, class Number, int kPixels, int kGroups>
+double block_steps(const uint8_t* operands, int64_t half, int64_t steps, int64_t pixel_bytes) {
+    Sum sum[kPixels][kGroups];
     clear(sum);
-    const uint8_t *w[kWide], *a[kPixelsF32];
-    for (int g = 0; g < kWide; ++g) w[g] = operands + g * steps * kStepBytes;
-    for (int p = 0; p < kPixelsF32; ++p) a[p] = operands + half + p * kPixelBytesF32;
-    for (int64_t step = 0; step < steps; ++step) {
-        step_f32<kPixelsF32, kWide>(sum, a, step * kPixelBytesF32, w);
-        for (int g = 0; g < kWide; ++g) w[g] += kStepBytes;
+    const uint8_t *w[kGroups], *a[kPixels];
+    for (int g = 0; g < kGroups; ++g) w[g] = operands + g * steps * kStepBytes;
+    for (int p = 0; p < kPixels; ++p) a[p] = operands + half + p * pixel_bytes;
+    for (int64_t done = 0; done < steps; ++done) {
+        step(sum, a, done * pixel_bytes, w);
+        for (int g = 0; g < kGroups; ++g) w[g] += kStepBytes;
     }
-    alignas(64) float sink[kWide][kPixelsF32 * kLanes];
-    keep(sum, sink);
-    asm volatile("" : : "r"(sink) : "memory");
-    return 2.0 * kPixelsF32 * kWide * kLanes * kBlock * double(steps);
+    alignas(64) Number kept[kGroups][kPixels * kLanes];
+    keep(sum, kept);
+    asm volatile("" : : "r"(kept) : "memory");  // every sum is wanted
+    return 2.0 * kPixels * kGroups * kLanes * double(steps);
+}
+
+double bf16_steps(const uint8_t* operands, int64_t half, int64_t steps) {
+    return kBlock * block_steps<F16, float, kPixelsBf16, kWide>(operands, half, steps, kPixelBytesBf16);
 }
 
 double int8_steps(const uint8_t* operands, int64_t half, int64_t steps) {
-    Sum8 sum[kPixelsInt8][kWide];
-    for (auto& pixel : sum)
-        for (Sum8& s : pixel) s = no_sum();
-    const uint8_t* w[kWide];
-    uint32_t origin[kPixelsInt8];
-    for (int g = 0; g < kWide; ++g) w[g] = operands + g * steps * kStepBytes;
-    for (int p = 0; p < kPixelsInt8; ++p) origin[p] = uint32_t(p * kPixelBytesInt8);
-    Segment segment{};
-    segment.block_bytes = kPixelBytesInt8;
-    segment.blocks = int32_t(steps);
-    segment.taps = 1;
-    segment.origin = origin;
-    sum_int8<kPixelsInt8, kWide>(sum, segment, 0, operands + half, 0, w);
-    alignas(64) int32_t sink[kPixelsInt8 * kLanes];
-    for (int p = 0; p < kPixelsInt8; ++p) put_sum(sink + p * kLanes, sum[p][0]);
-    asm volatile("" : : "r"(sink) : "memory");
-    return 2.0 * kPixelsInt8 * kWide * kLanes * 2 * kBlock * double(steps);
+    return 2 * kBlock * block_steps<Sum8, int32_t, kPixelsInt8, kWide>(operands, half, steps, kPixelBytesInt8);
 }
 
 double ceiling(int32_t what, const uint8_t* operands, int64_t bytes, int64_t rounds) {
+#if defined(__AVX512BF16__)
+    if (what == kCeilingF32) return 0.0;  // no product of this target is done in float32
+#endif
     const int64_t half = bytes / 2, steps = half / kStepBytes / kWide;
     double operations = 0.0;
     for (int64_t round = 0; round < rounds; ++round)
-        operations += what == kCeilingInt8 ? int8_steps(operands, half, steps) : f32_steps(operands, half, steps);
+        operations += what == kCeilingInt8 ? int8_steps(operands, half, steps) : bf16_steps(operands, half, steps);
     return operations;
 }
 
 constexpr Kernels make_kernels(const char* name) {
-    return Kernels{name,    kPixelBytesF32, kPixelBytesInt8, false, nothing,  nothing, input,
-                   prepare, product,        attention,       pool,  upsample, linear,  ceiling};
+    return Kernels{name,  kPixelBytesBf16, kPixelBytesInt8, false,     nothing, nothing,  input,
+                   prepare, product,       attention,       pool,      upsample, linear,  ceiling};
 }
 
 }  // namespace

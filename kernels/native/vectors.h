@@ -35,6 +35,11 @@ DV_INLINE F16 load_bf16(const uint16_t* p) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16))};
 }
 DV_INLINE F16 from_int(const int32_t* p) { return {_mm512_cvtepi32_ps(_mm512_loadu_si512(p))}; }
+// Of 16 pairs of bf16: the first of each, and the second.
+DV_INLINE F16 even_bf16(const uint8_t* p) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16))}; }
+DV_INLINE F16 odd_bf16(const uint8_t* p) {
+    return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32(int32_t(0xFFFF0000u))))};
+}
 
 DV_INLINE __m512i rounded_bits(F16 a) {  // bf16 in the upper halves, nearest even
     const __m512i u = _mm512_castps_si512(a.v), odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
@@ -97,6 +102,16 @@ DV_INLINE F16 load_bf16(const uint16_t* p) { return {widen_bf16(p), widen_bf16(p
 DV_INLINE F16 from_int(const int32_t* p) {
     return {_mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i*)p)),
             _mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i*)(p + 8)))};
+}
+// Of 16 pairs of bf16: the first of each, and the second.
+DV_INLINE F16 even_bf16(const uint8_t* p) {
+    const __m256i lo = _mm256_loadu_si256((const __m256i*)p), hi = _mm256_loadu_si256((const __m256i*)(p + 32));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(lo, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(hi, 16))};
+}
+DV_INLINE F16 odd_bf16(const uint8_t* p) {
+    const __m256i mask = _mm256_set1_epi32(int32_t(0xFFFF0000u));
+    const __m256i lo = _mm256_loadu_si256((const __m256i*)p), hi = _mm256_loadu_si256((const __m256i*)(p + 32));
+    return {_mm256_castsi256_ps(_mm256_and_si256(lo, mask)), _mm256_castsi256_ps(_mm256_and_si256(hi, mask))};
 }
 DV_INLINE __m256i rounded_bits(__m256 a) {  // bf16 in the upper halves, nearest even
     const __m256i u = _mm256_castps_si256(a), odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));

@@ -124,7 +124,7 @@ def test_the_twin_examples_make_the_same_images(
 def test_the_latency_example_tells_percentiles_and_what_ran(cpp_build: Path, native_bundle: Callable[..., Path]) -> None:
     said = building.run([cpp_build / "examples" / "latency", native_bundle("form1"), "2", "9", "1"])
     found = re.fullmatch(
-        r"native bf16 (amx|avx512|avx2), \d+ threads, batch 2, \d+ steps, 9 runs after 1\n"
+        r"native bf16 (amx|avx512_bf16|avx512|avx2), \d+ threads, batch 2, \d+ steps, 9 runs after 1\n"
         r"p50 ([\d.]+) ms  p90 ([\d.]+) ms  p99 ([\d.]+) ms\n",
         said,
     )

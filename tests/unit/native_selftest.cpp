@@ -194,7 +194,7 @@ void check_all(const char* isa) {
 
 int main(int count, char** arguments) {
     wanted = count > 2 ? arguments[2] : "";
-    for (const char* isa : {"avx2", "avx512", "amx"}) {
+    for (const char* isa : {"avx2", "avx512", "avx512_bf16", "amx"}) {
         char why[256];
         if (count > 1 && std::string(arguments[1]) != isa && *arguments[1] != 0) continue;
         if (dv_native_supports(isa, why, sizeof why) == 1)

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 AMX = Processor("amx", "x86_64", frozenset({"amx_tile", "amx_bf16", "amx_int8", "avx512f", "avx512bw", "avx512_bf16"}))
 VNNI = Processor("vnni", "x86_64", frozenset({"avx2", "avx512f", "avx512bw", "avx512_vnni"}))
+BF16 = Processor("bf16", "x86_64", VNNI.features | {"avx512_bf16"})
 PLAIN = Processor("plain", "x86_64", frozenset({"avx2"}))
 
 
@@ -162,7 +163,9 @@ def test_auto_takes_native_where_it_is_fastest(bundle: Bundle, by_z: Bundle) -> 
     assert backends.choose(bundle, processor=AMX)[:2] == ("native", "bf16")
     assert backends.choose(bundle, "auto", "int8", AMX)[:2] == ("native", "int8")
     assert backends.choose(bundle, processor=VNNI)[:2] == ("native", "int8")
-    assert backends.choose(by_z, processor=VNNI)[0] != "native", "bf16 without tiles is slower than OpenVINO in float32"
+    assert backends.choose(by_z, processor=VNNI)[0] != "native", "bf16 computed in float32 is no faster than OpenVINO's float32"
+    assert backends.choose(bundle, processor=BF16)[:2] == backends.choose(by_z, processor=BF16)[:2] == ("native", "bf16")
+    assert backends.choose(bundle, "auto", "int8", BF16)[:2] == ("native", "int8")
     assert backends.choose(bundle, processor=PLAIN)[0] != "native"
     assert backends.choose(bundle, "native", processor=PLAIN)[:2] == ("native", "bf16")
     assert backends.choose(bundle, "auto", "int8", PLAIN)[:2] == ("native", "int8"), "no other backend has int8"

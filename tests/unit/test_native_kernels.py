@@ -65,7 +65,7 @@ def sanitized(tmp_path_factory) -> Path:
         raise
 
 
-@pytest.mark.parametrize("isa", ["avx2", "avx512", "amx"])
+@pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512_bf16", "amx"])
 def test_every_kernel_family_agrees_with_the_scalar_reference(selftest, isa):
     passed, output = run_selftest(selftest, isa)
     if f"skipped {isa}" in output:

@@ -12,15 +12,17 @@ foreach(flags IN ITEMS "${CMAKE_CXX_FLAGS}" "${CMAKE_CXX_FLAGS_${CMAKE_BUILD_TYP
   endif()
 endforeach()
 
-# The library is for any x86-64; these files alone are compiled for more, and run only where the processor has it.
+# The library is for any x86-64; these files alone are compiled for more, and run only where the processor has it. Each for
+# exactly its instructions, whatever CMAKE_CXX_FLAGS say.
 set(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma)
-set(target_avx2 -mavx2 -mfma -mf16c)
-set(target_avx512 ${avx512})
+set(target_avx2 -mavx2 -mfma -mf16c -mno-avx512f)
+set(target_avx512 ${avx512} -mno-avx512bf16)
+set(target_avx512_bf16 ${avx512} -mavx512bf16)
 set(target_amx ${avx512} -mavx512bf16 -mamx-tile -mamx-bf16 -mamx-int8)
 
 file(GLOB DIFFUSEVAE_KERNEL_SOURCES CONFIGURE_DEPENDS "${DIFFUSEVAE_KERNELS_DIR}/native/*.cpp")
 if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
-  list(FILTER DIFFUSEVAE_KERNEL_SOURCES EXCLUDE REGEX "/target_[a-z0-9]+\\.cpp$")
+  list(FILTER DIFFUSEVAE_KERNEL_SOURCES EXCLUDE REGEX "/target_[a-z0-9_]+\\.cpp$")
 endif()
 foreach(source IN LISTS DIFFUSEVAE_KERNEL_SOURCES)
   cmake_path(GET source STEM stem)

@@ -104,8 +104,8 @@ typedef struct diffusevae_open_options {
 DIFFUSEVAE_API void diffusevae_open_options_init(diffusevae_open_options* options);
 
 /* Open and verify a bundle (the SHA-256 of every file) and load what every sample needs. path: its folder, UTF-8.
- * options: NULL for what _init sets. The environment variable DIFFUSEVAE_ISA (amx, avx512, avx2) forces an instruction set
- * of backend native. *sampler is NULL unless the status is DIFFUSEVAE_OK. */
+ * options: NULL for what _init sets. The environment variable DIFFUSEVAE_ISA (amx, avx512_bf16, avx512, avx2) forces an
+ * instruction set of backend native. *sampler is NULL unless the status is DIFFUSEVAE_OK. */
 DIFFUSEVAE_API diffusevae_status diffusevae_open(const char* path, const diffusevae_open_options* options,
                                                  diffusevae_sampler** sampler);
 

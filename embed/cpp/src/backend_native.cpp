@@ -21,7 +21,7 @@ constexpr const char* kVariable = "DIFFUSEVAE_ISA";
 constexpr const char* kTable = "timestep_table";
 constexpr const char* kDenoiser = "denoiser";
 
-const std::vector<std::string> kIsas = {"amx", "avx512", "avx2"};  // best first
+const std::vector<std::string> kIsas = {"amx", "avx512_bf16", "avx512", "avx2"};  // best first
 const std::vector<std::string> kPrecisions = {"bf16", "int8"};
 
 struct Message {

@@ -179,13 +179,13 @@ typedef struct dv_native_timing {
 
 DV_API int32_t dv_native_version(void);
 
-/* The best instruction set of this machine: "amx", "avx512", "avx2", or "" where none of them runs. */
+/* The best instruction set of this machine: "amx", "avx512_bf16", "avx512", "avx2", or "" where none of them runs. */
 DV_API const char* dv_native_isa(void);
 
 /* Whether this machine runs `isa`; where not, `why` says what is missing. */
 DV_API int32_t dv_native_supports(const char* isa, char* why, size_t why_size);
 
-/* isa: one of the three names, or null for the best. threads: 1..256. */
+/* isa: one of these names, or null for the best. threads: 1..256. */
 DV_API int32_t dv_native_open(const dv_native_program* program, const char* isa, int32_t threads, dv_native** handle,
                               char* error, size_t error_size);
 
