@@ -25,7 +25,7 @@ import click
 from benchmarks import bundles, duel, plots, report, roofline, targets, work
 from benchmarks.field import BY_NAME, CONTESTANTS, Contestant, Task, skip_reason
 from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json
-from engine.backends import available
+from engine.backends import available, native
 from engine.bundle import Bundle
 from engine.errors import EngineError
 from engine.processor import this_processor
@@ -98,11 +98,11 @@ def _prefixed(say: duel.Say, name: str) -> Callable[[str], None]:
 def measure(tasks: Sequence[Task], schedule: Schedule, say: duel.Say, *, roof: bool = True) -> dict[str, Any]:
     """All configurations, the roofline, and the targets."""
     models = [measure_model(task, schedule, say) for task in tasks]
-    native, _ = available().get("native", (False, ""))
+    isa = native.instruction_set() if native.available()[0] else None
     plan = schedule.plan
     return {
         "format": "diffusevae-latency",
-        "format_version": 2,
+        "format_version": 3,
         "date": now(),
         "machine": machine_facts(),
         "steps": tasks[0].steps,
@@ -114,9 +114,10 @@ def measure(tasks: Sequence[Task], schedule: Schedule, say: duel.Say, *, roof: b
             "warmup": WARMUP,
             "process": "one for each contestant; the others sleep during a turn",
         },
-        "roofline": roofline.measure(tasks[0].threads) if native and roof else None,
+        "instruction_set": isa,
+        "roofline": roofline.measure(tasks[0].threads) if isa and roof else None,
         "models": models,
-        "targets": targets.judge(models, this_processor().amx_bf16),
+        "targets": targets.judge(models, isa),
     }
 
 
@@ -125,8 +126,7 @@ def told(result: dict[str, Any]) -> str:
     parts = [report.table(model, result["steps"]) for model in result["models"]]
     if result["roofline"] is not None:
         parts.append(roofline.text(result["roofline"], result["models"]))
-    amx = "amx_bf16" in result["machine"]["features"]
-    return "\n\n".join([*parts, targets.text(result["targets"], amx)])
+    return "\n\n".join([*parts, targets.text(result["targets"], result["instruction_set"])])
 
 
 @click.command(context_settings={"show_default": True})

@@ -9,6 +9,7 @@ import ctypes
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -132,8 +133,8 @@ class Flat:
 class NativeLibrary:
     """The compiled library; every method but isa and supports raises NativeError."""
 
-    def __init__(self) -> None:
-        self._library = open_library(LIBRARY)
+    def __init__(self, path: Path = LIBRARY) -> None:
+        self._library = open_library(path)
         text, size, handle = ctypes.c_char_p, ctypes.c_size_t, ctypes.c_void_p
         signatures: dict[str, tuple[list[Any], Any]] = {
             "dv_native_version": ([], ctypes.c_int32),
@@ -157,11 +158,11 @@ class NativeLibrary:
                 function = getattr(self._library, name)
                 function.argtypes, function.restype = arguments, result
         except AttributeError as error:
-            raise KernelLoadError(f"{LIBRARY} holds no native engine ({error}). Run `pip install .` again.") from error
+            raise KernelLoadError(f"{path} holds no native engine ({error}). Run `pip install .` again.") from error
         version = int(self._library.dv_native_version())
         if version != VERSION:
             raise KernelLoadError(
-                f"{LIBRARY} has version {version} of the native engine, expected {VERSION}. Run `pip install .` again."
+                f"{path} has version {version} of the native engine, expected {VERSION}. Run `pip install .` again."
             )
 
     def isa(self) -> str:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from kernels import native_library
+from kernels.native_library import NativeLibrary
+
 
 @pytest.fixture(scope="session")
 def golden_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
@@ -41,3 +44,33 @@ def native_bundle(golden_bundle: Callable[[str], Path], tmp_path_factory: pytest
             return build_native(golden, name, tmp_path_factory.mktemp(f"native_{name}"), precisions or ("bf16",), "all")
 
     return build
+
+
+@pytest.fixture(scope="session")
+def software_tiles(tmp_path_factory: pytest.TempPathFactory) -> NativeLibrary:
+    """The compiled library with software in place of the tile instructions."""
+    from kernels import build
+    from tests.native_models import SOFTWARE_TILES_FLAGS
+
+    return NativeLibrary(build.compile_library(tmp_path_factory.mktemp("tiles") / build.LIBRARY, *SOFTWARE_TILES_FLAGS))
+
+
+@pytest.fixture
+def force_isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """force_isa(path): native graphs loaded from now on run on one of PATHS; the instruction set, or the test is skipped."""
+
+    def force(path: str) -> str:
+        from engine.backends import native
+        from tests.native_models import SOFTWARE_TILES
+
+        isa = "amx" if path == SOFTWARE_TILES else path
+        if path == SOFTWARE_TILES and native_library.native_library().supports("avx512_bf16")[0]:
+            library = request.getfixturevalue("software_tiles")
+            monkeypatch.setattr(native_library, "native_library", lambda: library)
+        there, why = native_library.native_library().supports(isa)
+        if not there:
+            pytest.skip(f"this machine does not run {path}: {why}")
+        monkeypatch.setenv(native.VARIABLE, isa)
+        return isa
+
+    return force

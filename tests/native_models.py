@@ -12,9 +12,15 @@ import pytest
 
 from engine.backends import native
 from engine.bundle_writer import write_bundle
+from kernels.native_library import ISAS
 from tests import golden_models
 
 NEEDS_NATIVE = pytest.mark.skipif(not native.available()[0], reason=f"native is {native.available()[1]}")
+
+# The AMX kernels over software in place of the tile instructions: for processors that have all that they need but tiles.
+SOFTWARE_TILES = "amx, tiles in software"
+SOFTWARE_TILES_FLAGS = ("-DDV_SOFTWARE_TILES", f"-I{Path(__file__).with_name('unit')}")
+PATHS = (*ISAS, SOFTWARE_TILES)  # what `force_isa` takes
 
 
 def build_native(golden: Path, name: str, folder: Path, precisions: Sequence[str] = ("bf16",), budget: str = "free") -> Path:

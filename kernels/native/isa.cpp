@@ -81,6 +81,9 @@ bool runs_avx512(std::string& why) { return runs_avx2(why) && all(kAvx512Feature
 bool runs_avx512_bf16(std::string& why) { return runs_avx512(why) && all(kAvx512Bf16Features, why); }
 
 bool runs_amx(std::string& why) {
+#if defined(DV_SOFTWARE_TILES)
+    return runs_avx512_bf16(why);   // tests only (tiles.h)
+#endif
     if (!runs_avx512_bf16(why) || !all(kAmxFeatures, why) || !saved(0x600E6, why)) return false;
     if (tiles_permitted()) return true;
     why = "the operating system does not permit tile state (Linux 5.16 or newer does)";

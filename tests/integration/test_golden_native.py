@@ -1,4 +1,4 @@
-"""Does the native engine in bf16 agree with the reference implementation? Every golden model: one step, and the VAE."""
+"""Does the native engine in bf16 agree with the reference implementation? Every golden model on every instruction set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from engine import Sampler
 from tests.golden_models import NAMES, expected
-from tests.native_models import NEEDS_NATIVE
+from tests.native_models import NEEDS_NATIVE, PATHS
 
 pytestmark = NEEDS_NATIVE
 
@@ -18,12 +18,17 @@ pytestmark = NEEDS_NATIVE
 FIRST_STEP, VAE = 0.03, 0.015
 
 NativeBundle = Callable[..., Path]
+ForceIsa = Callable[[str], str]
 
 
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("case", NAMES)
-def test_the_first_step_stays_within_its_tolerance(case: str, native_bundle: NativeBundle) -> None:
-    known = expected(case)
-    with Sampler(native_bundle(case), backend="native", precision="bf16", threads=2) as sampler:
+def test_the_first_step_stays_within_its_tolerance(
+    case: str, path: str, native_bundle: NativeBundle, force_isa: ForceIsa
+) -> None:
+    known, bundle = expected(case), native_bundle(case)
+    force_isa(path)
+    with Sampler(bundle, backend="native", precision="bf16", threads=2) as sampler:
         states: list[np.ndarray] = []
         batch = sampler.sample(
             seed=0, z=known.get("z"), x_T=known["x_T"], steps=10, spacing="uniform",
@@ -33,10 +38,12 @@ def test_the_first_step_stays_within_its_tolerance(case: str, native_bundle: Nat
     assert np.isfinite(batch.x).all()
 
 
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("case", [name for name in NAMES if name != "uncond"])
-def test_the_vae_stays_within_its_tolerance(case: str, native_bundle: NativeBundle) -> None:
-    known = expected(case)
-    with Sampler(native_bundle(case), backend="native", precision="bf16", threads=1) as sampler:
+def test_the_vae_stays_within_its_tolerance(case: str, path: str, native_bundle: NativeBundle, force_isa: ForceIsa) -> None:
+    known, bundle = expected(case), native_bundle(case)
+    force_isa(path)
+    with Sampler(bundle, backend="native", precision="bf16", threads=1) as sampler:
         mu, logvar = sampler.encode(known["img"])
         decoded = sampler.decode(known["z"])
     assert relative(mu, known["vae_mu"][:, :, 0, 0]) <= VAE

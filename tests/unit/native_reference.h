@@ -175,32 +175,40 @@ private:
         const int64_t side = op.upsample ? 2 : op.kernel, taps = side * side, step = int8 ? 64 : 32;
         const int64_t n_blocks = port ? (outputs + 15) / 16 : (outputs + 31) / 32 * 2;
         const int64_t blocks = (int64_t(real.size()) + step - 1) / step;
-        for (int64_t n = 0; n < batch_; ++n)
-            for (int64_t o = 0; o < outputs; ++o)
+        for (int64_t o = 0; o < outputs; ++o) {
+            std::vector<double> weights;        // [phase][channel][tap]: unpacked once, not at every pixel
+            for (int64_t phase = 0; phase < (op.upsample ? 4 : 1); ++phase)
+                for (int64_t k = 0; k < int64_t(real.size()); ++k)
+                    for (int64_t tap = 0; tap < taps; ++tap)
+                        weights.push_back(weight(op.weights, int8, phase, n_blocks, blocks, taps, o, k, tap));
+            std::vector<double> skip_weights;
+            for (int64_t k = 0; k < int64_t(skip_real.size()); ++k)
+                skip_weights.push_back(
+                    weight(op.skip_weights, false, 0, n_blocks, int64_t(skip_real.size()) / 32, 1, o, k, 0));
+            for (int64_t n = 0; n < batch_; ++n)
                 for (int64_t y = 0; y < height; ++y)
                     for (int64_t x = 0; x < width; ++x) {
                         const int64_t phase = op.upsample ? 2 * (y % 2) + x % 2 : 0;
                         double sum = 0.0;
-                        for (size_t k = 0; k < real.size(); ++k)
-                            for (int64_t tap = 0; tap < taps && real[k] >= 0; ++tap) {
-                                const int64_t kh = tap / side, kw = tap % side;
-                                const int64_t u = op.upsample ? y / 2 + y % 2 - 1 + kh : y * op.stride + kh - op.pad_top;
-                                const int64_t v = op.upsample ? x / 2 + x % 2 - 1 + kw : x * op.stride + kw - op.pad_left;
-                                const bool inside = u >= 0 && v >= 0 && u < in.height && v < in.width;
-                                const double value = inside ? in.at(n, real[k], u, v) : int8 ? op.zero_point : 0.0;
-                                sum += value * weight(op.weights, int8, phase, n_blocks, blocks, taps, o, int64_t(k), tap);
-                            }
+                        for (int64_t tap = 0; tap < taps; ++tap) {
+                            const int64_t kh = tap / side, kw = tap % side;
+                            const int64_t u = op.upsample ? y / 2 + y % 2 - 1 + kh : y * op.stride + kh - op.pad_top;
+                            const int64_t v = op.upsample ? x / 2 + x % 2 - 1 + kw : x * op.stride + kw - op.pad_left;
+                            const bool inside = u >= 0 && v >= 0 && u < in.height && v < in.width;
+                            const double* w = weights.data() + phase * int64_t(real.size()) * taps + tap;
+                            for (size_t k = 0; k < real.size(); ++k)
+                                if (real[k] >= 0)
+                                    sum += (inside ? in.at(n, real[k], u, v) : int8 ? op.zero_point : 0.0) * w[int64_t(k) * taps];
+                        }
                         if (int8) sum *= floats(op.multiplier)[phase * n_blocks * 16 + o];
                         for (size_t k = 0; k < skip_real.size(); ++k)
-                            if (skip_real[k] >= 0)
-                                sum += skip.at(n, skip_real[k], y, x)
-                                       * weight(op.skip_weights, false, 0, n_blocks, int64_t(skip_real.size()) / 32, 1, o,
-                                                int64_t(k), 0);
+                            if (skip_real[k] >= 0) sum += skip.at(n, skip_real[k], y, x) * skip_weights[k];
                         if (op.bias >= 0) sum += floats(op.bias)[phase * n_blocks * 16 + o];
                         if (op.bias_row >= 0) sum += row(n, op.bias_row + o);
                         if (op.residual >= 0) sum += tensor(op.residual).at(n, o, y, x);
                         out.at(n, o, y, x) = port ? activate(op.output_activation, sum) : bf16(float(sum));
                     }
+        }
         if (port)
             ports_[size_t(op.output_port)].assign(out.values.begin(), out.values.end());
         else

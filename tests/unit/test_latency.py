@@ -149,22 +149,26 @@ def test_work_counts_multiply_adds_and_weights() -> None:
     assert found == work.Work(flop=2 * 8 * 16 * 16 * 27 + 2 * 8 * 16 * 5 * 16, weights=216 + 80)
 
 
-def test_targets_are_judged_only_where_tiles_are() -> None:
+def test_targets_are_judged_only_where_they_hold() -> None:
     def row(contestant: str, ms: float) -> dict[str, Any]:
         times = {"total_ms": {"p50": 10 * ms}, "step_ms": {"p50": ms}, "rest": {"percent_of_step": 2.0}}
         return {"contestant": contestant, "batch": 1, **times}
 
-    times = {"native bf16": 5.0, "openvino bf16": 13.0, "torch eager f32": 40.0}
+    times = {"native bf16": 5.0, "openvino bf16": 13.0, "torch eager f32": 40.0, "openvino f32": 4.0, "native int8": 2.0}
     models = [{"name": "cifar10-random", "results": [row(name, ms) for name, ms in times.items()]}]
-    rows = [t for t in targets.judge(models, amx=True) if t["model"] == "cifar10"]
+    rows = [t for t in targets.judge(models, "amx") if t["model"] == "cifar10"]
     judged = {(t["ours"], t["peer"], t["measure"]): t for t in rows if t["batch"] == 1}
-    assert (judged["native bf16", "openvino bf16", "step_ms"]["found"], len(rows)) == (2.6, 14)
+    assert (judged["native bf16", "openvino bf16", "step_ms"]["found"], len(rows)) == (2.6, 18)
     assert judged["native bf16", "openvino bf16", "step_ms"]["verdict"] == "pass"
     assert judged["native bf16", "torch eager f32", "total_ms"]["verdict"] == "miss"  # 8 times, of 10
     assert judged["native bf16", None, "step_ms"]["verdict"] == "pass"
-    assert judged["native int8", "openvino bf16", "step_ms"]["found"] is None
-    assert {t["verdict"] for t in targets.judge(models, amx=False)} == {"no verdict"}
-    assert "no verdicts" in targets.text(targets.judge(models, amx=False), amx=False)
+    assert judged["native int8, all layers", "openvino bf16", "step_ms"]["found"] is None
+    assert judged["native int8", "openvino f32", "step_ms"]["verdict"] == "no verdict"
+    for isa, holding in {"avx512_bf16": {"avx512", "any"}, "avx512": {"avx512", "any"}, "avx2": {"any"}}.items():
+        found = targets.judge(models, isa)
+        assert {t["family"] for t in found if t["verdict"] != "no verdict"} == holding
+    assert {t["verdict"] for t in targets.judge(models, None)} == {"no verdict"}
+    assert "instruction set avx2" in targets.text(targets.judge(models, "avx2"), "avx2")
 
 
 def test_a_contestant_that_cannot_load_says_why(tmp_path: Path) -> None:
