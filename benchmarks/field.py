@@ -35,8 +35,10 @@ class Contestant:
 
 
 # Bounds of bf16: one step of the CIFAR-10 network measured 0.009 in eager PyTorch. Chains amplify (at t = 999 an error of
-# eps is multiplied by 1 / sqrt(alpha_bar), 158, before x_0 is clipped): their bound only tells one image from another.
+# eps is multiplied by 1 / sqrt(alpha_bar), 158, before x_0 is clipped): their bound only tells one image from another. A
+# plain export in bf16 rounds the time embedding too: 0.041 a step on AMX, 0.089 on AVX512_BF16, where chains differ by 0.47.
 F32_BOUNDS, BF16_BOUNDS, INT8_BOUNDS, EAGER_BF16_BOUNDS = (1e-4, 2e-3), (0.03, 0.25), (0.04, 0.3), (0.04, 0.25)
+PLAIN_BF16_BOUNDS = (0.12, 0.6)
 ALL_INT8 = "int8-all"  # the variant of a bundle whose every eligible layer is int8
 
 CONTESTANTS = (
@@ -46,7 +48,7 @@ CONTESTANTS = (
     Contestant("torch.compile bf16", "compile", "torch", "bf16", *EAGER_BF16_BOUNDS),
     Contestant("plain onnxruntime f32", "plain", "onnxruntime", "f32", *F32_BOUNDS),
     Contestant("plain openvino f32", "plain", "openvino", "f32", *F32_BOUNDS),
-    Contestant("plain openvino bf16", "plain", "openvino", "bf16", 0.08, 0.3),
+    Contestant("plain openvino bf16", "plain", "openvino", "bf16", *PLAIN_BF16_BOUNDS),
     Contestant("onnxruntime f32", "engine", "onnxruntime", "f32", *F32_BOUNDS),
     Contestant("openvino f32", "engine", "openvino", "f32", *F32_BOUNDS),
     Contestant("openvino bf16", "engine", "openvino", "bf16", *BF16_BOUNDS),

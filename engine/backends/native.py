@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.backends.base import Arrays, Graph, check_precision
-from engine.backends.native_program import PORT_KINDS, ParsedProgram, check_ports, parse_program
+from engine.backends.native_program import PORT_KINDS, ParsedProgram, check_ports, op_kind, op_side, parse_program
 from engine.backends.native_weights import Weights, map_weights
 from engine.bundle import Bundle
 from engine.errors import ArgumentError, BackendError, BundleError, EngineError, did_you_mean
@@ -181,6 +181,23 @@ class StepTimes:
     failed_step: int | None
 
 
+@dataclass(frozen=True)
+class OperationTime:
+    """One operation, in the mean of some runs: microseconds as the first thread saw them (barriers included), and its work.
+
+    kind: what it is, "conv 3x3" for instance; side: height of its output in pixels. prepare_us: norm, activation and layout
+    of a convolution's operand; product_us: everything else. flop: of the whole batch; weight_bytes: each read once.
+    """
+
+    name: str
+    kind: str
+    side: int
+    prepare_us: float
+    product_us: float
+    flop: float
+    weight_bytes: float
+
+
 class NativeGraph(Graph):
     """A program and one handle over it; clones have a plan and weights in common, memory and threads of their own."""
 
@@ -202,6 +219,25 @@ class NativeGraph(Graph):
     def arena_bytes(self) -> int:
         """Memory of this handle beside the weights, which are shared."""
         return int(self._loaded.library.describe(self._own_handle()).arena_bytes)
+
+    def operation_times(self, runs: int, arrays: Mapping[str, npt.NDArray[np.generic]]) -> list[OperationTime]:
+        """Call the graph on these inputs so many times and tell where the time of a call went, in the program's order."""
+        library, program = self._loaded.library, self._loaded.program
+        with _typed(f"native graph {self.role!r}, the clocks of its operations"):
+            library.profile(self._own_handle(), True)
+            try:
+                for _ in range(runs):
+                    self(**arrays)
+            finally:
+                library.profile(self._own_handle(), False)
+        timings = library.timings(self._own_handle(), len(program.ops))
+        return [
+            OperationTime(
+                name, op_kind(op), op_side(program, op), t.prepare_us / runs, t.product_us / runs, t.flop / runs,
+                t.weight_bytes / runs,
+            )
+            for name, op, t in zip(program.op_names, program.ops, timings, strict=True)
+        ]  # fmt: skip
 
     def run_steps(
         self,

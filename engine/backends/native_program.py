@@ -346,3 +346,18 @@ _OPS: dict[str, tuple[int, Callable[[_Reader, Fields, Op], None]]] = {
     "linear": (7, _linear),
     "add": (8, _add),
 }
+
+_NAMES = {number: name for name, (number, _) in _OPS.items()}
+
+
+def op_kind(op: Op) -> str:
+    """What an operation is, for people: "conv 3x3 up, int8", "attention"."""
+    if _NAMES[op.kind] != "conv":
+        return _NAMES[op.kind]
+    shape = f"conv {op.kernel}x{op.kernel}{' up' if op.upsample else f' /{op.stride}' if op.stride > 1 else ''}"
+    return f"{shape}, {'int8' if op.int8 else 'bf16'}"
+
+
+def op_side(program: ParsedProgram, op: Op) -> int:
+    """Height in pixels of what an operation writes; 0 for rows."""
+    return int(program.tensors[op.output].height if op.output != NONE else program.ports[op.output_port].height)

@@ -94,7 +94,7 @@ typedef struct diffusevae_open_options {
     const char* backend;    /* "native" (NULL: the same), or "openvino", "tensorrt" where they are compiled in */
     const char* precision;  /* "bf16" or "int8" (native), "f32" (openvino), "fp16" (tensorrt); NULL or "auto": what the
                              * backend prefers among those that the bundle holds. Native: int8 on a processor with AVX-512
-                             * VNNI and without AMX, else bf16, as in Python */
+                             * VNNI and without AMX or AVX512_BF16, else bf16, as in Python */
     int64_t threads;        /* 1 .. 4 * processors (at least 16), of which native uses at most 256; DIFFUSEVAE_UNSET: what
                              * affinity and the container's CPU quota allow */
     int64_t max_batch;      /* 1 .. 2^20, as initialised 64: larger requests run in chunks of this many samples, with the

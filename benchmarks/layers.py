@@ -1,0 +1,123 @@
+"""Where does a step's time go? The native engine's operations by kind and size, beside what the processor could do.
+
+python benchmarks/layers.py out/avatars.bundle --batch 1 --precision bf16
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # from a checkout nothing needs to be installed
+
+import click
+import numpy as np
+
+from benchmarks import roofline
+from benchmarks.duel import check_inputs
+from benchmarks.machine import describe, machine_facts
+from engine.backends import native
+from engine.bundle import Bundle
+from engine.errors import EngineError
+from engine.threads import resolve_threads
+
+SECONDS = 1.0  # of warming up, and of runs with the clocks on
+SUMMED = ("prepare_us", "product_us", "flop", "weight_bytes")
+
+
+@dataclass(frozen=True)
+class Row:
+    """All operations of one kind and size."""
+
+    kind: str
+    side: int
+    count: int
+    prepare_us: float
+    product_us: float
+    flop: float
+    weight_bytes: float
+
+
+def inputs_of(bundle: Bundle, batch: int) -> dict[str, np.ndarray]:
+    """Seeded inputs of the denoiser: an image at a middle timestep, its condition, and the timestep's row."""
+    model = bundle.manifest.model
+    x, cond, z, timestep = check_inputs(model, bundle.manifest.schedule.T, batch)[1]
+    with native.load(bundle, "timestep_table", threads=1) as table:
+        given = {"timesteps": np.array([timestep]), **({"z": z} if model.z_conditioned else {})}
+        row = table(**{name: value for name, value in given.items() if value is not None})["rows"][0]
+    rows = row if row.ndim == 2 else row[None]
+    found: dict[str, np.ndarray | None] = {"x": x, "cond": cond, "row": np.ascontiguousarray(rows)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def measure(
+    bundle: Bundle, batch: int, precision: str, threads: int | None
+) -> tuple[str, float, list[native.OperationTime]]:
+    """The instruction set, the median milliseconds of a step without clocks, and the operations with them."""
+    arrays = inputs_of(bundle, batch)
+    with native.load(bundle, "denoiser", precision=precision, threads=threads) as graph:
+        begin, times = time.perf_counter(), []
+        while time.perf_counter() - begin < SECONDS or len(times) < 3:
+            start = time.perf_counter()
+            graph(**arrays)
+            times.append(1e3 * (time.perf_counter() - start))
+        step = float(np.median(times))
+        return graph.isa, step, graph.operation_times(max(3, round(1e3 * SECONDS / step)), arrays)
+
+
+def summed(operations: Sequence[native.OperationTime]) -> list[Row]:
+    """A row a kind and size, the one that takes longest first."""
+    groups: dict[tuple[str, int], list[native.OperationTime]] = {}
+    for op in operations:
+        groups.setdefault((op.kind, op.side), []).append(op)
+    rows = [
+        Row(kind, side, len(ops), *(sum(getattr(op, name) for op in ops) for name in SUMMED))
+        for (kind, side), ops in groups.items()
+    ]
+    return sorted(rows, key=lambda row: -row.prepare_us - row.product_us)
+
+
+def table(rows: Sequence[Row], peaks: dict[str, float | None]) -> str:
+    """For people: microseconds, GFLOP/s, percent of what the products reach from L2, and GB/s of weights."""
+    total = sum(row.prepare_us + row.product_us for row in rows)
+    head = ("operation", "side", "n", "prepare us", "product us", "share", "GFLOP/s", "peak", "GB/s")
+    lines = ["{:<22} {:>4} {:>3} {:>10} {:>10} {:>6} {:>8} {:>6} {:>6}".format(*head)]
+    for row in rows:
+        rate = row.flop / row.product_us / 1e3
+        peak = peaks.get("int8" if row.kind.endswith("int8") else "bf16")
+        of_peak = f"{100 * rate / 1e3 / peak:5.0f}%" if peak and row.kind.startswith("conv") else "     –"
+        share = 100 * (row.prepare_us + row.product_us) / total
+        lines.append(
+            f"{row.kind:<22} {row.side:>4} {row.count:>3} {row.prepare_us:>10.1f} {row.product_us:>10.1f} {share:>5.1f}% "
+            f"{rate:>8.1f} {of_peak} {row.weight_bytes / row.product_us / 1e3:>6.1f}"
+        )
+    preparing = 100 * sum(row.prepare_us for row in rows) / total
+    return "\n".join([*lines, f"all operations {total / 1e3:.3f} ms, {preparing:.1f} % of it preparing operands"])
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("path", metavar="BUNDLE", type=Path)
+@click.option("--batch", type=click.IntRange(1), default=1)
+@click.option("--precision", type=click.Choice(native.PRECISIONS), default="bf16")
+@click.option("--threads", type=int, default=None, help="[default: what affinity and container allow]")
+def main(path: Path, batch: int, precision: str, threads: int | None) -> None:
+    """Time every operation of a bundle's denoiser in backend native."""
+    try:
+        bundle = Bundle.open(path)
+        isa, step, operations = measure(bundle, batch, precision, threads)
+        roof = roofline.measure(resolve_threads(threads))
+        click.echo(describe(machine_facts()))
+        click.echo(
+            f"{bundle.manifest.name}, native {precision} on {isa}, batch {batch}: {step:.3f} ms a step without clocks"
+        )
+        click.echo(table(summed(operations), roof["tflops"]))
+    except EngineError as error:
+        raise click.ClickException(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Does the table of operations account for every one of them, and for their work?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import layers, work
+from engine.bundle import Bundle
+from tests.native_models import NEEDS_NATIVE
+
+pytestmark = NEEDS_NATIVE
+
+
+@pytest.mark.parametrize("case", ["form1", "form1_zcond", "uncond"])
+def test_every_operation_is_timed_and_its_work_counted(
+    case: str, native_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnx", reason="the package onnx is not installed")
+    monkeypatch.setattr(layers, "SECONDS", 0.01)
+    bundle = Bundle.open(native_bundle(case))
+    _, step, operations = layers.measure(bundle, 3, "bf16", 1)
+    assert step > 0
+    assert all(op.product_us > 0 and op.side >= 1 for op in operations)
+    assert {op.kind for op in operations} >= {"input", "conv 3x3, bf16", "conv 3x3 up, bf16"}
+    # Nearest doubling before a 3x3 is done as four 2x2: less work than the graph has, never more.
+    counted = work.count(bundle.read_graph("denoiser")).flop * 3
+    assert 0.5 * counted < sum(op.flop for op in operations) <= 1.05 * counted
+    rows = layers.summed(operations)
+    assert sum(row.count for row in rows) == len(operations)
+    assert sum(row.product_us for row in rows) == pytest.approx(sum(op.product_us for op in operations))
+
+
+def test_the_command_tells_machine_step_and_shares(
+    native_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "SECONDS", 0.01)
+    monkeypatch.setattr(layers.roofline, "SECONDS", 0.01)
+    path = str(native_bundle("form1", "bf16", "int8"))
+    done = CliRunner().invoke(layers.main, [path, "--precision", "int8", "--threads", "1", "--batch", "2"])
+    assert done.exit_code == 0, done.output
+    assert "native int8 on" in done.output
+    assert "conv 3x3, int8" in done.output
+    assert "of it preparing operands" in done.output
+    refused = CliRunner().invoke(layers.main, [path + "-none"])
+    assert refused.exit_code == 1
+    assert "Error: " in refused.output
