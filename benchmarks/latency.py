@@ -24,7 +24,7 @@ import click
 
 from benchmarks import bundles, duel, plots, report, roofline, targets, work
 from benchmarks.field import BY_NAME, CONTESTANTS, Contestant, Task, skip_reason
-from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json
+from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json, write_text
 from engine.backends import available, native
 from engine.bundle import Bundle
 from engine.errors import EngineError
@@ -129,6 +129,15 @@ def told(result: dict[str, Any]) -> str:
     return "\n\n".join([*parts, targets.text(result["targets"], result["instruction_set"])])
 
 
+def document(result: dict[str, Any]) -> str:
+    """The whole result in Markdown."""
+    parts = [f"# Latency\n\n{describe(result['machine'])}\n\nOutput of `benchmarks/latency.py`, {result['date']}."]
+    for model in result["models"]:
+        parts.append(f"## {model['name']}\n\n{report.markdown(model, result['steps'])}")
+    parts.append(f"## Everything as printed\n\n```\n{told(result)}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
 @click.command(context_settings={"show_default": True})
 @click.option(
     "--preset", "presets", multiple=True, default=bundles.PRESETS, type=click.Choice(bundles.PRESETS),
@@ -164,7 +173,8 @@ def main(
         write_json(out, result)
         click.echo(told(result))
         plots.draw_latency(result, plot)
-        click.echo(f"wrote {out} and {plot}")
+        write_text(out.with_suffix(".md"), document(result))
+        click.echo(f"wrote {out}, {out.with_suffix('.md')} and {plot}")
     except EngineError as error:
         raise click.ClickException(str(error)) from error
 

@@ -89,7 +89,11 @@ def now() -> str:
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """Write `data` so that a reader sees the old file or the whole new one."""
-    text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+    write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """The same of a text."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

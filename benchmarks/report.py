@@ -1,4 +1,4 @@
-"""What comes out of a latency run? A row per contestant and batch, ratios, and a table for people."""
+"""What comes out of a latency run? A row per contestant and batch, ratios, and tables for people, plain and in Markdown."""
 
 from __future__ import annotations
 
@@ -87,4 +87,24 @@ def table(model: dict[str, Any], steps: int) -> str:
         f"milliseconds; {steps} steps; faster = end to end against {REFERENCE}, same batch; "
         f"rest = everything but the networks, in % of a step"
     )
+    return "\n".join(lines)
+
+
+MARKDOWN = (
+    "batch", "contestant", "a step, ms", "{steps} steps, ms", "images/s", "faster", "TFLOP/s", "rest", "load, ms", "RSS, MB",
+)  # fmt: skip
+
+
+def markdown(model: dict[str, Any], steps: int) -> str:
+    """The same as a table in Markdown: p50 / p90 / p99 of a step, the others medians."""
+    lines = [f"| {' | '.join(MARKDOWN)} |".format(steps=steps), f"|{' --- |' * len(MARKDOWN)}"]
+    for row in model["results"]:
+        step = " / ".join(f"{row['step_ms'][key]:.2f}" for key in ("p50", "p90", "p99"))
+        faster = f"{row['speedup']:.2f}×" if row["speedup"] else "–"
+        rest = f"{row['rest']['percent_of_step']:.2f} %" if row["rest"] else "–"
+        cells = (
+            row["batch"], row["contestant"], step, f"{row['total_ms']['p50']:.1f}", row["images_per_second"], faster,
+            f"{row['achieved']['tflops']:.3f}", rest, f"{row['load_ms']:.0f}", f"{row['peak_rss_mb']:.0f}",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)

@@ -92,6 +92,7 @@ def test_latency_of_two_processes_is_what_its_schema_promises(golden_bundle: Gol
     assert by_name[ORT.name]["peak_rss_mb"] < by_name[TORCH.name]["peak_rss_mb"]
     rate = model["work"]["gflop"] * 2 / by_name[ORT.name]["step_ms"]["p50"]  # GFLOP a millisecond
     assert by_name[ORT.name]["achieved"]["tflops"] == pytest.approx(rate, rel=0.1, abs=1e-4)
+    assert f"| 2 | {ORT.name} | " in latency.document(result)
     text = latency.told(result)
     assert "skipped: left out with --skip" in text
     assert ORT.name in text
