@@ -97,6 +97,7 @@ def _prefixed(say: duel.Say, name: str) -> Callable[[str], None]:
 
 def measure(tasks: Sequence[Task], schedule: Schedule, say: duel.Say, *, roof: bool = True) -> dict[str, Any]:
     """All configurations, the roofline, and the targets."""
+    facts = machine_facts()  # before anything runs: the load average is to be others', not this benchmark's
     models = [measure_model(task, schedule, say) for task in tasks]
     isa = native.instruction_set() if native.available()[0] else None
     plan = schedule.plan
@@ -104,7 +105,7 @@ def measure(tasks: Sequence[Task], schedule: Schedule, say: duel.Say, *, roof: b
         "format": "diffusevae-latency",
         "format_version": 3,
         "date": now(),
-        "machine": machine_facts(),
+        "machine": facts,
         "steps": tasks[0].steps,
         "threads": tasks[0].threads,
         "protocol": {
