@@ -1,4 +1,4 @@
-// How are products done with vectors? Blocks of pixels x 16 outputs in registers; K step by K step over all of K, then the epilogue.
+// How are products done with vectors? Blocks of pixels x 16 outputs in registers, K step by K step; then the epilogue.
 #ifndef DIFFUSEVAE_NATIVE_PRODUCTS_VECTOR_H
 #define DIFFUSEVAE_NATIVE_PRODUCTS_VECTOR_H
 
@@ -12,7 +12,7 @@
 
 namespace {
 
-// The K steps of all segments, for kPixels pixels and kGroups n-blocks; `first` is the first pixel. Sum: F16 for bf16, Sum8 for int8.
+// The K steps of all segments, for kPixels pixels and kGroups n-blocks; `first` is the first pixel. Sum: F16 (bf16) or Sum8.
 template <class Sum, int kPixels, int kGroups>
 DV_INLINE void sum_steps(Sum (&sum)[kPixels][kGroups], const Segment* segments, int32_t count, int32_t phase,
                          const uint8_t* const* bases, int32_t first, const uint8_t* (&w)[kGroups], Stream& stream) {

@@ -1,5 +1,4 @@
 // The kernels of target `amx`: products in tiles, everything else over AVX-512; chosen at run time (isa.cpp).
-#define DV_TARGET_TILES 1
 #include "attention.h"
 #include "pixels.h"
 #include "prepare.h"
