@@ -1,6 +1,6 @@
 """Where does a step's time go? The native engine's operations by kind and size, beside what the processor could do.
 
-python benchmarks/layers.py out/avatars.bundle --batch 1 --precision bf16
+    python benchmarks/layers.py out/avatars.bundle --batch 1 --precision bf16
 """
 
 from __future__ import annotations
@@ -47,11 +47,13 @@ def inputs_of(bundle: Bundle, batch: int) -> dict[str, np.ndarray]:
     model = bundle.manifest.model
     x, cond, z, timestep = check_inputs(model, bundle.manifest.schedule.T, batch)[1]
     with native.load(bundle, "timestep_table", threads=1) as table:
-        given = {"timesteps": np.array([timestep]), **({"z": z} if model.z_conditioned else {})}
-        row = table(**{name: value for name, value in given.items() if value is not None})["rows"][0]
-    rows = row if row.ndim == 2 else row[None]
-    found: dict[str, np.ndarray | None] = {"x": x, "cond": cond, "row": np.ascontiguousarray(rows)}
-    return {name: value for name, value in found.items() if value is not None}
+        row = table(**_given(timesteps=np.array([timestep]), z=z))["rows"][0]
+    return _given(x=x, cond=cond, row=np.ascontiguousarray(np.atleast_2d(row)))
+
+
+def _given(**arrays: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Those inputs that the model has."""
+    return {name: array for name, array in arrays.items() if array is not None}
 
 
 def measure(
@@ -108,9 +110,9 @@ def main(path: Path, batch: int, precision: str, threads: int | None) -> None:
     """Time every operation of a bundle's denoiser in backend native."""
     try:
         bundle = Bundle.open(path)
+        click.echo(describe(machine_facts()))  # before anything runs: the load average is to be others'
         isa, step, operations = measure(bundle, batch, precision, threads)
         roof = roofline.measure(resolve_threads(threads))
-        click.echo(describe(machine_facts()))
         click.echo(
             f"{bundle.manifest.name}, native {precision} on {isa}, batch {batch}: {step:.3f} ms a step without clocks"
         )

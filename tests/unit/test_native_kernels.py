@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kernels import build
+from kernels.native_library import ISAS
 from tests.native_models import SOFTWARE_TILES_FLAGS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,7 +71,7 @@ def sanitized(tmp_path_factory) -> Path:
     return compile_sanitized(tmp_path_factory.mktemp("sanitized"))
 
 
-@pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512_bf16", "amx"])
+@pytest.mark.parametrize("isa", ISAS)
 def test_every_kernel_family_agrees_with_the_scalar_reference(selftest, isa):
     passed, output = run_selftest(selftest, isa)
     if f"skipped {isa}" in output:
