@@ -59,10 +59,10 @@ struct Epilogue {
             F16 v;
             if constexpr (kInt8) {
                 v = mul(from_int(static_cast<const int32_t*>(product) + i * kLanes), multiplier);
-                if (skip) v = add(v, load(skip + i * kLanes));
             } else {
                 v = load(static_cast<const float*>(product) + i * kLanes);
             }
+            if (skip) v = add(v, load(skip + i * kLanes));
             v = add(v, bias);
             const int64_t pixel = c.place[first + i] + uint32_t(shift);
             if (residual) v = add(v, load_bf16(residual + pixel * kBlock));

@@ -30,10 +30,13 @@ private:
     int64_t size_ = 0;
 };
 
-// Stripes whose sums are gathered apart: 64 pixels, or more where there would be over 64 of them.
-int32_t stripe_of(int32_t pixels) {
-    return std::max<int32_t>(64, int32_t(rounded_up((pixels + 63) / 64, 64)));
+// Stripes whose sums are gathered apart: 64 pixels (64 tiles of Winograd's), or more where there would be over 64 of them.
+int32_t stripe_of(int32_t pixels, bool winograd) {
+    return std::max<int32_t>(winograd ? 256 : 64, int32_t(rounded_up((pixels + 63) / 64, 64)));
 }
+
+// Bytes of Winograd's points that a thread makes before it multiplies them: what L2 holds beside the weights.
+constexpr int64_t kPointBytes = int64_t(640) << 10;
 
 class Planner {
 public:
@@ -91,7 +94,7 @@ private:
         int64_t sums = 0;
         if (needs_sums_[size_t(op.output)]) {
             const ConvShape s = conv_shape(program(), op);
-            const int32_t pixels = map.pixels() / s.phases, stripe = stripe_of(pixels);
+            const int32_t pixels = map.pixels() / s.phases, stripe = stripe_of(pixels, winograd(op, s));
             map.slots = (pixels + stripe - 1) / stripe * s.phases;
             sums = int64_t(map.slots) * 2 * map.blocks * kBlock * int64_t(sizeof(float));
         }
@@ -130,6 +133,13 @@ private:
         default: rows(op, to);
         }
         plan_->scratch_bytes = std::max(plan_->scratch_bytes, to.scratch_bytes);
+    }
+
+    // Winograd where weights are few beside pixels: its own are 16/9 as many, and 8 x 8 maps at batch 1 wait for theirs already.
+    // A choice of the shape alone, so that a sample has the same bits in any batch.
+    bool winograd(const dv_native_op& op, const ConvShape& s) const {
+        return plan_->kernels->transform_weights && op.int8 == 0 && op.kernel == 3 && op.stride == 1 && s.phases == 1
+               && s.out_height % 2 == 0 && s.out_width % 2 == 0 && s.out_height * s.out_width >= 256 && s.n_blocks >= 2;
     }
 
     static double map_bytes(const Map& m) { return 2.0 * m.pixels() * m.blocks * kBlock; }
@@ -174,14 +184,26 @@ private:
         c.multiplier = c.int8 ? floats_at(op.multiplier) : nullptr;
         c.bias_row = op.bias_row;
         c.outputs = s.outputs;
+        if (winograd(op, s)) transform(s, c);
         c.inverse_scale = op.inverse_scale;
         c.zero_point = op.zero_point;
         output(op, s, c);
         operands(op, s, c);
         to.scratch_bytes = rounded_up(c.main.bytes, 64) + rounded_up(c.skip.bytes, 64) + kSlack;
         // Coefficients and sums of the norm, then one padded row.
+        private_floats(c.tiles > 0 ? kPoints * (int64_t(c.tiles) * s.k_blocks * c.main.pixel_bytes + 64) / 4 : 0);
         private_floats(5ll * (s.map_blocks + 1) * kBlock + int64_t(c.main.columns) * c.main.pixel_bytes / 4);
         measure(op, s, c, to);
+    }
+
+    void transform(const ConvShape& s, Conv& c) {
+        c.steps = kPoints * s.k_blocks;
+        plan_->transformed.push_back(std::make_unique<Memory>(int64_t(s.n_blocks) * c.steps * kStepBytes));
+        uint8_t* to = plan_->transformed.back()->at();
+        plan_->kernels->transform_weights(c.weights, s.n_blocks, s.k_blocks, to);
+        c.weights = to;
+        const int64_t tile = int64_t(kPoints) * s.k_blocks * plan_->kernels->bf16_pixel_bytes;
+        c.tiles = tile * 64 <= kPointBytes ? 64 : tile * 32 <= kPointBytes ? 32 : 16;
     }
 
     void norm(const dv_native_op& op, Conv& c) const {
@@ -202,20 +224,25 @@ private:
         if (c.has_residual) c.residual = map(op.residual);
         const int32_t height = s.phases == 4 ? s.height : s.out_height, width = s.phases == 4 ? s.width : s.out_width;
         c.pixels = height * width;
-        c.stripe = stripe_of(c.pixels);
+        c.stripe = stripe_of(c.pixels, c.tiles > 0);
         c.stripes = (c.pixels + c.stripe - 1) / c.stripe;
         const int32_t step = s.phases == 4 ? 2 : 1;
-        c.place = table(height, width, int64_t(step) * s.out_width, step);
+        c.place = c.tiles > 0 ? table(height, width, s.out_width, 1, true)
+                              : table(height, width, int64_t(step) * s.out_width, step);
         for (int32_t p = 0; p < s.phases; ++p) c.phase_place[p] = (p / 2) * s.out_width + p % 2;
     }
 
-    // [height * width]: y * row + x * column.
-    const uint32_t* table(int32_t height, int32_t width, int64_t row, int64_t column) {
-        std::vector<uint32_t>& made = plan_->tables[{height, width, row, column}];
+    // [height * width]: y * row + x * column, row by row or by tiles of 2 x 2.
+    const uint32_t* table(int32_t height, int32_t width, int64_t row, int64_t column, bool by_tiles = false) {
+        std::vector<uint32_t>& made = plan_->tables[{height, width, row, column, by_tiles}];
         if (made.empty()) {
+            const int64_t side = by_tiles ? 2 : 1;
             made.reserve(size_t(height) * size_t(width));
-            for (int64_t y = 0; y < height; ++y)
-                for (int64_t x = 0; x < width; ++x) made.push_back(uint32_t(y * row + x * column));
+            for (int64_t tile = 0; tile < height / side * (width / side); ++tile)
+                for (int64_t inside = 0; inside < side * side; ++inside) {
+                    const int64_t y = tile / (width / side) * side + inside / side, x = tile % (width / side) * side + inside % side;
+                    made.push_back(uint32_t(y * row + x * column));
+                }
         }
         return made.data();
     }
@@ -227,10 +254,14 @@ private:
         gather(op.sources, c.int8 ? k.int8_pixel_bytes : k.bf16_pixel_bytes, s.k_blocks, op.kernel, op.stride, op.pad_top, height,
                width, plain, c.main);
         c.main_segments = segments(c.main, c.main_segment, s.taps, s.phases);
+        const int64_t bytes = c.main.pixel_bytes;
+        if (c.tiles > 0) c.main_segment[0].origin = table(height / 2, width / 2, 2 * c.main.columns * bytes, 2 * bytes);
         if (s.skips == 0) return;
         gather(op.skip_sources, k.bf16_pixel_bytes, s.skip_blocks, 1, 1, 0, s.out_height, s.out_width, true, c.skip);
         c.skip.scratch = rounded_up(c.main.bytes, 64);
         c.skip_segments = segments(c.skip, c.skip_segment, 1, 1);
+        for (int32_t i = 0; c.tiles > 0 && i < c.skip_segments; ++i)
+            c.skip_segment[i].origin = table(height, width, width * int64_t(c.skip.pixel_bytes), c.skip.pixel_bytes, true);
     }
 
     void gather(const int32_t (&sources)[kSources], int32_t pixel_bytes, int32_t blocks, int32_t kernel, int32_t stride,
@@ -304,7 +335,8 @@ private:
         }
         if (c.has_residual) read += map_bytes(c.residual);
         const double pixels = double(s.out_height) * s.out_width;
-        to.flop = 2.0 * pixels * s.outputs * (double(s.channels) * s.taps + skip_channels);
+        const double taps = c.tiles > 0 ? kPoints / 4.0 : s.taps;
+        to.flop = 2.0 * pixels * s.outputs * (double(s.channels) * taps + skip_channels);
         to.activation_bytes = read + (c.to_port ? 4.0 * pixels * s.outputs : map_bytes(c.output));
         to.weight_bytes = double(kStepBytes) * s.n_blocks * (double(c.steps) * s.phases + c.skip_steps);
     }

@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "memory.h"
 #include "program.h"
 
 namespace diffusevae {
@@ -41,7 +42,8 @@ struct Plan {
     int64_t scratch_bytes;          // the largest of all operations, a sample
     int64_t private_floats;         // of each thread
     // Tables shared by the operations of one geometry; a map does not move its values.
-    std::map<std::array<int64_t, 4>, std::vector<uint32_t>> tables;
+    std::map<std::array<int64_t, 5>, std::vector<uint32_t>> tables;
+    std::vector<std::unique_ptr<Memory>> transformed;  // weights of Winograd's convolutions, shared by clones
 };
 
 // Bytes behind every block of memory that tiles may read (never use) beyond an operand's last pixel.

@@ -150,7 +150,7 @@ void run_group(const Conv& c, const Work& w, int32_t phase, int32_t n, int64_t u
     }
 }
 
-void product(const Conv& c, const Work& w) {
+void product_direct(const Conv& c, const Work& w) {
     const int32_t wide = c.n_blocks % kWide == 0 ? kWide : 1, groups = c.n_blocks / wide;
     const Share share = share_of(int64_t(w.last - w.first) * c.stripes, groups * c.phases, w.part, w.parts);
     const int64_t blocks = (share.unit_last - share.unit_first) * ((c.stripe + kPixelsBf16 - 1) / kPixelsBf16);

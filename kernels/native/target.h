@@ -19,6 +19,7 @@ constexpr int kBlock = 32;          // channels of a map's block
 constexpr int kLanes = 16;          // outputs of an n-block, pixels of a tile
 constexpr int kStepBytes = 1024;    // packed weights of one K step of one n-block
 constexpr int kMaxTaps = 9;
+constexpr int kPoints = 16;         // products of a Winograd tile
 constexpr int kMaxPhases = 4;
 constexpr int kSources = DV_NATIVE_MAX_SOURCES;
 
@@ -74,7 +75,8 @@ struct Conv {
     int32_t bias_row;
     int32_t outputs;                // real channels
 
-    int32_t pixels;                 // of one phase
+    int32_t tiles;                  // Winograd: tiles of 2 x 2 pixels transformed at a time; 0: direct
+    int32_t pixels;                 // of one phase; Winograd: numbered tile by tile
     int32_t stripe, stripes;        // pixels of a stripe; stripes of one phase
     const uint32_t* place;          // output pixel of each pixel of phase 0
     int32_t phase_place[kMaxPhases];
@@ -151,6 +153,8 @@ struct Kernels {
     void (*linear)(const Linear&, const float* in, float* activated, int64_t rows, float* out, int32_t part, int32_t parts);
     // Repeats a convolution's inner product over `bytes` of operands; returns operations done, 0 where there is no unit.
     double (*ceiling)(int32_t what, const uint8_t* operands, int64_t bytes, int64_t rounds);
+    // Packed 3x3 weights to Winograd's points; null where products are always direct.
+    void (*transform_weights)(const uint8_t* packed, int32_t n_blocks, int32_t blocks, uint8_t* to);
 };
 
 enum CeilingKind : int32_t { kCeilingBf16 = 0, kCeilingInt8 = 1, kCeilingF32 = 2 };

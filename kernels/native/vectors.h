@@ -55,6 +55,10 @@ DV_INLINE void store_bf16(uint16_t* p, F16 a) {
     _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded_bits(a), 16)));
 #endif
 }
+DV_INLINE void store_bf16_pairs(uint8_t* p, F16 even, F16 odd) {  // the inverse of even_bf16 and odd_bf16
+    const __m512i high = _mm512_and_si512(rounded_bits(odd), _mm512_set1_epi32(int32_t(0xFFFF0000u)));
+    _mm512_storeu_si512(p, _mm512_or_si512(_mm512_srli_epi32(rounded_bits(even), 16), high));
+}
 // Rounds half to even and limits to 0..255.
 DV_INLINE void store_u8(uint8_t* p, F16 a) {
     const __m512i q = _mm512_max_epi32(_mm512_cvtps_epi32(a.v), _mm512_setzero_si512());
@@ -125,6 +129,14 @@ DV_INLINE F16 round_bf16(F16 a) {
 DV_INLINE void store_bf16(uint16_t* p, F16 a) {
     const __m256i lo = _mm256_srli_epi32(rounded_bits(a.lo), 16), hi = _mm256_srli_epi32(rounded_bits(a.hi), 16);
     _mm256_storeu_si256((__m256i*)p, _mm256_permute4x64_epi64(_mm256_packus_epi32(lo, hi), 0xD8));
+}
+DV_INLINE __m256i bf16_pairs(__m256 even, __m256 odd) {
+    const __m256i high = _mm256_and_si256(rounded_bits(odd), _mm256_set1_epi32(int32_t(0xFFFF0000u)));
+    return _mm256_or_si256(_mm256_srli_epi32(rounded_bits(even), 16), high);
+}
+DV_INLINE void store_bf16_pairs(uint8_t* p, F16 even, F16 odd) {  // the inverse of even_bf16 and odd_bf16
+    _mm256_storeu_si256((__m256i*)p, bf16_pairs(even.lo, odd.lo));
+    _mm256_storeu_si256((__m256i*)(p + 32), bf16_pairs(even.hi, odd.hi));
 }
 // Rounds half to even and limits to 0..255; 16 bits each, as the products read them (see products_vector.h).
 DV_INLINE void store_u8_as_s16(int16_t* p, F16 a) {
