@@ -192,6 +192,8 @@ void product_winograd(const Conv& c, const Work& w) {
     const Share share = share_of(int64_t(w.last - w.first) * c.stripes, c.n_blocks / wide, w.part, w.parts);
     Points points{reinterpret_cast<uint8_t*>(w.private_scratch), 0, 0, int64_t(c.tiles) * c.main.pixel_bytes, 0};
     points.point_bytes = points.block_bytes * c.main_segment[0].blocks + 64;
+    Work again = w;                 // after the last outputs come the first, over the next tiles
+    again.upcoming = weights_of(c, 0, share.group_first * wide);
     for (int64_t unit = share.unit_first; unit < share.unit_last; ++unit) {
         const int32_t image = w.first + int32_t(unit / c.stripes), stripe = int32_t(unit % c.stripes);
         const uint8_t* operand = base_of(c.main_segment[0], w, image);
@@ -199,7 +201,8 @@ void product_winograd(const Conv& c, const Work& w) {
         for (points.first = first; points.first < last; points.first += c.tiles) {
             points.tiles = last - points.first < c.tiles ? last - points.first : c.tiles;
             transform_tiles(c, operand, points);
-            multiply_points(c, w, share, wide, image, points);
+            const bool ends = unit + 1 == share.unit_last && points.first + points.tiles >= last;
+            multiply_points(c, ends ? w : again, share, wide, image, points);
         }
     }
 }
