@@ -30,10 +30,10 @@ GPU_BACKENDS = ("tensorrt_rtx", "tensorrt")  # these take a device, and run whol
 BY_NAME_ONLY = ("onnxruntime-cuda", "onnxruntime-tensorrt")
 RULE = (
     "backend 'auto' is tensorrt_rtx, then tensorrt, where it is installed and a CUDA device is present that the bundle's "
-    "plans were built for (never on a machine without one); else native where the processor has AMX tiles or AVX512_BF16 "
-    "and the bundle holds native bf16, or has AVX-512 VNNI and the bundle holds native int8; else openvino where it is "
-    "installed and the bundle lists it, else onnxruntime; precision 'auto' is fp16 with these two on a GPU, with native "
-    "bf16 on AMX and AVX512_BF16 and int8 on VNNI alone, with openvino bf16 on a processor with AMX (amx_bf16), else f32; "
+    "plans were built for (never on a machine without one); else native where the processor has AMX tiles or AVX-512 "
+    "with VNNI and the bundle holds native bf16; else openvino where it is installed and the bundle lists it, else "
+    "onnxruntime; precision 'auto' is fp16 with these two on a GPU, bf16 with native, with openvino bf16 where the "
+    "processor has AMX (amx_bf16), else f32; "
     f"{' and '.join(BY_NAME_ONLY)} are used by name only"
 )
 
@@ -162,7 +162,7 @@ def _auto_backend(bundle: Bundle, precision: str, processor: Processor) -> str:
 
 def _auto_precision(bundle: Bundle, backend: str, processor: Processor) -> str:
     if backend == native.NAME:
-        return native.default_precision(bundle, processor)
+        return native.default_precision(bundle)
     if backend in GPU_BACKENDS:
         return gpu_choice.PRECISION
     return "bf16" if backend == "openvino" and processor.amx_bf16 else "f32"

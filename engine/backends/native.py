@@ -32,16 +32,13 @@ NAME = "native"
 PRECISIONS = ("bf16", "int8")
 VARIABLE = "DIFFUSEVAE_ISA"
 TABLE, DENOISER = "timestep_table", "denoiser"
-# What a processor must report for the fast instruction sets, in the order of preference.
-_FEATURES = {
+# What a processor must report for the instruction sets on which native bf16 beats every other CPU backend. CIFAR-10 network on
+# Zen 5, milliseconds a step at batch 1: OpenVINO f32 27.8 and bf16 16.2; avx512_bf16 8.3; avx512, which computes in float32, 17.
+_FAST = {
     "amx": frozenset({"amx_tile", "amx_bf16", "amx_int8", "avx512f", "avx512bw", "avx512_bf16"}),
     "avx512_bf16": frozenset({"avx512f", "avx512bw", "avx512_vnni", "avx512_bf16"}),
     "avx512": frozenset({"avx512f", "avx512bw", "avx512_vnni"}),
 }
-# The precisions in which each of them beats the other CPU backends, best first: "auto" takes the first. Reference CIFAR-10
-# network on Zen 5, milliseconds a step at batch 1: OpenVINO f32 27.8 and bf16 16.2, avx512_bf16 11.5, avx512 with int8 21.1
-# (free layers) or 8.7 (all). avx512 computes bf16 in float32: 23.7, no gain that would be worth the rounding.
-_FAST = {"amx": ("bf16", "int8"), "avx512_bf16": ("bf16", "int8"), "avx512": ("int8",)}
 
 
 def load(bundle: Bundle, role: str, *, precision: str = "bf16", threads: int | None = None) -> NativeGraph:
@@ -131,26 +128,23 @@ def ceiling(what: str, threads: int, seconds: float) -> float | None:
 def auto_precision(bundle: Bundle, precision: str, processor: Processor) -> str | None:
     """The precision in which "auto" takes this backend for a bundle, or None where another is better.
 
-    No other backend has int8; it is never chosen for somebody who did not ask for a loss where bf16 is fast too.
+    No other backend has int8; it is never chosen for somebody who did not ask for a loss.
     """
-    fast = ("int8",) if precision == "int8" else _FAST.get(_fast_isa(processor), ())
-    wanted = fast[:1] if precision == "auto" else tuple(p for p in fast if p == precision)
-    return next((p for p in wanted if bundle.has_engine(NAME, p, DENOISER)), None)
+    wanted = "bf16" if precision == "auto" else precision
+    best = wanted == "int8" or (wanted == "bf16" and _is_fast(processor))
+    return wanted if best and bundle.has_engine(NAME, wanted, DENOISER) else None
 
 
-def default_precision(bundle: Bundle, processor: Processor) -> str:
+def default_precision(bundle: Bundle) -> str:
     """The precision for a caller who named this backend but no precision."""
-    has = [p for p in PRECISIONS if bundle.has_engine(NAME, p, DENOISER)]
-    best = _FAST.get(_fast_isa(processor), ("bf16",))[0]
-    return best if best in has or not has else has[0]
+    return next((p for p in PRECISIONS if bundle.has_engine(NAME, p, DENOISER)), PRECISIONS[0])
 
 
-def _fast_isa(processor: Processor) -> str:
-    """One of _FEATURES, or "": of this machine as library and system say, of another as its features do."""
+def _is_fast(processor: Processor) -> bool:
+    """Whether one of _FAST runs: on this machine as library and system say, on another as its features do."""
     if processor is this_processor():
-        isa = instruction_set() if available()[0] else ""
-        return isa if isa in _FEATURES else ""
-    return next((isa for isa, needed in _FEATURES.items() if needed <= processor.features), "")
+        return available()[0] and instruction_set() in _FAST
+    return any(needed <= processor.features for needed in _FAST.values())
 
 
 def _library() -> NativeLibrary:
@@ -186,7 +180,8 @@ class OperationTime:
     """One operation, in the mean of some runs: microseconds as the first thread saw them (barriers included), and its work.
 
     kind: what it is, "conv 3x3" for instance; side: height of its output in pixels. prepare_us: norm, activation and layout
-    of a convolution's operand; product_us: everything else. flop: of the whole batch; weight_bytes: each read once.
+    of a convolution's operand; product_us: everything else. flop: of the whole batch, as done (Winograd: 16
+    products for 4 pixels); weight_bytes: each read once.
     """
 
     name: str

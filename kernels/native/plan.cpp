@@ -135,11 +135,11 @@ private:
         plan_->scratch_bytes = std::max(plan_->scratch_bytes, to.scratch_bytes);
     }
 
-    // Winograd where weights are few beside pixels: its own are 16/9 as many, and 8 x 8 maps at batch 1 wait for theirs already.
+    // Winograd where weights are few beside pixels: its own are 16/9 as many, and 4 x 4 maps wait for theirs already.
     // A choice of the shape alone, so that a sample has the same bits in any batch.
     bool winograd(const dv_native_op& op, const ConvShape& s) const {
         return plan_->kernels->transform_weights && op.int8 == 0 && op.kernel == 3 && op.stride == 1 && s.phases == 1
-               && s.out_height % 2 == 0 && s.out_width % 2 == 0 && s.out_height * s.out_width >= 256 && s.n_blocks >= 2;
+               && s.out_height % 2 == 0 && s.out_width % 2 == 0 && s.out_height * s.out_width >= 64 && s.n_blocks >= 2;
     }
 
     static double map_bytes(const Map& m) { return 2.0 * m.pixels() * m.blocks * kBlock; }

@@ -5,7 +5,7 @@
 
 namespace {
 
-constexpr double kExact = 2e-6, kRounded = 8e-3, kQuantised = 2e-2;
+constexpr double kExact = 2e-6, kRounded = 8e-3, kTransformed = 1.2e-2, kQuantised = 2e-2;
 
 struct Size { int32_t height, width; };
 const Size kSizes[] = {{1, 1}, {2, 2}, {3, 5}, {4, 4}, {7, 9}, {8, 8}, {5, 16}, {16, 16}, {11, 13}, {6, 32}};
@@ -41,7 +41,7 @@ void check_products(const char* isa) {
                 check(isa, named(std::string(names[mode]) + " int8", c[0], c[1], size), quantised, kRounded);
             }
     Builder b(3);
-    b.conv({b.input({b.port(DV_NATIVE_PORT_MAP, false, 64, 8, 8)})}, 32, ConvOptions(), true);
+    b.conv({b.input({b.port(DV_NATIVE_PORT_MAP, false, 64, 9, 8)})}, 32, ConvOptions(), true);
     check(isa, "conv 3x3 to float32 is exact but for the order of sums", b, kExact, 3);
 }
 
@@ -100,6 +100,29 @@ void check_added(const char* isa) {
                 const std::string what = std::string("block with ") + (skip ? "skip" : "residual") + (int8 ? " int8" : "");
                 check(isa, named(what, 88, 64, size), b, int8 ? 3 * kQuantised : 2 * kRounded, 3);
             }
+}
+
+// Maps large enough for Winograd's form: tiles that do and do not fill a block, stripes, chunks of tiles, what is added.
+void check_winograd(const char* isa) {
+    const struct { int32_t first, second, outputs; Size size; } cases[] = {
+        {32, 0, 32, {16, 16}}, {40, 0, 48, {18, 20}}, {64, 0, 33, {18, 34}}, {24, 40, 64, {8, 50}}, {352, 0, 16, {16, 18}}, {704, 0, 16, {16, 16}}};
+    for (const auto& c : cases)
+        for (int32_t mode = 0; mode < (c.first > 100 ? 1 : 3); ++mode) {
+            const char* names[] = {"winograd", "winograd with residual and row", "winograd with skip and norm"};
+            Builder b(uint64_t(c.first + mode));
+            std::vector<int32_t> sources = {b.source(c.first, c.size.height, c.size.width)};
+            if (c.second > 0) sources.push_back(b.source(c.second, c.size.height, c.size.width));
+            ConvOptions o;
+            o.bias_row = mode == 1;
+            if (mode == 1) o.residual = b.source(c.outputs, c.size.height, c.size.width);
+            if (mode == 2) o.groups = 8, o.activation = DV_NATIVE_SILU, o.skips = sources;
+            const int32_t out = b.conv(sources, c.outputs, o);
+            o = ConvOptions();          // sums of the stripes, by way of a norm
+            o.kernel = 1;
+            o.groups = 1;
+            b.conv({out}, 3, o, true);
+            check(isa, named(names[mode], c.first + c.second, c.outputs, c.size), b, kTransformed);
+        }
 }
 
 void check_attention(const char* isa) {
@@ -181,6 +204,7 @@ void check_all(const char* isa) {
     check_products(isa);
     check_norms(isa);
     check_added(isa);
+    check_winograd(isa);
     check_attention(isa);
     check_pixels(isa);
     check_rows(isa);

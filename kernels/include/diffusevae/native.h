@@ -171,7 +171,7 @@ typedef struct dv_native_steps {
 /* Time spent in one operation since dv_native_profile switched it on: seen by the first thread, barriers included. */
 typedef struct dv_native_timing {
     double prepare_us, product_us;   /* norm + activation + layout, then products + epilogue; other kinds: product_us */
-    double flop;                     /* useful floating or integer operations, all runs */
+    double flop;                     /* useful operations, all runs; in Winograd's form 16 products for 4 pixels, not 36 */
     double weight_bytes;             /* packed weights read at least once, all runs */
     double activation_bytes;         /* maps read and written, all runs */
     int64_t runs;
