@@ -240,7 +240,8 @@ private:
             made.reserve(size_t(height) * size_t(width));
             for (int64_t tile = 0; tile < height / side * (width / side); ++tile)
                 for (int64_t inside = 0; inside < side * side; ++inside) {
-                    const int64_t y = tile / (width / side) * side + inside / side, x = tile % (width / side) * side + inside % side;
+                    const int64_t across = width / side;
+                    const int64_t y = tile / across * side + inside / side, x = tile % across * side + inside % side;
                     made.push_back(uint32_t(y * row + x * column));
                 }
         }

@@ -197,7 +197,8 @@ void product_winograd(const Conv& c, const Work& w) {
     for (int64_t unit = share.unit_first; unit < share.unit_last; ++unit) {
         const int32_t image = w.first + int32_t(unit / c.stripes), stripe = int32_t(unit % c.stripes);
         const uint8_t* operand = base_of(c.main_segment[0], w, image);
-        const int32_t first = stripe * (c.stripe / 4), end = first + c.stripe / 4, last = end < c.pixels / 4 ? end : c.pixels / 4;
+        const int32_t first = stripe * (c.stripe / 4), end = first + c.stripe / 4;
+        const int32_t last = end < c.pixels / 4 ? end : c.pixels / 4;
         for (points.first = first; points.first < last; points.first += c.tiles) {
             points.tiles = last - points.first < c.tiles ? last - points.first : c.tiles;
             transform_tiles(c, operand, points);
