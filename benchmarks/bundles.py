@@ -17,7 +17,7 @@ import click
 
 from benchmarks.field import ALL_INT8, Task
 from benchmarks.machine import BenchmarkError, versions
-from engine.backends import available
+from engine.backends import available, native
 from engine.bundle import Bundle
 from engine.errors import BundleError
 
@@ -42,12 +42,12 @@ def task_of(preset: str, folder: Path, steps: int, threads: int) -> Task:
         checkpoint, how = folder / f"{preset}-random.ckpt", ["--preset", preset]
         _random_checkpoint(preset, checkpoint)
     stem = checkpoint.stem
-    native = "native" in {name for name, (there, _) in available().items() if there}
-    backends = ["onnxruntime", "openvino", *(["native"] if native else [])]
-    precisions = ["f32", *(["bf16", "int8"] if native else [])]
+    has_native = available()[native.NAME][0]
+    backends = ["onnxruntime", "openvino", *([native.NAME] if has_native else [])]
+    precisions = ["f32", *(native.PRECISIONS if has_native else [])]
     bundle = _bundle(folder / f"{stem}.bundle", checkpoint, [*how, "--backends", *backends, "--precision", *precisions])
     variants = {}
-    if native:
+    if has_native:
         every = [*how, "--backends", "onnxruntime", "native", "--precision", "f32", "int8", "--int8-budget", "all"]
         variants[ALL_INT8] = _bundle(folder / f"{stem}-{ALL_INT8}.bundle", checkpoint, every)
     return task_from(bundle, checkpoint, steps, threads, folder, variants)
@@ -64,19 +64,22 @@ def task_from(
     return Task(bundle, checkpoint, options, steps, threads, plain, variants or {})
 
 
-def is_current(bundle: Path, checkpoint: Path, backends: Sequence[str]) -> bool:
-    """Whether a bundle is whole, for these backends, and built from this very checkpoint by what is installed."""
+def is_current(bundle: Path, checkpoint: Path, backends: Sequence[str], precisions: Sequence[str] = ()) -> bool:
+    """Whether a bundle is whole, for these backends and precisions, and built from this checkpoint by what is installed."""
     if not bundle.exists():
         return False
     try:
-        manifest = Bundle.open(bundle).manifest
+        opened = Bundle.open(bundle)
     except BundleError as error:
         click.echo(f"building anew: {error}")
         return False
-    here = versions()
+    here, manifest = versions(), opened.manifest
     same = manifest.source.sha256 == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     built = all(manifest.built_with.get(name) == here[name] for name in BUILDERS if name in here)
-    return same and built and set(backends) <= set(manifest.backends)
+    # make demo leaves a bundle of this name that has not every precision
+    wanted = set(precisions) & set(native.PRECISIONS) if native.NAME in backends else set()
+    whole = all(opened.has_engine(native.NAME, precision, "denoiser") for precision in wanted)
+    return same and built and whole and set(backends) <= set(manifest.backends)
 
 
 def _random_checkpoint(preset: str, checkpoint: Path) -> None:
@@ -88,8 +91,9 @@ def _random_checkpoint(preset: str, checkpoint: Path) -> None:
 
 
 def _bundle(bundle: Path, checkpoint: Path, options: list[str]) -> Path:
-    start = options.index("--backends") + 1
-    if not is_current(bundle, checkpoint, options[start : options.index("--precision")]):
+    start, end = options.index("--backends") + 1, options.index("--precision")
+    precisions = [word for word in options[end + 1 :] if not word.startswith("--")]
+    if not is_current(bundle, checkpoint, options[start:end], precisions):
         click.echo(f"building {bundle}")
         _run([sys.executable, "export/build_engines.py", str(checkpoint), "--out", str(bundle), *options])
     return bundle

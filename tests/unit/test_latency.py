@@ -17,6 +17,7 @@ from benchmarks.contestants import EngineRunner, TorchRunner
 from benchmarks.field import BY_NAME, CONTESTANTS, Contestant, Task, skip_reason
 from benchmarks.machine import BenchmarkError
 from benchmarks.plain import PlainRunner, export_plain
+from engine.bundle import Bundle
 from engine.processor import Processor
 from tests import golden_models, toy
 
@@ -202,3 +203,12 @@ def test_a_bundle_of_another_checkpoint_is_built_again(tmp_path: Path) -> None:
     assert not bundles.is_current(tmp_path / "none.bundle", tmp_path / "a.ckpt", ["onnxruntime"])
     toy.build_bundle(tmp_path / "a.bundle")
     assert not bundles.is_current(tmp_path / "a.bundle", tmp_path / "a.ckpt", ["onnxruntime"])
+
+
+def test_a_bundle_without_a_wanted_precision_is_built_again(
+    native_bundle: Callable[..., Path], golden_bundle: GoldenBundle
+) -> None:
+    path, checkpoint = native_bundle("form1"), golden_bundle("form1").parent / "form1.ckpt"
+    backends = Bundle.open(path).manifest.backends
+    assert bundles.is_current(path, checkpoint, backends, ["f32", "bf16"])
+    assert not bundles.is_current(path, checkpoint, backends, ["f32", "bf16", "int8"])
