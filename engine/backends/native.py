@@ -33,7 +33,7 @@ PRECISIONS = ("bf16", "int8")
 VARIABLE = "DIFFUSEVAE_ISA"
 TABLE, DENOISER = "timestep_table", "denoiser"
 # What a processor must report for the instruction sets on which native bf16 beats every other CPU backend. On Zen 5,
-# CIFAR-10 at batch 1, ms a step: OpenVINO f32 27.8 and bf16 16.2; avx512_bf16 8.3; avx512, which widens to float32, 17.0.
+# CIFAR-10 at batch 1, ms a step: OpenVINO f32 27.8 and bf16 16.2; avx512_bf16 8.4; avx512, which widens to float32, 14.6.
 _FAST = {
     "amx": frozenset({"amx_tile", "amx_bf16", "amx_int8", "avx512f", "avx512bw", "avx512_bf16"}),
     "avx512_bf16": frozenset({"avx512f", "avx512bw", "avx512_vnni", "avx512_bf16"}),
