@@ -81,19 +81,25 @@ void block_bf16(const Panel& panel, int32_t first) {
     for (int g = 0; g < kGroups; ++g) panel.epilogue[g].take<false>(first, kPixels, kept[g], nullptr);
 }
 
+// A skip whose sums do not run on from the main ones: int8 scales those, Winograd transforms them.
+template <int kPixels, int kGroups>
+DV_INLINE void sum_skip(const Panel& panel, int32_t first, float (&to)[kGroups][kPixels * kLanes]) {
+    const Conv& c = *panel.conv;
+    const uint8_t* w[kGroups];
+    for (int g = 0; g < kGroups; ++g) w[g] = skip_weights_of(c, panel.n + g);
+    F16 sum[kPixels][kGroups];
+    clear(sum);
+    sum_steps(sum, c.skip_segment, c.skip_segments, 0, panel.skip, first, w, *panel.stream);
+    keep(sum, to);
+}
+
 template <int kPixels, int kGroups>
 void block_int8(const Panel& panel, int32_t first) {
     const Conv& c = *panel.conv;
-    const uint8_t *w[kGroups], *skip_w[kGroups];
+    const uint8_t* w[kGroups];
     alignas(64) float kept[kGroups][kPixels * kLanes];
     const bool skip = c.skip_segments > 0;
-    if (skip) {
-        for (int g = 0; g < kGroups; ++g) skip_w[g] = skip_weights_of(c, panel.n + g);
-        F16 sum[kPixels][kGroups];
-        clear(sum);
-        sum_steps(sum, c.skip_segment, c.skip_segments, 0, panel.skip, first, skip_w, *panel.stream);
-        keep(sum, kept);
-    }
+    if (skip) sum_skip<kPixels, kGroups>(panel, first, kept);
     for (int g = 0; g < kGroups; ++g) w[g] = weights_of(c, panel.phase, panel.n + g);
     Sum8 sum[kPixels][kGroups];
     clear(sum);

@@ -114,20 +114,6 @@ DV_INLINE void finish_tile(const float* m, int64_t stride, float* pixels) {
     store(pixels + 3 * kLanes, sub(sub(bottom[1], bottom[2]), bottom[3]));
 }
 
-// Skips are products over the tile's own pixels: four to a tile, numbered tile by tile.
-template <int kTiles, int kGroups>
-DV_INLINE void sum_skips(const Panel& panel, int32_t first, float (&to)[4][kGroups][kTiles * kLanes]) {
-    const Conv& c = *panel.conv;
-    for (int quarter = 0; quarter < 4; ++quarter) {
-        const uint8_t* w[kGroups];
-        for (int g = 0; g < kGroups; ++g) w[g] = skip_weights_of(c, panel.n + g);
-        F16 sum[kTiles][kGroups];
-        clear(sum);
-        sum_steps(sum, c.skip_segment, c.skip_segments, 0, panel.skip, first + quarter * kTiles, w, *panel.stream);
-        keep(sum, to[quarter]);
-    }
-}
-
 template <int kTiles, int kGroups>
 void block_winograd(const Panel& panel, const Points& points, int32_t tile) {
     const Conv& c = *panel.conv;
@@ -147,7 +133,8 @@ void block_winograd(const Panel& panel, const Points& points, int32_t tile) {
         keep(sum, sums[p]);
     }
     const bool skip = c.skip_segments > 0;
-    if (skip) sum_skips<kTiles, kGroups>(panel, first, skips);
+    for (int quarter = 0; skip && quarter < 4; ++quarter)  // the tiles' own pixels, four to a tile
+        sum_skip<kTiles, kGroups>(panel, first + quarter * kTiles, skips[quarter]);
     for (int g = 0; g < kGroups; ++g) {
         for (int t = 0; t < kTiles; ++t)
             finish_tile(sums[0][g] + t * kLanes, kGroups * kTiles * kLanes, pixels + 4 * t * kLanes);
