@@ -77,6 +77,7 @@ class Recipe:
     kl_weight: float = 0.06
     drop_condition: float = 0.1
     weighting: str = "min-snr"
+    prediction: str = "eps"
 
 
 def schedule() -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,12 +90,16 @@ def loss_weights(alpha_bar: torch.Tensor, weighting: str) -> torch.Tensor:
     """How much the eps error at each timestep counts, float32 [T].
 
     "min-snr" is min(SNR, 5)/SNR: nearly clean images are easy, and few-step sampling hardly visits them.
+    "v" is min(SNR, 5)/(SNR + 1) + 0.15, for networks that predict v: min-snr's weight on x0 as a weight on v, with a floor
+    that keeps the nearly clean steps in sight.
     "few-step" is SNR^(-1/4), a fit to how far one step of a ten-step DDIM chain carries an eps error into x,
     (sqrt(a') sqrt(1/a - 1) - sqrt(1 - a'))^2: sixteen times as far at t = 900 as at t = 100. It goes for the colour drift
     that is left when the network is otherwise good.
     """
     snr = alpha_bar / (1 - alpha_bar)
-    weights = {"min-snr": snr.clamp(max=5) / snr, "few-step": snr**-0.25}
+    weights = {
+        "min-snr": snr.clamp(max=5) / snr, "few-step": snr**-0.25, "v": snr.clamp(max=5) / (snr + 1) + 0.15,
+    }  # fmt: skip
     return weights[weighting].float()
 
 
@@ -211,12 +216,27 @@ def reconstructions(vae: VAE, images: torch.Tensor, seed: int) -> torch.Tensor:
     return torch.cat(parts).contiguous(memory_format=torch.channels_last)
 
 
-def train_ddpm(data: Path, out: Path, recipe: Recipe, conditional: bool) -> None:
-    """Minimise loss_weights(t) · |eps − eps_theta(x_t, t, cond)|², t uniform."""
+def load_vae(out: Path) -> VAE:
+    """The VAE of this run's first stage, or the shipped one where that stage was not run."""
+    vae = VAE(VAE_SPEC)
+    if (out / "vae.state").exists():
+        vae.load_state_dict(torch.load(out / "vae.state", weights_only=True)["ema"])
+    else:
+        shipped = torch.load(Path(__file__).parent / "avatars.ckpt", weights_only=True)["state_dict"]
+        vae.load_state_dict({key.removeprefix("vae."): value for key, value in shipped.items() if key.startswith("vae.")})
+    return vae.eval()
+
+
+def train_ddpm(data: Path, out: Path, recipe: Recipe, conditional: bool, begin: Path | None = None) -> None:
+    """Minimise loss_weights(t) · |target − network(x_t, t, cond)|², t uniform.
+
+    target: eps, or v = sqrt(alpha_bar) eps − sqrt(1 − alpha_bar) x_0 (Salimans and Ho 2022), which is −x_0 at t near T,
+    where an error of eps would be multiplied by 1/sqrt(alpha_bar) in x_0. begin: weights of the UNet to start from.
+    """
     images = load_images(data / "train.npz")
     cond_images = None
     if conditional:
-        vae = Run(VAE(VAE_SPEC), recipe, out / "vae.state", seed=1).ema.eval()
+        vae = load_vae(out)
         cond_images = reconstructions(vae, images, seed=2) * 2 - 1
     images = images * 2 - 1
     _, alpha_bar = schedule()
@@ -224,21 +244,26 @@ def train_ddpm(data: Path, out: Path, recipe: Recipe, conditional: bool) -> None
     signal, noise_level = alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
     name = "diffuse" if conditional else "baseline"
     run = Run(UNet(unet_spec(conditional)), recipe, out / f"{name}.state", seed=3)
-    if run.step == 0:
+    if run.step == 0 and begin is not None:
+        run.net.load_state_dict(torch.load(begin, weights_only=True))
+        run.ema.load_state_dict(run.net.state_dict())
+    elif run.step == 0:
         zero_last_layers(run)
     record = report(name)
     for index in batches(run, len(images)):
         x0 = images[index]
         t = torch.randint(T, (len(x0),), generator=run.generator)
         eps = torch.randn(x0.shape, generator=run.generator)
-        x_t = signal[t, None, None, None] * x0 + noise_level[t, None, None, None] * eps
+        a, sigma = signal[t, None, None, None], noise_level[t, None, None, None]
+        x_t = a * x0 + sigma * eps
+        target = eps if recipe.prediction == "eps" else a * eps - sigma * x0
         cond = None
         if cond_images is not None:
             keep = torch.rand(len(x0), generator=run.generator) >= recipe.drop_condition
             cond = (cond_images[index] * keep[:, None, None, None]).contiguous(memory_format=torch.channels_last)
         with autocast():
             predicted = run.net(x_t.contiguous(memory_format=torch.channels_last), cond, t)
-        loss = (weight[t] * (predicted.float() - eps).square().mean(dim=(1, 2, 3))).mean()
+        loss = (weight[t] * (predicted.float() - target).square().mean(dim=(1, 2, 3))).mean()
         run.update(loss)
         record(loss.item())
 
@@ -299,7 +324,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the resumable training states")
     parser.add_argument("--to", type=Path, default=Path(__file__).parent, help="where pack writes the checkpoints")
     parser.add_argument("--images", type=int, help="images the stage sees in all (default: the shipped model's)")
-    parser.add_argument("--weighting", choices=["min-snr", "few-step"], default="min-snr", help="of the eps loss over t")
+    parser.add_argument("--weighting", choices=["min-snr", "few-step", "v"], default="min-snr", help="of the loss over t")
+    parser.add_argument("--prediction", choices=["eps", "v"], default="eps", help="what the denoiser predicts")
+    parser.add_argument("--begin", type=Path, help="UNet weights that a new run starts from")
+    parser.add_argument("--batch", type=int, default=32, help="images a step (default: 32)")
+    parser.add_argument("--lr", type=float, default=6e-4, help="highest learning rate (default: 6e-4)")
+    parser.add_argument("--ema", type=float, default=0.999, help="decay of the moving average (default: 0.999)")
     parser.add_argument("--defaults", type=json.loads, help="JSON that pack records as the setting to sample with")
     parser.add_argument("--threads", type=int, help="torch threads; two stages side by side run best with one each")
     args = parser.parse_args()
@@ -313,8 +343,11 @@ def main() -> None:
         print(pack(args.out, args.to, "diffuse", args.defaults))
         print(pack(args.out, args.to, "baseline", None))
     else:
-        recipe = Recipe(images=args.images or 115_000, batch=32, lr=6e-4, weighting=args.weighting)
-        train_ddpm(args.data, args.out, recipe, conditional=args.stage == "diffuse")
+        recipe = Recipe(
+            images=args.images or 115_000, batch=args.batch, lr=args.lr, ema_decay=args.ema, weighting=args.weighting,
+            prediction=args.prediction,
+        )  # fmt: skip
+        train_ddpm(args.data, args.out, recipe, conditional=args.stage == "diffuse", begin=args.begin)
 
 
 if __name__ == "__main__":
