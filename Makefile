@@ -46,7 +46,7 @@ gpu-check: $(VENV)/.installed-test $(VENV)/.installed-cuda $(if $(filter tensorr
 	$(BIN)/python benchmarks/gpu_check.py --backend $(TENSORRT) --out $(OUT)/gpu-check.json
 
 # One virtual environment; each extra is installed once and again when setup.py or a kernel source changes.
-$(VENV)/.installed-%: setup.py pyproject.toml $(wildcard kernels/*.py kernels/cpu/* kernels/cuda/* kernels/native/* kernels/include/diffusevae/*)
+$(VENV)/.installed-%: setup.py pyproject.toml $(wildcard kernels/*.py engine/kernels/*.py kernels/cpu/* kernels/cuda/* kernels/native/* kernels/include/diffusevae/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$*]"
 	touch $@
@@ -60,4 +60,4 @@ $(VENV)-triton/.installed: $(VENV)/.installed-test
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-triton $(OUT) build dist *.egg-info kernels/*.so kernels/*.fatbin
+	rm -rf $(VENV) $(VENV)-triton $(OUT) build dist *.egg-info engine/kernels/*.so engine/kernels/*.fatbin

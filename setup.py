@@ -1,4 +1,4 @@
-"""How is the project installed? Four packages and one shared library; torch only with the [export] extra."""
+"""Installation: the packages engine and export, one shared library, the C++ sources; torch only with the extra [export]."""
 
 from __future__ import annotations
 
@@ -8,8 +8,25 @@ from pathlib import Path
 from types import ModuleType
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
+SOURCES = ("kernels", "embed")
+SOURCE_SUFFIXES = (".c", ".cpp", ".cu", ".h", ".hpp", ".cmake", ".map", ".md", ".txt")
+
+
+class BuildWithSources(build_py):
+    """build_py that also copies what the C++ library and CUDA kernels are compiled from to engine/_sources."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return  # a checkout has them where they are
+        for source in sorted(path for folder in SOURCES for path in (HERE / folder).rglob("*")):
+            if source.suffix in SOURCE_SUFFIXES:
+                target = Path(self.build_lib, "engine", "_sources", source.relative_to(HERE))
+                self.mkpath(str(target.parent))
+                self.copy_file(str(source), str(target))
 
 
 def load_kernel_build() -> ModuleType:
@@ -57,16 +74,8 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    packages=find_packages(include=["engine*", "export*", "kernels*", "embed*"]),
-    package_data={
-        "embed": ["cpp/CMakeLists.txt", "cpp/README.md", "cpp/*/*.h", "cpp/*/*.hpp", "cpp/*/*.cpp", "cpp/*/*.cmake",
-                  "cpp/*/*.map", "cpp/examples/CMakeLists.txt"],
-        "engine": ["py.typed"],
-        "kernels": [
-            "py.typed", "include/diffusevae/*.h", "cpu/*.cpp", "native/*.cpp", "native/*.h", "cuda/*.cu",
-            "cuda/*.h", "*/README.md", "README.md",
-        ],
-    },
+    packages=find_packages(include=["engine*", "export*"]),
+    package_data={"engine": ["py.typed"]},
     install_requires=[
         "numpy>=1.26",
         "safetensors>=0.4",
@@ -88,6 +97,6 @@ setup(
         "test": [*EXPORT, *AVATARS, *BENCHMARK, *TEST, *POLYGRAPHY],
     },
     ext_modules=kernel_build.extensions(),
-    cmdclass=kernel_build.commands(),
-    entry_points={"console_scripts": ["diffusevae=engine.cli:main"]},
+    cmdclass={**kernel_build.commands(), "build_py": BuildWithSources},
+    entry_points={"console_scripts": ["diffusevae=engine.cli.main:main"]},
 )

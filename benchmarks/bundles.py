@@ -17,8 +17,9 @@ import click
 
 from benchmarks.field import ALL_INT8, Task
 from benchmarks.machine import BenchmarkError, versions
-from engine.backends import available, native
-from engine.bundle import Bundle
+from engine.backends import available
+from engine.backends.native import backend as native
+from engine.bundle.reader import Bundle
 from engine.errors import BundleError
 
 ROOT = Path(__file__).resolve().parent.parent

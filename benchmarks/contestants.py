@@ -61,9 +61,9 @@ class TorchRunner:
     def __init__(self, contestant: Contestant, task: Task) -> None:
         import torch
 
-        from engine.steps import Schedule
+        from engine.solver.table import Schedule
         from export.build import Request, infer_architecture, load, read
-        from export.evidence import Options
+        from export.read.evidence import Options
 
         torch.set_num_threads(task.threads)
         assert task.checkpoint is not None, "a contestant without a checkpoint is skipped"
@@ -101,8 +101,8 @@ class TorchRunner:
 
     def run(self, n: int, seed: int, steps: int) -> Run:
         """VAE decoder, then the chain of DDIM, then pixels."""
-        from engine import noise as noises
-        from engine.steps import build_step_table
+        from engine.solver import noise as noises
+        from engine.solver.table import build_step_table
 
         started = time.perf_counter()
         formulation = self._model.formulation

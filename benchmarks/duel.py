@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks import worker
 from benchmarks.field import F32, Contestant, Run, Task
 from benchmarks.machine import BenchmarkError
-from engine.manifest import Model
+from engine.bundle.manifest import Model
 
 ROOT = Path(__file__).resolve().parent.parent
 PAUSE = 0.05  # seconds between turns: the last one's threads stop spinning and sleep

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from engine.bundle import Bundle
+from engine.bundle.reader import Bundle
 from engine.processor import Processor
 
 F32 = npt.NDArray[np.float32]

@@ -28,8 +28,8 @@ from benchmarks.gpu_torch import TorchChain
 from benchmarks.machine import BenchmarkError, machine_facts, now, write_json
 from engine import Sampler
 from engine.backends import GPU_BACKENDS, available
-from engine.bundle import Bundle
-from engine.device import Device, open_device
+from engine.bundle.reader import Bundle
+from engine.device.context import Device, open_device
 from engine.errors import BackendError, EngineError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from engine import Sampler
-from engine.batch import StepInfo
+from engine.result import StepInfo
 
 # One network call in half: relative, L2. A chain of fifty clipped steps is compared by its mean.
 FIRST_STEP, CHAIN_MEAN = 1e-2, 3e-2
@@ -39,7 +39,7 @@ def build(name: str, backend: str, target: str, folder: Path) -> Path:
     """The bundle of one golden model with plans for this GPU."""
     from export.build import Request
     from export.build import build as build_bundle
-    from export.evidence import Options
+    from export.read.evidence import Options
     from tests.golden_models import build_options, write_checkpoint
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,9 +8,9 @@ from typing import Any
 
 from benchmarks.machine import BenchmarkError
 from benchmarks.plain import apply_row
-from engine import noise as noises
-from engine.bundle import Bundle
-from engine.steps import Schedule, build_step_table
+from engine.bundle.reader import Bundle
+from engine.solver import noise as noises
+from engine.solver.table import Schedule, build_step_table
 
 
 class TorchChain:
@@ -19,7 +19,7 @@ class TorchChain:
     def __init__(self, bundle: Bundle, checkpoint: Path, *, compiled: bool) -> None:
         self._torch = torch = _torch()
         from export.build import Request, infer_architecture, load, read
-        from export.evidence import Options
+        from export.read.evidence import Options
 
         manifest = bundle.manifest
         options = {"heads": manifest.model.unet["heads"], "image_size": manifest.model.image_size}

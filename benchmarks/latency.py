@@ -25,8 +25,9 @@ import click
 from benchmarks import bundles, duel, plots, report, roofline, targets, work
 from benchmarks.field import BY_NAME, CONTESTANTS, Contestant, Task, skip_reason
 from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json, write_text
-from engine.backends import available, native
-from engine.bundle import Bundle
+from engine.backends import available
+from engine.backends.native import backend as native
+from engine.bundle.reader import Bundle
 from engine.errors import EngineError
 from engine.processor import this_processor
 from engine.threads import resolve_threads

@@ -20,8 +20,8 @@ import numpy as np
 from benchmarks import roofline
 from benchmarks.duel import check_inputs
 from benchmarks.machine import describe, machine_facts
-from engine.backends import native
-from engine.bundle import Bundle
+from engine.backends.native import backend as native
+from engine.bundle.reader import Bundle
 from engine.errors import EngineError
 from engine.threads import resolve_threads
 

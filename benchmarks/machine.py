@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import kernels
+from engine import kernels
 from engine.errors import ArgumentError, EngineError
 from engine.processor import this_processor
 from engine.threads import cpu_quota, default_threads

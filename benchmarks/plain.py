@@ -24,11 +24,11 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.field import Contestant, Run, Task
-from engine import noise as noises
 from engine.backends import onnxruntime as ort
 from engine.backends import openvino
-from engine.bundle import Bundle
-from engine.steps import Schedule, build_step_table
+from engine.bundle.reader import Bundle
+from engine.solver import noise as noises
+from engine.solver.table import Schedule, build_step_table
 
 F32 = npt.NDArray[np.float32]
 
@@ -93,7 +93,7 @@ def export_plain(checkpoint: Path, options: dict[str, Any], out: Path) -> None:
     import torch
 
     from export.build import Request, infer_architecture, load, read
-    from export.evidence import Options
+    from export.read.evidence import Options
 
     request = Request(checkpoint, options=Options(**options))
     source = read(request)

@@ -26,7 +26,7 @@ from benchmarks.frechet import Moments, frechet_distance, moments
 from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json
 from engine import Sampler
 from engine.backends import available
-from engine.bundle import Bundle
+from engine.bundle.reader import Bundle
 from engine.errors import EngineError
 from engine.processor import this_processor
 

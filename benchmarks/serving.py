@@ -25,12 +25,12 @@ import click
 
 from benchmarks import load, serving_report
 from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json
-from embed.triton.local_server import LocalServer
-from embed.triton.repository import write_repository
-from embed.triton.serving import Plan, Serving
-from embed.triton.statistics import Counters, counters
 from engine import Sampler
 from engine.errors import EngineError
+from engine.triton.local_server import LocalServer
+from engine.triton.repository import write_repository
+from engine.triton.serving import Plan, Serving
+from engine.triton.statistics import Counters, counters
 
 SEEDS = range(64)
 WARM_SECONDS = 0.5

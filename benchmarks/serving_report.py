@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import plots
 from benchmarks.report import percentiles
-from embed.triton.statistics import STAGES
+from engine.triton.statistics import STAGES
 
 if TYPE_CHECKING:
     from benchmarks.serving import Tally, Way

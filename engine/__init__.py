@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from engine.batch import Batch, Setting, StepInfo, Timings
-from engine.bundle import Bundle
-from engine.device_array import DeviceArray, DeviceBatch
+from engine.bundle.reader import Bundle
+from engine.device.arrays import DeviceArray, DeviceBatch
 from engine.errors import (
     ArgumentError,
     BackendError,
@@ -15,6 +14,7 @@ from engine.errors import (
     NumericsError,
     SamplerStateError,
 )
+from engine.result import Batch, Setting, StepInfo, Timings
 from engine.sampler import Sampler
 
 __version__ = "0.1.0"

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-import kernels
+from engine import kernels
 from engine.backends import Graph
-from engine.batch import F32, StepInfo, Timings
 from engine.errors import Cancelled, NumericsError
 from engine.network import Workspace, ask_for
-from engine.steps import Start, StepTable
+from engine.result import F32, StepInfo, Timings
+from engine.solver.table import Start, StepTable
 
 K_PREV = kernels.ROW_FIELDS.index("k_prev")
 

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from engine.batch import F32, U8, StepInfo, Timings
-from engine.steps import StepTable
+from engine.result import F32, U8, StepInfo, Timings
+from engine.solver.table import StepTable
 
 Values = Any  # float32: a numpy array, or a DeviceArray where the backend runs on a device
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.batch import U8
 from engine.errors import ArgumentError
+from engine.result import U8
 
 READABLE = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 

@@ -14,7 +14,7 @@ from typing import cast
 import numpy as np
 
 from engine.backends import Graph
-from engine.batch import F32, Timings
+from engine.result import F32, Timings
 
 # Up to this many samples, one call on 2N replaces two calls on N. On the CIFAR-10 network (two cores, float32) the two
 # ways lay within 5 % of each other at N = 1 and 4; at N = 16 two calls were 10 % faster in ONNX Runtime.

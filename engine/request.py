@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from engine.batch import F32, Setting
 from engine.chunk import Values
+from engine.result import F32, Setting
 
 
 @dataclass(frozen=True)

@@ -17,22 +17,22 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-import kernels
-from engine import arguments, backends
-from engine import noise as noises
+from engine import backends, kernels
+from engine import checks as arguments
 from engine.backends import Graph
 from engine.backends.base import Arrays
-from engine.batch import F32, Batch, Setting, StepInfo, Timings
-from engine.bundle import Bundle
+from engine.bundle.prior import LatentPrior, read_prior
+from engine.bundle.reader import Bundle
 from engine.chain import Chain, run_chain, start_state
 from engine.chunk import Chunk, ChunkEngine, Outcome
-from engine.device import run_all, undo
-from engine.device_array import DeviceBatch
+from engine.device.arrays import DeviceBatch
+from engine.device.context import run_all, undo
 from engine.errors import NumericsError
-from engine.latent_prior import LatentPrior, read_prior
 from engine.network import Workspace
 from engine.request import Request
-from engine.steps import Schedule, StepTable, build_step_table
+from engine.result import F32, Batch, Setting, StepInfo, Timings
+from engine.solver import noise as noises
+from engine.solver.table import Schedule, StepTable, build_step_table
 
 Callback = Callable[[StepInfo], object]
 

@@ -17,17 +17,17 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-import kernels
-from engine import arguments, backends
-from engine import noise as noises
-from engine.batch import F32, U8, Batch
-from engine.bundle import Bundle
+from engine import backends, kernels
+from engine import checks as arguments
+from engine.bundle.prior import resolve_prior
+from engine.bundle.reader import Bundle
 from engine.chunk import ChunkEngine
-from engine.device_array import DeviceBatch, is_on_device, stream_handle
+from engine.device.arrays import DeviceBatch, is_on_device, stream_handle
 from engine.errors import ArgumentError, SamplerStateError
-from engine.latent_prior import resolve_prior
 from engine.request import Request
+from engine.result import F32, U8, Batch
 from engine.runner import Callback, Runner
+from engine.solver import noise as noises
 from engine.threads import resolve_threads
 
 Seed: TypeAlias = "int | Sequence[int] | npt.NDArray[np.integer[Any]] | None"

@@ -13,17 +13,14 @@ from typing import Any
 import torch
 
 import engine
-from engine.bundle import Bundle
-from engine.bundle_writer import write_bundle
+from engine.bundle.manifest import FORMAT, FORMAT_VERSION, MANIFEST_FILE, SAMPLER
+from engine.bundle.reader import Bundle
+from engine.bundle.writer import write_bundle
 from engine.errors import ArgumentError, BundleError, CheckpointError, ExportError
-from engine.manifest import FORMAT, FORMAT_VERSION, MANIFEST_FILE, SAMPLER
-from engine.steps import Schedule, build_step_table
-from export.architecture import Architecture, infer
-from export.checkpoint import as_float32, read_checkpoint
+from engine.solver.table import Schedule, build_step_table
 from export.context import Graph, Source, Watch
-from export.engines import ENGINE_BUILDERS, load_builder
-from export.engines.base import BuildContext, BuiltEngine, EngineBuilder
-from export.evidence import Evidence, Options
+from export.engines import ENGINE_BUILDERS, BuildContext, BuiltEngine, EngineBuilder, load_builder
+from export.families.architecture import Architecture, infer
 from export.graphs.extra import GraphOptions, extra_graphs
 from export.graphs.onnx_export import OPSET, export_onnx
 from export.graphs.parity import BATCHES, measure
@@ -33,8 +30,10 @@ from export.latent_prior import PRIOR_FILE, FittedPrior, check_prior, read_prior
 from export.models.layouts import from_checkpoint
 from export.models.unet import UNet
 from export.models.vae import VAE
-from export.parts import select, split, vae_stage
 from export.plan import PrecisionPlan, check_backends, plan_precisions
+from export.read.checkpoint import as_float32, read_checkpoint
+from export.read.evidence import Evidence, Options
+from export.read.parts import select, split, vae_stage
 
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino")
 

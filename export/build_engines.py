@@ -25,22 +25,22 @@ if __name__ == "__main__":
 import click
 from tqdm import tqdm
 
-from engine.cli import NearChoice
-from engine.cli_output import echo_fields
+from engine.bundle.manifest import ENGINE_PRECISIONS
+from engine.cli.main import NearChoice
+from engine.cli.output import echo_fields
 from engine.errors import EngineError
-from engine.manifest import ENGINE_PRECISIONS
-from engine.steps import VARIANCES
-from export.architecture import Architecture
+from engine.solver.table import VARIANCES
 from export.build import Built, Request, build
 from export.context import Source, Watch
 from export.engine_options import engine_options, take_engine_options
-from export.engines.tensorrt_check import Checked, check_request
-from export.engines.tensorrt_options import DOTTED_TARGETS, RTX_TARGETS
-from export.evidence import Options
+from export.families.architecture import Architecture
+from export.families.presets import PRESETS
 from export.graphs.extra import GraphOptions
-from export.parts import WEIGHTS
 from export.plan import BUILDABLE, default_backends
-from export.presets import PRESETS
+from export.read.evidence import Options
+from export.read.parts import WEIGHTS
+from export.tensorrt.check import Checked, check_request
+from export.tensorrt.options import DOTTED_TARGETS, RTX_TARGETS
 
 NAMES: dict[str, tuple[str, ...]] = {  # options that take several words
     "--backends": BUILDABLE,

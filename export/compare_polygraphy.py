@@ -22,11 +22,11 @@ import numpy as np
 import onnx
 
 from engine.backends.base import read_onnx
-from engine.bundle import Bundle
+from engine.bundle.manifest import SAMPLER
+from engine.bundle.reader import Bundle
 from engine.errors import BackendError, EngineError, ExportError
-from engine.manifest import SAMPLER
-from engine.noise import resolve_seeds
-from engine.whole_sampler import Feeds, noise_feeds, setting_feeds
+from engine.solver.feeds import Feeds, noise_feeds, setting_feeds
+from engine.solver.noise import resolve_seeds
 from export.graphs.parity import relative_error
 
 REFERENCE = "onnxruntime float32"

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
-from engine.manifest import graph_key
-from export.architecture import Architecture
-from export.checkpoint import Checkpoint
+from engine.bundle.manifest import graph_key
+from export.families.architecture import Architecture
 from export.graphs.roles import Role
-from export.parts import Network, Stage
+from export.read.checkpoint import Checkpoint
+from export.read.parts import Network, Stage
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 import click
 
-from engine.cli import NearChoice
+from engine.cli.main import NearChoice
 from engine.errors import ArgumentError
-from export.engines.native_int8 import parse_budget
-from export.engines.tensorrt_options import DEFAULT_BATCH, HARDWARE, LEVELS, RTX_DEFAULT_TARGETS, RTX_TARGETS
+from export.native.int8 import parse_budget
+from export.tensorrt.options import DEFAULT_BATCH, HARDWARE, LEVELS, RTX_DEFAULT_TARGETS, RTX_TARGETS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 TENSORRT = ("tensorrt_rtx", "tensorrt")

@@ -28,12 +28,12 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import Sampler
+from engine.bundle.manifest import MANIFEST_FILE
 from engine.errors import ArgumentError, EngineError
 from engine.imaging import READABLE, load_images
-from engine.manifest import MANIFEST_FILE
 from export.build import Request, build
-from export.evidence import Options
 from export.latent_prior import fit, log_likelihood, sample_posterior, standard_prior, write_prior
+from export.read.evidence import Options
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]

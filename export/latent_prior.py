@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
+from engine.bundle.files import MAX_GRAPH_BYTES
+from engine.bundle.prior import FIT, LatentPrior, check_width, checked_prior, parse_prior
 from engine.errors import ArgumentError, ExportError
-from engine.latent_prior import FIT, LatentPrior, check_width, checked_prior, parse_prior
-from engine.manifest_files import MAX_GRAPH_BYTES
-from export.architecture import Architecture
 from export.context import Source
+from export.families.architecture import Architecture
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.backends import BACKENDS, available
+from engine.bundle.manifest import ENGINE_PRECISIONS, GRAPH_PRECISIONS
 from engine.errors import ArgumentError, BackendError, did_you_mean
-from engine.manifest import ENGINE_PRECISIONS, GRAPH_PRECISIONS
-from export.engines import ENGINE_BUILDERS
-from export.engines.base import EngineBuilder
+from export.engines import ENGINE_BUILDERS, EngineBuilder
 from export.graphs.parity import LOADERS
 
 ALWAYS = "onnxruntime"  # every graph is checked in it, whatever the bundle is built for

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from engine.errors import ArgumentError
-from engine.schedule import Schedule
+from engine.solver.schedule import Schedule
+from export.families.presets import preset
 from export.models.layouts import to_checkpoint
 from export.models.unet import UNet, UNetSpec
 from export.models.vae import VAE
-from export.presets import preset
 
 
 def random_checkpoint(

@@ -1,7 +1,7 @@
 """How are the kernels compiled? One shared library without Python's API, by whatever C++ compiler is there.
 
 setup.py loads this file by path (the package itself needs numpy and the library) and passes extensions() and
-commands() to setuptools. `python kernels/build.py` compiles into this folder alone.
+commands() to setuptools. `python kernels/build.py` compiles into engine/kernels alone.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 HERE = Path(__file__).resolve().parent
+PACKAGE = HERE.parent / "engine" / "kernels"  # what loads the library
 VARIABLE = "DIFFUSEVAE_KERNELS"
 LIBRARY = "_kernels.so"
 
@@ -72,7 +73,7 @@ def find_compiler() -> list[str]:
 
 def _load_cuda_build() -> ModuleType:
     """build_cuda.py, by path: importing the package would need numpy and the library that is about to be built."""
-    spec = importlib.util.spec_from_file_location("kernel_build_cuda", HERE / "build_cuda.py")
+    spec = importlib.util.spec_from_file_location("kernel_build_cuda", PACKAGE / "build_cuda.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -81,7 +82,7 @@ def _load_cuda_build() -> ModuleType:
 
 
 cuda = _load_cuda_build()
-CUDA_EXTENSION = "kernels._cuda"
+CUDA_EXTENSION = "engine.kernels._cuda"
 
 
 def sources(machine: str | None = None) -> list[Path]:
@@ -168,7 +169,7 @@ def extensions() -> list[Extension]:
         return []
     headers = sorted([*(HERE / "include").rglob("*.h"), *(HERE / "native").glob("*.h")])
     names = [[str(path.relative_to(HERE.parent)) for path in paths] for paths in (sources(), headers)]
-    library = Extension("kernels._kernels", sources=names[0], depends=names[1], language="c++")
+    library = Extension("engine.kernels._kernels", sources=names[0], depends=names[1], language="c++")
     try:
         nvcc = cuda.find_nvcc()
     except cuda.CudaBuildError as error:
@@ -186,6 +187,6 @@ def commands() -> dict[str, type]:
 
 if __name__ == "__main__":
     try:
-        sys.stdout.write(f"{compile_library(HERE / LIBRARY)}\n")
+        sys.stdout.write(f"{compile_library(PACKAGE / LIBRARY)}\n")
     except KernelBuildError as error:
         sys.exit(f"error: {error}")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kernels import native_library
-from kernels.native_library import NativeLibrary
+from engine.kernels import native_library
+from engine.kernels.native_library import NativeLibrary
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +33,7 @@ def native_bundle(golden_bundle: Callable[[str], Path], tmp_path_factory: pytest
     def build(name: str, *precisions: str) -> Path:
         import torch
 
-        from export.engines import native_trajectory
+        from export.native import trajectory as native_trajectory
         from tests.native_models import build_native
 
         torch.set_num_threads(1)  # tiny layers: on busy cores the threads would wait for each other at every one
@@ -49,7 +49,7 @@ def native_bundle(golden_bundle: Callable[[str], Path], tmp_path_factory: pytest
 @pytest.fixture(scope="session")
 def software_tiles(tmp_path_factory: pytest.TempPathFactory) -> NativeLibrary:
     """The compiled library with software in place of the tile instructions."""
-    from kernels import build
+    from tests.kernel_build import build
     from tests.native_models import SOFTWARE_TILES_FLAGS
 
     return NativeLibrary(build.compile_library(tmp_path_factory.mktemp("tiles") / build.LIBRARY, *SOFTWARE_TILES_FLAGS))
@@ -60,7 +60,7 @@ def force_isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """force_isa(path): native graphs loaded from now on run on one of PATHS; the instruction set, or the test is skipped."""
 
     def force(path: str) -> str:
-        from engine.backends import native
+        from engine.backends.native import backend as native
         from tests.native_models import SOFTWARE_TILES
 
         isa = "amx" if path == SOFTWARE_TILES else path

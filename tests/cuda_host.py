@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import kernels
-from kernels import build, cuda_module
+from engine import kernels
+from engine.kernels import cuda_module
+from tests.kernel_build import build
 from tests.kernel_choice import SEEDS
 
 F32 = np.ndarray

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from embed.triton.config import model_config
-from embed.triton.serving import Serving, plan_for
-from engine.bundle import Bundle
+from engine.bundle.reader import Bundle
+from engine.triton.config import model_config
+from engine.triton.serving import Serving, plan_for
 
 MODULE = "triton_python_backend_utils"
 

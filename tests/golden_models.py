@@ -93,7 +93,7 @@ def build_options(name: str) -> dict[str, Any]:
 def build_golden(name: str, folder: Path) -> Path:
     """Build the bundle of one model inside `folder` and return it."""
     from export.build import Request, build
-    from export.evidence import Options
+    from export.read.evidence import Options
 
     request = Request(
         write_checkpoint(name, folder / f"{name}.ckpt"),

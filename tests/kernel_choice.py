@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import kernels
-from kernels import fallback, loader
+from engine import kernels
+from engine.kernels import fallback, loader
 
 NATIVE = kernels.implementation()["name"] == "native"
 # Both ends of each word of a seed.

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from engine.bundle import Bundle
+from engine.bundle.reader import Bundle
 from engine.errors import BundleError
 from tests import toy
 

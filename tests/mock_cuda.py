@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels import cuda_module
+from engine.kernels import cuda_module
 from tests.mock_kernels import MockKernels
 from tests.mock_status import NAMES, CUresult
 

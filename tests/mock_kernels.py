@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-import kernels
-from kernels import ROW_FIELDS, cuda_module
+from engine import kernels
+from engine.kernels import ROW_FIELDS, cuda_module
 
 
 class MockKernels:

@@ -17,8 +17,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from engine.bundle_writer import write_bundle
-from kernels import cuda_module
+from engine.bundle.writer import write_bundle
+from engine.kernels import cuda_module
 from tests import toy
 from tests.mock_cuda import MisuseError, MockCuda
 
@@ -49,8 +49,8 @@ class Mock:
         """Put driver and library into the places from which the engine imports them."""
         import sys
 
-        from engine import device
-        from engine.backends import tensorrt_library
+        from engine.backends.tensorrt import library as tensorrt_library
+        from engine.device import context as device
 
         device.presence.cache_clear()
         tensorrt_library._logger_class.cache_clear()

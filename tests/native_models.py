@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from engine.backends import native
-from engine.bundle_writer import write_bundle
-from kernels.native_library import ISAS
+from engine.backends.native import backend as native
+from engine.bundle.writer import write_bundle
+from engine.kernels.native_library import ISAS
 from tests import golden_models
 
 NEEDS_NATIVE = pytest.mark.skipif(not native.available()[0], reason=f"native is {native.available()[1]}")
@@ -25,7 +25,7 @@ PATHS = (*ISAS, SOFTWARE_TILES)  # what `force_isa` takes
 
 def build_native(golden: Path, name: str, folder: Path, precisions: Sequence[str] = ("bf16",), budget: str = "free") -> Path:
     """A copy of a golden bundle that holds native engines in these precisions too."""
-    from export.engines import native as builder
+    from export.native import builder
 
     context = build_context(golden, name, folder)
     engines: dict[str, Any] = {}
@@ -46,9 +46,9 @@ def build_context(golden: Path, name: str, folder: Path) -> Any:
     """What a build hands the engine builders, with the golden bundle's graphs."""
     from export.build import Request, infer_architecture, load, read
     from export.context import Graph, Watch
-    from export.engines.base import BuildContext
-    from export.evidence import Options
+    from export.engines import BuildContext
     from export.graphs.roles import roles
+    from export.read.evidence import Options
 
     options = Options(**golden_models.build_options(name))
     source = read(Request(golden_models.write_checkpoint(name, folder / f"{name}.ckpt"), options=options))

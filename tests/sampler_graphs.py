@@ -8,8 +8,8 @@ import numpy as np
 from torch import nn
 
 from engine.backends.onnxruntime import open_session
-from engine.bundle import Bundle
-from engine.manifest import TensorSpec
+from engine.bundle.manifest import TensorSpec
+from engine.bundle.reader import Bundle
 from export.graphs.roles import Role, Tensor
 from export.graphs.sampler_graph import compose_sampler
 from export.graphs.sampler_role import sampler_role

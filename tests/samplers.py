@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 
 from engine import Sampler
 from engine.backends import available
-from engine.bundle_writer import write_bundle
+from engine.bundle.writer import write_bundle
 from tests import toy
 
 SIZE, Z_DIM, T = 8, 4, 1000

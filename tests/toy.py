@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from engine.bundle_writer import write_bundle
+from engine.bundle.writer import write_bundle
 
 ROW_WIDTH = 6
 OPSET = 21

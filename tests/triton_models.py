@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from embed.triton.repository import write_repository
-from embed.triton.served import TritonPythonModel
-from embed.triton.serving import Serving
 from engine import Sampler
+from engine.triton.repository import write_repository
+from engine.triton.served import TritonPythonModel
+from engine.triton.serving import Serving
 from tests import fake_triton
 from tests.fake_triton import Request
 from tests.samplers import ANY_BACKEND, bundle

@@ -7,23 +7,24 @@ from collections.abc import Mapping
 from importlib import metadata, util
 from typing import NamedTuple
 
-from engine import device as devices
-from engine.backends import gpu_choice, native
 from engine.backends.base import PRECISIONS, Graph, check_precision
-from engine.bundle import Bundle
+from engine.backends.native import backend as native
+from engine.backends.tensorrt import choice as gpu_choice
+from engine.bundle.reader import Bundle
 from engine.chunk import ChunkEngine
-from engine.device import Device
+from engine.device import context as devices
+from engine.device.context import Device
 from engine.errors import ArgumentError, BackendError, did_you_mean
 from engine.processor import Processor, this_processor
 
 BACKENDS = {  # name -> module, which has load(bundle, role, *, precision, threads) and PRECISIONS
-    "native": "engine.backends.native",
+    "native": "engine.backends.native.backend",
     "openvino": "engine.backends.openvino",
     "onnxruntime": "engine.backends.onnxruntime",
     "onnxruntime-cuda": "engine.backends.onnxruntime_cuda",
     "onnxruntime-tensorrt": "engine.backends.onnxruntime_tensorrt",
-    "tensorrt_rtx": "engine.backends.tensorrt_rtx",
-    "tensorrt": "engine.backends.tensorrt",
+    "tensorrt_rtx": "engine.backends.tensorrt.rtx",
+    "tensorrt": "engine.backends.tensorrt.backend",
 }
 GPU_BACKENDS = ("tensorrt_rtx", "tensorrt")  # these take a device, and run whole chunks on it
 # Never chosen by "auto": whether their provider works is known only once a session has been tried.

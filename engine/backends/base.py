@@ -10,10 +10,10 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 
-from engine.bundle import Bundle
+from engine.bundle.manifest import GraphSpec, TensorSpec
+from engine.bundle.onnx_file import check_self_contained
+from engine.bundle.reader import Bundle
 from engine.errors import ArgumentError, BackendError, did_you_mean
-from engine.manifest import GraphSpec, TensorSpec
-from engine.onnx_file import check_self_contained
 
 PRECISIONS = ("f32", "bf16", "fp16", "int8")  # what a caller may ask for; a backend has some of them
 Arrays = dict[str, npt.NDArray[np.generic]]

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.backends.base import Arrays, Graph, check_precision, check_tensors, read_onnx
-from engine.bundle import Bundle
+from engine.bundle.manifest import GraphSpec, graph_key
+from engine.bundle.reader import Bundle
 from engine.errors import BackendError
-from engine.manifest import GraphSpec, graph_key
 from engine.threads import resolve_threads
 
 NAME = "onnxruntime"

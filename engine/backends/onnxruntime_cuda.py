@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from engine.backends.onnxruntime import OrtGraph, Runtime, load_on
 from engine.backends.onnxruntime_gpu import installed
-from engine.bundle import Bundle
+from engine.bundle.reader import Bundle
 
 NAME = "onnxruntime-cuda"
 PRECISIONS = ("f32", "fp16")

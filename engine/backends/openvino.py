@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.backends.base import Arrays, Graph, check_precision, check_tensors, read_onnx
-from engine.bundle import Bundle
+from engine.bundle.manifest import GraphSpec
+from engine.bundle.reader import Bundle
 from engine.errors import BackendError
-from engine.manifest import GraphSpec
 from engine.processor import BF16_FEATURES, Processor, this_processor
 from engine.threads import resolve_threads
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.backends import native
+from engine.backends.native import backend as native
 from engine.bulk.cluster import Cluster, connected, load_ray, places
 from engine.bulk.maker import ON_A_GPU, Maker, Means, pack, unpack
 from engine.bulk.plan import Job, Shard

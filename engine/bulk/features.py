@@ -11,11 +11,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from engine.arguments import images_of
 from engine.backends.onnxruntime import native_failures, open_session
-from engine.batch import F32, U8
+from engine.bundle.onnx_file import check_self_contained
+from engine.checks import images_of
 from engine.errors import ArgumentError, BackendError, BundleError, NumericsError
-from engine.onnx_file import check_self_contained
+from engine.result import F32, U8
 
 _UINT8, _FLOAT = "tensor(uint8)", "tensor(float)"
 

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from engine.bulk.plan import Job, Shard
-from engine.bundle import CHUNK
-from engine.bundle_writer import flush_folder, lock_folder, unlock_folder
+from engine.bundle.reader import CHUNK
+from engine.bundle.writer import flush_folder, lock_folder, unlock_folder
 from engine.errors import BulkError
 
 JOB, MANIFEST = "job.json", "manifest.json"

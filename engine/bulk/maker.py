@@ -13,14 +13,15 @@ from pathlib import Path
 import numpy as np
 
 import engine
-from engine import device
-from engine.backends import BY_NAME_ONLY, GPU_BACKENDS, available, native
+from engine.backends import BY_NAME_ONLY, GPU_BACKENDS, available
+from engine.backends.native import backend as native
 from engine.bulk.features import Extractor
 from engine.bulk.formats import Samples, encode, png_encoder
 from engine.bulk.plan import Job, Shard, digest_of, manifest_bytes
-from engine.bundle import Bundle
+from engine.bundle.manifest import MANIFEST_FILE
+from engine.bundle.reader import Bundle
+from engine.device import context as device
 from engine.errors import BulkError
-from engine.manifest import MANIFEST_FILE
 from engine.processor import FEATURES, this_processor
 from engine.sampler import Sampler
 

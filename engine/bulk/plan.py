@@ -13,14 +13,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from engine.arguments import count_of, resolve_setting
-from engine.batch import Setting
-from engine.bundle import Bundle, read_manifest_file
+from engine.bundle.manifest import MANIFEST_FILE, Manifest, parse_manifest
+from engine.bundle.prior import resolve_prior
+from engine.bundle.reader import Bundle, read_manifest_file
+from engine.checks import count_of, resolve_setting
 from engine.errors import ArgumentError, BulkError, did_you_mean
-from engine.latent_prior import resolve_prior
-from engine.manifest import MANIFEST_FILE, Manifest, parse_manifest
-from engine.schedule import check_integer
-from engine.whole_sampler import setting_feeds
+from engine.result import Setting
+from engine.solver.feeds import setting_feeds
+from engine.solver.schedule import check_integer
 
 FORMATS = ("npy", "tar")
 SHARD_SIZE = 500

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from engine.bulk.files import JobFolder
 from engine.bulk.maker import Maker, Means
 from engine.bulk.plan import Job, Shard
-from engine.bundle import Bundle
+from engine.bundle.reader import Bundle
 
 
 class Progress(Protocol):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from engine.steps import Schedule
+from engine.solver.table import Schedule
 from export.context import Graph
 from export.graphs.onnx_export import export_onnx
 from export.graphs.parity import measure
@@ -16,7 +16,7 @@ from export.graphs.sampler_role import measure_sampler, sampler_role
 from export.precision import BOUND, HalfOptions, half_roles
 
 if TYPE_CHECKING:
-    from export.engines.base import BuildContext
+    from export.engines import BuildContext
 
 HALF_RUNTIMES = ("onnxruntime",)  # OpenVINO on a CPU computes a half graph in float32: nothing would be learnt
 

@@ -27,9 +27,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from engine.errors import ExportError
+from engine.kernels import ROW_FIELDS
 from export.graphs.onnx_export import label_graph
 from export.graphs.roles import Role, Tensor
-from kernels import ROW_FIELDS
 
 START_FIELDS = ("k_noise", "k_image", "k_cond")
 _KINDS = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "uint8": TensorProto.UINT8}

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import nn
 
-import kernels
+from engine import kernels
 from engine.errors import ExportError
-from engine.steps import Schedule, build_step_table
-from engine.whole_sampler import step_feeds
+from engine.kernels import ROW_FIELDS
+from engine.solver.feeds import step_feeds
+from engine.solver.table import Schedule, build_step_table
 from export.graphs.parity import LOADERS, native_failures, relative_error
 from export.graphs.roles import Inputs, Role, Tensor
-from kernels import ROW_FIELDS
 
 NAME = "sampler"
 # Largest relative error of x against the float32 loop in torch, for chains that start at T / 2: nearer to T, x0 divides

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.bundle_writer import write_bundle
-from engine.manifest import MANIFEST_FILE
+from engine.bundle.manifest import MANIFEST_FILE
+from engine.bundle.writer import write_bundle
 
 
 def changed_bundle(source: Path, target: Path, changes: Mapping[str, Any], files: Mapping[str, bytes] | None = None) -> Path:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine import backends
-from engine.backends import native
-from engine.bundle import Bundle
+from engine.backends.native import backend as native
+from engine.bundle.fields import parse_json
+from engine.bundle.prior import read_prior
+from engine.bundle.reader import Bundle
 from engine.errors import BundleError, EngineError
-from engine.fields import parse_json
-from engine.latent_prior import read_prior
 from tests.cpp import capi
 from tests.cpp.capi import Failed, Library, open_c
 

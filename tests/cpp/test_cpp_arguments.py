@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from engine import __version__
-from kernels.native_library import native_library
+from engine.kernels.native_library import native_library
 from tests.cpp import capi
 from tests.cpp.capi import ARGUMENT, BACKEND, NUMERICS, Arguments, CSampler, Failed, Library, address, open_c
 from tests.native_models import NEEDS_NATIVE

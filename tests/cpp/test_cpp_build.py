@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from engine import Sampler, __version__
-from kernels import build as kernel_build
+from tests.kernel_build import build as kernel_build
 from tests.cpp import building
 from tests.native_models import NEEDS_NATIVE
 
@@ -200,7 +200,7 @@ def test_a_project_compiles_the_wheels_sources(
     cpp_wheel: Path, cpp_runtimes: Path, native_bundle: Callable[..., Path]
 ) -> None:
     commands = json.loads((cpp_runtimes / "compile_commands.json").read_text())
-    assert any(entry["file"] == str(cpp_wheel / "kernels" / "cpu" / "kernels.cpp") for entry in commands)
+    assert any(entry["file"] == str(cpp_wheel / "kernels" / "cpu" / "engine.kernels.cpp") for entry in commands)
     program = cpp_runtimes / "plain"
     assert f"{cpp_runtimes}/diffusevae/libdiffusevae.so" in building.run(["ldd", program])
     bundle = native_bundle("form1")
@@ -215,7 +215,7 @@ def test_cpp_config_is_the_checkout_in_a_checkout() -> None:
 
 
 def test_cpp_config_says_when_its_files_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from embed import cpp_config
+    from engine.cli import cpp_config
 
     monkeypatch.setattr(cpp_config, "FOLDER", tmp_path)
     with pytest.raises(cpp_config.CppFilesError, match=r"diffusevaeConfig\.cmake: found no such file, expected .* install"):

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from engine.bundle_writer import write_bundle
+from engine.bundle.writer import write_bundle
 from tests import toy
 from tests.cpp import capi
 from tests.cpp.building import ROOT
@@ -267,7 +267,7 @@ def test_the_old_bundle_aside_is_opened_while_a_writer_is_between_its_renames(li
 # Writes a bundle again and again, by turns under two names and with another graph, until its input ends.
 WRITER = """
 import json, os, select, sys
-from engine import bundle_writer
+from engine.bundle import writer as bundle_writer
 os.fsync = lambda descriptor: None
 raw, exchange = json.loads(sys.argv[2]), sys.argv[3] == "True"
 if not exchange:

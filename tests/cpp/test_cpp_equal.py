@@ -11,9 +11,9 @@ import pytest
 from safetensors.numpy import save
 
 from engine import Sampler, StepInfo
-from engine.backends import native
-from engine.bundle import Bundle
-from kernels.native_library import ISAS, native_library
+from engine.backends.native import backend as native
+from engine.bundle.reader import Bundle
+from engine.kernels.native_library import ISAS, native_library
 from tests.cpp.capi import Arguments, CBatch, CSampler, Library, Step, looking, open_c
 from tests.cpp.changed import changed_bundle
 from tests.native_models import NEEDS_NATIVE

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.bundle import Bundle
-from engine.bundle_writer import write_bundle
-from engine.latent_prior import read_prior
+from engine.bundle.prior import read_prior
+from engine.bundle.reader import Bundle
+from engine.bundle.writer import write_bundle
 from tests.cpp.capi import Library, open_c
 from tests.cpp.fuzz_cpp_bundle import PRIOR, prior_of
 from tests.native_models import NEEDS_NATIVE

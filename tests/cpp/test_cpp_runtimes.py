@@ -73,7 +73,7 @@ def external(folder: Path) -> Path:
     """A toy bundle whose denoiser names a file for one of its weights."""
     from onnx import TensorProto
 
-    from engine.bundle_writer import write_bundle
+    from engine.bundle.writer import write_bundle
     from tests import toy
 
     models = toy.models_of(1, 8, 4, False)

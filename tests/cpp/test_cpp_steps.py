@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.errors import ArgumentError
-from engine.schedule import SPACINGS
-from engine.steps import METHODS, VARIANCES, Schedule, StepTable, build_step_table
+from engine.solver.schedule import SPACINGS
+from engine.solver.table import METHODS, VARIANCES, Schedule, StepTable, build_step_table
 from tests.cpp import capi
 from tests.cpp.capi import ARGUMENT, Arguments, CSampler, Failed, Library, open_c
 from tests.cpp.changed import changed_bundle

@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from engine.errors import ArgumentError, CheckpointError, EngineError
-from engine.schedule import Schedule
-from export.architecture import Architecture, infer
-from export.checkpoint import Checkpoint
-from export.evidence import Evidence, Options
+from engine.solver.schedule import Schedule
+from export.families.architecture import Architecture, infer
+from export.families.presets import PRESETS
 from export.models.layouts import expected_shapes
 from export.models.unet import UNet, UNetSpec
 from export.models.vae import VAE, VAESpec
-from export.parts import select, split
-from export.presets import PRESETS
+from export.read.checkpoint import Checkpoint
+from export.read.evidence import Evidence, Options
+from export.read.parts import select, split
 from export.synthetic import schedule_constants
 from tests import golden_models
 

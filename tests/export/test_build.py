@@ -17,20 +17,19 @@ from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
 from engine import backends
-from engine.bundle import Bundle
+from engine.bundle.reader import Bundle
 from engine.errors import ArgumentError, BackendError, CheckpointError, ExportError
 from export import build as building
 from export import plan as planning
 from export.build import Request, build, infer_architecture, load, read
 from export.build_engines import main, spread
 from export.context import Watch
-from export.engines import ENGINE_BUILDERS
-from export.engines.base import BuildContext, BuiltEngine
-from export.evidence import Options
+from export.engines import ENGINE_BUILDERS, BuildContext, BuiltEngine
 from export.graphs.parity import relative_error
 from export.models.layouts import to_checkpoint
 from export.models.unet import UNet, UNetSpec
 from export.plan import BUILDABLE, check_backends, default_backends, plan_precisions
+from export.read.evidence import Options
 from tests import golden_models
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import save_file
 
 from engine.errors import ArgumentError, CheckpointError
-from export.checkpoint import Checkpoint, as_float32, read_checkpoint
-from export.parts import select, split, vae_stage
+from export.read.checkpoint import Checkpoint, as_float32, read_checkpoint
+from export.read.parts import select, split, vae_stage
 
 STATE = {"a.weight": torch.arange(12.0).reshape(3, 4), "a.bias": torch.tensor([1.0, -2.0])}
 

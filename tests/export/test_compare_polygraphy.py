@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 pytest.importorskip("polygraphy", reason="polygraphy is not installed; pip install 'diffusevae-engine[polygraphy]'")
 
-from engine.bundle import Bundle
-from engine.bundle_writer import write_bundle
+from engine.bundle.reader import Bundle
+from engine.bundle.writer import write_bundle
 from engine.errors import ArgumentError, BackendError
 from export.compare_polygraphy import compare, inputs_of, inspect, main
 from tests import toy

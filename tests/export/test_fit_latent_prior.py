@@ -16,13 +16,12 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from engine import Sampler
-from engine.bundle import Bundle
+from engine.bundle.prior import LatentPrior
+from engine.bundle.reader import Bundle
 from engine.errors import ArgumentError, BundleError, ExportError
-from engine.latent_prior import LatentPrior
 from export import build as building
 from export import fit_latent_prior as command
 from export.build import Request, build
-from export.evidence import Options
 from export.latent_prior import (
     fit,
     log_likelihood,
@@ -32,6 +31,7 @@ from export.latent_prior import (
     to_bytes,
     write_prior,
 )
+from export.read.evidence import Options
 from tests import golden_models, toy
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install 'diffusevae-engine[export]'")

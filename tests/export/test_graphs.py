@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 
-from engine.bundle import Bundle
+from engine.bundle.reader import Bundle
 from engine.errors import ExportError
 from export.graphs.onnx_export import OPSET, export_onnx
 from export.graphs.parity import LOADERS, measure, relative_error

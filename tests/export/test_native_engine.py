@@ -13,15 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine.bundle import Bundle
+from engine.bundle.reader import Bundle
 from engine.errors import ArgumentError, ExportError
-from export.engines import native_pack as pack
-from export.engines.native_int8 import Layer, _fill, choose_layers, parse_budget
-from export.engines.native_program import Assembler, Value
-from export.engines.native_scales import choose_scales, eligible, evaluate, in_int8, of_range, weight_scales
-from export.engines.native_trajectory import States
-from export.engines.native_unet import lower_denoiser
 from export.models.unet import UNet, UNetSpec
+from export.native import pack
+from export.native.int8 import Layer, _fill, choose_layers, parse_budget
+from export.native.program import Assembler, Value
+from export.native.scales import choose_scales, eligible, evaluate, in_int8, of_range, weight_scales
+from export.native.trajectory import States
+from export.native.unet import lower_denoiser
 from tests.native_models import NEEDS_NATIVE
 
 SPEC = UNetSpec("openai", 8, 6, 3, 32, (1, 2), 1, (1,), 2)

@@ -12,8 +12,8 @@ import torch
 from onnx import TensorProto
 
 from engine.errors import ArgumentError, ExportError
-from engine.steps import Schedule, build_step_table
-from engine.whole_sampler import step_feeds
+from engine.solver.feeds import step_feeds
+from engine.solver.table import Schedule, build_step_table
 from export.build import Request, infer_architecture, load, read
 from export.graphs.onnx_export import export_onnx
 from export.graphs.parity import measure

@@ -10,13 +10,13 @@ import onnx
 import pytest
 import torch
 
+from engine.bundle.graphs import contract
+from engine.bundle.manifest import Model
 from engine.errors import ExportError
-from engine.manifest import Model
-from engine.manifest_graphs import contract
-from engine.steps import Schedule
-from export.architecture import Architecture
+from engine.solver.table import Schedule
 from export.context import Graph, Watch
-from export.engines.base import BuildContext
+from export.engines import BuildContext
+from export.families.architecture import Architecture
 from export.graphs import extra
 from export.graphs.extra import GraphOptions, extra_graphs
 from export.graphs.onnx_export import OPSET, export_onnx

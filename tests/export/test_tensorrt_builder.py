@@ -13,17 +13,18 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from engine.cli_info import record_line
+from engine.cli.info import record_line
 from engine.errors import ArgumentError, BackendError, Cancelled, ExportError
 from export.build_engines import main
 from export.context import Watch
-from export.engines import tensorrt_engines, tensorrt_library
-from export.engines.tensorrt_check import check_model
-from export.engines.tensorrt_library import Library, device_target, open_library, settle_targets
-from export.engines.tensorrt_log import BuildNotes, read_header
-from export.engines.tensorrt_options import RTX_DEFAULT_TARGETS, read_options
-from export.engines.tensorrt_plan import Plan, build_plan
 from export.graphs.roles import Tensor
+from export.tensorrt import engines as tensorrt_engines
+from export.tensorrt import library as tensorrt_library
+from export.tensorrt.check import check_model
+from export.tensorrt.library import Library, device_target, open_library, settle_targets
+from export.tensorrt.log import BuildNotes, read_header
+from export.tensorrt.options import RTX_DEFAULT_TARGETS, read_options
+from export.tensorrt.plan import Plan, build_plan
 from tests.fake_tensorrt import CACHE, LAYERS_10, PLAN, Behaviour, fake_tensorrt
 
 INPUTS = (Tensor("x", ("batch", 3, 8, 8)), Tensor("row", (1, 6)), Tensor("timesteps", ("steps",), "int64"))

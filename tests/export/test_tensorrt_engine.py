@@ -18,21 +18,22 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
-from engine.bundle import Bundle
-from engine.bundle_writer import write_bundle
-from engine.cli import cli
+from engine.bundle.reader import Bundle
+from engine.bundle.writer import write_bundle
+from engine.cli.main import cli
 from engine.errors import BundleError, ExportError
 from export.build_engines import main
 from export.context import Graph, Watch
-from export.engines import tensorrt_check, tensorrt_engines
-from export.engines.base import BuildContext, BuiltEngine
-from export.engines.tensorrt_check import check_model
-from export.engines.tensorrt_engines import build_plans
-from export.engines.tensorrt_library import open_library
-from export.engines.tensorrt_log import read_header
-from export.engines.tensorrt_options import read_options
-from export.engines.tensorrt_plan import Plan, build_plan
+from export.engines import BuildContext, BuiltEngine
 from export.graphs.roles import Role, Tensor
+from export.tensorrt import check as tensorrt_check
+from export.tensorrt import engines as tensorrt_engines
+from export.tensorrt.check import check_model
+from export.tensorrt.engines import build_plans
+from export.tensorrt.library import open_library
+from export.tensorrt.log import read_header
+from export.tensorrt.options import read_options
+from export.tensorrt.plan import Plan, build_plan
 from tests import toy
 
 needs_rtx = pytest.mark.skipif(

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from engine import backends
-from engine.bundle import Bundle
-from engine.bundle_writer import write_bundle
+from engine.bundle.reader import Bundle
+from engine.bundle.writer import write_bundle
 from engine.errors import BackendError, BundleError
 from tests import toy
 from tests.manifests import full_files, full_manifest

@@ -22,7 +22,7 @@ from safetensors.torch import save
 
 from engine.errors import EngineError
 from export.build import Request, infer_architecture, load, read
-from export.evidence import Options
+from export.read.evidence import Options
 from tests import golden_models
 
 VALUES: list[Any] = [

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.backends import native
-from engine.backends.native_weights import weights_of
+from engine.backends.native import backend as native
+from engine.backends.native.weights import weights_of
+from engine.bundle.manifest import GraphSpec, Parity, TensorSpec
 from engine.errors import EngineError
-from engine.manifest import GraphSpec, Parity, TensorSpec
-from export.engines.native_program import Assembled
-from export.engines.native_unet import lower_denoiser
 from export.models.unet import UNet, UNetSpec
+from export.native.program import Assembled
+from export.native.unet import lower_denoiser
 from tests.fuzz.fuzz_bundle import mutate_bytes, mutate_json
 
 SPEC = UNetSpec("openai", 8, 6, 3, 32, (1, 2), 1, (1,), 2)

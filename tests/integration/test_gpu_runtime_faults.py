@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from engine import Sampler
-from engine.batch import Batch
-from engine.bundle import Bundle
-from engine.device_driver import BINDINGS
+from engine.bundle.reader import Bundle
+from engine.device.driver import BINDINGS
 from engine.errors import BackendError, DeviceError, EngineError
+from engine.result import Batch
 from tests.integration.test_gpu_runtime_mock import bundles, same
 from tests.mock_cuda import RELEASES, MockCuda
 from tests.mock_tensorrt import Mock

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from engine import Sampler
-from engine.backends.gpu_chain import KEPT_SHAPES
-from engine.batch import Batch, StepInfo
-from engine.bundle import Bundle
-from engine.device_array import DeviceArray
+from engine.backends.tensorrt.chain import KEPT_SHAPES
+from engine.bundle.prior import LatentPrior
+from engine.bundle.reader import Bundle
+from engine.device.arrays import DeviceArray
 from engine.errors import ArgumentError, Cancelled, NumericsError
-from engine.latent_prior import LatentPrior
+from engine.result import Batch, StepInfo
 from tests.mock_tensorrt import Mock, build_bundle
 from tests.unit.test_device_arrays import Foreign, Lent
 

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import gpu_golden
 from engine import Sampler
-from engine.bundle import Bundle
+from engine.bundle.reader import Bundle
 from engine.errors import NumericsError
 from tests.cuda_host import HostKernels
 from tests.integration.test_gpu_runtime_mock import KINDS, NEEDS_CONDITION, SETTINGS, bundles, mock, same

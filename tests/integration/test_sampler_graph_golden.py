@@ -16,12 +16,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-import kernels
-from engine import Sampler
-from engine.bundle import Bundle
-from engine.cli import cli
-from engine.noise import resolve_seeds
-from engine.whole_sampler import no_noise, noise_feeds, setting_feeds
+from engine import Sampler, kernels
+from engine.bundle.reader import Bundle
+from engine.cli.main import cli
+from engine.solver.feeds import no_noise, noise_feeds, setting_feeds
+from engine.solver.noise import resolve_seeds
 from tests.integration.test_golden import CASES, GOLDEN, assert_close_in_distribution, chains, parse
 from tests.sampler_graphs import OrtSampler, compose
 

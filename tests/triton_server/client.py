@@ -13,8 +13,8 @@ import tritonclient.grpc as grpc_client
 import tritonclient.http as http_client
 from tritonclient.utils import InferenceServerException
 
-from embed.triton.local_server import LocalServer
-from embed.triton.statistics import Counters, counters
+from engine.triton.local_server import LocalServer
+from engine.triton.statistics import Counters, counters
 
 MODULES = {"http": http_client, "grpc": grpc_client}
 PROTOCOLS = tuple(MODULES)

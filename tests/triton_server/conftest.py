@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from embed.triton.local_server import LocalServer
-from embed.triton.repository import write_repository
-from embed.triton.server_files import ServerError, find_installation
 from engine import Sampler
-from engine.backends import native
+from engine.backends.native import backend as native
+from engine.triton.local_server import LocalServer
+from engine.triton.repository import write_repository
+from engine.triton.server_files import ServerError, find_installation
 from tests import toy
 from tests.triton_server.served import SERVED
 

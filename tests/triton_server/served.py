@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from embed.triton.serving import Serving
+from engine.triton.serving import Serving
 
 DELAY_US = 100_000  # so long that requests sent at the same moment meet in the queue
 MANY_STEPS = 1000  # a run that takes seconds, to be interrupted

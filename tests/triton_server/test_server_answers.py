@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embed.triton.local_server import LocalServer
 from engine import Sampler
+from engine.triton.local_server import LocalServer
 from tests.triton_server.client import PROTOCOLS, Client, count
 
 SETTINGS: dict[str, dict[str, Any]] = {

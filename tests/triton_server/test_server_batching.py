@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from embed.triton.local_server import LocalServer
-from embed.triton.statistics import Counters, counters
 from engine import Sampler
+from engine.triton.local_server import LocalServer
+from engine.triton.statistics import Counters, counters
 from tests.triton_server.client import PROTOCOLS, Client, added_by, at_once
 from tests.triton_server.served import MANY_STEPS
 

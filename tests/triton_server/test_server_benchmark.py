@@ -8,7 +8,7 @@ from pathlib import Path
 import jsonschema
 
 from benchmarks import serving
-from embed.triton.serving import Serving
+from engine.triton.serving import Serving
 from tests.triton_server.client import count
 
 SCHEMA = Path(__file__).parents[2] / "benchmarks" / "schema" / "serving.schema.json"

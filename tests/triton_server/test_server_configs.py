@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from embed.triton.local_server import LocalServer
-from embed.triton.repository import write_repository
-from embed.triton.serving import Serving
-from engine.bundle_writer import write_bundle
+from engine.bundle.writer import write_bundle
+from engine.triton.local_server import LocalServer
+from engine.triton.repository import write_repository
+from engine.triton.serving import Serving
 from tests import toy
 from tests.manifests import full_files, full_manifest
 from tests.triton_server.client import Client, count

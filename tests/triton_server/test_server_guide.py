@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from click.testing import CliRunner
 
-from embed.triton.local_server import HOST, LocalServer
 from engine import Sampler
-from engine.cli import cli
+from engine.cli.main import cli
+from engine.triton.local_server import HOST, LocalServer
 from tests.triton_server.client import count
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from embed.triton.local_server import LocalServer
 from engine import Sampler
+from engine.triton.local_server import LocalServer
 from tests.triton_server.client import PATIENCE, PROTOCOLS, Client, count
 from tests.triton_server.served import DELAY_US, MANY_STEPS
 

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from embed.triton.local_server import SHARED_MEMORY, LocalServer, Ports
-from embed.triton.repository import write_repository
-from embed.triton.server_files import ServerError
-from embed.triton.statistics import counters
 from engine import Sampler
+from engine.triton.local_server import SHARED_MEMORY, LocalServer, Ports
+from engine.triton.repository import write_repository
+from engine.triton.server_files import ServerError
+from engine.triton.statistics import counters
 from tests import toy
 from tests.triton_server.client import Client, count
 from tests.triton_server.served import SERVED

@@ -7,8 +7,8 @@ import re
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from embed.triton.local_server import LocalServer
-from embed.triton.statistics import STAGES, counters, metrics
+from engine.triton.local_server import LocalServer
+from engine.triton.statistics import STAGES, counters, metrics
 from tests.triton_server.client import Client, added_by
 
 

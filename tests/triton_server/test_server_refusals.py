@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from embed.triton.local_server import LocalServer
 from engine import Sampler
+from engine.triton.local_server import LocalServer
 from tests.triton_server.client import PROTOCOLS, Client, count
 
 

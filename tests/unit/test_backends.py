@@ -15,8 +15,8 @@ from onnx import TensorProto, helper
 from engine import backends
 from engine.backends import onnxruntime as ort_backend
 from engine.backends import openvino as ov_backend
-from engine.bundle import Bundle
-from engine.bundle_writer import write_bundle
+from engine.bundle.reader import Bundle
+from engine.bundle.writer import write_bundle
 from engine.errors import ArgumentError, BackendError, BundleError
 from engine.processor import Processor, this_processor
 from tests import toy

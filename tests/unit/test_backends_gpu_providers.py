@@ -19,8 +19,8 @@ from engine import backends
 from engine.backends import onnxruntime as ort_backend
 from engine.backends import onnxruntime_cuda, onnxruntime_gpu, onnxruntime_tensorrt
 from engine.backends.onnxruntime import CPU, Runtime, load_on, open_session
-from engine.bundle import Bundle
-from engine.bundle_writer import write_bundle
+from engine.bundle.reader import Bundle
+from engine.bundle.writer import write_bundle
 from engine.errors import ArgumentError, BackendError
 from tests import toy
 

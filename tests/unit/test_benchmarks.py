@@ -16,7 +16,7 @@ from benchmarks.cases import Case
 from benchmarks.frechet import Moments, frechet_distance, moments
 from benchmarks.machine import BenchmarkError, describe, machine_facts, write_json
 from engine.errors import ArgumentError
-from engine.steps import Schedule, build_step_table
+from engine.solver.table import Schedule, build_step_table
 from tests import toy
 
 jsonschema = pytest.importorskip("jsonschema", reason="the package jsonschema is not installed")

@@ -19,7 +19,7 @@ from PIL import Image
 from engine import ArgumentError, NumericsError
 from engine.bulk.cluster import Cluster, check_reachable
 from engine.bulk.features import Extractor, read_extractor
-from engine.cli import cli
+from engine.cli.main import cli
 from engine.errors import BulkError
 from tests.bulk_jobs import MEANS, extractor, run, samples, small_job, whole_hash
 from tests.samplers import ANY_BACKEND, SIZE, bundle

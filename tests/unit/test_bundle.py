@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.bundle import Bundle
+from engine.bundle.manifest import CONDITIONAL_ROLES, FORMAT_VERSION, MAX_MANIFEST_BYTES, UNCONDITIONAL_ROLES
+from engine.bundle.reader import Bundle
 from engine.errors import ArgumentError, BundleError
-from engine.manifest import CONDITIONAL_ROLES, FORMAT_VERSION, MAX_MANIFEST_BYTES, UNCONDITIONAL_ROLES
 from tests import toy
 from tests.manifests import ABSENT, check_refused, damages, edit
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from engine.bundle import Bundle
-from engine.bundle_writer import write_bundle
+from engine.bundle.manifest import CONDITIONAL_ROLES, EngineSpec, FileSpec, check_manifest, graph_key
+from engine.bundle.reader import Bundle
+from engine.bundle.writer import write_bundle
 from engine.errors import ArgumentError, BundleError
-from engine.manifest import CONDITIONAL_ROLES, EngineSpec, FileSpec, check_manifest, graph_key
 from tests import toy
 from tests.manifests import (
     ABSENT,

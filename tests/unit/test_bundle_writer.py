@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from engine import bundle_writer
-from engine.bundle import Bundle
-from engine.bundle_writer import write_bundle
+from engine.bundle import writer as bundle_writer
+from engine.bundle.reader import Bundle
+from engine.bundle.writer import write_bundle
 from engine.errors import BundleError
 from tests import toy
 
@@ -209,8 +209,8 @@ def test_a_bundle_put_aside_by_a_dead_writer_is_found(tmp_path: Path) -> None:
 KILLER = textwrap.dedent(
     """
     import json, os, pathlib, random, signal, sys, time
-    from engine import bundle_writer
-    from engine.bundle import Bundle
+    from engine.bundle import writer as bundle_writer
+    from engine.bundle.reader import Bundle
 
     target, raw, mode, exchange = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3], sys.argv[4] == "True"
     files = {"denoiser.onnx": b"d" * 2_000_000, "timestep_table.onnx": b"t"}
@@ -276,8 +276,8 @@ def test_kill_9_leaves_the_old_or_the_new(tmp_path: Path, mode: str, exchange: b
 RACERS = textwrap.dedent(
     """
     import json, os, pathlib, sys
-    from engine import bundle_writer
-    from engine.bundle import Bundle
+    from engine.bundle import writer as bundle_writer
+    from engine.bundle.reader import Bundle
     from engine.errors import BundleError
 
     target, raw, exchange = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3] == "True"

@@ -15,9 +15,9 @@ from PIL import Image
 
 from engine import Sampler
 from engine.backends import available
-from engine.bundle_writer import write_bundle
-from engine.cli import cli
-from engine.cli_elsewhere import Elsewhere
+from engine.bundle.writer import write_bundle
+from engine.cli.elsewhere import Elsewhere
+from engine.cli.main import cli
 from tests import toy
 from tests.manifests import full_files, full_manifest
 from tests.samplers import ANY_BACKEND, GRAPH_BACKENDS, SIZE, bundle, open_toy

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kernels import KernelLoadError, build, build_cuda, cuda_module
+from engine.kernels import KernelLoadError, build_cuda, cuda_module
+from tests.kernel_build import build
 
 ROOT = Path(__file__).resolve().parents[2]
 REGISTERS = 64  # of 65536 a multiprocessor: eight blocks of 128 threads
@@ -110,7 +111,7 @@ def test_every_float_operation_is_rounded_on_its_own(tmp_path):
 def test_which_nvcc_is_taken(monkeypatch, tmp_path):
     monkeypatch.setenv(build_cuda.VARIABLE, "none")
     assert build_cuda.find_nvcc() is None
-    assert [extension.name for extension in build.extensions()] == ["kernels._kernels"]
+    assert [extension.name for extension in build.extensions()] == ["engine.kernels._kernels"]
     monkeypatch.setenv(build_cuda.VARIABLE, str(fake_nvcc(tmp_path)))
     assert build_cuda.find_nvcc() == str(tmp_path / "nvcc")
     _, fatbin = build.extensions()
@@ -373,7 +374,7 @@ def test_a_missing_nvrtc_library_is_named():
 
 
 def test_importing_the_module_loads_nothing_of_cuda():
-    code = "import sys, kernels.cuda_module; print([name for name in sys.modules if name.split('.')[0] == 'cuda'])"
+    code = "import sys, engine.kernels.cuda_module; print([name for name in sys.modules if name.split('.')[0] == 'cuda'])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 

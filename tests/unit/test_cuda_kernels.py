@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-import kernels
-from kernels import cuda_module
+from engine import kernels
+from engine.kernels import cuda_module
 from tests import cuda_host
 from tests.cuda_host import F32, GUIDANCE, HostKernels, Run, at, floats, row
 from tests.kernel_choice import SEEDS

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine import device as devices
-from engine.device import Device, open_device, presence, release_all, run_all, undo
-from engine.device_array import Allocation
-from engine.device_driver import BINDINGS, CALLS, load_driver
-from engine.device_memory import ALIGNMENT, DeviceBlock, PinnedBlock
-from engine.device_stream import Event, Lru, Stream, capture
+from engine.device import context as devices
+from engine.device.arrays import Allocation
+from engine.device.context import Device, open_device, presence, release_all, run_all, undo
+from engine.device.driver import BINDINGS, CALLS, load_driver
+from engine.device.memory import ALIGNMENT, DeviceBlock, PinnedBlock
+from engine.device.stream import Event, Lru, Stream, capture
 from engine.errors import ArgumentError, BackendError, CaptureError, DeviceError, DeviceMemoryError, EngineError
 from tests.mock_cuda import MockCuda
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine import device_dlpack as dlpack
-from engine.device import Device
-from engine.device_array import Allocation, DeviceArray, borrow, is_on_device, stream_handle
-from engine.device_stream import LEGACY_STREAM, Stream
+from engine.device import dlpack
+from engine.device.arrays import Allocation, DeviceArray, borrow, is_on_device, stream_handle
+from engine.device.context import Device
+from engine.device.stream import LEGACY_STREAM, Stream
 from engine.errors import ArgumentError
 from tests.mock_cuda import MockCuda
 from tests.unit.test_device import cuda, device

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from benchmarks import gpu_check, gpu_golden, gpu_torch
 from benchmarks.machine import BenchmarkError
-from engine import device
-from engine.bundle import Bundle
+from engine.bundle.reader import Bundle
+from engine.device import context as device
 from tests.mock_tensorrt import Mock, build_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +50,7 @@ def test_without_a_device_it_ends_with_a_clear_message(tmp_path: Path, monkeypat
 
 def test_a_device_without_tensorrt_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     Mock().install(monkeypatch)
-    monkeypatch.setattr("engine.backends.gpu_choice.util.find_spec", lambda name: None)
+    monkeypatch.setattr("engine.backends.tensorrt.choice.util.find_spec", lambda name: None)
     with pytest.raises(
         BenchmarkError, match=r"tensorrt_rtx: not installed; .*pip install tensorrt-rtx-cu13.*; tensorrt: not"
     ):

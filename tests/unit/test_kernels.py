@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-import kernels
-from kernels import KernelArgumentError
+from engine import kernels
+from engine.kernels import KernelArgumentError
 from tests.kernel_choice import SEEDS, use
 
 SHAPES = [(0, 3, 4, 4), (1, 0), (1, 1), (1, 3), (2, 5), (3, 3, 7, 5), (2, 511), (2, 512), (2, 513), (1, 1_000_003)]

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kernels import KernelLoadError, build, fallback, loader
+from engine.kernels import KernelLoadError, fallback, loader
+from tests.kernel_build import build
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-import kernels
-from kernels import KernelArgumentError, fallback
+from engine import kernels
+from engine.kernels import KernelArgumentError, fallback
 from tests.kernel_choice import SEEDS, use
 
 

@@ -17,7 +17,7 @@ from benchmarks.contestants import EngineRunner, TorchRunner
 from benchmarks.field import BY_NAME, CONTESTANTS, Contestant, Task, skip_reason
 from benchmarks.machine import BenchmarkError
 from benchmarks.plain import PlainRunner, export_plain
-from engine.bundle import Bundle
+from engine.bundle.reader import Bundle
 from engine.processor import Processor
 from tests import golden_models, toy
 

@@ -11,14 +11,13 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load, save
 
-import kernels
-from engine import Sampler
-from engine import noise as noises
-from engine.bundle import Bundle
-from engine.bundle_writer import write_bundle
-from engine.cli import cli
+from engine import Sampler, kernels
+from engine.bundle.prior import LatentPrior, parse_prior, read_prior, resolve_prior
+from engine.bundle.reader import Bundle
+from engine.bundle.writer import write_bundle
+from engine.cli.main import cli
 from engine.errors import ArgumentError, BundleError
-from engine.latent_prior import LatentPrior, parse_prior, read_prior, resolve_prior
+from engine.solver import noise as noises
 from tests import toy
 from tests.kernel_choice import SEEDS
 from tests.samplers import ANY_BACKEND, SIZE, Z_DIM, open_toy

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import layers, work
-from engine.bundle import Bundle
+from engine.bundle.reader import Bundle
 from tests.native_models import NEEDS_NATIVE
 
 pytestmark = NEEDS_NATIVE

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from engine import Sampler, backends
-from engine.backends import native
-from engine.backends.native_weights import Weights, map_weights, weights_of
-from engine.bundle import Bundle
+from engine.backends.native import backend as native
+from engine.backends.native.weights import Weights, map_weights, weights_of
+from engine.bundle.reader import Bundle
 from engine.errors import ArgumentError, BackendError, BundleError, NumericsError
+from engine.kernels.native_library import ISAS
 from engine.processor import Processor
-from kernels.native_library import ISAS
 from tests.native_models import NEEDS_NATIVE, PATHS
 
 pytestmark = NEEDS_NATIVE

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kernels import build
-from kernels.native_library import ISAS
+from engine.kernels.native_library import ISAS
+from tests.kernel_build import build
 from tests.native_models import SOFTWARE_TILES_FLAGS
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import kernels
-from engine import noise
+from engine import kernels
 from engine.errors import ArgumentError
+from engine.solver import noise
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import kernels
-from engine import noise as noises
+from engine import kernels
 from engine.backends import available
+from engine.solver import noise as noises
 from tests.samplers import EACH_BACKEND, SIZE, Z_DIM, T, open_toy, watch_graph
 
 ALPHA_BAR = np.cumprod(1 - np.linspace(1e-4, 0.02, T))

@@ -17,10 +17,10 @@ from PIL import Image
 from benchmarks import load, serving, serving_report
 from benchmarks.machine import BenchmarkError, machine_facts
 from benchmarks.serving import Schedule, Tally, Way
-from embed.triton.serving import Serving, plan_for
-from embed.triton.statistics import STAGES, Counters
-from engine.bundle import Bundle
+from engine.bundle.reader import Bundle
 from engine.errors import EngineError
+from engine.triton.serving import Serving, plan_for
+from engine.triton.statistics import STAGES, Counters
 from tests import toy
 
 jsonschema = pytest.importorskip("jsonschema", reason="the package jsonschema is not installed")

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from engine.errors import ArgumentError
-from engine.schedule import SPACINGS, kept_timesteps
-from engine.steps import Schedule, StepTable, build_step_table
-from kernels import ROW_FIELDS
+from engine.kernels import ROW_FIELDS
+from engine.solver.schedule import SPACINGS, kept_timesteps
+from engine.solver.table import Schedule, StepTable, build_step_table
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDERS = sorted(path.parent.name for path in GOLDEN.glob("*/expected.npz"))

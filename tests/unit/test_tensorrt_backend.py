@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from engine import Sampler, backends
-from engine.backends import gpu_choice, tensorrt_library
-from engine.backends.tensorrt_plan import covers
-from engine.bundle import Bundle
+from engine.backends.tensorrt import choice as gpu_choice
+from engine.backends.tensorrt import library as tensorrt_library
+from engine.backends.tensorrt.plan import covers
+from engine.bundle.reader import Bundle
 from engine.errors import ArgumentError, BackendError, BundleError, DeviceError
 from tests import toy
 from tests.mock_tensorrt import VERSION, Mock, build_bundle, plan_of

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embed.triton.options import read_options
-from embed.triton.repository import write_repository
-from embed.triton.served import TritonPythonModel
-from embed.triton.serving import Serving
 from engine import Sampler
 from engine.errors import SamplerStateError
+from engine.triton.options import read_options
+from engine.triton.repository import write_repository
+from engine.triton.served import TritonPythonModel
+from engine.triton.serving import Serving
 from tests import fake_triton
 from tests.fake_triton import Request, TritonModelException
 from tests.samplers import ANY_BACKEND, bundle
@@ -102,7 +102,7 @@ class TestLoading:
     def test_instances_share_the_threads(
         self, instances: int, threads: int, served: Open, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("embed.triton.options.default_threads", lambda: 6)
+        monkeypatch.setattr("engine.triton.options.default_threads", lambda: 6)
         chosen = Serving(**{**vars(CHOSEN), "threads": None, "instances": instances})
         assert served("form1", chosen).sampler.threads == threads
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from embed.triton import local_server, server_files
-from embed.triton.local_server import LocalServer, Ports
-from embed.triton.server_files import PYTHON_VARIABLE, STUB, ServerError, find_installation
+from engine.triton import local_server, server_files
+from engine.triton.local_server import LocalServer, Ports
+from engine.triton.server_files import PYTHON_VARIABLE, STUB, ServerError, find_installation
 
 
 def script(path: Path, text: str) -> Path:
@@ -197,7 +197,7 @@ class TestServer:
         environment.binary(f"echo $$ > {tmp_path}/pid; sleep 60 & wait")
         code = (
             "import os, sys, time\n"
-            "from embed.triton.local_server import LocalServer\n"
+            "from engine.triton.local_server import LocalServer\n"
             "server = LocalServer(sys.argv[1], python=sys.argv[2])\n"
             "server._launch()\n"
             "while not os.path.exists(sys.argv[3]) or not open(sys.argv[3]).read(): time.sleep(0.01)\n"

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from embed.triton import repository
-from embed.triton.config import model_config
-from embed.triton.pbtxt import Word, quoted, text_of
-from embed.triton.repository import RepositoryError, write_repository
-from embed.triton.serving import Serving, plan_for
-from engine.bundle import Bundle
-from engine.bundle_writer import write_bundle
-from engine.cli import cli
+from engine.bundle.reader import Bundle
+from engine.bundle.writer import write_bundle
+from engine.cli.main import cli
 from engine.errors import ArgumentError, BackendError, BundleError
+from engine.triton import repository
+from engine.triton.config import model_config
+from engine.triton.pbtxt import Word, quoted, text_of
+from engine.triton.repository import RepositoryError, write_repository
+from engine.triton.serving import Serving, plan_for
 from tests import toy
 from tests.fake_triton import as_json
 from tests.manifests import full_files, full_manifest
@@ -149,7 +149,7 @@ class TestConfig:
         written = write_repository(bundle(), tmp_path)
         assert Bundle.open(written.model / "1" / "bundle").manifest == Bundle.open(bundle()).manifest
         source = (written.model / "1" / "model.py").read_text()
-        assert "from embed.triton.served import TritonPythonModel" in source
+        assert "from engine.triton.served import TritonPythonModel" in source
         compile(source, "model.py", "exec")
 
 

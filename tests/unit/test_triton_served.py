@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embed.triton.serving import Serving
 from engine import Sampler
-from engine.backends import native
+from engine.backends.native import backend as native
+from engine.triton.serving import Serving
 from tests import fake_triton
 from tests.fake_triton import Request, TritonError
 from tests.samplers import CountingGraph, watch_graph

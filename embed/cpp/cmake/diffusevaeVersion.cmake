@@ -1,5 +1,8 @@
 # Which version is this? The one that engine/__init__.py states, in a source tree as in an installed Python package.
 cmake_path(SET diffusevae_engine NORMALIZE "${CMAKE_CURRENT_LIST_DIR}/../../../engine/__init__.py")
+if(NOT EXISTS "${diffusevae_engine}")  # in the Python package: engine/_sources/embed/cpp/cmake
+  cmake_path(SET diffusevae_engine NORMALIZE "${CMAKE_CURRENT_LIST_DIR}/../../../../__init__.py")
+endif()
 file(STRINGS "${diffusevae_engine}" diffusevae_line REGEX "^__version__ = \"[0-9]+\\.[0-9]+\\.[0-9]+")
 if(NOT diffusevae_line MATCHES "\"([0-9]+\\.[0-9]+\\.[0-9]+)[^\"]*\"")
   message(FATAL_ERROR

@@ -1,0 +1,1 @@
+"""Backends `tensorrt` and `tensorrt_rtx`: plans, and chains that stay on the device."""

@@ -1,0 +1,150 @@
+"""How does TensorRT run a graph on an NVIDIA GPU? Plans of `tensorrt` and of `tensorrt_rtx`, one code for both.
+
+The plans were built by export/engines/tensorrt.py; nothing is built here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.backends.base import Arrays, Graph, check_precision
+from engine.backends.tensorrt import choice as gpu_choice
+from engine.backends.tensorrt.chain import GpuChain
+from engine.backends.tensorrt.plan import PRECISION, Execution, Plan
+from engine.bundle.reader import Bundle
+from engine.device.context import Device, noting, open_device, release_all, undo
+from engine.device.memory import DeviceBlock, PinnedBlock, Spec
+from engine.device.stream import Stream
+from engine.errors import BackendError
+
+NAME = "tensorrt"
+PRECISIONS = (PRECISION,)
+TABLE = "timestep_table"
+# What the library's bindings raise beside returning None and False.
+NATIVE_FAILURES = (RuntimeError, TypeError, ValueError)
+
+
+def load(
+    bundle: Bundle, role: str, *, precision: str = PRECISION, threads: int | None = None, device: Device | None = None
+) -> TensorRtGraph:
+    """Load a plan of a verified bundle; BackendError or DeviceError when it, the library or the GPU is not what it must be.
+
+    device: as engine.device.open_device gives it; None opens the current or first one. threads has no meaning here.
+    """
+    return load_plan(NAME, bundle, role, precision, device)
+
+
+def available() -> tuple[bool, str]:
+    """(whether it runs here, its version and the GPUs or what is missing)."""
+    return gpu_choice.available(NAME)
+
+
+def load_plan(backend: str, bundle: Bundle, role: str, precision: str, device: Device | None) -> TensorRtGraph:
+    """`load` for either library."""
+    if role != TABLE:  # asked for in f32, which its graph is; its plan belongs to the set
+        check_precision(precision, PRECISIONS, backend)
+    opened = open_device(device)
+    with undo(opened.release), opened.current():
+        try:
+            plan = Plan(bundle, backend, role, opened)
+        except NATIVE_FAILURES as error:
+            raise BackendError(
+                f"{backend}, graph {role!r} of {bundle.path}: found {type(error).__name__}: {error}; expected a plan that "
+                f"it can load; upgrade {backend}, or rebuild the bundle with --backends {backend}"
+            ) from error
+        return TensorRtGraph(plan, opened)
+
+
+def chunk_engine(bundle: Bundle, graphs: Mapping[str, Any]) -> GpuChain:
+    """What runs whole chunks on the device, over graphs that are loaded already."""
+    plans = {role: graph.plan for role, graph in graphs.items() if role != "vae_encoder"}
+    return GpuChain(bundle, plans, graphs["denoiser"].device)
+
+
+class TensorRtGraph(Graph):
+    """A plan with a context of its own for arrays on the host; its memory is allocated with the first call of a shape."""
+
+    _failures = NATIVE_FAILURES
+
+    def __init__(self, plan: Plan, device: Device) -> None:
+        super().__init__(plan.role, plan.spec, PRECISION, 1)
+        self.backend = plan.backend  # of this graph: one class for both libraries
+        self.plan, self.device = plan, device
+        self._call: _Call | None = None
+
+    def _bind(self, outputs: Arrays) -> None:
+        """Another shape: what the last one used is given back, and made anew with the inputs' shapes in `_run`."""
+        self._drop()
+
+    def _run(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        with self.device.current():
+            if self._call is None:
+                self._call = _Call(self.plan, self.device, arrays, self._outputs)
+            try:
+                self._call.run(arrays, self._outputs)
+            except BaseException as error:
+                with noting(error):
+                    self._call.stream.synchronize()  # what still runs writes into memory that is about to be given back
+                with noting(error):
+                    self._drop()
+                raise
+
+    def _drop(self) -> None:
+        call, self._call = self._call, None
+        if call is not None and self.device.driver.lost is None:
+            with self.device.current():
+                call.close()
+
+    def _release(self) -> None:
+        try:
+            self._drop()
+            self.plan = None  # type: ignore[assignment]  # closed
+        finally:
+            self.device.release()
+
+    def _twin(self) -> TensorRtGraph:
+        return TensorRtGraph(self.plan, self.device.share())
+
+
+class _Call:
+    """Stream, memory and context of one shape of a single graph."""
+
+    def __init__(self, plan: Plan, device: Device, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+        self.device = device
+        specs: dict[str, Spec] = {name: (array.shape, array.dtype) for name, array in {**inputs, **outputs}.items()}
+        for name, array in inputs.items():
+            plan.check_shape(name, array.shape)
+        self._owned: list[Any] = []
+        with undo(self.close):
+            self.stream = self._own(Stream(device))
+            scratch: dict[str, Spec] = {"scratch": ((plan.scratch,), np.uint8)}
+            self.arena = self._own(DeviceBlock(device, specs | scratch, f"the graph {plan.role}", self.stream.handle))
+            self.pinned = self._own(PinnedBlock(device, specs, f"the graph {plan.role}"))
+            tensors = {name: (self.arena[name].address, self.arena[name].shape) for name in specs}
+            self.execution = self._own(Execution(plan, self.arena["scratch"].address, tensors))
+
+    def run(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+        stream = self.stream.handle
+        for name, array in inputs.items():
+            self.pinned.array(name)[...] = array
+            slot = self.pinned[name]
+            self.device("cuMemcpyHtoDAsync", self.arena[name].address, slot.address, slot.nbytes, stream)
+        self.execution.enqueue(stream)
+        for name in outputs:
+            slot = self.pinned[name]
+            self.device("cuMemcpyDtoHAsync", slot.address, self.arena[name].address, slot.nbytes, stream)
+        self.stream.synchronize()
+        for name, array in outputs.items():
+            array[...] = self.pinned.array(name)
+
+    def close(self) -> None:
+        owned, self._owned = self._owned, []
+        release_all(self.device, [item.close for item in reversed(owned)])
+
+    def _own(self, item: Any) -> Any:
+        self._owned.append(item)
+        return item

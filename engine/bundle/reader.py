@@ -1,0 +1,228 @@
+"""Is this folder a bundle that may be used? Everything is verified before a native parser sees a byte.
+
+A bundle is a folder: manifest.json and the files it names (graphs, engines, a latent prior), flat. Other files in the
+folder are ignored (file managers leave some), links are refused. Writing one is `engine.bundle_writer`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+
+from engine.bundle.fields import REBUILD, shorten
+from engine.bundle.manifest import (
+    MANIFEST_FILE,
+    MAX_MANIFEST_BYTES,
+    EngineSpec,
+    FileSpec,
+    GraphSpec,
+    Manifest,
+    parse_manifest,
+)
+from engine.errors import ArgumentError, BundleError, did_you_mean
+
+CHUNK = 1 << 20
+ASIDE = ".aside"  # what a writer calls the old bundle between two renames, where folders cannot be exchanged
+OPEN_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle. `path` is its folder; `manifest` holds every checked field."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Bundle:
+        """Verify the manifest, and size and SHA-256 of every file it names; BundleError names what does not match.
+
+        A builder may replace the folder meanwhile: then the new bundle is opened, never a mixture of both.
+        """
+        asked = Path(path)
+        for _ in range(OPEN_ATTEMPTS - 1):
+            folder, before = _locate(asked)
+            try:
+                return cls._verify(folder)
+            except BundleError:
+                if _locate(asked) == (folder, before):
+                    raise
+        return cls._verify(_locate(asked)[0])
+
+    @classmethod
+    def _verify(cls, folder: Path) -> Bundle:
+        manifest = parse_manifest(read_manifest_file(folder), str(folder / MANIFEST_FILE))
+        bundle = cls(folder, manifest)
+        for spec in manifest.files:
+            bundle._verified(spec)
+        return bundle
+
+    # ---- graphs ----------------------------------------------------------------------------------
+
+    def spec(self, key: str) -> GraphSpec:
+        """The manifest's entry of a graph, by role or `graph_key`; ArgumentError when this bundle has none."""
+        graphs = self.manifest.graphs
+        if key not in graphs:
+            raise ArgumentError(
+                f"role: found {key!r}, expected one of {', '.join(graphs)}, the graphs of {self.path}."
+                f"{did_you_mean(key, graphs)}"
+            )
+        return graphs[key]
+
+    def graph_file(self, key: str) -> Path:
+        """The path of a graph whose size and SHA-256 have just been verified."""
+        return self._verified(self.spec(key))
+
+    def read_graph(self, key: str) -> bytes:
+        """The bytes of a graph, themselves verified: what the disk holds before or after does not matter."""
+        return self._read(self.spec(key))
+
+    # ---- engines and prior -----------------------------------------------------------------------
+
+    def has_engine(self, backend: str, precision: str, role: str) -> bool:
+        """Whether an engine of a role was built for this backend in this precision."""
+        return self._find_engine(backend, precision, role) is not None
+
+    def engine(self, backend: str, precision: str, role: str) -> EngineSpec:
+        """The manifest's entry of an engine; BundleError with the command that builds it when there is none."""
+        found = self._find_engine(backend, precision, role)
+        if found is None:
+            names = ", ".join(engine.name for engine in self.manifest.engines) or "none"
+            raise BundleError(
+                f"{self.path}: found the engines {shorten(names)}, expected {backend} {precision} {role}; rebuild the "
+                f"bundle with: python export/build_engines.py CKPT --out PATH --backends {backend} --precision {precision}"
+            )
+        return found
+
+    def engine_file(self, spec: EngineSpec, label: str) -> Path:
+        """The path of one file of an engine whose size and SHA-256 have just been verified, to be mapped."""
+        return self._verified(_labelled(spec, label))
+
+    def read_engine(self, spec: EngineSpec, label: str) -> bytes:
+        """The bytes of one file of an engine, themselves verified."""
+        return self._read(_labelled(spec, label))
+
+    def read_latent_prior(self) -> bytes | None:
+        """The bytes of the latent prior, themselves verified; None where the bundle has none."""
+        return None if self.manifest.latent_prior is None else self._read(self.manifest.latent_prior)
+
+    def _find_engine(self, backend: str, precision: str, role: str) -> EngineSpec | None:
+        asked = (backend, precision, role)
+        return next((e for e in self.manifest.engines if (e.backend, e.precision, e.role) == asked), None)
+
+    # ---- files -----------------------------------------------------------------------------------
+
+    def _verified(self, spec: FileSpec) -> Path:
+        path = self.path / spec.file
+        digest, buffer = hashlib.sha256(), memoryview(bytearray(CHUNK))
+        with _opened(path, spec.size) as file:
+            while count := file.readinto(buffer):
+                digest.update(buffer[:count])
+        _check_digest(path, digest.hexdigest(), spec.sha256)
+        return path
+
+    def _read(self, spec: FileSpec) -> bytes:
+        path = self.path / spec.file
+        with _opened(path, spec.size) as file:
+            data = file.read(spec.size + 1)
+        _check_digest(path, hashlib.sha256(data).hexdigest(), spec.sha256)
+        return data
+
+
+def _labelled(spec: EngineSpec, label: str) -> FileSpec:
+    if label not in spec.files:
+        raise ArgumentError(
+            f"label: found {label!r}, expected one of {', '.join(spec.files)}, the files of the engine {spec.name}."
+            f"{did_you_mean(label, spec.files)}"
+        )
+    return spec.files[label]
+
+
+def read_manifest_file(folder: Path) -> bytes:
+    """The bytes of a folder's manifest.json, cut one byte past the limit; BundleError when there is none."""
+    path = folder / MANIFEST_FILE
+    if not path.exists() and not path.is_symlink():
+        raise BundleError(
+            f"{folder}: found a folder without {MANIFEST_FILE}, expected a bundle; give the folder that "
+            f"build_engines.py wrote, or {REBUILD}"
+        )
+    with _opened(path, None) as file:
+        return file.read(MAX_MANIFEST_BYTES + 1)
+
+
+def _locate(path: Path) -> tuple[Path, tuple[int, ...]]:
+    """The folder to read and its identity."""
+    for candidate in _candidates(path):
+        try:
+            found = candidate.stat()
+        except (OSError, ValueError) as error:
+            problem = error
+            continue
+        if not stat.S_ISDIR(found.st_mode):
+            cure = f"give the folder: {path.parent}" if path.name == MANIFEST_FILE else REBUILD
+            raise BundleError(f"{path}: found a file, expected the folder of a bundle; {cure}")
+        # The times too: the number of a folder that was just removed is soon another's.
+        return candidate, (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
+    raise BundleError(
+        f"{str(path)!r}: found nothing that can be read ({problem}), expected a bundle folder; check the path, or "
+        f"build a bundle with: python export/build_engines.py CKPT --out PATH"
+    ) from problem
+
+
+def _candidates(path: Path) -> Iterator[Path]:
+    yield path
+    # Where folders cannot be exchanged, a writer between its two renames, or dead there, has the old bundle aside...
+    yield from hidden_beside(path, ASIDE)
+    yield path  # ... or had, and is done by now
+
+
+def hidden_beside(path: Path, *suffixes: str) -> list[Path]:
+    """The hidden folders `.NAME.<16 hex digits><suffix>` beside `path` that writers of a bundle leave."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}({'|'.join(map(re.escape, suffixes))})")
+    try:
+        with os.scandir(path.parent) as entries:
+            return [Path(e.path) for e in entries if pattern.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return []
+
+
+@contextmanager
+def _opened(path: Path, size: int | None) -> Iterator[BufferedReader]:
+    """A regular file of exactly `size` bytes, opened without following a link; OSError becomes BundleError."""
+    try:
+        mode = path.lstat().st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a link" if stat.S_ISLNK(mode) else "no regular file"
+            raise BundleError(
+                f"{path}: found {kind}, expected a regular file inside the bundle (nothing may lead out of it); {REBUILD}"
+            )
+        with open(path, "rb", opener=_open_no_follow) as file:
+            found = os.fstat(file.fileno()).st_size
+            if size is not None and found != size:
+                raise BundleError(
+                    f"{path}: found {found} bytes, expected {size}: the file is truncated or of another build; {REBUILD}"
+                )
+            yield file
+    except OSError as error:
+        raise BundleError(
+            f"{path}: found a file that cannot be read ({error.strerror or error}), expected a file of the bundle; "
+            f"check its permissions and disk, or {REBUILD}"
+        ) from error
+
+
+def _open_no_follow(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0))
+
+
+def _check_digest(path: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise BundleError(
+            f"{path}: found SHA-256 {found}, expected {expected}: the file is damaged or of another build; {REBUILD}"
+        )

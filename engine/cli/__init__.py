@@ -1,0 +1,1 @@
+"""The command `diffusevae`: main.py has its subcommands, the other files what needs more room."""

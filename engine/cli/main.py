@@ -1,0 +1,265 @@
+"""The command line `diffusevae`: options in, one Sampler call, files and a report out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from engine import __version__
+from engine.bundle.manifest import SAMPLER
+from engine.bundle.prior import PRIORS, read_prior
+from engine.bundle.reader import Bundle
+from engine.checks import count_of
+from engine.cli.bulk import bulk_options, sample_in_bulk, take_bulk
+from engine.cli.elsewhere import commands as commands_elsewhere
+from engine.cli.info import info, verify
+from engine.cli.output import finish
+from engine.errors import EngineError, did_you_mean
+from engine.imaging import check_target, load_images
+from engine.result import Batch
+from engine.sampler import SETTING_OPTIONS, Sampler
+from engine.solver.feeds import noise_feeds, setting_feeds, write_feeds
+from engine.solver.noise import resolve_seeds
+from engine.solver.schedule import SPACINGS
+from engine.solver.table import METHODS, VARIANCES
+
+# A fixed width: --help is the same text in every terminal (and in tests/help).
+HELP_WIDTH = {"max_content_width": 100, "terminal_width": 100}
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Suggesting(click.Group):
+    """Answers an unknown command with the nearest one, and our errors with a line instead of a traceback."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            names = self.list_commands(ctx)
+            ctx.fail(f"No such command {args[0]!r}.{did_you_mean(args[0], names)} There are: {', '.join(names)}.")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EngineError as error:
+            raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted; nothing was written after this point.", err=True)
+            ctx.exit(130)
+
+
+class NearChoice(click.Choice):
+    """A choice that answers an unknown value with the nearest one."""
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        names = [str(choice) for choice in self.choices]
+        return f"{value!r} is not one of {', '.join(names)}.{did_you_mean(str(value), names)}"
+
+
+class Seeds(click.ParamType):
+    """A whole number, or several with commas between them."""
+
+    name = "seed"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | list[int]:
+        words = str(value).split(",")
+        if not all(word.strip().isdecimal() for word in words):
+            self.fail(
+                f"{value!r} is not a whole number from 0 to 2**64 - 1, or several with commas: 7 or 7,0,9.",
+                param,
+                ctx,
+            )
+        numbers = [int(word) for word in words]
+        return numbers[0] if len(numbers) == 1 else numbers
+
+
+def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator, in the order of --help."""
+
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+SETTING = options(
+    click.option("--steps", type=int, help="Denoising steps."),
+    click.option("--method", type=NearChoice(METHODS), help="Solver."),
+    click.option("--spacing", type=NearChoice(SPACINGS), help="Which timesteps are kept."),
+    click.option("--eta", type=float, help="DDIM's share of fresh noise: 0 none, 1 as much as DDPM."),
+    click.option("--t-start", type=int, help="Start from the noised reconstruction (or image) at this timestep."),
+    click.option("--temperature", type=float, help="Scale of the starting noise."),
+    click.option("--guidance", type=float, help="Guidance weight; not 0 doubles the network's work."),
+    click.option("--variance", type=NearChoice(VARIANCES), help="DDPM's variance; default: the bundle's."),
+)
+MACHINE = options(
+    click.option("--backend", default="auto", show_default=True, help="Runtime, one that the bundle lists, or auto."),
+    click.option(
+        "--precision",
+        default="auto",
+        show_default=True,
+        help="f32, bf16 (where the processor has it) or auto.",
+    ),
+    click.option("--threads", type=click.IntRange(min=1), help="Threads; default: what this process may use."),
+    click.option(
+        "--batch",
+        type=click.IntRange(min=1),
+        default=64,
+        show_default=True,
+        help="Images computed at a time.",
+    ),
+)
+SEED = click.option("--seed", type=Seeds(), help="Image i uses SEED + i; or one a image: 7,0,9. Default: random.")
+PRIOR = click.option("--prior", type=NearChoice(PRIORS), help="What latents are drawn from; default: the bundle's, if any.")
+NOISE_SEED = click.option("--seed", type=Seeds(), help="Of the starting noise. Default: A where A is a seed, else random.")
+
+
+def output(default: str) -> Callable[[Command], Command]:
+    """Where results go; without a suffix `--out` is a folder."""
+    return options(
+        click.option(
+            "--out",
+            default=default,
+            show_default=True,
+            help="A .png grid, a .npy array, or a folder for single files.",
+        ),
+        click.option("--with-recon", is_flag=True, help="Show the VAE's image above each refined one."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text."),
+    )
+
+
+def open_sampler(bundle: str, given: dict[str, Any]) -> Sampler:
+    """The Sampler that the machine options in `given` describe; takes them out of it. Refuses a bad --out first."""
+    check_target(given["out"])
+    machine = {name: given.pop(name) for name in ("backend", "precision", "threads")}
+    return Sampler(bundle, max_batch=given.pop("batch"), **machine)
+
+
+def run_options(given: dict[str, Any]) -> dict[str, Any]:
+    """The options of one `Sampler.sample` call; takes them out of `given`."""
+    return {name: given.pop(name) for name in (*SETTING_OPTIONS, "seed")} | {"progress": not given["as_json"]}
+
+
+@click.group(cls=Suggesting, context_settings={**HELP_WIDTH, "help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="diffusevae")
+def cli() -> None:
+    """Sample from DiffuseVAE bundles: a VAE draws the picture, a few diffusion steps make it sharp."""
+
+
+def _run_on_images(bundle: str, images: tuple[str, ...], run: Callable[..., Batch], given: dict[str, Any]) -> None:
+    """Read the pictures at the bundle's size, run a Sampler's method on them, and write what came out."""
+    with open_sampler(bundle, given) as sampler:
+        pixels, notes = load_images(images, sampler.bundle.manifest.model.image_size)
+        finish(sampler, run(sampler, pixels, **run_options(given)), notes=notes, **given)
+
+
+@cli.command()
+@click.argument("bundle")
+@click.option("-n", "--n", "--number", "n", type=int, help="Images. Default: one, or one a seed.")
+@SEED
+@SETTING
+@PRIOR
+@MACHINE
+@output("samples.png")
+@bulk_options
+def sample(bundle: str, n: int | None, prior: str | None, **given: Any) -> None:
+    """Sample images from BUNDLE.
+
+    Without --steps, --method, --spacing, --eta and --t-start the bundle's recorded setting applies; any one
+    of them replaces it by ddim, uniform spacing, eta 0, from pure noise.
+
+    With one of the last five options --out is a folder of shards, which are the same whoever makes them.
+    """
+    bulk = take_bulk(given)
+    if bulk is not None:
+        sample_in_bulk(bundle, n, bulk, {**given, "prior": prior})
+        return
+    with open_sampler(bundle, given) as sampler:
+        batch = sampler.sample(n, prior=prior, **run_options(given))
+        finish(sampler, batch, **given)
+
+
+@cli.command()
+@click.argument("bundle")
+@click.argument("images", nargs=-1, required=True)
+@SEED
+@SETTING
+@MACHINE
+@output("reconstructions.png")
+def reconstruct(bundle: str, images: tuple[str, ...], **given: Any) -> None:
+    """Encode IMAGES (files, folders or .npy), decode them, and refine the result."""
+    _run_on_images(bundle, images, Sampler.reconstruct, given)
+
+
+@cli.command()
+@click.argument("bundle")
+@click.argument("images", nargs=-1, required=True)
+@SEED
+@SETTING
+@MACHINE
+@output("refined.png")
+def refine(bundle: str, images: tuple[str, ...], **given: Any) -> None:
+    """Refine IMAGES (files, folders or .npy) themselves: denoise, sharpen. --with-recon shows them above."""
+    _run_on_images(bundle, images, Sampler.refine, given)
+
+
+@cli.command()
+@click.argument("bundle")
+@click.argument("a", type=click.IntRange(0, 2**64 - 1))
+@click.argument("b", type=click.IntRange(0, 2**64 - 1))
+@click.option("-n", "--number", "n", type=int, default=8, show_default=True, help="Images, both ends included.")
+@click.option(
+    "--mode",
+    type=NearChoice(["lerp", "slerp"]),
+    default="lerp",
+    show_default=True,
+    help="Path in latent space.",
+)
+@NOISE_SEED
+@SETTING
+@PRIOR
+@MACHINE
+@output("interpolation.png")
+def interpolate(bundle: str, a: int, b: int, n: int, mode: str, prior: str | None, **given: Any) -> None:
+    """Walk from the image of seed A to that of seed B through the VAE's latent space."""
+    with open_sampler(bundle, given) as sampler:
+        batch = sampler.interpolate(a, b, n, mode=mode, prior=prior, **run_options(given))
+        finish(sampler, batch, **given)
+
+
+@cli.command("steps", short_help="Write a setting as input arrays of the whole-sampler graph.")
+@click.argument("bundle")
+@click.option("-n", "--number", "n", type=int, help="Write z, x_T and noise of so many images too.")
+@SEED
+@SETTING
+@click.option("--out", default="steps.npz", show_default=True, help="File to write, .npz.")
+def write_steps(bundle: str, n: int | None, seed: int | list[int] | None, out: str, **given: Any) -> None:
+    """Write what a few-step setting is to BUNDLE's sampler.onnx: timesteps, coefficients, start and guidance.
+
+    With -n or --seed also the z, x_T and noise that `diffusevae sample` draws from these seeds, so that any ONNX runtime
+    makes the same images. See examples/whole_sampler.py.
+    """
+    opened = Bundle.open(bundle)
+    manifest = opened.manifest
+    feeds, table = setting_feeds(manifest, given)
+    if n is not None or seed is not None:
+        feeds |= noise_feeds(manifest, table, resolve_seeds(seed, count_of(n)), read_prior(opened))
+    target = write_feeds(out, feeds)
+    arrays = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+    click.echo(f"{target}: {table.steps} steps of {table.method}; {arrays}")
+    if SAMPLER not in manifest.graphs:
+        click.echo("note: this bundle holds no sampler graph; build it with --whole-sampler to have one", err=True)
+
+
+cli.add_command(info)
+cli.add_command(verify)
+for command_elsewhere in commands_elsewhere():
+    cli.add_command(command_elsewhere)
+
+
+def main() -> None:
+    """Entry point of the console script and of `python -m engine`."""
+    cli(prog_name="diffusevae")

@@ -1,0 +1,149 @@
+"""Which implementation runs: the compiled library beside this file, or numpy? Chosen once, at import, and never silently.
+
+DIFFUSEVAE_KERNELS unset or "native" demands the library; "numpy" takes the slower twin with the same bits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import difflib
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.kernels import fallback
+from engine.kernels.errors import KernelLoadError
+
+VARIABLE = "DIFFUSEVAE_KERNELS"
+CHOICES = ("native", "numpy")
+LIBRARY = Path(__file__).with_name("_kernels.so")
+ABI_VERSION = 1  # DV_ABI_VERSION of include/diffusevae/kernels.h
+
+F32 = NDArray[np.float32]
+U64 = NDArray[np.uint64]
+U32 = NDArray[np.uint32]
+U8 = NDArray[np.uint8]
+
+_CURE = (
+    "Run `pip install .` (or `pip install -e .`) in the source folder with a C++17 compiler at hand, for instance g++ 12 "
+    f"or newer (`apt install g++`), or set {VARIABLE}=numpy to run the slower numpy kernels."
+)
+
+
+class Kernels(Protocol):
+    """The four kernels; arguments are checked by the caller (kernels/__init__.py)."""
+
+    def update(
+        self, row: F32, x: F32, eps: F32, *, eps_uncond: F32 | None, guidance: float, cond: F32 | None,
+        x0_prev: F32 | None, noise: F32 | None, seeds: U64 | None, step: int, out: F32, x0_out: F32 | None,
+        threads: int,
+    ) -> bool: ...
+
+    def normal(self, seeds: U64, stream: int, step: int, count: int, out: F32) -> None: ...
+
+    def to_uint8(self, x: F32, out: U8) -> None: ...
+
+    def philox4x32(self, counter: U32, key: U32) -> U32: ...
+
+    def describe(self) -> dict[str, str]: ...
+
+
+class _UpdateArgs(ctypes.Structure):
+    """dv_update_args of include/diffusevae/kernels.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in (
+            "row", "x", "eps", "eps_uncond", "cond", "x0_prev", "noise", "seeds", "out", "x0_out")),
+        *((name, ctypes.c_int64) for name in ("samples", "count", "noise_stride")),
+        ("step", ctypes.c_uint32),
+        ("guidance", ctypes.c_float),
+        ("threads", ctypes.c_int32),
+    ]
+
+
+def _at(array: NDArray[Any] | None) -> int | None:
+    return None if array is None else array.ctypes.data
+
+
+class NativeKernels:
+    """The compiled library, called through ctypes (which releases the interpreter lock meanwhile)."""
+
+    def __init__(self, path: Path = LIBRARY) -> None:
+        self._path = path
+        self._library = open_library(path)
+        size, unsigned, pointer = ctypes.c_int64, ctypes.c_uint32, ctypes.c_void_p
+        signatures: dict[str, tuple[list[Any], Any]] = {
+            "dv_isa": ([], ctypes.c_char_p),
+            "dv_update": ([ctypes.POINTER(_UpdateArgs)], ctypes.c_int32),
+            "dv_normal": ([pointer, size, unsigned, unsigned, size, pointer], None),
+            "dv_to_uint8": ([pointer, size, size, size, pointer], None),
+            "dv_philox4x32": ([pointer, pointer, pointer], None),
+        }
+        for name, (arguments, result) in signatures.items():
+            function = getattr(self._library, name)
+            function.argtypes, function.restype = arguments, result
+
+    def update(
+        self, row: F32, x: F32, eps: F32, *, eps_uncond: F32 | None, guidance: float, cond: F32 | None,
+        x0_prev: F32 | None, noise: F32 | None, seeds: U64 | None, step: int, out: F32, x0_out: F32 | None,
+        threads: int,
+    ) -> bool:
+        samples = x.shape[0]
+        count = x.size // samples if samples else 0
+        shared = noise is not None and noise.shape[0] != samples
+        arguments = _UpdateArgs(
+            _at(row), _at(x), _at(eps), _at(eps_uncond), _at(cond), _at(x0_prev), _at(noise), _at(seeds), _at(out),
+            _at(x0_out), samples, count, 0 if shared else count, step, guidance, threads,
+        )  # fmt: skip
+        return bool(self._library.dv_update(ctypes.byref(arguments)))
+
+    def normal(self, seeds: U64, stream: int, step: int, count: int, out: F32) -> None:
+        self._library.dv_normal(seeds.ctypes.data, seeds.size, stream, step, count, out.ctypes.data)
+
+    def to_uint8(self, x: F32, out: U8) -> None:
+        samples, channels, height, width = x.shape
+        self._library.dv_to_uint8(x.ctypes.data, samples, channels, height * width, out.ctypes.data)
+
+    def philox4x32(self, counter: U32, key: U32) -> U32:
+        out = np.empty(4, np.uint32)
+        self._library.dv_philox4x32(counter.ctypes.data, key.ctypes.data, out.ctypes.data)
+        return out
+
+    def describe(self) -> dict[str, str]:
+        return {"name": "native", "isa": self._library.dv_isa().decode(), "path": str(self._path)}
+
+
+def open_library(path: Path) -> ctypes.CDLL:
+    """The library at `path`, of this version; KernelLoadError otherwise."""
+    if not path.exists():
+        raise KernelLoadError(f"The compiled kernels are missing: {path} does not exist. {_CURE}")
+    try:
+        library = ctypes.CDLL(str(path))
+        version = int(library.dv_abi_version())
+    except (OSError, AttributeError) as error:
+        raise KernelLoadError(f"{path} is not a kernel library that this machine can load: {error}. {_CURE}") from error
+    if version != ABI_VERSION:
+        raise KernelLoadError(
+            f"{path} was built from other sources: it has interface version {version}, expected {ABI_VERSION}. {_CURE}"
+        )
+    return library
+
+
+def load() -> Kernels:
+    """The implementation that the environment asks for.
+
+    Raises KernelLoadError when the library is missing or unfit, or when the variable holds an unknown value.
+    """
+    wanted = os.environ.get(VARIABLE) or "native"
+    if wanted == "numpy":
+        return fallback.NumpyKernels(f"{VARIABLE}=numpy")
+    if wanted == "native":
+        return NativeKernels()
+    near = difflib.get_close_matches(wanted, CHOICES, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise KernelLoadError(
+        f"{VARIABLE} is {wanted!r}; expected one of {', '.join(CHOICES)}, or the variable unset for native.{hint}"
+    )

@@ -1,0 +1,85 @@
+"""Which noise does a sample get? Its own: a function of (seed, stream, step, element), the same in any batch and on any
+backend (Philox4x32-10, kernels/include/diffusevae/philox.h)."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine import kernels
+from engine.errors import ArgumentError
+
+Seeds = NDArray[np.uint64]
+F32 = NDArray[np.float32]
+
+_SEED_END = 2**64
+
+
+def _one_seed(value: object) -> int:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise ArgumentError(
+            f"seed is {value!r}, a {type(value).__name__}; expected an integer in 0 .. 2**64 - 1, a list of them, or None"
+        )
+    if not 0 <= int(value) < _SEED_END:
+        raise ArgumentError(f"seed is {value}; expected 0 .. 2**64 - 1: take it modulo 2**64, or hash it")
+    return int(value)
+
+
+def resolve_seeds(seed: int | Sequence[int] | NDArray[np.integer] | None, n: int | None = None) -> Seeds:
+    """One seed a sample, uint64 [N].
+
+    seed: an integer gives sample i the seed (seed + i) mod 2**64; a list is taken as it is, and n must be None or its
+    length; None draws 64 bits from the operating system and goes on as with an integer, so that the result reports
+    what to pass to have the same again. n None means 1 without a list.
+    Raises ArgumentError.
+    """
+    if n is not None and n < 0:
+        raise ArgumentError(f"n is {n}; expected a number of samples, 0 or more")
+    if isinstance(seed, (Sequence, np.ndarray)) and not isinstance(seed, (str, bytes)):
+        listed = [_one_seed(value) for value in seed]
+        if n is not None and n != len(listed):
+            raise ArgumentError(
+                f"seed lists {len(listed)} seeds for n = {n} samples: expected one seed a sample; "
+                "pass as many, leave n out, or give one integer"
+            )
+        return np.array(listed, np.uint64)
+    first = int.from_bytes(os.urandom(8), "little") if seed is None else _one_seed(seed)
+    return np.array([(first + i) % _SEED_END for i in range(1 if n is None else n)], np.uint64)
+
+
+def latent(seeds: Seeds, shape: Sequence[int]) -> F32:
+    """Unit normal z for the VAE's decoder: float32 [N, *shape]."""
+    return _draw(seeds, kernels.STREAM_Z, 0, shape, None)
+
+
+def prior_words(seeds: Seeds) -> NDArray[np.uint32]:
+    """The first word of each seed's stream for choosing among a prior's components: uint32 [N], uniform."""
+    counter = (0, 0, 0, kernels.STREAM_PRIOR)
+    keys = ((seed & 0xFFFFFFFF, seed >> 32) for seed in seeds.tolist())
+    return np.array([kernels.philox4x32(counter, key)[0] for key in keys], np.uint32)
+
+
+def initial(seeds: Seeds, shape: Sequence[int]) -> F32:
+    """Unit normal noise that a chain starts from, before temperature: float32 [N, *shape]."""
+    return _draw(seeds, kernels.STREAM_X_T, 0, shape, None)
+
+
+def step_noise(seeds: Seeds, step_index: int, shape: Sequence[int], out: F32 | None = None) -> F32:
+    """Unit normal noise of step `step_index` (0 is the first step taken): float32 [N, *shape], into `out` when given.
+
+    The same numbers as kernels.update(..., seeds=seeds, step=step_index) generates in passing.
+    """
+    return _draw(seeds, kernels.STREAM_STEP, step_index, shape, out)
+
+
+def _draw(seeds: Seeds, stream: int, step: int, shape: Sequence[int], out: F32 | None) -> F32:
+    full = (seeds.size, *shape)
+    if out is not None and (out.shape != full or not out.flags.c_contiguous):
+        raise ArgumentError(f"out has shape {list(out.shape)}; expected C-contiguous float32 {list(full)}")
+    count = math.prod(shape)
+    flat = None if out is None else out.reshape(seeds.size, count)
+    return kernels.normal(seeds, stream, step, count, flat).reshape(full)

@@ -1,0 +1,71 @@
+"""What becomes of a request? Its results, filled in sample by sample, or the first error; and the response made of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from engine.errors import ArgumentError, Cancelled, EngineError
+from engine.result import Batch
+from engine.triton.samples import Ask, Reader
+
+FIELDS = {"image": "images", "recon": "recon", "z": "z"}  # an output's name: the field of a Batch
+CANCELLED = "The client cancelled this request before its images were finished; nothing is wrong with it. Ask again."
+
+
+class Answer:
+    """One request on its way to a response."""
+
+    def __init__(self, request: Any, reader: Reader, server: Any) -> None:
+        self.request = request
+        self.server = server
+        self.ask: Ask | None = None
+        self.error: EngineError | None = None
+        self.results: dict[str, np.ndarray] = {}
+        try:
+            self.ask = reader.read(self._tensors(reader), request.requested_output_names())
+        except ArgumentError as error:
+            self.error = error
+
+    def fail(self, error: EngineError) -> None:
+        """Keep the first error: what follows from it would only confuse."""
+        self.error = self.error or error
+
+    def cancelled(self) -> bool:
+        """Whether the client has gone or cancelled; the server is asked each time."""
+        if self.request.is_cancelled():
+            self.fail(Cancelled(CANCELLED))
+            return True
+        return False
+
+    def take(self, ask: Ask, index: int, batch: Batch, row: int) -> None:
+        """Take row `row` of a batch as sample `index`; copies only what was asked for."""
+        for name in ask.wanted:
+            rows = getattr(batch, FIELDS[name])
+            if name not in self.results:
+                self.results[name] = np.empty((len(ask), *rows.shape[1:]), rows.dtype)
+            self.results[name][index] = rows[row]
+
+    @property
+    def outcome(self) -> str:
+        """How it ended, in a word: ok, refused, cancelled or failed."""
+        if self.error is None:
+            return "ok"
+        kinds = {ArgumentError: "refused", Cancelled: "cancelled"}
+        return next((word for kind, word in kinds.items() if isinstance(self.error, kind)), "failed")
+
+    def response(self) -> Any:
+        """What the server sends: results, or a sentence for people with a status that programs can act on."""
+        if self.error is not None:
+            codes = self.server.TritonError
+            code = {"refused": codes.INVALID_ARG, "cancelled": codes.CANCELLED, "failed": codes.INTERNAL}[self.outcome]
+            return self.server.InferenceResponse([], codes(str(self.error), code))
+        return self.server.InferenceResponse([self.server.Tensor(*item) for item in self.results.items()])
+
+    def _tensors(self, reader: Reader) -> dict[str, np.ndarray]:
+        """The input tensors that the client sent."""
+        found = {
+            tensor.name: self.server.get_input_tensor_by_name(self.request, tensor.name) for tensor in reader.inputs
+        }
+        return {name: tensor.as_numpy() for name, tensor in found.items() if tensor is not None}

@@ -1,0 +1,50 @@
+"""The command `diffusevae triton-repo`: a bundle in, a model repository for Triton Inference Server out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from engine.triton.repository import Written, write_repository
+from engine.triton.serving import KINDS, Serving
+
+
+@click.command("triton-repo")
+@click.argument("bundle")
+@click.option("--out", required=True, help="The model repository; other models in it stay as they are.")
+@click.option("--name", help="The model's name; default: the bundle's.")
+@click.option("--max-batch", default=16, show_default=True, help="Samples computed at a time, of any number of requests.")
+@click.option(
+    "--delay-us", default=2000, show_default=True, help="How long a request may wait for others, in microseconds."
+)
+@click.option("--instances", default=1, show_default=True, help="Processes that serve the model, on each GPU with gpu.")
+@click.option("--threads", type=int, help="Threads of each; default: what the server may use, divided by --instances.")
+@click.option("--kind", type=click.Choice(list(KINDS)), default="cpu", show_default=True, help="Where it runs.")
+@click.option("--backend", help="Runtime; default: the bundle's best of this kind, native or tensorrt first.")
+@click.option("--precision", default="auto", show_default=True, help="As for `diffusevae sample`.")
+@click.option("--max-steps", type=int, help="Most steps that a request may ask for; default: 100 or what is recorded.")
+@click.option("--max-queue", default=0, show_default=True, help="Requests that may wait; more are refused. 0: any number.")
+@click.option("--replace", is_flag=True, help="Replace a model of this name that this command wrote.")
+def triton_repo(bundle: str, out: str, replace: bool, **given: Any) -> None:
+    """Write a model repository for Triton Inference Server that serves BUNDLE.
+
+    OUT/NAME holds config.pbtxt, derived from the bundle, and a verified copy of the bundle; the server's Python needs this
+    package. Where the bundle has a whole-sampler graph, OUT/NAME_graph serves it on servers without the package.
+    """
+    report(write_repository(bundle, out, Serving(**given), replace=replace), out)
+
+
+def report(written: Written, out: str) -> None:
+    """What was written, and how to start it."""
+    plan = written.plan
+    threads = "its share of the threads" if plan.threads is None else f"{plan.threads} threads"
+    click.echo(
+        f"{written.model}: backend {plan.backend}, precision {plan.precision}, {plan.instances} x {plan.kind} with "
+        f"{threads}, batches of up to {plan.max_batch} within {plan.delay_us} us, at most {plan.max_steps} steps"
+    )
+    if written.graph is not None:
+        click.echo(f"{written.graph}: the whole sampler as {written.graph_platform}, for servers without this package")
+    click.echo(f"start it with: tritonserver --model-repository {out}")
+    if plan.backend != "native":
+        click.echo(f"note: with {plan.backend} the batch around a sample may change how its last bits are rounded", err=True)

@@ -1,0 +1,144 @@
+"""How does a model repository get onto the disk? Each model written aside and renamed: a server sees whole ones only."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine import __version__
+from engine.bundle.manifest import Manifest
+from engine.bundle.reader import Bundle, read_manifest_file
+from engine.bundle.writer import replacing, write_bundle
+from engine.errors import EngineError
+from engine.triton.config import model_config
+from engine.triton.graph_config import GraphModel, graph_config, graph_model
+from engine.triton.pbtxt import Value, quoted, text_of
+from engine.triton.serving import GRAPH_SUFFIX, Plan, Serving, plan_for
+
+CONFIG = "config.pbtxt"
+VERSION = "1"
+BUNDLE = "bundle"
+MARK = "# Written by diffusevae triton-repo"
+MODEL_PY = '''"""Which model does Triton's Python backend run here? The bundle beside this file, through `engine`.
+
+The server's Python must have the package diffusevae-engine installed.
+"""
+
+from engine.triton.served import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
+'''
+
+
+class RepositoryError(EngineError):
+    """A model repository cannot be written, or what is there must not be replaced."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written: the served model's folder, the stock variant's where the bundle has a whole-sampler graph."""
+
+    plan: Plan
+    model: Path
+    graph: Path | None
+    graph_platform: str | None
+
+
+def write_repository(
+    bundle: str | os.PathLike[str], out: str | os.PathLike[str], chosen: Serving | None = None, *, replace: bool = False
+) -> Written:
+    """Write OUT/NAME, and OUT/NAME_graph where the bundle has a whole-sampler graph.
+
+    Everything is checked before anything is written. A model of that name is replaced only with `replace`, and only when
+    this function wrote it. RepositoryError, BundleError, BackendError or ArgumentError otherwise.
+    """
+    opened = Bundle.open(bundle)
+    plan = plan_for(opened, chosen or Serving())
+    stock = graph_model(opened, plan)
+    folder = Path(os.path.realpath(out))
+    model, graph = folder / plan.name, folder / (plan.name + GRAPH_SUFFIX)
+    for target in (model, graph):
+        _check_free(target, replace)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_model(model, lambda inside: _fill_served(inside, opened, plan), replace)
+        if stock is not None:
+            _write_model(graph, lambda inside: _fill_stock(inside, stock, opened.manifest, plan), replace)
+        elif graph.exists():
+            shutil.rmtree(graph)  # of an older bundle: it would go on serving other weights under this name
+    except OSError as error:
+        raise RepositoryError(
+            f"{folder}: found that the repository cannot be written ({error.strerror or error}: {error.filename}), expected "
+            f"a folder with room and write permission; models that were there are whole"
+        ) from error
+    return Written(plan, model, graph if stock else None, stock.platform if stock else None)
+
+
+def _check_free(target: Path, replace: bool) -> None:
+    """Refuse to replace what is not asked to be replaced, and what somebody else wrote."""
+    if not os.path.lexists(target):
+        return
+    if not replace:
+        raise RepositoryError(
+            f"{target}: found a model of this name, expected none; add --replace, or choose another --name or --out"
+        )
+    try:
+        ours = target.is_dir() and not target.is_symlink() and (target / CONFIG).read_text("utf-8").startswith(MARK)
+        foreign = sorted({entry.name for entry in os.scandir(target)} - {CONFIG, VERSION}) if ours else []
+    except (OSError, UnicodeDecodeError):
+        ours, foreign = False, []
+    if not ours:
+        raise RepositoryError(
+            f"{target}: found something that triton-repo did not write, expected one of its models to replace; move it "
+            "away, or choose another --name or --out"
+        )
+    if foreign:
+        raise RepositoryError(
+            f"{target}: found {foreign[0]!r} beside the model, expected nothing that replacing it would destroy; move it "
+            "away, or choose another --name or --out"
+        )
+
+
+def _write_model(target: Path, fill: Callable[[Path], None], replace: bool) -> None:
+    with replacing(target) as inside:
+        fill(inside)
+        _check_free(target, replace)  # again: copying took a while
+
+
+def _fill_served(inside: Path, opened: Bundle, plan: Plan) -> None:
+    """config.pbtxt, 1/model.py and 1/bundle, a copy whose every hash was checked while it was written."""
+    version = inside / VERSION
+    version.mkdir()
+    files: Mapping[str, bytes | Path] = {spec.file: opened.path / spec.file for spec in opened.manifest.files}
+    write_bundle(version / BUNDLE, json.loads(read_manifest_file(opened.path)), files)
+    if Bundle.open(version / BUNDLE).manifest != opened.manifest:
+        raise RepositoryError(
+            f"{opened.path}: found another bundle than a moment ago, expected it not to be rebuilt while it is copied; "
+            "run the command again"
+        )
+    _write(version / "model.py", MODEL_PY)
+    _write(inside / CONFIG, _config_text(opened.manifest, model_config(opened.manifest, plan)))
+
+
+def _fill_stock(inside: Path, stock: GraphModel, manifest: Manifest, plan: Plan) -> None:
+    """config.pbtxt and 1/model.onnx, or 1/model.plan."""
+    version = inside / VERSION
+    version.mkdir()
+    _write(version / stock.file, stock.data)
+    _write(inside / CONFIG, _config_text(manifest, graph_config(stock, plan)))
+
+
+def _config_text(manifest: Manifest, config: Mapping[str, Value]) -> str:
+    return f"{MARK} {__version__} from the bundle {quoted(manifest.name)}.\n{text_of(config)}"
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    """Write one file and make it durable."""
+    with open(path, "xb") as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())

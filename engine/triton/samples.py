@@ -1,0 +1,112 @@
+"""What does a request ask for? Its tensors as checked samples: a seed, perhaps a latent, and a complete setting each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.bundle.manifest import Manifest
+from engine.checks import latent_of, resolve_setting
+from engine.errors import ArgumentError
+from engine.result import F32, Setting
+from engine.solver.feeds import setting_feeds
+from engine.triton.tensors import NUMPY, Tensor, inputs_of, outputs_of, setting_of
+
+KEPT_SETTINGS = 256  # settled settings that are remembered; a service sees a handful
+MAX_NAME = 64
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A checked request of n samples."""
+
+    seeds: npt.NDArray[np.uint64]  # [n]
+    settings: tuple[Setting, ...]  # one a sample
+    z: F32 | None  # [n, z_dim]
+    wanted: frozenset[str]
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+
+class Reader:
+    """Reads the requests of one model; `limit` is the most samples and `max_steps` the most steps that one may ask for."""
+
+    def __init__(self, manifest: Manifest, *, limit: int, max_steps: int) -> None:
+        self.manifest, self.limit, self.max_steps = manifest, limit, max_steps
+        self.inputs = inputs_of(manifest.model)
+        self.options = tuple(tensor.name for tensor in setting_of(manifest.model))
+        self.outputs = frozenset(tensor.name for tensor in outputs_of(manifest.model))
+        self._settle = lru_cache(KEPT_SETTINGS)(self._settled)
+
+    def check_defaults(self) -> None:
+        """Refuse limits that the bundle's own setting, which a request without one gets, does not keep."""
+        self._settle(())
+
+    def read(self, given: Mapping[str, np.ndarray], wanted: Iterable[str]) -> Ask:
+        """The samples of a request's input tensors by name; ArgumentError with the sentence for its client."""
+        n = self._count(given)
+        for tensor in self.inputs:
+            if tensor.name in given:
+                _check(tensor, given[tensor.name], n)
+        z = latent_of(given["z"], self.manifest.model.z_dim) if "z" in given else None
+        # A seed is 64 bits: what INT64 calls negative is the seed that many above 2**63.
+        seeds = np.ascontiguousarray(given["seed"].reshape(n)).view(np.uint64)
+        return Ask(seeds, tuple(self._setting(given, i, n) for i in range(n)), z, self.outputs.intersection(wanted))
+
+    def _count(self, given: Mapping[str, np.ndarray]) -> int:
+        seed = given.get("seed")
+        if seed is None:
+            raise ArgumentError("seed is missing; expected INT64 [n, 1], one a sample. Choose any number.")
+        n = len(seed) if seed.ndim else 0
+        if not 1 <= n <= self.limit:
+            raise ArgumentError(
+                f"seed has shape {list(seed.shape)}; expected [n, 1] with n in 1 .. {self.limit}. Send several requests."
+            )
+        return n
+
+    def _setting(self, given: Mapping[str, np.ndarray], i: int, n: int) -> Setting:
+        options = tuple((name, _plain(name, given[name][i, 0])) for name in self.options if name in given)
+        try:
+            return self._settle(options)
+        except ArgumentError as error:
+            if n == 1:
+                raise
+            raise ArgumentError(f"sample {i} of {n}: {error}") from error
+
+    def _settled(self, options: tuple[tuple[str, Any], ...]) -> Setting:
+        """The complete setting that these options mean for this bundle, checked as the Sampler would."""
+        setting = resolve_setting(vars(self.manifest.defaults), self.manifest.variance, dict(options))
+        if not 1 <= setting.steps <= self.max_steps:
+            raise ArgumentError(
+                f"steps is {setting.steps}; this server takes 1 .. {self.max_steps}. Ask for such a number, or have its "
+                "repository written with another --max-steps."
+            )
+        _, table = setting_feeds(self.manifest, dict(options))
+        return replace(setting, spacing=table.spacing)
+
+
+def _check(tensor: Tensor, found: np.ndarray, n: int) -> None:
+    shape, dtype = [n, *tensor.dims], NUMPY[tensor.kind]
+    if list(found.shape) != shape or found.dtype != dtype:
+        raise ArgumentError(
+            f"{tensor.name} is {found.dtype} {list(found.shape)}; expected {tensor.kind.removeprefix('TYPE_')} {shape}, one "
+            "row a seed. Reshape or convert it."
+        )
+
+
+def _plain(name: str, value: Any) -> Any:
+    """One element as `Sampler.sample` takes it."""
+    if isinstance(value, bytes):
+        if len(value) > MAX_NAME:
+            raise ArgumentError(f"{name} holds {len(value)} bytes; expected a name of at most {MAX_NAME}. Correct it.")
+        return value.decode("utf-8", "backslashreplace")  # what is no UTF-8 is no name: refused below, legibly
+    if isinstance(value, np.floating):
+        # 0.3 is no float32: what travelled is its nearest one, whose shortest decimal is what the client wrote.
+        return float(str(value))
+    return int(value)

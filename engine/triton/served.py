@@ -1,0 +1,79 @@
+"""What does Triton's Python backend run? One Sampler an instance; requests in, responses out."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engine.bundle.reader import Bundle
+from engine.errors import BackendError, EngineError
+from engine.sampler import Sampler
+from engine.triton.answers import Answer
+from engine.triton.groups import run_all
+from engine.triton.metrics import Metrics
+from engine.triton.numpy_check import check_numpy
+from engine.triton.options import check_tensors, read_options
+from engine.triton.samples import Reader
+
+
+class TritonPythonModel:
+    """The class that the server looks for in model.py; it calls these three methods, one at a time."""
+
+    _sampler: Sampler | None = None
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Open the bundle; what is raised here keeps the model unavailable, and its text is in the server's log."""
+        self._server = importlib.import_module("triton_python_backend_utils")  # there is none outside a server
+        try:
+            check_numpy(self._server)
+            options = read_options(args)
+            bundle = Bundle.open(options.bundle)
+            check_tensors(options.config, bundle.manifest.model)
+            self._reader = Reader(bundle.manifest, limit=options.max_batch, max_steps=options.max_steps)
+            self._reader.check_defaults()
+            self._sampler = Sampler(
+                bundle,
+                options.backend,
+                options.precision,
+                options.threads,
+                max_batch=options.max_batch,
+                device=options.device,
+            )
+            warm_up(self._sampler, options.max_batch)
+            self._metrics = Metrics(self._server, options.name, args["model_version"])
+        except EngineError as error:
+            self.finalize()
+            raise self._server.TritonModelException(str(error)) from error
+        self._server.Logger.log_info(
+            f"{options.name}: bundle {bundle.manifest.name} on {self._sampler.backend}, {self._sampler.precision}, threads "
+            f"{self._sampler.threads}; batches of up to {options.max_batch}, at most {options.max_steps} steps"
+        )
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """One response a request, in order."""
+        if self._sampler is None:
+            raise self._server.TritonModelException("The model is not initialized, or was finalized; load it again.")
+        answers = [Answer(request, self._reader, self._server) for request in requests]
+        runs = run_all(self._sampler, answers, self._server.Logger.log_info)
+        self._metrics.count(answers, runs)
+        return [answer.response() for answer in answers]
+
+    def finalize(self) -> None:
+        """Free weights and buffers."""
+        if self._sampler is not None:
+            self._sampler.close()
+            self._sampler = None
+
+
+def warm_up(sampler: Sampler, max_batch: int) -> None:
+    """One image as clients get it who ask for nothing special, and one step of the largest batch: is there room for it?
+
+    config.pbtxt's model_warmup does the same through the server, but must not be the first to fail: Triton 2.51 can crash
+    while it takes such a model down (a model with dynamic batching, five of seven times).
+    """
+    try:
+        sampler.sample(1, seed=0)
+        sampler.sample(max_batch, seed=0, steps=1, spacing="linspace", guidance=sampler.bundle.manifest.defaults.guidance)
+    except EngineError as error:
+        raise BackendError(f"warm-up: {error}") from error

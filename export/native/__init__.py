@@ -1,0 +1,1 @@
+"""Native programs: a network lowered to fused operations with packed weights, int8 chosen layer by layer."""

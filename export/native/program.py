@@ -1,0 +1,318 @@
+"""How is a program for the native engine written? Operations in order, with the weights they name, then two files.
+
+Every operation is checked here against what the engine can do; a layer that it cannot express ends the build by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from engine.backends.native.program import FORMAT, VERSION
+from engine.backends.native.weights import ALIGNMENT
+from engine.errors import ExportError
+from engine.kernels.native_library import MAX_SOURCES
+from export.native import pack
+from export.native.scales import WEIGHT_LEVELS, Scale, weight_scales
+
+F32 = NDArray[np.float32]
+
+_DTYPES = {np.dtype(np.float32): "F32", np.dtype(np.uint16): "BF16", np.dtype(np.int8): "I8"}
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of the program: a map, or float32 rows of steps, of the batch, or of every pair of them."""
+
+    name: str
+    channels: int
+    height: int = 1
+    width: int = 1
+    rows: str = "none"
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A GroupNorm in front of a convolution; `scale_row`: where in the row its scale begins, the shift behind it."""
+
+    module: nn.GroupNorm
+    scale_row: int | None = None
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A 1 x 1 convolution of other maps, without norm or activation, that is added."""
+
+    sources: Sequence[Value]
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """The two files of an engine."""
+
+    program: bytes
+    weights: bytes
+
+
+@dataclass
+class Assembler:
+    """Collects ports, tensors, operations and weights of one role."""
+
+    role: str
+    precision: str
+    ports: list[dict[str, Any]] = field(default_factory=list)
+    tensors: list[dict[str, Any]] = field(default_factory=list)
+    ops: list[dict[str, Any]] = field(default_factory=list)
+    blobs: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    # ---- what goes in and out --------------------------------------------------------------------
+
+    def port(
+        self,
+        name: str,
+        kind: str,
+        channels: int,
+        height: int = 1,
+        width: int = 1,
+        *,
+        output: bool = False,
+        rows: str = "none",
+    ) -> str:
+        """Declare an input or output array; its name again."""
+        sizes = {"channels": channels, "height": height, "width": width}
+        self.ports.append({"name": name, "kind": kind, "output": output, **sizes, "rows": rows})
+        return name
+
+    def tensor(self, name: str, channels: int, height: int = 1, width: int = 1, rows: str = "none") -> Value:
+        """Declare a value inside the program."""
+        self.tensors.append({"name": name, "rows": rows, "channels": channels, "height": height, "width": width})
+        return Value(name, channels, height, width, rows)
+
+    def input(self, name: str, ports: Sequence[str], channels: int, height: int, width: int, kernel: int = 1) -> Value:
+        """A map of input ports; kernel 3: of their 3 x 3 patches, so that a first convolution is a 1 x 1."""
+        value = self.tensor(name, channels * kernel**2, height, width)
+        self._op("input", name, sources=list(ports), output=name, kernel=kernel)
+        return value
+
+    def input_rows(self, name: str, port: str, channels: int) -> Value:
+        """Rows of the batch from an input port."""
+        value = self.tensor(name, channels, rows="batch")
+        self._op("input", name, sources=[port], output=name, kernel=1)
+        return value
+
+    # ---- maps ------------------------------------------------------------------------------------
+
+    def conv(
+        self,
+        name: str,
+        module: nn.Conv2d,
+        sources: Sequence[Value],
+        *,
+        norm: Norm | None = None,
+        activation: str = "identity",
+        residual: Value | None = None,
+        skip: Skip | None = None,
+        bias_row: int | None = None,
+        int8: Scale | None = None,
+        doubled: bool = False,
+        far_padding: bool = False,
+        port: str | None = None,
+        output_activation: str = "identity",
+        patches: bool = False,
+    ) -> Value:
+        """norm -> activation -> convolution + bias + row + skip + residual, to a new tensor or to an output port.
+
+        doubled: nearest doubling in front.  far_padding: the module pads nothing itself, its input is padded right and
+        bottom.  patches: the source holds 3 x 3 patches already.
+        """
+        kernel, stride = self._check_conv(name, module, sources, doubled=doubled, far_padding=far_padding)
+        source = sources[0]
+        factor = 2 if doubled else 1
+        height, width = factor * source.height // stride, factor * source.width // stride
+        outputs = module.out_channels
+        padded = pack.pad_to(outputs, pack.OUTPUTS if port else pack.BLOCK)
+        weight = _numpy(name, module.weight)
+        bias = np.zeros(outputs, np.float32) if module.bias is None else _numpy(name, module.bias)
+        if skip is not None and skip.bias is not None:
+            bias = bias + _numpy(name, skip.bias)
+        flat = weight.reshape(outputs, -1, 1) if patches else weight.reshape(outputs, weight.shape[1], -1)
+        channels = [value.channels for value in sources]
+        phases = pack.fold_doubling(weight) if doubled else [flat]
+        quantised = None if int8 is None else self._quantised(name, flat, channels, padded, int8, bias)
+        if quantised is None:
+            packed = np.stack([pack.pack_bf16(phase, channels, padded) for phase in phases])
+            self._blob(f"{name}.weights", packed)
+            self._blob(f"{name}.bias", np.tile(pack.padded(bias, padded), len(phases)))
+        pad = 0 if patches or far_padding else kernel // 2
+        self._op(
+            "conv", name, sources=[value.name for value in sources], output=None if port else name, output_port=port,
+            kernel=1 if patches else kernel, stride=stride, pad_top=pad, pad_left=pad, upsample=doubled,
+            norm=self._norm(name, norm), activation=activation, weights=f"{name}.weights", bias=f"{name}.bias",
+            bias_row=bias_row, residual=residual.name if residual else None, skip=self._skip(name, skip, padded),
+            output_activation=output_activation, int8=quantised,
+        )  # fmt: skip
+        return Value(name, outputs, height, width) if port else self.tensor(name, outputs, height, width)
+
+    def attention(self, name: str, qkv: Value, heads: int, scale: float) -> Value:
+        """softmax(scale q k^T) v over the pixels of [q | k | v]."""
+        channels = qkv.channels // 3
+        if channels % heads:
+            raise ExportError(f"layer {name}: found {channels} channels for {heads} heads, expected a multiple of the heads")
+        value = self.tensor(name, channels, qkv.height, qkv.width)
+        self._op("attention", name, source=qkv.name, output=name, heads=heads, scale=float(np.float32(scale)))
+        return value
+
+    def pool(self, name: str, source: Value, factor: int) -> Value:
+        """The mean over factor x factor pixels."""
+        if source.height % factor or source.width % factor:
+            raise ExportError(
+                f"layer {name}: found pooling of {source.height} x {source.width} by {factor}, expected a divisor of the "
+                f"size; the native engine has no other pooling: leave it out of --backends"
+            )
+        value = self.tensor(name, source.channels, source.height // factor, source.width // factor)
+        self._op("pool", name, source=source.name, output=name, factor=factor)
+        return value
+
+    def upsample(self, name: str, source: Value, factor: int) -> Value:
+        """Nearest neighbour."""
+        value = self.tensor(name, source.channels, source.height * factor, source.width * factor)
+        self._op("upsample", name, source=source.name, output=name, factor=factor)
+        return value
+
+    # ---- rows ------------------------------------------------------------------------------------
+
+    def lookup(self, name: str, port: str, table: torch.Tensor) -> Value:
+        """Rows of a stored table by the timesteps."""
+        value = self.tensor(name, table.shape[1], rows="steps")
+        self._blob(f"{name}.weights", _numpy(name, table))
+        self._op("lookup", name, source=port, output=name, factor=table.shape[0], weights=f"{name}.weights")
+        return value
+
+    def linear(
+        self,
+        name: str,
+        source: Value,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        *,
+        silu: bool = False,
+        port: str | None = None,
+    ) -> Value:
+        """A matrix over rows, behind a SiLU where asked for."""
+        outputs = weight.shape[0]
+        self._blob(f"{name}.weights", pack.pack_linear(_numpy(name, weight)))
+        self._blob(f"{name}.bias", pack.padded(_numpy(name, bias), pack.pad_to(outputs, pack.OUTPUTS)))
+        self._op(
+            "linear", name, source=source.name, output=None if port else name, output_port=port,
+            activation="silu" if silu else "identity", weights=f"{name}.weights", bias=f"{name}.bias",
+        )  # fmt: skip
+        return Value(name, outputs, rows=source.rows) if port else self.tensor(name, outputs, rows=source.rows)
+
+    def add(self, name: str, steps: Value, batch: Value) -> Value:
+        """Every row of steps with every row of the batch."""
+        value = self.tensor(name, steps.channels, rows="pairs")
+        self._op("add", name, sources=[steps.name, batch.name], output=name)
+        return value
+
+    # ---- the files -------------------------------------------------------------------------------
+
+    def finish(self) -> Assembled:
+        """The program as JSON and the weights as safetensors; the same bytes for the same model."""
+        program = {
+            "format": FORMAT, "version": VERSION, "role": self.role, "precision": self.precision,
+            "ports": self.ports, "tensors": self.tensors, "ops": self.ops,
+        }  # fmt: skip
+        header, end = {}, 0
+        for name, blob in self.blobs.items():
+            header[name] = {
+                "dtype": _DTYPES[blob.dtype], "shape": list(blob.shape), "data_offsets": [end, end + blob.nbytes]
+            }  # fmt: skip
+            end += blob.nbytes
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-(8 + len(text)) % ALIGNMENT)  # the data begin where tiles may be loaded from
+        parts = [len(text).to_bytes(8, "little"), text, *(blob.tobytes() for blob in self.blobs.values())]
+        return Assembled(json.dumps(program, indent=1).encode(), b"".join(parts))
+
+    def _op(self, kind: str, name: str, **fields: Any) -> None:
+        self.ops.append({"kind": kind, "name": name, **fields})
+
+    def _blob(self, name: str, values: NDArray[Any]) -> str:
+        assert name not in self.blobs, f"two operations are called {name}"
+        if values.nbytes % ALIGNMENT:
+            values = values.reshape(-1)
+            items = pack.pad_to(values.nbytes, ALIGNMENT) // values.itemsize
+            values = np.concatenate([values, np.zeros(items - values.size, values.dtype)])
+        self.blobs[name] = np.ascontiguousarray(values)
+        return name
+
+    def _norm(self, name: str, norm: Norm | None) -> dict[str, Any] | None:
+        if norm is None:
+            return None
+        return {
+            "groups": norm.module.num_groups,
+            "epsilon": norm.module.eps,
+            "weight": self._blob(f"{name}.norm_weight", _numpy(name, norm.module.weight)),
+            "bias": self._blob(f"{name}.norm_bias", _numpy(name, norm.module.bias)),
+            "scale_row": norm.scale_row,
+        }
+
+    def _skip(self, name: str, skip: Skip | None, padded: int) -> dict[str, Any] | None:
+        if skip is None:
+            return None
+        weight = _numpy(name, skip.weight)
+        packed = pack.pack_bf16(
+            weight.reshape(*weight.shape[:2], 1), [value.channels for value in skip.sources], padded
+        )
+        return {"sources": [v.name for v in skip.sources], "weights": self._blob(f"{name}.skip_weights", packed)}
+
+    def _quantised(
+        self, name: str, weight: F32, channels: list[int], padded: int, scale: Scale, bias: F32
+    ) -> dict[str, Any]:
+        """Pack a convolution in int8; products of the input's zero point are taken off through the bias."""
+        scales = weight_scales(weight)
+        levels = np.clip(np.rint(weight / scales[:, None, None]), -WEIGHT_LEVELS, WEIGHT_LEVELS).astype(np.int8)
+        multiplier = (scales * np.float32(scale.scale)).astype(np.float32)
+        sums = levels.sum(axis=(1, 2), dtype=np.int64)
+        shifted = bias.astype(np.float64) - scale.zero * multiplier.astype(np.float64) * sums
+        self._blob(f"{name}.weights", pack.pack_int8(levels, channels, padded))
+        self._blob(f"{name}.bias", pack.padded(shifted.astype(np.float32), padded))
+        return {
+            "zero_point": scale.zero,
+            "inverse_scale": float(np.float32(1.0 / scale.scale)),
+            "multiplier": self._blob(f"{name}.multiplier", pack.padded(multiplier, padded)),
+        }
+
+    def _check_conv(
+        self, name: str, module: nn.Conv2d, sources: Sequence[Value], *, doubled: bool, far_padding: bool
+    ) -> tuple[int, int]:
+        """(kernel, stride) of a convolution that the engine has; ExportError for any other."""
+        kernel, stride = module.kernel_size, module.stride
+        padding = (0, 0) if far_padding else tuple(size // 2 for size in kernel)
+        plain = module.dilation == (1, 1) and module.groups == 1 and module.padding_mode == "zeros"
+        shape = kernel in ((1, 1), (3, 3)) and stride in ((1, 1), (2, 2)) and module.padding == padding
+        odd = any(value.height % 2 or value.width % 2 for value in sources)
+        even = stride == (1, 1) or (kernel == (3, 3) and not doubled and not odd)
+        if not (plain and shape and even and len(sources) <= MAX_SOURCES and (not doubled or kernel == (3, 3))):
+            raise ExportError(
+                f"layer {name}: found {module} over {len(sources)} maps of {sources[0].height} x {sources[0].width}, "
+                f"expected a 1 x 1 or 3 x 3 convolution, stride 1 or (3 x 3, even sizes) 2, padded by half its size, over "
+                f"at most {MAX_SOURCES} maps: the native engine has no other; leave native out of --backends"
+            )
+        return int(kernel[0]), int(stride[0])
+
+
+def _numpy(name: str, tensor: torch.Tensor) -> NDArray[np.float32]:
+    """A weight as float32; a model with NaN or infinity in it is refused before anybody runs it."""
+    values: NDArray[np.float32] = tensor.detach().float().numpy()
+    if not np.isfinite(values).all():
+        raise ExportError(f"layer {name}: found NaN or infinity in its weights, expected finite ones; check the checkpoint")
+    return values

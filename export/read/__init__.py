@@ -1,0 +1,1 @@
+"""Reading checkpoints: files that are untrusted, the networks inside them, and what they say of themselves."""

@@ -1,0 +1,1 @@
+"""TensorRT plans, built with or without a GPU."""

@@ -1,0 +1,112 @@
+"""Which plans does a bundle get, and which of the older bundle's are still good? The same for both TensorRT libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from engine.bundle.manifest import SAMPLER, EngineSpec, graph_key
+from engine.bundle.reader import Bundle
+from engine.errors import BundleError
+from export.context import Graph
+from export.engines import BuildContext, BuiltEngine
+from export.tensorrt.library import Library, open_library, settle_targets
+from export.tensorrt.options import PlanOptions, read_options
+from export.tensorrt.plan import build_plan
+
+PRECISIONS = ("fp16",)
+PLAN = "plan"
+# Graphs that stay in float32 whatever the rest is in: they run once a chain, and carry what half precision would lose.
+ALWAYS_F32 = ("timestep_table",)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A plan of the older bundle: its file, its verified bytes, its record."""
+
+    file: str
+    data: bytes
+    record: dict[str, Any]
+
+
+def check_request(backend: str, options: Mapping[str, Any]) -> None:
+    """Refuse unusable options, a missing library and a missing GPU before any graph is exported."""
+    wishes = read_options(backend, options)
+    settle_targets(open_library(backend), wishes.targets, wishes.hardware)
+
+
+def build_plans(backend: str, context: BuildContext, precision: str, options: Mapping[str, Any]) -> list[BuiltEngine]:
+    """A plan of every role, and of the whole sampler where its graph is there."""
+    library, architecture = open_library(backend), context.architecture
+    wishes = read_options(backend, options, steps=architecture.defaults["steps"], T=architecture.T)
+    wishes = replace(wishes, targets=settle_targets(library, wishes.targets, wishes.hardware))
+    return [_engine(library, context, precision, graph, wishes) for graph in chosen_graphs(context, precision)]
+
+
+def chosen_graphs(context: BuildContext, precision: str) -> list[Graph]:
+    """The graph that each plan is built from; ExportError when a role has none in this precision."""
+    there = {graph.key: graph for graph in context.graphs}
+    chosen = []
+    for role in dict.fromkeys(graph.role.name for graph in context.graphs):
+        exact = there.get(graph_key(role, precision))
+        if exact is None and role == SAMPLER:
+            continue  # only asked for in another precision
+        chosen.append(exact or (there[role] if role in ALWAYS_F32 else context.graph(role, precision)))
+    return chosen
+
+
+def _engine(
+    library: Library, context: BuildContext, precision: str, graph: Graph, wishes: PlanOptions
+) -> BuiltEngine:
+    """One plan: the older bundle's where nothing that it depends on has changed, else a new one."""
+    role = graph.role.name
+    entry: dict[str, Any] = {
+        "backend": library.backend,
+        "precision": precision,
+        "role": role,
+        "files": {PLAN: {"file": f"{role}.{library.backend}.{precision}.plan"}},
+        "source_sha256": graph.sha256,
+        "made_with": library.made_with,
+        "targets": list(wishes.targets),
+        "options": wishes.as_entry(d for tensor in graph.role.inputs for d in tensor.shape if isinstance(d, str)),
+    }
+    name = f"{library.backend} {role}"
+    kept = _kept(context.previous, entry)
+    if kept is not None:
+        context.watch.note(f"{name}: nothing changed, {kept.file} of the older bundle is used again")
+        return _built({**entry, "record": kept.record}, kept.data)
+    with context.watch.stage(name):
+        plan = build_plan(library, graph.key, graph.model, graph.role.inputs, wishes, context.watch)
+    return _built({**entry, "record": {"graph": graph.key, **plan.record}}, plan.data)
+
+
+def _built(entry: dict[str, Any], data: bytes) -> BuiltEngine:
+    return BuiltEngine(entry, {entry["files"][PLAN]["file"]: data})
+
+
+def _kept(previous: Bundle | None, entry: Mapping[str, Any]) -> _Kept | None:
+    """The plan of the older bundle that a build would only repeat; None when there is none or its bytes do not verify."""
+    if previous is None:
+        return None
+    for spec in previous.manifest.engines:
+        if _same(spec, entry):
+            try:
+                data = previous.read_engine(spec, PLAN)
+            except BundleError:
+                return None  # replaced or damaged since the bundle was opened: build it
+            return _Kept(spec.files[PLAN].file, data, spec.record)
+    return None
+
+
+def _same(spec: EngineSpec, entry: Mapping[str, Any]) -> bool:
+    found = {
+        "backend": spec.backend,
+        "precision": spec.precision,
+        "role": spec.role,
+        "source_sha256": spec.source_sha256,
+        "made_with": spec.made_with,
+        "targets": list(spec.targets),
+        "options": spec.options,
+    }
+    return all(entry[key] == value for key, value in found.items())
