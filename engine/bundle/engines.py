@@ -1,4 +1,4 @@
-"""What else may lie in a bundle beside the graphs? Built engines and a fitted latent prior: their entries, checked."""
+"""Built engines and a fitted prior: what may lie in a bundle beside its graphs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.bundle.fields import REBUILD, SHA256, Fields, shorten
-from engine.bundle.files import FileSpec, parse_file
-from engine.bundle.graphs import SAMPLER, GraphSpec, roles_of
-from engine.bundle.model import HEXADECIMAL, Model, Source
+from engine.bundle.files import HEXADECIMAL, FileSpec, parse_file
+from engine.bundle.graphs import PRECISIONS, SAMPLER, GraphSpec, graph_of
+from engine.bundle.inputs import InputSpec
+from engine.bundle.limits import MAX_COMPONENTS, MAX_ENGINE_BYTES, MAX_TEXT
+from engine.bundle.training import Source
 from engine.errors import BundleError
 
 ENGINE_FILES = {  # backend -> the labels of an engine's files
@@ -17,21 +19,18 @@ ENGINE_FILES = {  # backend -> the labels of an engine's files
     "tensorrt_rtx": ("plan",),
     "tensorrt": ("plan",),
 }
-ENGINE_PRECISIONS = ("f32", "fp16", "bf16", "int8")
-MAX_ENGINE_BYTES = 2**40
-MAX_COMPONENTS = 65536
 
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """One role built for one backend in one precision: `files` by label, `targets` what it was built to run on.
+    """One graph built for one backend in one precision: `files` by label, `targets` what it was built to run on.
 
     `options` is what a rebuild must match, `record` what was measured; both are the backend's own.
     """
 
     backend: str
     precision: str
-    role: str
+    graph: str
     files: dict[str, FileSpec]
     source_sha256: str
     made_with: dict[str, str]
@@ -42,7 +41,7 @@ class EngineSpec:
     @property
     def name(self) -> str:
         """How messages call it."""
-        return f"{self.backend} {self.precision} {self.role}"
+        return f"{self.backend} {self.precision} {self.graph}"
 
     @property
     def size(self) -> int:
@@ -51,31 +50,33 @@ class EngineSpec:
 
 
 @dataclass(frozen=True)
-class LatentPriorSpec(FileSpec):
-    """The density that latents are drawn from instead of N(0, I), and the file that holds it."""
+class PriorSpec(FileSpec):
+    """The density that an input is drawn from instead of N(0, I), and the file that holds it."""
 
+    input: str
     kind: str
     components: int
 
 
-def parse_engines(top: Fields, model: Model) -> tuple[EngineSpec, ...]:
-    """The list `engines`: each at most once for a backend, a precision and a role."""
+def parse_engines(top: Fields, graphs: Mapping[str, GraphSpec]) -> tuple[EngineSpec, ...]:
+    """The list `engines`: each at most once for a backend, a precision and a graph."""
+    names = tuple(dict.fromkeys((*(graph_of(key) for key in graphs), SAMPLER)))
     engines: list[EngineSpec] = []
     for fields in top.objects("engines", "a list of engines, which may be empty", empty=True):
-        engine = _engine(fields, model)
+        engine = _engine(fields, names)
         if engine.name in [other.name for other in engines]:
-            fields.refuse("role", f"one engine for {engine.backend}, {engine.precision} and this role")
+            fields.refuse("graph", f"one engine for {engine.backend}, {engine.precision} and this graph")
         engines.append(engine)
     return tuple(engines)
 
 
-def _engine(fields: Fields, model: Model) -> EngineSpec:
+def _engine(fields: Fields, graphs: tuple[str, ...]) -> EngineSpec:
     backend = fields.choice("backend", tuple(ENGINE_FILES))
     files = fields.object("files")
     engine = EngineSpec(
         backend=backend,
-        precision=fields.choice("precision", ENGINE_PRECISIONS),
-        role=fields.choice("role", (*roles_of(model), SAMPLER)),
+        precision=fields.choice("precision", PRECISIONS),
+        graph=fields.choice("graph", graphs),
         files={label: _file(files.object(label)) for label in ENGINE_FILES[backend]},
         source_sha256=fields.matching("source_sha256", SHA256, HEXADECIMAL),
         made_with=parse_versions(fields.object("made_with")),
@@ -97,30 +98,32 @@ def _file(fields: Fields) -> FileSpec:
 def _targets(fields: Fields) -> tuple[str, ...]:
     expected = "a list of printable texts, which may be empty"
     targets = fields.array("targets", expected)
-    if not all(type(text) is str and 1 <= len(text) <= 200 and text.isprintable() for text in targets):
+    if not all(type(text) is str and 1 <= len(text) <= MAX_TEXT and text.isprintable() for text in targets):
         fields.refuse("targets", expected)
     return tuple(targets)
 
 
 def parse_versions(fields: Fields) -> dict[str, str]:
-    """{name: version} under names of anybody's choice."""
+    """{name: version} under any names."""
     versions = {key: fields.text(key) for key in fields}
     fields.done()
     return versions
 
 
-def parse_latent_prior(top: Fields, model: Model) -> LatentPriorSpec | None:
-    """The field `latent_prior`: null, or the entry of a fitted density."""
-    if top.take("latent_prior", "an object or null") is None:
+def parse_prior(top: Fields, inputs: tuple[InputSpec, ...]) -> PriorSpec | None:
+    """The field `prior`: null, or the entry of a fitted density of the input that is drawn."""
+    if top.take("prior", "an object or null") is None:
         return None
-    if not model.conditional:
-        top.refuse("latent_prior", "null, since model.formulation is null (unconditional)")
-    fields = top.object("latent_prior")
+    drawn = [spec.name for spec in inputs if spec.draw is not None]
+    if not drawn:
+        top.refuse("prior", "null, since no input is drawn")
+    fields = top.object("prior")
     file = parse_file(fields)
-    prior = LatentPriorSpec(
+    prior = PriorSpec(
         file=file.file,
         size=file.size,
         sha256=file.sha256,
+        input=fields.choice("input", drawn),
         kind=fields.choice("kind", ("gaussian_mixture",)),
         components=fields.integer("components", 1, MAX_COMPONENTS),
     )
@@ -132,7 +135,7 @@ def check_engine_sources(
     engines: tuple[EngineSpec, ...], graphs: Mapping[str, GraphSpec], source: Source, where: str
 ) -> None:
     """Refuse an engine that was built from other graphs or another checkpoint than those of this bundle."""
-    known = {graph.sha256 for graph in graphs.values()} | {source.sha256, source.vae_sha256}
+    known = {graph.sha256 for graph in graphs.values()} | {source.sha256, source.other_sha256}
     for index, engine in enumerate(engines):
         if engine.source_sha256 not in known:
             raise BundleError(

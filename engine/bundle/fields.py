@@ -1,4 +1,4 @@
-"""How does untrusted JSON become checked values? Strict parsing, and one reader that names the field in every refusal."""
+"""Untrusted JSON to checked values: strict parsing, and a reader that names the field in every refusal."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
+from engine.bundle.limits import MAX_DIGITS, MAX_TEXT
+from engine.commands import command
 from engine.errors import BundleError, did_you_mean
 
-REBUILD = "rebuild the bundle with: python export/build_engines.py CKPT --out PATH"
-MAX_DIGITS = 20  # longer integers are no field of ours, and int() of a long text is quadratic
+REBUILD = f"rebuild the bundle with: {command('build', 'CKPT', '--out', 'PATH')}"
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -96,7 +97,7 @@ class Fields:
         return f"{self.field}.{shown}" if self.field else shown
 
     def __iter__(self) -> Iterator[str]:
-        """The keys that are there, for objects whose keys are anybody's choice."""
+        """The keys that are there, for objects with free keys."""
         return iter(self._raw)
 
     def take(self, key: str, expected: str) -> Any:
@@ -137,10 +138,10 @@ class Fields:
             self.refuse(key, "true or false")
         return bool(value)
 
-    def text(self, key: str, expected: str = "a text of 1..200 printable characters") -> str:
+    def text(self, key: str, expected: str = f"a text of 1..{MAX_TEXT} printable characters") -> str:
         """A short printable text."""
         value = self.take(key, expected)
-        if type(value) is not str or not 1 <= len(value) <= 200 or not value.isprintable():
+        if type(value) is not str or not 1 <= len(value) <= MAX_TEXT or not value.isprintable():
             self.refuse(key, expected)
         return str(value)
 
@@ -160,7 +161,7 @@ class Fields:
         return str(value)
 
     def free(self, key: str) -> dict[str, Any]:
-        """An object whose content somebody else checks."""
+        """An object that is not checked here."""
         value = self.take(key, "an object")
         if type(value) is not dict:
             self.refuse(key, "an object")

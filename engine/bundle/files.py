@@ -1,14 +1,14 @@
-"""Which files does a bundle hold? A name inside the folder, its size and its SHA-256."""
+"""Files of a bundle: a name inside the folder, a size and a SHA-256."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from engine.bundle.fields import FILE_NAME, SHA256, Fields
-from engine.bundle.model import HEXADECIMAL
+from engine.bundle.limits import MAX_GRAPH_BYTES
 
 MANIFEST_FILE = "manifest.json"
-MAX_GRAPH_BYTES = 2**31 - 1  # a protobuf message, and so an ONNX file, ends below 2 GiB
+HEXADECIMAL = "a SHA-256 of 64 lower-case hexadecimal digits"
 
 
 @dataclass(frozen=True)

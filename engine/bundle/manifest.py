@@ -1,63 +1,35 @@
-"""What does a bundle say about itself? The manifest as typed values, and every reason for which one is refused.
+"""The manifest of a bundle as typed values, and every reason for which one is refused.
 
-Unknown keys are refused at every level but the ones that belong to somebody else (`model.unet`, `model.vae`,
-`built_with`, an engine's `made_with`, `options` and `record`), so that a misspelt field is never taken for an absent one.
+Unknown keys are refused at every level but those that the engine does not read (`architecture`, `built_with`, an engine's
+`made_with`, `options` and `record`), so that a misspelt field is never taken for an absent one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from engine.bundle.engines import (
-    ENGINE_FILES,
-    ENGINE_PRECISIONS,
     EngineSpec,
-    LatentPriorSpec,
+    PriorSpec,
     check_engine_sources,
     parse_engines,
-    parse_latent_prior,
+    parse_prior,
     parse_versions,
 )
-from engine.bundle.fields import FILE_NAME, REBUILD, Fields, parse_json, refuse
-from engine.bundle.files import MANIFEST_FILE, FileSpec
-from engine.bundle.graphs import (
-    GRAPH_PRECISIONS,
-    SAMPLER,
-    GraphSpec,
-    Parity,
-    TensorSpec,
-    contract,
-    graph_key,
-    parse_graphs,
-    roles_of,
-)
-from engine.bundle.model import (
-    CONDITIONAL_ROLES,
-    UNCONDITIONAL_ROLES,
-    Defaults,
-    Model,
-    ScheduleSpec,
-    Source,
-    parse_defaults,
-    parse_model,
-    parse_schedule,
-    parse_source,
-)
+from engine.bundle.fields import FILE_NAME, REBUILD, Fields, parse_json, refuse, shorten
+from engine.bundle.files import FileSpec
+from engine.bundle.graphs import SAMPLER, GraphSpec, check_twins, graph_of, parse_graphs
+from engine.bundle.inputs import InputSpec, parse_inputs
+from engine.bundle.limits import FORMAT_VERSION, MAX_MANIFEST_BYTES
+from engine.bundle.pipeline import PipelineSpec, parse_pipeline
+from engine.bundle.training import Defaults, ScheduleSpec, Source, parse_defaults, parse_schedule, parse_source
 from engine.errors import BundleError
+from engine.solver.prediction import PREDICTIONS
 from engine.solver.table import VARIANCES
 
-__all__ = [
-    "CONDITIONAL_ROLES", "ENGINE_FILES", "ENGINE_PRECISIONS", "FORMAT", "FORMAT_VERSION", "GRAPH_PRECISIONS",
-    "MANIFEST_FILE", "MAX_MANIFEST_BYTES", "SAMPLER", "UNCONDITIONAL_ROLES", "Defaults", "EngineSpec", "FileSpec",
-    "GraphSpec", "LatentPriorSpec", "Manifest", "Model", "Parity", "ScheduleSpec", "Source", "TensorSpec",
-    "check_manifest", "contract", "graph_key", "parse_manifest", "roles_of",
-]  # fmt: skip
-
 FORMAT = "diffusevae-bundle"
-FORMAT_VERSION = 2
-MAX_MANIFEST_BYTES = 4 * 2**20
-FAMILIES = ("diffusevae",)
 
 
 @dataclass(frozen=True)
@@ -66,21 +38,24 @@ class Manifest:
 
     name: str
     family: str
-    model: Model
+    architecture: dict[str, Any]
+    inputs: tuple[InputSpec, ...]
+    pipeline: PipelineSpec
     schedule: ScheduleSpec
+    prediction: str
     variance: str
     defaults: Defaults
     source: Source
     backends: tuple[str, ...]
     graphs: dict[str, GraphSpec]
-    latent_prior: LatentPriorSpec | None
+    prior: PriorSpec | None
     engines: tuple[EngineSpec, ...]
     built_with: dict[str, str]
 
     @property
-    def roles(self) -> tuple[str, ...]:
-        """The graphs that this kind of model needs, which are there in float32."""
-        return roles_of(self.model)
+    def drawn(self) -> InputSpec | None:
+        """The input that is drawn when it is not given, if there is one."""
+        return next((spec for spec in self.inputs if spec.draw is not None), None)
 
     @property
     def files(self) -> tuple[FileSpec, ...]:
@@ -90,8 +65,8 @@ class Manifest:
     def _named_files(self) -> Iterator[tuple[str, FileSpec]]:
         for key, graph in self.graphs.items():
             yield f"graphs.{key}", graph
-        if self.latent_prior is not None:
-            yield "latent_prior", self.latent_prior
+        if self.prior is not None:
+            yield "prior", self.prior
         for index, engine in enumerate(self.engines):
             for label, file in engine.files.items():
                 yield f"engines[{index}].files.{label}", file
@@ -122,27 +97,46 @@ def check_manifest(raw: object, where: str, *, hashed: bool = True) -> Manifest:
     top = Fields(raw, where, "")
     top.choice("format", (FORMAT,))
     _check_version(top.integer("format_version", 0, 2**31), where)
-    model = parse_model(top.object("model"))
+    inputs = parse_inputs(top)
+    graphs = parse_graphs(top.object("graphs"))
+    check_twins(top, graphs)
     schedule = parse_schedule(top.object("schedule"))
     manifest = Manifest(
         name=top.text("name"),
-        family=top.choice("family", FAMILIES),
-        model=model,
+        family=top.matching("family", FILE_NAME, "a label of letters, digits, '.', '_' and '-'"),
+        architecture=top.free("architecture"),
+        inputs=inputs,
+        pipeline=parse_pipeline(top.object("pipeline"), inputs, _single(graphs)),
         schedule=schedule,
+        prediction=top.choice("prediction", tuple(PREDICTIONS)),
         variance=top.choice("variance", VARIANCES),
         defaults=parse_defaults(top.object("defaults"), schedule.T),
         source=parse_source(top.object("source")),
         backends=_backends(top),
-        graphs=parse_graphs(top.object("graphs"), model),
-        latent_prior=parse_latent_prior(top, model),
-        engines=parse_engines(top, model),
+        graphs=graphs,
+        prior=parse_prior(top, inputs),
+        engines=parse_engines(top, graphs),
         built_with=parse_versions(top.object("built_with")),
     )
     top.done()
+    _check_all_used(top, manifest)
     manifest.check_file_names(where)
     if hashed:
         check_engine_sources(manifest.engines, manifest.graphs, manifest.source, where)
     return manifest
+
+
+def _single(graphs: Mapping[str, GraphSpec]) -> dict[str, GraphSpec]:
+    """The graphs that a pipeline may name: those in float32 but the whole sampler."""
+    return {key: graph for key, graph in graphs.items() if graph_of(key) == key and key != SAMPLER}
+
+
+def _check_all_used(top: Fields, manifest: Manifest) -> None:
+    """A graph that the pipeline never runs is a misspelt name, or weights that nothing needs."""
+    used = (*manifest.pipeline.graphs, SAMPLER)
+    for key in manifest.graphs:
+        if graph_of(key) not in used:
+            top.object("graphs").refuse(key, f"graphs that the pipeline runs: {shorten(', '.join(used))}")
 
 
 def _check_version(version: int, where: str) -> None:

@@ -1,10 +1,10 @@
-"""Which latents does a sample start from? Those of a density fitted to what the VAE really encodes to, if there is one.
+"""A fitted prior: the density that a drawn input comes from instead of N(0, I).
 
-DiffuseVAE's ex-post density estimation: a Gaussian mixture over the VAE's aggregated posterior stands in for N(0, I),
-which that posterior never quite is. A sample's z is a function of its seed alone:
+Ex-post density estimation: a Gaussian mixture over an encoder's aggregated posterior stands in for N(0, I), which that
+posterior never quite is. A sample's z is a function of its seed alone:
 
     k   the first component with word / 2**32 < w_1 + ... + w_k, word the first Philox word of (seed, STREAM_PRIOR)
-    u   the standard normals that are z itself where latents are drawn from N(0, I)
+    u   the standard normals that are z itself where it is drawn from N(0, I)
     z   mean_k + scale_tril_k @ u, each row summed from the left in float32, the mean last
 
 The thresholds w_1 + ... + w_k are rounded down to whole 2**-32ths once, in float64, so that every comparison is one of
@@ -13,6 +13,7 @@ integers: the same component in any language.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -22,6 +23,7 @@ from safetensors import SafetensorError, deserialize
 
 from engine.bundle.fields import shorten
 from engine.bundle.reader import Bundle
+from engine.commands import command
 from engine.errors import ArgumentError, BundleError, did_you_mean
 from engine.solver import noise as noises
 from engine.solver.noise import F32, Seeds
@@ -29,11 +31,11 @@ from engine.solver.noise import F32, Seeds
 PRIORS = ("bundle", "standard")  # what a caller may name: the bundle's own density, or N(0, I)
 TENSORS = ("weights", "means", "scale_tril")
 SUM_TOLERANCE = 1e-4
-FIT = "fit it again with: python export/fit_latent_prior.py BUNDLE --images FILE --components K --out FILE"
+FIT = "fit it again with: " + command("fit-prior", "BUNDLE", "--images", "FILE", "--components", "K", "--out", "FILE")
 
 
 @dataclass(frozen=True, eq=False)
-class LatentPrior:
+class Prior:
     """A Gaussian mixture: weights float32 [K], means [K, D], scale_tril [K, D, D] (lower Cholesky factors)."""
 
     weights: F32
@@ -46,8 +48,8 @@ class LatentPrior:
         return len(self.weights)
 
     @property
-    def z_dim(self) -> int:
-        """The width of a latent."""
+    def width(self) -> int:
+        """Numbers in one sample of the input."""
         return int(self.means.shape[1])
 
     def thresholds(self) -> npt.NDArray[np.uint64]:
@@ -61,8 +63,8 @@ class LatentPrior:
         return np.searchsorted(self.thresholds(), noises.prior_words(seeds), side="right")
 
     def draw(self, seeds: Seeds) -> F32:
-        """A latent for each seed, float32 [N, D]: the same in any batch."""
-        units = noises.latent(seeds, (self.z_dim,))
+        """A draw for each seed, float32 [N, D]: the same in any batch."""
+        units = noises.drawn(seeds, (self.width,))
         z = np.empty_like(units)
         # One sample at a time: a matrix product over the batch would sum in an order that depends on its size.
         for index, component in enumerate(self.choose(seeds)):
@@ -71,23 +73,25 @@ class LatentPrior:
         return z
 
 
-def read_prior(bundle: Bundle) -> LatentPrior | None:
-    """The latent prior of a bundle, None where it has none; BundleError when the file is not what the manifest says."""
-    spec, data = bundle.manifest.latent_prior, bundle.read_latent_prior()
+def read_prior(bundle: Bundle) -> Prior | None:
+    """The fitted prior of a bundle, None where it has none; BundleError when the file is not what the manifest says."""
+    spec, data = bundle.manifest.prior, bundle.read_prior()
     if spec is None or data is None:
         return None
     where = str(bundle.path / spec.file)
     prior = parse_prior(data, where)
     if prior.components != spec.components:
         _refuse(where, f"{prior.components} components", f"{spec.components}, as the manifest says")
-    check_width(prior, bundle.manifest.model.z_dim, where)
+    drawn = bundle.manifest.drawn
+    assert drawn is not None, "a manifest with a prior has an input that is drawn"
+    check_width(prior, math.prod(int(d) for d in drawn.sample), where)
     return prior
 
 
-def check_width(prior: LatentPrior, z_dim: int | None, where: str) -> None:
-    """BundleError unless the prior is one of latents of this width."""
-    if prior.z_dim != z_dim:
-        _refuse(where, f"latents of width {prior.z_dim}", f"{z_dim}, the model's")
+def check_width(prior: Prior, width: int, where: str) -> None:
+    """BundleError unless the prior is one of an input of this width."""
+    if prior.width != width:
+        _refuse(where, f"a prior of width {prior.width}", f"{width}, the input's")
 
 
 def resolve_prior(asked: str | None, has_prior: bool) -> str:
@@ -99,18 +103,19 @@ def resolve_prior(asked: str | None, has_prior: bool) -> str:
         raise ArgumentError(f"prior: found {asked!r}, expected None or one of {', '.join(PRIORS)}.{hint}")
     if asked == "bundle" and not has_prior:
         raise ArgumentError(
-            "prior: found 'bundle', but this bundle holds no latent prior; expected 'standard' or None. Fit one with: "
-            "python export/fit_latent_prior.py, and build the bundle again with --latent-prior FILE"
+            "prior: found 'bundle', but this bundle holds no fitted prior; expected 'standard' or None. Fit one with: "
+            f"{command('fit-prior', 'BUNDLE', '--images', 'FILE', '--out', 'FILE')}, and build the bundle again with "
+            "--latent-prior FILE"
         )
     return asked
 
 
-def parse_prior(data: bytes, where: str) -> LatentPrior:
-    """The bytes of latent_prior.safetensors, every tensor checked; BundleError otherwise."""
+def parse_prior(data: bytes, where: str) -> Prior:
+    """The bytes of a prior's file, every tensor checked; BundleError otherwise."""
     try:
         entries = dict(deserialize(data))
     except SafetensorError as error:
-        raise BundleError(f"{where}: found {shorten(str(error))}, expected a latent prior in safetensors; {FIT}") from error
+        raise BundleError(f"{where}: found {shorten(str(error))}, expected a prior in safetensors; {FIT}") from error
     if sorted(entries) != sorted(TENSORS):
         _refuse(where, f"the tensors {shorten(sorted(entries))}", ", ".join(TENSORS))
     weights, means, scale_tril = (_tensor(entries[name], name, where) for name in TENSORS)
@@ -125,7 +130,7 @@ def _tensor(entry: dict[str, object], name: str, where: str) -> F32:
     return np.frombuffer(data, "<f4").reshape(shape).astype(np.float32)
 
 
-def checked_prior(weights: F32, means: F32, scale_tril: F32, where: str) -> LatentPrior:
+def checked_prior(weights: F32, means: F32, scale_tril: F32, where: str) -> Prior:
     """The mixture of these tensors; BundleError names the first that cannot be part of one."""
     shapes = f"weights {list(weights.shape)}, means {list(means.shape)}, scale_tril {list(scale_tril.shape)}"
     components, width = means.shape if means.ndim == 2 else (0, 0)
@@ -142,7 +147,7 @@ def checked_prior(weights: F32, means: F32, scale_tril: F32, where: str) -> Late
         _refuse(where, "a diagonal of scale_tril that is not positive", "Cholesky factors")
     if np.triu(scale_tril, 1).any():
         _refuse(where, "values above the diagonal of scale_tril", "lower triangular matrices")
-    return LatentPrior(weights, means, scale_tril)
+    return Prior(weights, means, scale_tril)
 
 
 def _refuse(where: str, found: str, expected: str) -> NoReturn:

@@ -1,12 +1,13 @@
-"""Is this folder a bundle that may be used? Everything is verified before a native parser sees a byte.
+"""Opening a bundle: everything is verified before a native parser sees a byte.
 
-A bundle is a folder: manifest.json and the files it names (graphs, engines, a latent prior), flat. Other files in the
-folder are ignored (file managers leave some), links are refused. Writing one is `engine.bundle_writer`.
+A bundle is a folder: manifest.json and the files it names (graphs, engines, a prior), flat. Other files in the folder are
+ignored (file managers leave some), links are refused. Writing one is `engine.bundle.writer`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import re
 import stat
@@ -16,16 +17,13 @@ from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 
+from engine.bundle.engines import EngineSpec
 from engine.bundle.fields import REBUILD, shorten
-from engine.bundle.manifest import (
-    MANIFEST_FILE,
-    MAX_MANIFEST_BYTES,
-    EngineSpec,
-    FileSpec,
-    GraphSpec,
-    Manifest,
-    parse_manifest,
-)
+from engine.bundle.files import MANIFEST_FILE, FileSpec
+from engine.bundle.graphs import GraphSpec
+from engine.bundle.limits import MAX_MANIFEST_BYTES
+from engine.bundle.manifest import Manifest, parse_manifest
+from engine.commands import command
 from engine.errors import ArgumentError, BundleError, did_you_mean
 
 CHUNK = 1 << 20
@@ -67,11 +65,11 @@ class Bundle:
     # ---- graphs ----------------------------------------------------------------------------------
 
     def spec(self, key: str) -> GraphSpec:
-        """The manifest's entry of a graph, by role or `graph_key`; ArgumentError when this bundle has none."""
+        """The manifest's entry of a graph, by its key; ArgumentError when this bundle has none."""
         graphs = self.manifest.graphs
         if key not in graphs:
             raise ArgumentError(
-                f"role: found {key!r}, expected one of {', '.join(graphs)}, the graphs of {self.path}."
+                f"graph: found {key!r}, expected one of {', '.join(graphs)}, the graphs of {self.path}."
                 f"{did_you_mean(key, graphs)}"
             )
         return graphs[key]
@@ -86,36 +84,54 @@ class Bundle:
 
     # ---- engines and prior -----------------------------------------------------------------------
 
-    def has_engine(self, backend: str, precision: str, role: str) -> bool:
-        """Whether an engine of a role was built for this backend in this precision."""
-        return self._find_engine(backend, precision, role) is not None
+    def has_engine(self, backend: str, precision: str, graph: str) -> bool:
+        """Whether an engine of a graph was built for this backend in this precision."""
+        return self._find_engine(backend, precision, graph) is not None
 
-    def engine(self, backend: str, precision: str, role: str) -> EngineSpec:
+    def engine(self, backend: str, precision: str, graph: str) -> EngineSpec:
         """The manifest's entry of an engine; BundleError with the command that builds it when there is none."""
-        found = self._find_engine(backend, precision, role)
+        found = self._find_engine(backend, precision, graph)
         if found is None:
             names = ", ".join(engine.name for engine in self.manifest.engines) or "none"
+            build = command("build", "CKPT", "--out", self.path, "--backends", backend, "--precision", precision)
             raise BundleError(
-                f"{self.path}: found the engines {shorten(names)}, expected {backend} {precision} {role}; rebuild the "
-                f"bundle with: python export/build_engines.py CKPT --out PATH --backends {backend} --precision {precision}"
+                f"{self.path}: found the engines {shorten(names)}, expected {backend} {precision} {graph}; rebuild the "
+                f"bundle with: {build}"
             )
         return found
-
-    def engine_file(self, spec: EngineSpec, label: str) -> Path:
-        """The path of one file of an engine whose size and SHA-256 have just been verified, to be mapped."""
-        return self._verified(_labelled(spec, label))
 
     def read_engine(self, spec: EngineSpec, label: str) -> bytes:
         """The bytes of one file of an engine, themselves verified."""
         return self._read(_labelled(spec, label))
 
-    def read_latent_prior(self) -> bytes | None:
-        """The bytes of the latent prior, themselves verified; None where the bundle has none."""
-        return None if self.manifest.latent_prior is None else self._read(self.manifest.latent_prior)
+    def map_engine(self, spec: EngineSpec, label: str) -> mmap.mmap:
+        """One file of an engine, mapped read-only; what was hashed is the mapping itself, not a file of the same name."""
+        file = _labelled(spec, label)
+        path = self.path / file.file
+        with _opened(path, file.size) as opened:
+            try:
+                # Read ahead at once: the first step would otherwise stop at every page of every layer.
+                flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_POPULATE", 0)
+                mapped = mmap.mmap(opened.fileno(), file.size, flags=flags, prot=mmap.PROT_READ)
+            except OSError as error:
+                raise BundleError(
+                    f"{path}: found a file that cannot be mapped ({error.strerror or error}), expected one that can; check "
+                    f"the free memory and the disk, or {REBUILD}"
+                ) from error
+        _check_digest(path, hashlib.sha256(mapped).hexdigest(), file.sha256)
+        return mapped
 
-    def _find_engine(self, backend: str, precision: str, role: str) -> EngineSpec | None:
-        asked = (backend, precision, role)
-        return next((e for e in self.manifest.engines if (e.backend, e.precision, e.role) == asked), None)
+    def engine_file(self, spec: EngineSpec, label: str) -> Path:
+        """The path of one file of an engine whose size and SHA-256 have just been verified."""
+        return self._verified(_labelled(spec, label))
+
+    def read_prior(self) -> bytes | None:
+        """The bytes of the fitted prior, themselves verified; None where the bundle has none."""
+        return None if self.manifest.prior is None else self._read(self.manifest.prior)
+
+    def _find_engine(self, backend: str, precision: str, graph: str) -> EngineSpec | None:
+        asked = (backend, precision, graph)
+        return next((e for e in self.manifest.engines if (e.backend, e.precision, e.graph) == asked), None)
 
     # ---- files -----------------------------------------------------------------------------------
 
@@ -150,8 +166,8 @@ def read_manifest_file(folder: Path) -> bytes:
     path = folder / MANIFEST_FILE
     if not path.exists() and not path.is_symlink():
         raise BundleError(
-            f"{folder}: found a folder without {MANIFEST_FILE}, expected a bundle; give the folder that "
-            f"build_engines.py wrote, or {REBUILD}"
+            f"{folder}: found a folder without {MANIFEST_FILE}, expected a bundle; give the folder that the "
+            f"build wrote, or {REBUILD}"
         )
     with _opened(path, None) as file:
         return file.read(MAX_MANIFEST_BYTES + 1)
@@ -172,7 +188,7 @@ def _locate(path: Path) -> tuple[Path, tuple[int, ...]]:
         return candidate, (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
     raise BundleError(
         f"{str(path)!r}: found nothing that can be read ({problem}), expected a bundle folder; check the path, or "
-        f"build a bundle with: python export/build_engines.py CKPT --out PATH"
+        f"build a bundle with: {command('build', 'CKPT', '--out', 'PATH')}"
     ) from problem
 
 

@@ -1,4 +1,4 @@
-"""How does a bundle get onto the disk, whole or not at all, whoever dies or writes at the same time?
+"""Writing a bundle: whole or not at all, whatever dies or writes at the same time.
 
 The new bundle is written into a hidden folder beside its destination, flushed, and then exchanged with what was there
 in one rename (`renameat2(RENAME_EXCHANGE)`). Where the system has no such call the old bundle is first renamed to
@@ -25,7 +25,8 @@ if sys.platform != "win32":
     import fcntl
 
 from engine.bundle.fields import shorten
-from engine.bundle.manifest import FORMAT, MANIFEST_FILE, check_manifest
+from engine.bundle.files import MANIFEST_FILE
+from engine.bundle.manifest import FORMAT, check_manifest
 from engine.bundle.reader import ASIDE, CHUNK, hidden_beside, read_manifest_file
 from engine.errors import BundleError
 
@@ -40,9 +41,9 @@ _NO_LOCKS = (errno.ENOSYS, errno.EINVAL, errno.ENOLCK, errno.ENOTSUP)
 
 
 def write_bundle(path: str | os.PathLike[str], manifest: Mapping[str, Any], files: Mapping[str, bytes | Path]) -> None:
-    """Write a bundle under `path`, in one step for everybody who reads it.
+    """Write a bundle under `path`, in one step for every reader.
 
-    manifest: as in manifest.json; `size` and `sha256` of every file (graphs, latent prior, engines) are filled in where
+    manifest: as in manifest.json; `size` and `sha256` of every file (graphs, prior, engines) are filled in where
     they are missing.
     files: {file name: content, or a path to copy from}, exactly the files that the manifest names.
     An older bundle under `path` is replaced; any other folder with content is not. BundleError when the manifest is
@@ -106,7 +107,7 @@ def _file_entries(raw: dict[str, Any]) -> list[dict[str, Any]]:
     """Wherever a manifest names a file, if it has the shape of one; what has not, `check_manifest` refuses."""
     engines = raw.get("engines")
     holders = [engine.get("files") for engine in engines if isinstance(engine, dict)] if isinstance(engines, list) else []
-    entries = [raw.get("latent_prior")]
+    entries = [raw.get("prior")]
     for holder in (raw.get("graphs"), *holders):
         entries += holder.values() if isinstance(holder, dict) else []
     return [entry for entry in entries if isinstance(entry, dict)]

@@ -1,0 +1,124 @@
+"""Tensors as a manifest declares them: name, dtype, shape with named free dimensions, range."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.bundle.fields import Fields
+from engine.bundle.limits import MAX_DIMENSION, MAX_RANK
+
+DTYPES = ("float32", "int64", "uint8")
+BATCH = "batch"  # the dimension of samples
+
+Shape = tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor: a text in `shape` is a free dimension; `range` None means unbounded, else both ends belong to it."""
+
+    name: str
+    dtype: str
+    shape: Shape
+    range: tuple[float, float] | None
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+    @property
+    def sample(self) -> Shape:
+        """The shape of one sample: without the batch."""
+        return self.shape[1:]
+
+
+def parse_tensors(fields: Fields, key: str) -> tuple[TensorSpec, ...]:
+    """A list of tensors, at least one."""
+    return tuple(_tensor(tensor) for tensor in fields.objects(key, "a list of tensors"))
+
+
+def _tensor(fields: Fields) -> TensorSpec:
+    tensor = TensorSpec(
+        name=fields.text("name"),
+        dtype=fields.choice("dtype", DTYPES),
+        shape=parse_shape(fields),
+        range=parse_range(fields),
+    )
+    fields.done()
+    return tensor
+
+
+def parse_shape(fields: Fields) -> Shape:
+    """The field `shape`: names of free dimensions and positive integers."""
+    dims = fields.items("shape", "a list of dimensions")
+    if len(dims) > MAX_RANK:
+        fields.refuse("shape", f"at most {MAX_RANK} dimensions")
+    if not all((type(d) is str and d.isidentifier()) or (type(d) is int and 1 <= d <= MAX_DIMENSION) for d in dims):
+        fields.refuse("shape", "dimensions that are names or positive integers")
+    return tuple(dims)
+
+
+def parse_range(fields: Fields) -> tuple[float, float] | None:
+    """The field `range`: None where it is unbounded."""
+    expected = "'unbounded' or [low, high]"
+    value = fields.take("range", expected)
+    if value == "unbounded":
+        return None
+    if type(value) is not list or len(value) != 2 or any(type(v) not in (int, float) for v in value):
+        fields.refuse("range", expected)
+    if not value[0] < value[1]:
+        fields.refuse("range", "[low, high] with low < high")
+    return float(value[0]), float(value[1])
+
+
+Null = npt.NDArray[Any]
+
+
+def parse_null(fields: Fields, key: str, shape: Shape, dtype: str, limits: tuple[float, float] | None) -> Null | None:
+    """The null of a value, one sample of it as an array of `dtype`: None where the field is null.
+
+    shape: of one sample. A number fills it; a nested list must have exactly its shape, which then is fixed.
+    """
+    value = fields.take(key, "a number, a nested list, or null")
+    if value is None:
+        return None
+    fixed = [d for d in shape if isinstance(d, int)]
+    if type(value) is list:
+        expected = f"a number, or a list of shape {list(shape)}"
+        if len(fixed) != len(shape) or _shape_of(value) != tuple(shape):
+            fields.refuse(key, expected)
+        numbers = _flat(value)
+    else:
+        expected = "a number, a nested list, or null"
+        numbers = [value]
+    kinds = (int,) if dtype == "int64" else (int, float)
+    if any(type(number) not in kinds for number in numbers):
+        fields.refuse(key, f"{'integers' if dtype == 'int64' else 'numbers'} of {dtype}")
+    if limits is not None and not all(limits[0] <= number <= limits[1] for number in numbers):
+        fields.refuse(key, f"numbers within the range [{limits[0]:g}, {limits[1]:g}]")
+    if dtype == "int64" and any(abs(number) >= 2**63 for number in numbers):
+        fields.refuse(key, "integers of int64")
+    array = np.array(numbers, dtype)
+    return array.reshape(tuple(fixed)) if type(value) is list else array.reshape(())
+
+
+def _shape_of(value: object) -> tuple[int, ...] | None:
+    """The shape of a nested list; None where it is ragged or empty."""
+    if type(value) is not list:
+        return ()
+    parts = {_shape_of(item) for item in value}
+    inner = next(iter(parts)) if len(parts) == 1 else None
+    return None if inner is None else (len(value), *inner)
+
+
+def _flat(value: Any) -> list[Any]:
+    return [number for item in value for number in _flat(item)] if type(value) is list else [value]
+
+
+def elements(shape: tuple[int, ...]) -> int:
+    """Numbers in an array of this shape."""
+    return math.prod(shape)
