@@ -1,46 +1,40 @@
-"""Which runtimes are there, which one runs here, and which is chosen? One file per runtime, one line in BACKENDS."""
+"""Runtimes: which there are, which run here, and the rule that chooses one. One file a runtime, one line in BACKENDS."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from importlib import metadata, util
 from typing import NamedTuple
 
-from engine.backends.base import PRECISIONS, Graph, check_precision
-from engine.backends.native import backend as native
-from engine.backends.tensorrt import choice as gpu_choice
+from engine.backends.base import Backend, Graph, check_precision
+from engine.bundle.graphs import PRECISIONS
 from engine.bundle.reader import Bundle
-from engine.chunk import ChunkEngine
-from engine.device import context as devices
-from engine.device.context import Device
+from engine.commands import command
 from engine.errors import ArgumentError, BackendError, did_you_mean
 from engine.processor import Processor, this_processor
+from engine.threads import resolve_threads
 
-BACKENDS = {  # name -> module, which has load(bundle, role, *, precision, threads) and PRECISIONS
-    "native": "engine.backends.native.backend",
-    "openvino": "engine.backends.openvino",
-    "onnxruntime": "engine.backends.onnxruntime",
-    "onnxruntime-cuda": "engine.backends.onnxruntime_cuda",
-    "onnxruntime-tensorrt": "engine.backends.onnxruntime_tensorrt",
-    "tensorrt_rtx": "engine.backends.tensorrt.rtx",
-    "tensorrt": "engine.backends.tensorrt.backend",
+# name -> its class; importing one imports no runtime. In the order in which "auto" tries them.
+BACKENDS = {
+    "tensorrt_rtx": "engine.backends.tensorrt.rtx:TensorRtRtx",
+    "tensorrt": "engine.backends.tensorrt.backend:TensorRt",
+    "native": "engine.backends.native.backend:Native",
+    "openvino": "engine.backends.openvino:OpenVino",
+    "onnxruntime": "engine.backends.onnxruntime:OnnxRuntime",
+    "onnxruntime-cuda": "engine.backends.onnxruntime_cuda:OnnxRuntimeCuda",
+    "onnxruntime-tensorrt": "engine.backends.onnxruntime_tensorrt:OnnxRuntimeTensorRt",
 }
-GPU_BACKENDS = ("tensorrt_rtx", "tensorrt")  # these take a device, and run whole chunks on it
-# Never chosen by "auto": whether their provider works is known only once a session has been tried.
-BY_NAME_ONLY = ("onnxruntime-cuda", "onnxruntime-tensorrt")
 RULE = (
     "backend 'auto' is tensorrt_rtx, then tensorrt, where it is installed and a CUDA device is present that the bundle's "
     "plans were built for (never on a machine without one); else native where the processor has AMX tiles or AVX-512 "
     "with VNNI and the bundle holds native bf16; else openvino where it is installed and the bundle lists it, else "
     "onnxruntime; precision 'auto' is fp16 with these two on a GPU, bf16 with native, with openvino bf16 where the "
     "processor has AMX (amx_bf16), else f32; "
-    f"{' and '.join(BY_NAME_ONLY)} are used by name only"
+    "onnxruntime-cuda and onnxruntime-tensorrt are used by name only"
 )
 
 __all__ = [
-    "BACKENDS", "GPU_BACKENDS", "PRECISIONS", "RULE", "Choice", "Graph", "available", "choose", "choose_auto",
-    "chunk_engine", "load", "open_device",
+    "BACKENDS", "PRECISIONS", "RULE", "Backend", "Choice", "Graph", "available", "backend_class", "choose", "choose_auto",
+    "load",
 ]  # fmt: skip
 
 
@@ -52,26 +46,20 @@ class Choice(NamedTuple):
     reason: str
 
 
+def backend_class(name: str) -> type[Backend]:
+    """The class of a backend in BACKENDS."""
+    module, _, attribute = BACKENDS[name].partition(":")
+    found: type[Backend] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
 def available() -> dict[str, tuple[bool, str]]:
     """{backend: (whether it runs here, its version or how to mend that)}, without importing any runtime."""
     return {name: _available(name) for name in BACKENDS}
 
 
 def _available(name: str) -> tuple[bool, str]:
-    own = getattr(importlib.import_module(BACKENDS[name]), "available", None)  # these modules import no runtime
-    if own is not None:
-        found: tuple[bool, str] = own()
-        return found
-    if util.find_spec(name) is None:
-        return False, f"not installed; install it with: pip install {name}"
-    return True, f"{name} {_version(name)}"
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "(version unknown)"  # another distribution of the same module, such as onnxruntime-gpu
+    return backend_class(name).available()
 
 
 def choose_auto(bundle: Bundle, processor: Processor | None = None) -> Choice:
@@ -88,8 +76,10 @@ def choose(bundle: Bundle, backend: str = "auto", precision: str = "auto", proce
     _check_name("backend", backend, (*BACKENDS, "auto"))
     _check_name("precision", precision, (*PRECISIONS, "auto"))
     name = _auto_backend(bundle, precision, processor) if backend == "auto" else _check_backend(bundle, backend)
-    obtained = precision if precision != "auto" else _auto_precision(bundle, name, processor)
-    _check_available(name, obtained, processor)
+    kind = backend_class(name)
+    obtained = precision if precision != "auto" else kind.default_precision(bundle, processor)
+    check_precision(obtained, kind.PRECISIONS, name)
+    kind.check_processor(obtained, processor)
     if "auto" not in (backend, precision):
         return Choice(name, obtained, f"{name} {obtained}, as asked for")
     asked = [f"{key} {value!r} asked for" for key, value in (("backend", backend), ("precision", precision))]
@@ -98,45 +88,25 @@ def choose(bundle: Bundle, backend: str = "auto", precision: str = "auto", proce
     return Choice(name, obtained, f"{name} {obtained}: {'; '.join([*given, RULE])} (here: {facts})")
 
 
+def open_backend(bundle: Bundle, name: str, precision: str, threads: int, device: object = None) -> Backend:
+    """A bundle on one backend."""
+    return backend_class(name).open(bundle, precision, threads, device)
+
+
 def load(
     bundle: Bundle,
-    role: str,
+    graph: str,
     *,
     backend: str,
-    precision: str = "f32",
+    precision: str | None = None,
     threads: int | None = None,
-    device: Device | None = None,
+    device: object = None,
 ) -> Graph:
-    """Load one graph of a bundle on one backend. threads: None for what affinity and container allow.
-
-    device: of a GPU backend, None for the one that is current in this thread or the first; others take none.
-    """
-    _check_name("backend", backend, BACKENDS)
+    """Load one graph of a bundle by itself. precision: None for the backend's first; threads: None for what is allowed."""
+    _check_name("backend", backend, tuple(BACKENDS))
     _check_backend(bundle, backend)
-    more = {"device": device} if backend in GPU_BACKENDS else {}
-    graph = importlib.import_module(BACKENDS[backend]).load(bundle, role, precision=precision, threads=threads, **more)
-    if not isinstance(graph, Graph):
-        raise BackendError(f"backend {backend!r}: found {type(graph).__name__}, expected a Graph; mend its load()")
-    return graph
-
-
-def open_device(backend: str, choice: object) -> Device | None:
-    """The GPU that `choice` means (engine/device.py) for a GPU backend; None for a backend on the CPU, which takes none."""
-    if backend in GPU_BACKENDS:
-        return devices.open_device(choice)
-    if choice is not None:
-        raise ArgumentError(
-            f"device: found {choice!r} with backend {backend!r}, which runs on the CPU; expected none: leave it out, or "
-            f"choose one of {', '.join(GPU_BACKENDS)}"
-        )
-    return None
-
-
-def chunk_engine(backend: str, bundle: Bundle, graphs: Mapping[str, Graph]) -> ChunkEngine | None:
-    """What runs whole chunks by itself, over loaded graphs; None for a backend that leaves the chain to the runner."""
-    module = importlib.import_module(BACKENDS[backend])
-    engine: ChunkEngine | None = module.chunk_engine(bundle, graphs) if hasattr(module, "chunk_engine") else None
-    return engine
+    precision = precision or backend_class(backend).PRECISIONS[0]
+    return open_backend(bundle, backend, precision, resolve_threads(threads), device).load(graph)
 
 
 def _usable(bundle: Bundle) -> list[str]:
@@ -145,36 +115,28 @@ def _usable(bundle: Bundle) -> list[str]:
 
 
 def _auto_backend(bundle: Bundle, precision: str, processor: Processor) -> str:
-    usable = [name for name in _usable(bundle) if name not in BY_NAME_ONLY]
+    usable = [name for name in _usable(bundle) if not backend_class(name).BY_NAME_ONLY]
     if not usable:
+        build = command("build", "CKPT", "--out", bundle.path, "--backends", *BACKENDS)
         raise BackendError(
             f"{bundle.path}: found no usable backend (the bundle lists {', '.join(bundle.manifest.backends)}; here: "
             f"{'; '.join(reason for _, reason in available().values())}), expected one; install one that the bundle "
-            f"lists, or rebuild it with --backends {' '.join(BACKENDS)}"
+            f"lists, or rebuild it with: {build}"
         )
-    for name in GPU_BACKENDS:
-        if name in usable and gpu_choice.auto_precision(bundle, name, precision) is not None:
+    for name in usable:
+        if backend_class(name).auto_precision(bundle, precision, processor) is not None:
             return name
-    usable = [name for name in usable if name not in GPU_BACKENDS] or usable
-    if native.NAME in usable and native.auto_precision(bundle, precision, processor) is not None:
-        return native.NAME
-    return next((name for name in usable if name != native.NAME), native.NAME)
-
-
-def _auto_precision(bundle: Bundle, backend: str, processor: Processor) -> str:
-    if backend == native.NAME:
-        return native.default_precision(bundle)
-    if backend in GPU_BACKENDS:
-        return gpu_choice.PRECISION
-    return "bf16" if backend == "openvino" and processor.amx_bf16 else "f32"
+    # What none would take, the first on the CPU refuses with its reason.
+    return next((name for name in reversed(usable) if not backend_class(name).ON_DEVICE), usable[-1])
 
 
 def _check_backend(bundle: Bundle, backend: str) -> str:
     """The name again, when the bundle lists it and it is installed."""
     if backend not in bundle.manifest.backends:
+        build = command("build", "CKPT", "--out", bundle.path, "--backends", backend)
         raise BackendError(
             f"{bundle.path}: found backend {backend!r}, expected one that the bundle lists: "
-            f"{', '.join(bundle.manifest.backends)}; choose one, or rebuild the bundle with --backends {backend}"
+            f"{', '.join(bundle.manifest.backends)}; choose one, or rebuild the bundle with: {build}"
         )
     installed, reason = _available(backend)
     if not installed:
@@ -182,15 +144,7 @@ def _check_backend(bundle: Bundle, backend: str) -> str:
     return backend
 
 
-def _check_available(backend: str, precision: str, processor: Processor) -> None:
-    """BackendError unless this backend computes in this precision on this processor."""
-    module = importlib.import_module(BACKENDS[backend])
-    check_precision(precision, module.PRECISIONS, backend)
-    if hasattr(module, "check_processor"):
-        module.check_processor(precision, processor)
-
-
-def _check_name(what: str, word: str, choices: tuple[str, ...] | dict[str, str]) -> None:
+def _check_name(what: str, word: str, choices: tuple[str, ...]) -> None:
     if not isinstance(word, str) or word not in choices:
         raise ArgumentError(
             f"{what}: found {word!r}, expected one of {', '.join(choices)}.{did_you_mean(str(word), choices)}"

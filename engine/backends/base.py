@@ -10,6 +10,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import metadata, util
 from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
 
 import numpy as np
@@ -22,7 +23,7 @@ from engine.bundle.tensors import TensorSpec
 from engine.cleanup import run_all, undo
 from engine.errors import ArgumentError, BackendError, did_you_mean
 from engine.processor import Processor
-from engine.request import Array, Outcome, Request
+from engine.request import Outcome, Request
 from engine.result import Timings
 
 Arrays = dict[str, npt.NDArray[np.generic]]
@@ -87,7 +88,8 @@ class Backend(ABC):
 
     @classmethod
     def check_processor(cls, precision: str, processor: Processor) -> None:
-        """BackendError when it cannot compute in this precision on this processor."""
+        """BackendError when it cannot compute in this precision on this processor; this one can."""
+        return
 
     @classmethod
     def default_precision(cls, bundle: Bundle, processor: Processor) -> str:
@@ -105,8 +107,8 @@ class Backend(ABC):
         check_precision(precision, cls.PRECISIONS, cls.NAME)
         if device is not None:
             raise ArgumentError(
-                f"device: found {device!r} with backend {cls.NAME!r}, which runs on the CPU; expected none: leave it out, or "
-                "choose a backend on a device, such as tensorrt"
+                f"device: found {device!r} with backend {cls.NAME!r}, which runs on the CPU; expected none: leave it out, "
+                "or choose a backend on a device, such as tensorrt"
             )
         return cls(bundle, precision, threads)
 
@@ -138,8 +140,8 @@ class Backend(ABC):
     def device_chain(self) -> DeviceChain:
         """The same for results that stay on a device. ArgumentError where the backend runs on the CPU."""
         raise ArgumentError(
-            f"found backend {self.NAME!r}, which runs on the CPU, expected one on a device, such as tensorrt; pass arrays on "
-            "the host and call sample"
+            f"found backend {self.NAME!r}, which runs on the CPU, expected one on a device, such as tensorrt; pass arrays "
+            "on the host and call sample"
         )
 
     def clone(self: Self) -> Self:
@@ -348,6 +350,16 @@ def check_precision(precision: str, supported: tuple[str, ...], backend: str) ->
             f"{backend}: found precision {precision!r}, expected one of those it has: {', '.join(supported)}; "
             f"choose one, or another backend"
         )
+
+
+def package_available(name: str) -> tuple[bool, str]:
+    """(whether a package is installed, its version or how to mend that), without importing it."""
+    if util.find_spec(name) is None:
+        return False, f"not installed; install it with: pip install {name}"
+    try:
+        return True, f"{name} {metadata.version(name)}"
+    except metadata.PackageNotFoundError:
+        return True, f"{name} (version unknown)"  # another distribution of the same module, such as onnxruntime-gpu
 
 
 def read_onnx(bundle: Bundle, key: str) -> bytes:

@@ -1,4 +1,4 @@
-"""How does ONNX Runtime run a graph? On the CPU, in float32 or half; the same code serves its GPU providers, see Runtime."""
+"""Backend `onnxruntime`: graphs on the CPU, in float32 or half; the same code serves its GPU providers, see Runtime."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.backends.base import Arrays, Graph, check_precision, check_tensors, read_onnx
-from engine.bundle.manifest import GraphSpec, graph_key
+from engine.backends.base import Arrays, Backend, Graph, check_tensors, package_available, read_onnx
+from engine.backends.host import HostChain
+from engine.bundle.graphs import GraphSpec, graph_key
 from engine.bundle.reader import Bundle
+from engine.commands import command
 from engine.errors import BackendError
-from engine.threads import resolve_threads
 
 NAME = "onnxruntime"
 PRECISIONS = ("f32", "fp16")  # half graphs run here too, by casts: no faster, but what a GPU will compute can be seen
-TABLE = "timestep_table"
 _CPU = "CPUExecutionProvider"
 _DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 
@@ -41,26 +41,40 @@ class Runtime:
 CPU = Runtime(NAME, {_CPU: {}}, PRECISIONS, "pip install onnxruntime")
 
 
-def load(bundle: Bundle, role: str, *, precision: str = "f32", threads: int | None = None) -> OrtGraph:
-    """Load a graph of a verified bundle; BackendError when the runtime is missing, or refuses graph or precision."""
-    return load_on(CPU, bundle, role, precision, threads)
+class OnnxRuntime(Backend):
+    """ONNX Runtime on the CPU; subclasses name other providers."""
+
+    NAME = NAME
+    PRECISIONS = PRECISIONS
+    RUNTIME = CPU
+
+    @classmethod
+    def available(cls) -> tuple[bool, str]:
+        """(whether the package is installed, its version or how to mend that)."""
+        return package_available(cls.NAME)
+
+    def load(self, name: str) -> OrtGraph:
+        """Load a graph; BackendError when the runtime is missing, or refuses graph or precision."""
+        return load_on(self.RUNTIME, self.bundle, name, self.precision, self.threads)
+
+    def chain(self) -> HostChain:
+        """The chain on the host."""
+        return HostChain(self)
 
 
-def load_on(runtime: Runtime, bundle: Bundle, role: str, precision: str, threads: int | None) -> OrtGraph:
-    """Load a graph on these providers; precision "fp16" takes the bundle's half graph (the timestep table has none)."""
-    check_precision(precision, runtime.precisions, runtime.name)
-    obtained = "f32" if role == TABLE else precision
-    key = graph_key(role, obtained)
-    bundle.spec(role)
+def load_on(runtime: Runtime, bundle: Bundle, name: str, precision: str, threads: int) -> OrtGraph:
+    """Load a graph on these providers; in "fp16" that is the bundle's half graph, where the manifest computes it so."""
+    obtained = bundle.spec(name).computes_in(precision)
+    key = graph_key(name, obtained)
     if key not in bundle.manifest.graphs:
+        build = command("build", "CKPT", "--out", bundle.path, "--precision", precision)
         raise BackendError(
             f"{bundle.path}: found no graph {key!r}, expected one for {runtime.name} in {precision}; "
-            f"build the bundle again with --precision {precision}, or choose precision f32"
+            f"build the bundle again with: {build}; or choose precision f32"
         )
-    count = resolve_threads(threads)
     data = read_onnx(bundle, key)
     try:
-        session = open_session(data, count, runtime)
+        session = open_session(data, threads, runtime)
         tensors = {
             tensor.name: (_DTYPES.get(tensor.type, tensor.type), tensor.shape)
             for tensor in (*session.get_inputs(), *session.get_outputs())
@@ -72,7 +86,7 @@ def load_on(runtime: Runtime, bundle: Bundle, role: str, precision: str, threads
             f"with: {runtime.install}"
         ) from error
     check_tensors(bundle, key, tensors)
-    return OrtGraph(role, bundle.spec(key), obtained, count, session, runtime.name)
+    return OrtGraph(name, bundle.spec(key), obtained, threads, session, runtime.name)
 
 
 def open_session(data: bytes, threads: int, runtime: Runtime = CPU) -> Any:
@@ -156,9 +170,9 @@ class OrtGraph(Graph):
     backend = NAME
 
     def __init__(
-        self, role: str, spec: GraphSpec, precision: str, threads: int, session: Any, backend: str = NAME
+        self, name: str, spec: GraphSpec, precision: str, threads: int, session: Any, backend: str = NAME
     ) -> None:
-        super().__init__(role, spec, precision, threads)
+        super().__init__(name, spec, precision, threads)
         self.backend = backend
         self._failures = native_failures()
         self._session = session
@@ -179,4 +193,4 @@ class OrtGraph(Graph):
         self._session = self._binding = None
 
     def _twin(self) -> OrtGraph:
-        return OrtGraph(self.role, self.spec, self.precision, self.threads, self._session, self.backend)
+        return OrtGraph(self.name, self.spec, self.precision, self.threads, self._session, self.backend)

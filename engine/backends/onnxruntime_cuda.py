@@ -1,4 +1,4 @@
-"""How does ONNX Runtime run a graph on an NVIDIA GPU? Its CUDA provider, in float32 or with the bundle's half graphs.
+"""Backend `onnxruntime-cuda`: ONNX Runtime's CUDA provider, in float32 or with the bundle's half graphs.
 
 Arrays travel to the device and back with every call: for whole chains on the device there are the TensorRT backends and
 the whole-sampler graph.
@@ -6,9 +6,8 @@ the whole-sampler graph.
 
 from __future__ import annotations
 
-from engine.backends.onnxruntime import OrtGraph, Runtime, load_on
+from engine.backends.onnxruntime import OnnxRuntime, Runtime
 from engine.backends.onnxruntime_gpu import installed
-from engine.bundle.reader import Bundle
 
 NAME = "onnxruntime-cuda"
 PRECISIONS = ("f32", "fp16")
@@ -18,11 +17,15 @@ RUNTIME = Runtime(
 )
 
 
-def load(bundle: Bundle, role: str, *, precision: str = "f32", threads: int | None = None) -> OrtGraph:
-    """Load a graph of a verified bundle; BackendError when provider or device are missing."""
-    return load_on(RUNTIME, bundle, role, precision, threads)
+class OnnxRuntimeCuda(OnnxRuntime):
+    """ONNX Runtime on these providers."""
 
+    NAME = NAME
+    PRECISIONS = PRECISIONS
+    RUNTIME = RUNTIME
+    BY_NAME_ONLY = True  # whether the provider works is known only once a session has been tried
 
-def available() -> tuple[bool, str]:
-    """(whether package and driver are there, what is or what to install)."""
-    return installed(RUNTIME)
+    @classmethod
+    def available(cls) -> tuple[bool, str]:
+        """(whether package and driver are there, what is or what to install)."""
+        return installed(RUNTIME)

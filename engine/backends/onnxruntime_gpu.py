@@ -1,4 +1,4 @@
-"""Can ONNX Runtime reach a GPU here? What can be told without importing it: the package, and NVIDIA's driver."""
+"""Whether ONNX Runtime could reach a GPU here, as far as the package and NVIDIA's driver tell without importing it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PACKAGE = "onnxruntime-gpu"
 
 
 def installed(runtime: Runtime) -> tuple[bool, str]:
-    """(whether package and driver are there, what is or what to install); whether they work, loading a graph tells."""
+    """(whether package and driver are there, what is or what to install); whether they work shows when a graph is loaded."""
     providers = ", ".join(runtime.providers)
     try:
         version = metadata.version(PACKAGE)

@@ -1,4 +1,4 @@
-"""How does OpenVINO run a graph on the CPU, in float32 or in bf16 where the processor has it?"""
+"""Backend `openvino`: graphs on the CPU, in float32, or in bf16 where the processor has it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.backends.base import Arrays, Graph, check_precision, check_tensors, read_onnx
-from engine.bundle.manifest import GraphSpec
+from engine.backends.base import Arrays, Backend, Graph, check_tensors, package_available, read_onnx
+from engine.backends.host import HostChain
+from engine.bundle.graphs import GraphSpec
 from engine.bundle.reader import Bundle
 from engine.errors import BackendError
 from engine.processor import BF16_FEATURES, Processor, this_processor
-from engine.threads import resolve_threads
 
 NAME = "openvino"
 PRECISIONS = ("f32", "bf16")
@@ -23,28 +23,61 @@ NATIVE_FAILURES = (RuntimeError, TypeError, ValueError, MemoryError)
 _DTYPES = {"f32": "float32", "i64": "int64"}
 
 
-def load(bundle: Bundle, role: str, *, precision: str = "f32", threads: int | None = None) -> OpenVinoGraph:
-    """Load a graph of a verified bundle; BackendError when the runtime is missing, refuses it, or has no such precision."""
-    check_precision(precision, PRECISIONS, NAME)
-    check_processor(precision, this_processor())
-    count = resolve_threads(threads)
-    data = read_onnx(bundle, role)
+class OpenVino(Backend):
+    """OpenVINO's CPU plugin."""
+
+    NAME = NAME
+    PRECISIONS = PRECISIONS
+
+    @classmethod
+    def available(cls) -> tuple[bool, str]:
+        """(whether the package is installed, its version or how to mend that)."""
+        return package_available(cls.NAME)
+
+    @classmethod
+    def check_processor(cls, precision: str, processor: Processor) -> None:
+        """BackendError when the processor cannot compute in this precision."""
+        if precision == "bf16" and not processor.bf16:
+            raise BackendError(
+                f"openvino: found precision 'bf16' on a processor without {' or '.join(BF16_FEATURES)} "
+                f"({processor}), expected 'f32', which every processor has; choose precision='f32'"
+            )
+
+    @classmethod
+    def default_precision(cls, bundle: Bundle, processor: Processor) -> str:
+        """bf16 where the processor has tiles for it, else f32."""
+        return "bf16" if processor.amx_bf16 else "f32"
+
+    def load(self, name: str) -> OpenVinoGraph:
+        """Load a graph; BackendError when the runtime is missing, refuses it, or has no such precision here."""
+        precision = self.computes_in(name)
+        self.check_processor(precision, this_processor())
+        return load_graph(self.bundle, name, precision, self.threads)
+
+    def chain(self) -> HostChain:
+        """The chain on the host."""
+        return HostChain(self)
+
+
+def load_graph(bundle: Bundle, name: str, precision: str, threads: int) -> OpenVinoGraph:
+    """A graph of a verified bundle in exactly this precision; BackendError otherwise."""
+    data = read_onnx(bundle, name)
     try:
-        compiled = compile_model(data, precision, count)
-        check_tensors(bundle, role, {p.any_name: _describe(p) for p in (*compiled.inputs, *compiled.outputs)})
+        compiled = compile_model(data, precision, threads)
+        check_tensors(bundle, name, {p.any_name: _describe(p) for p in (*compiled.inputs, *compiled.outputs)})
         request = compiled.create_infer_request()
     except NATIVE_FAILURES as error:
         raise BackendError(
-            f"openvino, graph {role!r} of {bundle.path}: found {type(error).__name__}: {error}; expected a graph that "
+            f"openvino, graph {name!r} of {bundle.path}: found {type(error).__name__}: {error}; expected a graph that "
             f"it can compile in {precision}; upgrade openvino, or rebuild the bundle"
         ) from error
     obtained = _obtained(compiled)
     if obtained != precision:
         raise BackendError(
-            f"openvino, graph {role!r}: found that it runs in {obtained!r}, expected {precision!r} as asked for; "
+            f"openvino, graph {name!r}: found that it runs in {obtained!r}, expected {precision!r} as asked for; "
             f"choose precision={obtained!r} or backend='onnxruntime'"
         )
-    return OpenVinoGraph(role, bundle.spec(role), obtained, count, compiled, request)
+    return OpenVinoGraph(name, bundle.spec(name), obtained, threads, compiled, request)
 
 
 def compile_model(data: bytes, precision: str, threads: int) -> Any:
@@ -54,15 +87,6 @@ def compile_model(data: bytes, precision: str, threads: int) -> Any:
     """
     core = _core()
     return core.compile_model(core.read_model(data), "CPU", _config(core, precision, threads))
-
-
-def check_processor(precision: str, processor: Processor) -> None:
-    """BackendError when the processor cannot compute in this precision."""
-    if precision == "bf16" and not processor.bf16:
-        raise BackendError(
-            f"openvino: found precision 'bf16' on a processor without {' or '.join(BF16_FEATURES)} "
-            f"({processor}), expected 'f32', which every processor has; choose precision='f32'"
-        )
 
 
 @functools.cache
@@ -87,7 +111,7 @@ def _config(core: Any, precision: str, threads: int) -> dict[str, Any]:
         "ENABLE_CPU_PINNING": False,  # pinned to host processors, two containers or clones fight over the same ones
     }
     if "DYNAMIC_QUANTIZATION_GROUP_SIZE" in core.get_property("CPU", "SUPPORTED_PROPERTIES"):
-        config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0  # activations are never quantized behind the caller's back
+        config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0  # activations are not quantized unless asked for
     return config
 
 
@@ -109,8 +133,8 @@ class OpenVinoGraph(Graph):
     backend = NAME
     _failures = NATIVE_FAILURES
 
-    def __init__(self, role: str, spec: GraphSpec, precision: str, threads: int, compiled: Any, request: Any) -> None:
-        super().__init__(role, spec, precision, threads)
+    def __init__(self, name: str, spec: GraphSpec, precision: str, threads: int, compiled: Any, request: Any) -> None:
+        super().__init__(name, spec, precision, threads)
         self._compiled = compiled
         self._request = request
 
@@ -133,4 +157,4 @@ class OpenVinoGraph(Graph):
 
     def _twin(self) -> OpenVinoGraph:
         request = self._compiled.create_infer_request()
-        return OpenVinoGraph(self.role, self.spec, self.precision, self.threads, self._compiled, request)
+        return OpenVinoGraph(self.name, self.spec, self.precision, self.threads, self._compiled, request)

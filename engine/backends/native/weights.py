@@ -1,4 +1,4 @@
-"""Where do the native engine's packed weights lie? In a safetensors file that is mapped, checked and never copied.
+"""Packed weights of the native engine: a safetensors file that is mapped, checked and never copied.
 
 The format: eight bytes with the header's length, a JSON header {name: {dtype, shape, data_offsets}}, the data. Of what it
 allows, only what packed weights need is taken: three dtypes, no gaps, every tensor and the data themselves at multiples of
@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,28 +35,17 @@ class Blob:
 
 @dataclass(frozen=True)
 class Weights:
-    """A mapped file: its blobs by name, and the data as bytes, which live as long as somebody holds them."""
+    """A mapped file: its blobs by name, and the data as bytes, which live as long as they are held."""
 
     blobs: Mapping[str, Blob]
     data: NDArray[np.uint8]
 
 
-def map_weights(path: Path) -> Weights:
-    """Map a verified file read-only and check its header; BundleError names what is wrong with it."""
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size < ALIGNMENT:
-                raise BundleError(f"{path}: found {size} bytes, expected packed weights in safetensors; {REBUILD}")
-            # Read ahead at once: the first step would otherwise stop at every page of every layer.
-            flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_POPULATE", 0)
-            mapped = mmap.mmap(file.fileno(), size, flags=flags, prot=mmap.PROT_READ)
-    except OSError as error:
-        raise BundleError(
-            f"{path}: found a file that cannot be mapped ({error.strerror or error}), expected packed weights; check the "
-            f"free memory and the disk, or {REBUILD}"
-        ) from error
-    return parse_weights(np.frombuffer(mapped, np.uint8), str(path))
+def mapped_weights(mapped: mmap.mmap, where: str) -> Weights:
+    """The weights of a mapping that is verified; BundleError names what is wrong with its header."""
+    if len(mapped) < ALIGNMENT:
+        raise BundleError(f"{where}: found {len(mapped)} bytes, expected packed weights in safetensors; {REBUILD}")
+    return parse_weights(np.frombuffer(mapped, np.uint8), where)
 
 
 def weights_of(data: bytes, where: str) -> Weights:

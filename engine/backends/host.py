@@ -1,0 +1,253 @@
+"""The chain on the host: the pipeline's graphs called from here, and the sampling loop, one comment a line of the algorithm.
+
+The solver is not here: each row of a `StepTable` says what one network call becomes (engine/solver/table.py), so every
+solver, prediction and guidance runs through these lines.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from time import perf_counter
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from engine import kernels
+from engine.backends.base import Arrays, Backend
+from engine.backends.lanes import Bindings
+from engine.backends.workspace import Workspace
+from engine.bundle.pipeline import ROWS, TIMESTEPS, CallSpec, E, X
+from engine.errors import Cancelled, NumericsError
+from engine.request import Outcome, Request
+from engine.result import F32, StepInfo, Timings
+from engine.solver import noise as noises
+from engine.solver.table import StepTable
+
+KEPT_SHAPES = 4  # buffers of so many batch shapes are kept: enough for a server's few, flat over any number
+UNLIMITED = 2**31
+
+CLIP, C_IN, PUSH = (kernels.ROW_FIELDS.index(name) for name in ("clip", "c_in", "push"))
+
+
+class HostChain:
+    """Takes requests through the pipeline of a backend's bundle. A `Chain`."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.pipeline = backend.bundle.manifest.pipeline
+        self.bindings = Bindings(self.pipeline, self._call)
+        self._workspaces: OrderedDict[tuple[int, int], Workspace] = OrderedDict()
+        self._kept_rows: tuple[bytes, F32] | None = None
+
+    def limit(self, lanes: int) -> int:
+        """No limit of its own."""
+        return UNLIMITED
+
+    def close(self) -> None:
+        """Drop the buffers."""
+        self._workspaces.clear()
+        self._kept_rows = None
+
+    def run(self, request: Request, timings: Timings) -> Outcome:
+        """before, rows, the loop, after. See `Chain.run`."""
+        work = self._workspace(len(request), request.lanes)
+        with timings.clock("before_ms"):
+            values = self._before(request)
+        with timings.clock("rows_ms"):
+            embeddings = self._rows(request.table, values, request.lanes)
+        with timings.clock("noise_ms"):
+            x_T = request.x_T if request.x_T is not None else noises.initial(request.seeds, self.pipeline.state.shape)
+        with timings.clock("update_ms"):
+            self._start(request, work, values, x_T)
+        self._loop(request, work, values, embeddings, timings)
+        with timings.clock("after_ms"):
+            image = self._after(values, work.x)
+        with timings.clock("post_ms"):
+            images = kernels.to_uint8(image, out=work.images(self.pipeline.image_shape))
+        return Outcome(images, work.x, self._results(request, values))
+
+    # ---- around the loop ---------------------------------------------------------------------------------------------
+
+    def _before(self, request: Request) -> Arrays:
+        """Every value that `rows`, `step`, `after`, centre and start may need, by name."""
+        values: Arrays = {**request.inputs, **request.given}
+        for call in self.pipeline.before:
+            if any(name not in values for name in call.outputs.values()):
+                made = self._call(call, values)
+                # Copies: a graph's outputs are its buffers, and one graph may serve two calls.
+                values.update({name: made[name].copy() for name in made if name not in values})
+        return values
+
+    def _rows(self, table: StepTable, values: Arrays, lanes: int) -> F32:
+        """The table of embeddings: [rows, 1, R], or [rows, lanes * n, R] where it depends on the sample."""
+        timesteps = np.ascontiguousarray(table.timesteps, np.int64)
+        call = self.pipeline.rows
+        if self.pipeline.per_sample_rows:
+            names = [name for name in call.inputs.values() if name != TIMESTEPS]
+            stacked = {name: self.bindings.stacked(name, values, lanes) for name in names}
+            return self._embeddings(call, stacked | {TIMESTEPS: timesteps})
+        key = timesteps.tobytes()
+        if self._kept_rows is None or self._kept_rows[0] != key:
+            self._kept_rows = key, self._embeddings(call, {TIMESTEPS: timesteps})[:, None, :]
+        return self._kept_rows[1]
+
+    def _embeddings(self, call: CallSpec, values: Arrays) -> F32:
+        return cast(F32, self._call(call, values)[ROWS]).copy()
+
+    def _start(self, request: Request, work: Workspace, values: Arrays, x_T: F32) -> None:
+        """x = k_noise x_T + k_start start + k_centre centre, in place in the workspace."""
+        start, state = request.table.start, self.pipeline.state
+        np.multiply(x_T, np.float32(start.k_noise), out=work.x)
+        image = request.start if request.start is not None else _value(values, state.start)
+        for k, source in ((start.k_start, image), (start.k_centre, _value(values, state.centre))):
+            if k != 0.0 and source is not None:
+                work.x += np.float32(k) * cast(F32, source)
+
+    def _after(self, values: Arrays, x: F32) -> F32:
+        """The value that becomes pixels."""
+        values = values | {X: x}
+        for call in self.pipeline.after:
+            values.update({name: array.copy() for name, array in self._call(call, values).items()})
+        return cast(F32, values[self.pipeline.image])
+
+    def _results(self, request: Request, values: Arrays) -> Arrays:
+        start = self.pipeline.state.start
+        return {name: array for name, array in values.items() if name in request.inputs or name == start}
+
+    def call(self, call: CallSpec, values: Mapping[str, npt.NDArray[np.generic]]) -> Arrays:
+        """One call of the pipeline on values by name; its outputs by name, in buffers of the graph."""
+        return self._call(call, values)
+
+    def _call(self, call: CallSpec, values: Mapping[str, npt.NDArray[np.generic]]) -> Arrays:
+        graph = self.backend.graph(call.graph)
+        outputs = graph(**{port: np.ascontiguousarray(values[name]) for port, name in call.inputs.items()})
+        for array in outputs.values():
+            if array.dtype == np.float32 and not np.isfinite(array).all():
+                raise NumericsError(
+                    f"The graph {call.graph!r} ({self._where()}) returned NaN or infinity outside the loop; every value was "
+                    f"expected to be finite. Check {', '.join(call.inputs.values())} as you passed them, and build the "
+                    f"bundle again from its checkpoint if they are ordinary."
+                )
+        return {name: outputs[port] for port, name in call.outputs.items()}
+
+    # ---- the loop ----------------------------------------------------------------------------------------------------
+
+    def _loop(self, request: Request, work: Workspace, values: Arrays, embeddings: F32, timings: Timings) -> None:
+        """Take `work.x` from the start to x_0 in place."""
+        table, step = request.table, self.pipeline.step
+        constants = self._constants(values, work)
+        centre = _value(values, self.pipeline.state.centre)
+        row_port = next((port for port, name in step.inputs.items() if name == ROWS), None)
+        work.begin(table, watched=request.watch is not None)
+        for i, (t, row) in enumerate(zip(table.timesteps, table.rows, strict=True)):
+            asked = perf_counter()
+            # e_l = network(c_in x, what lane l is bound to, the embedding of t) in every lane with a weight
+            lanes = active_lanes(table, i)
+            e = self._evaluate(work, lanes, float(row[C_IN]), constants, row_port, embeddings[i], timings)
+            answered = perf_counter()
+            # e = sum of w_l e_l;  x_0 = limit(p . (x, e, c, y, h));  x' = k . (x_0, x, e, c, noise, y, h)
+            h1, h2, h3 = work.history
+            finite = kernels.update(
+                row,
+                work.x,
+                e,
+                weights=table.weights[i, :lanes],
+                c=cast("F32 | None", centre),
+                y=work.y,
+                h1=h1,
+                h2=h2,
+                h3=h3,
+                noise=None if request.noise is None else request.noise[i],
+                seeds=request.seeds if request.noise is None else None,
+                step=i if request.noise is None else None,
+                out=work.x,
+                x0_out=work.x0,
+                y_out=work.y,
+                push_out=h3,
+                threads=self.backend.threads,
+            )
+            if row[PUSH] != 0.0:
+                work.history = (h3, h1, h2)
+            timings.add_step(i, 1e3 * (answered - asked))
+            timings.update_ms += 1e3 * (perf_counter() - answered)
+            if not finite:
+                raise self._not_finite(table, i)
+            if request.watch is not None:
+                report(request, i, int(t), work)
+
+    def _constants(self, values: Arrays, work: Workspace) -> Arrays:
+        """What the step's graph takes beside x and the row, stacked over the lanes, by its own names."""
+        return {
+            port: self.bindings.stacked(name, values, work.lanes) for port, name in self.pipeline.constants.items()
+        }
+
+    def _evaluate(
+        self, work: Workspace, lanes: int, c_in: float, constants: Arrays, row_port: str | None, row: F32, timings: Timings
+    ) -> F32:
+        """e of the first lanes, [lanes * n, C, H, W]: in one call, or one a lane where that is faster."""
+        timings.network_calls += 1
+        x = work.network_input(lanes, c_in)
+        if lanes == 1 or work.folded:
+            return self._network(x, 0, lanes * work.n, constants, row_port, row)
+        for lane in range(lanes):
+            begin, end = lane * work.n, (lane + 1) * work.n
+            timings.network_calls += lane > 0
+            work.e[begin:end] = self._network(x[begin:end], begin, end, constants, row_port, row)
+        return work.e[: lanes * work.n]
+
+    def _network(self, x: F32, begin: int, end: int, constants: Arrays, row_port: str | None, row: F32) -> F32:
+        """One call of the step's graph for the entries begin..end of the lanes."""
+        step = self.pipeline.step
+        inputs: Arrays = {port: array[begin:end] for port, array in constants.items()}
+        inputs[next(port for port, name in step.inputs.items() if name == X)] = x
+        if row_port is not None:
+            inputs[row_port] = row if len(row) == 1 else row[begin:end]
+        outputs = self.backend.graph(step.graph)(**inputs)
+        return cast(F32, outputs[next(port for port, name in step.outputs.items() if name == E)])
+
+    def _workspace(self, n: int, lanes: int) -> Workspace:
+        """The buffers of this batch shape; those least recently used are dropped beyond KEPT_SHAPES."""
+        key = (n, lanes)
+        if key not in self._workspaces:
+            self._workspaces[key] = Workspace(n, lanes, self.pipeline.state.shape)
+            if len(self._workspaces) > KEPT_SHAPES:
+                self._workspaces.popitem(last=False)
+        self._workspaces.move_to_end(key)
+        return self._workspaces[key]
+
+    def _not_finite(self, table: StepTable, i: int) -> NumericsError:
+        return NumericsError(
+            f"The graph {self.pipeline.step.graph!r} ({self._where()}) returned NaN or infinity at step {i + 1} of "
+            f"{len(table.rows)} (timestep {int(table.timesteps[i])}); every value was expected to be finite. Open the "
+            f"bundle with precision='f32' if it ran in another; if it persists, check the inputs, x_T and noise you passed, and "
+            f"build the bundle again from its checkpoint."
+        )
+
+    def _where(self) -> str:
+        return f"{self.backend.NAME}, precision {self.backend.precision}"
+
+
+def active_lanes(table: StepTable, i: int) -> int:
+    """Lanes that row i evaluates: a row without weight beyond the first runs that one alone."""
+    return int(table.weights.shape[1]) if table.weights[i, 1:].any() else 1
+
+
+def report(request: Request, i: int, t: int, work: Workspace) -> None:
+    """Show a finished row to the watcher; stop when it says so."""
+    assert request.watch is not None
+    assert work.x0 is not None
+    views = work.x.view(), work.x0.view()
+    for view in views:
+        view.flags.writeable = False
+    steps = len(request.table.rows)
+    if request.watch(StepInfo(i, steps, t, *views, first=request.first)):
+        raise Cancelled(
+            f"The callback stopped the run after step {i + 1} of {steps} (timestep {t}). "
+            f"No batch was made; the sampler is ready for the next call."
+        )
+
+
+def _value(values: Arrays, name: str | None) -> npt.NDArray[np.generic] | None:
+    return None if name is None else values[name]

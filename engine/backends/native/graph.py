@@ -1,0 +1,204 @@
+"""Graphs of the native engine: a checked program over mapped weights, and the whole loop of a sampler in one call."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.backends.base import Arrays, Graph
+from engine.backends.native.isa import VARIABLE, instruction_set, load_library
+from engine.backends.native.loop import Loop
+from engine.backends.native.program import PORT_KINDS, ParsedProgram, check_ports, op_kind, op_side, parse_program
+from engine.backends.native.weights import Weights
+from engine.bundle.fields import REBUILD
+from engine.bundle.graphs import GraphSpec
+from engine.errors import ArgumentError, BackendError, BundleError, EngineError
+from engine.kernels import native_library
+from engine.kernels.native_library import MAX_THREADS, NONE, Flat, NativeError, NativeLibrary
+
+NAME = "native"
+PRECISIONS = ("bf16", "int8")
+
+
+def open_graph(
+    program: bytes, weights: Weights, spec: GraphSpec, name: str, precision: str, threads: int, where: str
+) -> NativeGraph:
+    """A graph over a program's bytes and its weights; `where` names it in messages."""
+    count = min(threads, MAX_THREADS)
+    library, isa = load_library(), instruction_set()
+    parsed = parse_program(program, weights.blobs, name, precision, where)
+    check_ports(parsed, spec, where)
+    loaded = Loaded(parsed, weights, library)
+    with _typed(where):
+        handle = library.open(Flat(parsed.ports, parsed.tensors, parsed.ops, weights.data), isa, count)
+    return NativeGraph(name, spec, precision, count, loaded, handle)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What all handles over one program share."""
+
+    program: ParsedProgram
+    weights: Weights
+    library: NativeLibrary
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """How a run of a whole chain went: milliseconds of the network a step, of all updates, and the step that failed."""
+
+    network_ms: list[float]
+    update_ms: float
+    failed_step: int | None
+
+
+@dataclass(frozen=True)
+class OperationTime:
+    """One operation, in the mean of some runs: microseconds as the first thread saw them (barriers included), and its work.
+
+    kind: what it is, "conv 3x3" for instance; side: height of its output in pixels. prepare_us: norm, activation and layout
+    of a convolution's operand; product_us: everything else. flop: of the whole batch, as done (Winograd: 16
+    products for 4 pixels); weight_bytes: each read once.
+    """
+
+    name: str
+    kind: str
+    side: int
+    prepare_us: float
+    product_us: float
+    flop: float
+    weight_bytes: float
+
+
+class NativeGraph(Graph):
+    """A program and one handle over it; clones have a plan and weights in common, memory and threads of their own."""
+
+    backend = NAME
+    _failures = ()  # calls of the library raise what is meant for the caller already
+
+    def __init__(self, name: str, spec: GraphSpec, precision: str, threads: int, loaded: Loaded, handle: int) -> None:
+        super().__init__(name, spec, precision, threads)
+        self._loaded = loaded
+        self._adopt(handle)
+        self._addresses: dict[str, int] = {}
+
+    @property
+    def isa(self) -> str:
+        """The instruction set that this graph runs on."""
+        return str(self._loaded.library.describe(self._own_handle()).isa.decode())
+
+    @property
+    def arena_bytes(self) -> int:
+        """Memory of this handle beside the weights, which are shared."""
+        return int(self._loaded.library.describe(self._own_handle()).arena_bytes)
+
+    def operation_times(self, runs: int, arrays: Mapping[str, npt.NDArray[np.generic]]) -> list[OperationTime]:
+        """Call the graph on these inputs so many times and tell where the time of a call went, in the program's order."""
+        library, program = self._loaded.library, self._loaded.program
+        with _typed(f"native graph {self.name!r}, the clocks of its operations"):
+            library.profile(self._own_handle(), True)
+            try:
+                for _ in range(runs):
+                    self(**arrays)
+            finally:
+                library.profile(self._own_handle(), False)
+        timings = library.timings(self._own_handle(), len(program.ops))
+        return [
+            OperationTime(
+                name, op_kind(op), op_side(program, op), t.prepare_us / runs, t.product_us / runs, t.flop / runs,
+                t.weight_bytes / runs,
+            )
+            for name, op, t in zip(program.op_names, program.ops, timings, strict=True)
+        ]  # fmt: skip
+
+    def run_steps(self, loop: Loop) -> StepTimes:
+        """A whole chain in one call: `loop.x` goes from the start to x_0 in place.
+
+        BackendError when the graph is closed or another thread runs it.
+        """
+        network, update = np.zeros(len(loop.rows)), np.zeros(1)
+        call, kept = loop.call(self._loaded.program.port_names, network, update)
+        with self._exclusive(), _typed(f"native graph {self.name!r} over {len(loop.rows)} steps"):
+            failed = self._loaded.library.run_steps(self._own_handle(), call)
+        del kept  # pointers into it were read until here
+        return StepTimes(network.tolist(), float(update[0]), None if failed == NONE else failed)
+
+    def _bind(self, outputs: Arrays) -> None:
+        self._addresses = {name: array.ctypes.data for name, array in outputs.items()}
+
+    def _run(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        addresses = self._addresses | {name: array.ctypes.data for name, array in arrays.items()}
+        program = self._loaded.program
+        batch, steps, row_count = 0, 0, 0
+        for name, port in zip(program.port_names, program.ports, strict=True):
+            if name not in arrays:
+                continue
+            if port.kind == PORT_KINDS["steps"]:
+                steps = len(arrays[name])
+            elif port.kind == PORT_KINDS["row"]:
+                row_count = len(arrays[name])
+            else:
+                batch = len(arrays[name])
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
+        with _typed(f"native graph {self.name!r} on {shapes}"):
+            self._loaded.library.run(
+                self._own_handle(), [addresses[name] for name in program.port_names], batch=max(1, batch), steps=steps,
+                row_count=row_count,
+            )  # fmt: skip
+
+    def _own_handle(self) -> int:
+        """The handle, made again after a fork: threads stay behind in the process that started them."""
+        if self._process != os.getpid():
+            with _typed(f"native graph {self.name!r} in a forked process"):
+                self._adopt(self._loaded.library.clone(self._handle, self.threads))
+        return self._handle
+
+    def _adopt(self, handle: int) -> None:
+        """Take a handle of this process, which is closed with this graph, when forgotten, or at exit."""
+        self._handle, self._process = handle, os.getpid()
+        self._finalizer = weakref.finalize(self, _close, self._loaded, handle, self._process)
+
+    def _release(self) -> None:
+        self._finalizer()
+
+    def _twin(self) -> NativeGraph:
+        with _typed(f"native graph {self.name!r}, another handle over it"):
+            handle = self._loaded.library.clone(self._handle, self.threads)
+        return NativeGraph(self.name, self.spec, self.precision, self.threads, self._loaded, handle)
+
+
+def _close(loaded: Loaded, handle: int, process: int) -> None:
+    """Close a handle in the process that opened it; `loaded` is named so that the weights outlive the handle."""
+    if process == os.getpid():
+        loaded.library.close(handle)
+
+
+@contextmanager
+def _typed(what: str) -> Iterator[None]:
+    """Raise what the library reports as one of the engine's errors."""
+    try:
+        yield
+    except NativeError as error:
+        raise engine_error(error, what) from error
+
+
+def engine_error(error: NativeError, what: str) -> EngineError:
+    """The engine's error for a status of the library, with what to do about it."""
+    if error.status == native_library.BAD_PROGRAM:
+        return BundleError(f"{what}: found {error}; expected a program that this engine can run; {REBUILD}")
+    if error.status == native_library.BAD_CALL:
+        return ArgumentError(f"{what}: found {error}; expected inputs within what the graph was built for; correct them")
+    cures = {
+        native_library.NO_MEMORY: "free some memory, or use fewer threads or a smaller batch",
+        native_library.NO_THREADS: "lower threads=, or raise the limit on processes",
+        native_library.UNSUPPORTED: f"unset {VARIABLE}, or choose another backend",
+        native_library.BUSY: "give each thread its own graph with clone()",
+        native_library.FORKED: "open the bundle again in this process",
+    }
+    return BackendError(f"{what}: found {error}; expected a result; {cures.get(error.status, 'try another backend')}")
