@@ -28,22 +28,22 @@ lint: $(VENV)/.installed-test
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed-benchmark
-	$(BIN)/python benchmarks/latency.py --out $(OUT)/latency.json --plot $(OUT)/latency.png
+	$(BIN)/python benchmarks/latency --out $(OUT)/latency.json --plot $(OUT)/latency.png
 
 bench-serving: $(VENV)/.installed-test $(VENV)-triton/.installed
 	$(BIN)/python export/build_engines.py $(AVATARS) --out $(OUT)/avatars.bundle
-	$(TRITON) $(BIN)/python benchmarks/serving.py --bundle $(OUT)/avatars.bundle --out $(OUT)/serving.json --plot $(OUT)/serving.png
+	$(TRITON) $(BIN)/python benchmarks/serving --bundle $(OUT)/avatars.bundle --out $(OUT)/serving.json --plot $(OUT)/serving.png
 
 quality: $(VENV)/.installed-benchmark
 	$(BIN)/python export/build_engines.py $(AVATARS) --out $(OUT)/avatars.bundle --precision f32 fp16 bf16 int8
 	$(BIN)/python export/build_engines.py examples/avatars/avatars-baseline.ckpt --out $(OUT)/avatars-baseline.bundle
-	$(BIN)/python benchmarks/quality.py --bundle $(OUT)/avatars.bundle --baseline $(OUT)/avatars-baseline.bundle --out $(OUT)/quality.json --plot $(OUT)/quality.png
-	$(BIN)/python benchmarks/precisions.py --bundle $(OUT)/avatars.bundle --out $(OUT)/precisions.json --picture $(OUT)/precisions.png
+	$(BIN)/python benchmarks/quality --bundle $(OUT)/avatars.bundle --baseline $(OUT)/avatars-baseline.bundle --out $(OUT)/quality.json --plot $(OUT)/quality.png
+	$(BIN)/python benchmarks/quality/precisions.py --bundle $(OUT)/avatars.bundle --out $(OUT)/precisions.json --picture $(OUT)/precisions.png
 
 # On a machine with an NVIDIA GPU: builds for it, compares, times, writes a report. TENSORRT=tensorrt takes that library.
 TENSORRT ?= tensorrt_rtx
 gpu-check: $(VENV)/.installed-test $(VENV)/.installed-cuda $(if $(filter tensorrt_rtx,$(TENSORRT)),$(VENV)/.installed-tensorrt-rtx)
-	$(BIN)/python benchmarks/gpu_check.py --backend $(TENSORRT) --out $(OUT)/gpu-check.json
+	$(BIN)/python benchmarks/gpu --backend $(TENSORRT) --out $(OUT)/gpu-check.json
 
 # One virtual environment; each extra is installed once and again when setup.py or a kernel source changes.
 $(VENV)/.installed-%: setup.py pyproject.toml $(wildcard kernels/*.py engine/kernels/*.py kernels/cpu/* kernels/cuda/* kernels/native/* kernels/include/diffusevae/*)

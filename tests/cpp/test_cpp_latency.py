@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import embedding
 from benchmarks.machine import BenchmarkError
+from benchmarks.serving import embedding
 from tests.native_models import NEEDS_NATIVE
 
 pytestmark = NEEDS_NATIVE
-SCHEMA = Path(embedding.__file__).parent / "schema" / "embedding.schema.json"
+SCHEMA = Path(embedding.__file__).parents[1] / "schema" / "embedding.schema.json"
 # A process runs at one of two speeds for all its life, about 2.1 and 2.6 ms (where its pages came to lie): enough turns that
 # the quietest of each is a fast one.
 ROUNDS = 9

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import gpu_golden
+from benchmarks.gpu import golden as gpu_golden
 from engine import Sampler
 from engine.bundle.reader import Bundle
 from engine.errors import NumericsError

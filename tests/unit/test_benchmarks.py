@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import cases, plots, precisions, quality, study
-from benchmarks.cases import Case
-from benchmarks.frechet import Moments, frechet_distance, moments
+from benchmarks.latency.plots import draw_latency
 from benchmarks.machine import BenchmarkError, describe, machine_facts, write_json
+from benchmarks.quality import cases, faces, plots, precisions, run, study
+from benchmarks.quality.cases import Case
+from benchmarks.quality.frechet import Moments, frechet_distance, moments
 from engine.errors import ArgumentError
 from engine.solver.table import Schedule, build_step_table
 from tests import toy
@@ -180,16 +181,16 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., A
     np.savez(tmp_path / "heldout.npz", images=faces)
     np.savez(tmp_path / "train.npz", images=faces[::-1])
 
-    def run(*options: str, samples: int = 5) -> tuple[dict[str, Any], str]:
+    def measure(*options: str, samples: int = 5) -> tuple[dict[str, Any], str]:
         given = {"--bundle": "a.bundle", "--baseline": "b.bundle", "--heldout": "heldout.npz", "--out": "q.json"}
         given |= {"--plot": "q.png", "--picture": "s.png"}
         paths = [word for key, name in given.items() for word in (key, str(tmp_path / name))]
         more = ["--quick", "--samples", str(samples), "--threads", "1", *options]
-        done = CliRunner().invoke(quality.main, [*paths, *more])
+        done = CliRunner().invoke(run.main, [*paths, *more])
         assert done.exit_code == 0, done.output
         return json.loads((tmp_path / "q.json").read_text()), done.output
 
-    return run
+    return measure
 
 
 def test_quality_writes_what_its_schema_promises(measured: Callable[..., Any], tmp_path: Path) -> None:
@@ -241,7 +242,7 @@ def test_quality_refuses_wrong_files_in_one_line(
     measured: Callable[..., Any], tmp_path: Path, swap: dict[str, str], message: str
 ) -> None:
     given = {"--bundle": "a.bundle", "--baseline": "b.bundle", "--heldout": "heldout.npz", "--out": "q.json"} | swap
-    done = CliRunner().invoke(quality.main, [w for key, name in given.items() for w in (key, str(tmp_path / name))])
+    done = CliRunner().invoke(run.main, [w for key, name in given.items() for w in (key, str(tmp_path / name))])
     assert done.exit_code == 1
     assert message in done.output
     assert "Traceback" not in done.output
@@ -249,13 +250,13 @@ def test_quality_refuses_wrong_files_in_one_line(
 
 def test_faces_are_rendered_where_no_file_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("python_avatars", reason="the package python-avatars is not installed")
-    monkeypatch.setattr(quality, "RENDERED", 4)
-    path = quality.held_out(tmp_path / "none.npz", tmp_path)
+    monkeypatch.setattr(faces, "RENDERED", 4)
+    path = faces.held_out(tmp_path / "none.npz", tmp_path)
     assert path == tmp_path / "heldout.npz"
-    heldout, train = quality.load_faces(path), quality.load_faces(tmp_path / "train.npz")
+    heldout, train = faces.load_faces(path), faces.load_faces(tmp_path / "train.npz")
     assert heldout.shape == train.shape == (4, 32, 32, 3)
     assert not np.array_equal(heldout, train)
-    assert quality.held_out(path, tmp_path / "elsewhere") == path
+    assert faces.held_out(path, tmp_path / "elsewhere") == path
 
 
 # --- What both share --------------------------------------------------------------------------------------------------
@@ -300,6 +301,6 @@ def test_plots_are_drawn_from_results(tmp_path: Path) -> None:
     model = {"name": "m", "results": [timed, {**timed, "batch": 4}], "contestants": [{"name": "x"}, {"name": "y"}]}
     short = {**model, "name": "n", "results": [timed]}
     times = {"models": [model, short], "steps": 10, "threads": 1, "machine": {"processor": "p"}}
-    plots.draw_latency(times, tmp_path / "l.png")
+    draw_latency(times, tmp_path / "l.png")
     for name in ("q.png", "s.png", "l.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

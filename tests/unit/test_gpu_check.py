@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import gpu_check, gpu_golden, gpu_torch
+from benchmarks.gpu import check, golden, torch_chain
 from benchmarks.machine import BenchmarkError
 from engine.bundle.reader import Bundle
 from engine.device import context as device
@@ -22,7 +22,7 @@ GOLDEN_ROW = {"model": "m", "chain": "c", "first_step": None, "first_step_bound"
 
 
 def run(*arguments: str) -> Any:
-    return CliRunner().invoke(gpu_check.main, list(arguments))
+    return CliRunner().invoke(check.main, list(arguments))
 
 
 def without_torch() -> None:
@@ -54,21 +54,21 @@ def test_a_device_without_tensorrt_says_what_to_install(monkeypatch: pytest.Monk
     with pytest.raises(
         BenchmarkError, match=r"tensorrt_rtx: not installed; .*pip install tensorrt-rtx-cu13.*; tensorrt: not"
     ):
-        gpu_check.choose_backend(None)
+        check.choose_backend(None)
 
 
 def test_a_failed_build_is_said(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match="found that the build failed"):
-        gpu_check.build(tmp_path / "none.ckpt", tmp_path / "b", "tensorrt_rtx", "sm86", 4, lambda text: None)
+        check.build(tmp_path / "none.ckpt", tmp_path / "b", "tensorrt_rtx", "sm86", 4, lambda text: None)
 
 
 @pytest.mark.parametrize("kind", ["form1", "uncond"])
 def test_the_report_keeps_its_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     mock = Mock().install(monkeypatch)
     bundle = build_bundle(tmp_path / "b", kind)
-    monkeypatch.setattr(gpu_check, "build", lambda *_: (bundle, 1.5))
-    monkeypatch.setattr(gpu_golden, "check", lambda *_: [GOLDEN_ROW])
-    monkeypatch.setattr(gpu_torch, "_torch", without_torch)
+    monkeypatch.setattr(check, "build", lambda *_: (bundle, 1.5))
+    monkeypatch.setattr(golden, "check", lambda *_: [GOLDEN_ROW])
+    monkeypatch.setattr(torch_chain, "_torch", without_torch)
     out = tmp_path / "report.json"
     result = run("--backend", "tensorrt_rtx", "--batch", "2", "--steps", "2", "--repeats", "3", "--out", str(out))
     assert result.exit_code == 0, result.output
@@ -87,8 +87,8 @@ def test_the_report_keeps_its_schema(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_another_result_than_float32s_fails_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Mock().install(monkeypatch)
     opened = Bundle.open(build_bundle(tmp_path / "b"))
-    monkeypatch.setattr(gpu_check, "CHAIN_MEAN", -1.0)
-    assert [row["ok"] for row in gpu_check.compare(opened, "tensorrt_rtx", lambda text: None)] == [False] * 4
+    monkeypatch.setattr(check, "CHAIN_MEAN", -1.0)
+    assert [row["ok"] for row in check.compare(opened, "tensorrt_rtx", lambda text: None)] == [False] * 4
 
 
 def test_torch_without_a_gpu_is_skipped_with_the_reason() -> None:
@@ -96,7 +96,7 @@ def test_torch_without_a_gpu_is_skipped_with_the_reason() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(BenchmarkError, match="without a usable GPU, expected a CUDA build"):
-        gpu_torch._torch()
+        torch_chain._torch()
 
 
 def test_the_examples_compile_and_say_that_they_are_unverified() -> None:

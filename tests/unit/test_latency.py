@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import bundles, duel, latency, report, targets, work
-from benchmarks.contestants import EngineRunner, TorchRunner
-from benchmarks.field import BY_NAME, CONTESTANTS, Contestant, Task, skip_reason
+from benchmarks.latency import bundles, duel, report, run, targets, work
+from benchmarks.latency.contestants import EngineRunner, TorchRunner
+from benchmarks.latency.field import BY_NAME, CONTESTANTS, Contestant, Task, skip_reason
+from benchmarks.latency.plain import PlainRunner, export_plain
 from benchmarks.machine import BenchmarkError
-from benchmarks.plain import PlainRunner, export_plain
 from engine.bundle.reader import Bundle
 from engine.processor import Processor
 from tests import golden_models, toy
@@ -78,8 +78,8 @@ def test_the_torch_contestant_makes_the_engines_images(golden_bundle: GoldenBund
 def test_latency_of_two_processes_is_what_its_schema_promises(golden_bundle: GoldenBundle, tmp_path: Path) -> None:
     skip = [contestant.name for contestant in CONTESTANTS if contestant not in (TORCH, ORT)]
     task, told = golden_task(golden_bundle, "form1"), list[str]()
-    schedule = latency.Schedule((2,), duel.Plan(rounds=2, repeats=1, seconds=1.0), tuple(skip))
-    result = latency.measure([task], schedule, told.append, roof=False)
+    schedule = run.Schedule((2,), duel.Plan(rounds=2, repeats=1, seconds=1.0), tuple(skip))
+    result = run.measure([task], schedule, told.append, roof=False)
     check_schema("latency", result)
     model = result["models"][0]
     by_name = {row["contestant"]: row for row in model["results"]}
@@ -93,8 +93,8 @@ def test_latency_of_two_processes_is_what_its_schema_promises(golden_bundle: Gol
     assert by_name[ORT.name]["peak_rss_mb"] < by_name[TORCH.name]["peak_rss_mb"]
     rate = model["work"]["gflop"] * 2 / by_name[ORT.name]["step_ms"]["p50"]  # GFLOP a millisecond
     assert by_name[ORT.name]["achieved"]["tflops"] == pytest.approx(rate, rel=0.1, abs=1e-4)
-    assert f"| 2 | {ORT.name} | " in latency.document(result)
-    text = latency.told(result)
+    assert f"| 2 | {ORT.name} | " in run.document(result)
+    text = run.told(result)
     assert "skipped: left out with --skip" in text
     assert ORT.name in text
 
@@ -108,13 +108,13 @@ def test_latency_refuses_a_bundle_that_is_not_of_the_checkpoint(golden_bundle: G
     task = replace(golden_task(golden_bundle, "form1"), checkpoint=tmp_path / "other.ckpt")
     skip = [contestant.name for contestant in CONTESTANTS if contestant not in (TORCH, ORT)]
     with pytest.raises(BenchmarkError, match=r"contestants disagree at batch 1 .* rebuild the bundle"):
-        latency.measure_model(task, latency.Schedule((1,), duel.Plan(1, 1, 1.0), tuple(skip)), lambda _: None)
+        run.measure_model(task, run.Schedule((1,), duel.Plan(1, 1, 1.0), tuple(skip)), lambda _: None)
 
 
 def test_a_batch_that_would_take_too_long_is_left_out_and_told(golden_bundle: GoldenBundle) -> None:
     skip = tuple(contestant.name for contestant in CONTESTANTS if contestant != ORT)
-    schedule = latency.Schedule((1, 1000), duel.Plan(1, 1, 1.0), skip, longest=1e-3)
-    model = latency.measure_model(golden_task(golden_bundle, "form1"), schedule, lambda _: None)
+    schedule = run.Schedule((1, 1000), duel.Plan(1, 1, 1.0), skip, longest=1e-3)
+    model = run.measure_model(golden_task(golden_bundle, "form1"), schedule, lambda _: None)
     assert {row["batch"] for row in model["results"]} == {1}
     assert model["left_out"][0]["batch"] == 1000
     assert "longer than --longest 0.001" in model["left_out"][0]["reason"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import layers, work
+from benchmarks.latency import layers, work
 from engine.bundle.reader import Bundle
 from tests.native_models import NEEDS_NATIVE
 

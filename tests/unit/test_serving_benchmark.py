@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from benchmarks import load, serving, serving_report
 from benchmarks.machine import BenchmarkError, machine_facts
-from benchmarks.serving import Schedule, Tally, Way
+from benchmarks.serving import load, report, run
+from benchmarks.serving.run import Schedule, Tally, Way
 from engine.bundle.reader import Bundle
 from engine.errors import EngineError
 from engine.triton.serving import Serving, plan_for
@@ -137,7 +137,7 @@ def result_of(ways: list[Way], errors: int = 0) -> dict[str, Any]:
         "setting": {"steps": 5, "method": "ddim", "t_start": 300, "eta": 1.0},
         "batching": {"max_batch": 8, "delay_us": 2000},
         "protocol": {"rounds": 1, "seconds_a_turn": 2.0, "samples_a_request": 1},
-        "results": serving_report.rows(ways, tallies),
+        "results": report.rows(ways, tallies),
     }
 
 
@@ -153,7 +153,7 @@ class TestReport:
         assert busy["server_ms"] == dict.fromkeys(STAGES, 1.0)
 
     def test_the_table_names_everything(self, ways: list[Way]) -> None:
-        text = serving_report.table(result_of(ways, errors=2))
+        text = report.table(result_of(ways, errors=2))
         assert "toy_batched" in text
         assert "3.00x" in text
         assert "delay 2 ms; Triton 2.51.0" in text
@@ -161,7 +161,7 @@ class TestReport:
 
     def test_the_plot(self, ways: list[Way], tmp_path: Path) -> None:
         pytest.importorskip("matplotlib", reason="the package matplotlib is not installed")
-        serving_report.draw(result_of(ways), tmp_path / "serving.png")
+        report.draw(result_of(ways), tmp_path / "serving.png")
         with Image.open(tmp_path / "serving.png") as picture:
             assert picture.size[0] > 1000
             assert np.asarray(picture).std() > 20
@@ -176,9 +176,9 @@ class TestCommand:
             return result
 
         use(monkeypatch)
-        monkeypatch.setattr(serving, "measure", measure)
+        monkeypatch.setattr(run, "measure", measure)
         arguments = ["--max-batch", "4", "--clients", "8", "--clients", "1", "--out", str(tmp_path / "serving.json")]
-        return CliRunner().invoke(serving.main, [*arguments, "--plot", str(tmp_path / "serving.png")])
+        return CliRunner().invoke(run.main, [*arguments, "--plot", str(tmp_path / "serving.png")])
 
     def test_no_error_is_exit_code_0(self, ways: list[Way], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         done = self.run(monkeypatch, tmp_path, result_of(ways))

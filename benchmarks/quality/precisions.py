@@ -1,6 +1,6 @@
 """What does a lower precision cost? The same seeds in float32, fp16, bf16 and int8: distance of the pictures, and pixels.
 
-    python benchmarks/precisions.py --bundle out/avatars.bundle
+    python benchmarks/quality/precisions.py --bundle out/avatars.bundle
 
 Each precision makes the same samples. Stated are the Fréchet distance to held-out images, its change against float32, and
 the mean absolute difference of the images in units of 1/255; and a picture shows the same seeds side by side.
@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # from a checkout nothing needs to be installed
+    sys.path[0] = str(Path(__file__).resolve().parents[2])  # from a checkout nothing needs to be installed
 
 import click
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks import plots, quality, study
-from benchmarks.frechet import Moments, frechet_distance, moments
 from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json
+from benchmarks.quality import faces, features, plots, study
+from benchmarks.quality.frechet import Moments, frechet_distance, moments
 from engine import Sampler
 from engine.backends import available
 from engine.bundle.reader import Bundle
@@ -112,18 +112,18 @@ def measure(bundle: Path, heldout: Path, samples: int, threads: int | None, pict
             f"{bundle}: found one precision only, expected a bundle with others; build it with "
             f"--backends onnxruntime openvino native --precision f32 bf16 int8"
         )
-    held = quality.load_faces(heldout)
+    held = faces.load_faces(heldout)
     samplers = [Sampler(opened, backend, precision, threads) for backend, precision in names]
-    features = study.open_extractor(samplers[0].threads)
-    with quality.progress(len(held), "held-out images") as tick:
-        reference = moments(study.extract(features, held, tick))
+    extract = study.open_extractor(samplers[0].threads)
+    with study.progress(len(held), "held-out images") as tick:
+        reference = moments(study.extract(extract, held, tick))
     ways = []
     for way in WAYS:
         images = []
         for sampler in samplers:
-            with quality.progress(samples, f"{way.name}, {sampler.backend} {sampler.precision}") as tick:
+            with study.progress(samples, f"{way.name}, {sampler.backend} {sampler.precision}") as tick:
                 images.append(draw(sampler, way, samples, tick))
-        ways.append({"way": way.name, "rows": compare(images, names, features, reference)})
+        ways.append({"way": way.name, "rows": compare(images, names, extract, reference)})
         if way is WAYS[0]:
             shown = [(f"{b}\n{p}", pictures[:PICTURED]) for (b, p), pictures in zip(names, images, strict=True)]
             plots.draw_rows(shown, picture)
@@ -132,8 +132,8 @@ def measure(bundle: Path, heldout: Path, samples: int, threads: int | None, pict
         "format_version": 1,
         "date": now(),
         "machine": machine_facts(),
-        "bundle": quality.identity(samplers[0]),
-        "metric": quality.features.METRIC,
+        "bundle": study.identity(samplers[0]),
+        "metric": features.METRIC,
         "heldout": len(held),
         "samples": samples,
         "ways": ways,
@@ -150,7 +150,7 @@ def measure(bundle: Path, heldout: Path, samples: int, threads: int | None, pict
 def main(bundle: Path, heldout: Path, samples: int, threads: int | None, out: Path, picture: Path) -> None:
     """Compare float32, bf16 and int8 on the same seeds; exit code 1 where one costs more than its bound."""
     try:
-        result = measure(bundle, quality.held_out(heldout, out.parent), samples, threads, picture)
+        result = measure(bundle, faces.held_out(heldout, out.parent), samples, threads, picture)
         click.echo(describe(result["machine"]))
         write_json(out, result)
         click.echo(table(result))

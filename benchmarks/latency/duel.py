@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import worker
-from benchmarks.field import F32, Contestant, Run, Task
+from benchmarks.latency import worker
+from benchmarks.latency.field import F32, Contestant, Run, Task
 from benchmarks.machine import BenchmarkError
 from engine.bundle.manifest import Model
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAUSE = 0.05  # seconds between turns: the last one's threads stop spinning and sleep
 CHECKED_TIMESTEPS = (0.999, 0.5, 0.0)  # of T, where one network call is compared
 
@@ -33,7 +33,7 @@ class Process:
         environment = {**os.environ, "OMP_NUM_THREADS": str(task.threads), "OPENBLAS_NUM_THREADS": "1"}
         started = time.monotonic()
         self._process = subprocess.Popen(
-            [sys.executable, str(ROOT / "benchmarks" / "worker.py"), str(theirs.fileno())],
+            [sys.executable, str(ROOT / "benchmarks" / "latency" / "worker.py"), str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             env=environment,
             stdout=2,  # what libraries print must not mix with the benchmark's own output

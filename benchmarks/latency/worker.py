@@ -3,7 +3,7 @@
 A process each, because thread pools of several runtimes in one process spin against each other, and because only so peak
 memory, load time and the first image belong to one contestant. The benchmark asks one process at a time; the others sleep.
 
-    python benchmarks/worker.py FD        (started by latency.py; FD is its end of the pipe)
+    python benchmarks/latency/worker.py FD        (started by latency.py; FD is its end of the pipe)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # from a checkout nothing needs to be installed
+    sys.path[0] = str(Path(__file__).resolve().parents[2])  # from a checkout nothing needs to be installed
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def peak_rss_mb() -> float:
 
 def serve(pipe: Connection) -> None:
     """Load what the first message says, then answer (method, arguments) until the pipe closes or None comes."""
-    from benchmarks.contestants import RUNNERS
+    from benchmarks.latency.contestants import RUNNERS
     from engine.errors import EngineError
 
     start: Start = pipe.recv()
@@ -62,6 +62,6 @@ def serve(pipe: Connection) -> None:
 
 
 if __name__ == "__main__":
-    from benchmarks import worker  # messages name this module by its package, not as __main__
+    from benchmarks.latency import worker  # messages name this module by its package, not as __main__
 
     worker.serve(Connection(int(sys.argv[1])))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.work import BYTES, Work
+from benchmarks.latency.work import BYTES, Work
 
 SECONDS = 0.5
 PRODUCTS = {"f32": "f32_l2", "bf16": "bf16_l2", "int8": "int8_l2"}

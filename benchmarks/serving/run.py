@@ -1,7 +1,7 @@
 """How many images a second does a Triton server answer, and what does batching across clients bring? A real server, loaded.
 
-    python benchmarks/serving.py --bundle out/avatars.bundle
-    DIFFUSEVAE_TRITON_PYTHON=.venv-triton python benchmarks/serving.py        the server in an environment of its own
+    python benchmarks/serving --bundle out/avatars.bundle
+    DIFFUSEVAE_TRITON_PYTHON=.venv-triton python benchmarks/serving        the server in an environment of its own
 
 One server on loopback serves the bundle twice a backend: from one repository with dynamic batching, from another with
 batches of one. The two take turns in one run; every image is compared with Sampler's, before the timing and during it.
@@ -10,7 +10,6 @@ batches of one. The two take turns in one run; every image is compared with Samp
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,13 +17,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # from a checkout nothing needs to be installed
-
 import click
 
-from benchmarks import load, serving_report
 from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json
+from benchmarks.serving import load, report
 from engine import Sampler
 from engine.errors import EngineError
 from engine.triton.local_server import LocalServer
@@ -158,7 +154,7 @@ def measure(
         "setting": {"steps": setting.steps, "method": setting.method, "t_start": setting.t_start, "eta": setting.eta},
         "batching": {"max_batch": chosen.max_batch, "delay_us": chosen.delay_us},
         "protocol": {"rounds": schedule.rounds, "seconds_a_turn": schedule.seconds, "samples_a_request": 1},
-        "results": serving_report.rows(ways, tallies),
+        "results": report.rows(ways, tallies),
     }
 
 
@@ -188,15 +184,11 @@ def main(
         schedule = Schedule(tuple(sorted(set(clients))), rounds, seconds, steps)
         result = measure(bundle, backends, chosen, schedule, python, click.echo)
         write_json(out, result)
-        click.echo(serving_report.table(result))
-        serving_report.draw(result, plot)
+        click.echo(report.table(result))
+        report.draw(result, plot)
         click.echo(f"wrote {out} and {plot}")
     except EngineError as error:
         raise click.ClickException(str(error)) from error
     errors = sum(row["errors"] for row in result["results"])
     if errors:
         raise click.ClickException(f"found {errors} requests that failed, expected none; {out} has the first of each kind")
-
-
-if __name__ == "__main__":
-    main()

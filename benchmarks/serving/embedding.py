@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # from a checkout nothing needs to be installed
+    sys.path[0] = str(Path(__file__).resolve().parents[2])  # from a checkout nothing needs to be installed
 
 import click
 import numpy as np
@@ -27,10 +27,10 @@ from benchmarks.machine import BenchmarkError, describe, machine_facts, now, wri
 from engine import Sampler
 from engine.errors import EngineError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BACKEND = "native"
 WARM_UP = 5
-PYTHON = "from benchmarks.embedding import time_python; time_python({bundle!r}, {batch}, {repeats})"
+PYTHON = "from benchmarks.serving.embedding import time_python; time_python({bundle!r}, {batch}, {repeats})"
 WAYS = ("cpp", "python")
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
-from benchmarks.cases import BASELINE, VAE, Case
-from benchmarks.features import Extractor
-from benchmarks.frechet import Moments, frechet_distance, moments
 from benchmarks.machine import BenchmarkError
+from benchmarks.quality.cases import BASELINE, VAE, Case
+from benchmarks.quality.features import Extractor
+from benchmarks.quality.frechet import Moments, frechet_distance, moments
 from engine import Sampler
 
 U8 = npt.NDArray[np.uint8]
@@ -154,3 +156,24 @@ def extract(features: Features, images: U8, tick: Progress) -> npt.NDArray[np.fl
 def open_extractor(threads: int) -> Extractor:
     """The extractor of the metric; a function of its own so that tests can measure with a cheaper one."""
     return Extractor(threads)
+
+
+def identity(sampler: Sampler) -> dict[str, Any]:
+    """What a row depends on: the bundle's graphs and how they run."""
+    graphs = sampler.bundle.manifest.graphs
+    digests = {role: graphs[role].sha256 for role in ("denoiser", "vae_decoder") if role in graphs}
+    prior = sampler.bundle.manifest.latent_prior
+    return {
+        "name": sampler.bundle.manifest.name,
+        "latent_prior": prior.sha256 if prior is not None else None,
+        "graphs": digests,
+        "backend": sampler.backend,
+        "precision": sampler.precision,
+    }
+
+
+@contextmanager
+def progress(total: int, label: str) -> Iterator[Progress]:
+    """A bar that vanishes when it is done."""
+    with tqdm(total=total, desc=label, unit="img", leave=False, mininterval=1) as bar:
+        yield lambda count: bar.update(count) and None

@@ -3,7 +3,7 @@
 No table of timestep rows, no folding: what the engine's own graphs are compared with. Run as a script it writes
 `denoiser-plain.onnx`:
 
-    python benchmarks/plain.py CKPT --options '{"heads": 8}' --out denoiser-plain.onnx
+    python benchmarks/latency/plain.py CKPT --options '{"heads": 8}' --out denoiser-plain.onnx
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # from a checkout nothing needs to be installed
+    sys.path[0] = str(Path(__file__).resolve().parents[2])  # from a checkout nothing needs to be installed
 
 import json
 
@@ -23,7 +23,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.field import Contestant, Run, Task
+from benchmarks.latency.field import Contestant, Run, Task
 from engine.backends import onnxruntime as ort
 from engine.backends import openvino
 from engine.bundle.reader import Bundle

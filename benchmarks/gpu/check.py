@@ -1,6 +1,6 @@
 """Does the GPU path work on this machine, is it right, and how fast is it? One command, one JSON report.
 
-    python benchmarks/gpu_check.py examples/avatars/avatars.ckpt --out out/gpu-check.json
+    python benchmarks/gpu examples/avatars/avatars.ckpt --out out/gpu-check.json
 
 Builds plans for the GPU that is there, samples the golden vectors and compares them at half-precision tolerance, compares
 whole chains with ONNX Runtime in float32, and times graph replay and plain launches beside torch and ONNX Runtime on the
@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # from a checkout nothing needs to be installed
+    sys.path[0] = str(Path(__file__).resolve().parents[2])  # from a checkout nothing needs to be installed
 
 import click
 import numpy as np
 
-from benchmarks import gpu_golden
-from benchmarks.gpu_torch import TorchChain
+from benchmarks.gpu import golden
+from benchmarks.gpu.torch_chain import TorchChain
 from benchmarks.machine import BenchmarkError, machine_facts, now, write_json
 from engine import Sampler
 from engine.backends import GPU_BACKENDS, available
@@ -32,7 +32,7 @@ from engine.bundle.reader import Bundle
 from engine.device.context import Device, open_device
 from engine.errors import BackendError, EngineError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 # What half precision may cost: images in [-1, 1], against float32. Clipping makes single pixels chaotic: the mean counts.
 CHAIN_MEAN = 1e-2
 SETTINGS: tuple[dict[str, Any], ...] = (
@@ -202,7 +202,7 @@ def check(
         say("comparing with ONNX Runtime in float32")
         agreement = compare(bundle, chosen, say)
         say("golden vectors")
-        golden = gpu_golden.check(chosen, device.sm, out.parent, say)
+        chains = golden.check(chosen, device.sm, out.parent, say)
         say("timing")
         rows = [row for n in batches for row in contest(bundle, checkpoint, chosen, n, steps, repeats, say)]
         return {
@@ -214,9 +214,9 @@ def check(
             "backend": {"name": chosen, "version": available()[chosen][1]},
             "build": {"seconds": round(seconds, 1), "engines": {e.name: e.size for e in bundle.manifest.engines}},
             "agreement": agreement,
-            "golden": golden,
+            "golden": chains,
             "results": rows,
-            "ok": all(row["ok"] for row in (*agreement, *golden)),
+            "ok": all(row["ok"] for row in (*agreement, *chains)),
         }
     finally:
         device.release()

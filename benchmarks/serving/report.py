@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import plots
-from benchmarks.report import percentiles
+from benchmarks import figures
+from benchmarks.latency.report import percentiles
 from engine.triton.statistics import STAGES
 
 if TYPE_CHECKING:
-    from benchmarks.serving import Tally, Way
+    from benchmarks.serving.run import Tally, Way
 
 COLORS = {"native": "#009E73", "onnxruntime": "#0072B2", "openvino": "#CC79A7"}
 QUEUE, COMPUTE = "#E69F00", "#56B4E9"
@@ -81,7 +81,7 @@ def _compute(row: Mapping[str, Any]) -> float:
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """Throughput and latency against clients, batched and not; and where the time of a request goes on the server."""
-    pyplot = plots.open_pyplot()
+    pyplot = figures.open_pyplot()
     figure, (speed, wait, split) = pyplot.subplots(1, 3, figsize=(15, 4.6))
     backends = list(dict.fromkeys(row["backend"] for row in result["results"]))
     clients = sorted({row["clients"] for row in result["results"]})
@@ -111,13 +111,13 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         fontsize=10, x=0.01, ha="left",
     )  # fmt: skip
     figure.tight_layout()
-    plots.save_figure(pyplot, figure, path)
+    figures.save_figure(pyplot, figure, path)
 
 
 def _frame(axes: Any, title: str) -> None:
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(True, axis="y", color=plots.GRID)
+    axes.grid(True, axis="y", color=figures.GRID)
     axes.set_axisbelow(True)
 
 

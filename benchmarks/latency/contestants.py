@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.field import F32, Contestant, Run, Runner, Task
-from benchmarks.plain import PlainRunner, apply_row
+from benchmarks.latency.field import F32, Contestant, Run, Runner, Task
+from benchmarks.latency.plain import PlainRunner, apply_row
 
 
 class EngineRunner:

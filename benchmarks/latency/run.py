@@ -1,7 +1,7 @@
 """How long does an image take, beside the same network in other hands? All contestants alternate in one run.
 
-    python benchmarks/latency.py                                            all configurations, batches 1, 4 and 16
-    python benchmarks/latency.py --preset cifar10 --batch 1 --batch 16
+    python benchmarks/latency                                            all configurations, batches 1, 4 and 16
+    python benchmarks/latency --preset cifar10 --batch 1 --batch 16
 
 The networks have the size of published configurations and random weights, which take as long as trained ones; avatars is the
 trained model that ships. Timed are whole runs, from z to uint8 pixels, and the network calls inside them; before that all
@@ -11,19 +11,15 @@ outputs are compared.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # from a checkout nothing needs to be installed
-
 import click
 
-from benchmarks import bundles, duel, plots, report, roofline, targets, work
-from benchmarks.field import BY_NAME, CONTESTANTS, Contestant, Task, skip_reason
+from benchmarks.latency import bundles, duel, plots, report, roofline, targets, work
+from benchmarks.latency.field import BY_NAME, CONTESTANTS, Contestant, Task, skip_reason
 from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json, write_text
 from engine.backends import available
 from engine.backends.native import backend as native
@@ -133,7 +129,7 @@ def told(result: dict[str, Any]) -> str:
 
 def document(result: dict[str, Any]) -> str:
     """The whole result in Markdown."""
-    parts = [f"# Latency\n\n{describe(result['machine'])}\n\nOutput of `benchmarks/latency.py`, {result['date']}."]
+    parts = [f"# Latency\n\n{describe(result['machine'])}\n\nOutput of `benchmarks/latency`, {result['date']}."]
     for model in result["models"]:
         parts.append(f"## {model['name']}\n\n{report.markdown(model, result['steps'])}")
     parts.append(f"## Everything as printed\n\n```\n{told(result)}\n```")
@@ -179,7 +175,3 @@ def main(
         click.echo(f"wrote {out}, {out.with_suffix('.md')} and {plot}")
     except EngineError as error:
         raise click.ClickException(str(error)) from error
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Where does a step's time go? The native engine's operations by kind and size, beside what the processor could do.
 
-    python benchmarks/layers.py out/avatars.bundle --batch 1 --precision bf16
+    python benchmarks/latency/layers.py out/avatars.bundle --batch 1 --precision bf16
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # from a checkout nothing needs to be installed
+    sys.path[0] = str(Path(__file__).resolve().parents[2])  # from a checkout nothing needs to be installed
 
 import click
 import numpy as np
 
-from benchmarks import roofline
-from benchmarks.duel import check_inputs
+from benchmarks.latency import roofline
+from benchmarks.latency.duel import check_inputs
 from benchmarks.machine import describe, machine_facts
 from engine.backends.native import backend as native
 from engine.bundle.reader import Bundle

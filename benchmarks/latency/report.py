@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import duel
-from benchmarks.field import Contestant
+from benchmarks.latency import duel
+from benchmarks.latency.field import Contestant
 
 REFERENCE = "torch eager f32"  # what the reference implementation does; ratios are against it where it was timed
 

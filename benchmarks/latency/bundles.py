@@ -15,14 +15,14 @@ from pathlib import Path
 
 import click
 
-from benchmarks.field import ALL_INT8, Task
+from benchmarks.latency.field import ALL_INT8, Task
 from benchmarks.machine import BenchmarkError, versions
 from engine.backends import available
 from engine.backends.native import backend as native
 from engine.bundle.reader import Bundle
 from engine.errors import BundleError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 AVATARS = "avatars"
 PRESETS = (AVATARS, "cifar10", "celeba64", "celebamaskhq128")
 BUILDERS = ("torch", "onnx", "diffusevae-engine")  # a bundle built with another version of these is built anew
@@ -106,7 +106,7 @@ def _plain(checkpoint: Path, options: dict[str, object], folder: Path, sha256: s
         click.echo(f"exporting {path}")
         _run(
             [
-                sys.executable, "benchmarks/plain.py", str(checkpoint.resolve()), "--options", json.dumps(options),
+                sys.executable, "benchmarks/latency/plain.py", str(checkpoint.resolve()), "--options", json.dumps(options),
                 "--out", str(path),
             ]
         )  # fmt: skip

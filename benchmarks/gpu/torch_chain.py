@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.latency.plain import apply_row
 from benchmarks.machine import BenchmarkError
-from benchmarks.plain import apply_row
 from engine.bundle.reader import Bundle
 from engine.solver import noise as noises
 from engine.solver.table import Schedule, build_step_table

@@ -1,6 +1,6 @@
 """How good are the pictures for the milliseconds they take, and which few-step setting should a bundle record?
 
-    python benchmarks/quality.py --bundle out/avatars.bundle --baseline out/avatars-baseline.bundle
+    python benchmarks/quality --bundle out/avatars.bundle --baseline out/avatars-baseline.bundle
 
 Compared: the VAE alone, unconditional DDIM, DiffuseVAE from noise, and DiffuseVAE started from the reconstruction at several
 timesteps. Every setting uses the same seeds and the same number of images, since the distance depends on that number.
@@ -10,69 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # from a checkout nothing needs to be installed
-    # numpy's own pool of threads would spin beside the engine's; the distance needs 0.3 s without it.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
 import click
-import numpy as np
-from tqdm import tqdm
 
-from benchmarks import cases, features, plots, study
-from benchmarks.cases import Case
 from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json
+from benchmarks.quality import cases, faces, features, plots, study
+from benchmarks.quality.cases import Case
 from engine import Sampler
 from engine.errors import EngineError
 
-ROOT = Path(__file__).resolve().parent.parent
-RENDERED = 4_000  # faces of either set where no file is given, from the seeds of examples/avatars/dataset.py
 PICTURED = 12  # seeds in the picture
-
-
-def load_faces(path: Path) -> study.U8:
-    """The images of a set that examples/avatars/dataset.py wrote, uint8 [N, 32, 32, 3]."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            images: study.U8 = stored["images"]
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise BenchmarkError(
-            f"{path}: found what cannot be read ({error}), expected an .npz with images; "
-            f"make it with: python examples/avatars/dataset.py --out {path.parent}"
-        ) from error
-    if images.dtype != np.uint8 or images.ndim != 4 or len(images) < 4:
-        raise BenchmarkError(
-            f"{path}: found {images.dtype} {list(images.shape)}, expected at least 4 images, "
-            f"uint8 [N, H, W, 3]; give another file"
-        )
-    return images
-
-
-def held_out(path: Path, out: Path) -> Path:
-    """`path` itself, or where it does not exist the same faces rendered once into the folder `out`, with
-    training faces beside."""
-    if path.exists():
-        return path
-    rendered = out / "heldout.npz"
-    try:
-        from examples.avatars import dataset
-    except ImportError as error:
-        raise BenchmarkError(
-            f"{path}: found no held-out images and no renderer ({error}), expected either; give --heldout, "
-            f"or install the renderer with: pip install 'diffusevae-engine[benchmark]'"
-        ) from error
-    for target, seed in ((rendered, dataset.HELDOUT_SEED_OFFSET), (out / "train.npz", 0)):
-        if not target.exists():
-            click.echo(f"{path} does not exist: rendering {RENDERED} faces of seed {seed} into {target}")
-            dataset.build(target, RENDERED, seed)
-    return rendered
 
 
 def header(sampler: Sampler, baseline: Sampler | None, heldout: Path, images: study.U8, samples: int) -> dict[str, Any]:
@@ -86,8 +36,8 @@ def header(sampler: Sampler, baseline: Sampler | None, heldout: Path, images: st
         "engine": {"backend": sampler.backend, "precision": sampler.precision, "threads": sampler.threads},
         "metric": {"name": features.METRIC, "features": features.WIDTH, "image_side": features.SIZE},
         "inputs": {
-            "bundle": identity(sampler),
-            "baseline": identity(baseline) if baseline is not None else None,
+            "bundle": study.identity(sampler),
+            "baseline": study.identity(baseline) if baseline is not None else None,
             "heldout": {"images": len(images), "sha256": hashlib.sha256(images.tobytes()).hexdigest()},
             "samples": samples,
             "first_seed": study.FIRST_SEED,
@@ -97,20 +47,6 @@ def header(sampler: Sampler, baseline: Sampler | None, heldout: Path, images: st
         "settings": [],
         "recommended": None,
         "recommended_key": None,
-    }
-
-
-def identity(sampler: Sampler) -> dict[str, Any]:
-    """What a row depends on: the bundle's graphs and how they run."""
-    graphs = sampler.bundle.manifest.graphs
-    digests = {role: graphs[role].sha256 for role in ("denoiser", "vae_decoder") if role in graphs}
-    prior = sampler.bundle.manifest.latent_prior
-    return {
-        "name": sampler.bundle.manifest.name,
-        "latent_prior": prior.sha256 if prior is not None else None,
-        "graphs": digests,
-        "backend": sampler.backend,
-        "precision": sampler.precision,
     }
 
 
@@ -137,7 +73,7 @@ def run(subject: study.Study, wanted: Sequence[Case], samples: int, result: dict
     for index, case in enumerate(wanted):
         if case.key in done or not subject.has(case):
             continue
-        with progress(samples, f"[{index + 1}/{len(wanted)}] {case.key}") as tick:
+        with study.progress(samples, f"[{index + 1}/{len(wanted)}] {case.key}") as tick:
             result["settings"].append(subject.measure(case, samples, tick))
         settle(result)
         write_json(out, result)
@@ -154,13 +90,6 @@ def settle(result: dict[str, Any]) -> dict[str, Any]:
     result["recommended"] = best["setting"] if best else None
     result["recommended_key"] = best["key"] if best else None
     return result
-
-
-@contextmanager
-def progress(total: int, label: str) -> Iterator[study.Progress]:
-    """A bar that vanishes when it is done."""
-    with tqdm(total=total, desc=label, unit="img", leave=False, mininterval=1) as bar:
-        yield lambda count: bar.update(count) and None
 
 
 def table(result: dict[str, Any]) -> str:
@@ -233,17 +162,17 @@ def main(
 ) -> None:  # fmt: skip
     """Measure quality against time for every way to sample, and find the best few-step setting."""
     try:
-        heldout = held_out(heldout, out.parent)
-        images = load_faces(heldout)
+        heldout = faces.held_out(heldout, out.parent)
+        images = faces.load_faces(heldout)
         beside = train or heldout.with_name("train.npz")
-        trained = load_faces(beside) if train is not None or beside.exists() else None
+        trained = faces.load_faces(beside) if train is not None or beside.exists() else None
         sampler = Sampler(bundle, backend, precision, threads)
         other = Sampler(baseline, backend, precision, threads) if baseline is not None else None
         result = header(sampler, other, heldout, images, samples)
         click.echo(describe(result["machine"]))
         result["settings"] = earlier_rows(out, result) if resume else []
         extractor = study.open_extractor(sampler.threads)
-        with progress(len(images) + (samples if trained is not None else 0), "held-out images") as tick:
+        with study.progress(len(images) + (samples if trained is not None else 0), "held-out images") as tick:
             reference, result["floors"] = study.floors(images, trained, samples, extractor, tick)
         subject = study.Study(sampler, other, extractor, reference)
         wanted = cases.quick() if quick else cases.full()
@@ -255,7 +184,3 @@ def main(
         click.echo(f"wrote {out}, {plot} and {picture}")
     except EngineError as error:
         raise click.ClickException(str(error)) from error
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""Serving: a Triton server under load (`run`), and the C++ library beside Python (`embedding`)."""
