@@ -1,4 +1,4 @@
-"""How does a program sample? `from engine import Sampler`: needs numpy and one runtime, never torch."""
+"""The public interface: `from engine import Sampler`. It needs numpy and one runtime, never torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.errors import (
 from engine.result import Batch, Setting, StepInfo, Timings
 from engine.sampler import Sampler
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ArgumentError",

@@ -35,6 +35,13 @@ def install_extra(extra: str) -> str:
     return f"pip install {shlex.quote(f'{DISTRIBUTION}[{extra}]')}"
 
 
+def reinstall() -> str:
+    """The line that installs this package again: from the checkout it runs from, or from the wheel it came in."""
+    if is_checkout():
+        return shlex.join(["pip", "install", "-e", _from_here(ROOT)])
+    return "pip install --force-reinstall --no-deps diffusevae_engine-*.whl"
+
+
 def is_checkout(root: Path = ROOT) -> bool:
     """Whether engine is imported from its source tree: a wheel puts export/ beside it too, but never setup.py."""
     return (root / "setup.py").is_file()

@@ -1,4 +1,4 @@
-"""Where are the C++ library's files in this installation? `diffusevae cpp-config`, for the command line of cmake."""
+"""`diffusevae cpp-config`: where this installation has the C++ library, for the command line of cmake."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from engine.commands import reinstall
 from engine.errors import EngineError
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -20,7 +21,7 @@ class CppFilesError(EngineError):
 
 
 def cmake_dir() -> Path:
-    """The folder that find_package(diffusevae) must be told of: as diffusevae_DIR, or in CMAKE_PREFIX_PATH."""
+    """The folder for find_package(diffusevae): as diffusevae_DIR, or in CMAKE_PREFIX_PATH."""
     return _existing(CMAKE_FILE).parent
 
 
@@ -33,8 +34,8 @@ def _existing(file: Path) -> Path:
     path = FOLDER / file
     if not path.is_file():
         raise CppFilesError(
-            f"{path}: found no such file, expected it as part of the package diffusevae-engine; install the package again "
-            f"(pip install --force-reinstall diffusevae-engine)"
+            f"{path}: found no such file, expected it as part of the package diffusevae-engine; install it "
+            f"again with: {reinstall()}"
         )
     return path
 

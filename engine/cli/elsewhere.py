@@ -1,41 +1,62 @@
-"""Which commands live outside engine, and how does --help list them without importing what they need?"""
+"""The commands whose code is outside engine/cli: known by a line of help each, imported when one of them is asked for.
+
+`diffusevae --help` and `diffusevae sample` therefore start without torch, which only building needs.
+"""
 
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import click
 
+from engine.commands import install_extra
 from engine.errors import BackendError
 
-# name: (module, attribute, the line that --help shows)
+BUILDING = ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "sklearn")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a command is: its module and attribute, the line that --help shows, and the packages an extra brings for it."""
+
+    module: str
+    attribute: str
+    help_line: str
+    needs: tuple[str, ...] = ()
+    extra: str = ""
+
+
 ELSEWHERE = {
-    "cpp-config": ("engine.cli.cpp_config", "cpp_config", "Show where the C++ library, its headers and CMake files are."),
-    "triton-repo": ("engine.triton.cli", "triton_repo", "Write a model repository for Triton Inference Server."),
+    "build": Place("export.build_engines", "main", "Build a bundle from trained weights.", BUILDING, "export"),
+    "cpp-config": Place(
+        "engine.cli.cpp_config", "cpp_config", "Show where the C++ library, its headers and CMake files are."
+    ),
+    "examples": Place("engine.cli.examples", "examples", "Show where the model that ships with this package is."),
+    "fit-prior": Place(
+        "export.fit_latent_prior", "main", "Fit a density to the latents of training images.", BUILDING, "export"
+    ),
+    "triton-repo": Place("engine.triton.cli", "triton_repo", "Write a model repository for Triton Inference Server."),
 }
 
 
 class Elsewhere(click.Command):
     """A command known by name and one line of help; its module is imported when the command itself is asked for."""
 
-    def __init__(self, name: str, module: str, attribute: str, help_line: str) -> None:
-        super().__init__(name, short_help=help_line)
-        self.module = module
-        self.attribute = attribute
+    def __init__(self, name: str, place: Place) -> None:
+        super().__init__(name, short_help=place.help_line)
+        self.place = place
 
     def load(self) -> click.Command:
         """The real command."""
-        package = self.module.partition(".")[0]
-        try:
-            found: click.Command = getattr(importlib.import_module(self.module), self.attribute)
-        except ModuleNotFoundError as error:
-            if error.name is None or error.name.partition(".")[0] != package:
-                raise
+        if missing := [package for package in self.place.needs if find_spec(package) is None]:
             raise BackendError(
-                f"The command {self.name} is in the package {package}, which was not found beside engine; expected both "
-                "from one installation. Install the project again: python -m pip install --force-reinstall ."
-            ) from error
+                f"{self.name}: found no {', '.join(missing)}, expected the packages that this command needs; install them "
+                f"with: {install_extra(self.place.extra)}"
+            )
+        found: click.Command = getattr(importlib.import_module(self.place.module), self.place.attribute)
         return found
 
     def make_context(
@@ -51,4 +72,4 @@ class Elsewhere(click.Command):
 
 def commands() -> list[click.Command]:
     """All of them, to be added to the group."""
-    return [Elsewhere(name, *where) for name, where in ELSEWHERE.items()]
+    return [Elsewhere(name, place) for name, place in ELSEWHERE.items()]

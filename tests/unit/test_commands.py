@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.commands import SCRIPTS, command, install_extra, is_checkout
+from engine.commands import SCRIPTS, command, install_extra, is_checkout, reinstall
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,3 +70,8 @@ def test_what_is_printed_can_be_pasted(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_an_extra_is_quoted() -> None:
     assert install_extra("export") == "pip install 'diffusevae-engine[export]'"
+
+
+def test_a_checkout_is_installed_again_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert reinstall() == "pip install -e ."
