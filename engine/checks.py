@@ -1,4 +1,4 @@
-"""Is this what the Sampler can take? Every array and option of a request is checked before anything runs.
+"""Checks of a request: every array and option, before anything runs.
 
 Each function returns the one form that the rest of the engine works with, or raises ArgumentError saying what
 was found, what was expected and what to do.
@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engine.argument_checks import check_integer, check_number
+from engine.bundle.inputs import InputSpec
 from engine.errors import ArgumentError, did_you_mean
 from engine.result import F32, Setting
-from engine.solver.schedule import check_integer, check_number
 
-# Naming any of these replaces the bundle's recorded setting as a whole: half of one few-step setting and half
-# of another (a recorded t_start with somebody else's step count, say) is a setting that nobody measured.
+# Naming any of these replaces the bundle's recorded setting as a whole: half of one few-step setting and half of another
+# (a recorded t_start with other steps, say) is a setting that was never measured.
 REPLACES_RECORDED = ("steps", "method", "spacing", "eta", "t_start")
 
 
@@ -48,25 +49,26 @@ def check_options(given: Iterable[str], known: Iterable[str], where: str) -> Non
             raise ArgumentError(f"{where} has no option {name!r}.{did_you_mean(name, known)} It takes: {', '.join(known)}.")
 
 
-def images_of(images: Any, size: int, channels: int = 3) -> F32:
-    """Images as float32 [N, C, H, W] in [0, 1].
+def images_of(images: Any, shape: tuple[int, int, int]) -> F32:
+    """Images of [C, H, W] as float32 [N, C, H, W] in [0, 1].
 
     Accepts uint8 [N, H, W, C] or [H, W, C], and float32/float64 [N, C, H, W] in [0, 1].
     """
     array = np.asarray(images)
+    channels, height, width = shape
     wanted = (
-        f"uint8 [N, {size}, {size}, {channels}] or [{size}, {size}, {channels}], "
-        f"or float [N, {channels}, {size}, {size}] in [0, 1]"
+        f"uint8 [N, {height}, {width}, {channels}] or [{height}, {width}, {channels}], "
+        f"or float [N, {channels}, {height}, {width}] in [0, 1]"
     )
     if array.dtype == np.uint8:
         array = array[None] if array.ndim == 3 else array
-        if array.ndim != 4 or array.shape[1:] != (size, size, channels) or not len(array):
+        if array.ndim != 4 or array.shape[1:] != (height, width, channels) or not len(array):
             raise ArgumentError(f"images has shape {list(np.shape(images))} (uint8); expected {wanted}. Resize them first.")
         planes: F32 = np.ascontiguousarray(array.transpose(0, 3, 1, 2), np.float32)
         return np.divide(planes, np.float32(255), out=planes)
     if array.dtype.kind != "f":
         raise ArgumentError(f"images has dtype {array.dtype}; expected {wanted}. Convert it with .astype first.")
-    if array.ndim != 4 or array.shape[1:] != (channels, size, size) or not len(array):
+    if array.ndim != 4 or array.shape[1:] != shape or not len(array):
         raise ArgumentError(f"images has shape {list(array.shape)} ({array.dtype}); expected {wanted}. Resize them first.")
     array = _finite_array("images", array)
     if array.min() < 0 or array.max() > 1:
@@ -77,24 +79,62 @@ def images_of(images: Any, size: int, channels: int = 3) -> F32:
     return array
 
 
-def latent_of(z: Any, z_dim: int | None, name: str = "z") -> F32:
-    """A latent as float32 [N, z_dim]; [N, z_dim, 1, 1] and one vector [z_dim] are accepted too."""
-    check_has_latent(z_dim, name)
-    array = _finite_array(name, z)
-    if array.ndim == 4 and array.shape[2:] == (1, 1):
-        array = array[:, :, 0, 0]
-    array = array[None] if array.ndim == 1 else array
-    if array.ndim != 2 or array.shape[1] != z_dim or not len(array):
-        raise ArgumentError(f"{name} has shape {list(np.shape(z))}; expected [N, {z_dim}] or [N, {z_dim}, 1, 1], N > 0.")
+def input_of(spec: InputSpec, value: Any) -> npt.NDArray[Any]:
+    """A declared input as [N, ...] of its dtype; one sample [...] becomes [1, ...], to be shared.
+
+    Trailing dimensions of 1 beyond the declared ones are accepted ([N, 64, 1, 1] for [N, 64]).
+    """
+    array = _finite_array(spec.name, value) if spec.dtype == "float32" else _integers(spec.name, value)
+    rank = len(spec.shape)
+    if array.ndim > rank and all(size == 1 for size in array.shape[rank:]):
+        array = array.reshape(array.shape[:rank])
+    if array.ndim == rank - 1:
+        array = array[None]
+    fits = array.ndim == rank and all(isinstance(d, str) or d == n for d, n in zip(spec.shape, array.shape, strict=True))
+    if not fits or not array.size:
+        one = f" or one sample [{', '.join(map(str, spec.sample))}]" if spec.sample else " or one number"
+        raise ArgumentError(
+            f"{spec.name} has shape {list(np.shape(value))}; expected {spec.dtype} "
+            f"[{', '.join(['N', *map(str, spec.sample)])}]{one}, N > 0."
+        )
+    if spec.range is not None and (array.min() < spec.range[0] or array.max() > spec.range[1]):
+        raise ArgumentError(
+            f"{spec.name} runs from {array.min():.6g} to {array.max():.6g}; expected values in "
+            f"{spec.range[0]:g} .. {spec.range[1]:g}, as this bundle takes them."
+        )
     return np.ascontiguousarray(array)
 
 
-def check_has_latent(z_dim: int | None, name: str = "z") -> None:
-    """Refuse a latent for a model that has none."""
-    if z_dim is None:
-        raise ArgumentError(
-            f"{name} was given, but this bundle is unconditional: it has no VAE and no latent. Leave it out."
-        )
+def _integers(name: str, value: Any) -> npt.NDArray[np.int64]:
+    array = np.asarray(value)
+    if array.dtype.kind not in "iu" or (array.dtype == np.uint64 and array.size and array.max() >= 2**63):
+        raise ArgumentError(f"{name} has dtype {array.dtype}; expected integers. Convert it with .astype(np.int64).")
+    return array.astype(np.int64)
+
+
+def check_inputs(given: Mapping[str, Any], specs: tuple[InputSpec, ...], options: Iterable[str], where: str) -> None:
+    """Refuse a name that is neither an option of `where` nor an input of the bundle."""
+    known = (*options, *(spec.name for spec in specs))
+    for name in given:
+        if name not in known:
+            takes = ", ".join(str(spec) for spec in specs) or "none"
+            raise ArgumentError(
+                f"{where} has no option {name!r}, and this bundle has no such input: it takes {takes}."
+                f"{did_you_mean(name, known)}"
+            )
+
+
+def check_free_dimensions(specs: tuple[InputSpec, ...], arrays: Mapping[str, Any]) -> None:
+    """Refuse inputs that disagree on a free dimension."""
+    found: dict[str, tuple[int, str]] = {}
+    for spec in specs:
+        if spec.name not in arrays:
+            continue
+        for dim, size in zip(spec.sample, arrays[spec.name].shape[1:], strict=True):
+            if isinstance(dim, str) and found.setdefault(dim, (size, spec.name))[0] != size:
+                raise ArgumentError(
+                    f"{spec.name} has {dim} = {size}, but {found[dim][1]} has {found[dim][0]}; expected one {dim} for both."
+                )
 
 
 def check_device_shape(name: str, shape: tuple[int, ...], sample: tuple[int, ...]) -> None:
@@ -114,7 +154,7 @@ def start_noise_of(x_T: Any, shape: tuple[int, int, int]) -> F32:
 
 
 def step_noise_of(noise: Any, shape: tuple[int, int, int]) -> F32:
-    """Per-step noise as float32 [S, N or 1, C, H, W]; [S, C, H, W] is shared by the batch."""
+    """Noise of the rows as float32 [S, N or 1, C, H, W]; [S, C, H, W] is shared by the batch."""
     array = _finite_array("noise", noise)
     array = array[:, None] if array.ndim == 4 else array
     if array.ndim != 5 or array.shape[2:] != shape or not len(array) or not array.shape[1]:
@@ -156,24 +196,8 @@ def count_of(n: Any) -> int | None:
     return count
 
 
-def check_start(setting: Setting, *, conditional: bool, has_image: bool) -> None:
-    """Refuse what an unconditional model cannot have: guidance, and a start from a reconstruction."""
-    if conditional:
-        return
-    if setting.guidance != 0.0:
-        raise ArgumentError(
-            f"guidance is {setting.guidance:g}, but this bundle is unconditional and has no condition to be "
-            f"guided by; expected 0. Leave it out."
-        )
-    if setting.t_start is not None and not has_image:
-        raise ArgumentError(
-            f"t_start is {setting.t_start}, but this bundle is unconditional and has no reconstruction to "
-            f"start from. Leave it out, or call refine(images, t_start=...)."
-        )
-
-
 def between(a: F32, b: F32, n: int, mode: str) -> F32:
-    """n latents [n, z_dim] from a to b, both included (n = 1 gives a): "lerp" straight, "slerp" by the arc."""
+    """n vectors [n, D] from a to b, both included (n = 1 gives a): "lerp" straight, "slerp" by the arc."""
     u = np.linspace(0.0, 1.0, n)[:, None]
     if mode == "lerp":
         return ((1 - u) * a + u * b).astype(np.float32)

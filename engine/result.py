@@ -1,4 +1,4 @@
-"""What does a run hand back? The images, everything they were made from, and where the time went."""
+"""Results of a run: the images, everything they were made from, and where the time went."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engine import kernels
+from engine.errors import ArgumentError, did_you_mean
+
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One complete few-step setting: the arguments of `build_step_table`, the guidance weight and the latents' prior.
+    """One complete few-step setting: the arguments of `build_step_table`, and what the drawn input came from.
 
-    prior: "bundle" (the density fitted to the VAE) or "standard", N(0, I); None where no latent was drawn.
+    prior: "bundle" (its fitted density) or "standard", N(0, I); None where no input was drawn.
     """
 
     steps: int
@@ -38,22 +41,24 @@ class Setting:
 class Timings:
     """Wall-clock milliseconds of one run, by stage; a run in several chunks reports sums over its chunks.
 
-    `first_step_ms` and `other_steps_ms` time the denoiser alone: the first call of a shape may pay for a
-    runtime's one-off preparation, so it is kept apart. `noise_ms` is the drawing of z and x_T; the steps'
-    noise is made inside the update. `network_calls` counts denoiser evaluations, `chunks` the pieces that the
-    batch was cut into.
+    `before_ms` and `after_ms` are the pipeline's graphs around the loop, `rows_ms` its table of timesteps.
+    `first_step_ms` and `other_steps_ms` time the step's network alone: the first call of a shape may pay for a
+    runtime's one-off preparation, so it is kept apart. `noise_ms` is the drawing of inputs and x_T; the steps'
+    noise is made inside the update. `network_calls` counts evaluations of the step's network, `chunks` the pieces that
+    the batch was cut into.
 
     On a GPU the times are the device's own (CUDA events), a step's time includes its update, and `launch` says how
     the last chunk ran: "graph" (one launch of the captured chain), "plain" (call by call: a shape's first run, or with a
     callback), or "plain: " and why the chain could not be captured. Elsewhere `launch` is empty.
     """
 
-    vae_ms: float = 0.0
-    table_ms: float = 0.0
+    before_ms: float = 0.0
+    rows_ms: float = 0.0
     noise_ms: float = 0.0
     first_step_ms: float = 0.0
     other_steps_ms: list[float] = field(default_factory=list)
     update_ms: float = 0.0
+    after_ms: float = 0.0
     post_ms: float = 0.0
     total_ms: float = 0.0
     network_calls: int = 0
@@ -62,7 +67,7 @@ class Timings:
 
     @property
     def network_ms(self) -> float:
-        """Milliseconds inside the denoiser, all steps together."""
+        """Milliseconds inside the step's network, all steps together."""
         return self.first_step_ms + sum(self.other_steps_ms)
 
     @contextmanager
@@ -75,7 +80,7 @@ class Timings:
             setattr(self, stage, getattr(self, stage) + 1e3 * (perf_counter() - started))
 
     def add_step(self, step: int, milliseconds: float) -> None:
-        """Book `milliseconds` of denoiser time to `step` (0 is the first)."""
+        """Book `milliseconds` of the network's time to `step` (0 is the first)."""
         if step == 0:
             self.first_step_ms += milliseconds
         elif step <= len(self.other_steps_ms):
@@ -90,9 +95,9 @@ class Timings:
 
 @dataclass(frozen=True)
 class StepInfo:
-    """What a callback sees after a step: `step` counts from 0 to `steps` - 1, `timestep` falls to 0.
+    """What a callback sees after a row of the table: `step` counts from 0 to `steps` - 1, `timestep` falls to 0.
 
-    `x` (x_{t-1}) and `x0` (this step's prediction of the image) are read-only float32 [n, 3, H, W] views of
+    `x` (x_{t-1}) and `x0` (this row's prediction of it) are read-only float32 [n, C, H, W] views of
     buffers that the next step overwrites: copy what you keep. `first` is the index in the batch of the first
     of the n samples (a large batch runs in chunks).
     """
@@ -109,24 +114,39 @@ class StepInfo:
 class Batch:
     """The result of a run over N samples; every array is the caller's own.
 
-    images     uint8 [N, H, W, 3]
-    recon      uint8 [N, H, W, 3], the condition image (the VAE's reconstruction, or what `refine` was given);
-               None for an unconditional model
-    z          float32 [N, z_dim], the latent; None where no latent took part
-    x          float32 [N, 3, H, W], the samples in [-1, 1] before rounding (the last step is clipped unless
-               clip=False)
+    images     uint8 [N, H, W, C]
+    x          float32 [N, C, H, W], the state after the last step (within the pipeline's clip unless clip=False); where
+               the pipeline decodes nothing, the images before rounding, in [-1, 1]
+    values     {name: array [N, ...]}: the declared inputs that took part, drawn or given, and the image that the chain
+               may start from, float32 [N, C, H, W]
     seeds      uint64 [N]: sample i again is `sample(seed=int(seeds[i]))`
-    timesteps  int64 [S], in the order used (descending)
+    timesteps  int64 [rows], in the order used (falling): one a call of the network
     """
 
     images: U8
-    recon: U8 | None
-    z: F32 | None
     x: F32
+    values: dict[str, npt.NDArray[Any]]
     seeds: npt.NDArray[np.uint64]
     timesteps: npt.NDArray[np.int64]
     setting: Setting
     timings: Timings
+    start_name: str | None = None
 
     def __len__(self) -> int:
         return int(self.images.shape[0])
+
+    def pixels(self, name: str) -> U8:
+        """A value of images, [N, C, H, W] in [-1, 1], as uint8 [N, H, W, C]. ArgumentError where there is none of that name."""
+        found = self.values.get(name)
+        if found is None or found.ndim != 4 or found.dtype != np.float32:
+            images = [key for key, value in self.values.items() if value.ndim == 4]
+            raise ArgumentError(
+                f"pixels: found {name!r}, expected a value of images: {', '.join(images) or 'this batch has none'}."
+                f"{did_you_mean(name, images)}"
+            )
+        return kernels.to_uint8(np.ascontiguousarray(found))
+
+    @property
+    def start(self) -> U8 | None:
+        """The image that the chain may start from (a first stage's reconstruction, say), uint8 [N, H, W, C], or None."""
+        return None if self.start_name is None else self.pixels(self.start_name)

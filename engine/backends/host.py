@@ -221,8 +221,8 @@ class HostChain:
         return NumericsError(
             f"The graph {self.pipeline.step.graph!r} ({self._where()}) returned NaN or infinity at step {i + 1} of "
             f"{len(table.rows)} (timestep {int(table.timesteps[i])}); every value was expected to be finite. Open the "
-            f"bundle with precision='f32' if it ran in another; if it persists, check the inputs, x_T and noise you passed, and "
-            f"build the bundle again from its checkpoint."
+            f"bundle with precision='f32' if it ran in another; if it persists, check the inputs, x_T and noise you passed, "
+            f"and build the bundle again from its checkpoint."
         )
 
     def _where(self) -> str:

@@ -1,0 +1,229 @@
+"""The pipeline at work: a checked request through the chain of a backend, in chunks, to a batch.
+
+    inputs -> before -> rows and steps of the table -> after -> pixels
+
+Which graphs those are is in the manifest (engine/bundle/pipeline.py), how they run is the chain's business
+(engine/backends/). A large request runs in chunks of `max_batch`: every sample has its own seed, so the result is the same
+and memory stays bounded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine import checks, kernels
+from engine.backends.base import Backend, DeviceChain
+from engine.backends.host import HostChain
+from engine.bundle.pipeline import IMAGE
+from engine.bundle.prior import Prior, read_prior
+from engine.cleanup import run_all, undo
+from engine.device.arrays import DeviceBatch
+from engine.request import Request, Watch
+from engine.result import F32, U8, Batch, Setting, Timings
+from engine.solver import noise as noises
+from engine.solver.table import StepTable, build_step_table
+
+Seeds = npt.NDArray[np.uint64]
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class Pipeline:
+    """One bundle on one backend. Not safe for two threads: the Sampler sees to that."""
+
+    def __init__(self, backend: Backend, max_batch: int, prior: Prior | None) -> None:
+        self.backend, self.prior = backend, prior
+        self.bundle = backend.bundle
+        self.manifest = self.bundle.manifest
+        self.spec = self.manifest.pipeline
+        self.schedule = self.manifest.schedule.schedule()
+        with undo(backend.close):
+            # The calls around the loop of verbs without a chain (encode, decode) run on the host on every backend.
+            self._host = HostChain(backend)
+            self.chain = backend.chain()
+            self.max_batch = min(max_batch, self.chain.limit(lanes=1))
+
+    @classmethod
+    def open(cls, backend: Backend, max_batch: int) -> Pipeline:
+        """A pipeline with everything loaded that a sample needs; graphs of `encode` wait for the first image."""
+        with undo(backend.close):
+            prior = read_prior(backend.bundle)
+            spec = backend.bundle.manifest.pipeline
+            for name in dict.fromkeys(call.graph for call in (*spec.before, spec.rows, spec.step, *spec.after)):
+                backend.graph(name)
+        return cls(backend, max_batch, prior)
+
+    def clone(self) -> Pipeline:
+        """Another over the same weights, with states and buffers of its own."""
+        return Pipeline(self.backend.clone(), self.max_batch, self.prior)
+
+    def close(self) -> None:
+        """Free graphs and buffers."""
+        run_all([self.chain.close, self._host.close, self.backend.close])
+
+    # ---- parts that are of use by themselves -------------------------------------------------------------------------
+
+    def table(self, setting: Setting, *, noised_image: bool = False) -> StepTable:
+        """The rows of `setting`; with `noised_image` and no t_start, from the image noised to T - 1."""
+        table = build_step_table(
+            self.schedule,
+            prediction=self.manifest.prediction,
+            centred=self.spec.state.centre is not None,
+            steps=setting.steps,
+            method=setting.method,
+            spacing=setting.spacing,
+            eta=setting.eta,
+            variance=setting.variance,
+            t_start=setting.t_start,
+            temperature=setting.temperature,
+            clip=self.spec.state.clip if setting.clip else None,
+            guidance=setting.guidance,
+        )
+        if not noised_image or setting.t_start is not None:
+            return table
+        # q(x_T-1 | image) = N(sqrt(alpha_bar) * image, 1 - alpha_bar): what the reference encodes images to.
+        alpha_bar = float(self.schedule.alpha_bar[-1])
+        noise_scale = setting.temperature * math.sqrt(1 - alpha_bar)
+        return replace(table, start=replace(table.start, k_start=math.sqrt(alpha_bar), k_noise=noise_scale))
+
+    def draw(self, seeds: Seeds, prior: str | None) -> Arrays:
+        """The drawn input of each seed, {name: float32 [N, ...]}: from the bundle's prior when that is what `prior` names,
+        else from N(0, I); empty where no input is drawn."""
+        drawn = self.manifest.drawn
+        if drawn is None:
+            return {}
+        shape = tuple(int(d) for d in drawn.sample)
+        if self.prior is not None and prior == "bundle":
+            return {drawn.name: self.prior.draw(seeds).reshape(len(seeds), *shape)}
+        return {drawn.name: noises.drawn(seeds, shape)}
+
+    def encode(self, pixels: F32) -> Arrays:
+        """Images [N, C, H, W] in [0, 1] through `encode`: its values by name."""
+        calls = self.spec.encode
+        range_ = next(
+            tensor.range
+            for call in calls
+            for tensor in self.bundle.spec(call.graph).inputs
+            if call.inputs[tensor.name] == IMAGE
+        )
+        parts: list[Arrays] = []
+        for begin in range(0, len(pixels), self.max_batch):
+            image = pixels[begin : begin + self.max_batch]
+            values: Arrays = {IMAGE: image if range_ == (0.0, 1.0) else 2 * image - 1}
+            for call in calls:
+                values.update({name: array.copy() for name, array in self._host.call(call, values).items()})
+            parts.append(values)
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != IMAGE}
+
+    def decode(self, inputs: Mapping[str, npt.NDArray[Any]]) -> U8:
+        """The start value that `before` makes of inputs, as pixels [N, H, W, C]."""
+        n = len(next(iter(inputs.values())))
+        parts = []
+        for begin in range(0, n, self.max_batch):
+            values: Arrays = {name: array[begin : begin + self.max_batch] for name, array in inputs.items()}
+            for call in self.spec.before:
+                if all(name in values for name in call.inputs.values()):
+                    values.update({name: array.copy() for name, array in self._host.call(call, values).items()})
+            parts.append(kernels.to_uint8(np.ascontiguousarray(values[str(self.spec.state.start)])))
+        return np.concatenate(parts)
+
+    # ---- a run -------------------------------------------------------------------------------------------------------
+
+    def run(self, request: Request, progress: bool = False) -> Batch:
+        """Run a whole request and return a batch that shares no memory with the pipeline."""
+        timings = Timings()
+        make_bar = _bar_maker() if progress else None  # importing tqdm is not part of the run
+        with timings.clock("total_ms"):
+            checks.check_noise_steps(request.noise, len(request.table.rows))
+            n, size = len(request), min(self.max_batch, self.chain.limit(request.lanes))
+            batch = self._room(request, timings)
+            starts = range(0, n, size)
+            with _ticking(make_bar, len(request.table.rows) * len(starts)) as tick:
+                watched = replace(request, watch=_watch(request.watch, tick)) if tick is not None else request
+                for begin in starts:
+                    part = watched.part(begin, begin + size)
+                    outcome = self.chain.run(part, timings)
+                    with timings.clock("post_ms"):
+                        _keep(batch, slice(begin, begin + len(part)), outcome.images, outcome.x, outcome.values)
+                    timings.chunks += 1
+        return batch
+
+    def run_on_device(self, request: Request, chain: DeviceChain) -> DeviceBatch:
+        """Run a whole request and leave the results on the device."""
+        timings = Timings()
+        with timings.clock("total_ms"):
+            checks.check_noise_steps(request.noise, len(request.table.rows))
+            n, size = len(request), min(self.max_batch, chain.limit(request.lanes))
+            results = chain.results(n)
+            for begin in range(0, n, size):
+                part = request.part(begin, begin + size)
+                chain.run_into(part, timings, {name: array[begin : begin + size] for name, array in results.items()})
+                timings.chunks += 1
+        return DeviceBatch(
+            images=results.pop("images"),
+            x=results.pop("x"),
+            values=results,
+            seeds=request.seeds.copy(),
+            timesteps=np.array(request.table.timesteps, np.int64),
+            setting=request.setting,
+            timings=timings,
+            start_name=self.spec.state.start,
+        )
+
+    def _room(self, request: Request, timings: Timings) -> Batch:
+        n, (channels, height, width) = len(request), self.spec.image_shape
+        values: Arrays = {name: np.empty((n, *array.shape[1:]), array.dtype) for name, array in request.inputs.items()}
+        start = self.spec.state.start
+        if start is not None:
+            values.setdefault(start, np.empty((n, *self.spec.state.shape), np.float32))
+        return Batch(
+            images=np.empty((n, height, width, channels), np.uint8),
+            x=np.empty((n, *self.spec.state.shape), np.float32),
+            values=values,
+            seeds=request.seeds.copy(),
+            timesteps=np.array(request.table.timesteps, np.int64),
+            setting=request.setting,
+            timings=timings,
+            start_name=start,
+        )
+
+
+def _keep(batch: Batch, where: slice, images: U8, x: F32, values: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Copy finished samples into the batch."""
+    batch.images[where] = images
+    batch.x[where] = x
+    for name, array in batch.values.items():
+        array[where] = values[name]
+
+
+def _watch(callback: Watch | None, tick: Callable[[], Any]) -> Watch:
+    """One watcher for the chain: moves the progress bar, then asks the caller's callback."""
+
+    def watch(info: Any) -> object:
+        tick()
+        return callback(info) if callback is not None else None
+
+    return watch
+
+
+def _bar_maker() -> Callable[[int], Any]:
+    """What makes a bar on stderr that shows itself after two seconds."""
+    from tqdm import tqdm
+
+    return lambda total: tqdm(total=total, delay=2, unit="step", leave=False)
+
+
+@contextmanager
+def _ticking(make_bar: Callable[[int], Any] | None, total: int) -> Iterator[Callable[[], Any] | None]:
+    """Yields what moves the bar by one step, or None without a bar."""
+    if make_bar is None:
+        yield None
+        return
+    with make_bar(total) as bar:
+        yield bar.update

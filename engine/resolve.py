@@ -1,0 +1,171 @@
+"""From what a caller gave to a checked `Request`: the setting merged, inputs given or drawn, N settled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine import checks
+from engine.argument_checks import check_number
+from engine.bundle.inputs import InputSpec
+from engine.bundle.manifest import Manifest
+from engine.bundle.pipeline import PipelineSpec
+from engine.bundle.prior import resolve_prior
+from engine.device.arrays import is_on_device
+from engine.errors import ArgumentError
+from engine.pipeline import Arrays, Pipeline
+from engine.request import Array, Request
+from engine.result import F32, Setting
+from engine.solver import noise as noises
+
+SETTING_OPTIONS = ("steps", "method", "spacing", "eta", "t_start", "temperature", "guidance", "variance")
+REQUEST_OPTIONS = (*SETTING_OPTIONS, "clip", "seed", "x_T", "noise", "prior")
+OPTIONS = (*REQUEST_OPTIONS, "callback", "progress")
+
+
+def resolve_request(
+    pipeline: Pipeline,
+    options: Mapping[str, Any],
+    where: str,
+    *,
+    n: int | None = None,
+    start: F32 | None = None,
+    given: Arrays | None = None,
+    noised_image: bool = False,
+) -> Request:
+    """Check everything that a caller gave and settle N.
+
+    options: those of OPTIONS, and inputs by name. start: an image to start from. given: values that stand in for the
+    pipeline's own. noised_image: without t_start, start from the image noised to T - 1.
+    """
+    manifest, given = pipeline.manifest, given or {}
+    checks.check_inputs(options, manifest.inputs, OPTIONS, where)
+    setting = _setting(manifest, options, has_image=start is not None)
+    inputs = {
+        spec.name: _given_input(pipeline, spec, options[spec.name])
+        for spec in manifest.inputs
+        if options.get(spec.name) is not None
+    }
+    missing = [spec for spec in needed_inputs(manifest, given) if spec.name not in inputs]
+    drawn = [spec for spec in missing if spec.draw is not None]
+    _check_all_given(manifest, [spec for spec in missing if spec.draw is None], where)
+    x_T, noise, seed = (options.get(name) for name in ("x_T", "noise", "seed"))
+    x_T = None if x_T is None else _x_T(pipeline, x_T)
+    noise = None if noise is None else checks.step_noise_of(noise, manifest.pipeline.state.shape)
+    counts = {
+        "n": checks.count_of(n),
+        "seed": None if seed is None or np.ndim(seed) == 0 else len(seed),
+        "images": None if start is None else len(start),
+        "x_T": None if x_T is None else len(x_T),
+        "noise": None if noise is None else noise.shape[1],
+        **{name: len(array) for name, array in inputs.items()},
+    }
+    count = checks.agree_on_count(counts, shared=("x_T", "noise", *inputs)) or 1
+    seeds = noises.resolve_seeds(seed, count)
+    setting = replace(setting, prior=choose_prior(manifest, options.get("prior"), draws=bool(drawn)))
+    inputs = {name: _for_all(array, count) for name, array in inputs.items()}
+    if drawn:
+        inputs |= pipeline.draw(seeds, setting.prior)
+    checks.check_free_dimensions(manifest.inputs, inputs)
+    table = pipeline.table(setting, noised_image=noised_image)
+    callback = options.get("callback")
+    return Request(table, setting, seeds, inputs, given, x_T=x_T, noise=noise, start=start, watch=callback)
+
+
+def needed_inputs(manifest: Manifest, given: Mapping[str, Any], values: tuple[str, ...] | None = None) -> list[InputSpec]:
+    """The inputs that a run needs when these values are given; or only what `values` need."""
+    spec = manifest.pipeline
+    if values is None:
+        fed = [value for call in (spec.rows, spec.step, *spec.after) for value in call.inputs.values()]
+        values = tuple(fed) + tuple(name for name in (spec.state.centre, spec.state.start) if name is not None)
+    names: set[str] = set()
+    _collect(spec, set(values), set(given), names)
+    return [entry for entry in manifest.inputs if entry.name in names]
+
+
+def _collect(spec: PipelineSpec, wanted: set[str], given: set[str], names: set[str]) -> None:
+    for value in wanted - given:
+        call = spec.maker(value)
+        if call is None:
+            names.add(value)
+        else:
+            _collect(spec, set(call.inputs.values()), given, names)
+
+
+def choose_prior(manifest: Manifest, asked: str | None, *, draws: bool) -> str | None:
+    """What the drawn input comes from, None where none is drawn; ArgumentError for what cannot be."""
+    if draws:
+        return resolve_prior(asked, manifest.prior is not None)
+    if asked is not None:
+        raise ArgumentError(
+            f"prior is {asked!r}, but no input is drawn here: it is given, or the bundle has none. Leave it out."
+        )
+    return None
+
+
+def _setting(manifest: Manifest, options: Mapping[str, Any], *, has_image: bool) -> Setting:
+    """The few-step setting, checked for what this bundle cannot have: guidance without nulls, a start without an image."""
+    given = {name: options.get(name) for name in SETTING_OPTIONS}
+    setting = checks.resolve_setting(asdict(manifest.defaults), manifest.variance, given, clip=options.get("clip", True))
+    check_number("guidance", setting.guidance, -math.inf)
+    if setting.guidance != 0.0 and not manifest.pipeline.guided:
+        raise ArgumentError(
+            f"guidance is {setting.guidance:g}, but nothing that this bundle's network is fed has a null to be guided by; "
+            "expected 0. Leave it out."
+        )
+    if setting.t_start is not None and not has_image and manifest.pipeline.state.start is None:
+        raise ArgumentError(
+            f"t_start is {setting.t_start}, but this bundle's pipeline has no start value to start from. Leave it out, or "
+            "call refine(images, t_start=...)."
+        )
+    return setting
+
+
+def _check_all_given(manifest: Manifest, missing: list[InputSpec], where: str) -> None:
+    if missing:
+        takes = ", ".join(str(spec) for spec in manifest.inputs)
+        raise ArgumentError(
+            f"{where}: found no {', '.join(spec.name for spec in missing)}, expected it: this bundle takes {takes}. Pass it "
+            "by name."
+        )
+
+
+def _given_input(pipeline: Pipeline, spec: InputSpec, value: Any) -> Array:
+    """A declared input on the host or on the device, [N or 1, ...]."""
+    if not is_on_device(value):
+        return checks.input_of(spec, value)
+    found = _borrowed(pipeline, value, spec.name)
+    checks.check_device_shape(spec.name, found.shape, spec.sample)
+    return found
+
+
+def _x_T(pipeline: Pipeline, value: Any) -> Array:
+    """x_T on the host or on the device, float32 [N or 1, C, H, W]."""
+    shape = pipeline.spec.state.shape
+    if not is_on_device(value):
+        return checks.start_noise_of(value, shape)
+    found = _borrowed(pipeline, value, "x_T")
+    checks.check_device_shape("x_T", found.shape, shape)
+    return found
+
+
+def _borrowed(pipeline: Pipeline, value: Any, name: str) -> Any:
+    if not pipeline.backend.ON_DEVICE:
+        raise ArgumentError(
+            f"{name} lies on a CUDA device, but backend {pipeline.backend.NAME!r} runs on the CPU: expected an array on the "
+            "host; copy it there, or choose a backend on a device, such as tensorrt"
+        )
+    return pipeline.backend.device_chain().borrow(value, name)
+
+
+def _for_all(array: Array, count: int) -> Array:
+    """One sample repeated for all; arrays of N as they are."""
+    if len(array) == count or not isinstance(array, np.ndarray):
+        return array
+    shared: npt.NDArray[Any] = np.repeat(array, count, axis=0)
+    return shared
