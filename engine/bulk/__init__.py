@@ -1,6 +1,6 @@
-"""How are tens of thousands of samples made? As shards of a job that many processes share, restartable at any point.
+"""Tens of thousands of samples: shards of a job that many processes share, restartable at any point.
 
-plan.py      the job: which samples, in which setting, cut into which shards
+job.py       the job: which samples, from which inputs, in which setting, cut into which shards
 files.py     its folder: shards written aside and renamed, hashes, the manifest
 formats.py   the bytes of a shard: .npy, or a webdataset tar
 features.py  an ONNX model's features in place of the images

@@ -1,9 +1,10 @@
-"""Which Ray cluster, and how many workers with how many threads fit on it? Without an address a local one, on loopback."""
+"""The Ray cluster of a run, on loopback where no address is given, and the workers and threads that fit on it."""
 
 from __future__ import annotations
 
 import importlib
 import logging
+import math
 import os
 import shutil
 import socket
@@ -13,8 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from engine.backends import GPU_BACKENDS
-from engine.bulk.maker import ON_A_GPU
+from engine.bulk.maker import ON_A_GPU, ON_DEVICE
 from engine.bulk.run import Run
 from engine.errors import ArgumentError, BulkError
 from engine.threads import default_threads
@@ -23,7 +23,7 @@ LOCAL = "local"
 THREADS = 4  # of a worker on a CPU, about: small layers keep no more busy; --threads says otherwise
 REACH_SECONDS = 10.0
 MIN_STORE = 100 * 2**20  # Ray takes no less than three quarters of it
-# A local cluster is nobody else's business. Without the second Ray listens on every interface, and tokens are all that keeps
+# A local cluster is for this user alone. Without the second Ray listens on every interface, and tokens are all that keeps
 # the network out; it must be set before Ray is imported.
 LOCAL_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
@@ -58,7 +58,7 @@ class Place:
 
     @property
     def resources(self) -> dict[str, int]:
-        """As Ray is told."""
+        """The same in Ray's words."""
         return {"num_cpus": 1, "num_gpus": 1} if self.gpu else {"num_cpus": self.threads}
 
 
@@ -101,7 +101,7 @@ def connected(ray: Any, cluster: Cluster, run: Run) -> Iterator[None]:
 
 
 def check_reachable(address: str) -> None:
-    """Refuse an address where nobody listens: Ray itself would try for minutes."""
+    """Refuse an address where nothing listens: Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or host in ("localhost", "127.0.0.1", "[::1]"):
         return  # "auto", a name that Ray judges, or one that it takes for the machine's own address
@@ -134,8 +134,9 @@ def _local_options(cluster: Cluster, run: Run, folder: str) -> dict[str, Any]:
 def _store(run: Run, workers: int) -> int:
     """Bytes for the bundle, the features' model and every shard that can be under way, with room to spare."""
     job, manifest = run.job, run.bundle.manifest
-    sample = 4096 + 3 * manifest.model.image_size**2  # the members' headers of a tar, and pixels
+    sample = 4096 + math.prod(manifest.pipeline.image_shape)  # the members' headers of a tar, and pixels
     sizes = sum(spec.size for spec in manifest.files) + len(run.means.features or b"")
+    sizes += sum(array.nbytes for array in run.means.inputs.values())
     return max(MIN_STORE, 2 * (sizes + (2 * workers + 1) * min(job.n, job.shard_size) * sample))
 
 
@@ -160,7 +161,7 @@ def places(ray: Any, cluster: Cluster, run: Run) -> Place:
 def _wants_gpu(run: Run, gpus: int) -> bool:
     backend = run.means.backend
     if backend == "auto":
-        return gpus > 0 and any(name in run.bundle.manifest.backends for name in GPU_BACKENDS)
+        return gpus > 0 and any(name in ON_DEVICE for name in run.bundle.manifest.backends)
     return backend in ON_A_GPU
 
 

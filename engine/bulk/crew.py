@@ -1,4 +1,4 @@
-"""How does a bulk job run on many machines? One Ray actor a device; this process hands out shards and writes what returns.
+"""A bulk job on many machines: one Ray actor a device; this process hands out shards and writes what returns.
 
 The nodes need no shared disk: the bundle travels through Ray's object store, and so do the finished shards, of which at
 most DEPTH an actor are under way. An actor that dies takes nothing along: its shards are made by another, and it is
@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.backends.native import backend as native
+from engine.backends.native import isa
 from engine.bulk.cluster import Cluster, connected, load_ray, places
+from engine.bulk.job import Inputs, Job, Shard
 from engine.bulk.maker import ON_A_GPU, Maker, Means, pack, unpack
-from engine.bulk.plan import Job, Shard
 from engine.bulk.run import Run
 from engine.errors import BulkError
 
@@ -36,7 +36,13 @@ class Actor:
     """What runs on a device: opens the bundle that it is sent, then makes shards."""
 
     def open(
-        self, job: Job, files: Mapping[str, Bytes], means: Means, features: Bytes | None, environment: Mapping[str, str]
+        self,
+        job: Job,
+        files: Mapping[str, Bytes],
+        means: Means,
+        features: Bytes | None,
+        inputs: Inputs,
+        environment: Mapping[str, str],
     ) -> dict[str, str]:
         """Load everything, and say what the shards will depend on."""
         os.environ.update(environment)
@@ -44,7 +50,7 @@ class Actor:
         with tempfile.TemporaryDirectory(prefix="diffusevae-bulk-") as folder:
             # Once loaded, files that are mapped stay so when their names are gone: a killed actor leaves nothing behind.
             bundle = unpack({name: data.data for name, data in files.items()}, Path(folder))
-            self.maker = Maker(job, bundle, replace(means, features=model))
+            self.maker = Maker(job, bundle, replace(means, features=model, inputs=inputs))
         return self.maker.origin
 
     def make(self, shard: Shard) -> Bytes:
@@ -86,6 +92,7 @@ class Crew:
         self.files = ray.put({name: np.frombuffer(data, np.uint8) for name, data in pack(run.bundle).items()})
         features = run.means.features
         self.features = None if features is None else ray.put(np.frombuffer(features, np.uint8))
+        self.inputs = ray.put(dict(run.means.inputs))
 
     def work(self) -> None:
         """Make every missing shard."""
@@ -106,13 +113,14 @@ class Crew:
         while len(self.hands) < wanted:
             actor = self.ray.remote(max_restarts=0, max_task_retries=0, **self.place.resources)(Actor).remote()
             hand = Hand(actor)
-            means = replace(self.run.means, threads=self.place.threads, features=None)
-            environment = {native.VARIABLE: os.environ[native.VARIABLE]} if native.VARIABLE in os.environ else {}
-            self.refs[actor.open.remote(self.run.job, self.files, means, self.features, environment)] = hand
+            means = replace(self.run.means, threads=self.place.threads, features=None, inputs={})
+            environment = {isa.VARIABLE: os.environ[isa.VARIABLE]} if isa.VARIABLE in os.environ else {}
+            sent = (self.run.job, self.files, means, self.features, self.inputs, environment)
+            self.refs[actor.open.remote(*sent)] = hand
             self.hands.append(hand)
 
     def _hand_out(self) -> None:
-        """The next shards to those who have least to do; near the end nobody gets a second one that another could begin."""
+        """The next shards to those who have least to do; near the end none gets a second that another could begin."""
         depth = DEPTH if len(self.pending) > self.place.count else 1
         for load in range(depth):
             for hand in self.hands:

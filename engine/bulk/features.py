@@ -1,6 +1,6 @@
-"""How do images become features? An ONNX model of the caller's, in ONNX Runtime on the CPU, whose input says what it takes.
+"""Features in place of images: an ONNX model of the caller's, in ONNX Runtime on the CPU, whose input says what it takes.
 
-Input: uint8 [N, H, W, 3], or float32 [N, 3, H, W] in [0, 1]; output: float32 [N, D]. Resizing and normalising belong into
+Input: uint8 [N, H, W, C], or float32 [N, C, H, W] in [0, 1]; output: float32 [N, D]. Resizing and normalising belong into
 the model, where its SHA-256 covers them.
 """
 
@@ -39,10 +39,10 @@ def read_extractor(path: str | Path) -> bytes:
 
 
 class Extractor:
-    """A loaded model: images in, features out."""
+    """A loaded model: images of one shape [C, H, W] in, features out."""
 
-    def __init__(self, model: bytes, size: int, threads: int) -> None:
-        self.size = size
+    def __init__(self, model: bytes, shape: tuple[int, int, int], threads: int) -> None:
+        self.shape = shape
         try:
             self._session = open_session(model, threads)
         except native_failures() as error:
@@ -59,7 +59,8 @@ class Extractor:
         self._check()
 
     def _check(self) -> None:
-        wanted = [self.size, self.size, 3] if self._takes_pixels else [3, self.size, self.size]
+        channels, height, width = self.shape
+        wanted = [height, width, channels] if self._takes_pixels else [channels, height, width]
         shape, result = self._input.shape, self._output.shape
         # A free dimension is a text or None; that of N must be free, since the last piece of a shard is smaller.
         fits = len(shape) == 4 and all(not isinstance(d, int) or d == w for d, w in zip(shape[1:], wanted, strict=True))
@@ -69,15 +70,16 @@ class Extractor:
             self._refuse(f"the output {self._output.name} as {self._output.type}{result}")
 
     def _refuse(self, found: str) -> NoReturn:
+        channels, height, width = self.shape
         raise ArgumentError(
-            f"features: found {found}, expected one input, uint8 [N, {self.size}, {self.size}, 3] or float32 "
-            f"[N, 3, {self.size}, {self.size}] in [0, 1], and one output, float32 [N, D], with N free; put resizing, "
+            f"features: found {found}, expected one input, uint8 [N, {height}, {width}, {channels}] or float32 "
+            f"[N, {channels}, {height}, {width}] in [0, 1], and one output, float32 [N, D], with N free; put resizing, "
             f"normalising and pooling into the model"
         )
 
     def __call__(self, images: U8) -> F32:
-        """Features [N, D] of images uint8 [N, H, W, 3]."""
-        values: Any = images if self._takes_pixels else images_of(images, self.size)
+        """Features [N, D] of images uint8 [N, H, W, C]."""
+        values: Any = images if self._takes_pixels else images_of(images, self.shape)
         try:
             features = self._session.run([self._output.name], {self._input.name: values})[0]
         except native_failures() as error:

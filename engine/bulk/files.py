@@ -1,4 +1,4 @@
-"""What lies in the folder of a bulk job, and which of it is finished? Every file is whole or not there, whoever dies.
+"""The folder of a bulk job, and which of it is finished: every file is whole or not there, whoever dies.
 
 job.json               what the job is and what it runs on; another job is refused
 shard-00000.npy        written aside, flushed, renamed; then the same for
@@ -22,13 +22,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from engine.bulk.plan import Job, Shard
+from engine.bulk.job import Job, Shard
 from engine.bundle.reader import CHUNK
 from engine.bundle.writer import flush_folder, lock_folder, unlock_folder
 from engine.errors import BulkError
 
 JOB, MANIFEST = "job.json", "manifest.json"
-JOB_FORMAT, MANIFEST_FORMAT, VERSION = "diffusevae-bulk-job", "diffusevae-bulk", 1
+JOB_FORMAT, MANIFEST_FORMAT, VERSION = "diffusevae-bulk-job", "diffusevae-bulk", 2
 _ASIDE = re.compile(r"\..+\.[0-9a-f]{16}\.writing")
 _AGAIN = "the shards that are finished are kept: run the same command again"
 _OTHER = "choose another --out, or remove the folder"
@@ -194,7 +194,7 @@ def _hash_file(path: Path) -> tuple[int, str]:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """What killed runs wrote aside and never renamed; the lock says that nobody writes now."""
+    """What killed runs wrote aside and never renamed; the lock says that no other run writes now."""
     for name in os.listdir(folder):
         if _ASIDE.fullmatch(name):
             (folder / name).unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""What are the bytes of a shard? A .npy array, or a tar that webdataset reads; the same samples give the same bytes.
+"""The bytes of a shard: a .npy array, or a tar that webdataset reads; the same samples give the same bytes.
 
 tar   for sample 12: 00000012.png (with features 00000012.npy) and 00000012.json, {"index": 12, "seed": 19}. No time, user or
       group is in a header
-npy   uint8 [n, H, W, 3], or float32 [n, D] of features
+npy   uint8 [n, H, W, C], or float32 [n, D] of features
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.bulk.plan import Shard
+from engine.bulk.job import Shard
+from engine.imaging import png_bytes
 
-Samples = npt.NDArray[Any]  # uint8 [n, H, W, 3] or float32 [n, D]
+Samples = npt.NDArray[Any]  # uint8 [n, H, W, C] or float32 [n, D]
 
 
 def encode(format: str, shard: Shard, samples: Samples) -> bytes:
@@ -41,15 +42,6 @@ def tar_bytes(shard: Shard, samples: Samples) -> bytes:
             index = shard.first + i
             _add(archive, f"{index:08d}.{suffix}", content(sample))
             _add(archive, f"{index:08d}.json", json.dumps({"index": index, "seed": seed}).encode())
-    return buffer.getvalue()
-
-
-def png_bytes(image: Samples) -> bytes:
-    """A picture without loss."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG")
     return buffer.getvalue()
 
 

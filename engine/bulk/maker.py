@@ -1,4 +1,4 @@
-"""How is one shard made? A Sampler, perhaps an extractor of features, and a word on what they ran on.
+"""The maker of shards: a Sampler, perhaps an extractor of features, and a word on what they run on.
 
 `Maker.origin` names all that the bytes depend on beside the job: engine, backend, precision, versions, and the processor's
 instruction sets (of the native engine the one it runs on) or the GPU's kind. Makers of one job must agree on it.
@@ -7,18 +7,19 @@ instruction sets (of the native engine the one it runs on) or the GPU's kind. Ma
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 import engine
-from engine.backends import BY_NAME_ONLY, GPU_BACKENDS, available
-from engine.backends.native import backend as native
+from engine.backends import BACKENDS, available, backend_class
+from engine.backends.native.graph import NAME as NATIVE
+from engine.backends.native.isa import instruction_set
 from engine.bulk.features import Extractor
 from engine.bulk.formats import Samples, encode, png_encoder
-from engine.bulk.plan import Job, Shard, digest_of, manifest_bytes
-from engine.bundle.manifest import MANIFEST_FILE
+from engine.bulk.job import Inputs, Job, Shard, checked_inputs, describe_inputs, digest_of, manifest_bytes
+from engine.bundle.files import MANIFEST_FILE
 from engine.bundle.reader import Bundle
 from engine.device import context as device
 from engine.errors import BulkError
@@ -26,17 +27,22 @@ from engine.processor import FEATURES, this_processor
 from engine.sampler import Sampler
 
 Tick = Callable[[int], object]
-ON_A_GPU = (*GPU_BACKENDS, *BY_NAME_ONLY)
+ON_DEVICE = tuple(name for name in BACKENDS if backend_class(name).ON_DEVICE)
+ON_A_GPU = (*ON_DEVICE, *(name for name in BACKENDS if backend_class(name).BY_NAME_ONLY))
 
 
 @dataclass(frozen=True)
 class Means:
-    """What makes the shards: the options of a Sampler, and the model of the features. Threads change no bit."""
+    """What makes the shards: the options of a Sampler, the model of the features, what was given for the bundle's inputs.
+
+    Threads change no bit.
+    """
 
     backend: str = "auto"
     precision: str = "auto"
     threads: int | None = None
     features: bytes | None = None
+    inputs: Inputs = field(default_factory=dict)
 
 
 class Maker:
@@ -47,23 +53,30 @@ class Maker:
         if found != job.bundle:
             raise BulkError(f"{bundle.path}: found the bundle {found}, expected {job.bundle} as in the job; give that one")
         self.job = job
+        self._inputs = checked_inputs(bundle.manifest, means.inputs, job.n)
+        described = describe_inputs(self._inputs)
+        if described != job.inputs:
+            raise BulkError(f"inputs: found {described}, expected {job.inputs} as in the job; give the same to its Means")
         self.sampler = Sampler(bundle, means.backend, means.precision, means.threads, max_batch=job.batch)
-        size = bundle.manifest.model.image_size
-        self.extractor = None if means.features is None else Extractor(means.features, size, self.sampler.threads)
+        shape = bundle.manifest.pipeline.image_shape
+        self.extractor = None if means.features is None else Extractor(means.features, shape, self.sampler.threads)
         self.origin = origin_of(job, self.sampler)
         self._options = {name: value for name, value in asdict(job.setting).items() if value is not None}
 
     def make(self, shard: Shard, tick: Tick | None = None) -> bytes:
         """The file of a shard; tick(m) after each m images."""
-        pieces, seeds = [], shard.seeds
+        pieces = []
         for begin in range(0, shard.n, self.job.batch):
-            pieces.append(self._piece(seeds[begin : begin + self.job.batch]))
+            pieces.append(self._piece(shard, begin, min(begin + self.job.batch, shard.n)))
             if tick is not None:
                 tick(len(pieces[-1]))
         return encode(self.job.format, shard, np.concatenate(pieces))
 
-    def _piece(self, seeds: tuple[int, ...]) -> Samples:
-        images = self.sampler.sample(seed=seeds, **self._options).images
+    def _piece(self, shard: Shard, begin: int, end: int) -> Samples:
+        """Samples begin .. end of a shard."""
+        rows = slice(shard.first + begin, shard.first + end)
+        inputs = {name: array[0] if len(array) == 1 else array[rows] for name, array in self._inputs.items()}
+        images = self.sampler.sample(seed=shard.seeds[begin:end], **inputs, **self._options).images
         return images if self.extractor is None else self.extractor(images)
 
     def close(self) -> None:
@@ -76,15 +89,15 @@ def origin_of(job: Job, sampler: Sampler) -> dict[str, str]:
     backend = sampler.backend
     instructions = " ".join(feature for feature in FEATURES if feature in this_processor().features)
     machine = instructions
-    if backend == native.NAME:
-        machine = native.instruction_set()
+    if backend == NATIVE:
+        machine = instruction_set()
     elif backend in ON_A_GPU:
         machine = "sm{}{}".format(*device.presence()[2][0])
     origin = {
         "engine": engine.__version__,
         "backend": backend,
         "precision": sampler.precision,
-        "runtime": engine.__version__ if backend == native.NAME else available()[backend][1],
+        "runtime": engine.__version__ if backend == NATIVE else available()[backend][1],
         "machine": machine,
     }
     if job.features is not None:
@@ -100,7 +113,7 @@ def pack(bundle: Bundle) -> dict[str, bytes]:
     files |= {spec.file: bundle.read_graph(key) for key, spec in bundle.manifest.graphs.items()}
     for spec in bundle.manifest.engines:
         files |= {file.file: bundle.read_engine(spec, label) for label, file in spec.files.items()}
-    prior, data = bundle.manifest.latent_prior, bundle.read_latent_prior()
+    prior, data = bundle.manifest.prior, bundle.read_prior()
     return files if prior is None or data is None else files | {prior.file: data}
 
 

@@ -1,4 +1,4 @@
-"""How does a bulk job run? Look what the folder has, make what it lacks (here, or on Ray), write the manifest.
+"""A run of a bulk job: look what the folder has, make what it lacks (here, or on Ray), write the manifest.
 
 A run may end anywhere, by Ctrl-C or kill -9: the same call goes on with the shards that are missing.
 """
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from engine.bulk.files import JobFolder
+from engine.bulk.job import Job, Shard
 from engine.bulk.maker import Maker, Means
-from engine.bulk.plan import Job, Shard
 from engine.bundle.reader import Bundle
 
 
 class Progress(Protocol):
-    """Who is told how it goes: `made` after each few images, `note` in a sentence when something happened."""
+    """A listener: `made` after each few images, `note` with a sentence when something happened."""
 
     def start(self, total: int, made: int) -> None:
         """The job has `total` images, of which `made` were there already."""
@@ -30,16 +30,16 @@ class Progress(Protocol):
 
 
 class Silence:
-    """Tells nobody."""
+    """A listener that reports nothing."""
 
     def start(self, total: int, made: int) -> None:
-        """Nothing."""
+        """Ignored."""
 
     def made(self, images: int) -> None:
-        """Nothing."""
+        """Ignored."""
 
     def note(self, text: str) -> None:
-        """Nothing."""
+        """Ignored."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What does `diffusevae sample` do with --shard-size, --format, --features or --ray? A bulk job in a folder of shards."""
+"""Bulk jobs on the command line: `diffusevae sample` with --shard-size, --format, --features or --ray."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import click
 from engine.bulk.cluster import LOCAL, Cluster
 from engine.bulk.crew import on_ray
 from engine.bulk.features import read_extractor
+from engine.bulk.job import FORMATS, SHARD_SIZE, describe
 from engine.bulk.maker import Means
-from engine.bulk.plan import FORMATS, SHARD_SIZE, plan
 from engine.bulk.run import Result, generate, in_this_process
 from engine.bundle.reader import Bundle
+from engine.cli.inputs import take_inputs
 from engine.cli.output import echo_fields, echo_json
 from engine.errors import ArgumentError
 
@@ -89,8 +90,8 @@ class Bar:
 def sample_in_bulk(path: str, n: int | None, bulk: dict[str, Any], given: dict[str, Any]) -> None:
     """Run the job of these options in the folder --out, or go on with it, and report it."""
     out, as_json, seed = _folder(given.pop("out")), given.pop("as_json"), given.pop("seed")
-    if given.pop("with_recon"):
-        raise ArgumentError("with-recon: found it with shards, which hold the images alone; leave it out")
+    if given.pop("with_start"):
+        raise ArgumentError("with-start: found it with shards, which hold the images alone; leave it out")
     if bulk["workers"] is not None and bulk["ray"] is None:
         raise ArgumentError("workers: found it without --ray, expected both; add --ray, or use --threads")
     features = None if bulk["features"] is None else read_extractor(bulk["features"])
@@ -98,11 +99,13 @@ def sample_in_bulk(path: str, n: int | None, bulk: dict[str, Any], given: dict[s
     bundle = Bundle.open(path)
     size = SHARD_SIZE if bulk["shard_size"] is None else bulk["shard_size"]
     format = bulk["format"] or FORMATS[0]
-    job = plan(bundle, n, seed=seed, shard_size=size, format=format, features=features, **given)
+    inputs = take_inputs(given, bundle.manifest)
+    kept = {"shard_size": size, "format": format, "features": features}
+    job = describe(bundle, n, seed=seed, inputs=inputs, **kept, **given)
     make = in_this_process if bulk["ray"] is None else on_ray(Cluster(bulk["ray"], bulk["workers"]))
     bar, started = Bar(not as_json), perf_counter()
     try:
-        means = Means(**machine, features=features)
+        means = Means(**machine, features=features, inputs=inputs)
         with redirect_stdout(sys.stderr):  # where Ray's own remarks belong: they would end up amid --json
             result = generate(job, bundle, out, means, adopt_seed=seed is None, make=make, progress=bar)
     except KeyboardInterrupt:

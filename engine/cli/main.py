@@ -8,18 +8,22 @@ from typing import Any, TypeVar
 import click
 
 from engine import __version__
-from engine.bundle.manifest import SAMPLER
+from engine.bundle.graphs import SAMPLER
+from engine.bundle.manifest import Manifest
+from engine.bundle.pipeline import X
 from engine.bundle.prior import PRIORS, read_prior
 from engine.bundle.reader import Bundle
 from engine.checks import count_of
 from engine.cli.bulk import bulk_options, sample_in_bulk, take_bulk
 from engine.cli.elsewhere import commands as commands_elsewhere
 from engine.cli.info import info, verify
+from engine.cli.inputs import INPUT, take_inputs
 from engine.cli.output import finish
-from engine.errors import EngineError, did_you_mean
+from engine.errors import ArgumentError, EngineError, did_you_mean
 from engine.imaging import check_target, load_images
+from engine.resolve import SETTING_OPTIONS
 from engine.result import Batch
-from engine.sampler import SETTING_OPTIONS, Sampler
+from engine.sampler import Sampler
 from engine.solver.feeds import noise_feeds, setting_feeds, write_feeds
 from engine.solver.noise import resolve_seeds
 from engine.solver.schedule import SPACINGS
@@ -90,7 +94,7 @@ SETTING = options(
     click.option("--method", type=NearChoice(METHODS), help="Solver."),
     click.option("--spacing", type=NearChoice(SPACINGS), help="Which timesteps are kept."),
     click.option("--eta", type=float, help="DDIM's share of fresh noise: 0 none, 1 as much as DDPM."),
-    click.option("--t-start", type=int, help="Start from the noised reconstruction (or image) at this timestep."),
+    click.option("--t-start", type=int, help="Start from the noised start image (or the one given) at this timestep."),
     click.option("--temperature", type=float, help="Scale of the starting noise."),
     click.option("--guidance", type=float, help="Guidance weight; not 0 doubles the network's work."),
     click.option("--variance", type=NearChoice(VARIANCES), help="DDPM's variance; default: the bundle's."),
@@ -113,7 +117,9 @@ MACHINE = options(
     ),
 )
 SEED = click.option("--seed", type=Seeds(), help="Image i uses SEED + i; or one a image: 7,0,9. Default: random.")
-PRIOR = click.option("--prior", type=NearChoice(PRIORS), help="What latents are drawn from; default: the bundle's, if any.")
+PRIOR = click.option(
+    "--prior", type=NearChoice(PRIORS), help="What the drawn input comes from; default: the bundle's, if any."
+)
 NOISE_SEED = click.option("--seed", type=Seeds(), help="Of the starting noise. Default: A where A is a seed, else random.")
 
 
@@ -126,7 +132,7 @@ def output(default: str) -> Callable[[Command], Command]:
             show_default=True,
             help="A .png grid, a .npy array, or a folder for single files.",
         ),
-        click.option("--with-recon", is_flag=True, help="Show the VAE's image above each refined one."),
+        click.option("--with-start", is_flag=True, help="Show the image that each chain may start from above it."),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text."),
     )
 
@@ -135,31 +141,44 @@ def open_sampler(bundle: str, given: dict[str, Any]) -> Sampler:
     """The Sampler that the machine options in `given` describe; takes them out of it. Refuses a bad --out first."""
     check_target(given["out"])
     machine = {name: given.pop(name) for name in ("backend", "precision", "threads")}
-    return Sampler(bundle, max_batch=given.pop("batch"), **machine)
+    opened = Bundle.open(bundle)
+    if given["with_start"] and not has_start_image(opened.manifest):
+        raise ArgumentError(
+            f"with-start: found {opened.path}, whose chains start from noise or from no picture, expected a bundle with an "
+            f"image to start from; leave --with-start out"
+        )
+    return Sampler(opened, max_batch=given.pop("batch"), **machine)
 
 
-def run_options(given: dict[str, Any]) -> dict[str, Any]:
-    """The options of one `Sampler.sample` call; takes them out of `given`."""
-    return {name: given.pop(name) for name in (*SETTING_OPTIONS, "seed")} | {"progress": not given["as_json"]}
+def run_options(sampler: Sampler, given: dict[str, Any]) -> dict[str, Any]:
+    """The options and inputs of one `Sampler.sample` call; takes them out of `given`."""
+    options = {name: given.pop(name) for name in (*SETTING_OPTIONS, "seed")}
+    return {**options, **take_inputs(given, sampler.bundle.manifest), "progress": not given["as_json"]}
+
+
+def has_start_image(manifest: Manifest) -> bool:
+    """Whether a chain may start from a picture: from a value of the state, where the state itself is the image."""
+    return manifest.pipeline.state.start is not None and manifest.pipeline.image == X
 
 
 @click.group(cls=Suggesting, context_settings={**HELP_WIDTH, "help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="diffusevae")
 def cli() -> None:
-    """Sample from DiffuseVAE bundles: a VAE draws the picture, a few diffusion steps make it sharp."""
+    """Sample from diffusion models in a few steps: bundles of exported graphs in, images out."""
 
 
 def _run_on_images(bundle: str, images: tuple[str, ...], run: Callable[..., Batch], given: dict[str, Any]) -> None:
     """Read the pictures at the bundle's size, run a Sampler's method on them, and write what came out."""
     with open_sampler(bundle, given) as sampler:
-        pixels, notes = load_images(images, sampler.bundle.manifest.model.image_size)
-        finish(sampler, run(sampler, pixels, **run_options(given)), notes=notes, **given)
+        pixels, notes = load_images(images, sampler.bundle.manifest.pipeline.image_shape)
+        finish(sampler, run(sampler, pixels, **run_options(sampler, given)), notes=notes, **given)
 
 
 @cli.command()
 @click.argument("bundle")
 @click.option("-n", "--n", "--number", "n", type=int, help="Images. Default: one, or one a seed.")
 @SEED
+@INPUT
 @SETTING
 @PRIOR
 @MACHINE
@@ -178,7 +197,7 @@ def sample(bundle: str, n: int | None, prior: str | None, **given: Any) -> None:
         sample_in_bulk(bundle, n, bulk, {**given, "prior": prior})
         return
     with open_sampler(bundle, given) as sampler:
-        batch = sampler.sample(n, prior=prior, **run_options(given))
+        batch = sampler.sample(n, prior=prior, **run_options(sampler, given))
         finish(sampler, batch, **given)
 
 
@@ -186,11 +205,12 @@ def sample(bundle: str, n: int | None, prior: str | None, **given: Any) -> None:
 @click.argument("bundle")
 @click.argument("images", nargs=-1, required=True)
 @SEED
+@INPUT
 @SETTING
 @MACHINE
 @output("reconstructions.png")
 def reconstruct(bundle: str, images: tuple[str, ...], **given: Any) -> None:
-    """Encode IMAGES (files, folders or .npy), decode them, and refine the result."""
+    """Encode IMAGES (files, folders or .npy), and sample from what the bundle's encoder makes of them."""
     _run_on_images(bundle, images, Sampler.reconstruct, given)
 
 
@@ -198,11 +218,12 @@ def reconstruct(bundle: str, images: tuple[str, ...], **given: Any) -> None:
 @click.argument("bundle")
 @click.argument("images", nargs=-1, required=True)
 @SEED
+@INPUT
 @SETTING
 @MACHINE
 @output("refined.png")
 def refine(bundle: str, images: tuple[str, ...], **given: Any) -> None:
-    """Refine IMAGES (files, folders or .npy) themselves: denoise, sharpen. --with-recon shows them above."""
+    """Refine IMAGES (files, folders or .npy) themselves: denoise, sharpen. --with-start shows them above."""
     _run_on_images(bundle, images, Sampler.refine, given)
 
 
@@ -216,40 +237,44 @@ def refine(bundle: str, images: tuple[str, ...], **given: Any) -> None:
     type=NearChoice(["lerp", "slerp"]),
     default="lerp",
     show_default=True,
-    help="Path in latent space.",
+    help="Path of the drawn input.",
 )
 @NOISE_SEED
+@INPUT
 @SETTING
 @PRIOR
 @MACHINE
 @output("interpolation.png")
 def interpolate(bundle: str, a: int, b: int, n: int, mode: str, prior: str | None, **given: Any) -> None:
-    """Walk from the image of seed A to that of seed B through the VAE's latent space."""
+    """Walk from the image of seed A to that of seed B: the drawn input moves, the noise stays."""
     with open_sampler(bundle, given) as sampler:
-        batch = sampler.interpolate(a, b, n, mode=mode, prior=prior, **run_options(given))
+        batch = sampler.interpolate(a, b, n, mode=mode, prior=prior, **run_options(sampler, given))
         finish(sampler, batch, **given)
 
 
 @cli.command("steps", short_help="Write a setting as input arrays of the whole-sampler graph.")
 @click.argument("bundle")
-@click.option("-n", "--number", "n", type=int, help="Write z, x_T and noise of so many images too.")
+@click.option("-n", "--number", "n", type=int, help="Write the inputs, x_T and noise of so many images too.")
 @SEED
+@INPUT
 @SETTING
 @click.option("--out", default="steps.npz", show_default=True, help="File to write, .npz.")
 def write_steps(bundle: str, n: int | None, seed: int | list[int] | None, out: str, **given: Any) -> None:
-    """Write what a few-step setting is to BUNDLE's sampler.onnx: timesteps, coefficients, start and guidance.
+    """Write what a few-step setting is to BUNDLE's sampler.onnx: timesteps, coefficients, weights and start.
 
-    With -n or --seed also the z, x_T and noise that `diffusevae sample` draws from these seeds, so that any ONNX runtime
-    makes the same images. See examples/whole_sampler.py.
+    With -n or --seed also the inputs, x_T and noise that `diffusevae sample` draws from these seeds, so that any ONNX
+    runtime makes the same images. See examples/whole_sampler.py.
     """
     opened = Bundle.open(bundle)
     manifest = opened.manifest
+    inputs = take_inputs(given, manifest)
     feeds, table = setting_feeds(manifest, given)
-    if n is not None or seed is not None:
-        feeds |= noise_feeds(manifest, table, resolve_seeds(seed, count_of(n)), read_prior(opened))
+    if n is not None or seed is not None or inputs:
+        seeds = resolve_seeds(seed, count_of(n))
+        feeds |= noise_feeds(manifest, table, seeds, read_prior(opened), inputs)
     target = write_feeds(out, feeds)
     arrays = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
-    click.echo(f"{target}: {table.steps} steps of {table.method}; {arrays}")
+    click.echo(f"{target}: {len(table.rows)} calls of {table.method}; {arrays}")
     if SAMPLER not in manifest.graphs:
         click.echo("note: this bundle holds no sampler graph; build it with --whole-sampler to have one", err=True)
 

@@ -1,4 +1,4 @@
-"""What does the command line say about a run? Lines for people or one JSON object for machines."""
+"""A run on the command line: lines for people or one JSON object for machines."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from engine.imaging import save_images
 from engine.result import Batch, Timings
 from engine.sampler import Sampler
 
 
-def finish(sampler: Sampler, batch: Batch, *, out: str, with_recon: bool, as_json: bool, notes: Sequence[str] = ()) -> None:
+def finish(sampler: Sampler, batch: Batch, *, out: str, with_start: bool, as_json: bool, notes: Sequence[str] = ()) -> None:
     """Save a batch to `out` and report it on stdout; notes go to stderr."""
     for note in notes:
         click.echo(f"note: {note}", err=True)
     names = [f"{index:05d}-seed{seed}" for index, seed in enumerate(batch.seeds.tolist())]
-    files = save_images(out, batch.images, recon=batch.recon if with_recon else None, names=names)
+    files = save_images(out, batch.images, start=batch.start if with_start else None, names=names)
     if as_json:
         echo_json(describe(sampler, batch, files))
         return
@@ -45,11 +46,22 @@ def describe(sampler: Sampler, batch: Batch, files: Sequence[Path]) -> dict[str,
         "threads": sampler.threads,
         "n": len(batch),
         "seeds": batch.seeds.tolist(),
+        "inputs": {name: inline(batch.values[name]) for name in declared(sampler, batch)},
         "setting": asdict(batch.setting),
         "timesteps": batch.timesteps.tolist(),
         "timings": batch.timings.as_dict(),
         "files": [str(path) for path in files],
     }
+
+
+def declared(sampler: Sampler, batch: Batch) -> list[str]:
+    """The bundle's inputs that took part in a run."""
+    return [spec.name for spec in sampler.bundle.manifest.inputs if spec.name in batch.values]
+
+
+def inline(array: np.ndarray) -> list[Any] | str:
+    """One number a sample as a list; larger inputs by dtype and shape."""
+    return array.tolist() if array.ndim == 1 else f"{array.dtype.name} {list(array.shape)}"
 
 
 def seeds_line(seeds: Sequence[int]) -> str:
@@ -68,7 +80,7 @@ def setting_line(batch: Batch) -> str:
     if setting.t_start is not None:
         words.append("from a noised image")
     if setting.prior == "bundle":
-        words.append("latents of the bundle's prior")
+        words.append("from the bundle's prior")
     plain = {"eta": 0.0, "temperature": 1.0, "guidance": 0.0}
     words += [f"{name} {getattr(setting, name):g}" for name, usual in plain.items() if getattr(setting, name) != usual]
     return ", ".join(words)
@@ -77,11 +89,12 @@ def setting_line(batch: Batch) -> str:
 def timing_line(timings: Timings) -> str:
     """Where the time went, in milliseconds."""
     others = timings.other_steps_ms
-    stages = {"VAE": timings.vae_ms, "table": timings.table_ms, "first step": timings.first_step_ms}
+    stages = {"before": timings.before_ms, "rows": timings.rows_ms, "first step": timings.first_step_ms}
     parts = [f"{name} {value:.1f}" for name, value in stages.items()]
     if others:
         parts.append(f"{len(others)} more steps {sum(others):.1f}")
-    parts += [f"{name} {value:.1f}" for name, value in (("noise", timings.noise_ms), ("update", timings.update_ms))]
+    stages = {"noise": timings.noise_ms, "update": timings.update_ms, "after": timings.after_ms}
+    parts += [f"{name} {value:.1f}" for name, value in stages.items()]
     return f"{timings.total_ms:.1f} ms: {', '.join(parts)}, output {timings.post_ms:.1f}"
 
 

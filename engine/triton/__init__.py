@@ -1,1 +1,1 @@
-"""How is a bundle served by Triton Inference Server? A repository generator, and the model that the server runs."""
+"""Triton Inference Server: a generator of model repositories, and the model that the server runs."""

@@ -1,4 +1,4 @@
-"""What becomes of a request? Its results, filled in sample by sample, or the first error; and the response made of it."""
+"""A request on its way: its results, filled in sample by sample, or its first error, and the response made of them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 
 from engine.errors import ArgumentError, Cancelled, EngineError
-from engine.result import Batch
 from engine.triton.samples import Ask, Reader
 
-FIELDS = {"image": "images", "recon": "recon", "z": "z"}  # an output's name: the field of a Batch
+Rows = dict[str, np.ndarray]  # an output's name: an array of a whole run, one row a sample
 CANCELLED = "The client cancelled this request before its images were finished; nothing is wrong with it. Ask again."
 
 
@@ -39,13 +38,13 @@ class Answer:
             return True
         return False
 
-    def take(self, ask: Ask, index: int, batch: Batch, row: int) -> None:
-        """Take row `row` of a batch as sample `index`; copies only what was asked for."""
+    def take(self, ask: Ask, index: int, rows: Rows, row: int) -> None:
+        """Take row `row` of a run as sample `index`; copies only what was asked for."""
         for name in ask.wanted:
-            rows = getattr(batch, FIELDS[name])
+            found = rows[name]
             if name not in self.results:
-                self.results[name] = np.empty((len(ask), *rows.shape[1:]), rows.dtype)
-            self.results[name][index] = rows[row]
+                self.results[name] = np.empty((len(ask), *found.shape[1:]), found.dtype)
+            self.results[name][index] = found[row]
 
     @property
     def outcome(self) -> str:

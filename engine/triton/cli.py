@@ -37,14 +37,16 @@ def triton_repo(bundle: str, out: str, replace: bool, **given: Any) -> None:
 
 def report(written: Written, out: str) -> None:
     """What was written, and how to start it."""
-    plan = written.plan
-    threads = "its share of the threads" if plan.threads is None else f"{plan.threads} threads"
+    settled = written.settled
+    threads = "its share of the threads" if settled.threads is None else f"{settled.threads} threads"
     click.echo(
-        f"{written.model}: backend {plan.backend}, precision {plan.precision}, {plan.instances} x {plan.kind} with "
-        f"{threads}, batches of up to {plan.max_batch} within {plan.delay_us} us, at most {plan.max_steps} steps"
+        f"{written.model}: backend {settled.backend}, precision {settled.precision}, "
+        f"{settled.instances} x {settled.kind} with {threads}, batches of up to {settled.max_batch} within "
+        f"{settled.delay_us} us, at most {settled.max_steps} steps"
     )
     if written.graph is not None:
         click.echo(f"{written.graph}: the whole sampler as {written.graph_platform}, for servers without this package")
     click.echo(f"start it with: tritonserver --model-repository {out}")
-    if plan.backend != "native":
-        click.echo(f"note: with {plan.backend} the batch around a sample may change how its last bits are rounded", err=True)
+    if settled.backend != "native":
+        note = f"with {settled.backend} the batch around a sample may change how its last bits are rounded"
+        click.echo(f"note: {note}", err=True)

@@ -1,4 +1,4 @@
-"""How is a real Triton server run on this machine? On loopback, with a deadline, a log that is kept, and a clean end.
+"""A real Triton server on this machine: on loopback, with a deadline, a log that is kept, and a clean end.
 
     python -m engine.triton.local_server model_repository/ [another/] [--http-port 8000 ...]
 """
@@ -43,7 +43,7 @@ class Ports:
 
     @staticmethod
     def free() -> Ports:
-        """Three ports that nobody listens on now."""
+        """Three ports that nothing listens on now."""
         sockets = [socket.socket() for _ in range(3)]
         try:
             for each in sockets:
@@ -243,11 +243,11 @@ class LocalServer:
         return (self._folder / "server.log").read_text(encoding="utf-8", errors="replace")
 
     def get(self, path: str, *, metrics: bool = False) -> tuple[int, bytes]:
-        """Status and body of a GET; ServerError when nobody answers."""
+        """Status and body of a GET; ServerError when no server answers."""
         return self._exchange("GET", path, self.ports.metrics if metrics else self.ports.http)
 
     def post(self, path: str, body: bytes, headers: Mapping[str, str] | None = None) -> tuple[int, bytes]:
-        """Status and body of a POST; ServerError when nobody answers."""
+        """Status and body of a POST; ServerError when no server answers."""
         return self._exchange("POST", path, self.ports.http, body, headers or {})
 
     def _exchange(

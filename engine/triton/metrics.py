@@ -1,4 +1,4 @@
-"""What can an operator see at /metrics? How requests ended, and how many runs they shared.
+"""The model's own counters at /metrics: how requests ended, and how many runs they shared.
 
 Triton itself counts a Python model's error responses as successes.
 """

@@ -1,4 +1,4 @@
-"""Does this server's Python backend read numpy arrays rightly? Older ones know numpy 1 only, and say nothing.
+"""A check that this server's Python backend reads numpy arrays rightly: older ones know numpy 1 only, and say nothing.
 
 Their tensors then have strides of 0: of the seeds 3 and 4 both arrive as 3, and outputs are empty (seen with Triton 2.51).
 """

@@ -1,4 +1,4 @@
-"""How was this model configured? What the server hands to `initialize`, checked against the bundle that it serves."""
+"""The configuration of a served model: what the server hands to `initialize`, checked against the bundle it serves."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.backends import GPU_BACKENDS
-from engine.bundle.manifest import Model
+from engine.backends import BACKENDS, backend_class
+from engine.bundle.manifest import Manifest
 from engine.errors import ArgumentError, did_you_mean
 from engine.threads import default_threads
 from engine.triton.tensors import inputs_of, outputs_of
@@ -39,7 +39,7 @@ def read_options(args: Mapping[str, str]) -> Options:
     parameters = {key: entry["string_value"] for key, entry in config.get("parameters", {}).items()}
     _check_names(parameters)
     backend, instances = parameters["backend"], _instances(config)
-    on_gpu = args["model_instance_kind"] == "GPU"
+    on_gpu = args["model_instance_kind"] == "GPU" and backend in BACKENDS and backend_class(backend).ON_DEVICE
     threads = max(1, default_threads() // instances)
     if parameters["threads"] != "auto":
         threads = _positive("threads", parameters["threads"])
@@ -51,20 +51,21 @@ def read_options(args: Mapping[str, str]) -> Options:
         threads=threads,
         max_steps=_positive("max_steps", parameters["max_steps"]),
         max_batch=max(1, int(config["max_batch_size"])),
-        device=int(args["model_instance_device_id"]) if on_gpu and backend in GPU_BACKENDS else None,
+        device=int(args["model_instance_device_id"]) if on_gpu else None,
         config=config,
     )
 
 
-def check_tensors(config: Mapping[str, Any], model: Model) -> None:
+def check_tensors(config: Mapping[str, Any], manifest: Manifest) -> None:
     """Refuse a configuration of another bundle than the one that lies beside it.
 
     Optional inputs and outputs may be left out: whoever runs the server may not want clients to choose the steps.
     """
-    for key, expected in (("input", inputs_of(model)), ("output", outputs_of(model))):
+    for key, expected in (("input", inputs_of(manifest)), ("output", outputs_of(manifest))):
         found = {entry["name"]: f"{entry['data_type']} {list(map(int, entry['dims']))}" for entry in config[key]}
         wanted = {tensor.name: f"{tensor.kind} {list(tensor.dims)}" for tensor in expected}
-        for name in {expected[0].name: None} | dict.fromkeys(found):  # seed and image, and whatever else is there
+        needed = [tensor.name for tensor in expected if key == "input" and not tensor.optional] or [expected[0].name]
+        for name in dict.fromkeys((*needed, *found)):  # what no request can do without, and whatever else is there
             if found.get(name) != wanted.get(name):
                 raise ArgumentError(
                     f"config.pbtxt, {key} {name!r}: found {found.get(name, 'nothing')}, expected "

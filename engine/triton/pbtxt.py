@@ -1,4 +1,4 @@
-"""How is a protobuf message written as text? Mappings are messages, lists are repeated fields, a Word is an enum's value.
+"""Protobuf messages as text: mappings are messages, lists are repeated fields, a Word is an enum's value.
 
 Triton reads config.pbtxt with protobuf's own parser; writing it needs no protobuf installed.
 """

@@ -1,4 +1,4 @@
-"""How does a model repository get onto the disk? Each model written aside and renamed: a server sees whole ones only."""
+"""A model repository on disk: each model is written aside and renamed, so that a server sees whole ones only."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from engine.errors import EngineError
 from engine.triton.config import model_config
 from engine.triton.graph_config import GraphModel, graph_config, graph_model
 from engine.triton.pbtxt import Value, quoted, text_of
-from engine.triton.serving import GRAPH_SUFFIX, Plan, Serving, plan_for
+from engine.triton.serving import GRAPH_SUFFIX, Serving, Settled, settle
 
 CONFIG = "config.pbtxt"
 VERSION = "1"
 BUNDLE = "bundle"
 MARK = "# Written by diffusevae triton-repo"
-MODEL_PY = '''"""Which model does Triton's Python backend run here? The bundle beside this file, through `engine`.
+MODEL_PY = '''"""The model that Triton's Python backend runs here: the bundle beside this file, through `engine`.
 
 The server's Python must have the package diffusevae-engine installed.
 """
@@ -42,7 +42,7 @@ class RepositoryError(EngineError):
 class Written:
     """What was written: the served model's folder, the stock variant's where the bundle has a whole-sampler graph."""
 
-    plan: Plan
+    settled: Settled
     model: Path
     graph: Path | None
     graph_platform: str | None
@@ -57,17 +57,17 @@ def write_repository(
     this function wrote it. RepositoryError, BundleError, BackendError or ArgumentError otherwise.
     """
     opened = Bundle.open(bundle)
-    plan = plan_for(opened, chosen or Serving())
-    stock = graph_model(opened, plan)
+    settled = settle(opened, chosen or Serving())
+    stock = graph_model(opened, settled)
     folder = Path(os.path.realpath(out))
-    model, graph = folder / plan.name, folder / (plan.name + GRAPH_SUFFIX)
+    model, graph = folder / settled.name, folder / (settled.name + GRAPH_SUFFIX)
     for target in (model, graph):
         _check_free(target, replace)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_model(model, lambda inside: _fill_served(inside, opened, plan), replace)
+        _write_model(model, lambda inside: _fill_served(inside, opened, settled), replace)
         if stock is not None:
-            _write_model(graph, lambda inside: _fill_stock(inside, stock, opened.manifest, plan), replace)
+            _write_model(graph, lambda inside: _fill_stock(inside, stock, opened.manifest, settled), replace)
         elif graph.exists():
             shutil.rmtree(graph)  # of an older bundle: it would go on serving other weights under this name
     except OSError as error:
@@ -75,11 +75,11 @@ def write_repository(
             f"{folder}: found that the repository cannot be written ({error.strerror or error}: {error.filename}), expected "
             f"a folder with room and write permission; models that were there are whole"
         ) from error
-    return Written(plan, model, graph if stock else None, stock.platform if stock else None)
+    return Written(settled, model, graph if stock else None, stock.platform if stock else None)
 
 
 def _check_free(target: Path, replace: bool) -> None:
-    """Refuse to replace what is not asked to be replaced, and what somebody else wrote."""
+    """Refuse to replace what is not asked to be replaced, and what triton-repo did not write."""
     if not os.path.lexists(target):
         return
     if not replace:
@@ -109,7 +109,7 @@ def _write_model(target: Path, fill: Callable[[Path], None], replace: bool) -> N
         _check_free(target, replace)  # again: copying took a while
 
 
-def _fill_served(inside: Path, opened: Bundle, plan: Plan) -> None:
+def _fill_served(inside: Path, opened: Bundle, settled: Settled) -> None:
     """config.pbtxt, 1/model.py and 1/bundle, a copy whose every hash was checked while it was written."""
     version = inside / VERSION
     version.mkdir()
@@ -121,15 +121,15 @@ def _fill_served(inside: Path, opened: Bundle, plan: Plan) -> None:
             "run the command again"
         )
     _write(version / "model.py", MODEL_PY)
-    _write(inside / CONFIG, _config_text(opened.manifest, model_config(opened.manifest, plan)))
+    _write(inside / CONFIG, _config_text(opened.manifest, model_config(opened.manifest, settled)))
 
 
-def _fill_stock(inside: Path, stock: GraphModel, manifest: Manifest, plan: Plan) -> None:
+def _fill_stock(inside: Path, stock: GraphModel, manifest: Manifest, settled: Settled) -> None:
     """config.pbtxt and 1/model.onnx, or 1/model.plan."""
     version = inside / VERSION
     version.mkdir()
     _write(version / stock.file, stock.data)
-    _write(inside / CONFIG, _config_text(manifest, graph_config(stock, plan)))
+    _write(inside / CONFIG, _config_text(manifest, graph_config(stock, settled)))
 
 
 def _config_text(manifest: Manifest, config: Mapping[str, Value]) -> str:

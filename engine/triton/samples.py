@@ -1,4 +1,4 @@
-"""What does a request ask for? Its tensors as checked samples: a seed, perhaps a latent, and a complete setting each."""
+"""A request read: its tensors as checked samples, each with a seed, its inputs and a complete setting."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engine.bundle.inputs import InputSpec
 from engine.bundle.manifest import Manifest
-from engine.checks import latent_of, resolve_setting
+from engine.checks import input_of, resolve_setting
 from engine.errors import ArgumentError
-from engine.result import F32, Setting
+from engine.result import Setting
 from engine.solver.feeds import setting_feeds
-from engine.triton.tensors import NUMPY, Tensor, inputs_of, outputs_of, setting_of
+from engine.triton.tensors import FREE, NUMPY, Tensor, inputs_of, outputs_of, setting_of
 
 KEPT_SETTINGS = 256  # settled settings that are remembered; a service sees a handful
 MAX_NAME = 64
@@ -27,7 +28,7 @@ class Ask:
 
     seeds: npt.NDArray[np.uint64]  # [n]
     settings: tuple[Setting, ...]  # one a sample
-    z: F32 | None  # [n, z_dim]
+    inputs: dict[str, npt.NDArray[Any]]  # those of the bundle that the request has, [n, ...] each, in the bundle's order
     wanted: frozenset[str]
 
     def __len__(self) -> int:
@@ -39,9 +40,9 @@ class Reader:
 
     def __init__(self, manifest: Manifest, *, limit: int, max_steps: int) -> None:
         self.manifest, self.limit, self.max_steps = manifest, limit, max_steps
-        self.inputs = inputs_of(manifest.model)
-        self.options = tuple(tensor.name for tensor in setting_of(manifest.model))
-        self.outputs = frozenset(tensor.name for tensor in outputs_of(manifest.model))
+        self.inputs = inputs_of(manifest)
+        self.options = tuple(tensor.name for tensor in setting_of(manifest))
+        self.outputs = frozenset(tensor.name for tensor in outputs_of(manifest))
         self._settle = lru_cache(KEPT_SETTINGS)(self._settled)
 
     def check_defaults(self) -> None:
@@ -54,10 +55,17 @@ class Reader:
         for tensor in self.inputs:
             if tensor.name in given:
                 _check(tensor, given[tensor.name], n)
-        z = latent_of(given["z"], self.manifest.model.z_dim) if "z" in given else None
+            elif not tensor.optional:
+                raise ArgumentError(f"{tensor.name} is missing; expected {_told(tensor, n)}, one row a seed. Send it too.")
+        inputs = {spec.name: self._input(spec, given[spec.name]) for spec in self.manifest.inputs if spec.name in given}
         # A seed is 64 bits: what INT64 calls negative is the seed that many above 2**63.
         seeds = np.ascontiguousarray(given["seed"].reshape(n)).view(np.uint64)
-        return Ask(seeds, tuple(self._setting(given, i, n) for i in range(n)), z, self.outputs.intersection(wanted))
+        return Ask(seeds, tuple(self._setting(given, i, n) for i in range(n)), inputs, self.outputs.intersection(wanted))
+
+    @staticmethod
+    def _input(spec: InputSpec, given: np.ndarray) -> npt.NDArray[Any]:
+        """An input as the Sampler takes it: where a sample is a single number, [n] and not Triton's [n, 1]."""
+        return input_of(spec, given if spec.sample else given[:, 0])
 
     def _count(self, given: Mapping[str, np.ndarray]) -> int:
         seed = given.get("seed")
@@ -92,12 +100,17 @@ class Reader:
 
 
 def _check(tensor: Tensor, found: np.ndarray, n: int) -> None:
-    shape, dtype = [n, *tensor.dims], NUMPY[tensor.kind]
-    if list(found.shape) != shape or found.dtype != dtype:
+    if not tensor.fits(found.shape, n) or found.dtype != NUMPY[tensor.kind]:
         raise ArgumentError(
-            f"{tensor.name} is {found.dtype} {list(found.shape)}; expected {tensor.kind.removeprefix('TYPE_')} {shape}, one "
-            "row a seed. Reshape or convert it."
+            f"{tensor.name} is {found.dtype} {list(found.shape)}; expected {_told(tensor, n)}, one row a seed. Reshape or "
+            "convert it."
         )
+
+
+def _told(tensor: Tensor, n: int) -> str:
+    """A tensor of n samples in words: FP32 [2, 4]."""
+    dims = ", ".join("any" if size == FREE else str(size) for size in (n, *tensor.dims))
+    return f"{tensor.kind.removeprefix('TYPE_')} [{dims}]"
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What does Triton's Python backend run? One Sampler an instance; requests in, responses out."""
+"""The class that Triton's Python backend runs: one Sampler an instance; requests in, responses out."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from engine.bundle.examples import example_inputs
 from engine.bundle.reader import Bundle
 from engine.errors import BackendError, EngineError
 from engine.sampler import Sampler
 from engine.triton.answers import Answer
-from engine.triton.groups import run_all
+from engine.triton.groups import Log, run_all
 from engine.triton.metrics import Metrics
 from engine.triton.numpy_check import check_numpy
 from engine.triton.options import check_tensors, read_options
@@ -29,7 +30,7 @@ class TritonPythonModel:
             check_numpy(self._server)
             options = read_options(args)
             bundle = Bundle.open(options.bundle)
-            check_tensors(options.config, bundle.manifest.model)
+            check_tensors(options.config, bundle.manifest)
             self._reader = Reader(bundle.manifest, limit=options.max_batch, max_steps=options.max_steps)
             self._reader.check_defaults()
             self._sampler = Sampler(
@@ -40,7 +41,7 @@ class TritonPythonModel:
                 max_batch=options.max_batch,
                 device=options.device,
             )
-            warm_up(self._sampler, options.max_batch)
+            warm_up(self._sampler, options.max_batch, self._server.Logger.log_info)
             self._metrics = Metrics(self._server, options.name, args["model_version"])
         except EngineError as error:
             self.finalize()
@@ -66,14 +67,20 @@ class TritonPythonModel:
             self._sampler = None
 
 
-def warm_up(sampler: Sampler, max_batch: int) -> None:
+def warm_up(sampler: Sampler, max_batch: int, log: Log) -> None:
     """One image as clients get it who ask for nothing special, and one step of the largest batch: is there room for it?
 
     config.pbtxt's model_warmup does the same through the server, but must not be the first to fail: Triton 2.51 can crash
     while it takes such a model down (a model with dynamic batching, five of seven times).
     """
+    manifest = sampler.bundle.manifest
+    examples = example_inputs(manifest)
+    if examples is None:
+        log(f"{manifest.name}: no warm-up: an input must be given whose size each request decides")
+        return
     try:
-        sampler.sample(1, seed=0)
-        sampler.sample(max_batch, seed=0, steps=1, spacing="linspace", guidance=sampler.bundle.manifest.defaults.guidance)
+        sampler.sample(1, seed=0, **examples)
+        shortest = {"steps": 1, "spacing": "linspace", "guidance": manifest.defaults.guidance}
+        sampler.sample(max_batch, seed=0, **shortest, **examples)
     except EngineError as error:
         raise BackendError(f"warm-up: {error}") from error

@@ -1,4 +1,4 @@
-"""Where is a Triton server on this machine, and what must stand around it? The wheel nvidia-pytriton carries one.
+"""The files of a Triton server on this machine, and what must stand around it: the wheel nvidia-pytriton carries one.
 
 The wheel's Python backend runs a model in a process of its own, the stub, whose interpreter it finds in two places: the
 library through LD_LIBRARY_PATH, the environment through `python3` in PATH (it ignores PYTHONPATH). That environment may be

@@ -1,4 +1,4 @@
-"""How is a bundle to be served? What a user may choose, checked against the bundle before anything is written."""
+"""How a bundle is to be served: what a user may choose, checked against the bundle before anything is written."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.backends import BACKENDS, PRECISIONS
-from engine.bundle.manifest import ENGINE_FILES, Manifest
+from engine.bundle.engines import ENGINE_FILES
+from engine.bundle.manifest import Manifest
 from engine.bundle.reader import Bundle
 from engine.errors import ArgumentError, BackendError, did_you_mean
 
@@ -38,7 +39,7 @@ class Serving:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Settled:
     """A checked choice for one bundle; threads alone may be left to the server."""
 
     name: str
@@ -53,7 +54,7 @@ class Plan:
     max_queue: int
 
 
-def plan_for(bundle: Bundle, chosen: Serving) -> Plan:
+def settle(bundle: Bundle, chosen: Serving) -> Settled:
     """Settle what is open and check the rest. ArgumentError, BackendError or BundleError says what cannot be."""
     manifest = bundle.manifest
     for name, value, low, high in (
@@ -66,19 +67,19 @@ def plan_for(bundle: Bundle, chosen: Serving) -> Plan:
         _check_range(name, value, low, high)
     backend = backend_for(manifest, chosen.kind, chosen.backend)
     _check_precision(bundle, backend, chosen.precision)
-    settled: dict[str, Any] = {
+    open_fields: dict[str, Any] = {
         "name": name_for(manifest, chosen.name),
         "backend": backend,
         "max_steps": _max_steps(manifest, chosen.max_steps),
     }
-    return Plan(**(vars(chosen) | settled))
+    return Settled(**(vars(chosen) | open_fields))
 
 
 def name_for(manifest: Manifest, asked: str | None) -> str:
     """The model's name: as asked for, or the bundle's own with what a name may not hold replaced by '_'."""
     if asked is None:
         own = re.sub(r"[^A-Za-z0-9._-]+", "_", manifest.name)[:100].strip("._-")
-        asked = own.removesuffix(GRAPH_SUFFIX) or "diffusevae"
+        asked = own.removesuffix(GRAPH_SUFFIX) or "model"
     if asked.endswith(GRAPH_SUFFIX):
         raise ArgumentError(
             f"name: found {asked!r}, expected one that does not end in {GRAPH_SUFFIX}, as the whole-sampler variant of "
@@ -121,8 +122,8 @@ def backend_for(manifest: Manifest, kind: str, asked: str | None) -> str:
 
 
 def _built_for(manifest: Manifest, backend: str) -> bool:
-    """Whether a backend that runs engines of its own has one; the others run the bundle's graphs."""
-    engines = {engine.backend for engine in manifest.engines if engine.role == "denoiser"}
+    """Whether a backend that runs engines of its own has one of the network; the others run the bundle's graphs."""
+    engines = {engine.backend for engine in manifest.engines if engine.graph == manifest.pipeline.step.graph}
     return backend not in ENGINE_FILES or backend in engines
 
 
@@ -133,7 +134,7 @@ def _check_precision(bundle: Bundle, backend: str, precision: str) -> None:
             f"precision: found {precision!r}, expected one of {', '.join(choices)}.{did_you_mean(precision, choices)}"
         )
     if precision != "auto" and backend in ENGINE_FILES:
-        bundle.engine(backend, precision, "denoiser")
+        bundle.engine(backend, precision, bundle.manifest.pipeline.step.graph)
 
 
 def _max_steps(manifest: Manifest, asked: int | None) -> int:

@@ -1,4 +1,4 @@
-"""What has a running server done? Its own counters of a model, from the statistics endpoint, and its Prometheus metrics."""
+"""What a running server has done: its own counters of a model, from the statistics endpoint, and its Prometheus metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tensors does the served model take and give? One list, read off a manifest, for configuration and server alike."""
+"""Tensors of the served model: what it takes and gives, read off a manifest once for configuration and server alike."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.bundle.manifest import Model
+from engine.bundle.inputs import InputSpec
+from engine.bundle.manifest import Manifest
+from engine.bundle.pipeline import X
 
+KINDS = {"float32": "TYPE_FP32", "int64": "TYPE_INT64", "uint8": "TYPE_UINT8"}
 NUMPY = {
     "TYPE_INT64": np.dtype(np.int64),
     "TYPE_INT32": np.dtype(np.int32),
@@ -15,6 +18,8 @@ NUMPY = {
     "TYPE_UINT8": np.dtype(np.uint8),
     "TYPE_STRING": np.dtype(np.object_),
 }
+FREE = -1  # Triton's word for a dimension that a request decides
+IMAGE = "image"
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,13 @@ class Tensor:
     dims: tuple[int, ...] = (1,)
     optional: bool = True
 
+    def fits(self, shape: tuple[int, ...], n: int) -> bool:
+        """Whether an array of this shape holds n samples."""
+        wanted = (n, *self.dims)
+        return len(shape) == len(wanted) and all(w in (FREE, found) for w, found in zip(wanted, shape, strict=True))
 
+
+SEED = Tensor("seed", "TYPE_INT64", optional=False)
 # The setting of a sample, named as for `Sampler.sample`.
 SETTING = (
     Tensor("steps", "TYPE_INT32"),
@@ -35,30 +46,54 @@ SETTING = (
     Tensor("eta", "TYPE_FP32"),
     Tensor("temperature", "TYPE_FP32"),
 )
-# These need a VAE.
-CONDITIONAL_SETTING = (Tensor("t_start", "TYPE_INT32"), Tensor("guidance", "TYPE_FP32"))
+T_START = Tensor("t_start", "TYPE_INT32")  # needs an image to start from
+GUIDANCE = Tensor("guidance", "TYPE_FP32")  # needs a null
 
 
-def inputs_of(model: Model) -> tuple[Tensor, ...]:
-    """Every input of a bundle's model; all but the seed are optional."""
-    seed = Tensor("seed", "TYPE_INT64", optional=False)
-    latent = (Tensor("z", "TYPE_FP32", (model.z_dim,)),) if model.z_dim is not None else ()
-    return (seed, *latent, *setting_of(model))
+def inputs_of(manifest: Manifest) -> tuple[Tensor, ...]:
+    """Every input: the seed, the bundle's own (optional where they are drawn), and the setting."""
+    return (SEED, *declared_of(manifest), *setting_of(manifest))
 
 
-def setting_of(model: Model) -> tuple[Tensor, ...]:
-    """The inputs that are options of `Sampler.sample`."""
-    return (*SETTING, *CONDITIONAL_SETTING) if model.conditional else SETTING
-
-
-def outputs_of(model: Model) -> tuple[Tensor, ...]:
-    """Every output of a bundle's model."""
-    pixels = (model.image_size, model.image_size, model.channels)
-    image = Tensor("image", "TYPE_UINT8", pixels, optional=False)
-    if model.z_dim is None:
-        return (image,)
-    return (
-        image,
-        Tensor("recon", "TYPE_UINT8", pixels, optional=False),
-        Tensor("z", "TYPE_FP32", (model.z_dim,), optional=False),
+def declared_of(manifest: Manifest) -> tuple[Tensor, ...]:
+    """The inputs that the bundle declares."""
+    return tuple(
+        Tensor(spec.name, KINDS[spec.dtype], _dims(spec), optional=spec.draw is not None) for spec in manifest.inputs
     )
+
+
+def setting_of(manifest: Manifest) -> tuple[Tensor, ...]:
+    """The inputs that are options of `Sampler.sample`, as far as the pipeline has a use for them."""
+    pipeline = manifest.pipeline
+    return (
+        *SETTING,
+        *((T_START,) if pipeline.state.start is not None else ()),
+        *((GUIDANCE,) if pipeline.guided else ()),
+    )
+
+
+def outputs_of(manifest: Manifest) -> tuple[Tensor, ...]:
+    """Every output: the images, the image that the chain may start from, and the input that is drawn.
+
+    What a client had to give it has already; a start that is no picture (a latent one) is sent as the numbers it is.
+    """
+    channels, height, width = manifest.pipeline.image_shape
+    found = [Tensor(IMAGE, "TYPE_UINT8", (height, width, channels), optional=False)]
+    start, drawn = manifest.pipeline.state.start, manifest.drawn
+    if start is not None and starts_from_pixels(manifest):
+        found.append(Tensor(start, "TYPE_UINT8", (height, width, channels), optional=False))
+    elif start is not None:
+        found.append(Tensor(start, "TYPE_FP32", manifest.pipeline.state.shape, optional=False))
+    if drawn is not None and drawn.name != start:
+        found.append(Tensor(drawn.name, KINDS[drawn.dtype], _dims(drawn), optional=False))
+    return tuple(found)
+
+
+def starts_from_pixels(manifest: Manifest) -> bool:
+    """Whether the image that the chain may start from is a picture: where the state itself is the image."""
+    return manifest.pipeline.state.start is not None and manifest.pipeline.image == X
+
+
+def _dims(spec: InputSpec) -> tuple[int, ...]:
+    """The dimensions of one sample; Triton knows no tensor without any, so a single number is [1]."""
+    return tuple(size if isinstance(size, int) else FREE for size in spec.sample) or (1,)

@@ -1,4 +1,4 @@
-"""What is a bulk job? The images of n seeds in a row, cut into shards that depend on nothing but the job itself.
+"""A bulk job: the images of n seeds in a row, cut into shards that depend on nothing but the job itself.
 
 Sample i has seed + i, shard k holds samples k * shard_size and on, and a shard is computed in pieces of `batch` images: a
 runtime may round differently in another batch, so the pieces are part of the job too. Whoever makes a shard, in
@@ -13,15 +13,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from engine.bundle.manifest import MANIFEST_FILE, Manifest, parse_manifest
-from engine.bundle.prior import resolve_prior
+import numpy as np
+import numpy.typing as npt
+
+from engine.argument_checks import check_integer
+from engine.bundle.files import MANIFEST_FILE
+from engine.bundle.manifest import Manifest, parse_manifest
 from engine.bundle.reader import Bundle, read_manifest_file
-from engine.checks import count_of, resolve_setting
+from engine.checks import check_free_dimensions, check_inputs, count_of, input_of, resolve_setting
 from engine.errors import ArgumentError, BulkError, did_you_mean
+from engine.resolve import choose_prior
 from engine.result import Setting
 from engine.solver.feeds import setting_feeds
-from engine.solver.schedule import check_integer
 
+Inputs = Mapping[str, npt.NDArray[Any]]
 FORMATS = ("npy", "tar")
 SHARD_SIZE = 500
 SEED_END = 2**64
@@ -49,6 +54,7 @@ class Job:
 
     bundle    SHA-256 of the bundle's manifest.json, which has that of every other file
     features  SHA-256 of the ONNX model whose output is kept instead of the images; None keeps the images
+    inputs    what was given for the bundle's inputs: a number as it is, an array as `digest_of_array` has it
     """
 
     name: str
@@ -59,6 +65,7 @@ class Job:
     batch: int
     format: str
     features: str | None
+    inputs: dict[str, int | float | str]
     setting: Setting
 
     def __len__(self) -> int:
@@ -82,7 +89,7 @@ class Job:
         return asdict(self)
 
 
-def plan(
+def describe(
     bundle: Bundle,
     n: int | None,
     *,
@@ -91,12 +98,14 @@ def plan(
     batch: int = 64,
     format: str = "npy",
     features: bytes | None = None,
+    inputs: Mapping[str, npt.ArrayLike] | None = None,
     prior: str | None = None,
     **setting: Any,
 ) -> Job:
     """The job that these options describe, all of them checked; `setting` as for `Sampler.sample`. ArgumentError otherwise.
 
-    seed: of sample 0; None draws one, which the job then has.
+    seed: of sample 0; None draws one, which the job then has. inputs: the bundle's inputs by name, as for `Sampler.sample`;
+    what makes the shards is given the same (`Means.inputs`).
     """
     count = count_of(n)
     if count is None:
@@ -104,6 +113,7 @@ def plan(
     if format not in FORMATS:
         hint = did_you_mean(str(format), FORMATS)
         raise ArgumentError(f"format: found {format!r}, expected one of {', '.join(FORMATS)}.{hint}")
+    given = checked_inputs(bundle.manifest, inputs or {}, count)
     return Job(
         name=bundle.manifest.name,
         bundle=digest_of(bundle),
@@ -113,8 +123,37 @@ def plan(
         batch=_at_least_one("batch", batch),
         format=format,
         features=None if features is None else hashlib.sha256(features).hexdigest(),
-        setting=_setting(bundle.manifest, setting, prior),
+        inputs=describe_inputs(given),
+        setting=_setting(bundle.manifest, setting, prior, drawn=_draws(bundle.manifest, given)),
     )
+
+
+def checked_inputs(manifest: Manifest, given: Mapping[str, npt.ArrayLike], n: int) -> dict[str, npt.NDArray[Any]]:
+    """What a caller gave for inputs, each [n, ...], or [1, ...] where the samples share it; ArgumentError otherwise."""
+    check_inputs(given, manifest.inputs, (), "a bulk job")
+    arrays = {spec.name: input_of(spec, given[spec.name]) for spec in manifest.inputs if spec.name in given}
+    for spec in manifest.inputs:
+        if spec.name not in arrays and spec.draw is None:
+            raise ArgumentError(f"{spec.name}: found nothing, expected {spec}; say it with --input {spec.name}=VALUE")
+        count = len(arrays[spec.name]) if spec.name in arrays else 1
+        if count not in (1, n):
+            raise ArgumentError(
+                f"{spec.name}: found {count} samples, expected one, which all share, or {n}, one an image of the whole job; "
+                f"make them agree"
+            )
+    check_free_dimensions(manifest.inputs, arrays)
+    return arrays
+
+
+def describe_inputs(given: Inputs) -> dict[str, int | float | str]:
+    """Inputs in a job's words: equal where their arrays are."""
+    return {name: array.item() if array.size == 1 else digest_of_array(array) for name, array in sorted(given.items())}
+
+
+def digest_of_array(array: npt.NDArray[Any]) -> str:
+    """An array's dtype, shape and the SHA-256 of its little-endian bytes, in a line."""
+    plain = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    return f"{array.dtype.name} {list(array.shape)} SHA-256 {hashlib.sha256(plain.tobytes()).hexdigest()}"
 
 
 def digest_of(bundle: Bundle) -> str:
@@ -127,19 +166,21 @@ def manifest_bytes(bundle: Bundle) -> bytes:
     data = read_manifest_file(bundle.path)
     if parse_manifest(data, str(bundle.path / MANIFEST_FILE)) != bundle.manifest:
         raise BulkError(
-            f"{bundle.path}: found another bundle than the one that was opened, expected the same until the job is planned; "
-            f"start again when the build is done"
+            f"{bundle.path}: found another bundle than the one that was opened, expected the same until the job is "
+            f"described; start again when the build is done"
         )
     return data
 
 
-def _setting(manifest: Manifest, given: Mapping[str, Any], prior: str | None) -> Setting:
+def _setting(manifest: Manifest, given: Mapping[str, Any], prior: str | None, *, drawn: bool) -> Setting:
     """The complete setting: two ways to ask for the same one are the same job."""
     setting_feeds(manifest, given)  # derives the step table, and so refuses what no table can be made of
     setting = resolve_setting(asdict(manifest.defaults), manifest.variance, given)
-    if manifest.model.z_dim is None:
-        return replace(setting, prior=prior)  # a prior without latents: the Sampler says what is wrong with it
-    return replace(setting, prior=resolve_prior(prior, manifest.latent_prior is not None))
+    return replace(setting, prior=choose_prior(manifest, prior, draws=drawn))
+
+
+def _draws(manifest: Manifest, given: Inputs) -> bool:
+    return manifest.drawn is not None and manifest.drawn.name not in given
 
 
 def _seed(value: object) -> int:

@@ -1,0 +1,30 @@
+"""Inputs to try a bundle with: what a warm-up or a comparison of backends hands in where a caller would have to choose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.bundle.inputs import InputSpec
+from engine.bundle.manifest import Manifest
+
+
+def example_inputs(manifest: Manifest) -> dict[str, npt.NDArray[Any]] | None:
+    """One sample of each input that must be given: zeros, or what is nearest to them in its range.
+
+    None where an input has a free dimension: which sizes the network takes is for its user to know.
+    """
+    needed = [spec for spec in manifest.inputs if spec.draw is None]
+    if any(isinstance(size, str) for spec in needed for size in spec.sample):
+        return None
+    return {spec.name: _example(spec) for spec in needed}
+
+
+def _example(spec: InputSpec) -> npt.NDArray[Any]:
+    low, high = spec.range or (0, 0)
+    nearest = min(max(0, low), high)
+    if spec.dtype == "int64":
+        nearest = int(np.ceil(nearest))
+    return np.full([size for size in spec.sample if isinstance(size, int)], nearest, spec.dtype)

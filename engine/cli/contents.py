@@ -1,0 +1,211 @@
+"""A bundle's contents for `diffusevae info`: inputs, pipeline, schedule, and which graph runs where and in what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import click
+import numpy as np
+
+from engine.backends import choose
+from engine.bundle.graphs import SAMPLER, graph_of
+from engine.bundle.manifest import Manifest
+from engine.bundle.pipeline import CallSpec, PipelineSpec
+from engine.bundle.reader import Bundle
+from engine.cli.output import echo_fields
+from engine.errors import BackendError
+
+SECTIONS = ("encode", "before", "rows", "step", "after")
+
+
+def describe_bundle(bundle: Bundle) -> dict[str, Any]:
+    """The manifest's contents, and what "auto" means for it here; plain values for JSON."""
+    manifest = bundle.manifest
+    auto = auto_choice(bundle)
+    precision = auto["precision"] or "f32"
+    return {
+        "path": str(bundle.path),
+        "name": manifest.name,
+        "family": manifest.family,
+        "architecture": manifest.architecture,
+        "inputs": [asdict(spec) | {"null": _plain(spec.null)} for spec in manifest.inputs],
+        "pipeline": describe_pipeline(manifest.pipeline),
+        "schedule": {"recipe": manifest.schedule.recipe, "T": manifest.schedule.T, **manifest.schedule.numbers},
+        "prediction": manifest.prediction,
+        "variance": manifest.variance,
+        "defaults": asdict(manifest.defaults),
+        "source": asdict(manifest.source),
+        "backends": list(manifest.backends),
+        "auto": auto,
+        "graphs": {
+            key: asdict(spec) | {"runs": runs(manifest, key), "computes_in": spec.computes_in(precision)}
+            for key, spec in manifest.graphs.items()
+        },
+        "prior": asdict(manifest.prior) if manifest.prior else None,
+        "engines": [asdict(engine) | {"size": engine.size} for engine in manifest.engines],
+        "built_with": manifest.built_with,
+    }
+
+
+def describe_pipeline(pipeline: PipelineSpec) -> dict[str, Any]:
+    """A pipeline as the manifest has it."""
+    return {
+        **{section: [asdict(call) for call in calls_of(pipeline, section)] for section in SECTIONS},
+        "nulls": {name: _plain(null) for name, null in pipeline.nulls.items()},
+        "state": asdict(pipeline.state),
+        "image": pipeline.image,
+        "image_shape": list(pipeline.image_shape),
+    }
+
+
+def auto_choice(bundle: Bundle) -> dict[str, str | None]:
+    """What "auto" chooses; a machine without any of the bundle's backends is still worth describing."""
+    try:
+        return dict(choose(bundle)._asdict())
+    except BackendError as error:
+        return {"backend": None, "precision": None, "reason": str(error)}
+
+
+def calls_of(pipeline: PipelineSpec, section: str) -> tuple[CallSpec, ...]:
+    """The calls of a section; `rows` and `step` have one each."""
+    found = getattr(pipeline, section)
+    return (found,) if isinstance(found, CallSpec) else found
+
+
+def runs(manifest: Manifest, key: str) -> list[str]:
+    """The sections of the pipeline in which a graph runs; those of the whole sampler are all of them but `encode`."""
+    if graph_of(key) == SAMPLER:
+        return list(SECTIONS[1:])
+    pipeline = manifest.pipeline
+    return [section for section in SECTIONS if any(c.graph == graph_of(key) for c in calls_of(pipeline, section))]
+
+
+def show_contents(bundle: dict[str, Any]) -> None:
+    """The same for people."""
+    source, auto, state = bundle["source"], bundle["auto"], bundle["pipeline"]["state"]
+    click.echo(f"bundle {bundle['path']}")
+    echo_fields(
+        {
+            "name": f"{bundle['name']}, of the family {bundle['family']}",
+            "image": size_line(bundle["pipeline"]["image_shape"]),
+            "state": state_line(state),
+            "schedule": ", ".join(f"{name} {value}" for name, value in bundle["schedule"].items()),
+            "prediction": f"{bundle['prediction']}, variance {bundle['variance']}",
+            "defaults": ", ".join(f"{name} {value}" for name, value in bundle["defaults"].items() if value is not None),
+            "source": f"{source['file']} ({source['weights']} weights, SHA-256 {source['sha256'][:12]}…)",
+            "backends": ", ".join(bundle["backends"]),
+            "auto": auto["reason"],
+            "prior": prior_line(bundle["prior"]),
+            "built with": ", ".join(f"{name} {version}" for name, version in bundle["built_with"].items()),
+        },
+        indent="  ",
+    )
+    click.echo("inputs")
+    for entry in bundle["inputs"]:
+        click.echo(f"  {input_line(entry, bundle['prior'])}")
+    if not bundle["inputs"]:
+        click.echo("  none: a seed is all that a sample takes")
+    click.echo("pipeline")
+    for line in pipeline_lines(bundle["pipeline"]):
+        click.echo(f"  {line}")
+    show_graphs(bundle)
+    show_engines(bundle["engines"])
+
+
+def show_graphs(bundle: dict[str, Any]) -> None:
+    """Each graph: where it runs, in which precision its weights are kept and it computes here, and its parity."""
+    click.echo(f"{'graph':<22}{'runs in':<24}{'weights':<9}{'computes':<10}{'opset':<7}{'size':>10}  largest relative error")
+    for key, graph in bundle["graphs"].items():
+        parity = graph["parity"]
+        error = f"{parity['max_relative_error']:.1e} against {parity['reference']}"
+        where = f"{key:<22}{', '.join(graph['runs']):<24}{graph['precision']:<9}{graph['computes_in']:<10}"
+        click.echo(f"  {where}{graph['opset']:<7}{size_of(graph):>10}  {error}")
+
+
+def show_engines(engines: list[dict[str, Any]]) -> None:
+    """Each engine: what it was built from, and what its builder measured."""
+    if engines:
+        click.echo(f"{'engine':<15}{'precision':<11}{'graph':<22}{'size':>10}  built for")
+    for engine in engines:
+        name = f"  {engine['backend']:<15}{engine['precision']:<11}{engine['graph']:<22}"
+        click.echo(f"{name}{size_of(engine):>10}  {', '.join(engine['targets']) or 'any processor'}")
+        if line := record_line(engine):
+            click.echo(f"    {line}")
+
+
+def size_line(shape: list[int]) -> str:
+    """[C, H, W] in words."""
+    channels, height, width = shape
+    return f"{height} x {width}, {channels} channel{'s' if channels > 1 else ''}"
+
+
+def state_line(state: dict[str, Any]) -> str:
+    """What the loop carries, in a line."""
+    parts = [size_line([state["channels"], state["height"], state["width"]])]
+    parts.append("no clip" if state["clip"] is None else f"clip {state['clip']:g}")
+    parts += [f"{name} {state[name]}" for name in ("centre", "start") if state[name] is not None]
+    return ", ".join(parts)
+
+
+def input_line(entry: dict[str, Any], prior: dict[str, Any] | None) -> str:
+    """An input, and where it comes from when it is not given."""
+    low_high = "unbounded" if entry["range"] is None else "{:g} to {:g}".format(*entry["range"])
+    drawn = "drawn from the bundle's prior" if prior and prior["input"] == entry["name"] else "drawn from N(0, I)"
+    null = "" if entry["null"] is None else f", null {_brief(entry['null'])}"
+    shape = ", ".join(map(str, entry["shape"]))
+    return f"{entry['name']} {entry['dtype']}[{shape}]: {low_high}, {drawn if entry['draw'] else 'to be given'}{null}"
+
+
+def pipeline_lines(pipeline: dict[str, Any]) -> Iterator[str]:
+    """Each call with what it is fed, the nulls, and what becomes the image."""
+    for section in SECTIONS:
+        for call in pipeline[section]:
+            yield f"{section:<8}{call['graph']}({_wires(call['inputs'])}) -> {_wires(call['outputs'])}"
+    if pipeline["nulls"]:
+        yield f"{'nulls':<8}{', '.join(f'{name} {_brief(null)}' for name, null in pipeline['nulls'].items())}"
+    yield f"{'image':<8}{pipeline['image']}"
+
+
+def size_of(entry: dict[str, Any]) -> str:
+    """The size in an entry, for people."""
+    return f"{entry['size'] / 1e6:.2f} MB"
+
+
+def record_line(engine: dict[str, Any]) -> str:
+    """What an engine accepts, and what its builder measured; nothing in either object must be there."""
+    record, profile = engine["record"], engine["options"].get("profile")
+    parts = []
+    if isinstance(profile, dict):
+        sizes = {name: value for name, value in profile.items() if isinstance(value, list) and len(value) == 3}
+        parts += [f"{name} {low} to {high}" for name, (low, _, high) in sizes.items()]
+    if isinstance(layers := record.get("fused_layers"), int):
+        parts.append(f"{layers} fused layers")
+    for key, what in (("activation_bytes", "activations"), ("weight_bytes", "weights")):
+        if isinstance(size := record.get(key), int):
+            parts.append(f"{what} {size_of({'size': size})}")
+    if parts:
+        parts.append("by " + ", ".join(f"{name} {version}" for name, version in engine["made_with"].items()))
+    return ", ".join(parts)
+
+
+def prior_line(prior: dict[str, Any] | None) -> str:
+    """The density that the drawn input comes from."""
+    if prior is None:
+        return "none: what is drawn comes from N(0, I)"
+    kind = prior["kind"].replace("_", " ")
+    return f"{prior['input']} from a {kind} of {prior['components']} components ({size_of(prior)})"
+
+
+def _wires(wiring: dict[str, str]) -> str:
+    """{name in the graph: value} as a call is written: both names where they differ."""
+    return ", ".join(port if port == value else f"{port}={value}" for port, value in wiring.items())
+
+
+def _plain(null: np.ndarray | None) -> Any:
+    return None if null is None else null.tolist()
+
+
+def _brief(null: Any) -> str:
+    return f"{null:g}" if isinstance(null, (int, float)) else "of its own"

@@ -1,0 +1,87 @@
+"""The option --input NAME=VALUE: what a caller hands in for the inputs that a bundle declares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+import numpy as np
+import numpy.typing as npt
+
+from engine.bundle.manifest import Manifest
+from engine.errors import ArgumentError
+
+Value = int | float | npt.NDArray[Any]
+
+
+class InputValue(click.ParamType):
+    """NAME=NUMBER, or NAME=FILE.npy."""
+
+    name = "name=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Value]:
+        name, equals, text = str(value).partition("=")
+        if not (equals and name.isidentifier() and text):
+            self.fail(f"{value!r} is not NAME=VALUE, with a number or a .npy file for VALUE: label=3.", param, ctx)
+        return name, _number(text) if _is_number(text) else _array(name, text)
+
+
+INPUT = click.option(
+    "--input",
+    "inputs",
+    type=InputValue(),
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="An input of the bundle (`diffusevae info` lists them): a number, or a .npy file of one sample or one an image. "
+    "Again for each.",
+)
+
+
+def take_inputs(given: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
+    """The inputs of a command by name, taken out of its options; a number gets the dtype that the bundle declares."""
+    return typed_inputs(given.pop("inputs"), manifest)
+
+
+def typed_inputs(pairs: Sequence[tuple[str, Value]], manifest: Manifest) -> dict[str, Any]:
+    """The same of --input's own values. Names that the bundle has not are left for the Sampler to refuse."""
+    by_name: dict[str, Value] = {}
+    for name, value in pairs:
+        if name in by_name:
+            raise ArgumentError(f"input: found {name} twice, expected one value for each; leave one out")
+        by_name[name] = value
+    return by_name | _numbers(by_name, manifest)
+
+
+def _numbers(given: Mapping[str, Value], manifest: Manifest) -> dict[str, npt.NDArray[Any]]:
+    """Whole numbers for inputs of float32, as such: 3 is then as good as 3.0."""
+    floats = [spec.name for spec in manifest.inputs if spec.dtype == "float32"]
+    return {name: np.array(value, np.float64) for name, value in given.items() if name in floats and isinstance(value, int)}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _number(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def _array(name: str, path: str) -> npt.NDArray[Any]:
+    try:
+        array: npt.NDArray[Any] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ArgumentError(
+            f"input {name}: found that {path} cannot be read as .npy ({error}), expected a number or a file that numpy.save "
+            f"wrote; correct the path"
+        ) from error
+    if not isinstance(array, np.ndarray):
+        raise ArgumentError(f"input {name}: found several arrays in {path}, expected one; save it with numpy.save")
+    return array
