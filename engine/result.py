@@ -136,7 +136,7 @@ class Batch:
         return int(self.images.shape[0])
 
     def pixels(self, name: str) -> U8:
-        """A value of images, [N, C, H, W] in [-1, 1], as uint8 [N, H, W, C]. ArgumentError where there is none of that name."""
+        """A value of images, [N, C, H, W] in [-1, 1], as uint8 [N, H, W, C]; ArgumentError where there is none."""
         found = self.values.get(name)
         if found is None or found.ndim != 4 or found.dtype != np.float32:
             images = [key for key, value in self.values.items() if value.ndim == 4]

@@ -1,4 +1,4 @@
-"""How do tests spoil a bundle? One field of its manifest, or the bytes of one file, at a time.
+"""Spoiling a bundle: one field of its manifest, or the bytes of one file, at a time.
 
 And a manifest with everything that one may hold, to be spoilt: graphs and engines in it are any bytes.
 """
@@ -15,16 +15,18 @@ from typing import Any
 import pytest
 
 from engine.bundle.reader import Bundle
+from engine.commands import command
 from engine.errors import BundleError
+from engine.kernels import ROW_FIELDS
 from tests import toy
 
-REBUILD = "python export/build_engines.py CKPT --out PATH"
+REBUILD = command("build", "CKPT", "--out", "PATH")
 
 ABSENT = object()
 EXTRA_FILES = {
     "denoiser.fp16.onnx": b"half" * 50,
     "sampler.onnx": b"whole" * 50,
-    "latent_prior.safetensors": b"prior" * 50,
+    "prior.safetensors": b"prior" * 50,
     "denoiser.native.bf16.json": b"{}",
     "denoiser.native.bf16.safetensors": b"weights" * 50,
     "denoiser.tensorrt_rtx.fp16.plan": b"plan" * 50,
@@ -61,12 +63,12 @@ def damages(data: bytes) -> dict[str, bytes]:
 def sampler_entry(formulation: int | None = 1) -> dict[str, Any]:
     """The whole sampler's entry, for 8 x 8 images and a latent of 4."""
     shapes: dict[str, list[int | str]] = {
-        "x_T": ["batch", 3, 8, 8], "timesteps": ["steps"], "coefficients": ["steps", 10], "start": [3],
-        "noise": ["noise_steps", "batch", 3, 8, 8],
+        "x_T": ["batch", 3, 8, 8], "timesteps": ["rows"], "coefficients": ["rows", len(ROW_FIELDS)],
+        "weights": ["rows", "lanes"], "start": [3], "noise": ["noise_steps", "batch", 3, 8, 8],
     }  # fmt: skip
     outputs: dict[str, list[int | str]] = {"images": ["batch", 8, 8, 3], "x": ["batch", 3, 8, 8]}
     if formulation is not None:
-        shapes |= {"z": ["batch", 4], "guidance": ["lanes"]}
+        shapes |= {"z": ["batch", 4]}
         outputs |= {"recon": ["batch", 3, 8, 8]}
     kinds = {"timesteps": "int64", "images": "uint8"}
 
@@ -76,7 +78,7 @@ def sampler_entry(formulation: int | None = 1) -> dict[str, Any]:
     parity = {"reference": "none (toy)", "max_relative_error": 0.0, "batches": [1], "runtimes": {}}
     return {
         "file": "sampler.onnx", "precision": "f32", "opset": 21, "inputs": tensors(shapes), "outputs": tensors(outputs),
-        "parity": parity,
+        "compute": {}, "parity": parity,
     }  # fmt: skip
 
 
@@ -85,8 +87,8 @@ def full_manifest(models: dict[str, Any]) -> dict[str, Any]:
     raw = toy.manifest_of(models, 1, 8, 4, False, ["onnxruntime", "native", "tensorrt_rtx"])
     half = copy.deepcopy(raw["graphs"]["denoiser"]) | {"file": "denoiser.fp16.onnx", "precision": "fp16"}
     raw["graphs"] |= {"denoiser.fp16": half, "sampler": sampler_entry()}
-    raw["latent_prior"] = {"kind": "gaussian_mixture", "components": 4, "file": "latent_prior.safetensors"}
-    common = {"role": "denoiser", "made_with": {"x": "1.0"}, "options": {"level": 3}, "record": {"seconds": [1.5]}}
+    raw["prior"] = {"input": "z", "kind": "gaussian_mixture", "components": 4, "file": "prior.safetensors"}
+    common = {"graph": "denoiser", "made_with": {"x": "1.0"}, "options": {"level": 3}, "record": {"seconds": [1.5]}}
     native = {"program": {"file": "denoiser.native.bf16.json"}, "weights": {"file": "denoiser.native.bf16.safetensors"}}
     raw["engines"] = [
         {"backend": "native", "precision": "bf16", "files": native, "source_sha256": "0" * 64, "targets": [], **common},
@@ -100,7 +102,7 @@ def full_manifest(models: dict[str, Any]) -> dict[str, Any]:
 
 def full_files(models: dict[str, Any]) -> dict[str, bytes | Path]:
     """The files that `full_manifest` names."""
-    return {f"{role}.onnx": model.SerializeToString() for role, model in models.items()} | EXTRA_FILES
+    return {f"{name}.onnx": model.SerializeToString() for name, model in models.items()} | EXTRA_FILES
 
 
 def check_refused(bundle: Path, field: str, value: object, message: str) -> None:

@@ -1,4 +1,4 @@
-"""What do the Sampler's tests share? Installed backends, toy bundles made once, and a graph that counts its calls."""
+"""What the Sampler's tests share: installed backends, toy bundles made once, and a graph that counts its calls."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def nan_bundle(path: Path) -> Path:
             helper.make_node("Add", ["finite", "root"], ["eps"]),
         ]
     )
-    files = {f"{role}.onnx": model.SerializeToString() for role, model in models.items()}
+    files = {f"{name}.onnx": model.SerializeToString() for name, model in models.items()}
     write_bundle(path, toy.manifest_of(models, 1, SIZE, Z_DIM, False, list(GRAPH_BACKENDS)), files)
     return path
 
@@ -92,8 +92,9 @@ class CountingGraph:
         self.graph.close()
 
 
-def watch_graph(sampler: Sampler, role: str = "denoiser", answer: dict[str, np.ndarray] | None = None) -> CountingGraph:
+def watch_graph(sampler: Sampler, name: str = "denoiser", answer: dict[str, np.ndarray] | None = None) -> CountingGraph:
     """Put a CountingGraph in the place of one of a sampler's graphs."""
-    counting = CountingGraph(sampler._runner.graph(role), answer)
-    sampler._runner._graphs[role] = counting  # type: ignore[assignment]
+    backend = sampler._pipeline.backend
+    counting = CountingGraph(backend.graph(name), answer)
+    backend._graphs[name] = counting  # type: ignore[assignment]
     return counting

@@ -1,4 +1,4 @@
-"""Which bundle can a test have in milliseconds, without torch? Toy graphs that keep the contract of the real ones."""
+"""Toy bundles: small graphs wired like the real ones, made in milliseconds and without torch."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def build_bundle(
     T: int = 1000,
     defaults: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a complete toy bundle and return its folder; `formulation=None` makes it unconditional.
+    """Write a complete toy bundle of a DiffuseVAE kind and return its folder; `formulation=None` makes it unconditional.
 
     denoiser: eps = 0.1*x + 0.2*cond + mean(row); with `nan=True` every eps is NaN.
     timestep_table: row[k] = (k + 1) * t / 6000; with z_conditioned plus 0.01 * mean(z).
-    vae_decoder: sigmoid(z @ W); vae_encoder: mu = (image - 0.5) @ V, logvar = -2 + 0.01 * mu (W, V fixed random).
+    vae_decoder: 2 * sigmoid(z @ W) - 1; vae_encoder: mu = (image - 0.5) @ V, logvar = -2 + 0.01 * mu (W, V fixed random).
     """
     size, models = image_size, models_of(formulation, image_size, z_dim, z_conditioned, nan)
-    files = {f"{role}.onnx": model.SerializeToString() for role, model in models.items()}
+    files = {f"{name}.onnx": model.SerializeToString() for name, model in models.items()}
     write_bundle(path, manifest_of(models, formulation, size, z_dim, z_conditioned, backends, T, defaults), files)
     return Path(path)
 
@@ -43,7 +43,7 @@ def build_bundle(
 def models_of(
     formulation: int | None, image_size: int, z_dim: int, z_conditioned: bool, nan: bool = False
 ) -> dict[str, onnx.ModelProto]:
-    """The ONNX models of a toy bundle by role."""
+    """The ONNX models of a toy bundle by graph name."""
     conditional = formulation is not None
     models = {
         "timestep_table": timestep_table(z_dim, z_conditioned),
@@ -66,45 +66,60 @@ def manifest_of(
     defaults: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The manifest of these models, without the sizes and hashes that `write_bundle` fills in."""
-    conditional = formulation is not None
     standard = {"steps": 10, "method": "ddim", "spacing": "uniform", "t_start": None}
     standard |= {"eta": 0.0, "temperature": 1.0, "guidance": 0.0}
     return {
         "format": "diffusevae-bundle",
-        "format_version": 2,
+        "format_version": 3,
         "name": "toy",
-        "family": "diffusevae",
-        "model": {
-            "formulation": formulation,
-            "image_size": image_size,
-            "channels": 3,
-            "z_dim": z_dim if conditional else None,
-            "z_conditioned": z_conditioned,
-            "row_width": ROW_WIDTH,
-            "unet": {"kind": "toy"},
-            "vae": {"kind": "toy"} if conditional else None,
-        },
-        "schedule": {"recipe": "linear", "beta_1": 1e-4, "beta_T": 0.02, "T": T},
+        "family": "toy",
+        "architecture": {"kind": "toy"},
+        **wiring(formulation, image_size, z_dim, z_conditioned),
+        "schedule": {"recipe": "linear", "T": T, "start": 1e-4, "end": 0.02},
+        "prediction": "eps",
         "variance": "fixedlarge",
         "defaults": standard | (defaults or {}),
         "source": {
             "file": "toy.ckpt",
             "sha256": "0" * 64,
             "weights": "ema",
-            "vae_file": None,
-            "vae_sha256": None,
+            "other_file": None,
+            "other_sha256": None,
         },
         "backends": list(backends),
-        "graphs": {role: graph_entry(role, model, T) for role, model in models.items()},
-        "latent_prior": None,
+        "graphs": {name: graph_entry(name, model, T) for name, model in models.items()},
+        "prior": None,
         "engines": [],
         "built_with": {"onnx": onnx.__version__},
     }
 
 
-def graph_entry(role: str, model: onnx.ModelProto, T: int = 1000) -> dict[str, Any]:
+def wiring(formulation: int | None, image_size: int, z_dim: int, z_conditioned: bool) -> dict[str, Any]:
+    """`inputs` and `pipeline` of the toys."""
+    state = {"channels": 3, "height": image_size, "width": image_size, "clip": 1.0, "centre": None, "start": None}
+    rows: dict[str, Any] = {"graph": "timestep_table", "inputs": {"timesteps": "timesteps"}, "outputs": {"rows": "rows"}}
+    step: dict[str, Any] = {"graph": "denoiser", "inputs": {"x": "x", "row": "rows"}, "outputs": {"eps": "e"}}
+    pipeline: dict[str, Any] = {"encode": [], "before": [], "rows": rows, "step": step, "after": [], "nulls": {}}
+    pipeline |= {"state": state, "image": "x"}
+    if formulation is None:
+        return {"inputs": [], "pipeline": pipeline}
+    z = {"name": "z", "dtype": "float32", "shape": ["batch", z_dim], "range": "unbounded", "draw": "normal"}
+    state |= {"start": "recon", "centre": "recon" if formulation == 2 else None}
+    if z_conditioned:
+        rows["inputs"]["z"] = "z"
+    step["inputs"]["cond"] = "recon"
+    encoded = {"mu": "z", "logvar": "z_logvar"}
+    pipeline["encode"] = [{"graph": "vae_encoder", "inputs": {"image": "image"}, "outputs": encoded}]
+    pipeline["before"] = [{"graph": "vae_decoder", "inputs": {"z": "z"}, "outputs": {"image": "recon"}}]
+    pipeline["nulls"] = {"recon": 0.0}
+    return {"inputs": [z | {"null": 0.0 if z_conditioned else None}], "pipeline": pipeline}
+
+
+def graph_entry(name: str, model: onnx.ModelProto, T: int = 1000) -> dict[str, Any]:
     """The manifest's entry of one model."""
-    ranges: dict[str, Any] = {"timesteps": [0, T - 1], "image": [0, 1], "cond": [-1, 1]}
+    ranges: dict[str, Any] = {"timesteps": [0, T - 1], "cond": [-1, 1]}
+    ranges["image"] = [0, 1] if name == "vae_encoder" else [-1, 1]
+    compute = dict.fromkeys(("bf16", "int8", "fp16"), "f32") if name == "timestep_table" else {}
 
     def tensors(infos: Any) -> list[dict[str, Any]]:
         return [
@@ -118,11 +133,12 @@ def graph_entry(role: str, model: onnx.ModelProto, T: int = 1000) -> dict[str, A
         ]
 
     return {
-        "file": f"{role}.onnx",
+        "file": f"{name}.onnx",
         "precision": "f32",
         "opset": OPSET,
         "inputs": tensors(model.graph.input),
         "outputs": tensors(model.graph.output),
+        "compute": compute,
         "parity": {
             "reference": "none (toy)",
             "max_relative_error": 0.0,
@@ -193,14 +209,17 @@ def vae_encoder(image_size: int, z_dim: int) -> onnx.ModelProto:
 
 
 def vae_decoder(image_size: int, z_dim: int) -> onnx.ModelProto:
-    """z -> image."""
+    """z -> image in [-1, 1]."""
     projection = np.random.default_rng(2).standard_normal((z_dim, 3 * image_size**2))
     weights = {"W": projection.astype(np.float32)}
     weights["shape"] = np.array([-1, 3, image_size, image_size], np.int64)
+    weights |= {"two": np.float32(2), "one": np.float32(1)}
     nodes = [
         helper.make_node("MatMul", ["z", "W"], ["logits"]),
         helper.make_node("Sigmoid", ["logits"], ["probabilities"]),
-        helper.make_node("Reshape", ["probabilities", "shape"], ["image"]),
+        helper.make_node("Mul", ["probabilities", "two"], ["doubled"]),
+        helper.make_node("Sub", ["doubled", "one"], ["signed"]),
+        helper.make_node("Reshape", ["signed", "shape"], ["image"]),
     ]
     outputs = [_value("image", ["batch", 3, image_size, image_size])]
     return _model("vae_decoder", nodes, [_value("z", ["batch", z_dim])], outputs, weights)

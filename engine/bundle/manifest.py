@@ -25,6 +25,7 @@ from engine.bundle.inputs import InputSpec, parse_inputs
 from engine.bundle.limits import FORMAT_VERSION, MAX_MANIFEST_BYTES
 from engine.bundle.pipeline import PipelineSpec, parse_pipeline
 from engine.bundle.training import Defaults, ScheduleSpec, Source, parse_defaults, parse_schedule, parse_source
+from engine.bundle.whole import check_sampler
 from engine.errors import BundleError
 from engine.solver.prediction import PREDICTIONS
 from engine.solver.table import VARIANCES
@@ -120,6 +121,7 @@ def check_manifest(raw: object, where: str, *, hashed: bool = True) -> Manifest:
     )
     top.done()
     _check_all_used(top, manifest)
+    check_sampler(top, graphs, inputs, manifest.pipeline)
     manifest.check_file_names(where)
     if hashed:
         check_engine_sources(manifest.engines, manifest.graphs, manifest.source, where)
