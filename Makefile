@@ -5,7 +5,7 @@ OUT ?= out
 BIN := $(VENV)/bin
 AVATARS := examples/avatars/avatars.ckpt --latent-prior examples/avatars/latent_prior.safetensors
 
-.PHONY: demo test test-cpp test-triton lint bench bench-serving quality gpu-check clean
+.PHONY: demo test test-cpp test-triton lint docs bench bench-serving quality gpu-check clean
 
 demo: $(VENV)/.installed-export
 	$(BIN)/python export/build_engines.py $(AVATARS) --out $(OUT)/avatars.bundle
@@ -27,6 +27,11 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# The API reference, from the docstrings: what programs import and what new solvers, backends and families follow.
+API := engine engine.errors engine.result engine.sampler engine.bundle engine.solver engine.backends.base engine.kernels engine.device
+docs: $(VENV)/.installed-docs
+	$(BIN)/pdoc --no-show-source --output-directory $(OUT)/docs $(API)
+
 bench: $(VENV)/.installed-benchmark
 	$(BIN)/python benchmarks/latency --out $(OUT)/latency.json --plot $(OUT)/latency.png
 
@@ -45,7 +50,7 @@ TENSORRT ?= tensorrt_rtx
 gpu-check: $(VENV)/.installed-test $(VENV)/.installed-cuda $(if $(filter tensorrt_rtx,$(TENSORRT)),$(VENV)/.installed-tensorrt-rtx)
 	$(BIN)/python benchmarks/gpu --backend $(TENSORRT) --out $(OUT)/gpu-check.json
 
-# One virtual environment; each extra is installed once and again when setup.py or a kernel source changes.
+# One virtual environment; each extra is installed once, and again when the packaging or a kernel source changes.
 $(VENV)/.installed-%: setup.py pyproject.toml $(wildcard kernels/*.py engine/kernels/*.py kernels/cpu/* kernels/cuda/* kernels/native/* kernels/include/diffusevae/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$*]"
