@@ -1,4 +1,4 @@
-"""Are engines, half graphs and a latent prior held to the manifest as strictly as the graphs that a bundle must have?"""
+"""Engines, half graphs and a fitted prior: held to the manifest as strictly as the graphs that a bundle must have."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-from engine.bundle.manifest import CONDITIONAL_ROLES, EngineSpec, FileSpec, check_manifest, graph_key
+from engine.bundle.engines import EngineSpec
+from engine.bundle.files import FileSpec
+from engine.bundle.graphs import graph_key
+from engine.bundle.manifest import check_manifest
 from engine.bundle.reader import Bundle
 from engine.bundle.writer import write_bundle
 from engine.errors import ArgumentError, BundleError
@@ -41,12 +44,11 @@ def bundle(tmp_path: Path) -> Path:
 def test_everything_is_found_under_its_name(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     manifest = opened.manifest
-    assert manifest.roles == CONDITIONAL_ROLES
-    assert tuple(manifest.graphs) == (*CONDITIONAL_ROLES, "sampler", "denoiser.fp16")
+    assert set(manifest.graphs) == {*manifest.pipeline.graphs, "sampler", "denoiser.fp16"}
     assert opened.spec(graph_key("denoiser", "fp16")).precision == "fp16"
     assert opened.read_graph("denoiser.fp16") == EXTRA_FILES["denoiser.fp16.onnx"]
     assert opened.spec(graph_key("sampler")).outputs[0].dtype == "uint8"
-    assert opened.read_latent_prior() == EXTRA_FILES["latent_prior.safetensors"]
+    assert opened.read_prior() == EXTRA_FILES["prior.safetensors"]
     native = opened.engine("native", "bf16", "denoiser")
     assert isinstance(native, EngineSpec)
     assert native == manifest.engines[0]
@@ -55,7 +57,7 @@ def test_everything_is_found_under_its_name(bundle: Path) -> None:
     digest = hashlib.sha256(weights).hexdigest()
     assert native.files["weights"] == FileSpec("denoiser.native.bf16.safetensors", len(weights), digest)
     assert opened.read_engine(native, "program") == b"{}"
-    assert opened.engine_file(native, "weights").read_bytes() == weights
+    assert opened.map_engine(native, "weights")[:] == weights
     assert native.size == len(weights) + 2
     assert opened.has_engine("tensorrt_rtx", "fp16", "denoiser")
     assert not opened.has_engine("tensorrt_rtx", "fp16", "vae_decoder")
@@ -72,24 +74,25 @@ def test_what_is_not_there_is_named_with_the_command_that_builds_it(bundle: Path
     with pytest.raises(ArgumentError, match=r"found 'denoiser.bf16', expected one of .*Did you mean 'denoiser.fp16'"):
         opened.read_graph("denoiser.bf16")
     plain = Bundle.open(toy.build_bundle(bundle.parent / "plain"))
-    assert plain.read_latent_prior() is None
+    assert plain.read_prior() is None
     with pytest.raises(BundleError, match=r"found the engines 'none', expected native bf16 denoiser"):
         plain.engine("native", "bf16", "denoiser")
 
 
 REFUSED: list[tuple[str, object, str]] = [
-    ("latent_prior", ABSENT, "latent_prior: missing, expected an object or null"),
-    ("latent_prior", [], "latent_prior: found [] (list), expected an object"),
-    ("latent_prior.kind", "flow", "latent_prior.kind: found 'flow' (str), expected one of 'gaussian_mixture'"),
-    ("latent_prior.components", 0, "latent_prior.components: found 0 (int), expected an integer in 1..65536"),
-    ("latent_prior.components", True, "latent_prior.components: found True (bool)"),
-    ("latent_prior.file", "../p.safetensors", "latent_prior.file: found '../p.safetensors' (str), expected a plain file"),
-    ("latent_prior.file", "Denoiser.onnx", "latent_prior.file: found 'Denoiser.onnx' (str), expected a file of its own"),
-    ("latent_prior.size", 0, "latent_prior.size: found 0 (int)"),
-    ("latent_prior.size", 7, "latent_prior.safetensors: found 250 bytes, expected 7"),
-    ("latent_prior.sha256", "0" * 64, "latent_prior.safetensors: found SHA-256"),
-    ("latent_prior.sha256", "x", "latent_prior.sha256: found 'x' (str)"),
-    ("latent_prior.mean", 1, "latent_prior.mean: found an unknown field"),
+    ("prior", ABSENT, "prior: missing, expected an object or null"),
+    ("prior", [], "prior: found [] (list), expected an object"),
+    ("prior.kind", "flow", "prior.kind: found 'flow' (str), expected one of 'gaussian_mixture'"),
+    ("prior.components", 0, "prior.components: found 0 (int), expected an integer in 1..65536"),
+    ("prior.components", True, "prior.components: found True (bool)"),
+    ("prior.file", "../p.safetensors", "prior.file: found '../p.safetensors' (str), expected a plain file"),
+    ("prior.file", "Denoiser.onnx", "prior.file: found 'Denoiser.onnx' (str), expected a file of its own"),
+    ("prior.size", 0, "prior.size: found 0 (int)"),
+    ("prior.size", 7, "prior.safetensors: found 250 bytes, expected 7"),
+    ("prior.sha256", "0" * 64, "prior.safetensors: found SHA-256"),
+    ("prior.sha256", "x", "prior.sha256: found 'x' (str)"),
+    ("prior.input", "x", "prior.input: found 'x' (str), expected one of 'z'"),
+    ("prior.mean", 1, "prior.mean: found an unknown field"),
     ("engines", ABSENT, "engines: missing, expected a list of engines, which may be empty"),
     ("engines", {}, "engines: found {} (object), expected a list"),
     ("engines.0", 1, "engines[0]: found 1 (int), expected an object"),
@@ -98,7 +101,7 @@ REFUSED: list[tuple[str, object, str]] = [
     ("engines.0.backend", "tensorrt", "engines[0].files.plan: missing, expected an object"),
     ("engines.0.precision", "fp8", "engines[0].precision: found 'fp8' (str), expected one of 'f32', 'fp16', 'bf16', 'int8'"),
     ("engines.0.precision", None, "engines[0].precision: found null"),
-    ("engines.0.role", "decoder", "engines[0].role: found 'decoder' (str), expected one of 'vae_encoder'"),
+    ("engines.0.graph", "decoder", "engines[0].graph: found 'decoder' (str), expected one of '"),
     ("engines.0.files", [], "engines[0].files: found [] (list), expected an object"),
     ("engines.0.files.weights", ABSENT, "engines[0].files.weights: missing, expected an object"),
     ("engines.0.files.more", {}, "engines[0].files.more: found an unknown field, expected only program, weights"),
@@ -122,11 +125,11 @@ REFUSED: list[tuple[str, object, str]] = [
     ("engines.0.record", ABSENT, "engines[0].record: missing, expected an object"),
     ("engines.0.cache", 1, "engines[0].cache: found an unknown field"),
     ("graphs.denoiser:fp16.precision", "f32", "graphs.denoiser.fp16.precision: found 'f32' (str), expected one of 'fp16'"),
-    ("graphs.denoiser:fp16.inputs.0.dtype", "int64", "graphs.denoiser.fp16.inputs: found"),
+    ("graphs.denoiser:fp16.inputs.0.dtype", "int64", "graphs.denoiser.fp16: found"),
     ("graphs.denoiser:fp16.file", "denoiser.onnx", "graphs.denoiser.fp16.file: found 'denoiser.onnx' (str), expected a "),
-    ("graphs.sampler.inputs.2.shape", ["steps", 9], "graphs.sampler.inputs: found 'coefficients float32[steps, 9]"),
+    ("graphs.sampler.inputs.2.shape", ["rows", 9], "graphs.sampler.inputs: found 'coefficients float32[rows, 9]"),
     ("graphs.sampler.outputs.0.dtype", "float32", "graphs.sampler.outputs: found 'images float32[batch, 8, 8, 3]"),
-    ("graphs.sampler:int8", {}, "graphs.sampler.int8: found an unknown field"),
+    ("graphs.sampler:int8", {}, "graphs.sampler.int8: found {} (object), expected a graph under NAME or NAME.fp16"),
 ]
 
 
@@ -139,16 +142,16 @@ def test_an_engine_is_there_once(bundle: Path) -> None:
     edit(bundle, "engines.1.backend", "tensorrt")
     Bundle.open(bundle)
     edit(bundle, "engines.1", read_manifest(bundle)["engines"][0])
-    with pytest.raises(BundleError, match=r"engines\[1\]\.role: found 'denoiser' .*, expected one engine for native, bf16"):
+    with pytest.raises(BundleError, match=r"engines\[1\]\.graph: found 'denoiser' .*, expected one engine for native, bf16"):
         Bundle.open(bundle)
 
 
-def test_an_unconditional_model_has_no_latent_prior(tmp_path: Path) -> None:
+def test_a_bundle_that_draws_nothing_has_no_prior(tmp_path: Path) -> None:
     path = toy.build_bundle(tmp_path / "b", None)
-    edit(path, "latent_prior", {})
-    with pytest.raises(BundleError, match=r"latent_prior: found \{\} .*, expected null, since model.formulation is null"):
+    edit(path, "prior", {})
+    with pytest.raises(BundleError, match=r"prior: found \{\} .*, expected null, since no input is drawn"):
         Bundle.open(path)
-    raw = read_manifest(path) | {"latent_prior": None}
+    raw = read_manifest(path) | {"prior": None}
     raw["graphs"]["sampler"] = sampler_entry(None) | {"size": 1, "sha256": "0" * 64}
     assert "z" not in [tensor.name for tensor in check_manifest(raw, "x").graphs["sampler"].inputs]
 
@@ -159,10 +162,10 @@ def test_a_damaged_file_is_refused_when_opening_and_when_reading(bundle: Path, n
     native, plan = opened.engine("native", "bf16", "denoiser"), opened.engine("tensorrt_rtx", "fp16", "denoiser")
     readers = {
         "denoiser.fp16.onnx": lambda: opened.read_graph("denoiser.fp16"),
-        "sampler.onnx": lambda: opened.graph_file("sampler"),
-        "latent_prior.safetensors": opened.read_latent_prior,
+        "sampler.onnx": lambda: opened.read_graph("sampler"),
+        "prior.safetensors": opened.read_prior,
         "denoiser.native.bf16.json": lambda: opened.read_engine(native, "program"),
-        "denoiser.native.bf16.safetensors": lambda: opened.engine_file(native, "weights"),
+        "denoiser.native.bf16.safetensors": lambda: opened.map_engine(native, "weights"),
         "denoiser.tensorrt_rtx.fp16.plan": lambda: opened.read_engine(plan, "plan"),
     }
     data = EXTRA_FILES[name]
@@ -199,7 +202,7 @@ class TestWriter:
 
     @pytest.mark.parametrize(
         ("where", "value"),
-        [("engines", 3), ("engines", [3]), ("engines", [{"files": 3}]), ("latent_prior", 3), ("graphs", [])],
+        [("engines", 3), ("engines", [3]), ("engines", [{"files": 3}]), ("prior", 3), ("graphs", [])],
     )
     def test_what_has_no_shape_is_refused(self, tmp_path: Path, where: str, value: object) -> None:
         raw, files = self.parts()

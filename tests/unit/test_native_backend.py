@@ -1,9 +1,10 @@
-"""Does backend `native` give the same bits however it is called, refuse what is damaged, and survive its surroundings?"""
+"""Backend `native`: the same bits however it is called, refusals of what is damaged, and its surroundings."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,8 +16,10 @@ import numpy as np
 import pytest
 
 from engine import Sampler, backends
-from engine.backends.native import backend as native
-from engine.backends.native.weights import Weights, map_weights, weights_of
+from engine.backends.native import graph as native
+from engine.backends.native import isa
+from engine.backends.native.backend import Native
+from engine.backends.native.weights import Weights, weights_of
 from engine.bundle.reader import Bundle
 from engine.errors import ArgumentError, BackendError, BundleError, NumericsError
 from engine.kernels.native_library import ISAS
@@ -42,16 +45,15 @@ def by_z(native_bundle: Callable[..., Path]) -> Bundle:
     return Bundle.open(native_bundle("form1_zcond"))
 
 
-def load(bundle: Bundle, role: str = "denoiser", **options: Any) -> native.NativeGraph:
-    return native.load(bundle, role, **{"threads": 1, **options})
+def load(bundle: Bundle, name: str = "denoiser", precision: str = "bf16", threads: int = 1) -> native.NativeGraph:
+    return Native.open(bundle, precision, threads).load(name)
 
 
 def inputs(bundle: Bundle, n: int, seed: int = 0) -> dict[str, np.ndarray]:
-    model, rng = bundle.manifest.model, np.random.default_rng(seed)
-    image = (n, model.channels, model.image_size, model.image_size)
+    rng = np.random.default_rng(seed)
+    image, row = (n, *bundle.manifest.pipeline.state.shape), bundle.manifest.pipeline.values["rows"].shape
     given = {"x": rng.standard_normal(image, np.float32), "cond": rng.uniform(-1, 1, image).astype(np.float32)}
-    rows = n if model.z_conditioned else 1
-    return given | {"row": rng.standard_normal((rows, model.row_width), np.float32)}
+    return given | {"row": rng.standard_normal((n if row[0] == "batch" else 1, row[1]), np.float32)}
 
 
 # ---- the same bits ---------------------------------------------------------------------------------
@@ -79,9 +81,9 @@ def test_each_instruction_set_computes_the_same_but_for_rounding(
     given = inputs(bundle, 5)
     with load(bundle, precision=precision) as graph:
         best = graph(**given)["eps"].copy()
-    isa = force_isa(path)
+    forced = force_isa(path)
     with load(bundle, precision=precision, threads=2) as graph:
-        assert graph.isa == isa == native.instruction_set()
+        assert graph.isa == forced == isa.instruction_set()
         found = graph(**given)["eps"].copy()
     assert np.linalg.norm(found - best) <= 0.015 * np.linalg.norm(best)
     with load(bundle, precision=precision, threads=1) as graph:
@@ -118,8 +120,7 @@ def test_a_chain_in_one_call_equals_step_by_step(model: str, setting: str, reque
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_given_noise_serves_both_ways(bundle: Bundle, shared: bool) -> None:
-    model = bundle.manifest.model
-    shape = (3, 1 if shared else 4, model.channels, model.image_size, model.image_size)
+    shape = (3, 1 if shared else 4, *bundle.manifest.pipeline.state.shape)
     noise = np.random.default_rng(0).standard_normal(shape, np.float32)
     with Sampler(bundle, "native", "bf16", threads=1, max_batch=3) as sampler:
         options = {"n": 4, "seed": 0, "steps": 3, "spacing": "linspace", "eta": 1.0, "noise": noise}
@@ -129,12 +130,12 @@ def test_given_noise_serves_both_ways(bundle: Bundle, shared: bool) -> None:
 
 def test_a_chain_that_is_not_finite_names_its_step(bundle: Bundle) -> None:
     with Sampler(bundle, "native", "bf16", threads=1) as sampler:
-        graph = sampler._runner.graph("denoiser")
+        graph = sampler._pipeline.backend.graph("denoiser")
         assert isinstance(graph, native.NativeGraph)
         given = inputs(bundle, 2)
         rows = np.repeat(given["row"][None], 3, axis=0)
         rows[1, 0, :] = np.inf
-        sampler._runner._embeddings = lambda *_: rows  # type: ignore[method-assign]
+        sampler._pipeline.chain._rows = lambda *_: rows  # type: ignore[attr-defined]
         with pytest.raises(NumericsError, match=r"'denoiser' \(native, precision bf16\) returned NaN .* at step 2 of 3"):
             sampler.sample(2, seed=0, steps=3, spacing="linspace")
 
@@ -164,7 +165,7 @@ def test_auto_takes_native_where_it_is_fastest(bundle: Bundle, by_z: Bundle) -> 
     assert backends.choose(bundle, processor=AMX)[:2] == ("native", "bf16")
     assert backends.choose(bundle, "auto", "int8", AMX)[:2] == ("native", "int8")
     for processor in (VNNI, BF16):
-        assert backends.choose(bundle, processor=processor)[:2] == ("native", "bf16"), "nobody asked for int8's loss"
+        assert backends.choose(bundle, processor=processor)[:2] == ("native", "bf16"), "int8 is for who asks for it"
         assert backends.choose(by_z, processor=processor)[:2] == ("native", "bf16")
         assert backends.choose(bundle, "auto", "int8", processor)[:2] == ("native", "int8")
     assert backends.choose(bundle, processor=PLAIN)[0] != "native"
@@ -173,22 +174,22 @@ def test_auto_takes_native_where_it_is_fastest(bundle: Bundle, by_z: Bundle) -> 
 
 
 def test_a_forced_instruction_set_is_checked(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(native.VARIABLE, "avx")
+    monkeypatch.setenv(isa.VARIABLE, "avx")
     with pytest.raises(BackendError, match=r"DIFFUSEVAE_ISA: found 'avx', expected one of amx, .*Did you mean 'avx2'\?"):
         load(bundle)
-    assert native.available()[0] is False
-    missing = [isa for isa in ISAS if not native.native_library.native_library().supports(isa)[0]]
-    for isa in missing:
-        monkeypatch.setenv(native.VARIABLE, isa)
-        with pytest.raises(BackendError, match=rf"DIFFUSEVAE_ISA: found '{isa}' on a machine that cannot run it \(.+\)"):
-            native.instruction_set()
+    assert Native.available()[0] is False
+    missing = [name for name in ISAS if not isa.load_library().supports(name)[0]]
+    for name in missing:
+        monkeypatch.setenv(isa.VARIABLE, name)
+        with pytest.raises(BackendError, match=rf"DIFFUSEVAE_ISA: found '{name}' on a machine that cannot run it \(.+\)"):
+            isa.instruction_set()
 
 
 # ---- damage ----------------------------------------------------------------------------------------
 
 
-def files(bundle: Bundle, role: str = "denoiser", precision: str = "bf16") -> tuple[bytes, bytes]:
-    entry = bundle.engine("native", precision, role)
+def files(bundle: Bundle, name: str = "denoiser", precision: str = "bf16") -> tuple[bytes, bytes]:
+    entry = bundle.engine("native", precision, name)
     return bundle.read_engine(entry, "program"), bundle.read_engine(entry, "weights")
 
 
@@ -276,15 +277,27 @@ def test_damaged_weights_are_refused_by_field(bundle: Bundle, case: str) -> None
         damaged_header(files(bundle)[1], change)
 
 
-def test_truncated_weights_are_refused(bundle: Bundle, tmp_path: Path) -> None:
+def test_truncated_weights_are_refused(bundle: Bundle) -> None:
     weights = files(bundle)[1]
-    for tenth in range(10):
-        (tmp_path / "cut").write_bytes(weights[: len(weights) * tenth // 10])
+    for tenth in range(1, 10):
         with pytest.raises(BundleError, match="found"):
-            map_weights(tmp_path / "cut")
-    (tmp_path / "long").write_bytes(weights + b"\0" * 64)
+            weights_of(weights[: len(weights) * tenth // 10], "weights")
     with pytest.raises(BundleError, match="bytes of data, expected the"):
-        map_weights(tmp_path / "long")
+        weights_of(weights + b"\0" * 64, "weights")
+
+
+def test_what_is_mapped_is_what_was_hashed(bundle: Bundle, tmp_path: Path) -> None:
+    """A file that is replaced under its name after it was verified is never the one that runs."""
+    copied = Bundle.open(shutil.copytree(bundle.path, tmp_path / "copy"))
+    entry = copied.engine("native", "bf16", "denoiser")
+    mapped = copied.map_engine(entry, "weights")
+    file = copied.path / entry.files["weights"].file
+    data = file.read_bytes()
+    file.unlink()
+    file.write_bytes(bytes(len(data)))
+    assert mapped[:] == data
+    with pytest.raises(BundleError, match="SHA-256"):
+        copied.map_engine(entry, "weights")
 
 
 # ---- surroundings ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Does the Sampler survive use: stopped runs, broken graphs, many threads, thousands of samples, a plain interpreter?"""
+"""The Sampler in use: stopped runs, broken graphs, many threads, thousands of samples, a plain interpreter."""
 
 from __future__ import annotations
 
@@ -15,28 +15,20 @@ import numpy as np
 import pytest
 
 from engine import Bundle, Cancelled, NumericsError, SamplerStateError, StepInfo, backends
-from engine.runner import KEPT_SHAPES, Runner
+from engine.backends.host import KEPT_SHAPES
 from tests import toy
 from tests.samplers import EACH_BACKEND, SIZE, Z_DIM, open_toy, watch_graph
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_timestep_table_stays_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, str] = {}
-    load = backends.load
-
-    def remember(
-        bundle: Bundle, role: str, *, backend: str, precision: str, threads: int, device: None
-    ) -> backends.Graph:
-        asked[role] = precision
-        return load(bundle, role, backend=backend, precision="f32", threads=threads)
-
-    monkeypatch.setattr(backends, "load", remember)
-    runner = Runner(Bundle.open(toy.build_bundle(tmp_path / "toy.bundle")), "onnxruntime", "bf16", 1, 4)
-    runner.load()
-    runner.close()
-    assert asked == {"vae_decoder": "bf16", "timestep_table": "f32", "denoiser": "bf16"}
+def test_the_manifest_says_which_graph_computes_in_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle.open(toy.build_bundle(tmp_path / "toy.bundle"))
+    backend = backends.open_backend(bundle, "openvino", "bf16", 1)
+    graphs = ("vae_decoder", "timestep_table", "denoiser")
+    assert [backend.computes_in(name) for name in graphs] == ["bf16", "f32", "bf16"]
+    assert backend.graph("timestep_table").precision == "f32"
+    backend.close()
 
 
 class TestCallback:
@@ -115,25 +107,25 @@ class TestNumerics:
                 return {"eps": eps}
 
         with open_toy() as sampler:
-            whole = sampler._runner.graph("denoiser")
-            sampler._runner._graphs["denoiser"] = Breaking(whole)  # type: ignore[assignment, arg-type]
+            whole = sampler._pipeline.backend.graph("denoiser")
+            sampler._pipeline.backend._graphs["denoiser"] = Breaking(whole)  # type: ignore[assignment, arg-type]
             with pytest.raises(NumericsError, match=r"at step 4 of 10 \(timestep 600\)"):
                 sampler.sample(3, seed=0)
-            sampler._runner._graphs["denoiser"] = whole
+            sampler._pipeline.backend._graphs["denoiser"] = whole
             assert np.isfinite(sampler.sample(3, seed=0).x).all()
 
     @pytest.mark.parametrize(
-        ("role", "answer"),
+        ("name", "answer"),
         [
             ("vae_decoder", {"image": np.full((1, 3, SIZE, SIZE), np.inf, np.float32)}),
             ("timestep_table", {"rows": np.full((10, 6), np.nan, np.float32)}),
             ("vae_encoder", {"mu": np.full((1, Z_DIM), np.nan, np.float32), "logvar": np.zeros((1, Z_DIM), np.float32)}),
         ],
     )
-    def test_nan_before_the_first_step_names_the_graph(self, role: str, answer: dict[str, np.ndarray]) -> None:
+    def test_nan_before_the_first_step_names_the_graph(self, name: str, answer: dict[str, np.ndarray]) -> None:
         with open_toy() as sampler:
-            watch_graph(sampler, role, answer)
-            with pytest.raises(NumericsError, match=rf"graph '{role}' .* before the first step"):
+            watch_graph(sampler, name, answer)
+            with pytest.raises(NumericsError, match=rf"graph '{name}' .* outside the loop"):
                 sampler.reconstruct(np.zeros((SIZE, SIZE, 3), np.uint8), seed=0)
 
 
@@ -218,7 +210,7 @@ class TestMemory:
         order = np.random.default_rng(0).permutation(240) + 1
         with open_toy("form1", "onnxruntime", max_batch=240) as sampler:
             grown = growth(lambda i: sampler.sample(int(order[i]), seed=i, steps=2, guidance=0.5 * (i % 2)), 240)
-            assert len(sampler._runner._workspaces) <= KEPT_SHAPES
+            assert len(sampler._pipeline.chain._workspaces) <= KEPT_SHAPES  # type: ignore[attr-defined]
         assert grown < self.BOUND
 
     def test_the_detector_catches_a_planted_leak(self) -> None:

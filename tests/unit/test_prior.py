@@ -1,4 +1,4 @@
-"""Is z what the documented mixture gives for a seed, the same in any batch, and is a file that is no mixture refused?"""
+"""The fitted prior: z is what the documented mixture gives for a seed, in any batch; a file that is none is refused."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from click.testing import CliRunner
 from safetensors.numpy import load, save
 
 from engine import Sampler, kernels
-from engine.bundle.prior import LatentPrior, parse_prior, read_prior, resolve_prior
+from engine.bundle.prior import Prior, parse_prior, read_prior, resolve_prior
 from engine.bundle.reader import Bundle
 from engine.bundle.writer import write_bundle
 from engine.cli.main import cli
+from engine.commands import command
 from engine.errors import ArgumentError, BundleError
 from engine.solver import noise as noises
 from tests import toy
@@ -23,27 +24,27 @@ from tests.kernel_choice import SEEDS
 from tests.samplers import ANY_BACKEND, SIZE, Z_DIM, open_toy
 
 
-def mixture(components: int = 3, width: int = Z_DIM, seed: int = 0) -> LatentPrior:
+def mixture(components: int = 3, width: int = Z_DIM, seed: int = 0) -> Prior:
     """Well separated Gaussians with full covariances."""
     rng = np.random.default_rng(seed)
     weights = np.arange(1, components + 1, dtype=np.float64) / (components * (components + 1) / 2)
     factors = np.tril(0.3 * rng.standard_normal((components, width, width)))
     factors[:, range(width), range(width)] = rng.uniform(0.5, 1.5, (components, width))
     means = 4 * rng.standard_normal((components, width))
-    return LatentPrior(*(np.ascontiguousarray(a, np.float32) for a in (weights, means, factors)))
+    return Prior(*(np.ascontiguousarray(a, np.float32) for a in (weights, means, factors)))
 
 
-def content(prior: LatentPrior) -> bytes:
+def content(prior: Prior) -> bytes:
     return save({"weights": prior.weights, "means": prior.means, "scale_tril": prior.scale_tril})
 
 
 def build_bundle(path: Path, data: bytes, components: int = 3, **said: Any) -> Path:
-    """A toy bundle with this file as its latent prior."""
+    """A toy bundle with this file as its prior."""
     models = toy.models_of(1, SIZE, Z_DIM, False)
-    files = {f"{role}.onnx": model.SerializeToString() for role, model in models.items()}
+    files = {f"{name}.onnx": model.SerializeToString() for name, model in models.items()}
     raw = toy.manifest_of(models, 1, SIZE, Z_DIM, False, ["onnxruntime", "openvino"], **said)
-    raw["latent_prior"] = {"kind": "gaussian_mixture", "components": components, "file": "latent_prior.safetensors"}
-    write_bundle(path, raw, files | {"latent_prior.safetensors": data})
+    raw["prior"] = {"input": "z", "kind": "gaussian_mixture", "components": components, "file": "prior.safetensors"}
+    write_bundle(path, raw, files | {"prior.safetensors": data})
     return path
 
 
@@ -59,7 +60,7 @@ def open_prior(bundle: Path, **options: Any) -> Sampler:
 class TestDraw:
     def test_the_formula_operation_by_operation(self) -> None:
         prior, seeds = mixture(), np.arange(40, dtype=np.uint64)
-        z, units = prior.draw(seeds), noises.latent(seeds, (Z_DIM,))
+        z, units = prior.draw(seeds), noises.drawn(seeds, (Z_DIM,))
         ends = [1 / 6, 3 / 6, 1.0]
         for i, seed in enumerate(seeds.tolist()):
             word = int(kernels.philox4x32((0, 0, 0, 3), (seed, 0))[0])
@@ -104,7 +105,7 @@ class TestDraw:
         assert ends[-1] == 2**32, "every word must choose a component"
 
     def test_a_word_on_a_threshold_belongs_to_the_next_component(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        prior = LatentPrior(np.full(2, 0.5, np.float32), mixture(2).means, mixture(2).scale_tril)
+        prior = Prior(np.full(2, 0.5, np.float32), mixture(2).means, mixture(2).scale_tril)
         words = np.array([0, 2**31 - 1, 2**31, 2**32 - 1], np.uint32)
         monkeypatch.setattr(noises, "prior_words", lambda seeds: words)
         assert prior.choose(np.zeros(4, np.uint64)).tolist() == [0, 0, 1, 1]
@@ -124,9 +125,9 @@ def with_value(name: str, index: tuple[int, ...], value: float) -> bytes:
 
 
 REFUSED = {
-    "empty": (b"", "expected a latent prior in safetensors"),
-    "text": (b"not tensors at all", "expected a latent prior in safetensors"),
-    "cut short": (content(mixture())[:-1], "expected a latent prior in safetensors"),
+    "empty": (b"", "expected a prior in safetensors"),
+    "text": (b"not tensors at all", "expected a prior in safetensors"),
+    "cut short": (content(mixture())[:-1], "expected a prior in safetensors"),
     "a tensor too few": (changed(means=None), r"found the tensors \['scale_tril', 'weights'\], expected weights, means"),
     "a tensor too many": (changed(more=np.zeros(1, np.float32)), r"found the tensors .*'more'"),
     "float64": (changed(weights=mixture().weights.astype(np.float64)), "found weights of dtype F64, expected F32"),
@@ -150,7 +151,7 @@ REFUSED = {
 class TestFiles:
     def test_a_good_one(self) -> None:
         prior = parse_prior(content(mixture()), "here")
-        assert (prior.components, prior.z_dim) == (3, Z_DIM)
+        assert (prior.components, prior.width) == (3, Z_DIM)
         assert all(np.array_equal(getattr(prior, name), getattr(mixture(), name)) for name in load(content(mixture())))
 
     @pytest.mark.parametrize("case", REFUSED)
@@ -158,11 +159,11 @@ class TestFiles:
         data, message = REFUSED[case]
         with pytest.raises(BundleError, match=rf"here: {message}" if message.startswith("found") else message) as caught:
             parse_prior(data, "here")
-        assert "fit it again with: python export/fit_latent_prior.py" in str(caught.value)
+        assert f"fit it again with: {command('fit-prior', 'BUNDLE')}" in str(caught.value)
         assert str(caught.value).isprintable()
         if data:
             path = build_bundle(tmp_path / "bad.bundle", data)
-            with pytest.raises(BundleError, match=r"latent_prior\.safetensors: found"):
+            with pytest.raises(BundleError, match=r"prior\.safetensors: found"):
                 Sampler(path, ANY_BACKEND, "f32")
 
     def test_what_the_manifest_says_otherwise(self, tmp_path: Path) -> None:
@@ -170,7 +171,7 @@ class TestFiles:
         with pytest.raises(BundleError, match=r"found 3 components, expected 4, as the manifest says"):
             read_prior(Bundle.open(path))
         path = build_bundle(tmp_path / "b", content(mixture(width=5)))
-        with pytest.raises(BundleError, match=r"found latents of width 5, expected 4, the model's"):
+        with pytest.raises(BundleError, match=r"found a prior of width 5, expected 4, the input's"):
             read_prior(Bundle.open(path))
 
     def test_none_is_none(self) -> None:
@@ -183,7 +184,7 @@ class TestFiles:
         assert resolve_prior("standard", True) == "standard"
         with pytest.raises(ArgumentError, match=r"found 'bundel', expected None or one of .* Did you mean 'bundle'"):
             resolve_prior("bundel", True)
-        with pytest.raises(ArgumentError, match=r"this bundle holds no latent prior; .*--latent-prior FILE"):
+        with pytest.raises(ArgumentError, match=r"this bundle holds no fitted prior; .*--latent-prior FILE"):
             resolve_prior("bundle", False)
 
 
@@ -191,13 +192,13 @@ class TestSampler:
     def test_both_priors(self, bundle: Path) -> None:
         with open_prior(bundle) as sampler, open_toy() as plain:
             ours, named = sampler.sample(5, seed=3, steps=3), sampler.sample(5, seed=3, steps=3, prior="bundle")
-            assert np.array_equal(ours.z, mixture().draw(noises.resolve_seeds(3, 5)))
+            assert np.array_equal(ours.values["z"], mixture().draw(noises.resolve_seeds(3, 5)))
             assert np.array_equal(ours.x, named.x)
             standard = sampler.sample(5, seed=3, steps=3, prior="standard")
             expected = plain.sample(5, seed=3, steps=3)
-            assert np.array_equal(standard.z, expected.z)
+            assert np.array_equal(standard.values["z"], expected.values["z"])
             assert np.array_equal(standard.images, expected.images)
-            assert not np.array_equal(standard.z, ours.z)
+            assert not np.array_equal(standard.values["z"], ours.values["z"])
             assert (ours.setting.prior, named.setting.prior) == ("bundle", "bundle")
             assert (standard.setting.prior, expected.setting.prior) == ("standard", "standard")
 
@@ -205,38 +206,38 @@ class TestSampler:
         with open_prior(bundle, max_batch=3) as sampler:
             whole = sampler.sample(7, seed=11, steps=2)
             alone = [sampler.sample(seed=seed, steps=2) for seed in range(11, 18)]
-            assert np.array_equal(np.concatenate([batch.z for batch in alone]), whole.z)
+            assert np.array_equal(np.concatenate([batch.values["z"] for batch in alone]), whole.values["z"])
             with sampler.clone() as twin:
-                assert np.array_equal(twin.sample(7, seed=11, steps=2).z, whole.z)
+                assert np.array_equal(twin.sample(7, seed=11, steps=2).values["z"], whole.values["z"])
 
     def test_where_no_latent_is_drawn(self, bundle: Path) -> None:
         with open_prior(bundle) as sampler:
             batch = sampler.sample(2, seed=0, steps=2)
-            given = sampler.sample(z=batch.z, seed=0, steps=2)
+            given = sampler.sample(z=batch.values["z"], seed=0, steps=2)
             assert given.setting.prior is None
             assert np.array_equal(given.x, batch.x)
             assert sampler.reconstruct(batch.images, steps=2, seed=0).setting.prior is None
             assert sampler.refine(batch.images, steps=2, seed=0).setting.prior is None
-            with pytest.raises(ArgumentError, match=r"prior is 'standard', but no latent is drawn here"):
-                sampler.sample(z=batch.z, prior="standard")
-            with pytest.raises(ArgumentError, match=r"has no option 'prior'"):
+            with pytest.raises(ArgumentError, match=r"prior is 'standard', but no input is drawn here"):
+                sampler.sample(z=batch.values["z"], prior="standard")
+            with pytest.raises(ArgumentError, match=r"but no input is drawn here"):
                 sampler.reconstruct(batch.images, prior="standard")
         with open_toy("uncond") as plain:
             assert plain.sample(1, seed=0, steps=2).setting.prior is None
-            with pytest.raises(ArgumentError, match=r"prior is 'standard', but no latent is drawn"):
+            with pytest.raises(ArgumentError, match=r"prior is 'standard', but no input is drawn"):
                 plain.sample(1, prior="standard")
 
     def test_interpolation_ends_at_what_the_seeds_draw(self, bundle: Path) -> None:
         with open_prior(bundle) as sampler:
             for prior, reported in ((None, "bundle"), ("standard", "standard")):
                 walk = sampler.interpolate(3, 9, n=4, steps=2, prior=prior)
-                ends = [sampler.sample(seed=seed, steps=2, prior=prior).z[0] for seed in (3, 9)]
-                assert np.array_equal(walk.z[[0, -1]], ends)
+                ends = [sampler.sample(seed=seed, steps=2, prior=prior).values["z"][0] for seed in (3, 9)]
+                assert np.array_equal(walk.values["z"][[0, -1]], ends)
                 assert walk.setting.prior == reported
-            between = sampler.interpolate(walk.z[0], walk.z[1], n=2, steps=2, seed=0)
+            between = sampler.interpolate(walk.values["z"][0], walk.values["z"][1], n=2, steps=2, seed=0)
             assert between.setting.prior is None
-            with pytest.raises(ArgumentError, match=r"no latent is drawn here"):
-                sampler.interpolate(walk.z[0], walk.z[1], n=2, prior="standard")
+            with pytest.raises(ArgumentError, match=r"no input is drawn here"):
+                sampler.interpolate(walk.values["z"][0], walk.values["z"][1], n=2, prior="standard")
 
     def test_the_whole_samplers_inputs(self, bundle: Path, tmp_path: Path) -> None:
         target = tmp_path / "steps.npz"
