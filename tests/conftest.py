@@ -1,4 +1,4 @@
-"""Which fixtures do all tests share?"""
+"""Fixtures that all tests share."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def force_isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """force_isa(path): native graphs loaded from now on run on one of PATHS; the instruction set, or the test is skipped."""
 
     def force(path: str) -> str:
-        from engine.backends.native import backend as native
+        from engine.backends.native.isa import VARIABLE
         from tests.native_models import SOFTWARE_TILES
 
         isa = "amx" if path == SOFTWARE_TILES else path
@@ -70,7 +70,7 @@ def force_isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         there, why = native_library.native_library().supports(isa)
         if not there:
             pytest.skip(f"this machine does not run {path}: {why}")
-        monkeypatch.setenv(native.VARIABLE, isa)
+        monkeypatch.setenv(VARIABLE, isa)
         return isa
 
     return force

@@ -1,4 +1,4 @@
-"""Can a mutated manifest or graph make anything but our own errors come out? `python -m tests.fuzz.fuzz_bundle --help`.
+"""Mutated manifests and graphs, out of which only our own errors may come: `python -m tests.fuzz.fuzz_bundle --help`.
 
 Each seed is one case, the same on every machine: `--replay SEED` runs it alone and shows the mutated input.
 """
@@ -28,7 +28,7 @@ GRAPH_BACKENDS = ["onnxruntime", "openvino"]  # which parse the graphs themselve
 HOSTILE: list[Any] = [
     None, True, False, 0, -1, 1, 2, 2**31, 2**63, 2**64, 10**400, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", "x",
     "batch", "../../etc/passwd", "/", "\0", "\ud800", "\x1b[2J", "é" * 300, [], [[]], [None], {}, {"": {}}, [1] * 1000,
-    "denoiser.onnx", "f32", "openvino", "native", "sampler.fp16",
+    "denoiser.onnx", "f32", "openvino", "native", "sampler.fp16", "recon", "rows", "e", "timesteps", "image", "normal",
 ]  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def fuzz_onnx(seed: int, bundle: Path, show: bool) -> str:
     """One mutated denoiser whose hash is right, so that the native parsers see it: runs, or is refused."""
     rng = random.Random(seed)
     models = toy.models_of(1, 8, 4, False)
-    files = {f"{role}.onnx": model.SerializeToString() for role, model in models.items()}
+    files = {f"{name}.onnx": model.SerializeToString() for name, model in models.items()}
     changed = bytearray(files["denoiser.onnx"])
     for _ in range(rng.randint(1, 3)):
         changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)

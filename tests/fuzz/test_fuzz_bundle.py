@@ -1,4 +1,4 @@
-"""Do seeded mutations of manifest and graphs only ever bring out our own errors, and never a crash?
+"""Seeded mutations of manifest and graphs, which only ever bring out our own errors and never a crash.
 
 In a child process, so that a crash of a native parser is an exit code. More seeds: see fuzz_bundle.py.
 """

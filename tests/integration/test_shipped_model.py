@@ -1,4 +1,4 @@
-"""Is the model that ships with the repository whole, and does it do what the project is about?"""
+"""The model that ships with the repository: whole, and doing what the project is about."""
 
 from __future__ import annotations
 
@@ -57,20 +57,22 @@ def test_the_recorded_setting_is_few_step(sampler: Sampler) -> None:
 
 
 def test_latents_come_from_the_density_that_was_fitted_to_the_vae(sampler: Sampler) -> None:
-    fitted, standard = (sampler.latents(2000, seed=0, prior=prior).astype(np.float64) for prior in ("bundle", "standard"))
+    fitted, standard = (
+        sampler.draw(2000, seed=0, prior=prior)["z"].astype(np.float64) for prior in ("bundle", "standard")
+    )
     assert np.abs(np.corrcoef(standard.T) - np.eye(64)).max() < 0.12
     assert np.abs(np.corrcoef(fitted.T) - np.eye(64)).max() > 0.5  # what the VAE encodes to is far from independent
     assert sampler.sample(1, seed=0).setting.prior == "bundle"
-    np.testing.assert_array_equal(sampler.sample(3, seed=0).z, sampler.latents(3, seed=0))
+    np.testing.assert_array_equal(sampler.sample(3, seed=0).values["z"], sampler.draw(3, seed=0)["z"])
 
 
 def test_the_refiner_sharpens_what_the_vae_draws(sampler: Sampler) -> None:
     batch = sampler.sample(32, seed=0)
-    assert batch.recon is not None
+    assert batch.start is not None
     # Measured on this model: 89 levels drawn, 118 refined; real faces have 131.
-    assert edge_height(batch.images) > 1.15 * edge_height(batch.recon)
+    assert edge_height(batch.images) > 1.15 * edge_height(batch.start)
     # It refines the VAE's picture and does not replace it: the same seeds stay nearer to each other than to other seeds.
-    refined, drawn = batch.images.astype(np.float64), batch.recon.astype(np.float64)
+    refined, drawn = batch.images.astype(np.float64), batch.start.astype(np.float64)
     same = np.abs(refined - drawn).mean()
     other = np.abs(refined - np.roll(drawn, 1, axis=0)).mean()
     assert same < 0.7 * other

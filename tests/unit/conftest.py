@@ -1,4 +1,4 @@
-"""Which fixtures do the unit tests share?"""
+"""Fixtures that the unit tests share."""
 
 from __future__ import annotations
 
