@@ -1,4 +1,4 @@
-"""What do the tests of bulk jobs share? A small job over a toy bundle, its folder read back, and models of features."""
+"""What the tests of bulk jobs share: a small job over a toy bundle, its folder read back, and models of features."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from engine import Bundle
+from engine.bulk.job import Job, describe
 from engine.bulk.maker import Means
-from engine.bulk.plan import Job, plan
 from engine.bulk.run import Result, generate
 from tests.samplers import ANY_BACKEND, SIZE, bundle
 
@@ -26,7 +26,7 @@ def opened(kind: str = "form1") -> Bundle:
 def small_job(**options: Any) -> Job:
     """23 images in five shards, the last of three; shards in pieces of two."""
     kind = options.pop("kind", "form1")
-    return plan(opened(kind), **{"n": 23, "seed": 7, "shard_size": 5, "batch": 2, "steps": 2, **options})
+    return describe(opened(kind), **{"n": 23, "seed": 7, "shard_size": 5, "batch": 2, "steps": 2, **options})
 
 
 def run(out: Path, job: Job | None = None, means: Means = MEANS, kind: str = "form1", **options: Any) -> Result:

@@ -1,4 +1,4 @@
-"""What does a Python model see of Triton? A stand-in for `triton_python_backend_utils`, which only a server has."""
+"""A stand-in for `triton_python_backend_utils`, which only a server has: what a Python model sees of Triton."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from engine.bundle.reader import Bundle
 from engine.triton.config import model_config
-from engine.triton.serving import Serving, plan_for
+from engine.triton.serving import Serving, settle
 
 MODULE = "triton_python_backend_utils"
 
@@ -153,7 +153,7 @@ def server() -> Iterator[Any]:
 def arguments(model: Path, chosen: Serving | None = None, **changes: Any) -> dict[str, str]:
     """What a server hands to `initialize` for a model written with these choices; `changes` to its configuration."""
     bundle = Bundle.open(model / "1" / "bundle")
-    config = as_json(model_config(bundle.manifest, plan_for(bundle, chosen or Serving()))) | changes
+    config = as_json(model_config(bundle.manifest, settle(bundle, chosen or Serving()))) | changes
     return {
         "model_config": json.dumps(config),
         "model_name": model.name,

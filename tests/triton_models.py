@@ -1,4 +1,4 @@
-"""How do tests load what the generator wrote, and ask it? A served toy without a server, and requests in one line."""
+"""A served toy without a server, and requests in one line: how tests load what the generator wrote, and ask it."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def texts(*values: str | bytes) -> np.ndarray:
 def same(found: dict[str, np.ndarray], batch: Any, rows: slice = slice(None)) -> None:
     """The response holds exactly these rows of a batch, bit for bit."""
     assert set(found) == {"image", "recon", "z"}
-    for name, expected in (("image", batch.images), ("recon", batch.recon), ("z", batch.z)):
+    for name, expected in (("image", batch.images), ("recon", batch.start), ("z", batch.values["z"])):
         assert found[name].dtype == expected.dtype
         assert found[name].flags.c_contiguous
         np.testing.assert_array_equal(found[name], expected[rows])

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from engine.bulk.maker import ON_A_GPU, ON_DEVICE
 from engine.bulk.run import Run
 from engine.errors import ArgumentError, BulkError
@@ -136,7 +138,7 @@ def _store(run: Run, workers: int) -> int:
     job, manifest = run.job, run.bundle.manifest
     sample = 4096 + math.prod(manifest.pipeline.image_shape)  # the members' headers of a tar, and pixels
     sizes = sum(spec.size for spec in manifest.files) + len(run.means.features or b"")
-    sizes += sum(array.nbytes for array in run.means.inputs.values())
+    sizes += sum(np.asarray(given).nbytes for given in run.means.inputs.values())
     return max(MIN_STORE, 2 * (sizes + (2 * workers + 1) * min(job.n, job.shard_size) * sample))
 
 

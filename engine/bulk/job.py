@@ -26,7 +26,7 @@ from engine.resolve import choose_prior
 from engine.result import Setting
 from engine.solver.feeds import setting_feeds
 
-Inputs = Mapping[str, npt.NDArray[Any]]
+Inputs = Mapping[str, npt.ArrayLike]
 FORMATS = ("npy", "tar")
 SHARD_SIZE = 500
 SEED_END = 2**64
@@ -98,7 +98,7 @@ def describe(
     batch: int = 64,
     format: str = "npy",
     features: bytes | None = None,
-    inputs: Mapping[str, npt.ArrayLike] | None = None,
+    inputs: Inputs | None = None,
     prior: str | None = None,
     **setting: Any,
 ) -> Job:
@@ -128,7 +128,7 @@ def describe(
     )
 
 
-def checked_inputs(manifest: Manifest, given: Mapping[str, npt.ArrayLike], n: int) -> dict[str, npt.NDArray[Any]]:
+def checked_inputs(manifest: Manifest, given: Inputs, n: int) -> dict[str, npt.NDArray[Any]]:
     """What a caller gave for inputs, each [n, ...], or [1, ...] where the samples share it; ArgumentError otherwise."""
     check_inputs(given, manifest.inputs, (), "a bulk job")
     arrays = {spec.name: input_of(spec, given[spec.name]) for spec in manifest.inputs if spec.name in given}
@@ -145,7 +145,7 @@ def checked_inputs(manifest: Manifest, given: Mapping[str, npt.ArrayLike], n: in
     return arrays
 
 
-def describe_inputs(given: Inputs) -> dict[str, int | float | str]:
+def describe_inputs(given: Mapping[str, npt.NDArray[Any]]) -> dict[str, int | float | str]:
     """Inputs in a job's words: equal where their arrays are."""
     return {name: array.item() if array.size == 1 else digest_of_array(array) for name, array in sorted(given.items())}
 
@@ -179,7 +179,7 @@ def _setting(manifest: Manifest, given: Mapping[str, Any], prior: str | None, *,
     return replace(setting, prior=choose_prior(manifest, prior, draws=drawn))
 
 
-def _draws(manifest: Manifest, given: Inputs) -> bool:
+def _draws(manifest: Manifest, given: Mapping[str, npt.NDArray[Any]]) -> bool:
     return manifest.drawn is not None and manifest.drawn.name not in given
 
 

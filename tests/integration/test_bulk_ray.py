@@ -1,4 +1,4 @@
-"""Is a bulk job on a real Ray cluster the job of a single process, also when a worker is killed in the middle?"""
+"""A bulk job on a real Ray cluster: that of a single process, also when a worker is killed in the middle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.bulk.plan import plan
+from engine.bulk.job import describe
 from tests.bulk_jobs import MEANS, opened, run, whole_hash
 from tests.samplers import ANY_BACKEND, bundle
 
@@ -140,7 +140,7 @@ def test_a_worker_killed_in_mid_run(tmp_path: Path, scratch: Path) -> None:
             labels = [json.load(archive.extractfile(name)) for name in archive.getnames() if name.endswith(".json")]
             seen += [(label["index"], label["seed"]) for label in labels]
     assert seen == [(i, (2**64 - 9 + i) % 2**64) for i in range(N)], "no sample lost or doubled"
-    alone = run(tmp_path / "alone", plan(opened(), N, **JOB), MEANS).manifest
+    alone = run(tmp_path / "alone", describe(opened(), N, **JOB), MEANS).manifest
     assert whole_hash(out) == report["sha256"] == alone["sha256"]
     assert ends(set(processes)), "nothing of the cluster is left running"
     assert not [*scratch.glob("dv-*"), *scratch.glob("diffusevae-*")], "nor lying about"
@@ -157,7 +157,7 @@ def test_ctrl_c_and_the_rest_without_ray(tmp_path: Path, scratch: Path) -> None:
     assert ends(processes)
     kept = finished(tmp_path)
     assert 2 <= kept < N // SHARD
-    result = run(tmp_path, plan(opened(), N, **JOB), MEANS)
+    result = run(tmp_path, describe(opened(), N, **JOB), MEANS)
     assert result.shards_made == N // SHARD - kept
     assert len(whole_hash(tmp_path)) == 64
 

@@ -1,4 +1,4 @@
-"""How do the tests talk to a server? One client for both protocols, and a count of everything that was asked."""
+"""One client for both protocols, and a count of everything that was asked of a server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ PATIENCE = 60.0
 KINDS = {
     "seed": ("INT64", np.int64), "z": ("FP32", np.float32), "steps": ("INT32", np.int32), "t_start": ("INT32", np.int32),
     "guidance": ("FP32", np.float32), "eta": ("FP32", np.float32), "temperature": ("FP32", np.float32),
-    "method": ("BYTES", np.object_), "spacing": ("BYTES", np.object_),
+    "method": ("BYTES", np.object_), "spacing": ("BYTES", np.object_), "label": ("INT64", np.int64),
+    "style": ("FP32", np.float32),
 }  # fmt: skip
 
 _counts: Counter[str] = Counter()

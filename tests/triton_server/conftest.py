@@ -1,4 +1,4 @@
-"""Which server do the integration tests talk to? The real one, from the wheel; what is missing for it is named.
+"""The server that the integration tests talk to: the real one, from the wheel; what is missing for it is named.
 
 The folder is not called triton: pytest puts its parent on sys.path, and torch would take it for the package of that name.
 """
@@ -17,7 +17,7 @@ from engine.backends.native import backend as native
 from engine.triton.local_server import LocalServer
 from engine.triton.repository import write_repository
 from engine.triton.server_files import ServerError, find_installation
-from tests import toy
+from tests import toy, toy_family
 from tests.triton_server.served import SERVED
 
 REQUIRED = os.environ.get("DIFFUSEVAE_TRITON") == "required"  # `make test-triton`: what would be skipped fails instead
@@ -64,13 +64,14 @@ def installed() -> None:
 
 @pytest.fixture(scope="session")
 def bundles(native_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The bundles behind the models: a tiny real network, toys with and without a VAE, and a toy whose network makes NaN."""
+    """The bundles behind the models: a tiny real network, toys with and without inputs, another family, one of NaN."""
     folder = tmp_path_factory.mktemp("bundles")
     ort = ("onnxruntime",)
     return {
         "faces": native_bundle("form1", "bf16"),
         "toy": toy.build_bundle(folder / "toy.bundle", backends=ort),
         "plain": toy.build_bundle(folder / "plain.bundle", formulation=None, backends=ort),
+        "latents": toy_family.build_family(folder / "latents.bundle", backends=ort),
         "nan": toy.build_bundle(folder / "nan.bundle", backends=ort, nan=True),
     }
 
@@ -87,7 +88,7 @@ def repository(installed: None, bundles: dict[str, Path], tmp_path_factory: pyte
 @pytest.fixture(scope="session")
 def server(repository: Path) -> Iterator[LocalServer]:
     """The server that most tests share, with every model that can run."""
-    with LocalServer(repository, load=("faces", "toy", "plain", "narrow")) as running:
+    with LocalServer(repository, load=("faces", "toy", "plain", "latents", "narrow")) as running:
         yield running
 
 
@@ -96,7 +97,7 @@ def samplers(bundles: dict[str, Path]) -> Iterator[dict[str, Sampler]]:
     """What the answers must equal: a Sampler of each served bundle in this process, set as the server's is."""
     made = {
         name: Sampler(bundles[name], SERVED[name].backend or "auto", SERVED[name].precision, threads=1)
-        for name in ("faces", "toy", "plain")
+        for name in ("faces", "toy", "plain", "latents")
     }
     yield made
     for sampler in made.values():

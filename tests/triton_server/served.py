@@ -1,4 +1,4 @@
-"""Which models does the repository of the integration tests hold, and with which limits?"""
+"""The models of the integration tests' repository, and their limits."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ SERVED = {
     "faces": Serving("faces", 8, DELAY_US, threads=1, backend="native", precision="bf16", max_steps=MANY_STEPS),
     "toy": Serving("toy", max_batch=4, delay_us=0, threads=1, backend="onnxruntime", max_steps=MANY_STEPS),
     "plain": Serving("plain", 4, delay_us=0, instances=2, threads=1, backend="onnxruntime"),
+    "latents": Serving("latents", 8, DELAY_US, threads=1, backend="onnxruntime", max_steps=MANY_STEPS),
     "narrow": Serving("narrow", max_batch=1, threads=1, backend="onnxruntime", max_steps=MANY_STEPS, max_queue=2),
     "nan": Serving("nan", max_batch=4, threads=1, backend="onnxruntime"),
 }

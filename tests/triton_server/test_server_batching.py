@@ -1,4 +1,4 @@
-"""Are requests of several clients run together, does each get what it would get alone, and does a bad one fail alone?"""
+"""Requests of several clients run together; each gets what it would get alone, and a bad one fails alone."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_a_full_queue_refuses_and_the_others_are_served(server: LocalServer, sam
         np.testing.assert_array_equal(image, expected)
 
 
-def test_nobody_is_forgotten_in_the_queue(server: LocalServer) -> None:
+def test_no_request_is_forgotten_in_the_queue(server: LocalServer) -> None:
     # With allow_timeout_override in the queue's policy this server's batcher misses wake-ups: of 240 requests 48 waited
     # for half a second beside an idle model. A busy machine may hold up a few.
     def ask_often(client: Client) -> list[float]:

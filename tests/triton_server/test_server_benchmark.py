@@ -1,4 +1,4 @@
-"""Does the serving benchmark run against the real server, and is its result what its schema promises?"""
+"""The serving benchmark runs against the real server, and its result is what its schema promises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does the real server read what the generator writes, the variant for stock servers too?"""
+"""The real server reads what the generator writes, the variant for stock servers too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does docs/serving.md tell the truth? Its requests are answered, its probes exist, its commands are accepted."""
+"""docs/serving.md holds: its requests are answered, its probes exist, its commands are accepted."""
 
 from __future__ import annotations
 

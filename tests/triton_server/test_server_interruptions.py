@@ -1,4 +1,4 @@
-"""What happens to a run whose client cancels, or dies? It stops between two steps, and everybody else is served."""
+"""A run whose client cancels, or dies, stops between two steps, and every other client is served."""
 
 from __future__ import annotations
 

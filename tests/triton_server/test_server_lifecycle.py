@@ -1,4 +1,4 @@
-"""Does a model come, go, and stay away when it must? Health endpoints, reload, refusals, shutdown and crash."""
+"""A model comes, goes, and stays away when it must: health endpoints, reload, refusals, shutdown and crash."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do the server's own numbers add up? Statistics and Prometheus metrics after a known number of requests."""
+"""The server's own numbers add up: statistics and Prometheus metrics after a known number of requests."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_request_that_waits_is_seen_in_the_queue(server: LocalServer) -> None:
     with Client("grpc", server) as client:
         client.sample("faces", [1], steps=2)
     added = added_by(server, "faces", counted, 1)
-    assert 0.08 < added.seconds["queue"] < 5  # the delay of this model is 0.1 s, and nobody came to share the batch
+    assert 0.08 < added.seconds["queue"] < 5  # the delay of this model is 0.1 s, and no other came to share the batch
 
 
 def test_metrics_of_the_machine(server: LocalServer) -> None:

@@ -1,4 +1,4 @@
-"""What does the real server say to malformed tensors, unknown names and garbage? A sentence, and it goes on."""
+"""Malformed tensors, unknown names and garbage: the real server answers with a sentence and goes on."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ MALFORMED = {
     "seed of another shape": ([zeros("seed", "INT64", np.int64, 1, 2)], "shape"),
     "seed without the batch": ([zeros("seed", "INT64", np.int64, 1)], "shape"),
     "too many samples": ([zeros("seed", "INT64", np.int64, 5, 1)], "<= 4"),
-    "a latent too short": ([SEED, zeros("z", "FP32", np.float32, 1, 3)], "shape"),
-    "latents for other samples": ([SEED, zeros("z", "FP32", np.float32, 2, 4)], "batch"),
+    "an input too short": ([SEED, zeros("z", "FP32", np.float32, 1, 3)], "shape"),
+    "inputs of other samples": ([SEED, zeros("z", "FP32", np.float32, 2, 4)], "batch"),
     "an unknown input": ([SEED, zeros("seeds", "INT64", np.int64, 1, 1)], "seeds"),
 }
 
@@ -62,12 +62,12 @@ def test_an_empty_batch(server: LocalServer, protocol: str) -> None:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_unknown_names(server: LocalServer, protocol: str) -> None:
     with Client(protocol, server) as client:
-        with pytest.raises(InferenceServerException, match="unknown model: 'nobody'"):
-            client.sample("nobody", [1])
+        with pytest.raises(InferenceServerException, match="unknown model: 'no_such_model'"):
+            client.sample("no_such_model", [1])
         with pytest.raises(InferenceServerException, match="picture"):
             client.sample("toy", [1], outputs=("picture",))
         with pytest.raises(InferenceServerException, match=r"guidance|input"):
-            client.sample("plain", [1], guidance=0.5)  # needs a VAE: no such input
+            client.sample("plain", [1], guidance=0.5)  # nothing in it has a null: no such input
 
 
 @pytest.mark.parametrize("name", ["method", "spacing"])

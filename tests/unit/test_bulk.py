@@ -1,4 +1,4 @@
-"""Does a bulk job give the same bytes whoever makes them, go on after any death, and refuse what is not its own?"""
+"""Bulk jobs: the same bytes whichever process makes them, going on after any death, refusing what is not their own."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine import ArgumentError, Sampler
+from engine import ArgumentError, Bundle, Sampler
 from engine.bulk.files import JobFolder
+from engine.bulk.job import Job, describe
 from engine.bulk.maker import Maker, Means, pack, unpack
-from engine.bulk.plan import plan
-from engine.bulk.run import Run, Silence, in_this_process
+from engine.bulk.run import Run, Silence, generate, in_this_process
 from engine.errors import BulkError, NumericsError
 from tests.bulk_jobs import MEANS, opened, run, samples, small_job, whole_hash
 from tests.samplers import ANY_BACKEND, bundle, open_toy
+from tests.toy_family import build_family
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,7 +49,7 @@ class Stop(Silence):
         self.notes.append(text)
 
 
-class TestPlan:
+class TestJob:
     def test_shards_cover_every_sample_once(self) -> None:
         job = small_job(seed=2**64 - 4)
         shards = list(job)
@@ -61,11 +62,11 @@ class TestPlan:
             job.shard(5)
 
     def test_two_ways_to_say_a_setting_are_one_job(self) -> None:
-        recorded = plan(opened("recorded"), 4, seed=0)
+        recorded = describe(opened("recorded"), 4, seed=0)
         setting = {"steps": 4, "spacing": "linspace", "t_start": 450, "temperature": 0.8, "guidance": 0.25}
-        said = plan(opened("recorded"), 4, seed=0, **setting)
+        said = describe(opened("recorded"), 4, seed=0, **setting)
         assert recorded == said
-        assert plan(opened(), 4).seed != plan(opened(), 4).seed, "drawn"
+        assert describe(opened(), 4).seed != describe(opened(), 4).seed, "drawn"
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -79,8 +80,8 @@ class TestPlan:
             ({"shard_size": 0}, r"shard_size is 0; expected at least 1 image"),
             ({"batch": 0}, r"batch is 0; expected at least 1 image"),
             ({"steps": 0}, r"steps is 0; expected 1 \.\. 1000"),
-            ({"prior": "bundle"}, r"this bundle holds no latent prior"),
-            ({"kind": "uncond", "guidance": 1.0}, r"guidance is 1, but this bundle is unconditional"),
+            ({"prior": "bundle"}, r"prior"),
+            ({"kind": "uncond", "guidance": 1.0}, r"guidance is 1, but nothing that this bundle's network is fed"),
         ],
     )
     def test_refusals(self, options: dict[str, Any], message: str) -> None:
@@ -103,7 +104,7 @@ class TestSameBytes:
 
     @pytest.mark.parametrize("kind", ["form2", "zcond", "uncond", "recorded"])
     def test_every_kind_of_model(self, kind: str, tmp_path: Path) -> None:
-        job = plan(opened(kind), 3, seed=1, shard_size=2)
+        job = describe(opened(kind), 3, seed=1, shard_size=2)
         run(tmp_path, job, kind=kind)
         with open_toy(kind) as sampler:
             np.testing.assert_array_equal(samples(tmp_path)[:2], sampler.sample(2, seed=1).images)
@@ -143,6 +144,59 @@ class TestSameBytes:
             Maker(job, opened("form2"), MEANS)
         with pytest.raises(BulkError, match=r"cannot be unpacked there .*expected room for [0-9,]+ bytes"):
             unpack(pack(opened()), tmp_path / "nowhere")
+
+
+class TestInputs:
+    """A bundle whose label must be given (tests/toy_family.py)."""
+
+    @pytest.fixture
+    def family(self, tmp_path: Path) -> Bundle:
+        return Bundle.open(build_family(tmp_path / "family"))
+
+    def job(self, family: Bundle, **inputs: Any) -> Job:
+        return describe(family, 7, seed=3, shard_size=3, batch=2, steps=2, inputs=inputs)
+
+    @pytest.mark.parametrize("label", [4, list(range(7))])
+    def test_samples_are_the_samplers(self, family: Bundle, label: Any, tmp_path: Path) -> None:
+        means = replace(MEANS, inputs={"label": label})
+        generate(self.job(family, label=label), family, tmp_path / "out", means)
+        with Sampler(family, MEANS.backend, MEANS.precision, 2, max_batch=2) as sampler:
+            labels, seeds = np.broadcast_to(label, 7), range(3, 10)
+            expected = [sampler.sample(seed=seeds[i : i + 3], label=labels[i : i + 3], steps=2).images for i in (0, 3, 6)]
+        np.testing.assert_array_equal(samples(tmp_path / "out"), np.concatenate(expected))
+
+    def test_the_job_says_what_was_given(self, family: Bundle) -> None:
+        style = np.zeros((1, 5), np.float32)
+        assert self.job(family, label=4).inputs == {"label": 4}
+        assert self.job(family, label=[4]).inputs == {"label": 4}
+        inputs = self.job(family, label=range(7), style=style).inputs
+        assert list(inputs) == ["label", "style"]
+        assert str(inputs["label"]).startswith("int64 [7] SHA-256 ")
+        assert inputs["style"] == self.job(family, label=1, style=style.astype(np.float64)[0]).inputs["style"]
+        assert inputs["style"] != self.job(family, label=1, style=style + 1).inputs["style"]
+        assert self.job(family, label=1).setting.prior == "standard"
+        assert self.job(family, label=1, style=style).setting.prior is None, "nothing is drawn"
+
+    @pytest.mark.parametrize(
+        ("inputs", "message"),
+        [
+            ({}, r"label: found nothing, expected label int64\[batch\]; say it with --input label=VALUE"),
+            ({"label": 11}, r"label runs from 11 to 11"),
+            ({"label": [1, 2]}, r"label: found 2 samples, expected one, which all share, or 7, one an image"),
+            ({"label": 1, "z": 2}, r"a bulk job has no option 'z', and this bundle has no such input"),
+        ],
+    )
+    def test_refusals(self, family: Bundle, inputs: dict[str, Any], message: str) -> None:
+        with pytest.raises(ArgumentError, match=message):
+            self.job(family, **inputs)
+
+    def test_others_than_the_jobs(self, family: Bundle, tmp_path: Path) -> None:
+        job = self.job(family, label=4)
+        with pytest.raises(BulkError, match=r"inputs: found \{'label': 5\}, expected \{'label': 4\} as in the job"):
+            generate(job, family, tmp_path / "out", replace(MEANS, inputs={"label": 5}))
+        generate(job, family, tmp_path / "out", replace(MEANS, inputs={"label": 4}))
+        with pytest.raises(BulkError, match=r"job\.inputs\.label: found 4 in the folder's job, expected 5 as in this run"):
+            generate(self.job(family, label=5), family, tmp_path / "out", replace(MEANS, inputs={"label": 5}))
 
 
 class TestDamage:
@@ -213,9 +267,9 @@ class TestRefusals:
             ("shard-00000.npy", "", r"found 'shard-00000\.npy' and no job\.json"),
             ("job.json", "{", r"job\.json: found no JSON"),
             ("job.json", "[" * 100_000, r"job\.json: found no JSON"),
-            ("job.json", "[]", r"expected a job's description, diffusevae-bulk-job of version 1"),
-            ("job.json", '{"format": "diffusevae-bulk-job", "version": 2}', r"of version 1; choose another --out"),
-            ("job.json", '{"format": "diffusevae-bulk-job", "version": 1, "job": {}}', r"the keys format, job, version"),
+            ("job.json", "[]", r"expected a job's description, diffusevae-bulk-job of version 2"),
+            ("job.json", '{"format": "diffusevae-bulk-job", "version": 1}', r"of version 2; choose another --out"),
+            ("job.json", '{"format": "diffusevae-bulk-job", "version": 2, "job": {}}', r"the keys format, job, version"),
         ],
     )
     def test_a_folder_of_something_else(self, name: str, content: str, message: str, tmp_path: Path) -> None:
@@ -234,9 +288,9 @@ class TestRefusals:
 
     def test_a_bundle_that_was_replaced(self, monkeypatch: pytest.MonkeyPatch) -> None:
         old, new = opened(), (bundle("form2") / "manifest.json").read_bytes()
-        monkeypatch.setattr("engine.bulk.plan.read_manifest_file", lambda _: new)
+        monkeypatch.setattr("engine.bulk.job.read_manifest_file", lambda _: new)
         with pytest.raises(BulkError, match=r"found another bundle than the one that was opened"):
-            plan(old, 3)
+            describe(old, 3)
 
 
 class TestDisk:
@@ -358,13 +412,13 @@ class TestDeath:
         again = subprocess.run([*command, "--json"], cwd=ROOT, capture_output=True, text=True, timeout=100, check=True)
         report = json.loads(again.stdout)
         assert report["shards_made"] == 10 - kept
-        job = plan(opened(), 40, seed=3, steps=500, batch=4, shard_size=4)
+        job = describe(opened(), 40, seed=3, steps=500, batch=4, shard_size=4)
         assert whole_hash(out) == run(tmp_path / "whole", job).manifest["sha256"] == report["sha256"]
 
 
 def test_an_error_of_the_engine_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(NumericsError, match=r"returned NaN or infinity at step"):
-        run(tmp_path, plan(opened("nan"), 4, seed=0), kind="nan")
+        run(tmp_path, describe(opened("nan"), 4, seed=0), kind="nan")
     assert [path.name for path in tmp_path.iterdir()] == ["job.json"]
 
 

@@ -1,4 +1,4 @@
-"""Does the crew of a Ray job hand out, take back and give up as it should? On a played cluster, which dies on cue.
+"""The crew of a Ray job: what it hands out, takes back and gives up, on a played cluster that dies on cue.
 
 The real one is in tests/integration/test_bulk_ray.py.
 """
@@ -14,12 +14,15 @@ from typing import Any
 
 import pytest
 
+from engine import Bundle
 from engine.bulk.cluster import Cluster, Place, places
 from engine.bulk.crew import DEPTH, Crew
 from engine.bulk.files import JobFolder
-from engine.bulk.run import Run
+from engine.bulk.job import describe
+from engine.bulk.run import Run, generate
 from engine.errors import BulkError, NumericsError
 from tests.bulk_jobs import MEANS, opened, run, small_job, whole_hash
+from tests.toy_family import build_family
 from tests.unit.test_bulk import Stop
 
 
@@ -94,7 +97,7 @@ class PlayedRay:
         return work()
 
     def wait(self, refs: list[Call], num_returns: int, timeout: float) -> tuple[list[Call], list[Call]]:
-        assert refs, "somebody must have something to do"
+        assert refs, "some call is always under way"
         ready = [ref for ref in refs if not (ref.name == "open" and self.script(ref.actor, "open") == "wait")]
         return ready[:1], []
 
@@ -159,7 +162,7 @@ class TestCrew:
         assert not ray.alive
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_worker_that_waits_for_its_machine_holds_nobody_up(self, tmp_path: Path) -> None:
+    def test_a_worker_that_waits_for_its_machine_holds_up_no_other(self, tmp_path: Path) -> None:
         ray, _ = play(tmp_path, PlayedRay(lambda actor, what: "wait" if actor == 0 else None))
         assert ray.made == {"open": 1, **dict.fromkeys(range(5), 1)}
 
@@ -175,6 +178,16 @@ class TestCrew:
         monkeypatch.setattr("engine.bulk.maker.origin_of", lambda job, sampler: {"machine": next(kinds)})
         with pytest.raises(BulkError, match=r"made_by\.machine: found 'avx.*' in the folder's job, expected 'avx.*' as in"):
             play(tmp_path, PlayedRay())
+
+
+    def test_inputs_travel_with_the_bundle(self, tmp_path: Path) -> None:
+        family = Bundle.open(build_family(tmp_path / "family"))
+        inputs = {"label": list(range(7))}
+        job = describe(family, 7, seed=3, shard_size=3, batch=2, steps=2, inputs=inputs)
+        means = replace(MEANS, threads=1, inputs=inputs)
+        ray = PlayedRay()
+        found = generate(job, family, tmp_path / "crew", means, make=lambda given: Crew(ray, Cluster(), given).work())
+        assert found.manifest["sha256"] == generate(job, family, tmp_path / "alone", means).manifest["sha256"]
 
 
 class TestPlaces:

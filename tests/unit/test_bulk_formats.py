@@ -1,4 +1,4 @@
-"""Can others read the shards, are features those of the images, and does the command line lead there?"""
+"""Shards that others can read, features that are those of the images, and the command line that leads there."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from engine.cli.main import cli
 from engine.errors import BulkError
 from tests.bulk_jobs import MEANS, extractor, run, samples, small_job, whole_hash
 from tests.samplers import ANY_BACKEND, SIZE, bundle
+
+SHAPE = (3, SIZE, SIZE)
 
 
 class TestTar:
@@ -93,10 +95,10 @@ class TestFeatures:
     )
     def test_other_inputs_are_refused(self, dtype: str, shape: list[Any], found: str) -> None:
         with pytest.raises(ArgumentError, match=rf"features: found {found}, expected one input, uint8 \[N, 8, 8, 3\] or"):
-            Extractor(extractor(dtype, shape=shape), SIZE, 1)
+            Extractor(extractor(dtype, shape=shape), SHAPE, 1)
 
     def test_free_dimensions_are_taken(self) -> None:
-        model = Extractor(extractor("float32", shape=["n", "c", "h", "w"]), SIZE, 1)
+        model = Extractor(extractor("float32", shape=["n", "c", "h", "w"]), SHAPE, 1)
         assert model(np.full((2, SIZE, SIZE, 3), 255, np.uint8)).tolist() == [[1, 1, 1]] * 2
 
     @pytest.mark.parametrize(
@@ -122,11 +124,11 @@ class TestFeatures:
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
         with pytest.raises(ArgumentError, match=rf"features: found {found}"):
-            Extractor(model.SerializeToString(), SIZE, 1)
+            Extractor(model.SerializeToString(), SHAPE, 1)
 
     def test_nan_is_refused(self) -> None:
         with pytest.raises(NumericsError, match=r"features: found NaN or infinity, expected finite numbers"):
-            Extractor(extractor(nan=True), SIZE, 1)(np.zeros((1, SIZE, SIZE, 3), np.uint8))
+            Extractor(extractor(nan=True), SHAPE, 1)(np.zeros((1, SIZE, SIZE, 3), np.uint8))
 
     def test_files_that_are_no_model(self, tmp_path: Path) -> None:
         with pytest.raises(ArgumentError, match=r"features: found that .*nothing.onnx cannot be read .No such file"):
@@ -135,7 +137,7 @@ class TestFeatures:
         with pytest.raises(ArgumentError, match=r"features: found no ONNX file with all its weights inside"):
             read_extractor(tmp_path / "text.onnx")
         with pytest.raises(ArgumentError, match=r"features: found a model that ONNX Runtime refuses"):
-            Extractor(b"", SIZE, 1)
+            Extractor(b"", SHAPE, 1)
 
 
 HERE = ["--backend", ANY_BACKEND, "--precision", "f32", "--threads", "2"]
@@ -176,7 +178,7 @@ class TestCommand:
             (["--shard-size", "5", "-n", "9"], r"out: found samples.png, expected a folder for the shards"),
             (["--shard-size", "5", "--out", "{out}"], r"n: found none, expected the number of images"),
             (["--shard-size", "0", "-n", "9", "--out", "{out}"], r"shard_size is 0; expected at least 1 image"),
-            (["--shard-size", "5", "-n", "9", "--out", "{out}", "--with-recon"], r"with-recon: found it with shards"),
+            (["--shard-size", "5", "-n", "9", "--out", "{out}", "--with-start"], r"with-start: found it with shards"),
             (["--workers", "2", "-n", "9", "--out", "{out}"], r"workers: found it without --ray, expected both"),
             (["--ray", "--workers", "0", "-n", "9", "--out", "{out}"], r"workers is 0; expected at least 1"),
             (["--format", "npy", "--seed", "1,2", "--out", "{out}", "-n", "2"], r"seed: found a list of 2, expected one"),
@@ -197,7 +199,7 @@ class TestCommand:
         assert result.exit_code == 1
         assert 'expected the package; install it with: pip install "diffusevae-engine[ray]"' in result.stderr
 
-    def test_an_address_where_nobody_listens(self) -> None:
+    def test_an_address_where_nothing_listens(self) -> None:
         for address in ("auto", Cluster().address, "127.0.0.1:1"):
             check_reachable(address)
         with pytest.raises(BulkError, match=r"ray, address 'no-such-host.invalid:6379': found .*; expected a cluster"):

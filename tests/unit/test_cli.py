@@ -1,4 +1,4 @@
-"""Does the command line do what its checked-in help says, answer mistakes in one line, and keep --json pure?"""
+"""The command line: it does what its checked-in help says, answers mistakes in one line, and keeps --json pure."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from engine import Sampler
-from engine.backends import available
+from engine.backends import Choice, available
 from engine.bundle.writer import write_bundle
-from engine.cli.elsewhere import Elsewhere
+from engine.cli.elsewhere import Elsewhere, Place
 from engine.cli.main import cli
 from tests import toy
 from tests.manifests import full_files, full_manifest
 from tests.samplers import ANY_BACKEND, GRAPH_BACKENDS, SIZE, bundle, open_toy
+from tests.toy_family import build_family
 
 ROOT = Path(__file__).parents[2]
 HELP = ROOT / "tests" / "help"
-COMMANDS = ["sample", "reconstruct", "refine", "interpolate", "steps", "info", "verify", "cpp-config", "triton-repo"]
+COMMANDS = [
+    "sample", "reconstruct", "refine", "interpolate", "steps", "info", "verify", "cpp-config", "examples", "triton-repo",
+]  # fmt: skip
+BUILDING = ["build", "fit-prior"]  # need torch; their help is that of their scripts, checked in tests/export
 HERE = ["--backend", ANY_BACKEND, "--precision", "f32", "--threads", "2"]
 
 
@@ -57,7 +61,7 @@ class TestHelp:
         assert found == (HELP / f"{name}.txt").read_text(), hint
 
     def test_every_command_has_a_text(self) -> None:
-        assert sorted(cli.commands) == sorted(COMMANDS)
+        assert sorted(cli.commands) == sorted([*COMMANDS, *BUILDING])
         texts = ["build_engines", "diffusevae", "fit_latent_prior", *COMMANDS]
         assert sorted(path.stem for path in HELP.glob("*.txt")) == sorted(texts)
 
@@ -66,16 +70,18 @@ class TestHelp:
             "import sys; from click.testing import CliRunner; from engine.cli import cli\n"
             "for arguments in (['--help'], ['info', '--help'], ['triton-repo', '--help']):\n"
             "    assert CliRunner().invoke(cli, arguments).exit_code == 0\n"
-            "    print(any(name.partition('.')[0] == 'embed' for name in sys.modules))\n"
+            "    print('engine.triton.cli' in sys.modules)\n"
         )
         found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         assert found.split() == ["False", "False", "True"]
 
     def test_a_command_whose_package_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(cli.commands, "gone", Elsewhere("gone", "no_such_package.cli", "gone", "Nothing."))
+        place = Place("no_such_package.cli", "gone", "Nothing.", ("no_such_package",), "export")
+        monkeypatch.setitem(cli.commands, "gone", Elsewhere("gone", place))
         result = run("gone")
         assert (result.exit_code, "Traceback" in result.output) == (1, False)
-        assert "The command gone is in the package no_such_package, which was not found beside engine" in result.stderr
+        assert "gone: found no no_such_package, expected the packages that this command needs" in result.stderr
+        assert "pip install 'diffusevae-engine[export]'" in result.stderr
 
     def test_python_m_engine_is_the_same_program(self) -> None:
         command = [sys.executable, "-m", "engine", "sample", "--help"]
@@ -94,21 +100,21 @@ class TestSample:
         pixels = np.asarray(Image.open(out))
         np.testing.assert_array_equal(pixels[2 : 2 + SIZE, 2 : 2 + SIZE], expected(seed=3).images[0])
 
-    def test_a_grid_with_the_vae_image_above(self, tmp_path: Path) -> None:
+    def test_a_grid_with_the_start_image_above(self, tmp_path: Path) -> None:
         out = tmp_path / "grid.png"
-        succeed("sample", bundle(), "-n", "3", "--seed", "0", "--with-recon", "--out", out, *HERE)
+        succeed("sample", bundle(), "-n", "3", "--seed", "0", "--with-start", "--out", out, *HERE)
         pixels, batch = np.asarray(Image.open(out)), expected(n=3, seed=0)
-        for row, images in enumerate((batch.recon, batch.images)):
+        for row, images in enumerate((batch.start, batch.images)):
             for column in range(3):
                 top, left = 2 + row * (SIZE + 2), 2 + column * (SIZE + 2)
                 np.testing.assert_array_equal(pixels[top : top + SIZE, left : left + SIZE], images[column])
 
     def test_a_paired_grid_fills_up_its_last_row(self, tmp_path: Path) -> None:
         out = tmp_path / "grid.png"
-        succeed("sample", bundle(), "-n", "9", "--seed", "0", "--with-recon", "--out", out, *HERE)
+        succeed("sample", bundle(), "-n", "9", "--seed", "0", "--with-start", "--out", out, *HERE)
         pixels, batch = np.asarray(Image.open(out)), expected(n=9, seed=0)
         assert pixels.shape == (4 * (SIZE + 2) + 2, 8 * (SIZE + 2) + 2, 3)
-        for row, image in enumerate((batch.recon[0], batch.images[0], batch.recon[8], batch.images[8])):
+        for row, image in enumerate((batch.start[0], batch.images[0], batch.start[8], batch.images[8])):
             top = 2 + row * (SIZE + 2)
             np.testing.assert_array_equal(pixels[top : top + SIZE, 2 : 2 + SIZE], image)
         assert (pixels[2 + 2 * (SIZE + 2) :, 2 + SIZE :] == 255).all(), "what is left of the last rows is white"
@@ -127,10 +133,10 @@ class TestSample:
             "--temperature",
             "0.9",
         ]
-        succeed("sample", bundle(), "--seed", "7,0", *options, "--batch", "1", "--with-recon", "--out", out, *HERE)
+        succeed("sample", bundle(), "--seed", "7,0", *options, "--batch", "1", "--with-start", "--out", out, *HERE)
         batch = expected(seed=[7, 0], steps=5, method="ddpm", guidance=0.5, variance="fixedsmall", temperature=0.9)
         assert np.abs(np.load(out).astype(int) - batch.images).max() <= 1, "other batch sizes may round otherwise"
-        assert np.abs(np.load(tmp_path / "images.recon.npy").astype(int) - batch.recon).max() <= 1
+        assert np.abs(np.load(tmp_path / "images.start.npy").astype(int) - batch.start).max() <= 1
 
     def test_json_is_one_object_and_nothing_else(self, tmp_path: Path) -> None:
         out = tmp_path / "folder"
@@ -163,12 +169,12 @@ class TestFromImages:
     def test_refine_takes_arrays(self, tmp_path: Path) -> None:
         pixels = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), np.uint8)
         np.save(tmp_path / "in.npy", pixels)
-        options = ["--steps", "3", "--t-start", "300", "--seed", "4", "--with-recon", "--out", tmp_path / "out.npy"]
+        options = ["--steps", "3", "--t-start", "300", "--seed", "4", "--with-start", "--out", tmp_path / "out.npy"]
         succeed("refine", bundle(), tmp_path / "in.npy", *options, *HERE)
         with open_toy() as sampler:
             batch = sampler.refine(pixels, steps=3, t_start=300, seed=4)
         np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), batch.images)
-        np.testing.assert_array_equal(np.load(tmp_path / "out.recon.npy"), pixels)
+        np.testing.assert_array_equal(np.load(tmp_path / "out.start.npy"), pixels)
 
     def test_interpolate(self, tmp_path: Path) -> None:
         out = tmp_path / "path.npy"
@@ -179,6 +185,76 @@ class TestFromImages:
         assert "3, for all 4" in result.output
 
 
+class TestInputs:
+    """--input NAME=VALUE, on a bundle that has one to be given and one that is drawn."""
+
+    @pytest.fixture
+    def family(self, tmp_path: Path) -> Path:
+        return build_family(tmp_path / "family")
+
+    def expected(self, family: Path, **options: Any) -> Any:
+        with Sampler(family, ANY_BACKEND, "f32", 2) as sampler:
+            return sampler.sample(**options)
+
+    def test_a_number_is_for_all_images(self, family: Path, tmp_path: Path) -> None:
+        arguments = ["sample", family, "-n", "3", "--seed", "5", "--input", "label=4", "--out", tmp_path / "a.npy"]
+        report = json.loads(succeed(*arguments, "--json", *HERE).stdout)
+        assert report["inputs"] == {"label": [4, 4, 4], "style": "float32 [3, 5]"}
+        np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), self.expected(family, n=3, seed=5, label=4).images)
+
+    def test_a_file_has_one_for_each_image(self, family: Path, tmp_path: Path) -> None:
+        label, style = np.array([1, 10]), np.random.default_rng(0).standard_normal((2, 5)).astype(np.float32)
+        np.save(tmp_path / "label.npy", label)
+        np.save(tmp_path / "style.npy", style)
+        given = ["--input", f"label={tmp_path / 'label.npy'}", "--input", f"style={tmp_path / 'style.npy'}"]
+        succeed("sample", family, "--seed", "5", *given, "--out", tmp_path / "a.npy", *HERE)
+        expected = self.expected(family, seed=5, label=label, style=style)
+        np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), expected.images)
+
+    def test_other_verbs_take_them_too(self, family: Path, tmp_path: Path) -> None:
+        arguments = [family, "1", "2", "-n", "3", "--input", "label=0", "--out", tmp_path / "a.npy"]
+        succeed("interpolate", *arguments, *HERE)
+        with Sampler(family, ANY_BACKEND, "f32", 2) as sampler:
+            expected = sampler.interpolate(1, 2, 3, label=0).images
+        np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), expected)
+        report = json.loads(succeed("verify", family, "--input", "label=3", "--json").stdout)
+        assert report["ok"]
+        assert json.loads(succeed("verify", family, "--json").stdout)["ok"], "0 where nothing is given"
+
+    @pytest.mark.parametrize(
+        ("given", "code", "message"),
+        [
+            ([], 1, "found no label, expected it: this bundle takes label int64[batch]"),
+            (["label"], 2, "'label' is not NAME=VALUE"),
+            (["=3"], 2, "'=3' is not NAME=VALUE"),
+            (["label=11"], 1, "label runs from 11 to 11; expected values in 0 .. 10"),
+            (["label=1.5"], 1, "label has dtype float64; expected integers"),
+            (["lable=1"], 1, "Did you mean 'label'?"),
+            (["label=1", "label=2"], 1, "input: found label twice, expected one value for each"),
+            (["label=no-such.npy"], 1, "input label: found that no-such.npy cannot be read as .npy"),
+            (["label=1", "style=nan"], 1, "style holds 1 values that are NaN or infinite"),
+            (["label=1", "style=2"], 1, "style has shape []; expected float32 [N, 5] or one sample [5]"),
+        ],
+    )
+    def test_mistakes_are_one_line(self, given: list[str], code: int, message: str, family: Path, tmp_path: Path) -> None:
+        options = [word for value in given for word in ("--input", value)]
+        result = run("sample", family, "--out", tmp_path / "a.png", *options, *HERE)
+        assert (result.exit_code, result.stdout) == (code, "")
+        assert message in result.stderr
+        assert "Traceback" not in result.output
+
+    def test_an_archive_is_no_array(self, family: Path, tmp_path: Path) -> None:
+        np.savez(tmp_path / "several.npz", a=1, b=2)
+        result = run("sample", family, "--input", f"label={tmp_path / 'several.npz'}", "--out", tmp_path / "a.png")
+        assert result.exit_code == 1
+        assert "found several arrays in" in result.stderr
+
+    def test_a_start_that_is_no_picture_is_not_shown(self, family: Path, tmp_path: Path) -> None:
+        result = run("sample", family, "--input", "label=1", "--with-start", "--out", tmp_path / "a.png", *HERE)
+        assert result.exit_code == 1
+        assert "expected a bundle with an image to start from; leave --with-start out" in result.stderr
+
+
 class TestMistakes:
     @pytest.mark.parametrize(
         ("arguments", "code", "message"),
@@ -186,7 +262,7 @@ class TestMistakes:
             (["smple"], 2, "No such command 'smple'. Did you mean 'sample'?"),
             (["sample"], 2, "Missing argument 'BUNDLE'"),
             (["sample", "{bundle}", "--stepz", "3"], 2, "--steps"),
-            (["sample", "{bundle}", "--method", "ddimm"], 2, "'ddimm' is not one of ddim, ddpm. Did you mean 'ddim'?"),
+            (["sample", "{bundle}", "--method", "ddimm"], 2, "'ddimm' is not one of ddim, dd"),
             (["sample", "{bundle}", "--seed", "x"], 2, "'x' is not a whole number from 0 to 2**64 - 1"),
             (["sample", "{bundle}", "--seed", "-1"], 2, "'-1' is not a whole number"),
             (["sample", "{bundle}", "--seed", str(2**64)], 1, "expected 0 .. 2**64 - 1"),
@@ -235,7 +311,7 @@ class TestInfoAndVerify:
 
     def test_info_with_a_bundle(self) -> None:
         output = succeed("info", bundle()).output
-        for word in ("formulation 1", "denoiser", "opset", "steps 10", "SHA-256", "auto"):
+        for word in ("family toy", "denoiser", "opset", "steps 10", "SHA-256", "auto", "clip 1, start recon"):
             assert word in output
         report = json.loads(succeed("info", bundle(), "--json").stdout)["bundle"]
         with Sampler(bundle()) as sampler:
@@ -249,14 +325,42 @@ class TestInfoAndVerify:
         lines = [line.split() for line in succeed("info", tmp_path / "full").output.splitlines()]
         assert ["native", "bf16", "denoiser", "0.00", "MB", "any", "processor"] in lines
         assert ["tensorrt_rtx", "fp16", "denoiser", "0.00", "MB", "sm86"] in lines
-        assert any(line[:4] == ["denoiser.fp16", "fp16", "21", "0.00"] for line in lines)
-        assert ["latent", "prior", "gaussian", "mixture", "of", "4", "components", "(0.00", "MB)"] in lines
+        assert any(line[:5] == ["denoiser.fp16", "step", "fp16", "f32", "21"] for line in lines)
+        assert ["prior", "z", "from", "a", "gaussian", "mixture", "of", "4", "components", "(0.00", "MB)"] in lines
         report = json.loads(succeed("info", tmp_path / "full", "--json").stdout)["bundle"]
-        assert report["latent_prior"]["components"] == 4
+        assert report["prior"]["components"] == 4
         engine = report["engines"][1]
-        assert (engine["backend"], engine["precision"], engine["role"]) == ("tensorrt_rtx", "fp16", "denoiser")
+        assert (engine["backend"], engine["precision"], engine["graph"]) == ("tensorrt_rtx", "fp16", "denoiser")
         assert (engine["size"], engine["targets"], list(engine["files"])) == (200, ["sm86"], ["plan"])
-        assert "none: latents are drawn from N(0, I)" in succeed("info", bundle()).output
+        assert "none: what is drawn comes from N(0, I)" in succeed("info", bundle()).output
+
+    def test_info_shows_what_each_call_is_fed(self, tmp_path: Path) -> None:
+        lines = [line.strip() for line in succeed("info", bundle("zcond")).output.splitlines()]
+        assert "z float32[batch, 4]: unbounded, drawn from N(0, I), null 0" in lines
+        for section, call in (
+            ("encode", "vae_encoder(image) -> mu=z, logvar=z_logvar"), ("before", "vae_decoder(z) -> image=recon"),
+            ("rows", "timestep_table(timesteps, z) -> rows"), ("image", "x"),
+        ):  # fmt: skip
+            assert f"{section:<8}{call}" in lines
+        step = next(line for line in lines if line.startswith("step "))
+        assert "cond=recon" in step
+        assert step.endswith("-> eps=e")
+        family = succeed("info", build_family(tmp_path / "family")).output
+        assert "label int64[batch]: 0 to 10, to be given, null 10" in family
+        assert "v, variance fixedsmall" in family
+        assert "cosine, T 1000, s 0.008, max_beta 0.999" in family
+        assert "none: a seed is all that a sample takes" in succeed("info", bundle("uncond")).output
+
+    def test_info_says_in_what_each_graph_computes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        chosen = Choice("openvino", "bf16", "because")
+        monkeypatch.setattr("engine.cli.contents.choose", lambda opened: chosen)
+        report = json.loads(succeed("info", bundle(), "--json").stdout)["bundle"]["graphs"]
+        assert {name: graph["computes_in"] for name, graph in report.items()} == {
+            "vae_encoder": "bf16", "vae_decoder": "bf16", "timestep_table": "f32", "denoiser": "bf16",
+        }  # fmt: skip
+        assert {name: graph["runs"] for name, graph in report.items()} == {
+            "vae_encoder": ["encode"], "vae_decoder": ["before"], "timestep_table": ["rows"], "denoiser": ["step"],
+        }  # fmt: skip
 
     @pytest.mark.parametrize("kind", ["form1", "zcond", "uncond"])
     def test_verify_compares_the_backends(self, kind: str) -> None:

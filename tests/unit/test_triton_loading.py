@@ -1,4 +1,4 @@
-"""What keeps a model away from clients, and does the server's log say why? Loading and unloading, without a server."""
+"""Loading and unloading without a server: what keeps a model away from clients, and that the server's log says why."""
 
 from __future__ import annotations
 

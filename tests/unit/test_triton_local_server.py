@@ -1,4 +1,4 @@
-"""Does the launcher say what is missing before a server starts, and end one that does not behave? With stand-ins only."""
+"""The launcher: it says what is missing before a server starts, and ends one that does not behave. With stand-ins only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def script(path: Path, text: str) -> Path:
 
 
 class Environment:
-    """A folder that looks like an environment with the wheel in it; its Python only prints what it is told to."""
+    """A folder that looks like an environment with the wheel in it; its Python prints these facts and nothing else."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -39,7 +39,7 @@ class Environment:
             "libraries": str(folder / "lib"),
             "multiarch": "",
             "numpy": "1.26.4",
-            "places": {name: str(self.packages / name / "__init__.py") for name in ("pytriton", "embed", "numpy")},
+            "places": {name: str(self.packages / name / "__init__.py") for name in ("pytriton", "engine", "numpy")},
         }
         for file in (
             self.server / "backends" / "python" / "libtriton_python.so",
@@ -94,7 +94,7 @@ class TestInstallation:
         assert find_installation().binary == environment.server / "bin" / "tritonserver"
 
     @pytest.mark.parametrize(
-        ("place", "package"), [("pytriton", "nvidia-pytriton"), ("embed", "diffusevae-engine"), ("numpy", "numpy")]
+        ("place", "package"), [("pytriton", "nvidia-pytriton"), ("engine", "diffusevae-engine"), ("numpy", "numpy")]
     )
     def test_a_missing_package(self, environment: Environment, place: str, package: str) -> None:
         environment.say(places=environment.facts["places"] | {place: None})
@@ -169,7 +169,7 @@ class TestServer:
             server.start()
         assert server.exit_code == 1
 
-    def test_a_port_that_somebody_took_is_tried_again(
+    def test_a_port_that_was_taken_is_tried_again(
         self, environment: Environment, repository: Path, tmp_path: Path
     ) -> None:
         environment.binary(f"echo x >> {tmp_path}/tries; echo \"error: Socket '127.0.0.1:1' already in use\"; exit 1")

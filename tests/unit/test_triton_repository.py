@@ -1,7 +1,8 @@
-"""Does `diffusevae triton-repo` write what Triton can read, whole or not at all, and destroy nothing?"""
+"""`diffusevae triton-repo`: it writes what Triton can read, whole or not at all, and destroys nothing."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from engine.bundle.examples import example_inputs
 from engine.bundle.reader import Bundle
 from engine.bundle.writer import write_bundle
 from engine.cli.main import cli
@@ -17,11 +19,13 @@ from engine.triton import repository
 from engine.triton.config import model_config
 from engine.triton.pbtxt import Word, quoted, text_of
 from engine.triton.repository import RepositoryError, write_repository
-from engine.triton.serving import Serving, plan_for
+from engine.triton.serving import Serving, settle
+from engine.triton.tensors import declared_of
 from tests import toy
 from tests.fake_triton import as_json
-from tests.manifests import full_files, full_manifest
+from tests.manifests import edit, full_files, full_manifest
 from tests.samplers import bundle
+from tests.toy_family import build_family
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +70,9 @@ class TestConfig:
         written = write_repository(bundle(kind), tmp_path / "repo", Serving(name=kind))
         manifest = Bundle.open(bundle(kind)).manifest
         found = as_dict(written.model / "config.pbtxt")
-        assert found == as_json(model_config(manifest, written.plan)) | {"name": kind}
+        assert found == as_json(model_config(manifest, written.settled)) | {"name": kind}
 
-    def test_a_conditional_model(self, tmp_path: Path) -> None:
+    def test_a_model_with_an_input_and_a_start(self, tmp_path: Path) -> None:
         config = parsed(write_repository(bundle(), tmp_path).model / "config.pbtxt")
         assert (config.name, config.backend, config.max_batch_size) == ("toy", "python", 16)
         names = {tensor.name: list(tensor.dims) for tensor in config.input}
@@ -90,10 +94,44 @@ class TestConfig:
         assert values == {"backend": "openvino", "precision": "auto", "threads": "auto", "max_steps": "100"}
         assert not config.response_cache.enable
 
-    def test_an_unconditional_model_has_nothing_of_a_vae(self, tmp_path: Path) -> None:
+    def test_a_model_without_inputs(self, tmp_path: Path) -> None:
         config = parsed(write_repository(bundle("uncond"), tmp_path).model / "config.pbtxt")
         assert [tensor.name for tensor in config.input] == ["seed", "steps", "method", "spacing", "eta", "temperature"]
         assert [tensor.name for tensor in config.output] == ["image"]
+
+    def test_another_family(self, tmp_path: Path) -> None:
+        """An input that must be given is no optional tensor, a single number is [1], and the warm-up sends it too."""
+        path = build_family(tmp_path / "latents.bundle")
+        config_file = write_repository(path, tmp_path / "repo").model / "config.pbtxt"
+        config = parsed(config_file)
+        names = ["seed", "label", "style", "steps", "method", "spacing", "eta", "temperature", "guidance"]
+        assert [tensor.name for tensor in config.input] == names
+        assert [tensor.name for tensor in config.input if not tensor.optional] == ["seed", "label"]
+        kinds = {tensor["name"]: (tensor["data_type"], tensor["dims"]) for tensor in as_dict(config_file)["input"]}
+        assert (kinds["label"], kinds["style"]) == (("TYPE_INT64", [1]), ("TYPE_FP32", [5]))
+        assert {tensor.name: list(tensor.dims) for tensor in config.output} == {"image": [12, 16, 3], "style": [5]}
+        for sample in config.model_warmup:
+            assert sorted(sample.inputs) == ["label", "seed"]
+            assert all(tensor.zero_data for tensor in sample.inputs.values())
+
+    def test_zeros_that_are_out_of_range_warm_nothing_up(self, tmp_path: Path) -> None:
+        """Triton fills a warm-up's tensors with zeros; the model's own warm-up takes the nearest number there is."""
+        path = build_family(tmp_path / "latents.bundle")
+        edit(path, "inputs.0.range", [1, 10])
+        manifest = Bundle.open(path).manifest
+        assert model_config(manifest, settle(Bundle.open(path), Serving()))["model_warmup"] == []
+        assert example_inputs(manifest)["label"].tolist() == 1
+
+    def test_free_dimensions_are_minus_one(self, tmp_path: Path) -> None:
+        opened = Bundle.open(build_family(tmp_path / "latents.bundle"))
+        free = dataclasses.replace(opened.manifest.inputs[1], shape=("batch", "tokens", 5), draw=None)
+        manifest = dataclasses.replace(opened.manifest, inputs=(opened.manifest.inputs[0], free))
+        (tensor,) = (tensor for tensor in declared_of(manifest) if tensor.name == "style")
+        assert (tensor.dims, tensor.optional) == ((-1, 5), False)
+        assert tensor.fits((2, 77, 5), 2)
+        assert not tensor.fits((2, 77, 6), 2)
+        assert not tensor.fits((3, 77, 5), 2)
+        assert example_inputs(manifest) is None, "which sizes the network takes is not known here"
 
     def test_one_sample_at_a_time_needs_no_batcher_but_for_a_bounded_queue(self, tmp_path: Path) -> None:
         plain = parsed(write_repository(bundle(), tmp_path, Serving(max_batch=1)).model / "config.pbtxt")
@@ -115,7 +153,7 @@ class TestConfig:
         values = {key: value.string_value for key, value in config.parameters.items()}
         assert values == {"backend": "onnxruntime", "precision": "f32", "threads": "3", "max_steps": "50"}
 
-    def test_a_batch_of_one_waits_for_nobody(self, tmp_path: Path) -> None:
+    def test_a_batch_of_one_does_not_wait(self, tmp_path: Path) -> None:
         config = parsed(write_repository(bundle(), tmp_path, Serving(max_batch=1)).model / "config.pbtxt")
         assert (config.max_batch_size, config.dynamic_batching.max_queue_delay_microseconds) == (1, 0)
         assert [sample.name for sample in config.model_warmup] == ["one sample"]
@@ -131,7 +169,7 @@ class TestConfig:
         opened.manifest.engines[1].options["profile"] = {"batch": [1, 4, 16]}
 
         def preferred(**chosen: Any) -> Any:
-            config: Any = model_config(opened.manifest, plan_for(opened, Serving(**chosen)))
+            config: Any = model_config(opened.manifest, settle(opened, Serving(**chosen)))
             return config["dynamic_batching"].get("preferred_batch_size")
 
         assert preferred(kind="gpu") == [4, 16]
@@ -140,8 +178,8 @@ class TestConfig:
 
     def test_onnxruntime_on_a_gpu_is_opened_on_the_first(self) -> None:
         opened = Bundle.open(bundle())
-        plan = plan_for(opened, Serving())
-        gpu = plan.__class__(**(vars(plan) | {"kind": "gpu", "backend": "onnxruntime-cuda"}))
+        settled = settle(opened, Serving())
+        gpu = settled.__class__(**(vars(settled) | {"kind": "gpu", "backend": "onnxruntime-cuda"}))
         config: Any = model_config(opened.manifest, gpu)
         assert config["instance_group"] == [{"count": 1, "kind": "KIND_GPU", "gpus": [0]}]
 
@@ -214,19 +252,19 @@ class TestChoices:
             write_repository(full, tmp_path / "repo", Serving(precision="int8"))
 
     def test_native_comes_first(self, full: Path) -> None:
-        assert plan_for(Bundle.open(full), Serving()).backend == "native"
-        assert plan_for(Bundle.open(bundle()), Serving()).backend == "openvino"
+        assert settle(Bundle.open(full), Serving()).backend == "native"
+        assert settle(Bundle.open(bundle()), Serving()).backend == "openvino"
 
     def test_a_backend_that_is_listed_but_has_no_engine(self, tmp_path: Path) -> None:
         path = toy.build_bundle(tmp_path / "a", backends=["native", "onnxruntime"])
-        assert plan_for(Bundle.open(path), Serving()).backend == "onnxruntime"
+        assert settle(Bundle.open(path), Serving()).backend == "onnxruntime"
         with pytest.raises(BackendError, match="found 'native', expected one that the bundle was built for: onnxruntime"):
-            plan_for(Bundle.open(path), Serving(backend="native"))
+            settle(Bundle.open(path), Serving(backend="native"))
 
     def test_the_limit_of_steps_holds_what_is_recorded(self, tmp_path: Path) -> None:
         for T, recorded, expected in ((1000, 10, 100), (50, 10, 50), (1000, 250, 250)):
             path = toy.build_bundle(tmp_path / f"{T}-{recorded}", T=T, defaults={"steps": recorded})
-            assert plan_for(Bundle.open(path), Serving()).max_steps == expected
+            assert settle(Bundle.open(path), Serving()).max_steps == expected
 
 
 class TestWholeSampler:
@@ -248,19 +286,19 @@ class TestWholeSampler:
         models = toy.models_of(1, 8, 4, False)
         raw = full_manifest(models) | {"backends": ["onnxruntime", "tensorrt"]}
         plan = next(engine for engine in raw["engines"] if engine["backend"] == "tensorrt_rtx")
-        whole = plan | {"role": "sampler", "files": {"plan": {"file": "sampler.plan"}}, "backend": "tensorrt"}
+        whole = plan | {"graph": "sampler", "files": {"plan": {"file": "sampler.plan"}}, "backend": "tensorrt"}
         raw["engines"] = [plan | {"backend": "tensorrt"}, whole]
         files = {name: data for name, data in full_files(models).items() if "native" not in name} | {"sampler.plan": b"all"}
         write_bundle(tmp_path / "a", raw, files)
         written = write_repository(tmp_path / "a", tmp_path / "repo", Serving(kind="gpu", instances=2))
-        assert (written.plan.backend, written.graph_platform) == ("tensorrt", "tensorrt_plan")
+        assert (written.settled.backend, written.graph_platform) == ("tensorrt", "tensorrt_plan")
         assert written.graph is not None
         config = parsed(written.graph / "config.pbtxt")
         assert (config.platform, config.default_model_filename) == ("tensorrt_plan", "model.plan")
         assert config.instance_group[0].Kind.Name(config.instance_group[0].kind) == "KIND_GPU"
         assert (written.graph / "1" / "model.plan").read_bytes() == b"all"
         cpu = write_repository(tmp_path / "a", tmp_path / "cpu")
-        assert (cpu.plan.backend, cpu.graph_platform) == ("onnxruntime", "onnxruntime_onnx")
+        assert (cpu.settled.backend, cpu.graph_platform) == ("onnxruntime", "onnxruntime_onnx")
 
     def test_none_where_the_bundle_has_none(self, tmp_path: Path) -> None:
         assert write_repository(bundle(), tmp_path).graph is None
@@ -281,12 +319,12 @@ class TestReplacing:
             write_repository(bundle(), tmp_path)
         assert (model / "config.pbtxt").stat().st_ino == before
         write_repository(bundle("form2"), tmp_path, Serving(max_batch=4), replace=True)
-        assert Bundle.open(model / "1" / "bundle").manifest.model.formulation == 2
+        assert Bundle.open(model / "1" / "bundle").manifest.pipeline.state.centre == "recon"
         assert "max_batch_size: 4" in (model / "config.pbtxt").read_text()
         assert [entry.name for entry in tmp_path.iterdir()] == ["toy"]
 
     @pytest.mark.parametrize("what", ["folder", "file", "link", "config"])
-    def test_nothing_of_somebody_else(self, what: str, tmp_path: Path) -> None:
+    def test_nothing_that_it_did_not_write(self, what: str, tmp_path: Path) -> None:
         target = tmp_path / "repo" / "toy"
         target.parent.mkdir()
         if what == "file":
@@ -319,7 +357,7 @@ class TestReplacing:
         with pytest.raises(RepositoryError, match=r"cannot be written .No space left on device"):
             write_repository(bundle("form2"), tmp_path, Serving(max_batch=4), replace=True)
         assert (model / "config.pbtxt").read_bytes() == before
-        assert Bundle.open(model / "1" / "bundle").manifest.model.formulation == 1
+        assert Bundle.open(model / "1" / "bundle").manifest.pipeline.state.centre is None
         assert [entry.name for entry in tmp_path.iterdir()] == ["toy"]
 
     def test_other_models_stay(self, tmp_path: Path) -> None:
@@ -341,9 +379,9 @@ class TestReplacing:
 
         def swapped(*arguments: Any) -> Any:
             toy.build_bundle(path, formulation=2)
-            return plan_for(*arguments)
+            return settle(*arguments)
 
-        monkeypatch.setattr(repository, "plan_for", swapped)
+        monkeypatch.setattr(repository, "settle", swapped)
         with pytest.raises(RepositoryError, match="found another bundle than a moment ago"):
             write_repository(path, tmp_path / "repo")
         assert list((tmp_path / "repo").iterdir()) == []

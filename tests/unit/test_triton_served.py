@@ -1,6 +1,6 @@
-"""Does the model that Triton runs answer each request as a lone Sampler would, whoever else is in the batch?
+"""The model that Triton runs: it answers each request as a lone Sampler would, whatever else is in the batch.
 
-The server is a stand-in (tests/fake_triton.py); tests/triton talks to the real one.
+The server is a stand-in (tests/fake_triton.py); tests/triton_server talks to the real one.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from engine import Sampler
-from engine.backends.native import backend as native
+from engine.backends.native.backend import Native
 from engine.triton.serving import Serving
 from tests import fake_triton
 from tests.fake_triton import Request, TritonError
-from tests.samplers import CountingGraph, watch_graph
+from tests.samplers import ANY_BACKEND, CountingGraph, watch_graph
+from tests.toy_family import build_family
 from tests.triton_models import Open, Served, floats, int32, ints, loading, lone, same, texts
 
 INVALID, INTERNAL, CANCELLED = TritonError.INVALID_ARG, TritonError.INTERNAL, TritonError.CANCELLED
@@ -62,10 +63,10 @@ class TestAnswers:
     def test_only_what_was_asked_for_is_returned(self, served: Open) -> None:
         model, expected = served(), lone(seed=5)
         responses = model.answer(Request(["recon"], seed=ints(5)), Request(["z", "image"], seed=ints(5)))
-        assert {name: array.tolist() for name, array in responses[0].arrays().items()} == {"recon": expected.recon.tolist()}
+        assert {name: array.tolist() for name, array in responses[0].arrays().items()} == {"recon": expected.start.tolist()}
         assert sorted(responses[1].arrays()) == ["image", "z"]
 
-    def test_an_unconditional_model(self, served: Open) -> None:
+    def test_a_model_without_inputs(self, served: Open) -> None:
         found = served("uncond").answer(Request(["image"], seed=ints(4), steps=int32(5)))[0].arrays()
         np.testing.assert_array_equal(found["image"], lone("uncond", seed=4, steps=5).images)
         assert list(found) == ["image"]
@@ -75,7 +76,7 @@ class TestAnswers:
         same(served(**config).one(seed=ints(7)), lone(seed=7))
 
 
-@pytest.mark.skipif(not native.available()[0], reason=f"native is {native.available()[1]}")
+@pytest.mark.skipif(not Native.available()[0], reason=f"native is {Native.available()[1]}")
 class TestBitEquality:
     def test_a_sample_is_the_same_in_any_company(self, served: Open, native_bundle: Callable[..., Path]) -> None:
         path = native_bundle("form1", "bf16", "int8")
@@ -125,13 +126,79 @@ class TestGroups:
         assert self.runs(served(), given, Request(seed=ints(1), steps=int32(2))) == [1] * 4
 
 
+class TestAnotherFamily:
+    """A class label that must be given, a style that is drawn, a state that is decoded (tests/toy_family.py)."""
+
+    OUTPUTS = ("image", "style")
+
+    @pytest.fixture
+    def model(self, served: Open, tmp_path: Path) -> Served:
+        return served(build_family(tmp_path / "latents.bundle"))
+
+    @pytest.fixture
+    def sampler(self, tmp_path: Path) -> Iterator[Sampler]:
+        with Sampler(build_family(tmp_path / "alone.bundle"), ANY_BACKEND, "f32", 1) as sampler:
+            yield sampler
+
+    def test_an_answer_is_the_samplers(self, model: Served, sampler: Sampler) -> None:
+        request = Request(self.OUTPUTS, seed=ints(5, 6), label=ints(3, 10), guidance=floats(0.5, 0.5))
+        found = model.answer(request)[0].arrays()
+        expected = sampler.sample(seed=[5, 6], label=[3, 10], guidance=0.5)
+        np.testing.assert_array_equal(found["image"], expected.images)
+        np.testing.assert_array_equal(found["style"], expected.values["style"])
+
+    def test_labels_of_several_requests_run_together(self, model: Served, sampler: Sampler) -> None:
+        counting = watch_graph(model.sampler)
+        requests = [Request(["image"], seed=ints(i), label=ints(i), steps=int32(3)) for i in range(4)]
+        responses = model.answer(*requests)
+        assert counting.batches == [4] * 3
+        batch = sampler.sample(seed=range(4), label=range(4), steps=3)
+        for i, response in enumerate(responses):
+            np.testing.assert_array_equal(response.arrays()["image"][0], batch.images[i])
+
+    def test_a_given_style_runs_apart_from_drawn_ones(self, model: Served, sampler: Sampler) -> None:
+        style = np.full((1, 5), 0.5, np.float32)
+        counting = watch_graph(model.sampler)
+        given = Request(self.OUTPUTS, seed=ints(1), label=ints(2), style=style, steps=int32(2))
+        drawn = Request(self.OUTPUTS, seed=ints(1), label=ints(2), steps=int32(2))
+        first, second = (response.arrays() for response in model.answer(given, drawn))
+        assert counting.batches == [1] * 4
+        np.testing.assert_array_equal(first["style"], style)
+        np.testing.assert_array_equal(first["image"], sampler.sample(seed=1, label=2, style=style, steps=2).images)
+        np.testing.assert_array_equal(second["style"], sampler.draw(seed=1)["style"])
+
+    @pytest.mark.parametrize(
+        ("inputs", "message"),
+        [
+            ({}, "label is missing; expected INT64 [1, 1], one row a seed"),
+            ({"label": ints(11)}, "label runs from 11 to 11; expected values in 0 .. 10"),
+            ({"label": ints(1, 2)}, "label is int64 [2, 1]; expected INT64 [1, 1], one row a seed"),
+            ({"label": np.array([1])}, "label is int64 [1]; expected INT64 [1, 1]"),
+            ({"label": int32(1)}, "label is int32 [1, 1]; expected INT64 [1, 1]"),
+            ({"label": ints(1), "style": floats(1)}, "style is float32 [1, 1]; expected FP32 [1, 5]"),
+        ],
+    )
+    def test_a_bad_input_fails_alone(self, model: Served, inputs: dict[str, np.ndarray], message: str) -> None:
+        good = Request(["image"], seed=ints(1), label=ints(2), steps=int32(2))
+        bad = Request(["image"], seed=ints(1), steps=int32(2), **inputs)
+        responses = model.answer(bad, good)
+        code, text = responses[0].refusal()
+        assert (code, message in text) == (INVALID, True), text
+        assert responses[1].arrays()["image"].shape == (1, 12, 16, 3)
+
+    def test_a_configuration_without_the_label(self, served: Open, tmp_path: Path) -> None:
+        config = {"input": [{"name": "seed", "data_type": "TYPE_INT64", "dims": [1]}]}
+        with pytest.raises(fake_triton.TritonModelException, match=r"input 'label': found nothing, expected TYPE_INT64"):
+            served(build_family(tmp_path / "latents.bundle"), **config)
+
+
 BAD = {
     "steps 0": ({"steps": int32(0)}, "steps is 0; this server takes 1 .. 50. Ask for such a number"),
     "negative steps": ({"steps": int32(-2)}, "steps is -2; this server takes 1 .. 50"),
     "too many steps": ({"steps": int32(51)}, "steps is 51; this server takes 1 .. 50"),
     "steps that uniform spacing has not": ({"steps": int32(49), "spacing": texts("uniform")}, "which no whole stride gives"),
-    "method": ({"method": texts("ddimm")}, "method is 'ddimm'; expected one of ddim, ddpm. Did you mean 'ddim'?"),
-    "empty method": ({"method": texts("")}, "method is ''; expected one of ddim, ddpm"),
+    "method": ({"method": texts("ddimm")}, "method is 'ddimm'; expected one of ddim, dd. Did you mean 'ddim'?"),
+    "empty method": ({"method": texts("")}, "method is ''; expected one of ddim, dd"),
     "method that is no text": ({"method": texts(b"\xff\x00")}, r"method is '\\xff\x00'; expected one of"),
     "long method": ({"method": texts("d" * 5000)}, "method holds 5000 bytes; expected a name of at most 64"),
     "spacing": ({"spacing": texts("linspac")}, "Did you mean 'linspace'?"),
@@ -175,7 +242,7 @@ class TestBadRequests:
         assert (code, text.partition(";")[0]) == (INVALID, "sample 1 of 3: steps is 0")
 
     @pytest.mark.parametrize(("name", "array"), [("guidance", floats(1)), ("t_start", int32(5)), ("z", floats(1))])
-    def test_what_an_unconditional_model_has_not_is_not_even_looked_at(
+    def test_what_a_pipeline_has_no_use_for_is_not_even_looked_at(
         self, name: str, array: np.ndarray, served: Open
     ) -> None:
         """The server refuses these inputs by itself: they are not in config.pbtxt."""
@@ -194,7 +261,7 @@ class TestBadRequests:
         same(first.arrays(), lone("zcond", seed=0, steps=2, z=small))
         same(last.arrays(), lone("zcond", seed=2, steps=2, z=small))
 
-    def test_a_failing_runtime_is_told_to_everybody_in_the_run(self, served: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_failing_runtime_fails_every_request_of_the_run(self, served: Open, monkeypatch: pytest.MonkeyPatch) -> None:
         from engine.errors import BackendError
 
         def broken(*_: Any, **__: Any) -> None:
@@ -218,7 +285,7 @@ class Cancels:
 
 
 class TestCancellation:
-    def test_a_run_nobody_waits_for_stops_between_steps(self, served: Open) -> None:
+    def test_a_run_that_no_client_waits_for_stops_between_steps(self, served: Open) -> None:
         model = served()
         counting = watch_graph(model.sampler)
         gone = Cancels(after=3)  # asked before the first step and after each: so after the third

@@ -1,0 +1,283 @@
+"""A family that only the tests know: a latent state, decoded after the loop, a class label, v prediction, cosine betas.
+
+Nothing in engine, embed or kernels was written for it; it is a manifest and six small ONNX graphs:
+
+    encode   image_encoder(image) -> style
+    before   label_encoder(label) -> context; modulation(context, style) -> scale, shift
+    rows     timestep_table(timesteps)
+    step     denoiser(x, scale, shift, row) -> v
+    after    decoder(x) -> decoded
+
+State 4 x 6 x 8, image 3 x 12 x 16. `Reference` is the same in float64 numpy, chain included, written from the papers alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from engine.bundle.writer import write_bundle
+
+STATE, IMAGE, STYLE, CLASSES, CONTEXT, ROW = (4, 6, 8), (3, 12, 16), 5, 10, 3, 6
+T = 1000
+OPSET, IR_VERSION = 21, 10
+F64 = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def weights() -> dict[str, np.ndarray]:
+    """Every weight of the family by name, float32."""
+    rng = np.random.default_rng(11)
+    shapes = {
+        "E": (int(np.prod(IMAGE)), STYLE),
+        "labels": (CLASSES + 1, CONTEXT),
+        "A": (CONTEXT + STYLE, STATE[0]),
+        "B": (CONTEXT + STYLE, STATE[0]),
+        "D": (STATE[0], IMAGE[0], 2, 2),
+    }
+    scales = {"E": 0.05, "labels": 0.5, "A": 0.3, "B": 0.2, "D": 0.4}
+    made = {name: (scales[name] * rng.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
+    return made | {"ramp": np.arange(1, ROW + 1, dtype=np.float32) / 6000}
+
+
+BACKENDS = ("onnxruntime", "openvino")
+
+
+def build_family(path: str | Path, backends: Sequence[str] = BACKENDS, sampler: bytes | None = None) -> Path:
+    """Write the bundle and return its folder. sampler: its whole-sampler graph, where one was composed."""
+    models = graphs()
+    files: dict[str, bytes | Path] = {f"{name}.onnx": model.SerializeToString() for name, model in models.items()}
+    raw = manifest(models, backends)
+    if sampler is not None:
+        files["sampler.onnx"] = sampler
+        raw["graphs"]["sampler"] = entry("sampler", onnx.load_from_string(sampler))
+    write_bundle(path, raw, files)
+    return Path(path)
+
+
+def manifest(models: dict[str, onnx.ModelProto], backends: Sequence[str]) -> dict[str, Any]:
+    """The manifest, without the sizes and hashes that `write_bundle` fills in."""
+    channels, height, width = STATE
+    return {
+        "format": "diffusevae-bundle",
+        "format_version": 3,
+        "name": "latents",
+        "family": "toyfamily",
+        "architecture": {"kind": "toy"},
+        "inputs": [
+            {"name": "label", "dtype": "int64", "shape": ["batch"], "range": [0, CLASSES], "draw": None, "null": CLASSES},
+            {
+                "name": "style", "dtype": "float32", "shape": ["batch", STYLE], "range": "unbounded", "draw": "normal",
+                "null": [0.1] * STYLE,
+            },
+        ],
+        "pipeline": {
+            "encode": [{"graph": "image_encoder", "inputs": {"image": "image"}, "outputs": {"style": "style"}}],
+            "before": [
+                {"graph": "label_encoder", "inputs": {"label": "label"}, "outputs": {"context": "context"}},
+                {
+                    "graph": "modulation",
+                    "inputs": {"context": "context", "style": "style"},
+                    "outputs": {"scale": "scale", "shift": "shift"},
+                },
+            ],
+            "rows": {"graph": "timestep_table", "inputs": {"timesteps": "timesteps"}, "outputs": {"rows": "rows"}},
+            "step": {
+                "graph": "denoiser",
+                "inputs": {"x": "x", "scale": "scale", "shift": "shift", "row": "rows"},
+                "outputs": {"v": "e"},
+            },
+            "after": [{"graph": "decoder", "inputs": {"x": "x"}, "outputs": {"image": "decoded"}}],
+            "nulls": {},
+            "state": {"channels": channels, "height": height, "width": width, "clip": None, "centre": None, "start": None},
+            "image": "decoded",
+        },
+        "schedule": {"recipe": "cosine", "T": T, "s": 0.008, "max_beta": 0.999},
+        "prediction": "v",
+        "variance": "fixedsmall",
+        "defaults": {
+            "steps": 6, "method": "ddim", "spacing": "trailing", "t_start": None, "eta": 0.0, "temperature": 1.0,
+            "guidance": 0.0,
+        },
+        "source": {"file": "toy.ckpt", "sha256": "0" * 64, "weights": "ema", "other_file": None, "other_sha256": None},
+        "backends": list(backends),
+        "graphs": {name: entry(name, model) for name, model in models.items()},
+        "prior": None,
+        "engines": [],
+        "built_with": {"onnx": onnx.__version__},
+    }  # fmt: skip
+
+
+def entry(name: str, model: onnx.ModelProto) -> dict[str, Any]:
+    """The manifest's entry of one model."""
+    ranges: dict[str, Any] = {"timesteps": [0, T - 1], "label": [0, CLASSES], "image": [-1, 1]}
+    kinds = {TensorProto.INT64: "int64", TensorProto.UINT8: "uint8", TensorProto.FLOAT: "float32"}
+
+    def tensors(infos: Any) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": info.name,
+                "dtype": kinds[info.type.tensor_type.elem_type],
+                "shape": [dim.dim_param or dim.dim_value for dim in info.type.tensor_type.shape.dim],
+                "range": ranges.get(info.name, "unbounded"),
+            }
+            for info in infos
+        ]
+
+    return {
+        "file": f"{name}.onnx", "precision": "f32", "opset": OPSET, "compute": {},
+        "inputs": tensors(model.graph.input), "outputs": tensors(model.graph.output),
+        "parity": {
+            "reference": "none (toy)", "max_relative_error": 0.0, "batches": [1, 2], "runtimes": {"onnxruntime": 0.0},
+        },
+    }  # fmt: skip
+
+
+def graphs() -> dict[str, onnx.ModelProto]:
+    """The six graphs by name."""
+    node, w = helper.make_node, weights()
+    state, image = ["batch", *STATE], ["batch", *IMAGE]
+    flat = {"flat": np.array([0, -1])}
+    return {
+        "image_encoder": _model(
+            [node("Reshape", ["image", "flat"], ["pixels"]), node("MatMul", ["pixels", "E"], ["style"])],
+            {"image": image}, {"style": ["batch", STYLE]}, {"E": w["E"]} | flat,
+        ),
+        "label_encoder": _model(
+            [node("Gather", ["labels", "label"], ["context"])],
+            {"label": ["batch"]}, {"context": ["batch", CONTEXT]}, {"labels": w["labels"]},
+        ),
+        "modulation": _model(
+            [
+                node("Concat", ["context", "style"], ["both"], axis=1),
+                node("MatMul", ["both", "A"], ["scale"]),
+                node("MatMul", ["both", "B"], ["shift"]),
+            ],
+            {"context": ["batch", CONTEXT], "style": ["batch", STYLE]},
+            {"scale": ["batch", STATE[0]], "shift": ["batch", STATE[0]]},
+            {"A": w["A"], "B": w["B"]},
+        ),
+        "timestep_table": _model(
+            [
+                node("Cast", ["timesteps"], ["t"], to=TensorProto.FLOAT),
+                node("Unsqueeze", ["t", "one"], ["t_column"]),
+                node("Mul", ["t_column", "ramp"], ["rows"]),
+            ],
+            {"timesteps": ["steps"]}, {"rows": ["steps", ROW]}, {"ramp": w["ramp"], "one": np.array([1])},
+        ),
+        "denoiser": _model(
+            [
+                node("Reshape", ["scale", "column"], ["scale_4d"]),
+                node("Reshape", ["shift", "column"], ["shift_4d"]),
+                node("ReduceMean", ["row", "axis"], ["mean"], keepdims=1),
+                node("Reshape", ["mean", "ones"], ["offset"]),
+                node("Tanh", ["x"], ["bent"]),
+                node("Mul", ["bent", "scale_4d"], ["scaled"]),
+                node("Mul", ["x", "tenth"], ["part"]),
+                node("Add", ["part", "scaled"], ["sum"]),
+                node("Add", ["shift_4d", "offset"], ["level"]),
+                node("Add", ["sum", "level"], ["v"]),
+            ],
+            {"x": state, "scale": ["batch", STATE[0]], "shift": ["batch", STATE[0]], "row": [1, ROW]},
+            {"v": state},
+            {
+                "column": np.array([0, 0, 1, 1]), "axis": np.array([1]), "ones": np.array([1, 1, 1, 1]),
+                "tenth": np.float32(0.1),
+            },
+        ),
+        "decoder": _model(
+            [node("ConvTranspose", ["x", "D"], ["wide"], strides=[2, 2]), node("Tanh", ["wide"], ["image"])],
+            {"x": state}, {"image": image}, {"D": w["D"]},
+        ),
+    }  # fmt: skip
+
+
+def _model(
+    nodes: Sequence[onnx.NodeProto],
+    inputs: dict[str, list[Any]],
+    outputs: dict[str, list[Any]],
+    constants: dict[str, Any],
+) -> onnx.ModelProto:
+    def infos(named: dict[str, list[Any]]) -> list[onnx.ValueInfoProto]:
+        whole = ("label", "timesteps")
+        return [
+            helper.make_tensor_value_info(name, TensorProto.INT64 if name in whole else TensorProto.FLOAT, shape)
+            for name, shape in named.items()
+        ]
+
+    tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(list(nodes), "toy", infos(inputs), infos(outputs), tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+class Reference:
+    """The family in float64 numpy: each graph as a method, and `sample`, DDIM with eta and guidance over v prediction."""
+
+    def __init__(self) -> None:
+        self.w = {name: array.astype(np.float64) for name, array in weights().items()}
+        # Nichol & Dhariwal 2021, eq. 17: alpha_bar_t = f(t) / f(0), each beta limited.
+        t = np.arange(T + 1, dtype=np.float64)
+        f = np.cos((t / T + 0.008) / 1.008 * np.pi / 2) ** 2
+        betas = np.minimum(1 - f[1:] / f[:-1], 0.999)
+        self.alpha_bar = np.cumprod(1 - betas)
+
+    def encode(self, images: np.ndarray) -> F64:
+        """The style of images [N, 3, 12, 16] in [-1, 1]."""
+        return images.reshape(len(images), -1).astype(np.float64) @ self.w["E"]
+
+    def modulation(self, label: np.ndarray, style: np.ndarray) -> tuple[F64, F64]:
+        """scale and shift, [N, 4] each."""
+        both = np.concatenate([self.w["labels"][label], style.astype(np.float64)], axis=1)
+        return both @ self.w["A"], both @ self.w["B"]
+
+    def denoise(self, x: F64, scale: F64, shift: F64, t: int) -> F64:
+        """v at timestep t."""
+        level = shift[:, :, None, None] + np.mean(t * self.w["ramp"])
+        return 0.1 * x + scale[:, :, None, None] * np.tanh(x) + level
+
+    def decode(self, x: F64) -> F64:
+        """Images [N, 3, 12, 16] in [-1, 1]: a transposed convolution whose windows do not overlap."""
+        wide = np.einsum("ncij,coab->noiajb", x, self.w["D"])
+        n, channels, height, _, width, _ = wide.shape
+        return np.tanh(wide.reshape(n, channels, 2 * height, 2 * width))
+
+    def sample(
+        self,
+        timesteps: Sequence[int],
+        x_T: np.ndarray,
+        label: np.ndarray,
+        style: np.ndarray,
+        *,
+        guidance: float = 0.0,
+        eta: float = 0.0,
+        noise: np.ndarray | None = None,
+    ) -> F64:
+        """The state after the last step. timesteps fall; noise [S, N, ...] is needed where eta is not 0."""
+        with_inputs = self.modulation(label, style)
+        nulls = self.modulation(np.full_like(label, CLASSES), np.full_like(style, 0.1))
+        x = x_T.astype(np.float64)
+        for step, t in enumerate(timesteps):
+            v = (1 + guidance) * self.denoise(x, *with_inputs, t)
+            if guidance:
+                v = v - guidance * self.denoise(x, *nulls, t)
+            now = self.alpha_bar[t]
+            then = self.alpha_bar[timesteps[step + 1]] if step + 1 < len(timesteps) else 1.0
+            x0 = np.sqrt(now) * x - np.sqrt(1 - now) * v
+            eps = np.sqrt(1 - now) * x + np.sqrt(now) * v
+            sigma = eta * np.sqrt((1 - then) / (1 - now)) * np.sqrt(1 - now / then)
+            x = np.sqrt(then) * x0 + np.sqrt(1 - then - sigma**2) * eps
+            if sigma > 0:
+                assert noise is not None
+                x = x + sigma * noise[step]
+        return x
+
+    def pixels(self, x: F64) -> np.ndarray:
+        """uint8 [N, 12, 16, 3] of a state."""
+        unit = (self.decode(x) + 1) / 2
+        return np.clip(np.rint(255 * unit), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)

@@ -1,0 +1,179 @@
+"""The toy family (tests/toy_family.py) through Python: every verb and option against a float64 reference of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine import Sampler
+from engine.bundle.reader import Bundle
+from engine.errors import ArgumentError
+from engine.solver import noise as noises
+from tests.samplers import EACH_BACKEND, watch_graph
+from tests.toy_family import CLASSES, IMAGE, STATE, STYLE, Reference, build_family
+
+TOLERANCE = 2e-5  # float32 runtimes over a few steps of a network with values around 1
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_family(tmp_path_factory.mktemp("family") / "latents.bundle")
+
+
+@pytest.fixture
+def sampler(family: Path, request: pytest.FixtureRequest) -> Iterator[Sampler]:
+    """On the backend that the test names."""
+    with Sampler(family, request.getfixturevalue("backend"), "f32", 2) as opened:
+        yield opened
+
+
+def given(n: int = 3) -> dict[str, Any]:
+    """Inputs and noise of n samples, different for each."""
+    rng = np.random.default_rng(n)
+    return {
+        "label": np.arange(n) * 3 % (CLASSES + 1),
+        "style": rng.standard_normal((n, STYLE)).astype(np.float32),
+        "x_T": rng.standard_normal((n, *STATE)).astype(np.float32),
+    }
+
+
+def close(found: np.ndarray, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@EACH_BACKEND
+class TestChain:
+    @pytest.mark.parametrize("guidance", [0.0, 1.5, -0.5])
+    @pytest.mark.parametrize("eta", [0.0, 0.7])
+    def test_equals_the_reference(self, backend: str, sampler: Sampler, guidance: float, eta: float) -> None:
+        inputs, steps = given(), 7
+        noise = np.random.default_rng(9).standard_normal((steps, 3, *STATE)).astype(np.float32)
+        options = {"steps": steps, "spacing": "trailing", "guidance": guidance, "eta": eta}
+        batch = sampler.sample(**inputs, noise=noise, **options)
+        reference = Reference()
+        timesteps = batch.timesteps.tolist()
+        assert (len(timesteps), timesteps[0]) == (steps, 999)
+        expected = reference.sample(timesteps, **inputs, guidance=guidance, eta=eta, noise=noise)
+        close(batch.x, expected)
+        assert batch.images.shape == (3, *IMAGE[1:], IMAGE[0])
+        assert np.abs(batch.images.astype(int) - reference.pixels(expected)).max() <= 1
+        assert (batch.images != batch.images[:1]).any(), "every sample has its own label, style and noise"
+
+    def test_the_recorded_setting_and_what_is_drawn(self, backend: str, sampler: Sampler) -> None:
+        batch = sampler.sample(2, seed=2**63, label=4)
+        seeds = np.array([2**63, 2**63 + 1], np.uint64)
+        style, x_T = noises.drawn(seeds, (STYLE,)), noises.initial(seeds, STATE)
+        np.testing.assert_array_equal(batch.values["style"], style)
+        np.testing.assert_array_equal(batch.values["label"], [4, 4])
+        close(batch.x, Reference().sample(batch.timesteps.tolist(), x_T, np.array([4, 4]), style))
+        assert batch.setting.steps == 6
+        assert batch.start is None
+
+    @pytest.mark.parametrize("guidance", [0.0, 2.0])
+    def test_chunks_are_the_batch(self, backend: str, family: Path, guidance: float) -> None:
+        inputs = given(7)
+        with Sampler(family, backend, "f32", 1, max_batch=3) as small, Sampler(family, backend, "f32", 1) as large:
+            cut, whole = (s.sample(**inputs, guidance=guidance) for s in (small, large))
+        assert (cut.timings.chunks, whole.timings.chunks) == (3, 1)
+        close(cut.x, whole.x)
+        for name in ("label", "style"):
+            np.testing.assert_array_equal(cut.values[name], whole.values[name])
+
+    def test_one_sample_in_a_batch_is_itself_alone(self, backend: str, sampler: Sampler) -> None:
+        batch = sampler.sample(seed=[5, 6, 7], label=[1, 2, 3], guidance=1.0)
+        alone = sampler.sample(seed=6, label=2, guidance=1.0)
+        close(batch.x[1:2], alone.x)
+
+    def test_the_null_lane_is_the_null_label_and_style(self, backend: str, sampler: Sampler) -> None:
+        """With w = -1 only the null lane counts: what is given changes nothing, and equals the nulls given as inputs."""
+        x_T, null = given()["x_T"], np.full((3, STYLE), 0.1, np.float32)
+        nulls = sampler.sample(label=CLASSES, style=null, x_T=x_T, steps=4)
+        for inputs in ({"label": 2, "style": null + 5}, {"label": [0, 5, 9], "style": null - 1}):
+            close(sampler.sample(**inputs, x_T=x_T, steps=4, guidance=-1.0).x, nulls.x)
+
+    @pytest.mark.parametrize("method", ["ddpm", "dpmpp_2m", "plms"])
+    def test_every_method_runs(self, backend: str, sampler: Sampler, method: str) -> None:
+        batch = sampler.sample(seed=[1, 2], label=[3, 4], method=method, steps=8, guidance=0.5)
+        assert np.isfinite(batch.x).all()
+        fine = sampler.sample(seed=[1, 2], label=[3, 4], method="ddim", steps=500, spacing="trailing", guidance=0.5)
+        if method != "ddpm":  # the others solve the same equation: they agree with a fine solution of it
+            assert np.abs(batch.x - fine.x).max() < 0.2
+
+    def test_calls_around_the_loop_run_once(self, backend: str, sampler: Sampler) -> None:
+        names = ("label_encoder", "modulation", "timestep_table", "denoiser", "decoder")
+        sampler.sample(seed=0, label=1, guidance=1.0)  # the null's context is computed once a bundle
+        counted = {name: watch_graph(sampler, name) for name in names}
+        sampler.sample(seed=0, label=1, guidance=1.0, steps=5, spacing="trailing")
+        assert {name: graph.calls for name, graph in counted.items()} == {
+            "label_encoder": 1, "modulation": 1, "timestep_table": 1, "denoiser": 5, "decoder": 1,
+        }  # fmt: skip
+
+
+@EACH_BACKEND
+class TestVerbs:
+    def test_encode(self, backend: str, sampler: Sampler) -> None:
+        images = np.random.default_rng(3).integers(0, 256, (2, *IMAGE[1:], IMAGE[0]), np.uint8)
+        found = sampler.encode(images)
+        planes = images.transpose(0, 3, 1, 2) / 255 * 2 - 1
+        assert list(found) == ["style"]
+        close(found["style"], Reference().encode(planes))
+
+    def test_interpolate_walks_the_drawn_input(self, backend: str, sampler: Sampler) -> None:
+        path = sampler.interpolate(3, 8, 4, label=6)
+        ends = sampler.draw(seed=[3, 8])["style"]
+        np.testing.assert_array_equal(path.values["style"][[0, -1]], ends)
+        close(path.values["style"][1], (2 * ends[0] + ends[1]) / 3)
+        close(path.x[:1], sampler.sample(seed=3, label=6).x)
+
+    def test_a_clone_gives_the_same(self, backend: str, sampler: Sampler) -> None:
+        with sampler.clone() as twin:
+            np.testing.assert_array_equal(twin.sample(seed=1, label=2).images, sampler.sample(seed=1, label=2).images)
+
+    def test_warmup_needs_nothing(self, backend: str, sampler: Sampler) -> None:
+        counted = watch_graph(sampler)
+        sampler.warmup(2)
+        assert counted.batches == [2]
+
+    @pytest.mark.parametrize("verb", ["refine", "reconstruct"])
+    def test_verbs_that_need_a_state_of_pixels(self, backend: str, sampler: Sampler, verb: str) -> None:
+        images = np.zeros((1, *IMAGE[1:], IMAGE[0]), np.uint8)
+        with pytest.raises(ArgumentError, match=rf"{verb} needs a state that is the image: it decodes one of \[4, 6, 8\]"):
+            getattr(sampler, verb)(images, steps=2, t_start=500)
+
+    def test_decode_needs_a_start_value(self, backend: str, sampler: Sampler) -> None:
+        with pytest.raises(ArgumentError, match="decode needs a start value"):
+            sampler.decode(label=1)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({}, r"found no label, expected it: this bundle takes label int64\[batch\], style float32\[batch, 5\]"),
+            ({"label": 11}, r"label runs from 11 to 11; expected values in 0 \.\. 10"),
+            ({"label": -1}, r"label runs from -1 to -1"),
+            ({"label": 1.0}, r"label has dtype float64; expected integers"),
+            ({"label": [1, 2], "seed": [1, 2, 3]}, r"contradictory: seed says 3, label says 2"),
+            ({"label": 1, "style": np.zeros((1, 4), np.float32)}, r"style has shape \[1, 4\]; expected float32 \[N, 5\]"),
+            ({"label": 1, "t_start": 500}, r"t_start is 500, but this bundle's pipeline has no start value"),
+            ({"label": 1, "lable": 2}, r"Did you mean 'label'\?"),
+            ({"label": 1, "z": np.zeros((1, 4), np.float32)}, r"no option 'z', and this bundle has no such input"),
+            ({"label": 1, "x_T": np.zeros((1, 3, 12, 16), np.float32)}, r"x_T has shape .* expected \[N, 4, 6, 8\]"),
+        ],
+    )
+    def test_bad_input_is_refused(self, backend: str, sampler: Sampler, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(ArgumentError, match=message):
+            sampler.sample(**options)
+
+
+def test_its_pipeline_is_read_as_it_was_written(family: Path) -> None:
+    manifest = Bundle.open(family).manifest
+    pipeline = manifest.pipeline
+    assert (pipeline.state.shape, pipeline.image_shape) == (STATE, IMAGE)
+    assert (manifest.prediction, manifest.schedule.recipe, pipeline.state.clip) == ("v", "cosine", None)
+    assert [spec.name for spec in manifest.inputs] == ["label", "style"]
+    assert pipeline.guided
+    assert all(pipeline.null_is_computed(value) for value in ("context", "scale", "shift"))
+    np.testing.assert_allclose(manifest.schedule.schedule().alpha_bar, Reference().alpha_bar, rtol=1e-12)
