@@ -9,7 +9,6 @@ same GPU, where those are installed.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ if __name__ == "__main__":
 import click
 import numpy as np
 
+from benchmarks import children
 from benchmarks.gpu import golden
 from benchmarks.gpu.torch_chain import TorchChain
 from benchmarks.machine import BenchmarkError, machine_facts, now, write_json
@@ -81,7 +81,7 @@ def build(checkpoint: Path, out: Path, backend: str, target: str, batch: int, sa
     ]  # fmt: skip
     command += ["--targets", target] if backend == "tensorrt_rtx" else []
     say(f"building {out} for {backend} on {target}")
-    if subprocess.run(command, cwd=ROOT, check=False).returncode != 0:
+    if children.run(command, cwd=ROOT).returncode != 0:
         raise BenchmarkError("found that the build failed (its message is above), expected a bundle with plans; mend that")
     return out, time.perf_counter() - started
 

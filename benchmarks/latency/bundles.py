@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
+from benchmarks import children
 from benchmarks.latency.field import ALL_INT8, Task
 from benchmarks.machine import BenchmarkError, versions
 from engine.backends import available
@@ -114,7 +114,7 @@ def _plain(checkpoint: Path, options: dict[str, object], folder: Path, sha256: s
 
 
 def _run(command: Sequence[str]) -> None:
-    done = subprocess.run(command, cwd=ROOT, check=False)
+    done = children.run(command, cwd=ROOT)
     if done.returncode != 0:
         raise BenchmarkError(
             f"found exit code {done.returncode} (its message is above), expected a bundle to time; "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import children
 from benchmarks.latency import worker
 from benchmarks.latency.field import F32, Contestant, Run, Task
 from benchmarks.machine import BenchmarkError
@@ -32,7 +32,7 @@ class Process:
         self._pipe, theirs = Pipe()
         environment = {**os.environ, "OMP_NUM_THREADS": str(task.threads), "OPENBLAS_NUM_THREADS": "1"}
         started = time.monotonic()
-        self._process = subprocess.Popen(
+        self._child = children.Child(
             [sys.executable, str(ROOT / "benchmarks" / "latency" / "worker.py"), str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             env=environment,
@@ -54,7 +54,7 @@ class Process:
             self._pipe.send(message)
             kind, value = self._pipe.recv()
         except (EOFError, ConnectionError) as error:
-            code = self._process.wait()
+            code = self._child.end(patience=10)
             raise BenchmarkError(
                 f"{self.contestant.name}: found that its process ended (exit code {code}), expected an answer; "
                 f"look at its messages above, and at the free memory"
@@ -66,11 +66,7 @@ class Process:
     def close(self) -> None:
         """End the process; harmless when it has ended already."""
         self._pipe.close()  # it reads the end of the pipe, and leaves
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._child.end(patience=10)
 
 
 @dataclass

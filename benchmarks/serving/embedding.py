@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ if __name__ == "__main__":
 import click
 import numpy as np
 
+from benchmarks import children
 from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json
 from engine import Sampler
 from engine.errors import EngineError
@@ -49,7 +49,7 @@ def time_python(bundle: str, batch: int, repeats: int) -> None:
 
 def run(command: list[str]) -> str:
     """What a child process printed; BenchmarkError when it failed."""
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    done = children.run(command, capture=True, cwd=ROOT)
     if done.returncode != 0:
         said = done.stderr.strip()[-2000:] or "nothing"
         raise BenchmarkError(f"{command[0]}: found exit code {done.returncode}, expected 0; it said: {said}")
