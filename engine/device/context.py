@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from engine.cleanup import run_all, undo
 from engine.device.driver import Driver, load_driver
-from engine.errors import ArgumentError, DeviceError, EngineError
+from engine.errors import ArgumentError, DeviceError
 
 NAME_BYTES = 256
 
@@ -137,47 +138,10 @@ def _adopted(driver: Driver, context: int) -> Device:
     return Device(driver, ordinal, context, primary=False)
 
 
-@contextmanager
-def noting(error: BaseException) -> Iterator[None]:
-    """A failure inside the `with` block, while `error` is on its way up, goes along as a note."""
-    try:
-        yield
-    except EngineError as second:
-        note(error, second)
-
-
-@contextmanager
-def undo(step: Callable[[], object]) -> Iterator[None]:
-    """Run `step` when the `with` block fails; a failure of the step itself is added to the first one as a note."""
-    try:
-        yield
-    except BaseException as error:
-        with noting(error):
-            step()
-        raise
-
-
-def note(error: BaseException, second: BaseException) -> None:
-    """Tell about a second failure in the message of the first (Python 3.10 has no add_note)."""
-    error.args = (f"{error.args[0] if error.args else ''} (cleaning up failed too: {second})", *error.args[1:])
-
-
 def release_all(device: Device, steps: Sequence[Callable[[], object]]) -> None:
     """`run_all`, but nothing on a lost device: there nothing can be freed, and the driver has taken everything back."""
     if device.driver.lost is None:
         run_all(steps)
-
-
-def run_all(steps: Sequence[Callable[[], object]]) -> None:
-    """Run every step, whatever fails in between; then raise the first failure."""
-    first: EngineError | None = None
-    for step in steps:
-        try:
-            step()
-        except EngineError as error:
-            first = first or error
-    if first is not None:
-        raise first
 
 
 @functools.cache

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.device.context import Device, release_all, undo
+from engine.cleanup import undo
+from engine.device.context import Device, release_all
 
 ALIGNMENT = 256  # what TensorRT asks of every address, and more than any vector access needs
 

@@ -6,7 +6,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Generic, Protocol, TypeVar
 
-from engine.device.context import Device, note, release_all, undo
+from engine.cleanup import note, undo
+from engine.device.context import Device, release_all
 from engine.errors import CaptureError, DeviceError, EngineError
 
 LEGACY_STREAM = 1  # CU_STREAM_LEGACY: what a library without streams of its own works on

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.cleanup import run_all, undo
 from engine.device import context as devices
 from engine.device.arrays import Allocation
-from engine.device.context import Device, open_device, presence, release_all, run_all, undo
+from engine.device.context import Device, open_device, presence, release_all
 from engine.device.driver import BINDINGS, CALLS, load_driver
 from engine.device.memory import ALIGNMENT, DeviceBlock, PinnedBlock
 from engine.device.stream import Event, Lru, Stream, capture

@@ -16,7 +16,8 @@ from engine.backends.tensorrt import choice as gpu_choice
 from engine.backends.tensorrt.chain import GpuChain
 from engine.backends.tensorrt.plan import PRECISION, Execution, Plan
 from engine.bundle.reader import Bundle
-from engine.device.context import Device, noting, open_device, release_all, undo
+from engine.cleanup import noting, undo
+from engine.device.context import Device, open_device, release_all
 from engine.device.memory import DeviceBlock, PinnedBlock, Spec
 from engine.device.stream import Stream
 from engine.errors import BackendError

@@ -16,8 +16,9 @@ from engine.backends.tensorrt.plan import Plan
 from engine.backends.tensorrt.shape import STAGES, Prepared, draws_z, pixels, shape_of
 from engine.bundle.reader import Bundle
 from engine.chunk import Chunk, Outcome
+from engine.cleanup import noting, undo
 from engine.device.arrays import Allocation, DeviceArray, borrow
-from engine.device.context import Device, noting, release_all, undo
+from engine.device.context import Device, release_all
 from engine.device.memory import DeviceBlock
 from engine.device.stream import Lru, Stream, capture
 from engine.errors import BackendError, Cancelled, CaptureError, NumericsError

@@ -7,7 +7,8 @@ import struct
 import numpy as np
 import numpy.typing as npt
 
-from engine.device.context import Device, release_all, undo
+from engine.cleanup import undo
+from engine.device.context import Device, release_all
 from engine.errors import BackendError
 from engine.kernels import KernelError, cuda_module
 from engine.solver.table import Start

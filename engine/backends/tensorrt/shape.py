@@ -16,7 +16,8 @@ from engine.backends.tensorrt.kernels import CONTROL_WORDS
 from engine.backends.tensorrt.plan import Execution, Plan
 from engine.bundle.manifest import Model
 from engine.chunk import Chunk
-from engine.device.context import release_all, undo
+from engine.cleanup import undo
+from engine.device.context import release_all
 from engine.device.memory import DeviceBlock, PinnedBlock, Spec
 from engine.device.stream import Event, Replay, Stream
 from engine.kernels import ROW_FIELDS
