@@ -1,4 +1,4 @@
-"""How do images go from the GPU's memory into pycuda without a copy?  python examples/gpu_pycuda.py BUNDLE
+"""Images from the GPU's memory into pycuda, without a copy:  python examples/gpu_pycuda.py BUNDLE
 
 Written against the documented interfaces and run against mocks only: not yet run on a GPU.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 
-import numpy as np
 import pycuda.autoprimaryctx  # noqa: F401  # makes the device's primary context current; the Sampler takes it over
 from pycuda import cumath, driver, gpuarray
 
@@ -17,8 +16,7 @@ from engine import Sampler
 def main(bundle: str) -> None:
     stream = driver.Stream()
     with Sampler(bundle, "tensorrt_rtx") as sampler:
-        model = sampler.bundle.manifest.model
-        latent = np.random.default_rng(0).standard_normal((8, model.z_dim)).astype(np.float32)
+        latent = sampler.draw(8, seed=0)["z"]
         z = gpuarray.to_gpu_async(latent, stream=stream)
 
         # The Sampler waits for what `stream` was given until now; its results are complete when it returns.

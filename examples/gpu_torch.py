@@ -1,4 +1,4 @@
-"""How do images go from the GPU's memory into torch without a copy?  python examples/gpu_torch.py BUNDLE
+"""Images from the GPU's memory into torch, without a copy:  python examples/gpu_torch.py BUNDLE
 
 Written against the documented interfaces and run against mocks only: not yet run on a GPU.
 """
@@ -15,7 +15,7 @@ from engine import Sampler
 def main(bundle: str) -> None:
     torch.cuda.init()  # the Sampler works in torch's own context, in which tensors can be shared
     with Sampler(bundle, "tensorrt_rtx") as sampler:
-        z = torch.randn(8, sampler.bundle.manifest.model.z_dim, device="cuda")
+        z = torch.from_numpy(sampler.draw(8, seed=0)["z"]).cuda()
 
         # Latents come from torch's current stream; the images stay where they are.
         batch = sampler.sample_on_device(z=z, steps=10, seed=0, stream=torch.cuda.current_stream())

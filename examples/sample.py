@@ -1,4 +1,4 @@
-"""How does a program sample from a bundle?  python examples/sample.py BUNDLE OUT.png [N]"""
+"""A bundle becomes a picture:  python examples/sample.py BUNDLE OUT.png [N]"""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def main(bundle: str, out: str, n: str = "8") -> None:
         sampler.warmup(int(n))
         batch = sampler.sample(int(n), seed=0)
 
-    # The VAE's images above, what the diffusion steps made of them below.
-    save_images(out, batch.images, recon=batch.recon)
+    # The images that the chain starts from above, what its steps made of them below.
+    save_images(out, batch.images, start=batch.start)
 
     print(sampler.choice)
     print(f"{len(batch)} images in {len(batch.timesteps)} steps, {batch.timings.total_ms:.1f} ms: {out}")

@@ -1,4 +1,4 @@
-"""How does a program without this project sample from a bundle?  python examples/whole_sampler.py BUNDLE STEPS.npz [N]
+"""A bundle sampled without this project:  python examples/whole_sampler.py BUNDLE STEPS.npz [N]
 
 BUNDLE is built with --whole-sampler; STEPS.npz comes from `diffusevae steps BUNDLE --steps 10 --out STEPS.npz`. Only numpy
 and a stock onnxruntime are needed where this runs; any solver, any number of steps, any batch.

@@ -1,4 +1,4 @@
-"""What does the project do? One picture from the shipped model, and where its milliseconds went.
+"""The demonstration: one picture from the shipped model, and where its milliseconds went.
 
     python examples/avatars/demo.py out/avatars.bundle --out out/avatars.png
 
@@ -24,11 +24,10 @@ TEN: dict[str, Any] = {"steps": 10, "spacing": "trailing", "t_start": 400, "eta"
 def timing_lines(name: str, batch: Batch) -> list[str]:
     """Say where the time of one run went, in milliseconds for the whole batch."""
     t = batch.timings
-    network = t.first_step_ms + sum(t.other_steps_ms)
-    rest = t.total_ms - t.vae_ms - t.table_ms - network - t.update_ms - t.post_ms
+    rest = t.total_ms - t.before_ms - t.rows_ms - t.network_ms - t.update_ms - t.post_ms
     parts = {
-        "VAE decoder": t.vae_ms,
-        "timestep table": t.table_ms,
+        "VAE decoder": t.before_ms,
+        "timestep table": t.rows_ms,
         "first step": t.first_step_ms,
         f"{len(t.other_steps_ms)} other steps": sum(t.other_steps_ms),
         "DDIM update": t.update_ms,
@@ -53,7 +52,7 @@ def main() -> None:
         noise = sampler.sample(COLUMNS, seed=SEED, steps=10)
     from PIL import Image
 
-    rows = [few.recon, few.images, ten.images, noise.images]
+    rows = [few.start, few.images, ten.images, noise.images]
     sheet = grid(np.concatenate([row for row in rows if row is not None]), columns=COLUMNS, pad=1)
     picture = Image.fromarray(sheet).resize((sheet.shape[1] * SCALE, sheet.shape[0] * SCALE), Image.Resampling.NEAREST)
     args.out.parent.mkdir(parents=True, exist_ok=True)
