@@ -101,7 +101,7 @@ REFUSED = [
     ("graphs.denoiser.parity.batches", [0], "graphs.denoiser.parity.batches: found [0] (list)"),
     ("graphs.denoiser.parity.max_relative_error", -1, "parity.max_relative_error: found -1 (int)"),
     ("graphs.denoiser.parity.runtimes.onnxruntime", "good", "parity.runtimes.onnxruntime: found 'good' (str)"),
-    ("graphs.denoiser.file", "vae_decoder.onnx", "graphs.denoiser.file: found 'vae_decoder.onnx' (str), expected a file"),
+    ("graphs.denoiser.file", "vae_decoder.onnx", "file: found 'vae_decoder.onnx' (str), expected a file of its own"),
     ("graphs.denoiser:fp16", {}, "graphs.denoiser.fp16.file: missing"),
     ("graphs.denoiser:f32", {}, "graphs.denoiser.f32: found {} (object), expected a graph under NAME or NAME.fp16"),
     ("graphs.Sample", {}, "graphs.Sample: found {} (object), expected a graph under NAME"),

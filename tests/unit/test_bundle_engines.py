@@ -99,7 +99,7 @@ REFUSED: list[tuple[str, object, str]] = [
     ("engines.0.backend", ABSENT, "engines[0].backend: missing"),
     ("engines.0.backend", "nativ", "engines[0].backend: found 'nativ' (str), expected one of 'native', 'tensorrt_rtx'"),
     ("engines.0.backend", "tensorrt", "engines[0].files.plan: missing, expected an object"),
-    ("engines.0.precision", "fp8", "engines[0].precision: found 'fp8' (str), expected one of 'f32', 'fp16', 'bf16', 'int8'"),
+    ("engines.0.precision", "fp8", "engines[0].precision: found 'fp8' (str), expected one of 'f32', 'bf16', 'fp16', 'int8'"),
     ("engines.0.precision", None, "engines[0].precision: found null"),
     ("engines.0.graph", "decoder", "engines[0].graph: found 'decoder' (str), expected one of '"),
     ("engines.0.files", [], "engines[0].files: found [] (list), expected an object"),

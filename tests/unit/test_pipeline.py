@@ -74,7 +74,7 @@ REFUSED: list[tuple[str, object, str]] = [
     ("pipeline.encode.0.outputs.mu", "mu", "pipeline.encode: found"),
     ("pipeline.encode.0.inputs.image", "z", "pipeline.encode[0].inputs.image: found 'z' (str), expected a value that some"),
     # state, nulls, image
-    ("pipeline.state.height", 9, "pipeline.state.start: found 'recon' (str), expected a value of float32[batch, 3, 9, 8]"),
+    ("pipeline.state.height", 9, "pipeline.state.centre: found 'recon' (str), expected a value of float32[batch, 3, 9, 8]"),
     ("pipeline.state.channels", 0, "pipeline.state.channels: found 0 (int)"),
     ("pipeline.state.clip", 0, "pipeline.state.clip: found 0 (int), expected a number in 1e-06..1e+06"),
     ("pipeline.state.centre", "y", "pipeline.state.centre: found 'y' (str), expected an input or a value that `before` ma"),

@@ -260,7 +260,7 @@ class TestSampler:
         assert run()["setting"]["prior"] == "bundle"
         assert run("--prior", "standard")["setting"]["prior"] == "standard"
         text = CliRunner().invoke(cli, arguments_of("--backend", ANY_BACKEND)).output
-        assert "latents of the bundle's prior" in text
+        assert "from the bundle's prior" in text
         wrong = CliRunner().invoke(cli, arguments_of("--prior", "standart"))
         assert wrong.exit_code == 2
         assert "Did you mean 'standard'?" in wrong.output
