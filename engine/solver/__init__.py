@@ -1,7 +1,11 @@
 """Everything of a chain that is computed before it runs.
 
-schedule.py   noise levels, and the timesteps that a short chain keeps
-table.py      solvers as rows of coefficients
-noise.py      seeds and their noise
-feeds.py      the same as inputs of the whole-sampler graph
+schedule.py     noise levels, and the timesteps that a short chain keeps
+levels.py       what a solver is given and what it returns
+prediction.py   what the network's output says of x0 and eps
+ddim.py ddpm.py dpmpp_2m.py plms.py   the solvers, one a file
+table.py        the step table: METHODS, and rows of coefficients
+check.py        rows that no executor can run
+noise.py        seeds and their noise
+feeds.py        a table as inputs of the whole-sampler graph
 """

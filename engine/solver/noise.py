@@ -1,5 +1,5 @@
-"""Which noise does a sample get? Its own: a function of (seed, stream, step, element), the same in any batch and on any
-backend (Philox4x32-10, kernels/include/diffusevae/philox.h)."""
+"""Seeds, and the noise of each sample: a function of (seed, stream, step, element), the same in any batch and on any backend
+(Philox4x32-10, kernels/include/diffusevae/philox.h)."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def resolve_seeds(seed: int | Sequence[int] | NDArray[np.integer] | None, n: int
     return np.array([(first + i) % _SEED_END for i in range(1 if n is None else n)], np.uint64)
 
 
-def latent(seeds: Seeds, shape: Sequence[int]) -> F32:
-    """Unit normal z for the VAE's decoder: float32 [N, *shape]."""
+def drawn(seeds: Seeds, shape: Sequence[int]) -> F32:
+    """Unit normals of the input that a bundle draws: float32 [N, *shape]."""
     return _draw(seeds, kernels.STREAM_Z, 0, shape, None)
 
 
@@ -69,7 +69,7 @@ def initial(seeds: Seeds, shape: Sequence[int]) -> F32:
 
 
 def step_noise(seeds: Seeds, step_index: int, shape: Sequence[int], out: F32 | None = None) -> F32:
-    """Unit normal noise of step `step_index` (0 is the first step taken): float32 [N, *shape], into `out` when given.
+    """Unit normal noise of row `step_index` of a table (0 is the first): float32 [N, *shape], into `out` when given.
 
     The same numbers as kernels.update(..., seeds=seeds, step=step_index) generates in passing.
     """

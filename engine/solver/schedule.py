@@ -1,9 +1,9 @@
-"""Which noise level belongs to which timestep, and which timesteps does a short chain keep?"""
+"""Noise levels of the trained timesteps, and the timesteps that a short chain keeps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,51 +11,59 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.argument_checks import check_integer, check_number
 from engine.errors import ArgumentError, did_you_mean
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-RECIPES = ("linear",)
+
+# --- Noise levels -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Schedule:
     """The forward process q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I), t = 0 .. T - 1 (DDPM eq. 4).
 
-    Raises ArgumentError for betas outside (0, 1), T < 1 or an unknown recipe.
+    betas: variances of the single steps, float64 [T]. Raises ArgumentError for none, or one outside (0, 1).
     """
 
-    beta_1: float
-    beta_T: float
-    T: int
-    recipe: str = "linear"
+    betas: F64
 
     def __post_init__(self) -> None:
-        if self.recipe not in RECIPES:
+        betas = np.array(self.betas, np.float64)
+        if betas.ndim != 1 or not betas.size:
+            raise ArgumentError(f"betas has shape {list(betas.shape)}; expected [T], T > 0")
+        outside = np.flatnonzero(~((betas > 0) & (betas < 1)))
+        if outside.size:
+            t = int(outside[0])
+            raise ArgumentError(f"betas[{t}] is {betas[t]}; expected a variance in (0, 1)")
+        object.__setattr__(self, "betas", _frozen(betas))
+
+    @classmethod
+    def from_recipe(cls, recipe: str, T: int, *, betas: Sequence[float] | None = None, **numbers: float) -> Schedule:
+        """The schedule of a recipe (RECIPES) and its numbers: `start` and `end`, or `s` and `max_beta`, or `betas`."""
+        if recipe not in RECIPES:
             raise ArgumentError(
-                f"recipe is {self.recipe!r}; expected one of {', '.join(RECIPES)}.{did_you_mean(self.recipe, RECIPES)}"
+                f"recipe is {recipe!r}; expected one of {', '.join(RECIPES)}.{did_you_mean(recipe, RECIPES)}"
             )
-        if self.T < 1:
-            raise ArgumentError(f"T is {self.T}; expected 1 or more timesteps")
-        for name, beta in (("beta_1", self.beta_1), ("beta_T", self.beta_T)):
-            if not 0 < beta < 1:
-                raise ArgumentError(f"{name} is {beta}; expected a variance in (0, 1)")
+        T = check_integer("T", T)
+        if T < 1:
+            raise ArgumentError(f"T is {T}; expected 1 or more timesteps")
+        make, names = RECIPES[recipe]
+        given = [name for name, value in (*numbers.items(), ("betas", betas)) if value is not None]
+        if sorted(given) != sorted(names):
+            raise ArgumentError(
+                f"recipe {recipe!r} was given {', '.join(given) or 'no numbers'}; expected {', '.join(names)}, exactly these"
+            )
+        for name, value in numbers.items():
+            check_number(name, value, *LIMITS[name])
+        return cls(make(T, *((betas if name == "betas" else numbers[name]) for name in names)))
 
-    @cached_property
-    def betas(self) -> F64:
-        """beta_t, float64 [T].
-
-        Trained networks saw the float32 values of torch.linspace, which counts from both ends with fused
-        multiply-adds: here products and sums are exact in float64 and rounded once.
-        """
-        first, last = np.float32(self.beta_1), np.float32(self.beta_T)
-        step = float((last - first) / np.float32(max(1, self.T - 1)))
-        index = np.arange(self.T)
-        rising = (float(first) + step * index).astype(np.float32)
-        falling = (float(last) - step * (self.T - 1 - index)).astype(np.float32)
-        betas = np.where(index < max(1, self.T // 2), rising, falling).astype(np.float64)
-        return _frozen(betas)
+    @property
+    def T(self) -> int:
+        """Trained timesteps."""
+        return len(self.betas)
 
     @cached_property
     def alpha_bar(self) -> F64:
@@ -63,9 +71,57 @@ class Schedule:
         return _frozen(np.cumprod(1.0 - self.betas))
 
 
+def _linear(T: int, start: float, end: float) -> F64:
+    """Betas evenly from start to end (DDPM section 4), as float32 values.
+
+    Trained networks saw those of torch.linspace, which counts from both ends with fused multiply-adds: here products
+    and sums are exact in float64 and rounded once.
+    """
+    first, last = np.float32(start), np.float32(end)
+    step = float((last - first) / np.float32(max(1, T - 1)))
+    index = np.arange(T)
+    rising = (float(first) + step * index).astype(np.float32)
+    falling = (float(last) - step * (T - 1 - index)).astype(np.float32)
+    return np.where(index < max(1, T // 2), rising, falling).astype(np.float64)
+
+
+def _scaled_linear(T: int, start: float, end: float) -> F64:
+    """Square roots of the betas evenly from start to end: what latent diffusion calls linear."""
+    return np.linspace(math.sqrt(start), math.sqrt(end), T) ** 2
+
+
+def _cosine(T: int, s: float, max_beta: float) -> F64:
+    """alpha_bar falls as a squared cosine (Nichol & Dhariwal 2021, eq. 17):
+
+        f(t) = cos((t / T + s) / (1 + s) pi / 2)^2,   beta_t = min(1 - f(t + 1) / f(t), max_beta)
+    """
+    f = np.cos((np.arange(T + 1) / T + s) / (1.0 + s) * (math.pi / 2.0)) ** 2
+    return np.minimum(1.0 - f[1:] / f[:-1], max_beta)
+
+
+def _table(T: int, betas: Sequence[float]) -> F64:
+    """The betas themselves."""
+    found = np.array(betas, np.float64)
+    if found.shape != (T,):
+        raise ArgumentError(f"betas has shape {list(found.shape)}; expected [{T}], one for each of T timesteps")
+    return found
+
+
+RECIPES: dict[str, tuple[Callable[..., F64], tuple[str, ...]]] = {
+    "linear": (_linear, ("start", "end")),
+    "scaled_linear": (_scaled_linear, ("start", "end")),
+    "cosine": (_cosine, ("s", "max_beta")),
+    "table": (_table, ("betas",)),
+}
+LIMITS = {"start": (0.0, 1.0), "end": (0.0, 1.0), "s": (0.0, 1.0), "max_beta": (0.0, 1.0)}
+
+
 def _frozen(array: NDArray[Any]) -> F64:
     array.setflags(write=False)
     return array
+
+
+# --- Which timesteps --------------------------------------------------------------------------------------------------
 
 
 def _uniform(T: int, steps: int, t_start: int | None) -> I64:
@@ -162,20 +218,3 @@ def kept_timesteps(T: int, steps: int, spacing: str, t_start: int | None = None)
 def default_spacing(t_start: int | None) -> str:
     """uniform, as the reference; linspace where a chain starts at t_start."""
     return "uniform" if t_start is None else "linspace"
-
-
-def check_integer(name: str, value: object) -> int:
-    """Refuses what is not a whole number (True and 3.0 included)."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise ArgumentError(f"{name} is {value!r}, a {type(value).__name__}; expected an integer")
-    return int(value)
-
-
-def check_number(name: str, value: object, low: float, high: float = math.inf) -> float:
-    """Refuses what is not a finite number in low .. high."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise ArgumentError(f"{name} is {value!r}, a {type(value).__name__}; expected a number")
-    if not (math.isfinite(value) and low <= value <= high):
-        wanted = f"in {low:g} .. {high:g}" if math.isfinite(high) else f"of at least {low:g}"
-        raise ArgumentError(f"{name} is {value}; expected a number {wanted}")
-    return float(value)

@@ -1,12 +1,14 @@
-"""Which coefficients does each step of a chain have? Every solver as a table of rows, derived once in float64.
+"""The step table: every solver as rows of coefficients, derived once in float64. One row is one call of the network.
 
-A row (kernels.ROW_FIELDS) says, for one step from timestep t to the previous kept timestep s < t:
+A row (kernels.ROW_FIELDS; kernels/include/diffusevae/row.h) takes x from timestep t to the kept timestep before it:
 
-    x0 = clip(p_x x + p_eps eps + p_cond cond)
-    x' = k_x0 x0 + k_prev x0_prev + k_x x + k_eps eps + k_cond cond + sigma noise
+    e   = sum of weight e_lane                        lanes of the network, which is given c_in x
+    x0  = limit(p_x x + p_e e + p_c c  [+ p_y y + p_h1 h1 + p_h2 h2 + p_h3 h3], clip)
+    x'  = k_x0 x0 + k_x x + k_e e + k_c c + k_n n  [+ k_y y + k_h1 h1 + k_h2 h2 + k_h3 h3 + k_g g]
+    y'  = the same sum with q, where any q is not 0
+    push: 1 puts e and 2 puts x0 in front of the history h1, h2, h3
 
-Below, a = alpha_bar at t and a' = alpha_bar at s, with a' = 1 where no earlier timestep is kept, so that the last step
-of every chain returns x0 itself. Papers: DDPM (Ho et al. 2020), DDIM (Song et al. 2021), DiffuseVAE (Pandey et al. 2022).
+A solver is a function from `Levels` to `Columns` in a file of its own, and a line of METHODS.
 """
 
 from __future__ import annotations
@@ -14,138 +16,86 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.argument_checks import check_integer, check_number
 from engine.errors import ArgumentError, did_you_mean
 from engine.kernels import ROW_FIELDS
-from engine.solver.schedule import F64, I64, Schedule, check_integer, check_number, default_spacing, kept_timesteps
+from engine.solver.check import check_rows
+from engine.solver.ddim import ddim
+from engine.solver.ddpm import ddpm
+from engine.solver.dpmpp_2m import dpmpp_2m
+from engine.solver.levels import Columns, Levels
+from engine.solver.plms import plms
+from engine.solver.prediction import PREDICTIONS
+from engine.solver.schedule import I64, Schedule, default_spacing, kept_timesteps
 
-__all__ = ["METHODS", "VARIANCES", "Schedule", "Start", "StepTable", "build_step_table"]
+__all__ = ["METHODS", "PREDICTIONS", "VARIANCES", "Schedule", "Start", "StepTable", "build_step_table", "check_table"]
+
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A solver, the options that it takes, and the predictions that it can be derived for."""
+
+    solver: Callable[[Levels], Columns]
+    takes: tuple[str, ...] = ()
+    predictions: tuple[str, ...] = tuple(PREDICTIONS)
+
+
+METHODS: dict[str, Method] = {
+    "ddim": Method(ddim, takes=("eta",)),
+    "ddpm": Method(ddpm, takes=("variance",)),
+    "dpmpp_2m": Method(dpmpp_2m),
+    "plms": Method(plms, predictions=("eps",)),  # its history is of eps, which for x0 and v takes the x of that time too
+}
+VARIANCES = ("fixedlarge", "fixedsmall")
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a chain starts from: x_start = k_noise noise + k_image image + k_cond cond.
-
-    image is the VAE's reconstruction, or the image to refine, in [-1, 1].
-    """
+    """What a chain starts from: x = k_noise x_T + k_start start + k_centre centre, start being an image or its latent."""
 
     k_noise: float
-    k_image: float
-    k_cond: float
+    k_start: float
+    k_centre: float
 
 
 @dataclass(frozen=True)
 class StepTable:
-    """A chain: timesteps int64 [S] in the order used (falling), rows float32 [S, 10] (kernels.ROW_FIELDS), start."""
+    """A chain, in the order of its R network calls.
+
+    timesteps   int64 [R], what the network is called with
+    rows        float32 [R, 30], kernels.ROW_FIELDS
+    weights     float32 [R, L], of the network's lanes: L = 1, or 2 with guidance (the inputs, their nulls)
+    """
 
     timesteps: I64
-    rows: NDArray[np.float32]
+    rows: F32
+    weights: F32
+    start: Start
     method: str
     spacing: str
-    start: Start
 
-    @property
-    def steps(self) -> int:
-        return len(self.timesteps)
+    def __len__(self) -> int:
+        return len(self.rows)
 
     @property
     def stochastic(self) -> bool:
-        """Whether any step adds noise."""
-        return bool((self.rows[:, ROW_FIELDS.index("sigma")] > 0).any())
-
-    @property
-    def needs_x0_prev(self) -> bool:
-        """Whether any step uses the x0 of the step before it."""
-        return bool((self.rows[:, ROW_FIELDS.index("k_prev")] != 0).any())
-
-
-@dataclass(frozen=True)
-class _Levels:
-    """Noise levels of the kept timesteps, descending, float64 [S]: alpha_bar at t and at the timestep before it."""
-
-    alpha_bar: F64
-    previous: F64
-
-    @property
-    def beta(self) -> F64:
-        """beta of the spaced chain: 1 - a / a' (what makes its alphas multiply to the same alpha_bar)."""
-        return 1.0 - self.alpha_bar / self.previous
-
-    @property
-    def posterior_variance(self) -> F64:
-        """DDPM eq. 7: beta~ = beta (1 - a') / (1 - a); 0 in the last step."""
-        return self.beta * (1.0 - self.previous) / (1.0 - self.alpha_bar)
-
-
-Columns = dict[str, F64 | float]
-
-
-# --- Parts of a row ---------------------------------------------------------------------------------------------------
-
-
-def _predicted_x0(at: _Levels, formulation: int | None) -> Columns:
-    """x0 from x_t and eps.
-
-    Formulation 1 and unconditional, x_t = sqrt(a) x0 + sqrt(1 - a) eps (DDPM eq. 4):
-        x0 = x_t / sqrt(a) - sqrt(1/a - 1) eps
-    Formulation 2, x_t = sqrt(a) x0 + cond + sqrt(1 - a) eps (DiffuseVAE, formulation 2: noise centred on cond):
-        x0 = (x_t - cond) / sqrt(a) - sqrt(1/a - 1) eps
-    """
-    scale = 1.0 / np.sqrt(at.alpha_bar)
-    return {
-        "p_x": scale,
-        "p_eps": -np.sqrt(1.0 / at.alpha_bar - 1.0),
-        "p_cond": -scale if formulation == 2 else 0.0,
-    }
-
-
-def _ddpm(at: _Levels, formulation: int | None, eta: float, variance: str) -> Columns:
-    """Ancestral step, the mean of q(x_s | x_t, x0) (DDPM eq. 7, with the spaced chain's beta):
-
-        mean = sqrt(a') beta / (1 - a) x0 + sqrt(1 - beta) (1 - a') / (1 - a) x_t
-    Formulation 2 has the same posterior for x - cond, hence mean + (1 - k_x) cond.
-    sigma^2: fixedlarge beta, fixedsmall beta~ (DDPM section 3.2).
-    """
-    k_x = np.sqrt(1.0 - at.beta) * (1.0 - at.previous) / (1.0 - at.alpha_bar)
-    return {
-        "k_x0": np.sqrt(at.previous) * at.beta / (1.0 - at.alpha_bar),
-        "k_x": k_x,
-        "k_cond": 1.0 - k_x if formulation == 2 else 0.0,
-        "sigma": np.sqrt(at.beta if variance == "fixedlarge" else at.posterior_variance),
-    }
-
-
-def _ddim(at: _Levels, formulation: int | None, eta: float, variance: str) -> Columns:
-    """DDIM eq. 12 with the sigma of eq. 16:
-
-        sigma = eta sqrt((1 - a') / (1 - a)) sqrt(1 - a / a')
-        x'    = sqrt(a') x0 + sqrt(1 - a' - sigma^2) eps + sigma noise
-    Formulation 2 keeps the centre: the direction is (x_t - sqrt(a) x0) / sqrt(1 - a) = eps + cond / sqrt(1 - a), and
-    1 - sqrt(1 - a' - sigma^2) / sqrt(1 - a) of cond is added; together exactly one cond.
-    """
-    sigma = eta * np.sqrt(at.posterior_variance)
-    return {
-        "k_x0": np.sqrt(at.previous),
-        "k_eps": np.sqrt(np.maximum(0.0, 1.0 - at.previous - sigma**2)),  # rounding may fall below 0 at eta = 1
-        "k_cond": 1.0 if formulation == 2 else 0.0,
-        "sigma": sigma,
-    }
-
-
-METHODS: dict[str, Callable[[_Levels, int | None, float, str], Columns]] = {"ddim": _ddim, "ddpm": _ddpm}
-VARIANCES = ("fixedlarge", "fixedsmall")
-
-
-# --- The table --------------------------------------------------------------------------------------------------------
+        """Whether any row adds noise."""
+        return bool(self.rows[:, [ROW_FIELDS.index("k_n"), ROW_FIELDS.index("q_n")]].any())
 
 
 def build_step_table(
     schedule: Schedule,
     *,
-    formulation: int | None,
+    prediction: str = "eps",
+    centred: bool = False,
     steps: int,
     method: str = "ddim",
     spacing: str | None = None,
@@ -153,65 +103,134 @@ def build_step_table(
     variance: str = "fixedlarge",
     t_start: int | None = None,
     temperature: float = 1.0,
-    clip: bool = True,
+    clip: float | None = 1.0,
+    guidance: float = 0.0,
 ) -> StepTable:
-    """The rows of one chain.
+    """The rows of one chain, in arrays that are not to be written to.
 
-    formulation: 1, 2, or None for an unconditional model (no term with cond).
+    prediction, centred: what the network returns, and whether the state lies around a centre (`Levels`).
     steps, spacing: how many timesteps, and which. None is "uniform" (the reference's whole strides), or "linspace"
-        with t_start; "quad" is dense near 0 and may merge duplicates (StepTable.steps counts what is left);
-        "trailing" ends one stride above 0, so that no call is spent on a clean x;
-        "truncated" is the last `steps` of the full chain.
-    method, eta, variance: "ddim" with eta 0 (deterministic) .. 1; "ddpm" with variance "fixedlarge" or "fixedsmall"
-        (of no effect with ddim). No noise in the last step.
+        with t_start; "quad" is dense near 0 and may merge duplicates; "trailing" ends one stride above 0, so that no
+        call is spent on a clean x; "truncated" is the last `steps` of the full chain.
+    method, eta, variance: "ddim" with eta 0 (deterministic) .. 1; "ddpm" with variance "fixedlarge" or "fixedsmall" (of no
+        effect with the others); "dpmpp_2m", second order; "plms", fourth order, eps prediction, one row more than steps.
     t_start: start at this timestep from a noised image instead of from noise.
     temperature: scales the noise that the chain starts from, not that of the steps.
-    clip: limit x0 to [-1, 1] in every step, as in training.
+    clip: limit x0 to [-clip, clip] in every row, as in training; None: no limit.
+    guidance: w in e = e_0 + w (e_0 - e_1), lane 0 with the inputs and lane 1 with their nulls. 0 is one lane.
     Raises ArgumentError, which says what can be had.
     """
-    _check_solver(formulation, method, eta, variance)
-    steps = check_integer("steps", steps)
+    _check_solver(method, prediction, variance, check_number("eta", eta, 0.0, 1.0))
     t_start = None if t_start is None else check_integer("t_start", t_start)
-    temperature = check_number("temperature", temperature, 0.0)
-    spacing = default_spacing(t_start) if spacing is None else spacing
-    kept = kept_timesteps(schedule.T, steps, spacing, t_start)
-    ascending = schedule.alpha_bar[kept]
-    levels = _Levels(ascending[::-1], np.concatenate([[1.0], ascending[:-1]])[::-1])
-    columns = _predicted_x0(levels, formulation) | METHODS[method](levels, formulation, eta, variance)
-    columns["clip"] = 1.0 if clip else math.inf
-    start = _start(schedule, formulation, t_start, temperature)
-    return StepTable(kept[::-1].copy(), _rows(columns, len(kept), formulation), method, spacing, start)
+    chain = _Chain(
+        schedule=schedule,
+        prediction=prediction,
+        centred=bool(centred),
+        steps=check_integer("steps", steps),
+        method=method,
+        spacing=default_spacing(t_start) if spacing is None else spacing,
+        eta=float(eta),
+        variance=variance,
+        t_start=t_start,
+        temperature=check_number("temperature", temperature, 0.0),
+        clip=math.inf if clip is None else check_number("clip", clip, 0.0),
+        guidance=check_number("guidance", guidance, -math.inf),
+    )
+    return _table(chain)
 
 
-def _rows(columns: Columns, steps: int, formulation: int | None) -> NDArray[np.float32]:
-    rows = np.zeros((steps, len(ROW_FIELDS)))
-    for name, values in columns.items():
+class _Chain(NamedTuple):
+    """Checked arguments of `build_step_table`."""
+
+    schedule: Schedule
+    prediction: str
+    centred: bool
+    steps: int
+    method: str
+    spacing: str
+    eta: float
+    variance: str
+    t_start: int | None
+    temperature: float
+    clip: float
+    guidance: float
+
+
+@lru_cache(maxsize=64)  # a service asks for the same few settings again and again; deriving one takes 0.3 ms
+def _table(chain: _Chain) -> StepTable:
+    kept = kept_timesteps(chain.schedule.T, chain.steps, chain.spacing, chain.t_start)
+    ascending = chain.schedule.alpha_bar[kept]
+    levels = Levels(
+        timesteps=kept[::-1].copy(),
+        alpha_bar=ascending[::-1],
+        previous=np.concatenate([[1.0], ascending[:-1]])[::-1],  # the last step of every chain returns x0
+        prediction=chain.prediction,
+        centred=chain.centred,
+        eta=chain.eta,
+        variance=chain.variance,
+    )
+    timesteps, rows = rows_of(METHODS[chain.method].solver, levels, chain.clip)
+    w = chain.guidance
+    weights: F32 = np.tile(np.array([1.0 + w, -w] if w else [1.0], np.float32), (len(rows), 1))
+    weights.setflags(write=False)
+    return StepTable(timesteps, rows, weights, _start(chain), chain.method, chain.spacing)
+
+
+def rows_of(solver: Callable[[Levels], Columns], levels: Levels, clip: float) -> tuple[I64, F32]:
+    """What a solver makes of these levels: timesteps int64 [R] and rows float32 [R, 30], checked."""
+    columns = solver(levels)
+    rows = np.zeros((len(columns.timesteps), len(ROW_FIELDS)))
+    for name, values in {"clip": clip, "c_in": 1.0, **columns.fields}.items():
         rows[:, ROW_FIELDS.index(name)] = values
-    rows[-1, ROW_FIELDS.index("sigma")] = 0.0
-    if formulation == 2:  # the image is x_0 without the centre that the chain carried along
-        rows[-1, ROW_FIELDS.index("k_cond")] -= 1.0
-    narrow = rows.astype(np.float32)
-    narrow.setflags(write=False)
-    return narrow
+    if levels.centred:  # the image is x_0 without the centre that the chain carried along
+        rows[-1, ROW_FIELDS.index("k_c")] -= 1.0
+    narrow: F32 = (rows + 0.0).astype(np.float32)  # + 0.0: no negative zeros
+    check_rows(narrow)
+    for array in (columns.timesteps, narrow):
+        array.setflags(write=False)
+    return columns.timesteps, narrow
 
 
-def _start(schedule: Schedule, formulation: int | None, t_start: int | None, temperature: float) -> Start:
-    """x_T = temperature noise, or at t_start a sample of q(x_t | image) (DDPM eq. 4); + cond with formulation 2."""
-    centre = 1.0 if formulation == 2 else 0.0
-    if t_start is None:
-        return Start(temperature, 0.0, centre)
-    alpha_bar = float(schedule.alpha_bar[t_start])
-    return Start(temperature * math.sqrt(1.0 - alpha_bar), math.sqrt(alpha_bar), centre)
+def check_table(table: StepTable, *, guide: bool = False) -> None:
+    """Refuse a table that no executor can run; `guide`: whether there is a gradient g. ArgumentError names the field."""
+    calls = len(table.rows)
+    for name, array, shape, dtype in (
+        ("timesteps", table.timesteps, (calls,), np.int64),
+        ("weights", table.weights, (calls, table.weights.shape[-1]), np.float32),
+        ("rows", table.rows, (calls, len(ROW_FIELDS)), np.float32),
+    ):
+        if array.shape != shape or array.dtype != dtype or not array.size:
+            raise ArgumentError(
+                f"{name} is {array.dtype} {list(array.shape)}; expected {np.dtype(dtype)} {list(shape)}, not empty"
+            )
+    if not np.isfinite(table.weights).all():
+        raise ArgumentError("weights holds values that are NaN or infinite; expected finite numbers")
+    check_rows(table.rows, guide=guide)
 
 
-def _check_solver(formulation: int | None, method: str, eta: float, variance: str) -> None:
-    if formulation not in (None, 1, 2):
-        raise ArgumentError(f"formulation is {formulation!r}; expected 1, 2, or None for an unconditional model")
-    if method not in METHODS:
-        raise ArgumentError(f"method is {method!r}; expected one of {', '.join(METHODS)}.{did_you_mean(method, METHODS)}")
-    if variance not in VARIANCES:
+def _start(chain: _Chain) -> Start:
+    """x_T = temperature noise, or at t_start a sample of q(x_t | start) (DDPM eq. 4); + the centre where there is one."""
+    centre = 1.0 if chain.centred else 0.0
+    if chain.t_start is None:
+        return Start(chain.temperature, 0.0, centre)
+    alpha_bar = float(chain.schedule.alpha_bar[chain.t_start])
+    return Start(chain.temperature * math.sqrt(1.0 - alpha_bar), math.sqrt(alpha_bar), centre)
+
+
+def _check_solver(method: str, prediction: str, variance: str, eta: float) -> None:
+    for name, value, choices in (
+        ("method", method, METHODS), ("prediction", prediction, PREDICTIONS), ("variance", variance, VARIANCES)
+    ):  # fmt: skip
+        if value not in choices:
+            raise ArgumentError(f"{name} is {value!r}; expected one of {', '.join(choices)}.{did_you_mean(value, choices)}")
+    if eta != 0 and "eta" not in METHODS[method].takes:
+        takes = [name for name, other in METHODS.items() if "eta" in other.takes]
         raise ArgumentError(
-            f"variance is {variance!r}; expected one of {', '.join(VARIANCES)}.{did_you_mean(variance, VARIANCES)}"
+            f"eta is {eta} with method={method!r}; only {', '.join(takes)} takes eta: leave it 0 or use method={takes[0]!r}"
         )
-    if check_number("eta", eta, 0.0, 1.0) != 0 and method != "ddim":
-        raise ArgumentError(f"eta is {eta} with method={method!r}; only ddim takes eta: leave it 0 or use method='ddim'")
+    if prediction not in METHODS[method].predictions:
+        others = [repr(name) for name, other in METHODS.items() if prediction in other.predictions]
+        raise ArgumentError(
+            f"method is {method!r}, which is for {', '.join(METHODS[method].predictions)} prediction; this network predicts "
+            f"{prediction}: use method={' or '.join(others)}"
+        )

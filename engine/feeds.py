@@ -1,0 +1,84 @@
+"""Input arrays of a bundle's whole-sampler graph (`sampler.onnx`) by name, for any ONNX runtime.
+
+The graph takes what `Sampler` derives for itself: the step table with its start and weights and, where a run is to be
+repeated exactly, each sample's own inputs, x_T and noise.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.bundle.manifest import Manifest
+from engine.bundle.prior import Prior
+from engine.checks import input_of
+from engine.errors import ArgumentError
+from engine.pipeline import table_of
+from engine.resolve import setting_of
+from engine.solver import noise as noises
+from engine.solver.feeds import Feeds, no_noise, step_feeds
+from engine.solver.table import StepTable
+
+__all__ = ["Feeds", "no_noise", "noise_feeds", "setting_feeds", "step_feeds", "write_feeds"]
+
+
+def setting_feeds(manifest: Manifest, given: Mapping[str, Any]) -> tuple[Feeds, StepTable]:
+    """The feeds of a setting, named as for `Sampler.sample` (None: the bundle's recorded one). ArgumentError otherwise."""
+    table = table_of(manifest, manifest.schedule.schedule(), setting_of(manifest, given))
+    return step_feeds(table), table
+
+
+def noise_feeds(
+    manifest: Manifest,
+    table: StepTable,
+    seeds: npt.NDArray[np.uint64],
+    prior: Prior | None = None,
+    inputs: Mapping[str, Any] | None = None,
+) -> Feeds:
+    """The inputs, x_T and noise of these seeds, as `Sampler.sample` takes and draws them: with them the images are that
+    Sampler's.
+
+    prior: the bundle's own (`read_prior`), None for N(0, I). inputs: those that are given, by name, one for all or one a
+    seed; ArgumentError where one is missing that is not drawn.
+    """
+    n, shape = len(seeds), manifest.pipeline.state.shape
+    feeds: Feeds = {"x_T": noises.initial(seeds, shape), "noise": no_noise(n, shape)}
+    if table.stochastic:
+        feeds["noise"] = np.stack([noises.step_noise(seeds, row, shape) for row in range(len(table))])
+    for spec in manifest.inputs:
+        given = (inputs or {}).get(spec.name)
+        if given is not None:
+            feeds[spec.name] = _for_each(input_of(spec, given), n, spec.name)
+        elif spec.draw is None:
+            raise ArgumentError(f"{spec.name}: found none, expected it, because it is not drawn: {spec}. Pass it by name")
+        elif prior is not None:
+            feeds[spec.name] = prior.draw(seeds).reshape(n, *map(int, spec.sample))
+        else:
+            feeds[spec.name] = noises.drawn(seeds, tuple(map(int, spec.sample)))
+    return feeds
+
+
+def _for_each(array: npt.NDArray[Any], n: int, name: str) -> npt.NDArray[Any]:
+    if len(array) not in (1, n):
+        raise ArgumentError(f"{name} holds {len(array)} samples; expected {n}, one a seed, or 1 for all")
+    return np.array(np.broadcast_to(array, (n, *array.shape[1:])))
+
+
+def write_feeds(path: str | os.PathLike[str], feeds: Feeds) -> Path:
+    """Write feeds as one .npz file and return its path; ArgumentError when that is impossible."""
+    target = Path(path)
+    if target.suffix.lower() != ".npz" or target.is_dir():
+        raise ArgumentError(f"{target}: found no file name ending in .npz, expected one; numpy adds it otherwise")
+    arrays: dict[str, Any] = dict(feeds)
+    try:
+        np.savez(target, **arrays)
+    except OSError as error:
+        raise ArgumentError(
+            f"{target}: found that it cannot be written ({error.strerror or error}), expected a place that can; choose one"
+        ) from error
+    return target
