@@ -21,6 +21,7 @@ import numpy.typing as npt
 from engine import checks, kernels
 from engine.backends.base import Backend, DeviceChain
 from engine.backends.host import HostChain
+from engine.bundle.manifest import Manifest
 from engine.bundle.pipeline import IMAGE
 from engine.bundle.prior import Prior, read_prior
 from engine.cleanup import run_all, undo
@@ -28,10 +29,29 @@ from engine.device.arrays import DeviceBatch
 from engine.request import Request, Watch
 from engine.result import F32, U8, Batch, Setting, Timings
 from engine.solver import noise as noises
-from engine.solver.table import StepTable, build_step_table
+from engine.solver.table import Schedule, StepTable, build_step_table
 
 Seeds = npt.NDArray[np.uint64]
 Arrays = dict[str, npt.NDArray[Any]]
+
+
+def table_of(manifest: Manifest, schedule: Schedule, setting: Setting) -> StepTable:
+    """The rows of a setting for a bundle; `schedule` is `manifest.schedule.schedule()`, kept where tables are made often."""
+    state = manifest.pipeline.state
+    return build_step_table(
+        schedule,
+        prediction=manifest.prediction,
+        centred=state.centre is not None,
+        steps=setting.steps,
+        method=setting.method,
+        spacing=setting.spacing,
+        eta=setting.eta,
+        variance=setting.variance,
+        t_start=setting.t_start,
+        temperature=setting.temperature,
+        clip=state.clip if setting.clip else None,
+        guidance=setting.guidance,
+    )
 
 
 class Pipeline:
@@ -71,20 +91,7 @@ class Pipeline:
 
     def table(self, setting: Setting, *, noised_image: bool = False) -> StepTable:
         """The rows of `setting`; with `noised_image` and no t_start, from the image noised to T - 1."""
-        table = build_step_table(
-            self.schedule,
-            prediction=self.manifest.prediction,
-            centred=self.spec.state.centre is not None,
-            steps=setting.steps,
-            method=setting.method,
-            spacing=setting.spacing,
-            eta=setting.eta,
-            variance=setting.variance,
-            t_start=setting.t_start,
-            temperature=setting.temperature,
-            clip=self.spec.state.clip if setting.clip else None,
-            guidance=setting.guidance,
-        )
+        table = table_of(self.manifest, self.schedule, setting)
         if not noised_image or setting.t_start is not None:
             return table
         # q(x_T-1 | image) = N(sqrt(alpha_bar) * image, 1 - alpha_bar): what the reference encodes images to.

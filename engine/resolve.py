@@ -45,7 +45,7 @@ def resolve_request(
     """
     manifest, given = pipeline.manifest, given or {}
     checks.check_inputs(options, manifest.inputs, OPTIONS, where)
-    setting = _setting(manifest, options, has_image=start is not None)
+    setting = setting_of(manifest, options, has_image=start is not None)
     inputs = {
         spec.name: _given_input(pipeline, spec, options[spec.name])
         for spec in manifest.inputs
@@ -108,7 +108,7 @@ def choose_prior(manifest: Manifest, asked: str | None, *, draws: bool) -> str |
     return None
 
 
-def _setting(manifest: Manifest, options: Mapping[str, Any], *, has_image: bool) -> Setting:
+def setting_of(manifest: Manifest, options: Mapping[str, Any], *, has_image: bool = False) -> Setting:
     """The few-step setting, checked for what this bundle cannot have: guidance without nulls, a start without an image."""
     given = {name: options.get(name) for name in SETTING_OPTIONS}
     setting = checks.resolve_setting(asdict(manifest.defaults), manifest.variance, given, clip=options.get("clip", True))

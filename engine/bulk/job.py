@@ -22,9 +22,9 @@ from engine.bundle.manifest import Manifest, parse_manifest
 from engine.bundle.reader import Bundle, read_manifest_file
 from engine.checks import check_free_dimensions, check_inputs, count_of, input_of, resolve_setting
 from engine.errors import ArgumentError, BulkError, did_you_mean
+from engine.feeds import setting_feeds
 from engine.resolve import choose_prior
 from engine.result import Setting
-from engine.solver.feeds import setting_feeds
 
 Inputs = Mapping[str, npt.ArrayLike]
 FORMATS = ("npy", "tar")

@@ -20,11 +20,11 @@ from engine.cli.info import info, verify
 from engine.cli.inputs import INPUT, take_inputs
 from engine.cli.output import finish
 from engine.errors import ArgumentError, EngineError, did_you_mean
+from engine.feeds import noise_feeds, setting_feeds, write_feeds
 from engine.imaging import check_target, load_images
 from engine.resolve import SETTING_OPTIONS
 from engine.result import Batch
 from engine.sampler import Sampler
-from engine.solver.feeds import noise_feeds, setting_feeds, write_feeds
 from engine.solver.noise import resolve_seeds
 from engine.solver.schedule import SPACINGS
 from engine.solver.table import METHODS, VARIANCES

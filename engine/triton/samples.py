@@ -14,8 +14,8 @@ from engine.bundle.inputs import InputSpec
 from engine.bundle.manifest import Manifest
 from engine.checks import input_of, resolve_setting
 from engine.errors import ArgumentError
+from engine.feeds import setting_feeds
 from engine.result import Setting
-from engine.solver.feeds import setting_feeds
 from engine.triton.tensors import FREE, NUMPY, Tensor, inputs_of, outputs_of, setting_of
 
 KEPT_SETTINGS = 256  # settled settings that are remembered; a service sees a handful

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from engine import Sampler, kernels
 from engine.bundle.reader import Bundle
 from engine.cli.main import cli
-from engine.solver.feeds import no_noise, noise_feeds, setting_feeds
+from engine.feeds import no_noise, noise_feeds, setting_feeds
 from engine.solver.noise import resolve_seeds
 from tests.integration.test_golden import CASES, GOLDEN, assert_close_in_distribution, chains, parse
 from tests.sampler_graphs import OrtSampler, compose
