@@ -1,4 +1,7 @@
-"""How is a bundle built from a terminal?  python export/build_engines.py ckpt.pt --out NAME.bundle"""
+"""Building a bundle from a terminal: `diffusevae build CKPT --out NAME.bundle`.
+
+From a checkout this file itself is the command: `python export/build_engines.py CKPT --out NAME.bundle`.
+"""
 
 from __future__ import annotations
 
@@ -17,34 +20,35 @@ if __name__ == "__main__":
     HERE = Path(__file__).resolve().parent
     sys.path[:] = [str(HERE.parent), *(entry for entry in sys.path if Path(entry).resolve() != HERE)]
     if missing := [name for name in NEEDED if find_spec(name) is None]:
+        from engine.commands import install_extra
+
         raise SystemExit(
             f"Error: found no {', '.join(missing)}, expected the packages that building needs; install them with: "
-            "pip install 'diffusevae-engine[export]'"
+            f"{install_extra('export')}"
         )
 
 import click
 from tqdm import tqdm
 
-from engine.bundle.manifest import ENGINE_PRECISIONS
+from engine.bundle.graphs import PRECISIONS
 from engine.cli.main import NearChoice
 from engine.cli.output import echo_fields
+from engine.commands import command
 from engine.errors import EngineError
-from engine.solver.table import VARIANCES
 from export.build import Built, Request, build
-from export.context import Source, Watch
+from export.context import Watch
 from export.engine_options import engine_options, take_engine_options
-from export.families.architecture import Architecture
-from export.families.presets import PRESETS
+from export.families import family_flags
+from export.families.base import Recognised
 from export.graphs.extra import GraphOptions
 from export.plan import BUILDABLE, default_backends
-from export.read.evidence import Options
 from export.read.parts import WEIGHTS
 from export.tensorrt.check import Checked, check_request
 from export.tensorrt.options import DOTTED_TARGETS, RTX_TARGETS
 
 NAMES: dict[str, tuple[str, ...]] = {  # options that take several words
     "--backends": BUILDABLE,
-    "--precision": ENGINE_PRECISIONS,
+    "--precision": PRECISIONS,
     "--targets": (*RTX_TARGETS, *DOTTED_TARGETS),
 }
 
@@ -111,41 +115,11 @@ class Narrator(Watch):
         """A sentence below the stage that it is about."""
         click.echo(f"    {text}")
 
-    def inferred(self, architecture: Architecture, source: Source) -> None:
+    def inferred(self, found: Recognised) -> None:
         """The model as it was understood, each line with where that came from."""
         click.echo("")
-        echo_fields(describe(architecture, source), indent="  ")
+        echo_fields(found.lines(), indent="  ")
         click.echo("")
-
-
-def describe(architecture: Architecture, source: Source) -> dict[str, str]:
-    """What was inferred, as lines for people."""
-    a, unet, origins = architecture, architecture.unet, architecture.origins
-    kind = f"formulation {a.formulation}" if a.conditional else "unconditional"
-    mults = ",".join(map(str, unet.channel_mult))
-    attention = ", ".join(str(unet.image_size >> level) for level in unet.attention_levels)
-    single = "" if source.network.prefix.startswith(tuple(WEIGHTS.values())) else " (the only network in the file)"
-    lines = {
-        "name": (a.name, origins["name"]),
-        "weights": (f"{source.weights}{single}", source.network.prefix + "*"),
-        "model": (kind, origins["formulation"]),
-        "image size": (f"{unet.image_size} x {unet.image_size}", origins["image_size"]),
-        "UNet": (
-            f"{unet.layout} layout, {unet.model_channels} channels x {mults}, {unet.blocks_per_level} blocks a level",
-            "weights",
-        ),
-        "attention": (f"at {attention or 'the middle only'}{' and the middle' if attention else ''}", "weights"),
-        "heads": (str(unet.heads), origins["heads"]),
-    }  # fmt: skip
-    if unet.z_dim is not None:
-        lines["z into the UNet"] = (f"width {unet.z_dim}{', scale-shift' if unet.scale_shift else ''}", "weights")
-    if a.vae is not None:
-        lines["VAE encoder"] = (a.vae.enc_blocks, origins["vae"])
-        lines["VAE decoder"] = (a.vae.dec_blocks, origins["vae"])
-    lines["schedule"] = (f"linear, beta {a.beta_1:g} to {a.beta_T:g}, T = {a.T}", origins["schedule"])
-    lines["variance"] = (a.variance, origins["variance"])
-    lines["defaults"] = (", ".join(f"{k} {v}" for k, v in a.defaults.items() if v not in (None, 0.0)), origins["defaults"])
-    return {key: f"{value}  [{origin}]" for key, (value, origin) in lines.items()}
 
 
 def summarise(built: Built) -> None:
@@ -158,13 +132,13 @@ def summarise(built: Built) -> None:
     echo_table(rows)
     click.echo("\n  error: largest relative difference to torch in float32, batches of 1, 2 and 5")
     if built.engines:
-        lines = [("engine", "precision", "role", "file", "size")]
+        lines = [("engine", "precision", "graph", "file", "size")]
         for engine in built.engines:
             for name, data in engine.files.items():
                 entry = engine.entry
-                lines.append((entry["backend"], entry["precision"], entry["role"], name, megabytes(data)))
+                lines.append((entry["backend"], entry["precision"], entry["graph"], name, megabytes(data)))
         echo_table(lines)
-    click.echo(f"\nWrote {built.path}. Next:\n  diffusevae sample {built.path} -n 16 --out grid.png")
+    click.echo(f"\nWrote {built.path}. Next:\n  {command('sample', built.path, '-n', '16', '--out', 'grid.png')}")
 
 
 def megabytes(data: bytes) -> str:
@@ -206,10 +180,10 @@ def echo_table(rows: Sequence[tuple[str, ...]]) -> None:
 @click.option(
     "--precision",
     "precisions",
-    type=NearChoice(ENGINE_PRECISIONS),
+    type=NearChoice(PRECISIONS),
     multiple=True,
     metavar="NAME...",
-    help=f"What is stored, one or more of {', '.join(ENGINE_PRECISIONS)}: float32 graphs always, fp16 adds half ones, and "
+    help=f"What is stored, one or more of {', '.join(PRECISIONS)}: float32 graphs always, fp16 adds half ones, and "
     "engines are built in those that their backend has.  [default: f32, and what each engine is best in]",
 )
 @click.option(
@@ -229,30 +203,9 @@ def echo_table(rows: Sequence[tuple[str, ...]]) -> None:
 @click.option(
     "--latent-prior",
     type=click.Path(path_type=Path),
-    help="File of fit_latent_prior.py: the density to draw latents from, instead of N(0, I).",
+    help="File of fit-prior: the density that z is drawn from, instead of N(0, I).",
 )
-@click.option("--preset", metavar="NAME", help=f"A published configuration of the reference: {', '.join(PRESETS)}.")
-@click.option("--heads", type=click.IntRange(1), help="Attention heads of the UNet; weights cannot tell.")
-@click.option("--image-size", type=click.IntRange(1), metavar="PIXELS", help="Side of the images, for unconditional models.")
-@click.option(
-    "--formulation", type=click.IntRange(1, 2), help="DiffuseVAE formulation, for files without the schedule's constants."
-)
-@click.option(
-    "--schedule",
-    type=(float, float, int),
-    metavar="BETA_1 BETA_T T",
-    default=None,
-    help="Linear noise schedule, for files without betas; the reference's is 0.0001 0.02 1000.",
-)
-@click.option(
-    "--variance",
-    type=NearChoice(VARIANCES),
-    help="Variance of method ddpm that the bundle records.  [default: fixedlarge]",
-)
-@click.option(
-    "--vae-enc-blocks", metavar="TEXT", help="Block string of the VAE's encoder, if outside the reference's convention."
-)
-@click.option("--vae-dec-blocks", metavar="TEXT", help="Block string of its decoder.")
+@family_flags
 @engine_options
 @click.option(
     "--check", is_flag=True, help="Only report which nodes of the graphs TensorRT does not take, and write nothing."
@@ -271,7 +224,7 @@ def main(
     check: bool,
     **said: Any,
 ) -> None:
-    """Build a bundle from trained DiffuseVAE weights.
+    """Build a bundle from trained weights.
 
     CHECKPOINT is a checkpoint of the reference implementation (Lightning .ckpt), a state dict saved by torch.save, or a
     .safetensors file. The architecture is read off the weights; where they cannot tell and a wrong guess would change the
@@ -282,7 +235,7 @@ def main(
     backends = backends or default_backends(precisions)
     graphs = GraphOptions(keep_float32, turing, whole_sampler)
     engines = take_engine_options(said, (*backends, "tensorrt_rtx") if check else backends)
-    request = Request(checkpoint, vae, out, weights, backends, precisions, Options(**said), engines, graphs, latent_prior)
+    request = Request(checkpoint, vae, out, weights, backends, precisions, said, engines, graphs, latent_prior)
     if check:
         report(check_request(request, Narrator()))
     else:

@@ -22,10 +22,10 @@ import numpy as np
 import onnx
 
 from engine.backends.base import read_onnx
-from engine.bundle.manifest import SAMPLER
+from engine.bundle.graphs import SAMPLER
 from engine.bundle.reader import Bundle
 from engine.errors import BackendError, EngineError, ExportError
-from engine.solver.feeds import Feeds, noise_feeds, setting_feeds
+from engine.feeds import Feeds, noise_feeds, setting_feeds
 from engine.solver.noise import resolve_seeds
 from export.graphs.parity import relative_error
 

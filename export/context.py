@@ -1,4 +1,4 @@
-"""What travels through a build? The files read, the graphs exported, and whoever watches."""
+"""What travels through a build: exported graphs, and a listener that is told how far it is."""
 
 from __future__ import annotations
 
@@ -8,21 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
-from engine.bundle.manifest import graph_key
-from export.families.architecture import Architecture
+from engine.bundle.graphs import graph_key
+from export.families.base import Recognised
 from export.graphs.roles import Role
-from export.read.checkpoint import Checkpoint
-from export.read.parts import Network, Stage
-
-
-@dataclass(frozen=True)
-class Source:
-    """The files, read, and the networks in them that were chosen."""
-
-    checkpoint: Checkpoint
-    network: Network
-    stage: Stage | None
-    weights: str
 
 
 @dataclass(frozen=True)
@@ -50,7 +38,7 @@ class Graph:
 
 
 class Watch:
-    """Told about the progress of a build; this one says nothing."""
+    """Hears of the progress of a build; this one says nothing."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -63,5 +51,5 @@ class Watch:
     def note(self, text: str) -> None:
         """One sentence about a stage, such as why nothing had to be done."""
 
-    def inferred(self, architecture: Architecture, source: Source) -> None:
+    def inferred(self, found: Recognised) -> None:
         """Called once the model is known, before the long stages."""

@@ -1,4 +1,4 @@
-"""Which options of the command line are for the builders of engines, and does a chosen backend take each that is given?"""
+"""Options of the command line for the builders of engines, each refused beside backends that do not take it."""
 
 from __future__ import annotations
 

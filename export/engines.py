@@ -1,22 +1,19 @@
-"""Engine builders: what each is given, what it hands back, and which module builds for which backend."""
+"""Engine builders: the contract of one, what it is given and hands back, and which module builds for which backend."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, Protocol, cast
 
-from engine.bundle.manifest import graph_key
+from engine.bundle.graphs import graph_key
 from engine.bundle.reader import Bundle
 from engine.errors import BackendError, ExportError
-from export.context import Graph, Source, Watch
-from export.families.architecture import Architecture
-from export.models.unet import UNet
-from export.models.vae import VAE
+from export.context import Graph, Watch
+from export.families.base import Model
 
-ENGINE_BUILDERS = {  # backend -> module, which has PRECISIONS and build(context, precision, options)
+ENGINE_BUILDERS = {  # backend -> module, which is an `EngineBuilder`
     "native": "export.native.builder",
     "tensorrt_rtx": "export.tensorrt.rtx",
     "tensorrt": "export.tensorrt.builder",
@@ -31,17 +28,14 @@ class BuildContext:
     has changed; None when there is none or it cannot be read.
     """
 
-    architecture: Architecture
-    source: Source
-    unet: UNet
-    vae: VAE | None
+    model: Model
     graphs: tuple[Graph, ...]
     watch: Watch
     previous: Bundle | None = None
 
-    def graph(self, role: str, precision: str = "f32") -> Graph:
+    def graph(self, name: str, precision: str = "f32") -> Graph:
         """One exported graph; ExportError when this build has none in that precision."""
-        key = graph_key(role, precision)
+        key = graph_key(name, precision)
         for graph in self.graphs:
             if graph.key == key:
                 return graph
@@ -56,7 +50,7 @@ class BuildContext:
 class BuiltEngine:
     """One engine: its entry in the manifest without sizes and hashes, and its files by name.
 
-    entry["files"] is {label: {"file": name}}, with the labels of `engine.manifest.ENGINE_FILES`.
+    entry["files"] is {label: {"file": name}}, with the labels of `engine.bundle.engines.ENGINE_FILES`.
     """
 
     entry: dict[str, Any]
@@ -64,26 +58,23 @@ class BuiltEngine:
 
 
 class EngineBuilder(Protocol):
-    """What a module export/engines/<backend>.py offers.
+    """What the module of a backend offers."""
 
-    It may also have `check(options)`, called before any work is done, to refuse what its `build` would refuse in the end.
-    """
+    PRECISIONS: tuple[str, ...]  # that it can build; the first is what it builds where none is named
 
-    PRECISIONS: tuple[str, ...]  # that it can build; the first is what it builds when nobody names one
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Refuse, before any work is done, what `build` would refuse in the end: options, a missing library or GPU."""
 
     def build(self, context: BuildContext, precision: str, options: Mapping[str, Any]) -> Sequence[BuiltEngine]:
-        """The engines of every role that this backend needs in this precision; any EngineError ends the build."""
-        ...
+        """The engines that a run of this backend in this precision needs; any EngineError ends the build."""
 
 
 def load_builder(backend: str) -> EngineBuilder:
     """The builder of a backend; BackendError when something that it needs is not installed."""
-    name = ENGINE_BUILDERS[backend]
     try:
-        module: ModuleType = importlib.import_module(name)
+        return cast(EngineBuilder, importlib.import_module(ENGINE_BUILDERS[backend]))
     except ModuleNotFoundError as error:
         raise BackendError(
             f"backend {backend}: found no module {error.name}, expected what building its engines needs; install it, or "
             f"leave {backend} out of --backends"
         ) from error
-    return cast(EngineBuilder, module)

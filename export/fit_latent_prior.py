@@ -1,12 +1,16 @@
-"""How is a latent prior fitted from a terminal?  python export/fit_latent_prior.py BUNDLE --images FILE --out FILE"""
+"""Fitting a prior from a terminal: `diffusevae fit-prior BUNDLE --images FILE --out FILE`.
+
+From a checkout this file itself is the command: `python export/fit_latent_prior.py BUNDLE --images FILE --out FILE`.
+"""
 
 from __future__ import annotations
 
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,9 +22,11 @@ if __name__ == "__main__":
     HERE = Path(__file__).resolve().parent
     sys.path[:] = [str(HERE.parent), *(entry for entry in sys.path if Path(entry).resolve() != HERE)]
     if missing := [name for name in NEEDED if find_spec(name) is None]:
+        from engine.commands import install_extra
+
         raise SystemExit(
             f"Error: found no {', '.join(missing)}, expected the packages that fitting needs; install them with: "
-            "pip install 'diffusevae-engine[export]'"
+            f"{install_extra('export')}"
         )
 
 import click
@@ -28,12 +34,13 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import Sampler
-from engine.bundle.manifest import MANIFEST_FILE
+from engine.bundle.files import MANIFEST_FILE
+from engine.bundle.manifest import Manifest
+from engine.bundle.pipeline import IMAGE
 from engine.errors import ArgumentError, EngineError
 from engine.imaging import READABLE, load_images
 from export.build import Request, build
 from export.latent_prior import fit, log_likelihood, sample_posterior, standard_prior, write_prior
-from export.read.evidence import Options
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
@@ -87,17 +94,51 @@ def _read_folder(path: Path, size: int) -> U8:
     return images
 
 
-def encode(sampler: Sampler, images: U8, label: str) -> tuple[F32, F32]:
-    """The posterior of every image: mu and logvar, float32 [N, D] each."""
+@dataclass(frozen=True)
+class Posterior:
+    """The names by which a model's encoder gives the mean and the log-variance of its drawn input, and the input's width."""
+
+    mean: str
+    log_variance: str
+    width: int
+
+
+def posterior_of(manifest: Manifest, source: Path) -> Posterior:
+    """What the bundle's `encode` gives of the drawn input; ArgumentError where it gives no Gaussian."""
+    drawn = manifest.drawn
+    made = [name for call in manifest.pipeline.encode for name in call.outputs.values()]
+    others = [name for name in made if drawn is not None and name != drawn.name]
+    if drawn is None or drawn.name not in made or len(others) != 1:
+        raise ArgumentError(
+            f"{source}: found a model without an encoder's mean and log-variance of an input that is drawn, such as an "
+            "unconditional one, expected one with a VAE, whose latents are fitted"
+        )
+    return Posterior(drawn.name, others[0], int(np.prod(drawn.sample)))
+
+
+def encoder_side(sampler: Sampler) -> int:
+    """The side of the square images that the encoder takes."""
+    for call in sampler.bundle.manifest.pipeline.encode:
+        for tensor in sampler.bundle.spec(call.graph).inputs:
+            if call.inputs[tensor.name] == IMAGE:
+                return int(tensor.shape[-1])
+    raise AssertionError("posterior_of refuses a bundle without an encoder")
+
+
+def encode(sampler: Sampler, posterior: Posterior, images: U8, label: str) -> tuple[F32, F32]:
+    """The posterior of every image: mean and log-variance, float32 [N, D] each."""
     parts = [
         sampler.encode(images[begin : begin + BATCH]) for begin in bar(label, "batch")(range(0, len(images), BATCH))
     ]
-    mu, logvar = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return mu, logvar
+    mean, log_variance = (
+        np.concatenate([part[name].reshape(-1, posterior.width) for part in parts])
+        for name in (posterior.mean, posterior.log_variance)
+    )
+    return mean, log_variance
 
 
 @contextmanager
-def opened(source: Path, vae: Path | None, weights: str, options: Options) -> Iterator[Sampler]:
+def opened(source: Path, vae: Path | None, weights: str, options: Mapping[str, Any]) -> Iterator[Sampler]:
     """A sampler on a bundle, or on one that is built of a checkpoint for as long as this takes."""
     if (source / MANIFEST_FILE).exists():
         with Sampler(source, precision="f32") as sampler:
@@ -127,13 +168,15 @@ def opened(source: Path, vae: Path | None, weights: str, options: Options) -> It
     show_default=True,
     help="Latents drawn of each image's posterior; with few, many components fit their noise.",
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write, for build_engines.py.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="File to write, for the option --latent-prior of build."
+)
 @click.option("--heldout", type=click.Path(path_type=Path), help="Images to measure the fit on, in the same form.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of sampling and fitting.")
 @click.option("--vae", type=click.Path(path_type=Path), help="Of a checkpoint: the VAE's own one, when it holds none.")
 @click.option("--weights", type=click.Choice(["ema", "online"]), default="ema", show_default=True, help="Of a checkpoint.")
-@click.option("--heads", type=click.IntRange(1), help="Of a checkpoint: as for build_engines.py.")
-@click.option("--preset", metavar="NAME", help="Of a checkpoint: as for build_engines.py.")
+@click.option("--heads", type=click.IntRange(1), help="Of a checkpoint: as for build.")
+@click.option("--preset", metavar="NAME", help="Of a checkpoint: as for build.")
 def main(
     source: Path,
     images: Path,
@@ -149,23 +192,23 @@ def main(
 ) -> None:
     """Fit a density to the latents that a model's VAE encodes its training images to.
 
-    Samples drawn from it instead of N(0, I) meet the decoder where it was trained. Put it into a bundle with:
-    build_engines.py CKPT --latent-prior OUT. With --heldout the log-likelihood of unseen latents is printed, which tells
+    Samples drawn from it instead of N(0, I) meet the decoder where it was trained. Put it into a bundle with the option
+    --latent-prior OUT of build. With --heldout the log-likelihood of unseen latents is printed, which tells
     how many components are too many.
     """
-    with opened(source, vae, weights, Options(heads=heads, preset=preset)) as sampler:
-        model, origin = sampler.bundle.manifest.model, sampler.bundle.manifest.source
-        if model.z_dim is None:
-            raise ArgumentError(f"{source}: found an unconditional model, expected one with a VAE, whose latents are fitted")
-        mu, logvar = encode(sampler, read_images(images, model.image_size), "encode")
-        unseen = encode(sampler, read_images(heldout, model.image_size), "encode held-out") if heldout else None
-    prior = fit(mu, logvar, components, seed, draws, bar("fit", "round"))
-    write_prior(out, prior, origin.vae_sha256 or origin.sha256)
-    click.echo(f"Wrote {out}: {components} Gaussians of width {model.z_dim}, fitted to {len(mu)} images.")
-    for label, posterior in (("these images", (mu, logvar)), ("held-out images", unseen)):
-        if posterior is not None:
-            z = sample_posterior(*posterior, seed + 1)
-            ours, plain = log_likelihood(prior, z), log_likelihood(standard_prior(model.z_dim), z)
+    with opened(source, vae, weights, {"heads": heads, "preset": preset}) as sampler:
+        manifest = sampler.bundle.manifest
+        posterior = posterior_of(manifest, source)
+        height = encoder_side(sampler)
+        fitted = encode(sampler, posterior, read_images(images, height), "encode")
+        unseen = encode(sampler, posterior, read_images(heldout, height), "encode held-out") if heldout else None
+    prior = fit(*fitted, components, seed, draws, bar("fit", "round"))
+    write_prior(out, prior, manifest.source.other_sha256 or manifest.source.sha256)
+    click.echo(f"Wrote {out}: {components} Gaussians of width {posterior.width}, fitted to {len(fitted[0])} images.")
+    for label, moments in (("these images", fitted), ("held-out images", unseen)):
+        if moments is not None:
+            z = sample_posterior(*moments, seed + 1)
+            ours, plain = log_likelihood(prior, z), log_likelihood(standard_prior(posterior.width), z)
             click.echo(f"  log-likelihood of {label:<16} {ours:9.3f} nats a latent ({plain:.3f} under N(0, I))")
 
 

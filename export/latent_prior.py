@@ -1,8 +1,8 @@
-"""Which density do a VAE's latents really have? Ex-post density estimation: a Gaussian mixture fitted to what it encodes.
+"""Ex-post density estimation: a Gaussian mixture fitted to what a model's encoder makes of its training images.
 
 DiffuseVAE (https://arxiv.org/abs/2201.00308) draws z from a mixture that was fitted, after training, to the aggregated
 posterior of the training images, where N(0, I) puts latents that the decoder has never seen. Reading is
-`engine.latent_prior`, with the same checks as in a bundle.
+`engine.bundle.prior`, with the same checks as in a bundle.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
-from engine.bundle.files import MAX_GRAPH_BYTES
-from engine.bundle.prior import FIT, LatentPrior, check_width, checked_prior, parse_prior
+from engine.bundle.limits import MAX_GRAPH_BYTES
+from engine.bundle.prior import FIT, Prior, check_width, checked_prior, parse_prior
+from engine.commands import install_extra
 from engine.errors import ArgumentError, ExportError
-from export.context import Source
-from export.families.architecture import Architecture
+from export.families.base import Model
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -47,7 +47,7 @@ def sample_posterior(mu: npt.ArrayLike, logvar: npt.ArrayLike, seed: int, draws:
 
 def fit(
     mu: npt.ArrayLike, logvar: npt.ArrayLike, components: int, seed: int = 0, draws: int = 1, ticks: Ticks = iter
-) -> LatentPrior:
+) -> Prior:
     """A mixture of `components` Gaussians with full covariances, fitted to `draws` z of each posterior.
 
     A component's covariance has D (D + 1) / 2 values: with too few z it fits their noise, which more draws prevent. The
@@ -69,14 +69,14 @@ def fit(
 
 
 def _expectation_maximisation(z: F64, components: int, seed: int, ticks: Ticks) -> tuple[F64, F64, F64]:
-    """Weights, means and covariances, in rounds of a few iterations so that somebody can watch."""
+    """Weights, means and covariances, in rounds of a few iterations so that progress can be shown."""
     try:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.mixture import GaussianMixture
     except ImportError as error:
         raise ExportError(
-            "found no scikit-learn, expected it for fitting a latent prior; install it with: "
-            "pip install 'diffusevae-engine[export]'"
+            "found no scikit-learn, expected it for fitting a prior; install it with: "
+            f"{install_extra('export')}"
         ) from error
     model = GaussianMixture(
         components, tol=TOLERANCE, reg_covar=FLOOR, max_iter=ITERATIONS, random_state=seed, warm_start=True
@@ -90,10 +90,10 @@ def _expectation_maximisation(z: F64, components: int, seed: int, ticks: Ticks) 
     return model.weights_, model.means_, model.covariances_
 
 
-def log_likelihood(prior: LatentPrior, z: npt.ArrayLike) -> float:
+def log_likelihood(prior: Prior, z: npt.ArrayLike) -> float:
     """The mean log-density of latents [N, D] under the mixture, in nats a latent."""
     points = np.asarray(z, np.float64)
-    constant = -0.5 * prior.z_dim * np.log(2 * np.pi)
+    constant = -0.5 * prior.width * np.log(2 * np.pi)
     logs = np.empty((prior.components, len(points)))
     for k, factor in enumerate(prior.scale_tril.astype(np.float64)):
         whitened = np.linalg.solve(factor, (points - prior.means[k]).T)
@@ -101,9 +101,9 @@ def log_likelihood(prior: LatentPrior, z: npt.ArrayLike) -> float:
     return float(np.logaddexp.reduce(logs, axis=0).mean())
 
 
-def standard_prior(z_dim: int) -> LatentPrior:
+def standard_prior(width: int) -> Prior:
     """N(0, I) as a mixture of one, to compare with."""
-    return LatentPrior(np.ones(1, np.float32), np.zeros((1, z_dim), np.float32), np.eye(z_dim, dtype=np.float32)[None])
+    return Prior(np.ones(1, np.float32), np.zeros((1, width), np.float32), np.eye(width, dtype=np.float32)[None])
 
 
 @dataclass(frozen=True)
@@ -111,22 +111,22 @@ class FittedPrior:
     """A fitted mixture, the bytes that hold it, and the SHA-256 of the checkpoint whose VAE it was fitted to, if known."""
 
     path: Path
-    prior: LatentPrior
+    prior: Prior
     data: bytes
     checkpoint_sha256: str | None
 
-    def entry(self) -> dict[str, Any]:
-        """Its entry in a manifest, without size and hash."""
-        return {"kind": "gaussian_mixture", "components": self.prior.components, "file": PRIOR_FILE}
+    def entry(self, name: str) -> dict[str, Any]:
+        """Its entry in a manifest as the density of the input `name`, without size and hash."""
+        return {"input": name, "kind": "gaussian_mixture", "components": self.prior.components, "file": PRIOR_FILE}
 
 
-def to_bytes(prior: LatentPrior, checkpoint_sha256: str | None = None) -> bytes:
+def to_bytes(prior: Prior, checkpoint_sha256: str | None = None) -> bytes:
     """The content of latent_prior.safetensors."""
     tensors = {"weights": prior.weights, "means": prior.means, "scale_tril": prior.scale_tril}
     return save(tensors, {"checkpoint_sha256": checkpoint_sha256} if checkpoint_sha256 else None)
 
 
-def write_prior(path: Path, prior: LatentPrior, checkpoint_sha256: str | None = None) -> None:
+def write_prior(path: Path, prior: Prior, checkpoint_sha256: str | None = None) -> None:
     """Write a file that `--latent-prior` takes; ArgumentError when that is impossible."""
     try:
         path.write_bytes(to_bytes(prior, checkpoint_sha256))
@@ -143,23 +143,25 @@ def read_prior_file(path: Path) -> FittedPrior:
             data = file.read(MAX_GRAPH_BYTES + 1)
     except OSError as error:
         raise ArgumentError(
-            f"--latent-prior {path}: found nothing to read ({error.strerror}), expected a file of fit_latent_prior.py; {FIT}"
+            f"--latent-prior {path}: found nothing to read ({error.strerror}), expected a file that fit-prior wrote; {FIT}"
         ) from error
     prior = parse_prior(data, str(path))
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])  # sound: the tensors were just read through it
     return FittedPrior(path, prior, data, header.get("__metadata__", {}).get("checkpoint_sha256"))
 
 
-def check_prior(fitted: FittedPrior, architecture: Architecture, source: Source) -> None:
-    """Refuse a prior of another model: its latents would mean something else to this decoder."""
+def check_prior(fitted: FittedPrior, model: Model) -> None:
+    """Refuse a prior of another model: its values would mean something else to this one."""
     where = f"--latent-prior {fitted.path}"
-    if architecture.vae is None:
-        raise ArgumentError(f"{where}: found an unconditional model, expected one with a VAE; leave --latent-prior out")
-    check_width(fitted.prior, architecture.vae.z_dim, where)
-    assert source.stage is not None, "a conditional network was inferred with its VAE"
-    expected = source.stage.checkpoint.sha256
-    if fitted.checkpoint_sha256 not in (None, expected):
+    drawn, encoder = model.drawn, model.encoder
+    if drawn is None or encoder is None:
         raise ArgumentError(
-            f"{where}: found a prior fitted to the VAE of the checkpoint {fitted.checkpoint_sha256}, expected {expected}, "
-            f"{source.stage.checkpoint.path.name}; {FIT}"
+            f"{where}: found a model without an input that is drawn, such as an unconditional one, expected one with a VAE; "
+            "leave --latent-prior out"
+        )
+    check_width(fitted.prior, int(np.prod(drawn.sample)), where)
+    if fitted.checkpoint_sha256 not in (None, encoder.sha256):
+        raise ArgumentError(
+            f"{where}: found a prior fitted to the VAE of the checkpoint {fitted.checkpoint_sha256}, expected "
+            f"{encoder.sha256}, {encoder.path.name}; {FIT}"
         )

@@ -1,4 +1,4 @@
-"""What is to be built? The backends and precisions that were asked for, checked before any work is done."""
+"""The plan of a build: the backends and precisions asked for, checked before any work is done."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.backends import BACKENDS, available
-from engine.bundle.manifest import ENGINE_PRECISIONS, GRAPH_PRECISIONS
+from engine.bundle.graphs import GRAPH_PRECISIONS, PRECISIONS
 from engine.errors import ArgumentError, BackendError, did_you_mean
 from export.engines import ENGINE_BUILDERS, EngineBuilder
 from export.graphs.parity import LOADERS
 
 ALWAYS = "onnxruntime"  # every graph is checked in it, whatever the bundle is built for
-NATIVE = frozenset(ENGINE_PRECISIONS) - frozenset(GRAPH_PRECISIONS)  # what only engines of the CPU are built in
+NATIVE = frozenset(PRECISIONS) - frozenset(GRAPH_PRECISIONS)  # what only engines of the CPU are built in
 BUILDABLE = tuple(dict.fromkeys((*BACKENDS, *ENGINE_BUILDERS)))  # what a bundle can be built for
 
 
@@ -53,13 +53,13 @@ class PrecisionPlan:
 def plan_precisions(asked: Sequence[str], builders: Mapping[str, EngineBuilder]) -> PrecisionPlan:
     """Float32 graphs always, half ones when asked for or built from; engines in what was asked, or in each one's best."""
     for name in asked:
-        if name not in ENGINE_PRECISIONS:
+        if name not in PRECISIONS:
             raise ArgumentError(
-                f"--precision: found {name!r}, expected one or more of {', '.join(ENGINE_PRECISIONS)}."
-                f"{did_you_mean(name, ENGINE_PRECISIONS)}"
+                f"--precision: found {name!r}, expected one or more of {', '.join(PRECISIONS)}."
+                f"{did_you_mean(name, PRECISIONS)}"
             )
     if len(set(asked)) < len(asked):
-        raise ArgumentError(f"--precision: found {list(asked)}, expected different names of {', '.join(ENGINE_PRECISIONS)}")
+        raise ArgumentError(f"--precision: found {list(asked)}, expected different names of {', '.join(PRECISIONS)}")
     engines = []
     for backend, builder in builders.items():
         chosen = [name for name in asked if name in builder.PRECISIONS] if asked else [builder.PRECISIONS[0]]

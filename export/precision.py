@@ -1,4 +1,4 @@
-"""How does a graph become half precision without losing its images? Layer by layer in torch, before it is exported.
+"""Half variants of graphs, layer by layer in torch, before they are exported.
 
 Convolutions and matrix products have float16 weights and operands. What is sensitive stays in float32: the statistics of
 GroupNorm and the SiLU behind it, softmax, GELU, the time embedding, the layer that writes the output; and so do inputs and
@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from engine.errors import ArgumentError, ExportError, did_you_mean
-from export.graphs.roles import Role, TimestepTable
+from export.graphs.roles import Role
+from export.models.graphs import TimestepTable
 
 BOUND = 2e-3  # largest relative error of a half graph against float32 torch
 MATRIX_LAYERS = (nn.Conv2d, nn.Linear)
@@ -62,22 +63,27 @@ class Float32Layer(nn.Module):
 
 
 def half_roles(wanted: Mapping[str, Role], options: HalfOptions) -> list[Role]:
-    """The half variants of these roles; the timestep table's only where it differs (`turing`).
+    """The half variants of these graphs: of all for `turing`, else of those that compute in half where half is asked for.
 
     The modules given are not touched. ArgumentError for a name in keep_float32 that no layer bears or that `turing`
     forbids, ExportError for a weight beyond the range of float16.
     """
     _check_names(wanted, options)
-    return [half_role(role, options) for role in wanted.values() if options.turing or role.name != "timestep_table"]
+    return [half_role(role, options) for role in wanted.values() if options.turing or role.computes_in("fp16") == "fp16"]
 
 
 def half_role(role: Role, options: HalfOptions) -> Role:
-    """The half variant of one role."""
+    """The half variant of one graph."""
     module = copy.deepcopy(role.module)
     _convert(module, "", role.name, options)
     if isinstance(module, TimestepTable):
         module.half_projection()
-    return replace(role, module=module.eval().requires_grad_(False), precision="fp16")
+    return in_half(replace(role, module=module.eval().requires_grad_(False), precision="fp16"))
+
+
+def in_half(role: Role) -> Role:
+    """The same graph, computed in half where half is asked for."""
+    return replace(role, compute={asked: found for asked, found in role.compute.items() if asked != "fp16"})
 
 
 def layer_names(wanted: Mapping[str, Role]) -> dict[str, None]:

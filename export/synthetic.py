@@ -1,4 +1,4 @@
-"""What does a published configuration look like before anyone has trained it? Random weights to try and time with."""
+"""Random weights in a published configuration, to try and time with what has not been trained."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from engine.errors import ArgumentError
 from engine.solver.schedule import Schedule
-from export.families.presets import preset
+from export.families.diffusevae.presets import preset
 from export.models.layouts import to_checkpoint
 from export.models.unet import UNet, UNetSpec
 from export.models.vae import VAE
@@ -50,7 +50,8 @@ def random_checkpoint(
         scale_shift=z_conditioned,
     )
     generator = torch.Generator().manual_seed(seed)
-    constants = schedule_constants(Schedule(known.beta_1, known.beta_T, known.T), formulation)
+    schedule = Schedule.from_recipe("linear", known.T, start=known.beta_1, end=known.beta_T)
+    constants = schedule_constants(schedule, formulation)
     with torch.device("meta"):
         unet, vae = UNet(spec), VAE(known.vae)
     state: dict[str, torch.Tensor] = {}
@@ -64,7 +65,7 @@ def random_checkpoint(
 
 
 def schedule_constants(schedule: Schedule, formulation: int | None) -> dict[str, torch.Tensor]:
-    """The buffers, float64 [T], from which `build_engines.py` reads schedule and formulation."""
+    """The buffers, float64 [T], from which a build reads schedule and formulation."""
     betas = torch.from_numpy(schedule.betas.copy())
     constants = {"betas": betas}
     if formulation == 2:

@@ -1,4 +1,4 @@
-"""Which checkpoints do the golden vectors belong to? The five tiny models of tests/golden, rebuilt from their recipe."""
+"""The checkpoints that the golden vectors belong to: the five tiny models of tests/golden, rebuilt from their recipe."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def write_checkpoint(name: str, path: Path) -> Path:
 
 
 def build_options(name: str) -> dict[str, Any]:
-    """What must be said about this model beside its weights, as keyword arguments of `export.evidence.Options`."""
+    """What must be said about this model beside its weights, as `options` of a build request."""
     cfg = config(name)
     size = {"image_size": cfg["res"]} if cfg["type"] == "uncond" else {}
     return {"heads": cfg["n_heads"], "variance": cfg["variance"], "name": name, **size}
@@ -93,11 +93,10 @@ def build_options(name: str) -> dict[str, Any]:
 def build_golden(name: str, folder: Path) -> Path:
     """Build the bundle of one model inside `folder` and return it."""
     from export.build import Request, build
-    from export.read.evidence import Options
 
     request = Request(
         write_checkpoint(name, folder / f"{name}.ckpt"),
         out=folder / f"{name}.bundle",
-        options=Options(**build_options(name)),
+        options=build_options(name),
     )
     return build(request).path

@@ -1,1 +1,32 @@
-"""Families: how a published kind of model is recognised, and the pipeline that its bundles declare."""
+"""Families: how a kind of model is recognised, and the pipeline that its bundles declare.
+
+A new family is one module here, named in FAMILIES, and its torch modules in export/models.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import cast
+
+from export.families.base import Command, Family
+from export.read.checkpoint import Checkpoint
+
+FAMILIES = {"diffusevae": "export.families.diffusevae"}  # name -> module, which is a `Family`
+
+
+def load_family(name: str) -> Family:
+    """The module of a family."""
+    return cast(Family, importlib.import_module(FAMILIES[name]))
+
+
+def family_of(checkpoint: Checkpoint) -> Family:
+    """The first family that claims a checkpoint; where none does the first of all, whose refusal says what it found."""
+    families = [load_family(name) for name in FAMILIES]
+    return next((family for family in families if family.claims(checkpoint)), families[0])
+
+
+def family_flags(command: Command) -> Command:
+    """Add the options of every family to a click command."""
+    for name in reversed(FAMILIES):
+        command = load_family(name).flags(command)
+    return command

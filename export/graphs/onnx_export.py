@@ -1,4 +1,4 @@
-"""How does a role become the bytes of an ONNX file: dynamic batch, named tensors, nothing of the machine that built it?"""
+"""ONNX files of graphs that torch defines: dynamic batch, named tensors, nothing of the machine that built them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 import onnx
 import torch
 
+from engine.commands import install_extra
 from engine.errors import ExportError
-from export.graphs.roles import Role, example
+from export.graphs.roles import Role, entry_of, example
 
 # 18 keeps GroupNorm as Reshape, InstanceNormalization, Reshape, Mul, Add: ONNX Runtime has a kernel for it and OpenVINO
 # one MVN node. From 21 on the exporter emits GroupNormalization, which ONNX Runtime's CPU provider expands into some
 # twenty elementwise nodes and OpenVINO into more shape arithmetic.
 OPSET = 18
 FORMAT = "diffusevae-graph"
-FAMILY = "diffusevae"
 
 
 def export_onnx(role: Role) -> bytes:
-    """Export a role through torch.export; the same weights give the same bytes.
+    """Export a graph through torch.export; the same weights give the same bytes.
 
-    ExportError when the exporter fails or the graph's signature is not the role's.
+    ExportError when the exporter fails or the file's signature is not the role's.
     """
     # Any batch but 0 and 1, which torch.export would take for constants.
     inputs = example(role, batch=2, steps=3, seed=0)
@@ -50,8 +50,7 @@ def export_onnx(role: Role) -> bytes:
         raise ExportError(
             f"graph {role.name}: found that torch {torch.__version__} cannot export it "
             f"({str(error).strip().splitlines()[0][:200]}), expected an ONNX graph of opset {OPSET}; install the "
-            "versions of "
-            "the extra [export]"
+            f"versions of the extra export: {install_extra('export')}"
         ) from error
     assert program is not None, "torch.onnx.export returns a program when dynamo=True"
     model = program.model_proto
@@ -91,10 +90,10 @@ def label_graph(model: onnx.ModelProto, role: Role) -> None:
     """Record what the graph is and what its tensors hold, for tools that see the file alone."""
     model.graph.name = role.name
     tensors = {
-        "inputs": [tensor.as_manifest() for tensor in role.inputs],
-        "outputs": [tensor.as_manifest() for tensor in role.outputs],
+        "inputs": [entry_of(tensor) for tensor in role.inputs],
+        "outputs": [entry_of(tensor) for tensor in role.outputs],
     }
-    labels = {"format": FORMAT, "family": FAMILY, "role": role.name, "precision": role.precision} | {
+    labels = {"format": FORMAT, "graph": role.name, "precision": role.precision} | {
         key: json.dumps(value) for key, value in tensors.items()
     }
     for key, value in labels.items():
@@ -102,14 +101,14 @@ def label_graph(model: onnx.ModelProto, role: Role) -> None:
 
 
 def _check_signature(model: onnx.ModelProto, role: Role) -> None:
-    """The graph's inputs and outputs must be the role's, free dimensions by name."""
+    """The file's inputs and outputs must be the role's, free dimensions by name."""
     for kind, infos, tensors in (("inputs", model.graph.input, role.inputs), ("outputs", model.graph.output, role.outputs)):
         found = [(info.name, _shape(info)) for info in infos]
         expected = [(tensor.name, tensor.shape) for tensor in tensors]
         if found != expected:
             raise ExportError(
                 f"graph {role.name}: found the {kind} {found}, expected {expected}; install the versions of the "
-                "extra [export]"
+                f"extra export: {install_extra('export')}"
             )
 
 

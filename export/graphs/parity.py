@@ -1,4 +1,4 @@
-"""Does each runtime compute what torch computes? Every graph, several batch sizes, measured; out of bounds is a failure."""
+"""Parity: how far each runtime is from torch, for every graph at several batch sizes; out of bounds ends the build."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 
 from engine.backends import onnxruntime, openvino
+from engine.commands import install_extra
 from engine.errors import ExportError
 from engine.threads import default_threads
-from export.graphs.roles import Inputs, Role, TimestepTable, example
+from export.graphs.roles import Example, Inputs, Role, example
 
 Run = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 
@@ -49,23 +49,20 @@ def native_failures() -> tuple[type[Exception], ...]:
 
 
 def measure(
-    role: Role, model: bytes, runtimes: Sequence[str], table: TimestepTable | None, bound: float | None = None
+    role: Role, model: bytes, runtimes: Sequence[str], examples: Example = example, bound: float | None = None
 ) -> dict[str, float]:
     """The largest relative error of each runtime over all inputs; ExportError when one exceeds its bound.
 
     `role` is the float32 reference; `bound` (None: that of float32) is for a `model` in another precision.
     """
     sizes = enumerate(zip(BATCHES, STEPS, strict=True))
-    cases = [example(role, batch, steps, seed, table) for seed, (batch, steps) in sizes]
+    cases = [examples(role, batch, steps, seed) for seed, (batch, steps) in sizes]
     expected = [_reference(role, case) for case in cases]
     return {name: _measure_one(role, model, name, cases, expected, bound or BOUNDS[name]) for name in runtimes}
 
 
 def _reference(role: Role, case: Inputs) -> dict[str, np.ndarray]:
-    with torch.inference_mode():
-        result = role.module(**case)
-    outputs = result if isinstance(result, tuple) else (result,)
-    return {tensor.name: value.numpy() for tensor, value in zip(role.outputs, outputs, strict=True)}
+    return {name: value.numpy() for name, value in role(case).items()}
 
 
 def _measure_one(
@@ -77,7 +74,7 @@ def _measure_one(
     except native_failures() as error:
         raise ExportError(
             f"graph {role.name}: found that {name} cannot run it ({str(error).strip().splitlines()[0][:200]}), expected "
-            "it to run; install the versions of the extra [export]"
+            f"it to run; install the versions of the extra export: {install_extra('export')}"
         ) from error
     errors = [relative_error(f[key], e[key]) for f, e in zip(found, expected, strict=True) for key in e]
     worst = functools.reduce(_worse, errors)

@@ -1,175 +1,104 @@
-"""Which graphs does a bundle hold, and what goes in and comes out of each?
+"""Graphs as torch defines them: a name, the module, what goes in and what comes out.
 
-Everything that depends on the timestep alone is in `timestep_table`, so that no call of `denoiser` repeats it: neither
-graph holds a weight of the other.
+This is the one place where a graph's signature is said. The ONNX file, the manifest and the native program are made from it,
+and the manifest's reader holds the pipeline against it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from export.models.unet import UNet, sinusoid
-from export.models.vae import VAE
+from engine.bundle.graphs import GraphSpec, Parity
+from engine.bundle.tensors import BATCH, TensorSpec
 
 Inputs = dict[str, torch.Tensor]
+STEPS = "steps"  # the free dimension of a table of timesteps
 
 
-@dataclass(frozen=True)
-class Tensor:
+def tensor(
+    name: str, shape: tuple[int | str, ...], dtype: str = "float32", range: tuple[float, float] | None = None
+) -> TensorSpec:
     """One input or output. A text in `shape` is a free dimension; `range` None means unbounded."""
+    return TensorSpec(name, dtype, shape, range)
 
-    name: str
-    shape: tuple[int | str, ...]
-    dtype: str = "float32"
-    range: tuple[float, float] | None = None
 
-    def as_manifest(self) -> dict[str, object]:
-        """The entry of this tensor in manifest.json."""
-        limits = "unbounded" if self.range is None else list(self.range)
-        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape), "range": limits}
+def entry_of(spec: TensorSpec) -> dict[str, object]:
+    """A tensor as manifest.json has it."""
+    limits = "unbounded" if spec.range is None else list(spec.range)
+    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape), "range": limits}
 
 
 @dataclass(frozen=True)
 class Role:
-    """One graph: its name, the torch module that defines it, its signature, and "f32" or "fp16" for its weights."""
+    """One graph: its name, the torch module that defines it, its signature, and "f32" or "fp16" for its weights.
+
+    compute: {precision asked for: precision that this graph runs in}, where they differ.
+    """
 
     name: str
     module: nn.Module
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
     precision: str = "f32"
+    compute: Mapping[str, str] = field(default_factory=dict)
+
+    def computes_in(self, asked: str) -> str:
+        """The precision that this graph runs in when `asked` is what is built or run."""
+        return self.compute.get(asked, asked)
+
+    def spec(self) -> GraphSpec:
+        """The signature as the manifest's reader has it, without a file."""
+        parity = Parity("", 0.0, (), {})
+        return GraphSpec("", 0, "", self.precision, 0, self.inputs, self.outputs, parity, dict(self.compute))
+
+    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The outputs by name, computed in torch."""
+        with torch.inference_mode():
+            result = self.module(**inputs)
+        outputs = result if isinstance(result, tuple) else (result,)
+        return {spec.name: value for spec, value in zip(self.outputs, outputs, strict=True)}
 
 
-class EncoderGraph(nn.Module):
-    """image [N, 3, H, W] in [0, 1] -> mu, logvar [N, z_dim] of q(z | x)."""
-
-    def __init__(self, vae: VAE) -> None:
-        super().__init__()
-        self.enc = vae.enc
-
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        mu, logvar = self.enc(image)
-        return mu, logvar
+Example = Callable[[Role, int, int, int], Inputs]
 
 
-class DecoderGraph(nn.Module):
-    """z [N, z_dim] -> image [N, 3, H, W] in [0, 1]."""
-
-    def __init__(self, vae: VAE) -> None:
-        super().__init__()
-        self.dec = vae.dec
-
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
-        image: torch.Tensor = self.dec(z)
-        return image
-
-
-class TimestepTable(nn.Module):
-    """timesteps int64 [S] (and z [N, z_dim]) -> the embedding rows of every residual block, [S, R] or [S, N, R].
-
-    The sinusoids of all T timesteps are a stored table: sine and cosine of angles up to T differ between runtimes by more
-    than the parity bound. The projections of all blocks are one matrix.
-    """
-
-    def __init__(self, unet: UNet, T: int) -> None:
-        super().__init__()
-        spec = unet.spec
-        self.sinusoids = nn.Buffer(sinusoid(torch.arange(T), spec.model_channels, spec.layout))
-        self.time_mlp = unet.time_mlp
-        self.z_mlp = unet.z_mlp
-        self.z_dim = spec.z_dim or 0
-        blocks = [stage.res.emb for stage in unet.stages()]
-        self.weight = nn.Parameter(torch.cat([block.weight for block in blocks]), requires_grad=False)
-        self.bias = nn.Parameter(torch.cat([block.bias for block in blocks]), requires_grad=False)
-
-    def forward(self, timesteps: torch.Tensor, z: torch.Tensor | None = None) -> torch.Tensor:
-        emb = self.time_mlp(self.sinusoids.index_select(0, timesteps))
-        if self.z_mlp is not None and z is not None:
-            emb = emb[:, None, :] + self.z_mlp(z)[None, :, :]
-        rows = F.linear(F.silu(emb).to(self.weight.dtype), self.weight, self.bias)
-        return rows.float()  # like the cast above, for a matrix in half (export/precision.py); nothing in float32
-
-    def half_projection(self) -> None:
-        """Turn the blocks' projections into half."""
-        self.weight.data, self.bias.data = self.weight.half(), self.bias.half()
-
-
-class Denoiser(nn.Module):
-    """x, (cond,) row -> eps: the UNet without its embedding."""
-
-    def __init__(self, unet: UNet) -> None:
-        super().__init__()
-        self.unet = unet
-
-
-class ConditionalDenoiser(Denoiser):
-    """cond in [-1, 1] is the VAE's reconstruction, beside x."""
-
-    def forward(self, x: torch.Tensor, cond: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
-        return self.unet.denoise(x, cond, row)
-
-
-class UnconditionalDenoiser(Denoiser):
-    """Without a first stage."""
-
-    def forward(self, x: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
-        return self.unet.denoise(x, None, row)
-
-
-def roles(unet: UNet, vae: VAE | None, T: int) -> dict[str, Role]:
-    """The graphs of a bundle by name, in the order in which sampling uses them."""
-    spec = unet.spec
-    image = ("batch", 3, spec.image_size, spec.image_size)
-    result: list[Role] = []
-    if vae is not None:
-        z = Tensor("z", ("batch", vae.spec.z_dim))
-        pixels = Tensor("image", image, range=(0.0, 1.0))
-        moments = tuple(Tensor(name, z.shape) for name in ("mu", "logvar"))
-        result.append(Role("vae_encoder", EncoderGraph(vae), (pixels,), moments))
-        result.append(Role("vae_decoder", DecoderGraph(vae), (z,), (pixels,)))
-    by_z = (Tensor("z", ("batch", spec.z_dim)),) if spec.z_dim is not None else ()
-    rows = ("steps", "batch", unet.row_width) if by_z else ("steps", unet.row_width)
-    steps = Tensor("timesteps", ("steps",), "int64", (0.0, T - 1.0))
-    result.append(Role("timestep_table", TimestepTable(unet, T), (steps, *by_z), (Tensor("rows", rows),)))
-    row = Tensor("row", ("batch" if by_z else 1, unet.row_width))
-    cond = (Tensor("cond", image, range=(-1.0, 1.0)),) if spec.conditional else ()
-    module = ConditionalDenoiser(unet) if cond else UnconditionalDenoiser(unet)
-    result.append(Role("denoiser", module, (Tensor("x", image), *cond, row), (Tensor("eps", image),)))
-    return {role.name: role for role in result}
-
-
-def example(role: Role, batch: int, steps: int, seed: int, table: TimestepTable | None = None) -> Inputs:
-    """Random inputs of the kind that sampling meets: timesteps over the whole range, unit noise, values within `range`.
-
-    `table` makes the denoiser's rows realistic: those of one timestep per seed.
-    """
+def example(role: Role, batch: int, steps: int, seed: int) -> Inputs:
+    """Random inputs within their ranges: timesteps over the whole of it, unit noise where there is no bound."""
     generator = torch.Generator().manual_seed(seed)
-    sizes: Mapping[str, int] = {"batch": batch, "steps": steps}
-    inputs: Inputs = {}
-    for tensor in role.inputs:
-        shape = [sizes[d] if isinstance(d, str) else d for d in tensor.shape]
-        if tensor.dtype == "int64":
-            last = int(tensor.range[1]) if tensor.range else 0
-            inputs[tensor.name] = torch.linspace(last, 0 if steps > 1 else last, steps).round().long()
-        elif tensor.name == "row" and table is not None:
-            inputs["row"] = _row(table, shape[0], seed, generator)
-        elif tensor.range is not None:
-            low, high = tensor.range
-            inputs[tensor.name] = low + (high - low) * torch.rand(shape, generator=generator)
-        else:
-            inputs[tensor.name] = torch.randn(shape, generator=generator)
-    return inputs
+    return {spec.name: _example(spec, batch, steps, generator) for spec in role.inputs}
 
 
-def _row(table: TimestepTable, batch: int, seed: int, generator: torch.Generator) -> torch.Tensor:
-    last = len(table.sinusoids) - 1
-    timestep = torch.tensor([(last, last // 2, 0)[seed % 3]])
-    if table.z_mlp is None:
-        return table(timestep)
-    z = torch.randn((batch, table.z_dim), generator=generator)
-    return table(timestep, z)[0]
+def _example(spec: TensorSpec, batch: int, steps: int, generator: torch.Generator) -> torch.Tensor:
+    sizes = {BATCH: batch, STEPS: steps}
+    shape = [sizes.get(d, FREE) if isinstance(d, str) else d for d in spec.shape]
+    low, high = spec.range or (0.0, 0.0)
+    if spec.dtype == "int64" and spec.shape == (STEPS,):
+        return torch.linspace(high, low if steps > 1 else high, steps).round().long()
+    if spec.dtype == "int64":
+        return torch.randint(int(low), int(high) + 1, shape, generator=generator)
+    if spec.range is None:
+        return torch.randn(shape, generator=generator)
+    return low + (high - low) * torch.rand(shape, generator=generator)
+
+
+FREE = 3  # of any other free dimension in an example
+
+
+def with_rows(table: Role, port: str) -> Example:
+    """`example`, but a step's `port` is the embedding of a timestep as sampling has it: from this table, one a seed."""
+
+    def made(role: Role, batch: int, steps: int, seed: int) -> Inputs:
+        inputs = example(role, batch, steps, seed)
+        if role.name == table.name or port not in inputs:
+            return inputs
+        asked = example(table, batch, 3, seed)
+        times = next(spec.name for spec in table.inputs if spec.shape == (STEPS,))
+        asked[times] = asked[times][seed % 3 : seed % 3 + 1]
+        (rows,) = table(asked).values()
+        return inputs | {port: rows[0] if rows.dim() == 3 else rows}
+
+    return made

@@ -1,4 +1,4 @@
-"""Which convolutions may run in int8? Those whose measured error fits a budget, cheapest error for the most time first.
+"""The choice of convolutions that run in int8: those whose measured error fits a budget, least error for most time first.
 
 Every eligible layer alone is put in int8 (simulated exactly: the integer sums are exact on every processor) and the error of
 eps is measured against float32 on the calibration states. Errors of different layers are nearly independent, so squares
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from engine.errors import ArgumentError, ExportError, did_you_mean
-from export.models.unet import UNet
+from export.graphs.roles import Role
 from export.native.scales import Scale, choose_scales, eligible, evaluate, in_int8
 from export.native.trajectory import States
 
@@ -115,22 +115,22 @@ def allowed_error(budget: str | float, bf16: float) -> float:
 
 
 def choose_layers(
-    unet: UNet, states: States, exact: torch.Tensor, budget: str | float, bf16: float, progress: Any = iter
+    role: Role, states: States, exact: torch.Tensor, budget: str | float, bf16: float, progress: Any = iter
 ) -> Choice:
-    """Measure every eligible layer and choose. exact: eps of the states; bf16: the error of the all-bf16 network on them.
+    """Measure every eligible layer and choose. exact: the answers to the states; bf16: the error of bf16 on them.
 
     progress: wraps the iteration over layers, as tqdm does.
     """
     _check_finite(exact)
     allowed = allowed_error(budget, bf16)
-    scales = choose_scales(unet, states)
+    scales = choose_scales(role, states)
     few = slice(None, None, max(1, len(states) // MEASURED_ON))
-    saves = _seconds_saved(unet, states)
+    saves = _seconds_saved(role, states)
     layers = [
-        Layer(name, scales[name], int8_error(unet, states.part(few), {name: scales[name]}, exact[few]), saves[name])
+        Layer(name, scales[name], int8_error(role, states.part(few), {name: scales[name]}, exact[few]), saves[name])
         for name in progress(list(scales))
     ]
-    chosen, simulated = _choose(unet, states, exact, layers, max(0.0, allowed**2 - bf16**2))
+    chosen, simulated = _choose(role, states, exact, layers, max(0.0, allowed**2 - bf16**2))
     return Choice(
         tuple(replace(layer, chosen=layer.name in chosen) for layer in layers),
         budget if isinstance(budget, str) else f"{budget:g}",
@@ -142,25 +142,25 @@ def choose_layers(
 
 
 def _choose(
-    unet: UNet, states: States, exact: torch.Tensor, layers: Sequence[Layer], room: float
+    role: Role, states: States, exact: torch.Tensor, layers: Sequence[Layer], room: float
 ) -> tuple[list[str], float]:
     """The layers whose squared error together, measured on all states, fits into `room`; and that error, not squared."""
     excess = 1.0
     while True:
         chosen = _fill(layers, room / excess)
-        simulated = int8_error(unet, states, {layer.name: layer.scale for layer in layers if layer.name in chosen}, exact)
+        simulated = int8_error(role, states, {layer.name: layer.scale for layer in layers if layer.name in chosen}, exact)
         if not chosen or simulated**2 <= room:
             return chosen, simulated
         expected = sum(layer.error**2 for layer in layers if layer.name in chosen)
         excess = max(1.2 * excess, simulated**2 / expected)
 
 
-def int8_error(unet: UNet, states: States, scales: Mapping[str, Scale], exact: torch.Tensor) -> float:
+def int8_error(role: Role, states: States, scales: Mapping[str, Scale], exact: torch.Tensor) -> float:
     """Relative error of eps with these layers in int8 and everything else in float32."""
     if not scales:
         return 0.0
-    with in_int8(eligible(unet), dict(scales)):
-        return relative_l2(evaluate(unet, states), exact)
+    with in_int8(eligible(role), dict(scales)):
+        return relative_l2(evaluate(role, states), exact)
 
 
 def relative_l2(found: torch.Tensor, exact: torch.Tensor) -> float:
@@ -179,16 +179,16 @@ def _fill(layers: Iterable[Layer], room: float) -> list[str]:
     return taken
 
 
-def _seconds_saved(unet: UNet, states: States) -> dict[str, float]:
+def _seconds_saved(role: Role, states: States) -> dict[str, float]:
     """An estimate of what int8 saves in each layer at batch 1."""
     pixels: dict[str, int] = {}
-    layers = eligible(unet)
+    layers = eligible(role)
     hooks = [
         layer.register_forward_pre_hook(lambda _, inputs, name=name: pixels.update({name: inputs[0][0, 0].numel()}))
         for name, layer in layers.items()
     ]
     try:
-        evaluate(unet, states.part(slice(0, 1)))
+        evaluate(role, states.part(slice(0, 1)))
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,40 +1,38 @@
-"""How far is a program from torch in float32? Measured through the backend that will run it, before it enters a bundle."""
+"""How far a native program is from torch in float32, measured through the backend that will run it."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from engine.backends.native import backend as native
+from engine.backends.native.graph import NativeGraph, open_graph
 from engine.backends.native.weights import weights_of
-from engine.bundle.manifest import GraphSpec, Parity, TensorSpec
 from engine.errors import ExportError
+from engine.threads import default_threads
 from export.graphs.parity import BATCHES, STEPS
-from export.graphs.roles import Role, TimestepTable, example
+from export.graphs.roles import Example, Role, example
 from export.native.program import Assembled
 from export.native.trajectory import States
 
 # Relative error in the L2 norm over all outputs, the worst of all cases. bf16 has 8 bits: a network of dozens of layers is
-# off by about 1 %. The table is in float32 and enters every step. An int8 denoiser that was given a budget is held to that;
+# off by about 1 %. What is in float32 enters every step. An int8 network that was given a budget is held to that;
 # this bound is for budget "all", above which images visibly change.
-BOUNDS = {"timestep_table": 1e-5, "vae_encoder": 0.03, "vae_decoder": 0.03, "denoiser": 0.015}
+BOUNDS = {"f32": 1e-5, "bf16": 0.03}
+STEP_BOUND = 0.015  # of the network in the loop
 INT8_BOUND = 0.1
 
 
 def measure_program(
-    role: Role, assembled: Assembled, precision: str, table: TimestepTable | None, bound: float
+    role: Role, assembled: Assembled, precision: str, examples: Example = example, bound: float = STEP_BOUND
 ) -> dict[str, object]:
     """What the manifest records: the error on random inputs of several batch sizes; ExportError above `bound`."""
     errors = []
     graph = open_assembled(role, assembled, precision)
     with graph:
         for seed, (batch, steps) in enumerate(zip(BATCHES, STEPS, strict=True)):
-            inputs = example(role, batch, steps, seed, table)
-            with torch.inference_mode():
-                result = role.module(**inputs)
+            inputs = examples(role, batch, steps, seed)
             found = graph(**{name: value.contiguous().numpy() for name, value in inputs.items()})
-            for tensor, value in zip(role.outputs, result if isinstance(result, tuple) else (result,), strict=True):
-                errors.append(relative_error(found[tensor.name], value.numpy()))
+            errors += [relative_error(found[name], value.numpy()) for name, value in role(inputs).items()]
         isa = graph.isa
     worst = float(np.max(errors))  # NaN is the largest of all
     if not worst <= bound:
@@ -53,22 +51,20 @@ def measure_program(
 
 
 def error_on_states(role: Role, assembled: Assembled, precision: str, states: States, exact: torch.Tensor) -> float:
-    """The error of a denoiser on calibration states, whose exact eps is known."""
-    found = []
+    """The error of the step's network on calibration states, whose exact answer is known."""
+    found, output = [], role.outputs[0].name
     with open_assembled(role, assembled, precision) as graph:
         for part in states.batches(1):
-            inputs = {"x": part.x, "cond": part.cond, "row": part.row}
-            arrays = {name: np.ascontiguousarray(value.numpy()) for name, value in inputs.items() if value is not None}
-            found.append(graph(**arrays)["eps"].copy())
+            arrays = {name: np.ascontiguousarray(value.numpy()) for name, value in part.inputs.items()}
+            found.append(graph(**arrays)[output].copy())
     return relative_error(np.concatenate(found), exact.numpy())
 
 
-def open_assembled(role: Role, assembled: Assembled, precision: str) -> native.NativeGraph:
+def open_assembled(role: Role, assembled: Assembled, precision: str) -> NativeGraph:
     """A graph over files that are not written yet."""
     where = f"native {precision} {role.name}"
-    return native.open_graph(
-        assembled.program, weights_of(assembled.weights, where), _spec(role), role.name, precision, None, where
-    )
+    weights = weights_of(assembled.weights, where)
+    return open_graph(assembled.program, weights, role.spec(), role.name, precision, default_threads(), where)
 
 
 def relative_error(found: np.ndarray, exact: np.ndarray) -> float:
@@ -77,11 +73,3 @@ def relative_error(found: np.ndarray, exact: np.ndarray) -> float:
     scale = float(np.linalg.norm(exact.astype(np.float64)))
     return difference if difference == 0 or scale == 0 else difference / scale
 
-
-def _spec(role: Role) -> GraphSpec:
-    """The signature that the manifest will have; file and parity are those of the ONNX graph, which nobody reads here."""
-    inputs, outputs = (
-        tuple(TensorSpec(t.name, t.dtype, t.shape, t.range) for t in side) for side in (role.inputs, role.outputs)
-    )
-    parity = Parity("", 0.0, (), {})
-    return GraphSpec("", 0, "", precision=role.precision, opset=0, inputs=inputs, outputs=outputs, parity=parity)

@@ -1,4 +1,4 @@
-"""How is a program for the native engine written? Operations in order, with the weights they name, then two files.
+"""Programs of the native engine as they are written: operations in order, with the weights they name, then two files.
 
 Every operation is checked here against what the engine can do; a layer that it cannot express ends the build by name.
 """
@@ -65,9 +65,9 @@ class Assembled:
 
 @dataclass
 class Assembler:
-    """Collects ports, tensors, operations and weights of one role."""
+    """Collects ports, tensors, operations and weights of one graph."""
 
-    role: str
+    graph: str
     precision: str
     ports: list[dict[str, Any]] = field(default_factory=list)
     tensors: list[dict[str, Any]] = field(default_factory=list)
@@ -228,7 +228,7 @@ class Assembler:
     def finish(self) -> Assembled:
         """The program as JSON and the weights as safetensors; the same bytes for the same model."""
         program = {
-            "format": FORMAT, "version": VERSION, "role": self.role, "precision": self.precision,
+            "format": FORMAT, "version": VERSION, "graph": self.graph, "precision": self.precision,
             "ports": self.ports, "tensors": self.tensors, "ops": self.ops,
         }  # fmt: skip
         header, end = {}, 0

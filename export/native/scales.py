@@ -1,4 +1,4 @@
-"""With which scale does the input of each int8 convolution become u8? Static, per tensor, chosen by measured error.
+"""The scales by which the inputs of int8 convolutions become u8: static, per tensor, chosen by measured error.
 
 u8 value = round(x / scale + zero), cut to 0..255. The input of such a convolution is SiLU(norm(x)): never below -0.279,
 with a long thin tail above, so that the range is asymmetric and where to cut its top is the question. Four answers are
@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from engine.result import F32
+from export.graphs.roles import Role
+from export.models.graphs import ConditionedDenoiser, Denoiser
 from export.models.unet import UNet
 from export.native.trajectory import States
 
@@ -61,12 +63,19 @@ def rounded_weight(weight: torch.Tensor) -> torch.Tensor:
     return torch.round(weight / scales).clamp_(-WEIGHT_LEVELS, WEIGHT_LEVELS) * scales
 
 
-def eligible(unet: UNet) -> dict[str, nn.Conv2d]:
+def unet_of(role: Role) -> UNet:
+    """The UNet behind a graph."""
+    assert isinstance(role.module, (Denoiser, ConditionedDenoiser)), "int8 is for graphs that lower_denoiser takes"
+    return role.module.unet
+
+
+def eligible(role: Role) -> dict[str, nn.Conv2d]:
     """The convolutions that may run in int8, by module name, in the order of running: both of every residual block.
 
     Their inputs are written by a norm, which quantises in passing. The first and last layers, skips, attention and the
     resampling convolutions read what others read too, and are a few percent of the work.
     """
+    unet = unet_of(role)
     names = {module: name for name, module in unet.named_modules()}
     return {names[conv]: conv for stage in unet.stages() for conv in (stage.res.conv1, stage.res.conv2)}
 
@@ -92,10 +101,10 @@ def _one_in_int8(layer: nn.Conv2d, scale: Scale) -> Iterator[None]:
         layer.weight = weight
 
 
-def evaluate(unet: UNet, states: States) -> torch.Tensor:
-    """eps of every state, in float32."""
-    with torch.inference_mode():
-        return torch.cat([unet.denoise(part.x, part.cond, part.row) for part in states.batches(BATCH)])
+def evaluate(role: Role, states: States) -> torch.Tensor:
+    """The network's answer to every state, in float32."""
+    output = role.outputs[0].name
+    return torch.cat([role(part.inputs)[output] for part in states.batches(BATCH)])
 
 
 class Ranges:
@@ -127,12 +136,12 @@ def _squared_error(values: F32, scale: Scale) -> float:
     return float(np.square((levels - scale.zero) * scale.scale - values).mean())
 
 
-def choose_scales(unet: UNet, states: States) -> dict[str, Scale]:
+def choose_scales(role: Role, states: States) -> dict[str, Scale]:
     """The scale of every eligible layer's input."""
-    layers = eligible(unet)
+    layers = eligible(role)
     ranges = {name: Ranges() for name in layers}
     with _watched(layers, lambda name, layer, x: ranges[name].add(x)):
-        evaluate(unet, states)
+        evaluate(role, states)
     candidates = {name: ranges[name].candidates() for name in layers}
     errors = {name: np.zeros(len(candidates[name])) for name in layers}
 
@@ -144,7 +153,7 @@ def choose_scales(unet: UNet, states: States) -> dict[str, Scale]:
             errors[name][number] += float((found - wanted).square().sum())
 
     with _watched(layers, compare):
-        evaluate(unet, states.part(slice(None, None, max(1, len(states) // TRIED_ON))))
+        evaluate(role, states.part(slice(None, None, max(1, len(states) // TRIED_ON))))
     return {name: candidates[name][int(errors[name].argmin())] for name in layers}
 
 

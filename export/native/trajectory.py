@@ -1,4 +1,4 @@
-"""On which inputs is int8 calibrated? On what the denoiser is really asked while this model samples.
+"""The inputs that int8 is calibrated on: what the network is really asked while this model samples.
 
 Post-training quantization for diffusion models (PTQ4DM, Shang et al. 2023) makes two points. Activations change with the
 timestep, so inputs from one timestep, or images noised in one go, give scales that clip or waste levels elsewhere: inputs
@@ -10,25 +10,22 @@ torch, and of every chain the states nearest to timesteps drawn so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, cast
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from engine.backends import Graph
-from engine.chain import Chain, run_chain, start_state
-from engine.network import Workspace
-from engine.result import F32, Timings
+from engine.bundle.tensors import BATCH
+from engine.errors import ExportError
 from engine.solver import noise as noises
-from engine.solver.schedule import Schedule
+from engine.solver.feeds import step_feeds
 from engine.solver.table import StepTable, build_step_table
-from export.families.architecture import Architecture
-from export.graphs.roles import TimestepTable
-from export.models.unet import UNet
-from export.models.vae import VAE
+from export.families.base import Model
+from export.graphs.reference import WholeSampler
+from export.graphs.roles import Inputs
 
 LANES = 4  # images sampled at once, of seeds 0..3
 STATES = 24  # inputs kept for calibration, over all chains
@@ -38,125 +35,97 @@ MEAN, DEVIATION = 0.4, 0.5  # of the drawn timesteps, in units of T: PTQ4DM take
 
 @dataclass(frozen=True)
 class States:
-    """Inputs of the denoiser, one a lane: x and cond [K, 3, H, W] (cond None without a condition), row [K, R]."""
+    """Inputs of the step's network by name, [K, ...] each, and the timestep of each state."""
 
-    x: torch.Tensor
-    cond: torch.Tensor | None
-    row: torch.Tensor
+    inputs: Mapping[str, torch.Tensor]
     timesteps: tuple[int, ...]
 
     def __len__(self) -> int:
-        return len(self.x)
+        return len(self.timesteps)
 
     def part(self, index: slice) -> States:
-        """Some of the lanes."""
-        cond = None if self.cond is None else self.cond[index]
-        return States(self.x[index], cond, self.row[index], self.timesteps[index])
+        """Some of the states."""
+        return States({name: value[index] for name, value in self.inputs.items()}, self.timesteps[index])
 
     def batches(self, size: int) -> Iterator[States]:
-        """All lanes, `size` at a time."""
+        """All states, `size` at a time."""
         for begin in range(0, len(self), size):
             yield self.part(slice(begin, begin + size))
 
 
-@dataclass
-class _Recorder:
-    """Stands where the chain expects a loaded graph: evaluates in torch and keeps what it was asked."""
-
-    unet: UNet
-    asked: list[dict[str, F32]] = field(default_factory=list)
-
-    def __call__(self, **arrays: F32) -> dict[str, F32]:
-        kept = {name: array.copy() for name, array in arrays.items()}
-        self.asked.append(kept)
-        tensors = {name: torch.from_numpy(array) for name, array in kept.items()}
-        with torch.inference_mode():
-            eps = self.unet.denoise(tensors["x"], tensors.get("cond"), tensors["row"])
-        return {"eps": np.ascontiguousarray(eps.numpy())}
-
-
-def trajectory_states(architecture: Architecture, unet: UNet, vae: VAE | None, table: TimestepTable) -> States:
+def trajectory_states(model: Model) -> States:
     """STATES inputs from real chains, with the timesteps that the module's text argues for; the same every time."""
-    chains = _settings(architecture)
+    tables = _settings(model)
     parts = []
-    for number, (steps, guidance) in enumerate(chains):
-        asked = _run(architecture, unet, vae, table, steps, guidance)
-        count = STATES // len(chains)
-        parts.append(_draw(asked, steps.timesteps, count, architecture.T, np.random.default_rng([SEED, number])))
-    conds = [part.cond for part in parts if part.cond is not None]
-    return States(
-        torch.cat([part.x for part in parts]),
-        torch.cat(conds) if conds else None,
-        torch.cat([part.row for part in parts]),
-        tuple(t for part in parts for t in part.timesteps),
+    for number, table in enumerate(tables):
+        asked = _run(model, table)
+        count = STATES // len(tables)
+        parts.append(_draw(asked, table.timesteps, count, model.schedule.T, np.random.default_rng([SEED, number])))
+    inputs = {name: torch.cat([part.inputs[name] for part in parts]) for name in parts[0].inputs}
+    return States(inputs, tuple(t for part in parts for t in part.timesteps))
+
+
+def _settings(model: Model) -> list[StepTable]:
+    """The step tables to run: the recorded setting, and ten plain DDIM steps."""
+    plain = {"steps": min(10, model.schedule.T), "method": "ddim", "spacing": "linspace"}
+    return [_table(model, **options) for options in (model.defaults, plain)]
+
+
+def _table(model: Model, **options: Any) -> StepTable:
+    state = model.wiring.state
+    return build_step_table(
+        model.schedule.schedule(),
+        prediction=model.prediction,
+        centred=state.centre is not None,
+        clip=state.clip,
+        variance=model.variance,
+        **options,
     )
 
 
-def _settings(architecture: Architecture) -> list[tuple[StepTable, float]]:
-    """The step tables (and guidance) to run: the recorded setting, and ten plain DDIM steps."""
-    recorded: dict[str, Any] = {key: value for key, value in architecture.defaults.items() if key != "guidance"}
-    plain = {"steps": min(10, architecture.T), "method": "ddim", "spacing": "linspace"}
-    schedule = Schedule(architecture.beta_1, architecture.beta_T, architecture.T)
-    tables = [
-        build_step_table(
-            schedule, formulation=architecture.formulation, variance=architecture.variance, **options
-        )
-        for options in (recorded, plain)
-    ]
-    return [(tables[0], float(architecture.defaults.get("guidance", 0.0))), (tables[1], 0.0)]
-
-
-def _run(
-    architecture: Architecture, unet: UNet, vae: VAE | None, table: TimestepTable, steps: StepTable, guidance: float
-) -> list[dict[str, F32]]:
-    """Sample LANES images as the engine does, in float32 with torch; what the denoiser was asked at each step."""
-    size = architecture.unet.image_size
-    shape = (architecture.unet.out_channels, size, size)
+def _run(model: Model, table: StepTable) -> list[Inputs]:
+    """Sample LANES images in float32 with torch; what the network was asked at each row."""
     seeds = noises.resolve_seeds(SEED, LANES)
-    work = Workspace(LANES, shape, conditional=architecture.unet.conditional, guided=guidance != 0.0)
-    z = None
-    if vae is not None:
-        z = torch.from_numpy(noises.latent(seeds, (vae.spec.z_dim,)))
-        if work.cond is not None:
-            with torch.inference_mode():
-                np.copyto(work.cond, (2 * vae.decode(z) - 1).numpy())
-    start_state(steps.start, work, noises.initial(seeds, shape), work.cond)
-    recorder = _Recorder(unet)
-    chain = Chain(
-        steps,
-        cast(Graph, recorder),  # the loop only calls it
-        _rows(table, steps, z, guided=work.guided),
-        seeds=seeds,
-        guidance=guidance,
-        where="torch, float32",
-    )
-    run_chain(chain, work, Timings())
-    return recorder.asked
-
-
-def _rows(table: TimestepTable, steps: StepTable, z: torch.Tensor | None, *, guided: bool) -> F32:
-    """The timestep table's rows as a run uses them: [S, 1, R], or with z-conditioning [S, lanes, R]."""
-    timesteps = torch.from_numpy(np.ascontiguousarray(steps.timesteps, np.int64))
+    shape = model.wiring.state.shape
+    feeds = step_feeds(table) | {"x_T": noises.initial(seeds, shape), "noise": np.zeros((1, LANES, *shape), np.float32)}
+    if table.stochastic:
+        feeds["noise"] = np.stack([noises.step_noise(seeds, row, shape) for row in range(len(table.rows))])
+    asked: list[Inputs] = []
+    whole = WholeSampler(model.wiring, model.roles, lambda _, inputs: asked.append(dict(inputs)))
     with torch.inference_mode():
-        if not isinstance(table.z_mlp, nn.Module) or z is None:
-            return cast(F32, table(timesteps)[:, None, :].numpy())
-        lanes = torch.cat([z, torch.zeros_like(z)]) if guided else z
-        return cast(F32, table(timesteps, lanes).numpy())
+        whole(**{name: torch.from_numpy(np.array(value)) for name, value in (feeds | _inputs(model, seeds)).items()})
+    return asked
 
 
-def _draw(
-    asked: list[dict[str, F32]], kept: np.ndarray, count: int, T: int, rng: np.random.Generator
-) -> States:
-    """`count` of the recorded lanes: at the step nearest to a drawn timestep, lanes in turn."""
+def _inputs(model: Model, seeds: noises.Seeds) -> dict[str, np.ndarray]:
+    """The declared inputs: drawn from the seeds; others at random within their range."""
+    rng, given = np.random.default_rng(SEED), {}
+    for spec in model.input_specs:
+        if spec.draw is not None:
+            given[spec.name] = noises.drawn(seeds, tuple(int(d) for d in spec.sample))
+            continue
+        if any(isinstance(d, str) and d != BATCH for d in spec.shape):
+            raise ExportError(
+                f"int8 calibration: found the input {spec.name} of free shape {list(spec.shape)}, expected fixed "
+                "dimensions; leave int8 out of --precision"
+            )
+        low, high = spec.range or (-1.0, 1.0)
+        size = (len(seeds), *(int(d) for d in spec.sample))
+        integer = spec.dtype == "int64"
+        given[spec.name] = rng.integers(math.ceil(low), math.floor(high) + 1, size) if integer else (
+            rng.uniform(low, high, size).astype(np.float32))  # fmt: skip
+    return given
+
+
+def _draw(asked: list[Inputs], kept: np.ndarray, count: int, T: int, rng: np.random.Generator) -> States:
+    """`count` of the recorded states: at the row nearest to a drawn timestep, samples in turn."""
     last = float(kept.max())
     wanted: list[float] = []
     while len(wanted) < count:
         t = rng.normal(MEAN * T, DEVIATION * T)
         if 0 <= t <= last:  # cut, not clamped: clamping would pile a third of the draws onto t = 0
             wanted.append(t)
-    steps = [int(np.abs(kept - t).argmin()) for t in sorted(wanted)]
-    lanes = [(asked[step], number % len(asked[step]["x"])) for number, step in enumerate(steps)]
-    gather = {
-        name: torch.from_numpy(np.stack([call[name][lane % len(call[name])] for call, lane in lanes])) for name in asked[0]
-    }
-    return States(gather["x"], gather.get("cond"), gather["row"], tuple(int(kept[step]) for step in steps))
+    rows = [int(np.abs(kept - t).argmin()) for t in sorted(wanted)]
+    samples = [(asked[row], number % max(map(len, asked[row].values()))) for number, row in enumerate(rows)]
+    gather = {name: torch.stack([call[name][i % len(call[name])] for call, i in samples]) for name in asked[0]}
+    return States(gather, tuple(int(kept[row]) for row in rows))

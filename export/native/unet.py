@@ -1,4 +1,4 @@
-"""How do the denoiser and its timestep table become programs? export/models/unet.py, layer by layer, same order, same names.
+"""The denoiser and its timestep table as programs: export/models/unet.py, layer by layer, same order, same names.
 
 Norm, activation, convolution and everything that is added are one operation; concatenations are lists of sources; the
 nearest doubling before a convolution is folded into it; the embedding arrives as slices of one row.
@@ -13,22 +13,24 @@ import torch
 from torch import nn
 
 from engine.errors import ExportError
-from export.graphs.roles import TimestepTable
+from export.graphs.roles import Role
+from export.models.graphs import TimestepTable
 from export.models.unet import Attention, Downsample, ResBlock, Stage, UNet, Upsample
 from export.native.program import Assembled, Assembler, Norm, Skip, Value
-from export.native.scales import Scale
+from export.native.scales import Scale, unet_of
 
 
-def lower_denoiser(unet: UNet, precision: str = "bf16", scales: Mapping[str, Scale] | None = None) -> Assembled:
-    """x, (cond), row -> eps. `scales`: the convolutions in int8, by module name."""
-    spec = unet.spec
+def lower_denoiser(role: Role, precision: str = "bf16", scales: Mapping[str, Scale] | None = None) -> Assembled:
+    """x, (cond), row -> the network's answer. `scales`: the convolutions in int8, by module name."""
+    unet = unet_of(role)
+    spec, answer = unet.spec, role.outputs[0].name
     size = spec.image_size
-    program = Assembler("denoiser", precision)
+    program = Assembler(role.name, precision)
     inputs = [program.port("x", "map", spec.out_channels, size, size)]
     if spec.conditional:
         inputs.append(program.port("cond", "map", spec.out_channels, size, size))
     program.port("row", "row", unet.row_width)
-    eps = program.port("eps", "map", spec.out_channels, size, size, output=True)
+    output = program.port(answer, "map", spec.out_channels, size, size, output=True)
     lowering = _Denoiser(program, unet, scales or {})
     h = program.conv(
         "stem", unet.stem, [program.input("input", inputs, spec.in_channels, size, size, kernel=3)], patches=True
@@ -41,7 +43,7 @@ def lower_denoiser(unet: UNet, precision: str = "bf16", scales: Mapping[str, Sca
         h = lowering.module(f"middle.{index}", module, [h])
     for index, module in enumerate(unet.decoder):
         h = lowering.module(f"decoder.{index}", module, [h, skips.pop()])
-    program.conv("out_conv", unet.out_conv, [h], norm=Norm(unet.out_norm), activation="silu", port=eps)
+    program.conv("out_conv", unet.out_conv, [h], norm=Norm(unet.out_norm), activation="silu", port=output)
     return program.finish()
 
 
@@ -106,9 +108,11 @@ def _skip(block: ResBlock, sources: Sequence[Value]) -> Skip:
     return Skip(sources, torch.eye(channels)[:, :, None, None], None)
 
 
-def lower_table(table: TimestepTable) -> Assembled:
+def lower_table(role: Role) -> Assembled:
     """timesteps, (z) -> rows, in float32 throughout: what it rounds off would enter every step."""
-    program = Assembler("timestep_table", "f32")
+    table = role.module
+    assert isinstance(table, TimestepTable)
+    program = Assembler(role.name, "f32")
     timesteps = program.port("timesteps", "steps", 1)
     conditioned = table.z_mlp is not None
     if conditioned:

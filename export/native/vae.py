@@ -1,36 +1,42 @@
-"""How do the VAE's two halves become programs? export/models/vae.py, layer by layer; every convolution behind its GELU."""
+"""The VAE's two halves as programs: export/models/vae.py, layer by layer; every convolution behind its GELU."""
 
 from __future__ import annotations
 
 from torch import nn
 
 from engine.errors import ExportError
-from export.models.vae import VAE, ResBlock
+from export.graphs.roles import Role
+from export.models.graphs import DecoderGraph, EncoderGraph
+from export.models.vae import ResBlock
 from export.native.program import Assembled, Assembler, Value
 
 
-def lower_encoder(vae: VAE) -> Assembled:
+def lower_encoder(role: Role) -> Assembled:
     """image -> mu, logvar."""
-    size, z_dim = vae.spec.image_size, vae.spec.z_dim
-    program = Assembler("vae_encoder", "bf16")
-    image = program.port("image", "map", vae.enc.in_conv.in_channels, size, size)
+    graph = role.module
+    assert isinstance(graph, EncoderGraph)
+    size, z_dim, enc = graph.spec.image_size, graph.spec.z_dim, graph.enc
+    program = Assembler(role.name, "bf16")
+    image = program.port("image", "map", enc.in_conv.in_channels, size, size)
     outputs = {name: program.port(name, "map", z_dim, output=True) for name in ("mu", "logvar")}
-    patches = program.input("input", [image], vae.enc.in_conv.in_channels, size, size, kernel=3)
-    h = program.conv("in_conv", vae.enc.in_conv, [patches], patches=True)
-    h = _blocks(program, vae.enc.block_mod, h)
-    for name, module in (("mu", vae.enc.mu), ("logvar", vae.enc.logvar)):
+    patches = program.input("input", [image], enc.in_conv.in_channels, size, size, kernel=3)
+    h = program.conv("in_conv", enc.in_conv, [patches], patches=True)
+    h = _blocks(program, enc.block_mod, h)
+    for name, module in (("mu", enc.mu), ("logvar", enc.logvar)):
         program.conv(f"{name}_conv", module, [h], port=outputs[name])
     return program.finish()
 
 
-def lower_decoder(vae: VAE) -> Assembled:
-    """z -> image."""
-    size, z_dim = vae.spec.image_size, vae.spec.z_dim
-    program = Assembler("vae_decoder", "bf16")
+def lower_decoder(role: Role) -> Assembled:
+    """z -> image in [-1, 1]."""
+    graph = role.module
+    assert isinstance(graph, DecoderGraph)
+    size, z_dim, dec = graph.spec.image_size, graph.spec.z_dim, graph.dec
+    program = Assembler(role.name, "bf16")
     z = program.port("z", "map", z_dim)
-    image = program.port("image", "map", vae.dec.last_conv.out_channels, size, size, output=True)
-    h = _blocks(program, vae.dec.block_mod, program.input("input", [z], z_dim, 1, 1))
-    program.conv("last_conv", vae.dec.last_conv, [h], port=image, output_activation="sigmoid")
+    image = program.port("image", "map", dec.last_conv.out_channels, size, size, output=True)
+    h = _blocks(program, dec.block_mod, program.input("input", [z], z_dim, 1, 1))
+    program.conv("last_conv", dec.last_conv, [h], port=image, output_activation="signed_sigmoid")
     return program.finish()
 
 

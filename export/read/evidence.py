@@ -1,56 +1,27 @@
-"""Who can answer what the weights do not tell: the file's own metadata, a preset, a flag; and what if they disagree?"""
+"""Answers that weights do not give: what a file says of itself, and what happens when sources disagree."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from engine.errors import ArgumentError, CheckpointError
-from export.families.presets import Preset, preset
-from export.read.parts import Network, Stage
 
 T = TypeVar("T")
+Claims = Sequence[tuple[str, T | None]]  # (source, what it says or None)
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the user said about the model; None where they said nothing. `schedule` is (beta_1, beta_T, T)."""
-
-    heads: int | None = None
-    image_size: int | None = None
-    formulation: int | None = None
-    schedule: tuple[float, float, int] | None = None
-    variance: str | None = None
-    preset: str | None = None
-    name: str | None = None
-    vae_enc_blocks: str | None = None
-    vae_dec_blocks: str | None = None
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Where answers can come from, beside the weights themselves."""
+class Facts:
+    """The plain hyper-parameters that a checkpoint holds."""
 
     path: Path
-    network: Network
-    stage: Stage | None
-    metadata: dict[str, Any]
-    options: Options
-
-    @property
-    def preset(self) -> Preset | None:
-        """The preset that the user named."""
-        return preset(self.options.preset) if self.options.preset else None
-
-    @property
-    def preset_label(self) -> str:
-        """How messages call it."""
-        return f"preset {self.options.preset}"
+    metadata: Mapping[str, Any]
 
     def plain(self, key: str, kind: type[T], expected: str) -> T | None:
-        """A hyper-parameter of the file, of the type that it must have, or None."""
+        """A hyper-parameter of the type that it must have, or None."""
         value = self.metadata.get(key)
         if value is None or type(value) is kind:
             return value
@@ -60,8 +31,8 @@ class Evidence:
         )
 
 
-def settle(name: str, claims: Sequence[tuple[str, T | None]]) -> tuple[T, str] | None:
-    """The value on which all (source, value) claims agree and its first source; None when nobody claims anything."""
+def settle(name: str, claims: Claims[T]) -> tuple[T, str] | None:
+    """The value on which all claims agree and its first source; None where there is no claim."""
     made = [(source, value) for source, value in claims if value is not None]
     if not made:
         return None
@@ -73,3 +44,8 @@ def settle(name: str, claims: Sequence[tuple[str, T | None]]) -> tuple[T, str] |
                 "of the two"
             )
     return value, source
+
+
+def first(claims: Claims[T]) -> tuple[T, str]:
+    """The first value claimed and its source; there is one."""
+    return next((value, source) for source, value in claims if value is not None)

@@ -1,4 +1,4 @@
-"""How are plans of TensorRT proper built? As `tensorrt_engines` does for both libraries, with the module `tensorrt`."""
+"""Plans of TensorRT proper: `engines` with the module `tensorrt`. An `EngineBuilder`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which plans does a bundle get, and which of the older bundle's are still good? The same for both TensorRT libraries."""
+"""The plans of a bundle, and those of the older bundle that are still good; the same for both TensorRT libraries."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from engine.bundle.manifest import SAMPLER, EngineSpec, graph_key
+from engine.bundle.engines import EngineSpec
+from engine.bundle.graphs import SAMPLER, graph_key
 from engine.bundle.reader import Bundle
 from engine.errors import BundleError
 from export.context import Graph
@@ -17,8 +18,6 @@ from export.tensorrt.plan import build_plan
 
 PRECISIONS = ("fp16",)
 PLAN = "plan"
-# Graphs that stay in float32 whatever the rest is in: they run once a chain, and carry what half precision would lose.
-ALWAYS_F32 = ("timestep_table",)
 
 
 @dataclass(frozen=True)
@@ -37,22 +36,22 @@ def check_request(backend: str, options: Mapping[str, Any]) -> None:
 
 
 def build_plans(backend: str, context: BuildContext, precision: str, options: Mapping[str, Any]) -> list[BuiltEngine]:
-    """A plan of every role, and of the whole sampler where its graph is there."""
-    library, architecture = open_library(backend), context.architecture
-    wishes = read_options(backend, options, steps=architecture.defaults["steps"], T=architecture.T)
+    """A plan of every graph of the pipeline, and of the whole sampler where it is there."""
+    library, model = open_library(backend), context.model
+    wishes = read_options(backend, options, steps=model.defaults["steps"], T=model.schedule.T)
     wishes = replace(wishes, targets=settle_targets(library, wishes.targets, wishes.hardware))
     return [_engine(library, context, precision, graph, wishes) for graph in chosen_graphs(context, precision)]
 
 
 def chosen_graphs(context: BuildContext, precision: str) -> list[Graph]:
-    """The graph that each plan is built from; ExportError when a role has none in this precision."""
+    """The graph that each plan is built from, in the precision that it computes in; ExportError when there is none."""
     there = {graph.key: graph for graph in context.graphs}
     chosen = []
-    for role in dict.fromkeys(graph.role.name for graph in context.graphs):
-        exact = there.get(graph_key(role, precision))
-        if exact is None and role == SAMPLER:
+    for name, role in {graph.role.name: graph.role for graph in context.graphs}.items():
+        found = role.computes_in(precision)
+        if name == SAMPLER and graph_key(name, found) not in there:
             continue  # only asked for in another precision
-        chosen.append(exact or (there[role] if role in ALWAYS_F32 else context.graph(role, precision)))
+        chosen.append(context.graph(name, found))
     return chosen
 
 
@@ -60,23 +59,23 @@ def _engine(
     library: Library, context: BuildContext, precision: str, graph: Graph, wishes: PlanOptions
 ) -> BuiltEngine:
     """One plan: the older bundle's where nothing that it depends on has changed, else a new one."""
-    role = graph.role.name
+    name, found = graph.role.name, graph.role.computes_in(precision)
     entry: dict[str, Any] = {
         "backend": library.backend,
-        "precision": precision,
-        "role": role,
-        "files": {PLAN: {"file": f"{role}.{library.backend}.{precision}.plan"}},
+        "precision": found,
+        "graph": name,
+        "files": {PLAN: {"file": f"{name}.{library.backend}.{found}.plan"}},
         "source_sha256": graph.sha256,
         "made_with": library.made_with,
         "targets": list(wishes.targets),
         "options": wishes.as_entry(d for tensor in graph.role.inputs for d in tensor.shape if isinstance(d, str)),
     }
-    name = f"{library.backend} {role}"
+    label = f"{library.backend} {name}"
     kept = _kept(context.previous, entry)
     if kept is not None:
-        context.watch.note(f"{name}: nothing changed, {kept.file} of the older bundle is used again")
+        context.watch.note(f"{label}: nothing changed, {kept.file} of the older bundle is used again")
         return _built({**entry, "record": kept.record}, kept.data)
-    with context.watch.stage(name):
+    with context.watch.stage(label):
         plan = build_plan(library, graph.key, graph.model, graph.role.inputs, wishes, context.watch)
     return _built({**entry, "record": {"graph": graph.key, **plan.record}}, plan.data)
 
@@ -103,7 +102,7 @@ def _same(spec: EngineSpec, entry: Mapping[str, Any]) -> bool:
     found = {
         "backend": spec.backend,
         "precision": spec.precision,
-        "role": spec.role,
+        "graph": spec.graph,
         "source_sha256": spec.source_sha256,
         "made_with": spec.made_with,
         "targets": list(spec.targets),

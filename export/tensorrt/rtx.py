@@ -1,4 +1,4 @@
-"""How are plans of TensorRT for RTX built? As `tensorrt_engines` does for both libraries, with the module `tensorrt_rtx`."""
+"""Plans of TensorRT for RTX: `engines` with the module `tensorrt_rtx`. An `EngineBuilder`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which model is this checkpoint? Weights first, then what its metadata, a preset or a flag says about the rest.
+"""The architecture of a DiffuseVAE checkpoint: weights first, then what metadata, a preset or a flag says about the rest.
 
 One rule for everything that changes the images: all sources that speak must agree, and when none speaks the build
 stops and names the flag. Nothing is guessed.
@@ -12,13 +12,17 @@ from typing import Any
 
 import torch
 
+from engine.bundle.training import ScheduleSpec
 from engine.errors import ArgumentError, CheckpointError
-from export.families.presets import PRESETS
+from engine.solver.table import VARIANCES
+from export.families.diffusevae import process
+from export.families.diffusevae.evidence import Evidence
+from export.families.diffusevae.presets import PRESETS
 from export.models.layouts import expected_shapes
 from export.models.unet import UNet, UNetSpec
 from export.models.vae import VAESpec
 from export.read import diffusion
-from export.read.evidence import Evidence, settle
+from export.read.evidence import settle
 from export.read.parts import require
 from export.read.unet_keys import Shape, infer_unet
 from export.read.vae_strings import infer_vae
@@ -31,9 +35,8 @@ class Architecture:
     unet: UNetSpec
     vae: VAESpec | None
     formulation: int | None
-    beta_1: float
-    beta_T: float
-    T: int
+    schedule: ScheduleSpec
+    prediction: str
     variance: str
     name: str
     defaults: dict[str, Any]
@@ -62,20 +65,33 @@ def infer(evidence: Evidence) -> Architecture:
     require(evidence.network.unet, shapes, evidence.path, evidence.network.prefix, f"the UNet {_describe(shape)}")
     _check_z(evidence, spec, vae)
     _check_preset(evidence, spec, vae)
-    beta_1, beta_T, steps = diffusion.schedule(evidence, origins)
-    formulation = diffusion.formulation(evidence, conditional, origins)
+    schedule = process.schedule(evidence, origins)
     return Architecture(
         unet=spec,
         vae=vae if conditional else None,
-        formulation=formulation,
-        beta_1=beta_1,
-        beta_T=beta_T,
-        T=steps,
-        variance=diffusion.variance(evidence, origins),
+        formulation=process.formulation(evidence, conditional, origins),
+        schedule=schedule,
+        prediction=diffusion.prediction(
+            [
+                ("--prediction", evidence.options.prediction),
+                ("metadata", evidence.plain("prediction", str, "eps, x0 or v")),
+            ],
+            origins,
+        ),
+        variance=diffusion.variance(_variance_claims(evidence), origins),
         name=_name(evidence, origins),
-        defaults=diffusion.defaults(evidence, steps, origins),
+        defaults=diffusion.defaults(evidence, schedule.T, origins),
         origins=origins,
     )
+
+
+def _variance_claims(evidence: Evidence) -> list[tuple[str, str | None]]:
+    known = evidence.preset
+    return [
+        ("flag", evidence.options.variance),
+        ("metadata", evidence.plain("variance", str, " or ".join(VARIANCES))),
+        (evidence.preset_label, known.variance if known else None),
+    ]
 
 
 def _describe(shape: Shape) -> str:
@@ -89,8 +105,7 @@ def _vae(evidence: Evidence, conditional: bool, origins: dict[str, str]) -> VAES
         if conditional:
             raise CheckpointError(
                 f"{evidence.path}: found a network that refines a VAE's reconstruction (6 input channels) and no vae.* "
-                "keys, "
-                "expected both stages; give the VAE's checkpoint with --vae FILE"
+                "keys, expected both stages; give the VAE's checkpoint with --vae FILE"
             )
         return None
     options = evidence.options
@@ -113,8 +128,7 @@ def _image_size(evidence: Evidence, shape: Shape, vae: VAESpec | None, origins: 
     if found is None:
         raise CheckpointError(
             f"{evidence.path}: found an unconditional network, whose weights do not tell the image size, expected to be "
-            "told; "
-            "name it with --image-size PIXELS, or a published configuration with --preset"
+            "told; name it with --image-size PIXELS, or a published configuration with --preset"
         )
     size, origins["image_size"] = found
     factor = 2 ** (len(shape.channel_mult) - 1)
@@ -142,9 +156,8 @@ def _heads(evidence: Evidence, shape: Shape, conditional: bool, origins: dict[st
         used = ", ".join(f"{name}: {entry.heads(conditional) or '?'}" for name, entry in PRESETS.items())
         raise CheckpointError(
             f"{evidence.path}: found no sign of the number of attention heads, which weights cannot tell and which "
-            "changes the "
-            f"images; name it with --heads N (possible: {', '.join(map(str, possible))}), or a published configuration with "
-            f"--preset ({'conditional' if conditional else 'unconditional'} models: {used})"
+            f"changes the images; name it with --heads N (possible: {', '.join(map(str, possible))}), or a published "
+            f"configuration with --preset ({'conditional' if conditional else 'unconditional'} models: {used})"
         )
     heads, origins["heads"] = found
     if heads < 1 or common % heads:
@@ -166,8 +179,7 @@ def _check_z(evidence: Evidence, spec: UNetSpec, vae: VAESpec | None) -> None:
     if spec.z_dim != vae.z_dim:
         raise CheckpointError(
             f"{evidence.path}: found a network conditioned on z of width {spec.z_dim} and a VAE of width {vae.z_dim}, "
-            "expected "
-            "the VAE that it was trained with; give that one with --vae"
+            "expected the VAE that it was trained with; give that one with --vae"
         )
 
 

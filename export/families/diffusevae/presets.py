@@ -1,4 +1,4 @@
-"""What did the reference's published models use that their weights cannot tell?
+"""The reference's published configurations: what their weights cannot tell.
 
 Sources: `main/configs/dataset/*/{train,test}.yaml` and `scripts/{train,test}_ddpm.sh` of the reference. The yaml defaults
 say one head for some data sets, but every published *conditional* DiffuseVAE is trained and sampled with `n_heads=8` and

@@ -1,0 +1,122 @@
+"""What a family of models offers to a build, and the model that it hands over: graphs, and how they are wired."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from engine.bundle.fields import Fields
+from engine.bundle.inputs import InputSpec, parse_inputs
+from engine.bundle.pipeline import PipelineSpec, parse_pipeline
+from engine.bundle.training import ScheduleSpec
+from export.graphs.roles import Example, Role, with_rows
+from export.read.checkpoint import Checkpoint
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files that a model came from, and which of the weights in them; `other` where there is a second file."""
+
+    checkpoint: Checkpoint
+    other: Checkpoint | None
+    weights: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model with its weights, ready to be exported.
+
+    roles         the float32 graphs by name, in the order in which sampling uses them
+    inputs        the manifest's `inputs`
+    pipeline      the manifest's `pipeline`
+    prediction    what the network predicts: "eps", "x0" or "v"
+    architecture  what was inferred, for people: nothing reads it again
+    encoder       the file whose encoder gives the drawn input its meaning; a fitted prior belongs to it
+    """
+
+    family: str
+    name: str
+    roles: Mapping[str, Role]
+    inputs: Sequence[Mapping[str, Any]]
+    pipeline: Mapping[str, Any]
+    schedule: ScheduleSpec
+    prediction: str
+    variance: str
+    defaults: Mapping[str, Any]
+    architecture: Mapping[str, Any] = field(default_factory=dict)
+    encoder: Checkpoint | None = None
+
+    @cached_property
+    def input_specs(self) -> tuple[InputSpec, ...]:
+        """`inputs`, checked as a reader of the manifest checks them."""
+        return parse_inputs(Fields({"inputs": list(self.inputs)}, self._where, ""))
+
+    @cached_property
+    def wiring(self) -> PipelineSpec:
+        """`pipeline`, each call held against its graph; BundleError names the field that does not fit."""
+        graphs = {name: role.spec() for name, role in self.roles.items()}
+        top = Fields({"pipeline": dict(self.pipeline)}, self._where, "")
+        return parse_pipeline(top.object("pipeline"), self.input_specs, graphs)
+
+    @property
+    def drawn(self) -> InputSpec | None:
+        """The input that is drawn when it is not given, if there is one."""
+        return next((spec for spec in self.input_specs if spec.draw is not None), None)
+
+    @property
+    def step(self) -> Role:
+        """The graph that runs in the loop."""
+        return self.roles[self.wiring.step.graph]
+
+    @property
+    def example(self) -> Example:
+        """Random inputs of any of its graphs, of the kind that sampling meets."""
+        port = next((port for port, value in self.wiring.step.inputs.items() if value == "rows"), "")
+        return with_rows(self.roles[self.wiring.rows.graph], port)
+
+    @property
+    def _where(self) -> str:
+        return f"family {self.family}"
+
+
+class Recognised(Protocol):
+    """A model that was recognised in its files; its weights are not in memory yet."""
+
+    @property
+    def source(self) -> Source:
+        """Its files."""
+
+    @property
+    def name(self) -> str:
+        """The name that its bundle bears."""
+
+    def lines(self) -> dict[str, str]:
+        """What was inferred and from what, as lines for people."""
+
+    def load(self) -> Model:
+        """The model with the chosen weights, in float32 and evaluation mode; CheckpointError for those that are unfit."""
+
+
+class Family(Protocol):
+    """What a module of export/families offers."""
+
+    NAME: str  # the manifest's `family`
+
+    def flags(self, command: Command) -> Command:
+        """Add to a click command the options that `recognise` takes."""
+
+    def claims(self, checkpoint: Checkpoint) -> bool:
+        """Whether the keys of a checkpoint are those of this family."""
+
+    def recognise(
+        self, checkpoint: Checkpoint, other: Path | None, weights: str, options: Mapping[str, Any]
+    ) -> Recognised:
+        """Settle everything about a model but its weights; an EngineError says what is missing, and which option names it.
+
+        other: a second file; weights: which of those in the file; options: what was said of the model on the command line.
+        """

@@ -1,0 +1,55 @@
+"""The command line's options for what DiffuseVAE weights cannot tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from engine.cli.main import NearChoice
+from engine.solver.prediction import PREDICTIONS
+from engine.solver.table import VARIANCES
+from export.families.diffusevae.presets import PRESETS
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+FLAGS = (
+    click.option("--preset", metavar="NAME", help=f"A published configuration of the reference: {', '.join(PRESETS)}."),
+    click.option("--heads", type=click.IntRange(1), help="Attention heads of the UNet; weights cannot tell."),
+    click.option(
+        "--image-size", type=click.IntRange(1), metavar="PIXELS", help="Side of the images, for unconditional models."
+    ),
+    click.option(
+        "--formulation",
+        type=click.IntRange(1, 2),
+        help="DiffuseVAE formulation, for files without the schedule's constants.",
+    ),
+    click.option(
+        "--schedule",
+        type=(float, float, int),
+        metavar="BETA_1 BETA_T T",
+        default=None,
+        help="Linear noise schedule, for files without betas; the reference's is 0.0001 0.02 1000.",
+    ),
+    click.option(
+        "--prediction",
+        type=NearChoice(list(PREDICTIONS)),
+        help="What the network was trained to predict, where the file does not say.  [default: eps]",
+    ),
+    click.option(
+        "--variance",
+        type=NearChoice(VARIANCES),
+        help="Variance of method ddpm that the bundle records.  [default: fixedlarge]",
+    ),
+    click.option(
+        "--vae-enc-blocks", metavar="TEXT", help="Block string of the VAE's encoder, if outside the reference's convention."
+    ),
+    click.option("--vae-dec-blocks", metavar="TEXT", help="Block string of its decoder."),
+)
+
+
+def flags(command: Command) -> Command:
+    """Add the options to a click command, in their order."""
+    for option in reversed(FLAGS):
+        command = option(command)
+    return command

@@ -1,0 +1,122 @@
+"""The whole sampler in torch: a pipeline's calls and the loop over a step table's rows, as the engine runs them.
+
+What the whole-sampler graph must equal, and where int8 calibration looks at what the network is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from engine.bundle.pipeline import ROWS, TIMESTEPS, CallSpec, E, PipelineSpec, X
+from engine.kernels import ROW_FIELDS
+from export.graphs.roles import Inputs, Role
+
+Seen = Callable[[int, Inputs], None]  # called with the row's number and what the network is asked
+
+
+class WholeSampler(nn.Module):
+    """x and, where the pipeline has one, the start value: the outputs of the graph `sampler` but for the bytes."""
+
+    def __init__(self, pipeline: PipelineSpec, roles: Mapping[str, Role], seen: Seen | None = None) -> None:
+        super().__init__()
+        self.pipeline, self.roles, self.seen = pipeline, dict(roles), seen
+        self.parts = nn.ModuleDict({name: roles[name].module for name in pipeline.graphs if name in roles})
+
+    def forward(
+        self,
+        x_T: torch.Tensor,
+        timesteps: torch.Tensor,
+        coefficients: torch.Tensor,
+        weights: torch.Tensor,
+        start: torch.Tensor,
+        noise: torch.Tensor,
+        **inputs: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        state, lanes = self.pipeline.state, weights.shape[1]
+        values = dict(inputs)
+        for call in self.pipeline.before:
+            values |= self._call(call, values)
+        rows = self._rows(values, timesteps, lanes)
+        constants = {port: self._lanes(name, values, lanes) for port, name in self.pipeline.constants.items()}
+        x = start[0] * x_T
+        for k, name in ((start[1], state.start), (start[2], state.centre)):
+            x = x if name is None else x + k * values[name]
+        c = torch.zeros_like(x) if state.centre is None else values[state.centre]
+        y, h1, h2, h3 = (torch.zeros_like(x) for _ in range(4))
+        for i, row in enumerate(coefficients):
+            k = dict(zip(ROW_FIELDS, row, strict=True))
+            e = self._network(i, k["c_in"] * x, constants, rows, weights[i])
+            # x0 = limit(p . slots);  x' = k . slots;  y' = q . slots
+            x0 = k["p_x"] * x + k["p_e"] * e + k["p_c"] * c
+            x0 = x0 + (k["p_y"] * y + k["p_h1"] * h1 + k["p_h2"] * h2 + k["p_h3"] * h3)
+            x0 = torch.clamp(x0, -k["clip"], k["clip"])
+            slots = {"x0": x0, "x": x, "e": e, "c": c, "n": noise[i % len(noise)], "y": y, "h1": h1, "h2": h2, "h3": h3}
+            following = sum(k[f"k_{name}"] * value for name, value in slots.items())
+            if any(k[f"q_{name}"] != 0 for name in slots):
+                y = torch.stack([k[f"q_{name}"] * value for name, value in slots.items()]).sum(0)
+            if k["push"] > 0:
+                h1, h2, h3 = (e if k["push"] == 1 else x0), h1, h2
+            x = torch.as_tensor(following)
+        return (x,) if state.start is None else (x, values[state.start])
+
+    def images(self, x: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+        """The value that becomes pixels, of a final x."""
+        values = dict(inputs)
+        for call in self.pipeline.before:
+            values |= self._call(call, values)
+        values[X] = x
+        for call in self.pipeline.after:
+            values |= self._call(call, values)
+        return values[self.pipeline.image]
+
+    def _call(self, call: CallSpec, values: Inputs) -> Inputs:
+        outputs = self.roles[call.graph]({port: values[name] for port, name in call.inputs.items()})
+        return {call.outputs[port]: value for port, value in outputs.items()}
+
+    def _rows(self, values: Inputs, timesteps: torch.Tensor, lanes: int) -> torch.Tensor:
+        """[rows, 1, R], or [rows, lanes * N, R] where they depend on the sample."""
+        call = self.pipeline.rows
+        taken = {name: self._lanes(name, values, lanes) for name in call.inputs.values() if name != TIMESTEPS}
+        rows = self._call(call, taken | {TIMESTEPS: timesteps})[ROWS]
+        return rows if rows.dim() == 3 else rows[:, None, :]
+
+    def _lanes(self, name: str, values: Inputs, lanes: int) -> torch.Tensor:
+        """A value in every lane, [lanes * N, ...]: itself, then its null."""
+        value = values[name]
+        null = self._null(name, values).expand(value.shape) if lanes > 1 else value
+        return torch.cat([value, *[null] * (lanes - 1)])
+
+    def _null(self, name: str, values: Inputs) -> torch.Tensor:
+        pipeline = self.pipeline
+        if name in pipeline.nulls:
+            return torch.as_tensor(pipeline.nulls[name]).expand(values[name].shape)
+        if not pipeline.null_is_computed(name):
+            return values[name]
+        call = pipeline.maker(name)
+        assert call is not None
+        return self._call(call, {value: self._null(value, values) for value in call.inputs.values()})[name]
+
+    def _network(
+        self, i: int, x: torch.Tensor, constants: Inputs, rows: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """e of row i: the lanes that have a weight, each times its own, added up."""
+        active = len(weights) if bool((weights[1:] != 0).any()) else 1
+        count = active * len(x)
+        step = self.pipeline.step
+        inputs = {port: value[:count] for port, value in constants.items()}
+        for port, name in step.inputs.items():
+            if name == X:
+                inputs[port] = torch.cat([x] * active)
+            elif name == ROWS:
+                inputs[port] = rows[i][:count] if len(rows[i]) > 1 else rows[i]
+        if self.seen is not None:
+            self.seen(i, inputs)
+        e = self._call_step(inputs).chunk(active)
+        return torch.stack([w * part for w, part in zip(weights, e, strict=False)]).sum(0)
+
+    def _call_step(self, inputs: Inputs) -> torch.Tensor:
+        step = self.pipeline.step
+        return next(self.roles[step.graph](inputs)[port] for port, name in step.outputs.items() if name == E)

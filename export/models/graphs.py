@@ -1,0 +1,92 @@
+"""The networks of a VAE and a UNet as graphs of a bundle.
+
+Everything that depends on the timestep alone is in `TimestepTable`, so that no call of `Denoiser` repeats it: neither graph
+holds a weight of the other.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from export.models.unet import UNet, sinusoid
+from export.models.vae import VAE
+
+
+class EncoderGraph(nn.Module):
+    """image [N, 3, H, W] in [0, 1] -> mu, logvar [N, z_dim] of q(z | x)."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.enc = vae.enc
+        self.spec = vae.spec
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mu, logvar = self.enc(image)
+        return mu, logvar
+
+
+class DecoderGraph(nn.Module):
+    """z [N, z_dim] -> image [N, 3, H, W] in [-1, 1], the range that the refiner was trained on."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.dec = vae.dec
+        self.spec = vae.spec
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        image: torch.Tensor = 2 * self.dec(z) - 1
+        return image
+
+
+class TimestepTable(nn.Module):
+    """timesteps int64 [S] (and z [N, z_dim]) -> the embedding rows of every residual block, [S, R] or [S, N, R].
+
+    The sinusoids of all T timesteps are a stored table: sine and cosine of angles up to T differ between runtimes by more
+    than the parity bound. The projections of all blocks are one matrix.
+    """
+
+    def __init__(self, unet: UNet, T: int) -> None:
+        super().__init__()
+        spec = unet.spec
+        self.sinusoids = nn.Buffer(sinusoid(torch.arange(T), spec.model_channels, spec.layout))
+        self.time_mlp = unet.time_mlp
+        self.z_mlp = unet.z_mlp
+        self.z_dim = spec.z_dim or 0
+        blocks = [stage.res.emb for stage in unet.stages()]
+        self.weight = nn.Parameter(torch.cat([block.weight for block in blocks]), requires_grad=False)
+        self.bias = nn.Parameter(torch.cat([block.bias for block in blocks]), requires_grad=False)
+
+    def forward(self, timesteps: torch.Tensor, z: torch.Tensor | None = None) -> torch.Tensor:
+        emb = self.time_mlp(self.sinusoids.index_select(0, timesteps))
+        if self.z_mlp is not None and z is not None:
+            emb = emb[:, None, :] + self.z_mlp(z)[None, :, :]
+        rows = F.linear(F.silu(emb).to(self.weight.dtype), self.weight, self.bias)
+        return rows.float()  # like the cast above, for a matrix in half (export/precision.py); nothing in float32
+
+    def half_projection(self) -> None:
+        """Turn the blocks' projections into half."""
+        self.weight.data, self.bias.data = self.weight.half(), self.bias.half()
+
+
+class Denoiser(nn.Module):
+    """x, row -> what the network predicts of the noise: the UNet without its embedding."""
+
+    def __init__(self, unet: UNet) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, x: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        return self.unet.denoise(x, None, row)
+
+
+class ConditionedDenoiser(nn.Module):
+    """The same with an image in [-1, 1] beside x."""
+
+    def __init__(self, unet: UNet) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, x: torch.Tensor, cond: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        return self.unet.denoise(x, cond, row)
