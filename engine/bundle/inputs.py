@@ -67,4 +67,4 @@ def _input(fields: Fields) -> InputSpec:
 
 def null_of(shape: tuple[int, ...], null: Null) -> Null:
     """A null as one sample of this shape."""
-    return np.ascontiguousarray(np.broadcast_to(null, shape))
+    return np.broadcast_to(null, shape).copy()  # np.ascontiguousarray would make [1] of a single number

@@ -50,7 +50,7 @@ def test_pictures_are_cropped_around_their_centre(
     picture = Image.fromarray(pixels(1, 3, found[1], found[0])[0])
     picture.save(tmp_path / "a.png")
     images, notes = load_images([tmp_path / "a.png"], (3, 6, 10))
-    expected = picture.crop(box).resize((10, 6), Image.Resampling.LANCZOS)
+    expected = picture.resize((10, 6), Image.Resampling.LANCZOS, box=box)
     np.testing.assert_array_equal(images[0], np.asarray(expected))
     assert notes == ([] if found == (10, 6) else [f"a.png: {found[0]}x{found[1]} cropped and resized to 10x6"])
 
