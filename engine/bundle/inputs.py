@@ -8,7 +8,7 @@ import numpy as np
 
 from engine.bundle.fields import Fields
 from engine.bundle.limits import MAX_INPUTS
-from engine.bundle.tensors import BATCH, Null, TensorSpec, parse_null, parse_range, parse_shape
+from engine.bundle.tensors import BATCH, ByValue, Null, TensorSpec, parse_null, parse_range, parse_shape
 
 # Names with a meaning of their own in a pipeline, a request or a result.
 RESERVED = (
@@ -19,8 +19,8 @@ RESERVED = (
 INPUT_DTYPES = ("float32", "int64")
 
 
-@dataclass(frozen=True)
-class InputSpec(TensorSpec):
+@dataclass(frozen=True, eq=False)
+class InputSpec(ByValue, TensorSpec):
     """A declared input. shape[0] is "batch".
 
     draw   "normal": standard normals of the sample's own stream, or the bundle's fitted prior; None: it must be given

@@ -18,7 +18,7 @@ from engine.bundle.fields import Fields, shorten
 from engine.bundle.graphs import GraphSpec
 from engine.bundle.inputs import RESERVED, InputSpec
 from engine.bundle.limits import MAX_CALLS, MAX_CHANNELS, MAX_CLIP, MAX_SIDE
-from engine.bundle.tensors import BATCH, Null, Shape, TensorSpec, parse_null
+from engine.bundle.tensors import BATCH, ByValue, Null, Shape, TensorSpec, parse_null
 
 X, E, ROWS, TIMESTEPS, IMAGE = "x", "e", "rows", "timesteps", "image"
 STEPS = "steps"  # the free dimension of a table of timesteps
@@ -65,8 +65,8 @@ class StateSpec:
         return self.channels, self.height, self.width
 
 
-@dataclass(frozen=True)
-class PipelineSpec:
+@dataclass(frozen=True, eq=False)
+class PipelineSpec(ByValue):
     """A pipeline that holds together. `values` says dtype and shape of everything that a call of it makes or takes."""
 
     encode: tuple[CallSpec, ...]

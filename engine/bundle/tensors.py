@@ -78,6 +78,21 @@ def parse_range(fields: Fields) -> tuple[float, float] | None:
 Null = npt.NDArray[Any]
 
 
+class ByValue:
+    """Equality of dataclasses that hold arrays: as a whole, where numpy would answer element by element."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and _plain(vars(self)) == _plain(vars(other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return (value.dtype.name, value.shape, value.tolist()) if isinstance(value, np.ndarray) else value
+
+
 def parse_null(fields: Fields, key: str, shape: Shape, dtype: str, limits: tuple[float, float] | None) -> Null | None:
     """The null of a value, one sample of it as an array of `dtype`: None where the field is null.
 
