@@ -1,4 +1,4 @@
-"""Does TensorRT compute on your GPU what ONNX Runtime does?  python export/compare_polygraphy.py NAME.bundle --tensorrt
+"""TensorRT on your GPU against ONNX Runtime:  python export/compare_polygraphy.py NAME.bundle --tensorrt
 
 For those who live in polygraphy: its summary of a graph, and its runners over the float32 graph in ONNX Runtime, the
 graph itself there, and with --tensorrt the graph built and run by TensorRT here (TensorRT for RTX with
@@ -22,12 +22,14 @@ import numpy as np
 import onnx
 
 from engine.backends.base import read_onnx
-from engine.bundle.graphs import SAMPLER
+from engine.bundle.graphs import SAMPLER, graph_of
 from engine.bundle.reader import Bundle
+from engine.commands import install_extra
 from engine.errors import BackendError, EngineError, ExportError
 from engine.feeds import Feeds, noise_feeds, setting_feeds
 from engine.solver.noise import resolve_seeds
 from export.graphs.parity import relative_error
+from export.graphs.roles import FREE
 
 REFERENCE = "onnxruntime float32"
 TOLERANCE = 5e-3  # a half graph is measured at 2e-3 when it is exported; on a GPU half products round once more
@@ -43,7 +45,7 @@ def compare(bundle: Bundle, key: str, *, batch: int = 2, tensorrt: bool = False)
     polygraphy = _polygraphy()
     feeds = inputs_of(bundle, key, batch)
     model = read_onnx(bundle, key)
-    runners = [_onnxruntime(REFERENCE, read_onnx(bundle, key.partition(".")[0])), _onnxruntime(f"onnxruntime {key}", model)]
+    runners = [_onnxruntime(REFERENCE, read_onnx(bundle, graph_of(key))), _onnxruntime(f"onnxruntime {key}", model)]
     if tensorrt:
         runners.append(_tensorrt(key, model, feeds))
     from polygraphy.comparator import Comparator
@@ -74,8 +76,8 @@ def inspect(bundle: Bundle, key: str) -> str:
 
 def inputs_of(bundle: Bundle, key: str, batch: int) -> Feeds:
     """Random inputs of a graph, within its ranges; the sampler's are a chain of the bundle's schedule with its noise."""
-    role, manifest = key.partition(".")[0], bundle.manifest
-    if role == SAMPLER:
+    name, manifest = graph_of(key), bundle.manifest
+    if name == SAMPLER:
         feeds, table = setting_feeds(manifest, {"steps": STEPS})
         feeds |= noise_feeds(manifest, table, resolve_seeds(SEED, batch))
         return feeds
@@ -83,7 +85,7 @@ def inputs_of(bundle: Bundle, key: str, batch: int) -> Feeds:
     sizes = {"batch": batch, "steps": STEPS}
     feeds = {}
     for tensor in bundle.spec(key).inputs:
-        shape = [sizes[d] if isinstance(d, str) else d for d in tensor.shape]
+        shape = [sizes.get(d, FREE) if isinstance(d, str) else d for d in tensor.shape]
         low, high = tensor.range or (0.0, 0.0)
         if tensor.dtype == "int64":
             feeds[tensor.name] = rng.integers(int(low), int(high) + 1, shape)
@@ -102,7 +104,7 @@ def _polygraphy() -> Any:
     except ImportError as error:
         raise BackendError(
             f"polygraphy: found that it cannot be imported ({error}), expected the package; "
-            "install it with: pip install 'diffusevae-engine[polygraphy]'"
+            f"install it with: {install_extra('polygraphy')}"
         ) from error
     G_LOGGER.module_severity = G_LOGGER.ERROR  # its progress would drown the table below
     return polygraphy

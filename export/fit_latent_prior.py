@@ -5,6 +5,7 @@ From a checkout this file itself is the command: `python export/fit_latent_prior
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 import zipfile
@@ -67,11 +68,13 @@ def bar(label: str, unit: str) -> Callable[[Iterable[int]], Iterable[int]]:
     return lambda steps: tqdm(steps, desc=label, unit=unit, delay=2, leave=False)
 
 
-def read_images(path: Path, size: int) -> U8:
-    """uint8 [N, size, size, 3] of an .npz file (key `images`) or of a folder of pictures, all of the right size."""
+def read_images(path: Path, shape: tuple[int, int, int]) -> U8:
+    """uint8 [N, H, W, C] of an .npz file (key `images`) or of a folder of pictures; shape: the [C, H, W] that each has."""
     if path.is_dir():
-        return _read_folder(path, size)
-    expected = f"an .npz file with {KEY!r}, uint8 [N, {size}, {size}, 3], or a folder of pictures of that size"
+        return _read_folder(path, shape)
+    channels, height, width = shape
+    size = f"[N, {height}, {width}, {channels}]"
+    expected = f"an .npz file with {KEY!r}, uint8 {size}, or a folder of pictures of that size"
     try:
         with np.load(path, allow_pickle=False) as content:
             images = content[KEY] if isinstance(content, np.lib.npyio.NpzFile) and KEY in content else None
@@ -79,16 +82,16 @@ def read_images(path: Path, size: int) -> U8:
         raise ArgumentError(f"--images {path}: found nothing that can be read ({error}), expected {expected}") from error
     if images is None:
         raise ArgumentError(f"--images {path}: found no array {KEY!r}, expected {expected}")
-    if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3) or not len(images):
+    if images.dtype != np.uint8 or images.shape[1:] != (height, width, channels) or not len(images):
         raise ArgumentError(f"--images {path}: found {images.dtype} {list(images.shape)}, expected {expected}; convert them")
     return np.asarray(images)
 
 
-def _read_folder(path: Path, size: int) -> U8:
-    images, notes = load_images([path], size)
+def _read_folder(path: Path, shape: tuple[int, int, int]) -> U8:
+    images, notes = load_images([path], shape)
     if notes:
         raise ArgumentError(
-            f"--images {path}: found {len(notes)} pictures of another size ({notes[0]}), expected {size}x{size} as in "
+            f"--images {path}: found {len(notes)} pictures of another size ({notes[0]}), expected {shape[2]}x{shape[1]} as in "
             f"training; resize them as the model's training data was ({', '.join(READABLE)})"
         )
     return images
@@ -113,15 +116,16 @@ def posterior_of(manifest: Manifest, source: Path) -> Posterior:
             f"{source}: found a model without an encoder's mean and log-variance of an input that is drawn, such as an "
             "unconditional one, expected one with a VAE, whose latents are fitted"
         )
-    return Posterior(drawn.name, others[0], int(np.prod(drawn.sample)))
+    return Posterior(drawn.name, others[0], math.prod(int(d) for d in drawn.sample))
 
 
-def encoder_side(sampler: Sampler) -> int:
-    """The side of the square images that the encoder takes."""
+def encoder_shape(sampler: Sampler) -> tuple[int, int, int]:
+    """The [C, H, W] of the images that the encoder takes."""
     for call in sampler.bundle.manifest.pipeline.encode:
         for tensor in sampler.bundle.spec(call.graph).inputs:
             if call.inputs[tensor.name] == IMAGE:
-                return int(tensor.shape[-1])
+                channels, height, width = (int(d) for d in tensor.sample)
+                return channels, height, width
     raise AssertionError("posterior_of refuses a bundle without an encoder")
 
 
@@ -199,9 +203,9 @@ def main(
     with opened(source, vae, weights, {"heads": heads, "preset": preset}) as sampler:
         manifest = sampler.bundle.manifest
         posterior = posterior_of(manifest, source)
-        height = encoder_side(sampler)
-        fitted = encode(sampler, posterior, read_images(images, height), "encode")
-        unseen = encode(sampler, posterior, read_images(heldout, height), "encode held-out") if heldout else None
+        shape = encoder_shape(sampler)
+        fitted = encode(sampler, posterior, read_images(images, shape), "encode")
+        unseen = encode(sampler, posterior, read_images(heldout, shape), "encode held-out") if heldout else None
     prior = fit(*fitted, components, seed, draws, bar("fit", "round"))
     write_prior(out, prior, manifest.source.other_sha256 or manifest.source.sha256)
     click.echo(f"Wrote {out}: {components} Gaussians of width {posterior.width}, fitted to {len(fitted[0])} images.")

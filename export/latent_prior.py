@@ -8,6 +8,7 @@ posterior of the training images, where N(0, I) puts latents that the decoder ha
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -159,7 +160,7 @@ def check_prior(fitted: FittedPrior, model: Model) -> None:
             f"{where}: found a model without an input that is drawn, such as an unconditional one, expected one with a VAE; "
             "leave --latent-prior out"
         )
-    check_width(fitted.prior, int(np.prod(drawn.sample)), where)
+    check_width(fitted.prior, math.prod(int(d) for d in drawn.sample), where)
     if fitted.checkpoint_sha256 not in (None, encoder.sha256):
         raise ArgumentError(
             f"{where}: found a prior fitted to the VAE of the checkpoint {fitted.checkpoint_sha256}, expected "

@@ -42,24 +42,23 @@ class WholeSampler(nn.Module):
         rows = self._rows(values, timesteps, lanes)
         constants = {port: self._lanes(name, values, lanes) for port, name in self.pipeline.constants.items()}
         x = start[0] * x_T
-        for k, name in ((start[1], state.start), (start[2], state.centre)):
-            x = x if name is None else x + k * values[name]
+        for factor, name in ((start[1], state.start), (start[2], state.centre)):
+            x = x if name is None else x + factor * values[name]
         c = torch.zeros_like(x) if state.centre is None else values[state.centre]
         y, h1, h2, h3 = (torch.zeros_like(x) for _ in range(4))
         for i, row in enumerate(coefficients):
-            k = dict(zip(ROW_FIELDS, row, strict=True))
+            k: Inputs = dict(zip(ROW_FIELDS, row, strict=True))
             e = self._network(i, k["c_in"] * x, constants, rows, weights[i])
             # x0 = limit(p . slots);  x' = k . slots;  y' = q . slots
             x0 = k["p_x"] * x + k["p_e"] * e + k["p_c"] * c
             x0 = x0 + (k["p_y"] * y + k["p_h1"] * h1 + k["p_h2"] * h2 + k["p_h3"] * h3)
             x0 = torch.clamp(x0, -k["clip"], k["clip"])
             slots = {"x0": x0, "x": x, "e": e, "c": c, "n": noise[i % len(noise)], "y": y, "h1": h1, "h2": h2, "h3": h3}
-            following = sum(k[f"k_{name}"] * value for name, value in slots.items())
-            if any(k[f"q_{name}"] != 0 for name in slots):
-                y = torch.stack([k[f"q_{name}"] * value for name, value in slots.items()]).sum(0)
+            x = _sum(k, "k", slots)
+            if any(bool(k[f"q_{name}"] != 0) for name in slots):
+                y = _sum(k, "q", slots)
             if k["push"] > 0:
                 h1, h2, h3 = (e if k["push"] == 1 else x0), h1, h2
-            x = torch.as_tensor(following)
         return (x,) if state.start is None else (x, values[state.start])
 
     def images(self, x: torch.Tensor, inputs: Inputs) -> torch.Tensor:
@@ -120,3 +119,11 @@ class WholeSampler(nn.Module):
     def _call_step(self, inputs: Inputs) -> torch.Tensor:
         step = self.pipeline.step
         return next(self.roles[step.graph](inputs)[port] for port, name in step.outputs.items() if name == E)
+
+
+def _sum(k: Inputs, kind: str, slots: Inputs) -> torch.Tensor:
+    """Every slot times its coefficient, added up from the left."""
+    total = torch.zeros(())
+    for name, value in slots.items():
+        total = total + k[f"{kind}_{name}"] * value
+    return total

@@ -189,8 +189,9 @@ def _on_kept(body: Sheet) -> dict[str, str]:
     products = body.op("Mul", row, stack, out="kept/products")
     sums = body.op("ReduceSum", products, body.axes(1), out="kept/sums", keepdims=0)
     parts = body.split(sums, [f"kept/{kind}_part" for kind in "pkq"])
-    squeezed = (body.op("Squeeze", part, body.axes(0), out=f"kept/sum_{kind}") for kind, part in zip("pkq", parts, strict=True))
-    return dict(zip("pkq", squeezed, strict=True))
+    return {
+        kind: body.op("Squeeze", part, body.axes(0), out=f"kept/sum_{kind}") for kind, part in zip("pkq", parts, strict=True)
+    }
 
 
 def _push(body: Sheet, push: str, e: str, x0: str, y: str) -> None:

@@ -99,7 +99,8 @@ def _run(model: Model, table: StepTable) -> list[Inputs]:
 
 def _inputs(model: Model, seeds: noises.Seeds) -> dict[str, np.ndarray]:
     """The declared inputs: drawn from the seeds; others at random within their range."""
-    rng, given = np.random.default_rng(SEED), {}
+    rng = np.random.default_rng(SEED)
+    given: dict[str, np.ndarray] = {}
     for spec in model.input_specs:
         if spec.draw is not None:
             given[spec.name] = noises.drawn(seeds, tuple(int(d) for d in spec.sample))
@@ -111,9 +112,10 @@ def _inputs(model: Model, seeds: noises.Seeds) -> dict[str, np.ndarray]:
             )
         low, high = spec.range or (-1.0, 1.0)
         size = (len(seeds), *(int(d) for d in spec.sample))
-        integer = spec.dtype == "int64"
-        given[spec.name] = rng.integers(math.ceil(low), math.floor(high) + 1, size) if integer else (
-            rng.uniform(low, high, size).astype(np.float32))  # fmt: skip
+        if spec.dtype == "int64":
+            given[spec.name] = rng.integers(math.ceil(low), math.floor(high) + 1, size)
+        else:
+            given[spec.name] = rng.uniform(low, high, size).astype(np.float32)
     return given
 
 

@@ -1,4 +1,4 @@
-"""How does an ONNX graph become a TensorRT plan? Parse, set what was asked for, build, and keep what the builder said."""
+"""TensorRT plans of ONNX graphs: parse, set what was asked for, build, and keep what the builder said."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.bundle.tensors import TensorSpec
+from engine.commands import command
 from engine.errors import BackendError, ExportError
 from export.context import Watch
-from export.graphs.roles import Tensor
 from export.tensorrt.library import Library
 from export.tensorrt.log import BuildNotes, make_logger, read_header
 from export.tensorrt.monitor import interrupt_held_back, make_monitor
@@ -58,7 +59,7 @@ def resident_bytes() -> int:
 
 
 def build_plan(
-    library: Library, name: str, model: bytes, inputs: Sequence[Tensor], options: PlanOptions, watch: Watch | None = None
+    library: Library, name: str, model: bytes, inputs: Sequence[TensorSpec], options: PlanOptions, watch: Watch | None = None
 ) -> Plan:
     """Build one plan from the bytes of an ONNX file whose `inputs` have named free dimensions.
 
@@ -122,7 +123,7 @@ def parse(library: Library, builder: Any, logger: Any, name: str, model: bytes) 
         errors = [describe_error(parser.get_error(i)) for i in range(min(parser.num_errors, PARSER_ERRORS))]
         raise ExportError(
             f"graph {name}: found that {library} cannot parse it ({'; '.join(errors) or 'no reason given'}), expected an "
-            "ONNX graph of operators that it has; `build_engines.py --check` lists every such node"
+            "ONNX graph of operators that it has; every such node is listed by: {command('build', 'CKPT', '--check')}"
         )
     return network, parser
 
@@ -157,7 +158,7 @@ def _add_profile(
     builder: Any,
     config: Any,
     name: str,
-    inputs: Sequence[Tensor],
+    inputs: Sequence[TensorSpec],
     sizes: Mapping[str, Range],
     notes: BuildNotes,
 ) -> None:
@@ -215,7 +216,7 @@ def _store_cache(path: Path, data: bytes) -> None:
 def _cure(options: PlanOptions) -> str:
     if "sm75" in options.targets:
         return "sm75 takes no matrix product in float32: add --turing, or leave sm75 out of --targets"
-    return "`build_engines.py --check` shows nodes that it does not have"
+    return f"nodes that it does not have are shown by: {command('build', 'CKPT', '--check')}"
 
 
 def _purpose(options: PlanOptions) -> str:
