@@ -1,6 +1,6 @@
 """Processes that end with the benchmark which started them, however it ends: a group each, and a guard beside it.
 
-A benchmark is interrupted, times out in a CI job, or is killed outright. What it started (a build that calibrates for a while,
+A benchmark is interrupted, times out in a CI job, or is killed outright. What it started (a build that calibrates,
 a contestant that holds every processor) must not go on, and neither must the children of those. The guard is a shell that
 waits on a pipe. The system closes that pipe when the benchmark is gone, and the guard ends the group.
 """
@@ -40,6 +40,8 @@ class Child:
 
     def end(self, patience: float = 0.0) -> int:
         """Its exit code; what has not ended within `patience` seconds is killed with its whole group."""
+        if self._guard.returncode is not None:
+            return int(self.process.returncode)  # ended before: its group's number may be another's by now
         try:
             self.process.wait(patience)
         except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""What did a benchmark run on? Facts about machine, libraries and threads that every result file carries."""
+"""What a benchmark ran on: facts about machine, libraries and threads that every result file carries."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ class BenchmarkError(EngineError):
 
 
 def machine_facts() -> dict[str, Any]:
-    """Processor, memory, system and threads of this machine, as plain values for JSON."""
+    """Processor, memory, system and threads of this machine, as plain values for JSON.
+
+    Ask first of all: the load average is to be that of others, not of the benchmark's own builds and contestants.
+    """
     processor = this_processor()
     quota = cpu_quota()
     return {
@@ -70,7 +73,7 @@ def system_name() -> str:
 
 
 def describe(facts: dict[str, Any]) -> str:
-    """The facts in two lines for people, and a third where the machine is busy."""
+    """The facts in two lines for people, and a third where the machine was busy."""
     told = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     lines = [
         f"{facts['processor']} ({' '.join(facts['features']) or 'features unknown'}), {facts['processors']} processors, "

@@ -1,4 +1,4 @@
-"""Does the GPU path work on this machine, is it right, and how fast is it? One command, one JSON report.
+"""The GPU check: whether the GPU path works on this machine, is right, and how fast it is. One command, one JSON report.
 
     python benchmarks/gpu examples/avatars/avatars.ckpt --out out/gpu-check.json
 
@@ -41,6 +41,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"steps": 10, "guidance": 0.5},
     {"steps": 4, "t_start": 400},
 )
+STAGES = ("noise", "before", "rows", "update", "after", "post")  # of Timings, beside the steps' network
 Say = Callable[[str], None]
 
 
@@ -91,10 +92,10 @@ def build(checkpoint: Path, out: Path, backend: str, target: str, batch: int, sa
 
 def compare(bundle: Bundle, backend: str, say: Say) -> list[dict[str, Any]]:
     """Whole chains on the GPU, replayed, beside ONNX Runtime in float32 on the CPU."""
-    rows = []
+    rows, pipeline = [], bundle.manifest.pipeline
     with Sampler(bundle, "onnxruntime", "f32") as cpu, Sampler(bundle, backend) as gpu:
         for setting in SETTINGS:
-            if not bundle.manifest.model.conditional and {"guidance", "t_start"} & setting.keys():
+            if ("guidance" in setting and not pipeline.guided) or ("t_start" in setting and pipeline.state.start is None):
                 continue
             expected = cpu.sample(4, seed=0, **setting)
             plain, replayed = (gpu.sample(4, seed=0, **setting) for _ in range(2))
@@ -128,7 +129,7 @@ def time_sampler(sampler: Sampler, n: int, steps: int, repeats: int) -> dict[str
     wall, device, launch = [], [], ""
     for seed in range(repeats + 3):
         timings = sampler.sample(n, steps=steps, spacing="linspace", seed=seed).timings
-        parts = (timings.noise_ms, timings.vae_ms, timings.table_ms, timings.update_ms, timings.post_ms)
+        parts = [getattr(timings, f"{stage}_ms") for stage in STAGES]
         wall.append(timings.total_ms)
         device.append(sum(parts) + timings.network_ms)
         launch = timings.launch
@@ -139,7 +140,7 @@ def time_sampler(sampler: Sampler, n: int, steps: int, repeats: int) -> dict[str
 @contextmanager
 def captures(sampler: Sampler, on: bool) -> Iterator[None]:
     """Let the GPU runtime replay captured graphs, or not."""
-    chain: Any = sampler._runner.chunks
+    chain: Any = sampler._pipeline.chain
     chain.captures = on
     yield
     chain.captures = True
@@ -193,7 +194,7 @@ def check(
     say: Say,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything; DeviceError before any work where there is no GPU."""
-    device = open_device(ordinal)
+    facts, device = machine_facts(), open_device(ordinal)  # the load average of before the build
     try:
         say(f"{device!r}")
         chosen = choose_backend(backend)
@@ -209,7 +210,7 @@ def check(
             "format": "diffusevae-gpu-check",
             "format_version": 1,
             "date": now(),
-            "machine": machine_facts(),
+            "machine": facts,
             "device": device_facts(device),
             "backend": {"name": chosen, "version": available()[chosen][1]},
             "build": {"seconds": round(seconds, 1), "engines": {e.name: e.size for e in bundle.manifest.engines}},

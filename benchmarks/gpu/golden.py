@@ -1,4 +1,4 @@
-"""Do the golden models give the golden images on a GPU? Their vectors, at the tolerance of half precision.
+"""The golden models on a GPU: their vectors, at the tolerance of half precision.
 
 The vectors were computed by the reference implementation in float32 (tests/golden/README.md).
 """
@@ -39,7 +39,6 @@ def build(name: str, backend: str, target: str, folder: Path) -> Path:
     """The bundle of one golden model with plans for this GPU."""
     from export.build import Request
     from export.build import build as build_bundle
-    from export.read.evidence import Options
     from tests.golden_models import build_options, write_checkpoint
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +47,7 @@ def build(name: str, backend: str, target: str, folder: Path) -> Path:
         out=folder / f"golden-{name}.bundle",
         backends=("onnxruntime", backend),
         precisions=("fp16",),
-        options=Options(**build_options(name)),
+        options=build_options(name),
         engine_options={"targets": (target,)} if backend == "tensorrt_rtx" else {},
     )
     return build_bundle(request).path
@@ -60,7 +59,8 @@ def compare(sampler: Sampler, chain: str, stored: dict[str, np.ndarray]) -> dict
     assert found is not None
     options: dict[str, Any] = {"method": found[1], "spacing": found[2], "steps": int(found[3])}
     options["guidance"] = float(found[4] or 0.0)
-    options |= {"z": stored.get("z"), "x_T": stored["x_T"], "noise": stored.get(f"{chain}_noise"), "seed": 0}
+    options |= {"x_T": stored["x_T"], "noise": stored.get(f"{chain}_noise"), "seed": 0}
+    options |= {spec.name: stored[spec.name] for spec in sampler.inputs}
     states: list[np.ndarray] = []
 
     def keep(info: StepInfo) -> None:

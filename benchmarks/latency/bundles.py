@@ -1,7 +1,7 @@
-"""What is timed? Bundles of the published configurations with random weights, and of the trained avatars, built on demand.
+"""The bundles that are timed: published configurations with random weights, and the trained avatars, built on demand.
 
-Torch runs in processes of its own, so that the benchmark stays small and none of torch's threads live while others
-are timed.
+Only what the contestants that run need is built. Torch runs in processes of its own, so that the benchmark stays small and
+none of torch's threads live while others are timed.
 """
 
 from __future__ import annotations
@@ -10,19 +10,22 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from benchmarks import children
-from benchmarks.latency.field import ALL_INT8, Task
+from benchmarks.latency import reference
+from benchmarks.latency.field import ALL_INT8, Contestant, Task
 from benchmarks.machine import BenchmarkError, versions
 from engine.backends import available
-from engine.backends.native import backend as native
+from engine.backends.native.backend import Native
 from engine.bundle.reader import Bundle
 from engine.errors import BundleError
 
 ROOT = Path(__file__).resolve().parents[2]
+NATIVE, ORT, OPENVINO = Native.NAME, "onnxruntime", "openvino"
 AVATARS = "avatars"
 PRESETS = (AVATARS, "cifar10", "celeba64", "celebamaskhq128")
 BUILDERS = ("torch", "onnx", "diffusevae-engine")  # a bundle built with another version of these is built anew
@@ -32,8 +35,34 @@ MAKE_CHECKPOINT = (
 )
 
 
-def task_of(preset: str, folder: Path, steps: int, threads: int) -> Task:
-    """Everything that the contestants need for a configuration, built unless it is there already."""
+@dataclass(frozen=True)
+class Needs:
+    """What a bundle must hold: backends, and the precisions that backend native's engines are built in."""
+
+    backends: tuple[str, ...]
+    precisions: tuple[str, ...]
+    more: tuple[str, ...] = ()
+
+    @property
+    def options(self) -> list[str]:
+        """The same for `build_engines.py`."""
+        return ["--backends", *self.backends, "--precision", "f32", *self.precisions, *self.more]
+
+
+def needs_of(contestants: Sequence[Contestant], variant: str | None) -> Needs | None:
+    """What the contestants on this bundle need on this machine; None for a variant that none of them samples from."""
+    here = available()
+    found = [c for c in contestants if c.kind == "engine" and c.variant == variant and here[c.backend][0]]
+    if variant is not None and not found:
+        return None
+    # Every bundle is checked with ONNX Runtime, and the plain exports take its decoder.
+    backends = (ORT, *(name for name in (OPENVINO, NATIVE) if any(c.backend == name for c in found)))
+    precisions = tuple(p for p in Native.PRECISIONS if any(c.backend == NATIVE and c.precision == p for c in found))
+    return Needs(backends, precisions, ("--int8-budget", "all") if variant == ALL_INT8 else ())
+
+
+def task_of(preset: str, folder: Path, steps: int, threads: int, contestants: Sequence[Contestant]) -> Task:
+    """Everything that these contestants need for a configuration, built unless it is there already."""
     folder = folder.resolve()  # the processes below run in the project's root, wherever this one was started
     folder.mkdir(parents=True, exist_ok=True)
     if preset == AVATARS:
@@ -42,31 +71,36 @@ def task_of(preset: str, folder: Path, steps: int, threads: int) -> Task:
     else:
         checkpoint, how = folder / f"{preset}-random.ckpt", ["--preset", preset]
         _random_checkpoint(preset, checkpoint)
-    stem = checkpoint.stem
-    has_native = available()[native.NAME][0]
-    backends = ["onnxruntime", "openvino", *([native.NAME] if has_native else [])]
-    precisions = ["f32", *(native.PRECISIONS if has_native else [])]
-    bundle = _bundle(folder / f"{stem}.bundle", checkpoint, [*how, "--backends", *backends, "--precision", *precisions])
-    variants = {}
-    if has_native:
-        every = [*how, "--backends", "onnxruntime", "native", "--precision", "f32", "int8", "--int8-budget", "all"]
-        variants[ALL_INT8] = _bundle(folder / f"{stem}-{ALL_INT8}.bundle", checkpoint, every)
-    return task_from(bundle, checkpoint, steps, threads, folder, variants)
+    made = {}
+    for variant, name in ((None, checkpoint.stem), (ALL_INT8, f"{checkpoint.stem}-{ALL_INT8}")):
+        needs = needs_of(contestants, variant)
+        if needs is not None:
+            made[variant] = _bundle(folder / f"{name}.bundle", checkpoint, needs, how)
+    variants = {variant: path for variant, path in made.items() if variant is not None}
+    return task_from(made[None], checkpoint, steps, threads, folder, contestants, variants)
 
 
 def task_from(
-    bundle: Path, checkpoint: Path | None, steps: int, threads: int, folder: Path, variants: dict[str, Path] | None = None
+    bundle: Path,
+    checkpoint: Path | None,
+    steps: int,
+    threads: int,
+    folder: Path,
+    contestants: Sequence[Contestant],
+    variants: dict[str, Path] | None = None,
 ) -> Task:
     """The task of a bundle that exists; with its checkpoint the contestants in torch and the plain exports take part."""
-    # What the weights cannot tell, the bundle knows: the contestants in torch read the checkpoint with it.
-    manifest = Bundle.open(bundle).manifest
-    options = {"heads": manifest.model.unet["heads"], "image_size": manifest.model.image_size}
-    plain = None if checkpoint is None else _plain(checkpoint, options, folder.resolve(), manifest.source.sha256)
+    plain, options = None, {}
+    if checkpoint is not None:
+        manifest = Bundle.open(bundle).manifest
+        options = reference.options_of(manifest)
+        if any(contestant.kind == "plain" for contestant in contestants):
+            plain = _plain(checkpoint, options, folder.resolve(), manifest.source.sha256)
     return Task(bundle, checkpoint, options, steps, threads, plain, variants or {})
 
 
-def is_current(bundle: Path, checkpoint: Path, backends: Sequence[str], precisions: Sequence[str] = ()) -> bool:
-    """Whether a bundle is whole, for these backends and precisions, and built from this checkpoint by what is installed."""
+def is_current(bundle: Path, checkpoint: Path, needs: Needs) -> bool:
+    """Whether a bundle is whole, holds what is needed, and was built from this checkpoint by what is installed."""
     if not bundle.exists():
         return False
     try:
@@ -78,9 +112,8 @@ def is_current(bundle: Path, checkpoint: Path, backends: Sequence[str], precisio
     same = manifest.source.sha256 == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     built = all(manifest.built_with.get(name) == here[name] for name in BUILDERS if name in here)
     # make demo leaves a bundle of this name that has not every precision
-    wanted = set(precisions) & set(native.PRECISIONS) if native.NAME in backends else set()
-    whole = all(opened.has_engine(native.NAME, precision, "denoiser") for precision in wanted)
-    return same and built and whole and set(backends) <= set(manifest.backends)
+    whole = all(opened.has_engine(NATIVE, precision, manifest.pipeline.step.graph) for precision in needs.precisions)
+    return same and built and whole and set(needs.backends) <= set(manifest.backends)
 
 
 def _random_checkpoint(preset: str, checkpoint: Path) -> None:
@@ -91,12 +124,11 @@ def _random_checkpoint(preset: str, checkpoint: Path) -> None:
         part.replace(checkpoint)
 
 
-def _bundle(bundle: Path, checkpoint: Path, options: list[str]) -> Path:
-    start, end = options.index("--backends") + 1, options.index("--precision")
-    precisions = [word for word in options[end + 1 :] if not word.startswith("--")]
-    if not is_current(bundle, checkpoint, options[start:end], precisions):
+def _bundle(bundle: Path, checkpoint: Path, needs: Needs, how: Sequence[str]) -> Path:
+    if not is_current(bundle, checkpoint, needs):
         click.echo(f"building {bundle}")
-        _run([sys.executable, "export/build_engines.py", str(checkpoint), "--out", str(bundle), *options])
+        command = [sys.executable, "export/build_engines.py", str(checkpoint), "--out", str(bundle)]
+        _run([*command, *how, *needs.options])
     return bundle
 
 
@@ -104,12 +136,8 @@ def _plain(checkpoint: Path, options: dict[str, object], folder: Path, sha256: s
     path = folder / f"{checkpoint.stem}-plain-{sha256[:12]}.onnx"
     if not path.exists():
         click.echo(f"exporting {path}")
-        _run(
-            [
-                sys.executable, "benchmarks/latency/plain.py", str(checkpoint.resolve()), "--options", json.dumps(options),
-                "--out", str(path),
-            ]
-        )  # fmt: skip
+        command = [sys.executable, "benchmarks/latency/plain.py", str(checkpoint.resolve())]
+        _run([*command, "--options", json.dumps(options), "--out", str(path)])
     return path
 
 

@@ -1,19 +1,24 @@
-"""How does a contestant make its images? Each in its own way, from the same z and x_T.
+"""How each contestant makes its images, from the same z and x_T.
 
-A contestant runs inside a process of its own (worker.py) and answers three questions: what eps is for given inputs, what
-images a chain gives, and how long the chain took. A new one is a class with these methods and lines in RUNNERS and field.py.
+A contestant runs inside a process of its own (worker.py) and answers two questions: what e is for given inputs, and what
+images a chain gives and how long it took. A new one is a class with these methods and lines in RUNNERS and field.py.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
-from benchmarks.latency.field import F32, Contestant, Run, Runner, Task
-from benchmarks.latency.plain import PlainRunner, apply_row
+from benchmarks.latency import reference
+from benchmarks.latency.calls import F32, Values, step_arrays
+from benchmarks.latency.field import Contestant, Run, Runner, Task
+from benchmarks.latency.plain import PlainRunner
+
+STAGES = ("before", "rows", "noise", "update", "after", "post")  # of engine.result.Timings, beside the steps' network
 
 
 class EngineRunner:
@@ -25,22 +30,19 @@ class EngineRunner:
         self._sampler = Sampler(
             task.bundle_of(contestant), contestant.backend, contestant.precision, contestant.threads or task.threads
         )
-        # The others draw z from N(0, I); a model without a VAE draws none.
-        self._prior = "standard" if self._sampler.bundle.manifest.model.conditional else None
+        # The others draw from N(0, I) too; a model without an input that is drawn takes no prior.
+        self._prior = "standard" if self._sampler.bundle.manifest.drawn is not None else None
 
-    def eps(self, x: F32, cond: F32 | None, z: F32 | None, timestep: int) -> F32:
+    def eps(self, x: F32, values: Values, timestep: int) -> F32:
         """The bundle's graphs as the Sampler would call them; loaded beside the Sampler's own and closed again."""
         from engine import backends
 
-        sampler = self._sampler
-        how: dict[str, Any] = {"backend": sampler.backend, "threads": sampler.threads}
-        times = np.array([timestep], np.int64)
-        with backends.load(sampler.bundle, "timestep_table", precision="f32", **how) as table:
-            given = {"timesteps": times} if z is None else {"timesteps": times, "z": z}
-            rows = np.array(table(**given)["rows"])
-        with backends.load(sampler.bundle, "denoiser", precision=sampler.precision, **how) as denoiser:
-            inputs = {"x": x, "row": rows if z is None else rows[0]}
-            return np.array(denoiser(**(inputs if cond is None else {**inputs, "cond": cond}))["eps"], np.float32)
+        sampler, step = self._sampler, self._sampler.bundle.manifest.pipeline.step
+        how: dict[str, Any] = {"backend": sampler.backend, "precision": sampler.precision, "threads": sampler.threads}
+        arrays = step_arrays(sampler.bundle, x, values, timestep, **how)
+        with backends.load(sampler.bundle, step.graph, **how) as network:
+            (e,) = network(**arrays).values()
+            return np.array(e, np.float32)
 
     def run(self, n: int, seed: int, steps: int) -> Run:
         """`Sampler.sample`; its timings say where the time went."""
@@ -48,7 +50,7 @@ class EngineRunner:
         batch = self._sampler.sample(n, seed=seed, steps=steps, spacing="linspace", prior=self._prior)
         total = 1e3 * (time.perf_counter() - started)
         t = batch.timings
-        stages = {"vae": t.vae_ms, "table": t.table_ms, "noise": t.noise_ms, "update": t.update_ms, "post": t.post_ms}
+        stages = {stage: float(getattr(t, f"{stage}_ms")) for stage in STAGES}
         return Run(batch.x, total, [t.first_step_ms, *t.other_steps_ms], stages)
 
 
@@ -61,72 +63,72 @@ class TorchRunner:
     def __init__(self, contestant: Contestant, task: Task) -> None:
         import torch
 
-        from engine.solver.table import Schedule
-        from export.build import Request, infer_architecture, load, read
-        from export.read.evidence import Options
+        from engine.bundle.reader import Bundle
 
         torch.set_num_threads(task.threads)
         assert task.checkpoint is not None, "a contestant without a checkpoint is skipped"
-        request = Request(task.checkpoint, options=Options(**task.options))
-        source = read(request)
         self._torch = torch
-        self._model = infer_architecture(source, request.options)
-        self._unet, self._vae = load(source, self._model)
-        self._schedule = Schedule(self._model.beta_1, self._model.beta_T, self._model.T)
+        self._manifest = Bundle.open(task.bundle).manifest
+        self._unet, self._vae = reference.networks(task.checkpoint, task.options)
         self._bf16 = contestant.precision == "bf16"
-        self._network = self._compiled(contestant) if contestant.kind == "compile" else self._unet
+        self._network = self._compiled() if contestant.kind == "compile" else self._unet
 
-    def _compiled(self, contestant: Contestant) -> Any:
+    def _compiled(self) -> Any:
         """The UNet through torch.compile with its weights frozen into the code: compiled at the first call of a shape."""
         from torch._inductor import config
 
         config.freezing = True
         return self._torch.compile(self._unet, dynamic=False)
 
-    def _context(self) -> Any:
+    def _context(self) -> ExitStack:
         """No gradients; bf16 by autocast where asked for."""
-        from contextlib import ExitStack
-
         stack = ExitStack()
         stack.enter_context(self._torch.inference_mode())
         stack.enter_context(self._torch.autocast("cpu", dtype=self._torch.bfloat16, enabled=self._bf16))
         return stack
 
-    def eps(self, x: F32, cond: F32 | None, z: F32 | None, timestep: int) -> F32:
+    def eps(self, x: F32, values: Values, timestep: int) -> F32:
         """`UNet.forward`, time embedding and all."""
         with self._context():
-            tensors = [None if array is None else self._torch.from_numpy(array) for array in (x, cond, z)]
-            answer = self._call(tensors[0], tensors[1], tensors[2], timestep)
-            return np.array(answer.float().numpy())
+            tensors = {name: self._torch.from_numpy(array) for name, array in values.items()}
+            return np.array(self._call(self._torch.from_numpy(x), tensors, timestep).float().numpy())
 
     def run(self, n: int, seed: int, steps: int) -> Run:
         """VAE decoder, then the chain of DDIM, then pixels."""
         from engine.solver import noise as noises
-        from engine.solver.table import build_step_table
 
-        started = time.perf_counter()
-        formulation = self._model.formulation
-        table = build_step_table(self._schedule, formulation=formulation, steps=steps, spacing="linspace")
-        seeds = noises.resolve_seeds(seed, n)
-        size, calls = self._model.unet.image_size, []
+        started, torch, calls = time.perf_counter(), self._torch, []
+        table = reference.table_of(self._manifest, steps)
+        seeds, state = noises.resolve_seeds(seed, n), self._manifest.pipeline.state
+
+        def network(x: Any, timestep: int) -> Any:
+            asked = time.perf_counter()
+            eps = self._call(x, values, timestep).float()
+            calls.append(1e3 * (time.perf_counter() - asked))
+            return eps
+
         with self._context():
-            cond = z = None
-            if self._vae is not None:
-                z = self._torch.from_numpy(noises.latent(seeds, (self._vae.spec.z_dim,)))
-                cond = 2 * self._vae.decode(z).float() - 1
-            x = table.start.k_noise * self._torch.from_numpy(noises.initial(seeds, (3, size, size)))
-            x = x if cond is None else x + table.start.k_cond * cond
-            for t, row in zip(table.timesteps.tolist(), table.rows.tolist(), strict=True):
-                asked = time.perf_counter()
-                eps = self._call(x, cond, z if self._model.unet.z_dim else None, t).float()
-                calls.append(1e3 * (time.perf_counter() - asked))
-                x = apply_row(row, x, eps, 0.0 if cond is None else cond, self._torch.clamp)
-            pixels = ((x.clamp(-1, 1) + 1) * 127.5 + 0.5).to(self._torch.uint8).permute(0, 2, 3, 1).contiguous()
+            values = self._values(seeds)
+            centre = values[state.centre] if state.centre is not None else 0.0
+            x_T = torch.from_numpy(noises.initial(seeds, state.shape))
+            x = reference.run_chain(table, x_T, centre, network, torch.clamp)
+            pixels = ((x.clamp(-1, 1) + 1) * 127.5 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
             pixels.numpy()
         return Run(x.numpy(), 1e3 * (time.perf_counter() - started), calls)
 
-    def _call(self, x: Any, cond: Any, z: Any, timestep: int) -> Any:
-        return self._network(x, cond, self._torch.full((len(x),), timestep, dtype=self._torch.int64), z)
+    def _values(self, seeds: Any) -> dict[str, Any]:
+        """What the network is conditioned on: the VAE's image of each seed's z, and z itself where the network takes it."""
+        from engine.solver import noise as noises
+
+        if self._vae is None:
+            return {}
+        z = self._torch.from_numpy(noises.drawn(seeds, (self._vae.spec.z_dim,)))
+        recon = {reference.RECON: 2 * self._vae.decode(z).float() - 1}
+        return recon | {reference.Z: z} if self._unet.spec.z_dim else recon
+
+    def _call(self, x: Any, values: dict[str, Any], timestep: int) -> Any:
+        times = self._torch.full((len(x),), timestep, dtype=self._torch.int64)
+        return self._network(x, values.get(reference.RECON), times, values.get(reference.Z))
 
 
 RUNNERS: dict[str, Callable[[Contestant, Task], Runner]] = {

@@ -1,11 +1,15 @@
-"""How are contestants timed fairly? One process each, outputs compared first, then turns that alternate."""
+"""A fair contest: a process for each contestant, outputs compared first, then turns that alternate.
+
+A contestant that fails (it cannot load, its process ends, its outputs lie beyond its bound) is out for this batch size, with
+the reason; the others go on.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from pathlib import Path
@@ -15,13 +19,15 @@ import numpy as np
 
 from benchmarks import children
 from benchmarks.latency import worker
-from benchmarks.latency.field import F32, Contestant, Run, Task
+from benchmarks.latency.calls import F32, check_inputs
+from benchmarks.latency.field import Contestant, Run, Task
 from benchmarks.machine import BenchmarkError
-from engine.bundle.manifest import Model
+from engine.bundle.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAUSE = 0.05  # seconds between turns: the last one's threads stop spinning and sleep
-CHECKED_TIMESTEPS = (0.999, 0.5, 0.0)  # of T, where one network call is compared
+Say = Callable[[str], None]
+Outputs = tuple[list[F32], F32]  # e of each checked call, and x of a whole chain
 
 
 class Process:
@@ -41,7 +47,7 @@ class Process:
         theirs.close()
         try:
             self.load_ms: float = self._exchange(worker.Start(contestant, task, started))
-        except BenchmarkError:
+        except BaseException:
             self.close()
             raise
 
@@ -96,6 +102,9 @@ class Plan:
     seconds: float
 
 
+# --- Outputs ------------------------------------------------------------------------------------------------------------
+
+
 def relative_error(found: F32, expected: F32) -> float:
     """|found - expected| / |expected|, both Euclidean norms over all elements; inf when anything is not finite."""
     if not (np.isfinite(found).all() and np.isfinite(expected).all()):
@@ -110,88 +119,131 @@ def mean_difference(found: F32, expected: F32) -> float:
     return float(np.abs(found - expected).mean())
 
 
-def check_inputs(model: Model, T: int, n: int) -> list[tuple[F32, F32 | None, F32 | None, int]]:
-    """Inputs (x, cond, z, timestep) of the network calls that are compared."""
-    rng = np.random.default_rng(0)
-    shape = (n, model.channels, model.image_size, model.image_size)
-    inputs = []
-    for part in CHECKED_TIMESTEPS:
-        x = rng.standard_normal(shape).astype(np.float32)
-        cond = np.tanh(rng.standard_normal(shape)).astype(np.float32) if model.conditional else None
-        z = rng.standard_normal((n, model.z_dim or 0)).astype(np.float32) if model.z_conditioned else None
-        inputs.append((x, cond, z, min(T - 1, int(part * T))))
-    return inputs
-
-
-def agreement(outputs: Sequence[tuple[Contestant, list[F32], F32]], batch: int) -> list[dict[str, Any]]:
-    """Compare everybody's outputs with the first contestant's; BenchmarkError names each one beyond its bound.
-
-    outputs: (contestant, eps of each checked call, x of a whole chain). The first must be a float32 one.
-    """
-    reference, eps, chain = outputs[0]
+def agreement(outputs: Sequence[tuple[Contestant, Outputs]], batch: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Everybody's outputs beside those of the first in float32 that are finite: a row each, and by name what is beyond its
+    bound."""
+    reference, (calls, chain) = next(
+        (entry for entry in outputs if entry[0].precision == "f32" and np.isfinite(entry[1][1]).all()), outputs[0]
+    )
     rows: list[dict[str, Any]] = []
-    faults: list[str] = []
-    for contestant, other_eps, other_chain in outputs:
-        step_error = max(relative_error(a, b) for a, b in zip(other_eps, eps, strict=True))
+    faults: dict[str, str] = {}
+    for contestant, (other_calls, other_chain) in outputs:
+        step_error = max(relative_error(a, b) for a, b in zip(other_calls, calls, strict=True))
         chain_error = mean_difference(other_chain, chain)
-        for what, error, bound in (
-            ("eps of one step", step_error, contestant.step_bound),
-            ("image of a chain", chain_error, contestant.chain_bound),
-        ):
-            if not error <= bound:
-                faults.append(f"{contestant.name}: {what} differs by {error:.2g}, more than {bound:g}")
+        beyond = [
+            f"{what} differs by {error:.2g} from that of {reference.name}, more than {bound:g}"
+            for what, error, bound in (
+                ("eps of one step", step_error, contestant.step_bound),
+                ("image of a chain", chain_error, contestant.chain_bound),
+            )
+            if not error <= bound
+        ]
+        if beyond:
+            faults[contestant.name] = (
+                f"{' and '.join(beyond)}; expected the same images before anything is timed; rebuild the bundle from the "
+                f"same checkpoint"
+            )
         row: dict[str, Any] = {"contestant": contestant.name, "reference": reference.name, "batch": batch}
-        row |= {"step_error": step_error, "step_bound": contestant.step_bound}
-        rows.append(row | {"chain_error": chain_error, "chain_bound": contestant.chain_bound})
-    if faults:
-        raise BenchmarkError(
-            f"contestants disagree at batch {batch} with {reference.name}: {'; '.join(faults)}; expected the same images "
-            f"before anything is timed; rebuild the bundle from the same checkpoint"
-        )
-    return rows
+        row |= {"step_error": _finite(step_error), "step_bound": contestant.step_bound}
+        rows.append(row | {"chain_error": _finite(chain_error), "chain_bound": contestant.chain_bound})
+    return rows, faults
 
 
-Say = Callable[[str], None]
+def _finite(error: float) -> float | None:
+    """For JSON, which has no infinity."""
+    return error if np.isfinite(error) else None
 
 
-def compete(
-    contestants: Sequence[Contestant], task: Task, model: Model, T: int, batch: int, plan: Plan, say: Say
-) -> tuple[dict[str, Record], list[dict[str, Any]]]:
-    """Start everybody, compare, time in alternating turns; records by name, and the rows of the comparison."""
-    processes: list[Process] = []
-    try:
-        records = {}
-        for contestant in contestants:
-            say(f"batch {batch}: loading {contestant.name}")
-            processes.append(Process(contestant, task))
-            first: Run = processes[-1].ask("run", batch, 0, task.steps)
-            peak = processes[-1].ask("peak_rss_mb")
-            records[contestant.name] = Record(processes[-1].load_ms, first.total_ms, peak)
-        say(f"batch {batch}: comparing outputs")
-        rows = agreement([_outputs(process, model, T, task, batch) for process in processes], batch)
-        for index in range(plan.rounds):
-            say(f"batch {batch}: round {index + 1} of {plan.rounds}")
-            # Everybody starts a round once in a while: the first of one meets the machine as the last left it.
-            turn = index % len(processes)
-            for process in processes[turn:] + processes[:turn]:
-                _take_turn(process, records[process.contestant.name], task, batch, plan)
-        return records, rows
-    finally:
-        for process in processes:
+# --- The contest --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Contest:
+    """Everybody at one batch size. `records`, `agreement` and `failures` (reasons by name) are the result."""
+
+    task: Task
+    batch: int
+    say: Say
+    records: dict[str, Record] = field(default_factory=dict)
+    agreement: list[dict[str, Any]] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    processes: dict[str, Process] = field(default_factory=dict)
+
+    def load(self, contestant: Contestant) -> None:
+        """Start a contestant; its first whole run is part of what is measured."""
+        self.say(f"batch {self.batch}: loading {contestant.name}")
+        try:
+            process = self.processes[contestant.name] = Process(contestant, self.task)
+            first: Run = process.ask("run", self.batch, 0, self.task.steps)
+            self.records[contestant.name] = Record(process.load_ms, first.total_ms, process.ask("peak_rss_mb"))
+        except BenchmarkError as error:
+            self.drop(contestant.name, str(error))
+
+    def compare(self, manifest: Manifest) -> None:
+        """Leave out whose outputs lie beyond its bound."""
+        self.say(f"batch {self.batch}: comparing outputs")
+        inputs = check_inputs(manifest, self.batch)
+        outputs: list[tuple[Contestant, Outputs]] = []
+        for name, process in list(self.processes.items()):
+            try:
+                calls = [process.ask("eps", *given) for given in inputs]
+                outputs.append((process.contestant, (calls, process.ask("run", self.batch, 0, self.task.steps).x)))
+            except BenchmarkError as error:
+                self.drop(name, str(error))
+        if outputs:
+            self.agreement, faults = agreement(outputs, self.batch)
+            for name, reason in faults.items():
+                self.drop(name, reason)
+
+    def turn(self, name: str, plan: Plan) -> None:
+        """A one-step run that does not count, since the others have emptied the caches, then the timed ones."""
+        process, record = self.processes[name], self.records[name]
+        time.sleep(PAUSE)
+        try:
+            process.ask("run", self.batch, 0, 1)
+            started = time.perf_counter()
+            for _ in range(plan.repeats):
+                record.add(process.ask("run", self.batch, 0, self.task.steps))
+                if time.perf_counter() - started > plan.seconds:
+                    break
+        except BenchmarkError as error:
+            self.drop(name, str(error))
+
+    def drop(self, name: str, reason: str) -> None:
+        """Out for this batch size: its process ends and what was timed of it does not count."""
+        self.say(f"batch {self.batch}: {name} FAILED: {reason}")
+        self.failures[name] = reason
+        self.records.pop(name, None)
+        process = self.processes.pop(name, None)
+        if process is not None:
+            process.close()
+
+    def close(self) -> None:
+        """End everybody's process."""
+        for process in self.processes.values():
             process.close()
 
 
-def _outputs(process: Process, model: Model, T: int, task: Task, batch: int) -> tuple[Contestant, list[F32], F32]:
-    eps = [process.ask("eps", *inputs) for inputs in check_inputs(model, T, batch)]
-    return process.contestant, eps, process.ask("run", batch, 0, task.steps).x
+def compete(
+    contestants: Sequence[Contestant], task: Task, manifest: Manifest, batch: int, plan: Plan, say: Say
+) -> Contest:
+    """Start everybody, compare, time in alternating turns."""
+    contest = Contest(task, batch, say)
+    try:
+        for contestant in contestants:
+            contest.load(contestant)
+        contest.compare(manifest)
+        for index in range(plan.rounds):
+            say(f"batch {batch}: round {index + 1} of {plan.rounds}")
+            # Everybody starts a round once in a while: the first of one meets the machine as the last left it.
+            for name in _rotated(contest.processes, index):
+                contest.turn(name, plan)
+        return contest
+    finally:
+        contest.close()
 
 
-def _take_turn(process: Process, record: Record, task: Task, batch: int, plan: Plan) -> None:
-    """A one-step run that does not count, since the others have emptied the caches, then the timed ones."""
-    time.sleep(PAUSE)
-    process.ask("run", batch, 0, 1)
-    started = time.perf_counter()
-    for repeat in range(plan.repeats):
-        record.add(process.ask("run", batch, 0, task.steps))
-        if time.perf_counter() - started > plan.seconds and repeat + 1 < plan.repeats:
-            return
+def _rotated(processes: Mapping[str, Process], by: int) -> list[str]:
+    names = list(processes)
+    first = by % max(len(names), 1)
+    return names[first:] + names[:first]

@@ -1,4 +1,4 @@
-"""Who competes in the latency benchmark, on which task, and who cannot take part on this machine?"""
+"""The contestants of the latency benchmark, the task that they are given, and why one cannot take part on a machine."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from benchmarks.latency.calls import F32, Values
 from engine.bundle.reader import Bundle
 from engine.processor import Processor
-
-F32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ BY_NAME = {contestant.name: contestant for contestant in CONTESTANTS}
 class Task:
     """What every contestant is given: files, threads, and the setting that is timed.
 
-    options: what must be said about the checkpoint beside its weights, as keywords of export.evidence.Options.
+    options: what must be said about the checkpoint beside its weights, as options of its family (export/families).
     plain: the plain export of the network. variants: other bundles of the same checkpoint, by name.
     """
 
@@ -84,7 +80,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Run:
-    """One whole run: x float32 [N, 3, H, W] in [-1, 1], and milliseconds in all, per network call, and by other stage."""
+    """One whole run: x float32 [N, C, H, W], and milliseconds in all, per network call, and by other stage."""
 
     x: F32
     total_ms: float
@@ -95,11 +91,11 @@ class Run:
 class Runner(Protocol):
     """What a contestant's process holds once it has loaded."""
 
-    def eps(self, x: F32, cond: F32 | None, z: F32 | None, timestep: int) -> F32:
-        """One network call; every input of the batch at the same timestep."""
+    def eps(self, x: F32, values: Values, timestep: int) -> F32:
+        """One network call; `values` by the pipeline's names, the whole batch at the same timestep."""
 
     def run(self, n: int, seed: int, steps: int) -> Run:
-        """n images from the seeds seed .. seed + n - 1, from z to uint8 pixels."""
+        """n images from the seeds seed .. seed + n - 1, from their drawn input to uint8 pixels."""
 
 
 def skip_reason(
@@ -124,6 +120,6 @@ def skip_reason(
 
 def _native_reason(contestant: Contestant, task: Task) -> str | None:
     bundle = Bundle.open(task.bundle_of(contestant))
-    if bundle.has_engine("native", contestant.precision, "denoiser"):
+    if bundle.has_engine("native", contestant.precision, bundle.manifest.pipeline.step.graph):
         return None
     return f"the bundle has no native engine in {contestant.precision}"

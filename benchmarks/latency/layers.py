@@ -1,4 +1,4 @@
-"""Where does a step's time go? The native engine's operations by kind and size, beside what the processor could do.
+"""The time of a step by operation: the native engine's, by kind and size, beside what the processor could do.
 
     python benchmarks/latency/layers.py out/avatars.bundle --batch 1 --precision bf16
 """
@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])  # from a checkout nothing needs to be installed
@@ -18,9 +19,11 @@ import click
 import numpy as np
 
 from benchmarks.latency import roofline
-from benchmarks.latency.duel import check_inputs
+from benchmarks.latency.calls import check_inputs, step_arrays
 from benchmarks.machine import describe, machine_facts
-from engine.backends.native import backend as native
+from engine import backends
+from engine.backends.native.backend import Native
+from engine.backends.native.graph import NativeGraph, OperationTime
 from engine.bundle.reader import Bundle
 from engine.errors import EngineError
 from engine.threads import resolve_threads
@@ -42,26 +45,13 @@ class Row:
     weight_bytes: float
 
 
-def inputs_of(bundle: Bundle, batch: int) -> dict[str, np.ndarray]:
-    """Seeded inputs of the denoiser: an image at a middle timestep, its condition, and the timestep's row."""
-    model = bundle.manifest.model
-    x, cond, z, timestep = check_inputs(model, bundle.manifest.schedule.T, batch)[1]
-    with native.load(bundle, "timestep_table", threads=1) as table:
-        row = table(**_given(timesteps=np.array([timestep]), z=z))["rows"][0]
-    return _given(x=x, cond=cond, row=np.ascontiguousarray(np.atleast_2d(row)))
-
-
-def _given(**arrays: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Those inputs that the model has."""
-    return {name: array for name, array in arrays.items() if array is not None}
-
-
-def measure(
-    bundle: Bundle, batch: int, precision: str, threads: int | None
-) -> tuple[str, float, list[native.OperationTime]]:
+def measure(bundle: Bundle, batch: int, precision: str, threads: int | None) -> tuple[str, float, list[OperationTime]]:
     """The instruction set, the median milliseconds of a step without clocks, and the operations with them."""
-    arrays = inputs_of(bundle, batch)
-    with native.load(bundle, "denoiser", precision=precision, threads=threads) as graph:
+    x, values, timestep = check_inputs(bundle.manifest, batch)[1]  # a middle timestep
+    how: dict[str, Any] = {"backend": Native.NAME, "precision": precision, "threads": resolve_threads(threads)}
+    arrays = step_arrays(bundle, x, values, timestep, **how)
+    with backends.load(bundle, bundle.manifest.pipeline.step.graph, **how) as graph:
+        assert isinstance(graph, NativeGraph)
         begin, times = time.perf_counter(), []
         while time.perf_counter() - begin < SECONDS or len(times) < 3:
             start = time.perf_counter()
@@ -71,9 +61,9 @@ def measure(
         return graph.isa, step, graph.operation_times(max(3, round(1e3 * SECONDS / step)), arrays)
 
 
-def summed(operations: Sequence[native.OperationTime]) -> list[Row]:
+def summed(operations: Sequence[OperationTime]) -> list[Row]:
     """A row a kind and size, the one that takes longest first."""
-    groups: dict[tuple[str, int], list[native.OperationTime]] = {}
+    groups: dict[tuple[str, int], list[OperationTime]] = {}
     for op in operations:
         groups.setdefault((op.kind, op.side), []).append(op)
     rows = [
@@ -107,7 +97,7 @@ def table(rows: Sequence[Row], peaks: dict[str, float | None]) -> str:
 @click.command(context_settings={"show_default": True})
 @click.argument("path", metavar="BUNDLE", type=Path)
 @click.option("--batch", type=click.IntRange(1), default=1)
-@click.option("--precision", type=click.Choice(native.PRECISIONS), default="bf16")
+@click.option("--precision", type=click.Choice(Native.PRECISIONS), default="bf16")
 @click.option("--threads", type=int, default=None, help="[default: what affinity and container allow]")
 def main(path: Path, batch: int, precision: str, threads: int | None) -> None:
     """Time every operation of a bundle's denoiser in backend native."""

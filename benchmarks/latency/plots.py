@@ -16,8 +16,8 @@ BARS = ("#9aa5b1", "#CC79A7", "#E69F00", "#009E73", "#0072B2")
 def draw_latency(result: dict[str, Any], path: Path) -> None:
     """Median milliseconds of a whole image, and of one step: a row of panels for each model, a panel for each batch size."""
     pyplot = figures.open_pyplot()
-    models = [model for model in result["models"] if model["results"]]
-    batches = sorted({row["batch"] for model in models for row in model["results"]})
+    models = [model for model in result["models"] if model["results"]] or result["models"][:1]
+    batches = sorted({row["batch"] for model in models for row in model["results"]}) or [0]
     names = [c["name"] for c in models[0]["contestants"] if any(_timed(model, c["name"]) for model in models)]
     size = (2.2 + 4.2 * len(batches), (0.34 * len(names) + 1.1) * len(models) + 0.5)
     figure, grid = pyplot.subplots(len(models), len(batches), figsize=size, squeeze=False)
@@ -43,7 +43,7 @@ def _draw_panel(axes: Any, names: Sequence[str], rows: dict[str, Any], title: st
     """A bar for each contestant that was timed; an empty line for one that was not."""
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, axis="x", color=figures.GRID)
     axes.set_axisbelow(True)
@@ -51,7 +51,7 @@ def _draw_panel(axes: Any, names: Sequence[str], rows: dict[str, Any], title: st
         axes.set_xlim(0, 1.45 * max(row["total_ms"]["p90"] for row in rows.values()))
     else:
         axes.set_xticks([])
-        axes.text(0.5, 0.5, "left out: too long here", transform=axes.transAxes, ha="center", color="#777777")
+        axes.text(0.5, 0.5, "not timed", transform=axes.transAxes, ha="center", color="#777777")
     for position, name in enumerate(names):
         if name in rows:
             _draw_bar(axes, position, name, rows[name])

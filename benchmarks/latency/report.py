@@ -1,4 +1,4 @@
-"""What comes out of a latency run? A row per contestant and batch, ratios, and tables for people, plain and in Markdown."""
+"""The report of a latency run: a row per contestant and batch, ratios, and tables for people, plain and in Markdown."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from benchmarks.latency import duel
 from benchmarks.latency.field import Contestant
 
+NETWORKS = ("network", "before", "rows", "after")  # the stages of a run that are graphs
 REFERENCE = "torch eager f32"  # what the reference implementation does; ratios are against it where it was timed
 
 
@@ -39,8 +40,9 @@ def row_of(contestant: Contestant, batch: int, record: duel.Record) -> dict[str,
 def rest_of(record: duel.Record, step_ms: float) -> dict[str, float]:
     """What is not a neural network, for each step, in percent of a step; medians over the runs.
 
-    A run's total without the denoiser, the VAE's decoder and the timestep table: noise, update, rounding to pixels, and
-    all Python around them. Beside it the update alone, and everything but the denoiser.
+    A run's total without the step's network and the graphs before and after the loop, the table of timesteps among them:
+    noise, update, rounding to pixels, and all Python around them. Beside it the update alone, and everything but the
+    step's network.
     """
     steps = len(record.calls) / len(record.totals)
 
@@ -49,7 +51,7 @@ def rest_of(record: duel.Record, step_ms: float) -> dict[str, float]:
 
     runs = record.stages
     return {
-        "percent_of_step": percent([r["total"] - r["network"] - r["vae"] - r["table"] for r in runs]),
+        "percent_of_step": percent([r["total"] - sum(r[name] for name in NETWORKS) for r in runs]),
         "update_percent": percent([r["update"] for r in runs]),
         "all_but_denoiser_percent": percent([r["total"] - r["network"] for r in runs]),
     }
@@ -71,7 +73,8 @@ def table(model: dict[str, Any], steps: int) -> str:
         "TFLOP/s": 8, "rest": 7, "load": 8, "first": 8, "RSS MB": 7,
     }  # fmt: skip
     head = " ".join(f"{name:{'<' if width < 0 else '>'}{abs(width)}}" for name, width in columns.items())
-    lines = [f"{model['name']}, {model['image_size']} x {model['image_size']}", head]
+    _, height, width = model["image"]
+    lines = [f"{model['name']}, {height} x {width}", head]
     for row in model["results"]:
         step, total = row["step_ms"], row["total_ms"]
         faster = f"{row['speedup']:.2f}x" if row["speedup"] else "-"
@@ -83,6 +86,7 @@ def table(model: dict[str, Any], steps: int) -> str:
         )
     lines += [f"batch {entry['batch']} left out: {entry['reason']}" for entry in model["left_out"]]
     lines += [f"{c['name']:<24} skipped: {c['reason']}" for c in model["contestants"] if c["status"] == "skipped"]
+    lines += [f"{f['contestant']:<24} {f['batch']:>5} FAILED: {f['reason']}" for f in model["failures"]]
     lines.append(
         f"milliseconds; {steps} steps; faster = end to end against {REFERENCE}, same batch; "
         f"rest = everything but the networks, in % of a step"

@@ -1,4 +1,4 @@
-"""What could this machine do at best? Its matrix products from the second-level cache and its weight streaming, measured.
+"""The roofline of this machine: matrix products from the second-level cache and its weight streaming, measured.
 
 Both by the native library with the instructions its convolutions use, in the same run as the contestants.
 """
@@ -16,7 +16,7 @@ PRODUCTS = {"f32": "f32_l2", "bf16": "bf16_l2", "int8": "int8_l2"}
 
 def measure(threads: int) -> dict[str, Any]:
     """TFLOP/s (int8: TOP/s) of each precision, None where the processor has no unit for it, and GB/s of streaming."""
-    from engine.backends.native.backend import ceiling, instruction_set
+    from engine.backends.native.isa import ceiling, instruction_set
 
     products = {precision: ceiling(what, threads, SECONDS) for precision, what in PRODUCTS.items()}
     stream = ceiling("stream", threads, SECONDS)

@@ -1,4 +1,4 @@
-"""How long does an image take, beside the same network in other hands? All contestants alternate in one run.
+"""The latency of an image, beside the same network in other hands. All contestants alternate in one run.
 
     python benchmarks/latency                                            all configurations, batches 1, 4 and 16
     python benchmarks/latency --preset cifar10 --batch 1 --batch 16
@@ -22,7 +22,7 @@ from benchmarks.latency import bundles, duel, plots, report, roofline, targets, 
 from benchmarks.latency.field import BY_NAME, CONTESTANTS, Contestant, Task, skip_reason
 from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json, write_text
 from engine.backends import available
-from engine.backends.native import backend as native
+from engine.backends.native.isa import instruction_set, runs_here
 from engine.bundle.reader import Bundle
 from engine.errors import EngineError
 from engine.processor import this_processor
@@ -55,19 +55,26 @@ def field(task: Task, skip: Sequence[str]) -> tuple[list[Contestant], list[dict[
     return fit, entries
 
 
+def wanted(skip: Sequence[str]) -> list[Contestant]:
+    """The contestants that were not left out: bundles are built for these."""
+    return [contestant for contestant in CONTESTANTS if contestant.name not in skip]
+
+
 def measure_model(task: Task, schedule: Schedule, say: duel.Say) -> dict[str, Any]:
     """One configuration: compare and time all contestants at each batch size."""
     fit, entries = field(task, schedule.skip)
     bundle = Bundle.open(task.bundle)
-    manifest, amount = bundle.manifest, work.count(bundle.read_graph("denoiser"))
+    manifest = bundle.manifest
+    amount = work.count(bundle.read_graph(manifest.pipeline.step.graph))
     result: dict[str, Any] = {
         "name": manifest.name,
         "bundle_source_sha256": manifest.source.sha256,
-        "image_size": manifest.model.image_size,
+        "image": list(manifest.pipeline.image_shape),
         "work": {"gflop": round(amount.flop / 1e9, 4), "mega_weights": round(amount.weights / 1e6, 4)},
         "contestants": entries,
         "left_out": [],
         "agreement": [],
+        "failures": [],
         "results": [],
     }
     slowest = 0.0  # seconds an image of the slowest contestant so far
@@ -77,30 +84,41 @@ def measure_model(task: Task, schedule: Schedule, say: duel.Say) -> dict[str, An
             result["left_out"].append({"batch": batch, "reason": reason})
             say(f"{manifest.name}, batch {batch}: left out, {reason}")
             continue
-        tell = _prefixed(say, manifest.name)
-        records, rows = duel.compete(fit, task, manifest.model, manifest.schedule.T, batch, schedule.plan, tell)
-        result["agreement"] += rows
+        contest = duel.compete(fit, task, manifest, batch, schedule.plan, _prefixed(say, manifest.name))
+        result["agreement"] += contest.agreement
+        result["failures"] += [{"contestant": k, "batch": batch, "reason": v} for k, v in contest.failures.items()]
         for contestant in fit:
-            row = report.row_of(contestant, batch, records[contestant.name])
-            result["results"].append({**row, "achieved": roofline.achieved(row, contestant.precision, amount)})
-            slowest = max(slowest, row["total_ms"]["p50"] / 1e3 / batch)
+            if contestant.name in contest.records:
+                row = report.row_of(contestant, batch, contest.records[contestant.name])
+                result["results"].append({**row, "achieved": roofline.achieved(row, contestant.precision, amount)})
+                slowest = max(slowest, row["total_ms"]["p50"] / 1e3 / batch)
+    _note_failures(entries, result["failures"])
     report.add_ratios(result["results"])
     return result
+
+
+def _note_failures(entries: Sequence[dict[str, Any]], failures: Sequence[dict[str, Any]]) -> None:
+    """Who failed at any batch size bears that as its status, with the first reason."""
+    first = {failure["contestant"]: failure["reason"] for failure in reversed(failures)}
+    for entry in entries:
+        if entry["name"] in first:
+            entry |= {"status": "failed", "reason": first[entry["name"]]}
 
 
 def _prefixed(say: duel.Say, name: str) -> Callable[[str], None]:
     return lambda line: say(f"{name}, {line}")
 
 
-def measure(tasks: Sequence[Task], schedule: Schedule, say: duel.Say, *, roof: bool = True) -> dict[str, Any]:
-    """All configurations, the roofline, and the targets."""
-    facts = machine_facts()  # before anything runs: the load average is to be others', not this benchmark's
+def measure(
+    tasks: Sequence[Task], schedule: Schedule, facts: dict[str, Any], say: duel.Say, *, roof: bool = True
+) -> dict[str, Any]:
+    """All configurations, the roofline, and the targets. facts: the machine before anything was built or run."""
     models = [measure_model(task, schedule, say) for task in tasks]
-    isa = native.instruction_set() if native.available()[0] else None
+    isa = instruction_set() if runs_here()[0] else None
     plan = schedule.plan
     return {
         "format": "diffusevae-latency",
-        "format_version": 3,
+        "format_version": 4,
         "date": now(),
         "machine": facts,
         "steps": tasks[0].steps,
@@ -160,18 +178,23 @@ def main(
 ) -> None:  # fmt: skip
     """Time every contestant on the same networks in alternating turns."""
     try:
-        count = resolve_threads(threads)
+        facts = machine_facts()  # now: later the load average is that of builds and contestants
+        click.echo(describe(facts))
+        count, competing = resolve_threads(threads), wanted(skip)
         if bundle is None:
-            tasks = [bundles.task_of(preset, out.parent, steps, count) for preset in presets]
+            tasks = [bundles.task_of(preset, out.parent, steps, count, competing) for preset in presets]
         else:
-            tasks = [bundles.task_from(bundle, checkpoint, steps, count, out.parent)]
-        click.echo(describe(machine_facts()))
+            tasks = [bundles.task_from(bundle, checkpoint, steps, count, out.parent, competing)]
         schedule = Schedule(batches, duel.Plan(rounds, repeats, seconds), skip, longest)
-        result = measure(tasks, schedule, click.echo)
+        result = measure(tasks, schedule, facts, click.echo)
         write_json(out, result)
         click.echo(told(result))
-        plots.draw_latency(result, plot)
         write_text(out.with_suffix(".md"), document(result))
+        plots.draw_latency(result, plot)
         click.echo(f"wrote {out}, {out.with_suffix('.md')} and {plot}")
     except EngineError as error:
         raise click.ClickException(str(error)) from error
+    failed = [(model["name"], failure) for model in result["models"] for failure in model["failures"]]
+    if failed:
+        told_all = "; ".join(f"{name}, batch {f['batch']}: {f['contestant']}" for name, f in failed)
+        raise click.ClickException(f"found contestants that failed (reasons above), expected none: {told_all}")

@@ -1,4 +1,4 @@
-"""How much work is one network call? Multiply-adds and weights, counted from the exported float32 graph."""
+"""The work of one network call: multiply-adds and weights, counted from the exported float32 graph."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""How does a contestant run? Alone in this process, answering what the benchmark asks through a pipe.
+"""A contestant's process: alone in it, answering what the benchmark asks through a pipe.
 
 A process each, because thread pools of several runtimes in one process spin against each other, and because only so peak
 memory, load time and the first image belong to one contestant. The benchmark asks one process at a time; the others sleep.
 
-    python benchmarks/latency/worker.py FD        (started by latency.py; FD is its end of the pipe)
+    python benchmarks/latency/worker.py FD        (started by duel.py; FD is its end of the pipe)
 """
 
 from __future__ import annotations

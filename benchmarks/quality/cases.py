@@ -1,4 +1,4 @@
-"""Which settings does the quality benchmark compare? Each is one row of its table."""
+"""The settings that the quality benchmark compares, each one row of its table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FEW = (3, 5, 10)
 FEWEST = (3, 5)
 STARTS = (200, 300, 400, 500, 600)
 GUIDANCE = 0.5
-PLAIN = "standard"  # N(0, I) in place of the fitted latent prior
+PLAIN = "standard"  # N(0, I) in place of the fitted prior
 FEW_CALLS = 5  # what counts as few-step when a default is recommended: network calls a sample, guidance counting twice
 
 

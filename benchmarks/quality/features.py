@@ -1,4 +1,4 @@
-"""What does an image look like to a classifier? 1280 pooled features of EfficientNet-Lite0 trained on ImageNet.
+"""Features of an image as a classifier sees it: 1280 pooled features of EfficientNet-Lite0 trained on ImageNet.
 
 The weights come inside a package (nothing is downloaded). A distance on these features is an
 "FD (EfficientNet-Lite0)": its numbers compare with each other, never with an FID.

@@ -1,4 +1,4 @@
-"""How far apart are two sets of features? The Fréchet distance of the Gaussians fitted to them, in float64.
+"""The distance between two sets of features: the Fréchet distance of the Gaussians fitted to them, in float64.
 
     FD = |mu_a - mu_b|^2 + tr(S_a) + tr(S_b) - 2 tr sqrt(S_a^1/2 S_b S_a^1/2)
 

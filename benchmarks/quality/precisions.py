@@ -1,4 +1,4 @@
-"""What does a lower precision cost? The same seeds in float32, fp16, bf16 and int8: distance of the pictures, and pixels.
+"""The cost of a lower precision: the same seeds in float32, fp16, bf16 and int8: distance of the pictures, and pixels.
 
     python benchmarks/quality/precisions.py --bundle out/avatars.bundle
 
@@ -26,6 +26,7 @@ from benchmarks.quality import faces, features, plots, study
 from benchmarks.quality.frechet import Moments, frechet_distance, moments
 from engine import Sampler
 from engine.backends import available
+from engine.bundle.graphs import graph_key
 from engine.bundle.reader import Bundle
 from engine.errors import EngineError
 from engine.processor import this_processor
@@ -52,12 +53,12 @@ WAYS = (Way("recorded setting", {}), Way("10 steps from noise", {"steps": 10}))
 
 def runnable(bundle: Bundle) -> list[tuple[str, str]]:
     """(backend, precision) of everything that this bundle and machine can sample with on the CPU, the reference first."""
-    there = available()
-    found = [REFERENCE, *([("onnxruntime", "fp16")] if "denoiser.fp16" in bundle.manifest.graphs else [])]
+    there, step = available(), bundle.manifest.pipeline.step.graph
+    found = [REFERENCE, *([("onnxruntime", "fp16")] if graph_key(step, "fp16") in bundle.manifest.graphs else [])]
     if there["openvino"][0] and "openvino" in bundle.manifest.backends:
         found += [("openvino", "f32"), *([("openvino", "bf16")] if this_processor().bf16 else [])]
     if there["native"][0] and "native" in bundle.manifest.backends:
-        found += [("native", p) for p in ("bf16", "int8") if bundle.has_engine("native", p, "denoiser")]
+        found += [("native", p) for p in ("bf16", "int8") if bundle.has_engine("native", p, step)]
     return found
 
 
@@ -103,7 +104,9 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def measure(bundle: Path, heldout: Path, samples: int, threads: int | None, picture: Path) -> dict[str, Any]:
+def measure(
+    facts: dict[str, Any], bundle: Path, heldout: Path, samples: int, threads: int | None, picture: Path
+) -> dict[str, Any]:
     """Everything: sample in each precision, compare, and draw the picture of the recorded setting."""
     opened = Bundle.open(bundle)
     names = runnable(opened)
@@ -129,9 +132,9 @@ def measure(bundle: Path, heldout: Path, samples: int, threads: int | None, pict
             plots.draw_rows(shown, picture)
     return {
         "format": "diffusevae-precisions",
-        "format_version": 1,
+        "format_version": 2,
         "date": now(),
-        "machine": machine_facts(),
+        "machine": facts,
         "bundle": study.identity(samplers[0]),
         "metric": features.METRIC,
         "heldout": len(held),
@@ -150,8 +153,9 @@ def measure(bundle: Path, heldout: Path, samples: int, threads: int | None, pict
 def main(bundle: Path, heldout: Path, samples: int, threads: int | None, out: Path, picture: Path) -> None:
     """Compare float32, bf16 and int8 on the same seeds; exit code 1 where one costs more than its bound."""
     try:
-        result = measure(bundle, faces.held_out(heldout, out.parent), samples, threads, picture)
-        click.echo(describe(result["machine"]))
+        facts = machine_facts()  # now, while the load average is not yet our own
+        click.echo(describe(facts))
+        result = measure(facts, bundle, faces.held_out(heldout, out.parent), samples, threads, picture)
         write_json(out, result)
         click.echo(table(result))
         click.echo(f"wrote {out} and {picture}")

@@ -1,4 +1,4 @@
-"""How good are the pictures for the milliseconds they take, and which few-step setting should a bundle record?
+"""The quality of pictures for the milliseconds they take, and the few-step setting that a bundle should record.
 
     python benchmarks/quality --bundle out/avatars.bundle --baseline out/avatars-baseline.bundle
 
@@ -25,14 +25,16 @@ from engine.errors import EngineError
 PICTURED = 12  # seeds in the picture
 
 
-def header(sampler: Sampler, baseline: Sampler | None, heldout: Path, images: study.U8, samples: int) -> dict[str, Any]:
+def header(
+    facts: dict[str, Any], sampler: Sampler, baseline: Sampler | None, heldout: Path, images: study.U8, samples: int
+) -> dict[str, Any]:
     """Everything in the result that is not measured; `inputs` decides whether older rows may be kept."""
     return {
         "format": "diffusevae-quality",
-        "format_version": 1,
+        "format_version": 2,
         "complete": False,
         "date": now(),
-        "machine": machine_facts(),
+        "machine": facts,
         "engine": {"backend": sampler.backend, "precision": sampler.precision, "threads": sampler.threads},
         "metric": {"name": features.METRIC, "features": features.WIDTH, "image_side": features.SIZE},
         "inputs": {
@@ -162,14 +164,15 @@ def main(
 ) -> None:  # fmt: skip
     """Measure quality against time for every way to sample, and find the best few-step setting."""
     try:
+        facts = machine_facts()  # now, while the load average is not yet our own
+        click.echo(describe(facts))
         heldout = faces.held_out(heldout, out.parent)
         images = faces.load_faces(heldout)
         beside = train or heldout.with_name("train.npz")
         trained = faces.load_faces(beside) if train is not None or beside.exists() else None
         sampler = Sampler(bundle, backend, precision, threads)
         other = Sampler(baseline, backend, precision, threads) if baseline is not None else None
-        result = header(sampler, other, heldout, images, samples)
-        click.echo(describe(result["machine"]))
+        result = header(facts, sampler, other, heldout, images, samples)
         result["settings"] = earlier_rows(out, result) if resume else []
         extractor = study.open_extractor(sampler.threads)
         with study.progress(len(images) + (samples if trained is not None else 0), "held-out images") as tick:

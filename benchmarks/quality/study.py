@@ -1,4 +1,4 @@
-"""How is one setting measured? Milliseconds an image at batch 1, then N images in larger batches and their distance."""
+"""The measurement of one setting: milliseconds an image at batch 1, then N images in larger batches and their distance."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Study:
     """The samplers, the extractor and the held-out images' moments: all that every case shares."""
 
     def __init__(self, sampler: Sampler, baseline: Sampler | None, features: Features, reference: Moments) -> None:
-        if not sampler.bundle.manifest.model.conditional:
+        if not refines(sampler):
             raise BenchmarkError(
-                f"--bundle {sampler.bundle.path}: found an unconditional model, expected a DiffuseVAE; "
+                f"--bundle {sampler.bundle.path}: found a model without a start image, expected a DiffuseVAE; "
                 f"give this one as --baseline"
             )
-        if baseline is not None and baseline.bundle.manifest.model.conditional:
+        if baseline is not None and refines(baseline):
             raise BenchmarkError(
-                f"--baseline {baseline.bundle.path}: found a model with a VAE, expected an unconditional one; "
+                f"--baseline {baseline.bundle.path}: found a model with a start image, expected an unconditional one; "
                 f"give this one as --bundle"
             )
         self.sampler, self.baseline = sampler, baseline
@@ -86,7 +86,7 @@ class Study:
     def images(self, case: Case, seeds: list[int]) -> U8:
         """The images of these seeds, uint8 [N, H, W, 3]: the same z and x_T of a seed in every case that has them."""
         if case.curve == VAE:
-            return self.sampler.decode(self.sampler.latents(seed=seeds, prior=case.prior))
+            return self.sampler.decode(**self.sampler.draw(seed=seeds, prior=case.prior))
         return self._sampler(case).sample(seed=seeds, prior=case.prior, **case.setting()).images
 
     def timesteps(self, case: Case) -> list[int]:
@@ -107,6 +107,11 @@ class Study:
         if self.baseline is None:
             raise BenchmarkError(f"{case.key}: found no baseline bundle, expected one; give it with --baseline")
         return self.baseline
+
+
+def refines(sampler: Sampler) -> bool:
+    """Whether a bundle's pipeline draws an image that the chain may start from, as a DiffuseVAE does."""
+    return sampler.bundle.manifest.pipeline.state.start is not None
 
 
 def seeds_of(first: int, count: int) -> list[int]:
@@ -160,12 +165,12 @@ def open_extractor(threads: int) -> Extractor:
 
 def identity(sampler: Sampler) -> dict[str, Any]:
     """What a row depends on: the bundle's graphs and how they run."""
-    graphs = sampler.bundle.manifest.graphs
-    digests = {role: graphs[role].sha256 for role in ("denoiser", "vae_decoder") if role in graphs}
-    prior = sampler.bundle.manifest.latent_prior
+    manifest = sampler.bundle.manifest
+    sampling = (*manifest.pipeline.before, manifest.pipeline.rows, manifest.pipeline.step, *manifest.pipeline.after)
+    digests = {call.graph: manifest.graphs[call.graph].sha256 for call in sampling}
     return {
-        "name": sampler.bundle.manifest.name,
-        "latent_prior": prior.sha256 if prior is not None else None,
+        "name": manifest.name,
+        "prior": manifest.prior.sha256 if manifest.prior is not None else None,
         "graphs": digests,
         "backend": sampler.backend,
         "precision": sampler.precision,

@@ -1,4 +1,4 @@
-"""Is the C++ library as fast as Python? Both sample the same seeds from one bundle, taking turns on the same machine.
+"""The C++ library beside Python: both sample the same seeds from one bundle, taking turns on the same machine.
 
 Each turn is a process of its own: the compiled example latency.cpp, or the same loop over engine.Sampler. Who begins changes
 from round to round, so that whatever else the machine does meets both. The images of the compiled example sample.cpp are
@@ -79,7 +79,7 @@ def check_images(programs: Path, bundle: Path) -> dict[str, Any]:
         batch = sampler.sample(n, seed=0)
         identity: dict[str, Any] = {"bundle": bundle.name, "backend": sampler.backend, "precision": sampler.precision}
         identity |= {"threads": sampler.threads, "steps": len(batch.timesteps)}
-    rows = [np.concatenate(list(images), axis=1) for images in (batch.recon, batch.images) if images is not None]
+    rows = [np.concatenate(list(images), axis=1) for images in (batch.start, batch.images) if images is not None]
     found = np.frombuffer(data, np.uint8).reshape(height, width, 3)
     if not np.array_equal(found, np.concatenate(rows)):
         raise BenchmarkError(

@@ -1,4 +1,4 @@
-"""How is a server loaded? Clients that each ask again as soon as they were answered, every image compared."""
+"""The load on a server: clients that each ask again as soon as they are answered, every image compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What comes out of a serving run? A row for each way and number of clients, a table for people, and a plot."""
+"""The report of a serving run: a row for each way and number of clients, a table for people, and a plot."""
 
 from __future__ import annotations
 

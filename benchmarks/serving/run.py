@@ -1,4 +1,4 @@
-"""How many images a second does a Triton server answer, and what does batching across clients bring? A real server, loaded.
+"""The throughput of a Triton server, and what batching across clients brings: a real server, loaded.
 
     python benchmarks/serving --bundle out/avatars.bundle
     DIFFUSEVAE_TRITON_PYTHON=.venv-triton python benchmarks/serving        the server in an environment of its own
@@ -127,10 +127,10 @@ def settled(server: LocalServer, model: str, requests: int | None) -> Counters:
 
 
 def measure(
-    bundle: Path, backends: Sequence[str], chosen: Serving, schedule: Schedule, python: str | None, say: Say
-) -> dict[str, Any]:
+    facts: dict[str, Any], bundle: Path, backends: Sequence[str], chosen: Serving, schedule: Schedule,
+    python: str | None, say: Say,
+) -> dict[str, Any]:  # fmt: skip
     """Write the repositories, start the server, compare, time, and stop it."""
-    facts = machine_facts()  # now, while the load average is not yet our own
     with tempfile.TemporaryDirectory(prefix="diffusevae-serving-") as folder:
         ways = write_ways(bundle, Path(folder), backends, chosen)
         with LocalServer(Path(folder, "batched"), Path(folder, "single"), python=python, deadline=120) as server:
@@ -179,10 +179,11 @@ def main(
     """Load a real Triton server with concurrent clients; exit code 1 when any request fails or any image is wrong."""
     try:
         load.client_library()
-        click.echo(describe(machine_facts()))
+        facts = machine_facts()  # now, while the load average is not yet our own
+        click.echo(describe(facts))
         chosen = Serving(max_batch=max_batch, delay_us=delay_us, threads=threads, precision=precision)
         schedule = Schedule(tuple(sorted(set(clients))), rounds, seconds, steps)
-        result = measure(bundle, backends, chosen, schedule, python, click.echo)
+        result = measure(facts, bundle, backends, chosen, schedule, python, click.echo)
         write_json(out, result)
         click.echo(report.table(result))
         report.draw(result, plot)
