@@ -25,8 +25,9 @@ GRAINS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 # Units in the last place that two computations of one recipe may differ by: two linspaces (the engine counts from both
 # ends, others from one) by one, and one for rounding to the stored dtype. A square doubles that of its base.
 ULPS = {"linear": 2.0, "scaled_linear": 4.0, "cosine": 2.0}
-# 1 - f(t + 1) / f(t) cancels: what is lost is relative to 1, not to beta.
-CANCELLED = {"cosine": 4 * float(np.finfo(np.float64).eps)}
+EPS = float(np.finfo(np.float64).eps)
+ORDER = 16 * EPS  # relative: the same float64 arithmetic in another order
+CANCELLED = {"cosine": 4 * EPS}  # absolute: what 1 - f(t + 1) / f(t) loses is relative to 1, not to beta
 COSINE = {"s": 0.008, "max_beta": 0.999}  # of Nichol & Dhariwal 2021, in every implementation
 DIGITS = 17  # that tell any float64 from its neighbours
 AGREES = 1e-6  # relative: what --schedule or a preset says of betas that are kept as a table
@@ -121,7 +122,7 @@ def _matches(spec: ScheduleSpec, stored: _Stored) -> bool:
         return False  # ends that the recipe does not take
     # Rounded first: the recipe's own rounding to the stored dtype is no difference.
     rounded = torch.from_numpy(betas.copy()).to(stored.grain).to(torch.float64).numpy()
-    limit = ULPS[spec.recipe] * stored.ulp + CANCELLED.get(spec.recipe, 0.0)
+    limit = ULPS[spec.recipe] * stored.ulp + ORDER * stored.values + CANCELLED.get(spec.recipe, 0.0)
     return bool((np.abs(rounded - stored.values) <= limit).all())
 
 
