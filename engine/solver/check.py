@@ -26,10 +26,11 @@ def check_rows(rows: NDArray[np.float32], *, guide: bool = False) -> None:
     for depth in (1, 2, 3):
         read = READS[f"h{depth}"]
         early = (rows[:, read] != 0) & (pushed < depth)[:, None]
-        _refuse(early, read, rows, f"0: h{depth} is read before it is written, which takes {depth} pushes in earlier rows")
+        needs = f"it takes earlier rows with a push, at least {depth}"
+        _refuse(early, read, rows, f"0: h{depth} is read before it is written: {needs}")
     written = _before((rows[:, Q] != 0).any(axis=1))
     early = (rows[:, READS["y"]] != 0) & (written == 0)[:, None]
-    _refuse(early, READS["y"], rows, "0: y is read before it is written, which takes a q in an earlier row")
+    _refuse(early, READS["y"], rows, "0: y is read before it is written: it takes an earlier row with a q")
 
 
 def _before(marks: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -32,7 +32,7 @@ from engine.solver.dpmpp_2m import dpmpp_2m
 from engine.solver.levels import Columns, Levels
 from engine.solver.plms import plms
 from engine.solver.prediction import PREDICTIONS
-from engine.solver.schedule import I64, Schedule, default_spacing, kept_timesteps
+from engine.solver.schedule import F64, I64, Schedule, default_spacing, kept_timesteps
 
 __all__ = ["METHODS", "PREDICTIONS", "VARIANCES", "Schedule", "Start", "StepTable", "build_step_table", "check_table"]
 
@@ -169,26 +169,25 @@ def _table(chain: _Chain) -> StepTable:
         eta=chain.eta,
         variance=chain.variance,
     )
-    timesteps, rows = rows_of(METHODS[chain.method].solver, levels, chain.clip)
+    timesteps, exact = exact_rows(METHODS[chain.method].solver, levels, chain.clip)
+    rows = exact.astype(np.float32)
     w = chain.guidance
-    weights: F32 = np.tile(np.array([1.0 + w, -w] if w else [1.0], np.float32), (len(rows), 1))
-    weights.setflags(write=False)
+    weights = np.tile(np.array([1.0 + w, -w] if w else [1.0], np.float32), (len(rows), 1))
+    check_rows(rows)
+    for array in (timesteps, rows, weights):  # shared by every request for this chain
+        array.setflags(write=False)
     return StepTable(timesteps, rows, weights, _start(chain), chain.method, chain.spacing)
 
 
-def rows_of(solver: Callable[[Levels], Columns], levels: Levels, clip: float) -> tuple[I64, F32]:
-    """What a solver makes of these levels: timesteps int64 [R] and rows float32 [R, 30], checked."""
+def exact_rows(solver: Callable[[Levels], Columns], levels: Levels, clip: float = math.inf) -> tuple[I64, F64]:
+    """What a solver makes of these levels: timesteps int64 [R] and rows float64 [R, 30]."""
     columns = solver(levels)
     rows = np.zeros((len(columns.timesteps), len(ROW_FIELDS)))
     for name, values in {"clip": clip, "c_in": 1.0, **columns.fields}.items():
         rows[:, ROW_FIELDS.index(name)] = values
     if levels.centred:  # the image is x_0 without the centre that the chain carried along
         rows[-1, ROW_FIELDS.index("k_c")] -= 1.0
-    narrow: F32 = (rows + 0.0).astype(np.float32)  # + 0.0: no negative zeros
-    check_rows(narrow)
-    for array in (columns.timesteps, narrow):
-        array.setflags(write=False)
-    return columns.timesteps, narrow
+    return columns.timesteps, rows + 0.0  # + 0.0: no negative zeros
 
 
 def check_table(table: StepTable, *, guide: bool = False) -> None:

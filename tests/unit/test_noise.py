@@ -1,4 +1,4 @@
-"""Does every sample have its own noise, and does `seed=` mean what it says?"""
+"""Seeds and noise: what `seed=` means, and that every sample has noise of its own."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def test_refused_seeds(seed, n, message):
         noise.resolve_seeds(seed, n)
 
 
-def test_latent_start_and_step_noise_are_the_documented_streams():
+def test_drawn_inputs_start_and_step_noise_are_the_documented_streams():
     seeds = noise.resolve_seeds([0, 2**32 - 1, 2**63])
     for drawn, stream, step in (
-        (noise.latent(seeds, (2, 3)), kernels.STREAM_Z, 0),
+        (noise.drawn(seeds, (2, 3)), kernels.STREAM_Z, 0),
         (noise.initial(seeds, (2, 3)), kernels.STREAM_X_T, 0),
         (noise.step_noise(seeds, 0, (2, 3)), kernels.STREAM_STEP, 0),
         (noise.step_noise(seeds, 4, (2, 3)), kernels.STREAM_STEP, 4),

@@ -1,0 +1,146 @@
+"""Which timesteps a short chain keeps, by every spacing, and what each of them refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.errors import ArgumentError
+from engine.solver.schedule import SPACINGS, Schedule, kept_timesteps
+from engine.solver.table import StepTable, build_step_table
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+FOLDERS = sorted(path.parent.name for path in GOLDEN.glob("*/expected.npz"))
+SCHEDULE = Schedule.from_recipe("linear", 1000, start=1e-4, end=0.02)
+
+
+def table(steps: int, **options) -> StepTable:
+    return build_step_table(SCHEDULE, **({"spacing": "linspace"} | options | {"steps": steps}))
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_timesteps_and_noise_levels_of_the_reference(folder):
+    expected = np.load(GOLDEN / folder / "expected.npz")
+    config = json.loads((GOLDEN / folder / "config.json").read_text())
+    schedule = Schedule.from_recipe("linear", config["T"], start=config["beta1"], end=config["beta2"])
+    np.testing.assert_allclose(np.sqrt(schedule.alpha_bar), expected["sqrt_alpha_bar"], rtol=0, atol=1e-15)
+    cases = [name for name in expected if name.endswith("_timesteps")]
+    assert len(cases) >= 4
+    for case in cases:
+        method, spacing, steps = case.split("_")[:3]
+        of = build_step_table(schedule, steps=int(steps), method=method, spacing=spacing)
+        assert of.timesteps[::-1].tolist() == expected[case].tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"steps": 4, "spacing": None}, [750, 500, 250, 0]),
+        ({"steps": 3, "spacing": "uniform"}, [668, 334, 0]),
+        ({"steps": 5, "spacing": "linspace"}, [999, 749, 500, 250, 0]),
+        ({"steps": 1, "spacing": "linspace"}, [999]),
+        ({"steps": 4, "spacing": "trailing"}, [999, 749, 499, 249]),
+        ({"steps": 4, "spacing": "trailing", "t_start": 400}, [400, 300, 200, 99]),
+        ({"steps": 1, "spacing": "trailing", "t_start": 400}, [400]),
+        ({"steps": 4, "spacing": "trailing", "t_start": 3}, [3, 2, 1, 0]),
+        ({"steps": 3, "spacing": "truncated"}, [2, 1, 0]),
+        ({"steps": 3, "spacing": None, "t_start": 450}, [450, 225, 0]),
+        ({"steps": 1, "spacing": None, "t_start": 450}, [450]),
+        ({"steps": 4, "spacing": "linspace", "t_start": 3}, [3, 2, 1, 0]),
+        ({"steps": 4, "spacing": "quad", "t_start": 450}, [450, 200, 50, 0]),
+        ({"steps": 1, "spacing": "quad", "t_start": 450}, [450]),
+        ({"steps": 3, "spacing": "truncated", "t_start": 2}, [2, 1, 0]),
+        ({"steps": 1, "spacing": "truncated"}, [0]),
+    ],
+)
+def test_kept_timesteps(options, expected):
+    of = table(**options)
+    assert of.timesteps.tolist() == expected
+    assert of.timesteps.dtype == np.int64
+    assert len(of) == len(of.rows) == len(expected)
+
+
+def test_every_count_there_is_starts_at_t_start_and_ends_at_0():
+    for t_start in (1, 2, 7, 100, 450, 999):
+        for spacing in ("linspace", "quad"):
+            for steps in range(2, min(t_start + 1, 120) + 1):
+                kept = kept_timesteps(1000, steps, spacing, t_start)
+                assert kept[0] == 0
+                assert kept[-1] == t_start
+                assert (np.diff(kept) > 0).all()
+                assert len(kept) == steps or spacing == "quad"
+
+
+def test_trailing_starts_at_t_start_takes_every_count_and_keeps_its_stride():
+    for t_start in (1, 2, 7, 100, 450, 999):
+        for steps in range(1, min(t_start + 1, 120) + 1):
+            kept = kept_timesteps(1000, steps, "trailing", t_start)
+            assert kept[-1] == t_start
+            assert kept[0] >= 0
+            assert len(kept) == steps
+            strides = np.diff(np.concatenate([[-1], kept]))
+            assert strides.min() >= 1
+            assert np.ptp(strides) <= 1
+
+
+def test_quad_merges_duplicates_as_the_reference_does():
+    of = table(300, spacing="quad")
+    wanted = {int(value) for value in np.linspace(0, math.sqrt(800), 300) ** 2}
+    assert set(of.timesteps.tolist()) == wanted
+    assert len(of) == len(wanted) < 300
+
+
+def test_the_whole_chain_is_the_same_by_every_spacing_that_has_it():
+    rows = [table(1000, spacing=spacing, method="ddpm").rows for spacing in ("uniform", "linspace", "truncated")]
+    assert np.array_equal(rows[0], rows[1])
+    assert np.array_equal(rows[0], rows[2])
+
+
+def test_truncated_rows_are_the_last_of_the_full_chain():
+    for method in ("ddpm", "ddim"):
+        full, short = (table(n, spacing="truncated", method=method) for n in (1000, 6))
+        assert np.array_equal(full.rows[-6:], short.rows)
+
+
+REFUSED = [
+    ({"steps": 0}, r"steps is 0; expected 1 \.\. 1000, the timesteps there are with T = 1000"),
+    ({"steps": -3}, "steps is -3; expected 1"),
+    ({"steps": 1001}, r"steps is 1001; expected 1 \.\. 1000"),
+    ({"steps": 7, "t_start": 5}, r"steps is 7; expected 1 \.\. 6, the timesteps there are with t_start = 5"),
+    ({"steps": 2, "t_start": 1000}, r"t_start is 1000; expected a timestep in 0 \.\. 999, e\.g\. 450"),
+    ({"steps": 2, "t_start": -1}, "t_start is -1; expected"),
+    (
+        {"steps": 700, "spacing": "uniform"},
+        r"uniform spacing over T=1000 exists for 2 to 36, 38, \.\.\., 334, 500, 1000; nearest to 700: 500 and 1000; "
+        "or use spacing='linspace'",
+    ),
+    ({"steps": 1, "spacing": "uniform"}, "nearest to 1: 2; or use spacing='linspace'"),
+    ({"steps": 1, "spacing": "quad"}, "quad spacing would spend at t = 0: use spacing='linspace' or t_start="),
+    ({"steps": 5, "spacing": "uniform", "t_start": 400}, "would miss t_start: use spacing='linspace' or 'quad'"),
+    ({"steps": 5, "spacing": "truncated", "t_start": 400}, "starts at t = 4, but t_start is 400: pass steps=401"),
+    ({"steps": 5, "spacing": "quadd"}, "spacing is 'quadd'; expected one of uniform, .* Did you mean 'quad'"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED)
+def test_timesteps_that_cannot_be_had_are_refused(options, message):
+    with pytest.raises(ArgumentError, match=message):
+        table(**options)
+
+
+def test_uniform_refusals_name_only_counts_that_exist():
+    for T in (2, 3, 10, 100, 1000):
+        exists = {len(range(0, T, i)) for i in range(1, T)}
+        for steps in range(1, T + 1):
+            if steps in exists:
+                assert len(kept_timesteps(T, steps, "uniform")) == steps
+                continue
+            with pytest.raises(ArgumentError) as refusal:
+                kept_timesteps(T, steps, "uniform")
+            nearest = str(refusal.value).split(f"nearest to {steps}: ")[1].split(";")[0]
+            assert {int(count) for count in nearest.split(" and ")} <= exists
+    assert list(SPACINGS) == ["uniform", "quad", "linspace", "trailing", "truncated"]
