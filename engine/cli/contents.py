@@ -116,7 +116,7 @@ def show_contents(bundle: dict[str, Any]) -> None:
 
 def show_graphs(bundle: dict[str, Any]) -> None:
     """Each graph: where it runs, in which precision its weights are kept and it computes here, and its parity."""
-    click.echo(f"{'graph':<22}{'runs in':<24}{'weights':<9}{'computes':<10}{'opset':<7}{'size':>10}  largest relative error")
+    click.echo(f"{'graph':<24}{'runs in':<24}{'weights':<9}{'computes':<10}{'opset':<7}{'size':>10}  largest relative error")
     for key, graph in bundle["graphs"].items():
         parity = graph["parity"]
         error = f"{parity['max_relative_error']:.1e} against {parity['reference']}"
@@ -127,7 +127,7 @@ def show_graphs(bundle: dict[str, Any]) -> None:
 def show_engines(engines: list[dict[str, Any]]) -> None:
     """Each engine: what it was built from, and what its builder measured."""
     if engines:
-        click.echo(f"{'engine':<15}{'precision':<11}{'graph':<22}{'size':>10}  built for")
+        click.echo(f"{'engine':<17}{'precision':<11}{'graph':<22}{'size':>10}  built for")
     for engine in engines:
         name = f"  {engine['backend']:<15}{engine['precision']:<11}{engine['graph']:<22}"
         click.echo(f"{name}{size_of(engine):>10}  {', '.join(engine['targets']) or 'any processor'}")

@@ -13,7 +13,7 @@ from engine.bundle.manifest import Manifest
 from engine.bundle.pipeline import X
 from engine.bundle.prior import PRIORS, read_prior
 from engine.bundle.reader import Bundle
-from engine.checks import count_of
+from engine.checks import check_inputs, count_of
 from engine.cli.bulk import bulk_options, sample_in_bulk, take_bulk
 from engine.cli.elsewhere import commands as commands_elsewhere
 from engine.cli.info import info, verify
@@ -201,7 +201,7 @@ def sample(bundle: str, n: int | None, prior: str | None, **given: Any) -> None:
         finish(sampler, batch, **given)
 
 
-@cli.command()
+@cli.command(short_help="Encode images, and sample from what the encoder makes of them.")
 @click.argument("bundle")
 @click.argument("images", nargs=-1, required=True)
 @SEED
@@ -227,7 +227,7 @@ def refine(bundle: str, images: tuple[str, ...], **given: Any) -> None:
     _run_on_images(bundle, images, Sampler.refine, given)
 
 
-@cli.command()
+@cli.command(short_help="Walk from the image of one seed to that of another.")
 @click.argument("bundle")
 @click.argument("a", type=click.IntRange(0, 2**64 - 1))
 @click.argument("b", type=click.IntRange(0, 2**64 - 1))
@@ -268,6 +268,7 @@ def write_steps(bundle: str, n: int | None, seed: int | list[int] | None, out: s
     opened = Bundle.open(bundle)
     manifest = opened.manifest
     inputs = take_inputs(given, manifest)
+    check_inputs(inputs, manifest.inputs, (), "steps")
     feeds, table = setting_feeds(manifest, given)
     if n is not None or seed is not None or inputs:
         seeds = resolve_seeds(seed, count_of(n))
