@@ -5,7 +5,7 @@
 #include <new>
 #include <stdexcept>
 
-#include "arguments.h"
+#include "checks.h"
 #include "diffusevae.h"
 #include "error.h"
 #include "sampler.h"

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "arguments.h"
+#include "checks.h"
 #include "clock.h"
 #include "diffusevae/kernels.h"
 #include "error.h"

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "diffusevae.h"
-#include "graph.h"
+#include "backends/graph.h"
 #include "steps.h"
 
 namespace diffusevae {

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "arguments.h"
+#include "checks.h"
 
 namespace diffusevae {
 

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "diffusevae.h"
-#include "manifest.h"
+#include "bundle/manifest.h"
 #include "noise.h"
 #include "setting.h"
 

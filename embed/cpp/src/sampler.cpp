@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "arguments.h"
+#include "checks.h"
 #include "clock.h"
 #include "diffusevae/kernels.h"
 #include "error.h"

@@ -14,10 +14,10 @@
 #include <string>
 #include <vector>
 
-#include "bundle.h"
+#include "bundle/reader.h"
 #include "chain.h"
-#include "graph.h"
-#include "latent_prior.h"
+#include "backends/graph.h"
+#include "bundle/prior.h"
 #include "request.h"
 
 namespace diffusevae {

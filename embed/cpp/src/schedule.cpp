@@ -1,13 +1,14 @@
-// How are noise levels and kept timesteps computed? See schedule.h; compile without contraction (-ffp-contract=off).
+// Compile without contraction (-ffp-contract=off).
 #include "schedule.h"
 
 #include <algorithm>
 #include <cmath>
 #include <set>
 
-#include "arguments.h"
+#include "checks.h"
+#include "bundle/json.h"
 #include "error.h"
-#include "manifest_model.h"
+#include "text.h"
 
 namespace diffusevae {
 
@@ -124,19 +125,68 @@ Kept keep(const std::string& spacing, int64_t T, int64_t steps, Start t_start) {
     throw Error(DIFFUSEVAE_INTERNAL, "spacing '" + spacing + "' is in the list, but nothing computes it");
 }
 
-}  // namespace
+// ---- betas -------------------------------------------------------------------------------------------------------------
 
-Schedule::Schedule(double beta_1, double beta_T, int64_t given_T) : T(given_T), alpha_bar(size_t(given_T)) {
-    // Trained networks saw the float32 values of torch.linspace, which counts from both ends with fused multiply-adds:
-    // here products and sums are exact in float64 and rounded once.
-    const float first = float(beta_1), last = float(beta_T);
+using Betas = std::vector<double>;
+
+// Evenly from start to end (DDPM section 4), as float32 values. Trained networks saw those of torch.linspace, which counts from
+// both ends with fused multiply-adds: here products and sums are exact in float64 and rounded once.
+Betas linear(const ScheduleSpec& spec) {
+    const int64_t T = spec.T;
+    const float first = float(spec.start), last = float(spec.end);
     const double step = double((last - first) / float(std::max<int64_t>(1, T - 1)));
-    double product = 1.0;
+    Betas betas;
     for (int64_t t = 0; t < T; ++t) {
         const bool rising = t < std::max<int64_t>(1, T / 2);
         const double value = rising ? double(first) + step * double(t) : double(last) - step * double(T - 1 - t);
-        product *= 1.0 - double(float(value));
-        alpha_bar[size_t(t)] = product;
+        betas.push_back(double(float(value)));
+    }
+    return betas;
+}
+
+// Square roots of the betas evenly from start to end.
+Betas scaled_linear(const ScheduleSpec& spec) {
+    const double first = std::sqrt(spec.start), last = std::sqrt(spec.end);
+    const double step = spec.T > 1 ? (last - first) / double(spec.T - 1) : 0.0;
+    Betas betas;
+    for (int64_t t = 0; t < spec.T; ++t) {
+        const double root = t > 0 && t == spec.T - 1 ? last : double(t) * step + first;
+        betas.push_back(root * root);
+    }
+    return betas;
+}
+
+// alpha_bar falls as a squared cosine (Nichol & Dhariwal 2021, eq. 17).
+Betas cosine(const ScheduleSpec& spec) {
+    constexpr double kHalfPi = 3.141592653589793 / 2.0;
+    std::vector<double> f;
+    for (int64_t t = 0; t <= spec.T; ++t) {
+        const double root = std::cos((double(t) / double(spec.T) + spec.s) / (1.0 + spec.s) * kHalfPi);
+        f.push_back(root * root);
+    }
+    Betas betas;
+    for (size_t t = 0; t + 1 < f.size(); ++t) betas.push_back(std::min(1.0 - f[t + 1] / f[t], spec.max_beta));
+    return betas;
+}
+
+Betas betas_of(const ScheduleSpec& spec) {
+    if (spec.recipe == "linear") return linear(spec);
+    if (spec.recipe == "scaled_linear") return scaled_linear(spec);
+    if (spec.recipe == "cosine") return cosine(spec);
+    return spec.betas;
+}
+
+}  // namespace
+
+Schedule::Schedule(const ScheduleSpec& spec) : T(spec.T), alpha_bar(size_t(spec.T)) {
+    double product = 1.0;
+    const std::vector<double> betas = betas_of(spec);
+    for (size_t t = 0; t < betas.size(); ++t) {
+        if (!(betas[t] > 0 && betas[t] < 1))
+            throw Error(DIFFUSEVAE_BUNDLE, "schedule: found a beta of " + short_number(betas[t]) + " at t = "
+                                               + of(int64_t(t)) + ", expected a variance in (0, 1); " + kRebuild);
+        product *= 1.0 - betas[t];
+        alpha_bar[t] = product;
     }
 }
 

@@ -1,5 +1,5 @@
-// Which noise level belongs to which timestep, and which timesteps does a short chain keep? As engine/schedule.py, in the
-// same float64 operations in the same order: every number is the same, bit for bit.
+// Noise levels of the trained timesteps, and the timesteps that a short chain keeps: as engine/solver/schedule.py, in the same
+// float64 operations in the same order, so that every number is the same, bit for bit.
 #ifndef DIFFUSEVAE_SCHEDULE_H
 #define DIFFUSEVAE_SCHEDULE_H
 
@@ -8,12 +8,13 @@
 #include <string>
 #include <vector>
 
+#include "bundle/training.h"
+
 namespace diffusevae {
 
-// The forward process q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I), t = 0 .. T - 1, with linear betas
-// (DDPM eq. 4). The manifest's reader has checked beta_1, beta_T in (0, 1) and T >= 1.
+// The forward process q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I), t = 0 .. T - 1 (DDPM eq. 4).
 struct Schedule {
-    Schedule(double beta_1, double beta_T, int64_t T);
+    explicit Schedule(const ScheduleSpec& spec);  // Error (BUNDLE) for a recipe with a beta outside (0, 1)
 
     int64_t T;
     std::vector<double> alpha_bar;  // [T]: product of 1 - beta up to and including t, falling

@@ -4,8 +4,8 @@
 #include <limits>
 #include <string>
 
-#include "arguments.h"
-#include "latent_prior.h"
+#include "checks.h"
+#include "bundle/prior.h"
 #include "schedule.h"
 #include "text.h"
 

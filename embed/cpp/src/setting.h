@@ -7,7 +7,7 @@
 #include <string_view>
 
 #include "diffusevae.h"
-#include "manifest.h"
+#include "bundle/manifest.h"
 
 namespace diffusevae {
 

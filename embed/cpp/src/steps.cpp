@@ -1,108 +1,143 @@
-// How are rows computed? Below, a = alpha_bar at t and b = alpha_bar at the kept timestep before it, with b = 1 where there
-// is none, so that the last step of every chain returns x0 itself. Equations: engine/steps.py. Compile with
-// -ffp-contract=off, and keep the order of the operations.
 #include "steps.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <string>
 
-#include "arguments.h"
+#include "checks.h"
+#include "diffusevae/row.h"
 #include "error.h"
+#include "text.h"
 
 namespace diffusevae {
-
 namespace {
 
-struct Level {
-    double a, b;
-    double beta() const { return 1.0 - a / b; }
-    double posterior_variance() const { return beta() * (1.0 - b) / (1.0 - a); }
-};
+static_assert(kRowWidth == kRowFields, "the fields of a row are those of the kernels");
 
-// x0 from x_t and eps; formulation 2 takes the condition, around which its noise is centred, away first.
-void predict_x0(double* row, Level at, int formulation) {
-    const double scale = 1.0 / std::sqrt(at.a);
-    row[kPX] = scale;
-    row[kPEps] = -std::sqrt(1.0 / at.a - 1.0);
-    row[kPCond] = formulation == 2 ? -scale : 0.0;
+constexpr double kNoLimit = std::numeric_limits<double>::infinity();
+const char* const kNames[kRowWidth] = {
+    "p_x", "p_e", "p_c", "p_y", "p_h1", "p_h2", "p_h3", "k_x0", "k_x", "k_e", "k_c", "k_n", "k_y", "k_h1", "k_h2", "k_h3",
+    "k_g", "q_x0", "q_x", "q_e", "q_c", "q_n", "q_y", "q_h1", "q_h2", "q_h3", "q_g", "clip", "c_in", "push"};
+
+const Method& method_of(const std::string& name) {
+    for (const Method& method : kSolvers)
+        if (name == method.name) return method;
+    throw Error(DIFFUSEVAE_INTERNAL, "method '" + name + "' is in the list, but nothing computes it");
 }
 
-// Ancestral step, the mean of q(x_s | x_t, x0) (DDPM eq. 7, with the spaced chain's beta).
-void ddpm(double* row, Level at, int formulation, const Setting& setting) {
-    const double k_x = std::sqrt(1.0 - at.beta()) * (1.0 - at.b) / (1.0 - at.a);
-    row[kKX0] = std::sqrt(at.b) * at.beta() / (1.0 - at.a);
-    row[kKX] = k_x;
-    row[kKCond] = formulation == 2 ? 1.0 - k_x : 0.0;
-    row[kSigma] = std::sqrt(setting.variance == std::string("fixedlarge") ? at.beta() : at.posterior_variance());
-}
-
-// DDIM eq. 12 with the sigma of eq. 16; formulation 2 keeps exactly one cond as the centre.
-void ddim(double* row, Level at, int formulation, const Setting& setting) {
-    const double sigma = setting.eta * std::sqrt(at.posterior_variance());
-    row[kKX0] = std::sqrt(at.b);
-    row[kKEps] = std::sqrt(std::max(0.0, 1.0 - at.b - sigma * sigma));  // rounding may fall below 0 at eta = 1
-    row[kKCond] = formulation == 2 ? 1.0 : 0.0;
-    row[kSigma] = sigma;
-}
-
-struct Solver {
-    const char* method;
-    void (*fill)(double*, Level, int, const Setting&);
-};
-
-constexpr Solver kSolvers[] = {{"ddim", ddim}, {"ddpm", ddpm}};
-
-const Solver& solver_of(const std::string& method) {
-    for (const Solver& solver : kSolvers)
-        if (method == solver.method) return solver;
-    throw Error(DIFFUSEVAE_INTERNAL, "method '" + method + "' is in the list, but nothing computes it");
-}
-
-// x_T = temperature noise, or at t_start a sample of q(x_t | image) (DDPM eq. 4); + cond with formulation 2.
-StartRow start_row(const Schedule& schedule, int formulation, const Setting& setting) {
-    const double centre = formulation == 2 ? 1.0 : 0.0;
-    if (!setting.t_start) return StartRow{setting.temperature, 0.0, centre};
+// x_T = temperature noise, or at t_start a sample of q(x_t | start) (DDPM eq. 4); + the centre where there is one.
+Start start_of(const Schedule& schedule, bool centred, const Setting& setting) {
+    const double centre = centred ? 1.0 : 0.0;
+    if (!setting.t_start) return {setting.temperature, 0.0, centre};
     const double a = schedule.alpha_bar[size_t(*setting.t_start)];
-    return StartRow{setting.temperature * std::sqrt(1.0 - a), std::sqrt(a), centre};
+    return {setting.temperature * std::sqrt(1.0 - a), std::sqrt(a), centre};
 }
 
-void check(const Setting& setting) {
+void check(const Setting& setting, const Method& method, const std::string& prediction) {
     check_number("eta", setting.eta, 0.0, 1.0);
-    if (setting.eta != 0.0 && setting.method != std::string("ddim"))
+    if (setting.eta != 0.0 && !method.takes_eta)
         refuse_argument("eta is " + brief(setting.eta) + " with method '" + setting.method
                         + "'; only ddim takes eta: leave it 0 or use method 'ddim'");
-    check_number("temperature", setting.temperature, 0.0, std::numeric_limits<double>::infinity());
+    if (method.eps_only && prediction != "eps")
+        refuse_argument(std::string("method is '") + method.name + "', which takes eps prediction, but this network predicts "
+                        + prediction + "; use method 'ddim' or 'ddpm' or 'dpmpp_2m'");
+    check_number("temperature", setting.temperature, 0.0, kNoLimit);
+}
+
+Levels levels_of(const Schedule& schedule, const Manifest& manifest, const Setting& setting) {
+    const std::vector<int64_t> kept = kept_timesteps(schedule.T, setting.steps, setting.spacing, setting.t_start);
+    Levels levels;
+    levels.timesteps.assign(kept.rbegin(), kept.rend());
+    for (size_t i = 0; i < kept.size(); ++i) {
+        const bool last = i + 1 == kept.size();  // the last step of every chain returns x0
+        levels.alpha_bar.push_back(schedule.alpha_bar[size_t(levels.timesteps[i])]);
+        levels.previous.push_back(last ? 1.0 : schedule.alpha_bar[size_t(levels.timesteps[i + 1])]);
+    }
+    levels.prediction = manifest.prediction;
+    levels.centred = manifest.pipeline.state.centre.has_value();
+    levels.eta = setting.eta;
+    levels.variance = setting.variance;
+    return levels;
+}
+
+[[noreturn]] void refuse_row(int64_t i, int field, float found, const std::string& expected) {
+    refuse_argument("rows[" + std::to_string(i) + "]." + kNames[field] + " is " + brief(double(found)) + "; expected "
+                    + expected);
+}
+
+void check_slots(int64_t i, const float* row, int pushed, bool written) {
+    const int history[3][3] = {{kPH1, kKH1, kQH1}, {kPH2, kKH2, kQH2}, {kPH3, kKH3, kQH3}};
+    for (int depth = 1; depth <= 3; ++depth)
+        for (const int field : history[depth - 1])
+            if (row[field] != 0.0f && pushed < depth)
+                refuse_row(i, field, row[field], "0: h" + std::to_string(depth) + " is read before it is written, which takes "
+                                                     + std::to_string(depth) + " pushes in earlier rows");
+    for (const int field : {kPY, kKY, kQY})
+        if (row[field] != 0.0f && !written)
+            refuse_row(i, field, row[field], "0: y is read before it is written, which takes a q in an earlier row");
 }
 
 }  // namespace
 
-bool StepTable::needs_x0_prev() const {
-    for (int64_t i = 0; i < steps(); ++i)
-        if (row(i)[kKPrev] != 0.0f) return true;
+int64_t StepTable::active_lanes(int64_t i) const {
+    return std::any_of(weight(i) + 1, weight(i) + lanes, [](float w) { return w != 0.0f; }) ? lanes : 1;
+}
+
+bool StepTable::any(std::initializer_list<int> fields, float usual) const {
+    for (int64_t i = 0; i < calls(); ++i)
+        for (const int field : fields)
+            if (row(i)[field] != usual) return true;
     return false;
 }
 
-StepTable build_step_table(const Schedule& schedule, int formulation, const Setting& setting) {
-    const Solver& solver = solver_of(setting.method);
-    check(setting);
-    const std::vector<int64_t> kept = kept_timesteps(schedule.T, setting.steps, setting.spacing, setting.t_start);
-    StepTable table{{kept.rbegin(), kept.rend()}, std::vector<float>(kept.size() * kRowFields),
-                    start_row(schedule, formulation, setting)};
-    for (size_t i = 0; i < kept.size(); ++i) {  // i counts the steps taken: from the noisiest
-        const bool last = i + 1 == kept.size();
-        const double before = last ? 1.0 : schedule.alpha_bar[size_t(table.timesteps[i + 1])];
-        const Level at{schedule.alpha_bar[size_t(table.timesteps[i])], before};
-        double row[kRowFields] = {};
-        predict_x0(row, at, formulation);
-        solver.fill(row, at, formulation, setting);
-        if (last) row[kSigma] = 0.0;
-        // The image is x_0 without the centre that the chain carried along.
-        if (last && formulation == 2) row[kKCond] -= 1.0;
-        row[kClip] = setting.clip ? 1.0 : std::numeric_limits<double>::infinity();
-        for (int field = 0; field < kRowFields; ++field) table.rows[i * kRowFields + size_t(field)] = float(row[field]);
+bool StepTable::uses_y() const {
+    return any({kPY, kKY, kQX0, kQX, kQE, kQC, kQN, kQY, kQH1, kQH2, kQH3, kQG});
+}
+
+void check_table(const StepTable& table) {
+    int pushed = 0;
+    bool written = false;
+    for (int64_t i = 0; i < table.calls(); ++i) {
+        const float* row = table.row(i);
+        for (int field = 0; field < kRowWidth; ++field)
+            if (field != kClip && !std::isfinite(row[field])) refuse_row(i, field, row[field], "a finite number");
+        if (!(row[kClip] >= 0)) refuse_row(i, kClip, row[kClip], "0 or more, or infinity for no limit");
+        if (row[kPush] != 0 && row[kPush] != 1 && row[kPush] != 2)
+            refuse_row(i, kPush, row[kPush], "0 (nothing), 1 (e) or 2 (x0)");
+        for (const int field : {kKG, kQG})
+            if (row[field] != 0) refuse_row(i, field, row[field], "0: there is no guide");
+        check_slots(i, row, pushed, written);
+        pushed += row[kPush] != 0 ? 1 : 0;
+        written = written || std::any_of(row + kQX0, row + kQG + 1, [](float q) { return q != 0.0f; });
+        for (int64_t lane = 0; lane < table.lanes; ++lane)
+            if (!std::isfinite(table.weight(i)[lane]))
+                refuse_argument("weights holds values that are NaN or infinite; expected finite numbers");
     }
+}
+
+StepTable build_step_table(const Schedule& schedule, const Manifest& manifest, const Setting& setting) {
+    const Method& method = method_of(setting.method);
+    check(setting, method, manifest.prediction);
+    const StateSpec& state = manifest.pipeline.state;
+    const Levels levels = levels_of(schedule, manifest, setting);
+    Columns columns = method.solve(levels);
+    const size_t calls = columns.timesteps.size();
+    StepTable table{columns.timesteps, std::vector<float>(calls * kRowWidth), {}, setting.guided() ? 2 : 1,
+                    start_of(schedule, levels.centred, setting)};
+    for (size_t i = 0; i < calls; ++i) {
+        double* row = columns.row(i);
+        row[kClip] = setting.clip && state.clip ? *state.clip : kNoLimit;
+        row[kCIn] = 1.0;
+        if (i + 1 == calls && levels.centred) row[kKC] -= 1.0;  // the image is x_0 without the centre it was carried around
+        for (int field = 0; field < kRowWidth; ++field)
+            table.rows[i * kRowWidth + size_t(field)] = float(row[field] + 0.0);  // no negative zeros
+        if (setting.guided()) {
+            table.weights.insert(table.weights.end(), {float(1.0 + setting.guidance), float(-setting.guidance)});
+        } else {
+            table.weights.push_back(1.0f);
+        }
+    }
+    check_table(table);
     return table;
 }
 

@@ -1,36 +1,47 @@
-// Which coefficients does each step of a chain have? Every solver as a table of rows; engine/steps.py explains them, and the
-// float64 operations here are its own, in its order: rows are the same, bit for bit.
+// The step table: every solver as rows of coefficients, one row a call of the network; engine/solver/table.py explains them,
+// and every row is the same, bit for bit.
 #ifndef DIFFUSEVAE_STEPS_H
 #define DIFFUSEVAE_STEPS_H
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
+#include "bundle/manifest.h"
 #include "schedule.h"
 #include "setting.h"
+#include "solvers.h"
 
 namespace diffusevae {
 
-// The fields of a row, in the order in memory (struct Row of the kernels' row.h, ROW_FIELDS in Python).
-enum RowField { kPX, kPEps, kPCond, kKX0, kKPrev, kKX, kKEps, kKCond, kSigma, kClip, kRowFields };
-
-// What a chain starts from: x_start = k_noise noise + k_image image + k_cond cond.
-struct StartRow {
-    double k_noise, k_image, k_cond;
+// What a chain starts from: x = k_noise x_T + k_start start + k_centre centre.
+struct Start {
+    double k_noise, k_start, k_centre;
 };
 
+// A chain, in the order of its R network calls.
 struct StepTable {
-    std::vector<int64_t> timesteps;  // [S], in the order used (falling)
-    std::vector<float> rows;         // [S, kRowFields]
-    StartRow start;
+    std::vector<int64_t> timesteps;  // [R]
+    std::vector<float> rows;         // [R, kRowWidth]
+    std::vector<float> weights;      // [R, lanes]
+    int64_t lanes;                   // 1, or 2 with guidance: the inputs, and their nulls
+    Start start;
 
-    int64_t steps() const { return int64_t(timesteps.size()); }
-    const float* row(int64_t step) const { return rows.data() + step * kRowFields; }
-    bool needs_x0_prev() const;  // whether any step uses the x0 of the step before it
+    int64_t calls() const { return int64_t(timesteps.size()); }
+    const float* row(int64_t i) const { return rows.data() + i * kRowWidth; }
+    const float* weight(int64_t i) const { return weights.data() + i * lanes; }
+    // Lanes that row i evaluates: a row without weight beyond the first runs that one alone.
+    int64_t active_lanes(int64_t i) const;
+    // Whether any row has a coefficient other than `usual` in one of these fields.
+    bool any(std::initializer_list<int> fields, float usual = 0.0f) const;
+    bool uses_y() const;
 };
 
-// The rows of one chain. formulation: 1, 2, or 0 for an unconditional model (no term with cond). Error says what can be had.
-StepTable build_step_table(const Schedule& schedule, int formulation, const Setting& setting);
+// The rows of one chain. Error (ARGUMENT) says what can be had.
+StepTable build_step_table(const Schedule& schedule, const Manifest& manifest, const Setting& setting);
+
+// Refuses (ARGUMENT) rows that no executor can run: coefficients that are not finite, a slot that is read before it is written.
+void check_table(const StepTable& table);
 
 }  // namespace diffusevae
 

@@ -12,7 +12,7 @@
 #include <sstream>
 #include <vector>
 
-#include "arguments.h"
+#include "checks.h"
 
 namespace diffusevae {
 

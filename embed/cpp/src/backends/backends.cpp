@@ -1,0 +1,59 @@
+// Which backends are there, and which were compiled in? One line each in kBackends.
+#include "checks.h"
+#include "bundle/reader.h"
+#include "error.h"
+#include "backends/graph.h"
+#include "text.h"
+
+namespace diffusevae {
+
+namespace {
+
+struct Entry {
+    const char* name;
+    std::unique_ptr<Backend> (*open)(const Bundle&, const BackendRequest&);  // null where not compiled in
+    const char* option;                                                      // of CMake, that compiles it in
+};
+
+constexpr Entry kBackends[] = {
+    {"native", open_native, ""},
+#ifdef DIFFUSEVAE_WITH_OPENVINO
+    {"openvino", open_openvino, "-DDIFFUSEVAE_OPENVINO=ON"},
+#else
+    {"openvino", nullptr, "-DDIFFUSEVAE_OPENVINO=ON"},
+#endif
+#ifdef DIFFUSEVAE_WITH_TENSORRT
+    {"tensorrt", open_tensorrt, "-DDIFFUSEVAE_TENSORRT=ON"},
+#else
+    {"tensorrt", nullptr, "-DDIFFUSEVAE_TENSORRT=ON"},
+#endif
+};
+
+const Entry& entry_of(const std::string& name) {
+    std::vector<std::string> names;
+    for (const Entry& entry : kBackends) {
+        if (name == entry.name) return entry;
+        names.push_back(entry.name);
+    }
+    refuse_argument("backend: found " + in_quotes(name) + ", expected one of " + joined(names) + "."
+                    + did_you_mean(name, names));
+}
+
+}  // namespace
+
+std::unique_ptr<Backend> open_backend(const Bundle& bundle, const std::string& name, const BackendRequest& request) {
+    const Entry& entry = entry_of(name);
+    if (!entry.open)
+        throw Error(DIFFUSEVAE_BACKEND, "backend '" + name + "': found a library that was compiled without it, expected one "
+                                            "with it; configure with " + entry.option + ", or choose native");
+    const std::vector<std::string>& listed = bundle.manifest().backends;
+    if (std::find(listed.begin(), listed.end(), name) == listed.end())
+        throw Error(DIFFUSEVAE_BACKEND, bundle.path() + ": found backend '" + name
+                                            + "', expected one that the bundle lists: " + joined(listed)
+                                            + "; choose one, or rebuild the bundle with --backends " + name);
+    static const std::vector<std::string> precisions = {"auto", "f32", "bf16", "fp16", "int8"};
+    known("precision", request.precision, precisions);
+    return entry.open(bundle, request);
+}
+
+}  // namespace diffusevae

@@ -1,0 +1,222 @@
+// How does this project's own engine run a graph on the CPU, in bf16 or int8? A checked program, mapped weights, and the C
+// functions of the kernels. The instruction set is the best that processor and operating system allow (AMX, AVX-512 VNNI,
+// AVX2); DIFFUSEVAE_ISA forces one of them. Results depend on the instruction set, never on batch size or threads.
+#include <unistd.h>
+
+#include <cstdlib>
+
+#include "checks.h"
+#include "bundle/reader.h"
+#include "diffusevae/native.h"
+#include "error.h"
+#include "backends/graph.h"
+#include "backends/native_program.h"
+#include "text.h"
+
+namespace diffusevae {
+
+namespace {
+
+constexpr const char* kVariable = "DIFFUSEVAE_ISA";
+constexpr const char* kTable = "timestep_table";
+constexpr const char* kDenoiser = "denoiser";
+
+const std::vector<std::string> kIsas = {"amx", "avx512_bf16", "avx512", "avx2"};  // best first
+const std::vector<std::string> kPrecisions = {"bf16", "int8"};
+
+struct Message {
+    char text[1024] = "";
+};
+
+// The error for a status of the kernels, with what to do about it.
+[[noreturn]] void fail(int32_t status, const std::string& what, const Message& message) {
+    const std::string found = what + ": found " + message.text;
+    switch (status) {
+        case DV_NATIVE_BAD_PROGRAM:
+            throw Error(DIFFUSEVAE_BUNDLE, found + "; expected a program that this engine can run; " + kRebuild);
+        case DV_NATIVE_BAD_CALL:
+            throw Error(DIFFUSEVAE_ARGUMENT, found + "; expected inputs within what the graph was built for; correct them");
+        case DV_NATIVE_NO_MEMORY:
+            throw Error(DIFFUSEVAE_NO_MEMORY,
+                        found + "; expected a result; free some memory, or use fewer threads or a smaller batch");
+        case DV_NATIVE_NO_THREADS:
+            throw Error(DIFFUSEVAE_BACKEND, found + "; expected a result; lower threads, or raise the limit on processes");
+        case DV_NATIVE_UNSUPPORTED:
+            throw Error(DIFFUSEVAE_BACKEND,
+                        found + "; expected a result; unset " + kVariable + ", or choose another backend");
+        default:
+            throw Error(DIFFUSEVAE_BACKEND, found + "; expected a result; try another backend");
+    }
+}
+
+bool supports(const std::string& isa, Message& why) {
+    return dv_native_supports(isa.c_str(), why.text, sizeof why.text) != 0;
+}
+
+// The instruction set that graphs loaded now run on, as a text that stays.
+const char* instruction_set() {
+    Message why;
+    const char* best = dv_native_isa();
+    const char* variable = std::getenv(kVariable);
+    const std::string forced = variable ? variable : "";
+    if (forced.empty()) {
+        if (*best) return best;
+        supports(kIsas.back(), why);
+        throw Error(DIFFUSEVAE_BACKEND, std::string("backend 'native': found a processor on which no instruction set of its "
+                                                    "kernels runs (") + why.text + "), expected one of " + joined(kIsas)
+                                            + "; choose another backend");
+    }
+    for (const std::string& isa : kIsas) {
+        if (isa != forced) continue;
+        if (supports(isa, why)) return isa.c_str();
+        throw Error(DIFFUSEVAE_BACKEND, std::string(kVariable) + ": found '" + forced + "' on a machine that cannot run it ("
+                                            + why.text + "), expected one that it can; unset the variable, or choose "
+                                            + (*best ? best : "another backend"));
+    }
+    throw Error(DIFFUSEVAE_BACKEND, std::string(kVariable) + ": found " + in_quotes(forced) + ", expected one of "
+                                        + joined(kIsas) + ", or the variable unset for the best."
+                                        + did_you_mean(forced, kIsas));
+}
+
+// int8 where products of bytes are fast and those of bf16 are not, else bf16; another only where the bundle lacks that.
+const char* default_precision(const Bundle& bundle, const std::string& isa) {
+    const auto has = [&](const std::string& precision) { return bundle.has_engine("native", precision, kDenoiser); };
+    if (isa == "avx512" && has("int8")) return "int8";
+    return !has("bf16") && has("int8") ? "int8" : "bf16";
+}
+
+const char* chosen_precision(const Bundle& bundle, const std::string& isa, const std::string& asked) {
+    if (asked == "auto") return default_precision(bundle, isa);
+    for (const std::string& precision : kPrecisions)
+        if (precision == asked) return precision.c_str();
+    throw Error(DIFFUSEVAE_BACKEND, "native: found precision '" + asked + "', expected one of those it has: "
+                                        + joined(kPrecisions) + "; choose one, or another backend");
+}
+
+// What all handles over one program share.
+struct Loaded {
+    std::string what;  // for messages
+    Weights weights;
+    NativeProgram program;
+    int threads;
+};
+
+using SharedProgram = std::shared_ptr<const Loaded>;
+
+struct Close {
+    void operator()(dv_native* handle) const { dv_native_close(handle); }
+};
+
+using Handle = std::unique_ptr<dv_native, Close>;
+
+// A program and one handle over it; clones have a plan and weights in common, memory and threads of their own.
+class NativeGraph : public Graph {
+public:
+    NativeGraph(SharedProgram loaded, Handle handle)
+        : loaded_(std::move(loaded)),
+          handle_(std::move(handle)),
+          process_(getpid()),
+          ports_(loaded_->program.ports.size()) {}
+
+    void run(const Arrays& arrays) override {
+        dv_native_call call{ports_.data(), int32_t(ports_.size()), 0, 1, 0};
+        std::fill(ports_.begin(), ports_.end(), nullptr);
+        for (const Array& array : arrays) bind(array, call);
+        Message message;
+        const int32_t status = dv_native_run(own_handle(), &call, message.text, sizeof message.text);
+        if (status != DV_NATIVE_OK) fail(status, loaded_->what, message);
+    }
+
+    std::unique_ptr<Graph> clone() const override { return std::make_unique<NativeGraph>(loaded_, cloned()); }
+
+    int64_t weight_bytes() const override { return loaded_->weights.size(); }
+
+private:
+    void bind(const Array& array, dv_native_call& call) {
+        const int32_t number = loaded_->program.port(array.name);
+        if (number == DV_NATIVE_NONE)
+            throw Error(DIFFUSEVAE_INTERNAL, loaded_->what + ": found the array '" + array.name + "', which no port takes");
+        ports_[size_t(number)] = array.data;
+        const dv_native_port& port = loaded_->program.ports[size_t(number)];
+        if (port.is_output) return;
+        if (port.kind == DV_NATIVE_PORT_STEPS) {
+            call.steps = array.shape[0];
+        } else if (port.kind == DV_NATIVE_PORT_ROW) {
+            call.row_count = int32_t(array.shape[0]);
+        } else {
+            call.batch = array.shape[0];
+        }
+    }
+
+    Handle cloned() const {
+        dv_native* twin = nullptr;
+        Message message;
+        const int32_t status = dv_native_clone(handle_.get(), loaded_->threads, &twin, message.text, sizeof message.text);
+        if (status != DV_NATIVE_OK) fail(status, loaded_->what + ", another handle over it", message);
+        return Handle(twin);
+    }
+
+    // The handle of this process: after a fork another one, because threads stay behind in the process that started them.
+    dv_native* own_handle() {
+        if (process_ != getpid()) {
+            forked_ = cloned();
+            process_ = getpid();
+        }
+        return forked_ ? forked_.get() : handle_.get();
+    }
+
+    SharedProgram loaded_;
+    const Handle handle_;  // never replaced: clone() reads it while run() may be in another thread
+    Handle forked_;
+    pid_t process_;
+    std::vector<void*> ports_;
+};
+
+class NativeBackend : public Backend {
+public:
+    NativeBackend(const Bundle& bundle, const BackendRequest& request)
+        : bundle_(bundle),
+          isa_(instruction_set()),
+          precision_(chosen_precision(bundle, isa_, request.precision)),
+          threads_(std::min(request.threads, DV_NATIVE_MAX_THREADS)) {}
+
+    const char* name() const override { return "native"; }
+    const char* precision() const override { return precision_; }
+    const char* isa() const override { return isa_; }
+
+    std::unique_ptr<Graph> load(const std::string& role) override {
+        // The timestep table runs once a schedule, and what it rounds off enters every step: it stays in float32. int8 is
+        // the denoiser's alone.
+        const std::string stored = role == kTable ? "f32" : role == kDenoiser ? precision_ : "bf16";
+        const EngineSpec& engine = bundle_.engine("native", stored, role);
+        const std::string where = bundle_.path_of(engine.file("program"));
+        Weights weights(bundle_.map_engine(engine, "weights"), bundle_.path_of(engine.file("weights")));
+        NativeProgram program = parse_program(bundle_.read_engine(engine, "program"), weights.blobs(), role, stored, where);
+        check_ports(program, bundle_.spec(role), where);
+        return opened(std::make_shared<const Loaded>(Loaded{where, std::move(weights), std::move(program), threads_}));
+    }
+
+private:
+    std::unique_ptr<Graph> opened(SharedProgram loaded) const {
+        const dv_native_program flat = loaded->program.flat(loaded->weights);
+        dv_native* handle = nullptr;
+        Message message;
+        const int32_t status = dv_native_open(&flat, isa_, threads_, &handle, message.text, sizeof message.text);
+        if (status != DV_NATIVE_OK) fail(status, loaded->what, message);
+        Handle owned(handle);
+        return std::make_unique<NativeGraph>(std::move(loaded), std::move(owned));
+    }
+
+    const Bundle& bundle_;
+    const char* isa_;
+    const char* precision_;
+    int threads_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> open_native(const Bundle& bundle, const BackendRequest& request) {
+    return std::make_unique<NativeBackend>(bundle, request);
+}
+
+}  // namespace diffusevae

@@ -1,0 +1,125 @@
+#include "bundle/engines.h"
+
+#include <algorithm>
+
+#include "bundle/limits.h"
+#include "text.h"
+
+namespace diffusevae {
+namespace {
+
+const std::vector<std::string> kBackends = {"native", "tensorrt_rtx", "tensorrt"};
+
+std::vector<std::string> labels_of(const std::string& backend) {
+    if (backend == "native") return {"program", "weights"};
+    return {"plan"};
+}
+
+FileSpec parse_engine_file(Fields fields) {
+    const FileSpec spec = parse_file(fields, kMaxEngineBytes);
+    fields.done();
+    return spec;
+}
+
+std::vector<std::string> parse_targets(Fields& fields) {
+    const char* const expected = "a list of printable texts, which may be empty";
+    std::vector<std::string> targets;
+    for (const Value& value : fields.array("targets", expected)) {
+        if (!is_text(value)) fields.refuse("targets", expected);
+        targets.push_back(*value.text());
+    }
+    return targets;
+}
+
+// The graphs that an engine may be of: each once, the whole sampler last where it has none of its own.
+std::vector<std::string> names_of(const std::vector<GraphSpec>& graphs) {
+    std::vector<std::string> names;
+    const auto add = [&](const std::string& name) {
+        if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
+    };
+    for (const GraphSpec& graph : graphs) add(graph_of(graph.key));
+    add(kSampler);
+    return names;
+}
+
+EngineSpec parse_engine(Fields& fields, const std::vector<std::string>& graphs) {
+    EngineSpec engine;
+    engine.backend = fields.choice("backend", kBackends);
+    Fields files = fields.object("files");
+    engine.precision = fields.choice("precision", kPrecisions);
+    engine.graph = fields.choice("graph", graphs);
+    for (const std::string& label : labels_of(engine.backend))
+        engine.files.emplace_back(label, parse_engine_file(files.object(label)));
+    engine.source_sha256 = fields.sha256("source_sha256");
+    engine.made_with = parse_versions(fields.object("made_with"));
+    engine.targets = parse_targets(fields);
+    fields.free("options");
+    fields.free("record");
+    files.done();
+    fields.done();
+    return engine;
+}
+
+}  // namespace
+
+const FileSpec& EngineSpec::file(const std::string& label) const {
+    std::vector<std::string> labels;
+    for (const auto& [name_of_file, spec] : files) {
+        if (name_of_file == label) return spec;
+        labels.push_back(name_of_file);
+    }
+    throw Error(DIFFUSEVAE_ARGUMENT, "label: found " + in_quotes(label) + ", expected one of " + joined(labels)
+                                         + ", the files of the engine " + name() + "." + did_you_mean(label, labels));
+}
+
+std::vector<EngineSpec> parse_engines(Fields& top, const std::vector<GraphSpec>& graphs) {
+    const std::vector<std::string> names = names_of(graphs);
+    std::vector<EngineSpec> engines;
+    for (Fields& fields : top.objects("engines", "a list of engines, which may be empty", true)) {
+        EngineSpec engine = parse_engine(fields, names);
+        const bool twice = std::any_of(engines.begin(), engines.end(),
+                                       [&](const EngineSpec& other) { return other.name() == engine.name(); });
+        if (twice)
+            fields.refuse("graph", "one engine for " + engine.backend + ", " + engine.precision + " and this graph");
+        engines.push_back(std::move(engine));
+    }
+    return engines;
+}
+
+std::optional<PriorSpec> parse_prior(Fields& top, const std::vector<InputSpec>& inputs) {
+    if (top.take("prior", "an object or null").is_null()) return std::nullopt;
+    std::vector<std::string> drawn;
+    for (const InputSpec& input : inputs)
+        if (input.drawn) drawn.push_back(input.name);
+    if (drawn.empty()) top.refuse("prior", "null, since no input is drawn");
+    Fields fields = top.object("prior");
+    PriorSpec prior;
+    static_cast<FileSpec&>(prior) = parse_file(fields, kMaxGraphBytes);
+    prior.input = fields.choice("input", drawn);
+    prior.kind = fields.choice("kind", {"gaussian_mixture"});
+    prior.components = fields.integer("components", 1, kMaxComponents);
+    fields.done();
+    return prior;
+}
+
+Versions parse_versions(Fields fields) {
+    Versions versions;
+    for (const std::string& name : fields.keys()) versions.emplace_back(name, fields.text(name));
+    return versions;
+}
+
+void check_engine_sources(const std::vector<EngineSpec>& engines, const std::vector<GraphSpec>& graphs,
+                          const Source& source, const Origin& origin) {
+    for (size_t i = 0; i < engines.size(); ++i) {
+        const std::string& built_from = engines[i].source_sha256;
+        const bool known = built_from == source.sha256 || (source.other_sha256 && built_from == *source.other_sha256)
+                           || std::any_of(graphs.begin(), graphs.end(),
+                                          [&](const GraphSpec& graph) { return graph.sha256 == built_from; });
+        if (!known)
+            refuse(origin, "engines[" + std::to_string(i) + "].source_sha256", in_quotes(built_from),
+                   "the SHA-256 of a graph of this bundle or of its checkpoint: " + engines[i].name()
+                       + " was built from something else");
+    }
+}
+
+}  // namespace diffusevae

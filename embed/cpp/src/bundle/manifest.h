@@ -1,0 +1,42 @@
+// The manifest of a bundle as typed values, and every reason for which one is refused.
+#ifndef DIFFUSEVAE_BUNDLE_MANIFEST_H
+#define DIFFUSEVAE_BUNDLE_MANIFEST_H
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "bundle/engines.h"
+#include "bundle/inputs.h"
+#include "bundle/pipeline.h"
+#include "bundle/training.h"
+
+namespace diffusevae {
+
+// A manifest that passed every check.
+struct Manifest {
+    std::string name, family;
+    std::vector<InputSpec> inputs;
+    PipelineSpec pipeline;
+    ScheduleSpec schedule;
+    std::string prediction, variance;
+    Defaults defaults;
+    Source source;
+    std::vector<std::string> backends;
+    std::vector<GraphSpec> graphs;
+    std::optional<PriorSpec> prior;
+    std::vector<EngineSpec> engines;
+
+    const GraphSpec* graph(const std::string& key) const;  // null where there is none
+    const InputSpec* input(const std::string& name) const;
+    const InputSpec* drawn() const;                        // the input that is drawn when it is not given
+    std::vector<FileSpec> files() const;                   // every file beside the manifest itself
+};
+
+// Error (BUNDLE) names the field, what was found and what was expected.
+Manifest parse_manifest(std::string_view data, const std::string& where);
+
+}  // namespace diffusevae
+
+#endif  // DIFFUSEVAE_BUNDLE_MANIFEST_H

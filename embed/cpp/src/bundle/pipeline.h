@@ -1,0 +1,104 @@
+// The pipeline of a bundle: which graphs run before the loop, in it and after it, and what each is fed.
+//
+//     encode   from an image to inputs; only for verbs that take images
+//     before   once a request, from inputs to values
+//     rows     once a set of timesteps: everything of the network that depends on the timestep
+//     step     once a row of the solver's table: x and the values above to the network's output e
+//     after    once a request, from the final x to values
+//
+// Calls name graphs and values and nothing else; every call is checked here against the graph's own signature.
+#ifndef DIFFUSEVAE_BUNDLE_PIPELINE_H
+#define DIFFUSEVAE_BUNDLE_PIPELINE_H
+
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bundle/graphs.h"
+#include "bundle/inputs.h"
+
+namespace diffusevae {
+
+// Values that a pipeline has of itself.
+constexpr const char* kX = "x";
+constexpr const char* kE = "e";
+constexpr const char* kRows = "rows";
+constexpr const char* kTimesteps = "timesteps";
+constexpr const char* kImage = "image";
+
+// What a call may be fed: dtype and shape, "batch" first but for `timesteps`.
+struct ValueKind {
+    std::string dtype;
+    Dimensions shape;
+
+    std::string text() const { return dtype + "[" + text_of(shape) + "]"; }
+};
+
+bool operator==(const ValueKind& a, const ValueKind& b);
+
+// By name, in the order in which they came to be.
+class ValueKinds {
+public:
+    void add(const std::string& name, ValueKind kind);  // or replace
+    const ValueKind* find(const std::string& name) const;
+    const std::vector<std::pair<std::string, ValueKind>>& all() const { return kinds_; }
+    std::vector<std::string> names() const;
+
+private:
+    std::vector<std::pair<std::string, ValueKind>> kinds_;
+};
+
+using Wires = std::vector<std::pair<std::string, std::string>>;  // {name in the graph, value}
+
+// The value of a port, or the port of a value; null where there is none.
+const std::string* value_at(const Wires& wires, const std::string& port);
+const std::string* port_of(const Wires& wires, const std::string& value);
+
+struct CallSpec {
+    std::string graph;
+    Wires inputs, outputs;
+};
+
+// What the loop carries: its size, the limit of x0 (nothing: none), and the values it is centred on and may start from.
+struct StateSpec {
+    int64_t channels = 0, height = 0, width = 0;
+    std::optional<double> clip;
+    std::optional<std::string> centre, start;
+};
+
+struct PipelineSpec {
+    std::vector<CallSpec> encode, before, after;
+    CallSpec rows, step;
+    std::map<std::string, Null> nulls;
+    StateSpec state;
+    std::string image;
+    ValueKinds values;  // dtype and shape of everything that a call makes or takes
+
+    std::vector<const CallSpec*> calls() const;  // every call, in the order of a request
+    // Whether the rows depend on the sample too.
+    bool per_sample_rows() const { return rows.inputs.size() > 1; }
+    // The call of `before` that makes a value; null for an input.
+    const CallSpec* maker(const std::string& value) const;
+    // Whether a value without a null of its own has one made by a call that is run on nulls.
+    bool null_is_computed(const std::string& value) const;
+    // Whether a value is something else in the null lane.
+    bool has_null(const std::string& value) const { return nulls.count(value) != 0 || null_is_computed(value); }
+    // Whether guidance has a null lane to tell apart from the other.
+    bool guided() const;
+    // One image, [C, height, width].
+    std::vector<int64_t> image_shape() const;
+};
+
+// The field `pipeline`; graphs: those that it may name.
+PipelineSpec parse_pipeline(Fields fields, const std::vector<InputSpec>& inputs,
+                            const std::vector<const GraphSpec*>& graphs);
+
+// Refuses a whole-sampler graph that does not take and give what the pipeline says.
+void check_sampler(Fields& top, const std::vector<GraphSpec>& graphs, const std::vector<InputSpec>& inputs,
+                   const PipelineSpec& pipeline);
+
+}  // namespace diffusevae
+
+#endif  // DIFFUSEVAE_BUNDLE_PIPELINE_H
