@@ -1,6 +1,6 @@
-"""What can be done to arrays fast? One solver step, seeded normals, images to bytes: checked here, run by the library.
+"""Fast work on arrays: one row of a solver, seeded normals, images to bytes; checked here, run by the compiled library.
 
-Nothing here knows networks or solvers: a step is a row of ten coefficients (include/diffusevae/row.h). Errors are
+Nothing here knows networks or solvers: a row is thirty coefficients (kernels/include/diffusevae/row.h). Errors are
 KernelArgumentError for arguments and, at import, KernelLoadError when the compiled library is missing.
 """
 
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from engine.kernels import checks
 from engine.kernels.errors import KernelArgumentError, KernelError, KernelLoadError
 from engine.kernels.loader import load
+from engine.kernels.operands import INDEX, ROW_FIELDS, USERS, Operands, Q
 
 __all__ = [
     "ROW_FIELDS", "STREAM_PRIOR", "STREAM_STEP", "STREAM_X_T", "STREAM_Z", "KernelArgumentError", "KernelError",
     "KernelLoadError", "implementation", "normal", "philox4x32", "to_uint8", "update",
 ]  # fmt: skip
 
-ROW_FIELDS = ("p_x", "p_eps", "p_cond", "k_x0", "k_prev", "k_x", "k_eps", "k_cond", "sigma", "clip")
 STREAM_Z, STREAM_X_T, STREAM_STEP, STREAM_PRIOR = 0, 1, 2, 3
 
 _kernels = load()
@@ -31,56 +31,68 @@ def implementation() -> dict[str, str]:
     return _kernels.describe()
 
 
+_ONE = np.ones(1, np.float32)
+_PUSH = INDEX["push"]
+
+
 def update(
     row: NDArray[np.float32],
     x: NDArray[np.float32],
-    eps: NDArray[np.float32],
+    e: NDArray[np.float32],
     *,
-    eps_uncond: NDArray[np.float32] | None = None,
-    guidance: float = 0.0,
-    cond: NDArray[np.float32] | None = None,
-    x0_prev: NDArray[np.float32] | None = None,
+    weights: NDArray[np.float32] | None = None,
+    c: NDArray[np.float32] | None = None,
+    y: NDArray[np.float32] | None = None,
+    h1: NDArray[np.float32] | None = None,
+    h2: NDArray[np.float32] | None = None,
+    h3: NDArray[np.float32] | None = None,
+    g: NDArray[np.float32] | None = None,
     noise: NDArray[np.float32] | None = None,
     seeds: NDArray[np.uint64] | None = None,
     step: int | None = None,
     out: NDArray[np.float32] | None = None,
     x0_out: NDArray[np.float32] | None = None,
+    y_out: NDArray[np.float32] | None = None,
+    push_out: NDArray[np.float32] | None = None,
     threads: int = 1,
 ) -> bool:
-    """One step of any solver, in one pass over memory:
+    """One row of any solver, in one pass over memory:
 
-        eps = eps + guidance (eps - eps_uncond)
-        x0  = clip(p_x x + p_eps eps + p_cond cond)
-        x'  = k_x0 x0 + k_prev x0_prev + k_x x + k_eps eps + k_cond cond + sigma noise
+        e   = w_0 e_0 + w_1 e_1 + ...
+        x0  = limit(p_x x + p_e e + p_c c  [+ p_y y + p_h1 h1 + p_h2 h2 + p_h3 h3], clip)
+        x'  = k_x0 x0 + k_x x + k_e e + k_c c + k_n noise  [+ k_y y + k_h1 h1 + k_h2 h2 + k_h3 h3 + k_g g]
+        y'  = the same sum with q, where any q is not 0
 
-    row is float32 [10] in the order of ROW_FIELDS; x and every other operand are C-contiguous float32 of one shape
-    [N, ...] and any length. x' goes to `out` (x itself when None: in place), x0 to `x0_out` when given. Both may be
-    one of the operands, but not partly overlap one. An operand whose coefficients are all 0 is not read (a noise
-    generator not run); one that is absent although its coefficient is not 0 is an error.
-    noise: the step's normals, [N, ...], or [1, ...] shared by the batch; or instead `seeds` (uint64 [N]) and `step`:
+    The bracketed terms are added where the row has a coefficient of theirs or of q that is not 0. row is float32 [30] in the
+    order of ROW_FIELDS; x and every operand are C-contiguous float32 of one shape [N, ...] and any length. e holds the
+    lanes one behind the other, [L * N, ...], with `weights` float32 [L]; without weights it is one lane of weight 1.
+    x' goes to `out` (x itself when None: in place), x0 to `x0_out`, y' to `y_out`, and what the row pushes (e or x0) to
+    `push_out`. Each may be one of the operands (y_out y, push_out h3), but not partly overlap one.
+    An operand whose coefficients are all 0 is not read (a noise generator not run), nor is a lane of weight 0; an operand or
+    result that is absent although the row needs it is an error.
+    noise: the row's normals, [N, ...], or [1, ...] shared by the batch; or instead `seeds` (uint64 [N]) and `step`:
     the kernel generates them and needs no buffer, to the bits of normal(seeds, STREAM_STEP, step, ...). threads is
     a limit: another thread is started for every whole million (2**20) elements only.
-    Returns True when every (guided) eps was finite: the NaN guard, part of the same pass.
+    Returns True when every e was finite: the NaN guard, part of the same pass.
     Raises KernelArgumentError.
     """
     out = x if out is None else out
-    operands = {"eps_uncond": eps_uncond, "cond": cond, "x0_prev": x0_prev}
-    coefficients = dict(zip(ROW_FIELDS, checks.row(row), strict=True))
-    checks.update_arrays(x, eps, operands, noise, out, x0_out)
+    operands = {"c": c, "y": y, "h1": h1, "h2": h2, "h3": h3, "g": g}
+    results = {"out": out, "x0_out": x0_out, "y_out": y_out, "push_out": push_out}
+    values = checks.row(row)
+    weights = _ONE if weights is None else weights
+    checks.update_arrays(x, e, weights, operands, noise, results)
     number = checks.noise_source(x, noise, seeds, step)
-    checks.operands_present(coefficients, guidance, operands, noise is not None or seeds is not None)
-    checks.overlaps({"out": out, "x0_out": x0_out}, {"x": x, "eps": eps, **operands, "noise": noise})
-    if guidance == 0:
-        eps_uncond = None
-    if coefficients["p_cond"] == 0 and coefficients["k_cond"] == 0:
-        cond = None
-    if coefficients["k_prev"] == 0:
-        x0_prev = None
-    if coefficients["sigma"] == 0:
+    checks.present(values, operands, noise is not None or seeds is not None, results)
+    checks.overlaps(results, {"x": x, "e": e, **operands, "noise": noise})
+    used = {name: None if not any(values[i] for i in USERS[name]) else operands[name] for name in operands}
+    if not any(values[i] for i in USERS["n"]):
         noise = seeds = None
     return _kernels.update(
-        row, x, eps, eps_uncond=eps_uncond, guidance=guidance, cond=cond, x0_prev=x0_prev, noise=noise, seeds=seeds,
-        step=number, out=out, x0_out=x0_out, threads=max(1, threads),
+        Operands(
+            row, x, e, weights, **used, noise=noise, seeds=seeds, step=number, out=out, x0_out=x0_out,
+            y_out=y_out if any(values[Q]) else None, push_out=push_out if values[_PUSH] else None, threads=max(1, threads),
+        )
     )  # fmt: skip
 
 

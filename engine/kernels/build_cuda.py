@@ -1,4 +1,4 @@
-"""How are the CUDA kernels compiled, and which files are they? One fatbin by nvcc, where there is nvcc.
+"""The CUDA kernels' files, and how they are compiled: one fatbin by nvcc, where there is nvcc.
 
 Standard library only: setup.py comes here by path through build.py, and cuda_module.py at run time, for machines without
 nvcc. `python -m engine.kernels.build_cuda` compiles into this folder alone.

@@ -1,18 +1,19 @@
-"""Which arguments do the kernels accept? The checks before a pointer is handed to native code, a few microseconds each."""
+"""Checks of the kernels' arguments, before a pointer is handed to compiled code: a few microseconds each."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.kernels.errors import KernelArgumentError
+from engine.kernels.operands import INDEX, PUSH_E, PUSH_NOTHING, PUSH_X0, ROW_FIELDS, USERS, Q
 
-# Which coefficients of a row need which operand.
-_NEEDED_BY = {"cond": ("p_cond", "k_cond"), "x0_prev": ("k_prev",)}
+_CLIP, _PUSH = INDEX["clip"], INDEX["push"]
+_PUSHES = (PUSH_NOTHING, PUSH_E, PUSH_X0)
 
 
 def _describe(value: Any) -> str:
@@ -57,30 +58,38 @@ def word(name: str, value: int) -> None:
 
 
 def row(value: Any) -> list[float]:
-    """The coefficients as Python floats; all finite, but clip, which is 0 .. infinity."""
-    float32("row", value, (10,))
-    coefficients: list[float] = value.tolist()
-    if not math.isfinite(sum(coefficients[:9])) or not coefficients[9] >= 0:
-        raise KernelArgumentError(f"row is {coefficients}; expected nine finite coefficients, then clip >= 0 or infinity")
-    return coefficients
+    """The coefficients as Python floats; all finite, but clip, which is 0 .. infinity, and push, which is 0, 1 or 2."""
+    float32("row", value, (len(ROW_FIELDS),))
+    values: list[float] = value.tolist()
+    if not math.isfinite(sum(values[:_CLIP])) or not math.isfinite(values[INDEX["c_in"]]):
+        bad = [f"{name} = {number}" for name, number in zip(ROW_FIELDS, values, strict=True) if not math.isfinite(number)]
+        raise KernelArgumentError(f"the row has {', '.join(bad)}; expected finite coefficients, clip alone may be infinity")
+    if not values[_CLIP] >= 0:
+        raise KernelArgumentError(f"the row has clip = {values[_CLIP]}; expected clip >= 0, or infinity for no limit")
+    if values[_PUSH] not in _PUSHES:
+        raise KernelArgumentError(f"the row has push = {values[_PUSH]}; expected 0 (nothing), 1 (e) or 2 (x0)")
+    return values
 
 
 def update_arrays(
-    x: Any, eps: Any, operands: Mapping[str, Any], noise: Any, out: Any, x0_out: Any
+    x: Any, e: Any, weights: Any, operands: Mapping[str, Any], noise: Any, results: Mapping[str, Any]
 ) -> None:
-    """Types and shapes of one step's arrays."""
+    """Types and shapes of one row's arrays."""
     float32("x", x)
     if x.ndim == 0:
         raise KernelArgumentError("x is a single number; expected an array [N, ...], one entry a sample")
-    float32("eps", eps, x.shape)
+    float32("weights", weights)
+    if weights.ndim != 1 or weights.size == 0:
+        raise KernelArgumentError(f"weights have shape {list(weights.shape)}; expected [L], one weight a lane")
+    float32("e", e, (weights.size * x.shape[0], *x.shape[1:]))
     for name, operand in operands.items():
         if operand is not None:
             float32(name, operand, x.shape)
     if noise is not None:
         float32("noise", noise, x.shape, (1, *x.shape[1:]))
-    float32("out", out, x.shape, writable=True)
-    if x0_out is not None:
-        float32("x0_out", x0_out, x.shape, writable=True)
+    for name, result in results.items():
+        if result is not None:
+            float32(name, result, x.shape, writable=True)
 
 
 def noise_source(x: NDArray[np.float32], noise: Any, seeds_: Any, step: int | None) -> int:
@@ -96,26 +105,34 @@ def noise_source(x: NDArray[np.float32], noise: Any, seeds_: Any, step: int | No
     return step
 
 
-def operands_present(
-    coefficients: Mapping[str, float], guidance: float, operands: Mapping[str, Any], has_noise: bool
-) -> None:
-    """A coefficient other than 0 needs its operand: an absent one would silently count as zeros."""
-    for name, users in _NEEDED_BY.items():
-        used = [field for field in users if coefficients[field] != 0]
-        if used and operands[name] is None:
-            raise KernelArgumentError(f"the row has {used[0]} = {coefficients[used[0]]} but {name} is absent: pass {name}")
-    if coefficients["sigma"] != 0 and not has_noise:
+def present(values: list[float], operands: Mapping[str, Any], has_noise: bool, results: Mapping[str, Any]) -> None:
+    """A coefficient other than 0 needs its operand (an absent one would silently count as zeros), and a result its room."""
+    for name, operand in operands.items():
+        if operand is None and any(values[i] for i in USERS[name]):
+            raise KernelArgumentError(f"the row has {_used(values, USERS[name])} but {name} is absent: pass {name}")
+    if not has_noise and any(values[i] for i in USERS["n"]):
         raise KernelArgumentError(
-            f"the row has sigma = {coefficients['sigma']} but no noise: pass noise, or seeds and step"
+            f"the row has {_used(values, USERS['n'])} but no noise: pass noise, or seeds and step"
         )
-    if guidance != 0 and operands["eps_uncond"] is None:
-        raise KernelArgumentError(f"guidance is {guidance} but eps_uncond is absent: pass eps_uncond, or guidance=0")
+    if results["y_out"] is None and any(values[Q]):
+        raise KernelArgumentError(
+            f"the row has {_used(values, range(Q.start, Q.stop))} but y_out is absent: pass y_out, which may be y"
+        )
+    if results["push_out"] is None and values[_PUSH]:
+        raise KernelArgumentError(
+            f"the row has push = {values[_PUSH]:g} but push_out is absent: pass push_out, which may be h3"
+        )
+
+
+def _used(values: list[float], fields: Iterable[int]) -> str:
+    """The first of these coefficients that is not 0, for a message."""
+    return next(f"{ROW_FIELDS[i]} = {values[i]}" for i in fields if values[i])
 
 
 def overlaps(
     results: Mapping[str, NDArray[np.float32] | None], operands: Mapping[str, NDArray[np.float32] | None]
 ) -> None:
-    """A result may lie exactly on an operand, not partly on one, and not on the other result."""
+    """A result may lie exactly on an operand, not partly on one, and not on another result."""
     earlier: dict[str, NDArray[np.float32]] = {}
     for name, result in results.items():
         if result is None:

@@ -1,7 +1,7 @@
-"""Which code does a GPU load? The fatbin that nvcc compiled at installation, or what NVRTC compiles here, once, and keeps.
+"""The code that a GPU loads: the fatbin that nvcc compiled at installation, or what NVRTC compiles here, once, and keeps.
 
-Bytes only: loading them is the device layer's business (engine/device.py). cuda/README.md has the kernels' arguments.
-Raises KernelLoadError, which says what to install.
+Bytes only: loading them is the backend's business (engine/backends/tensorrt/kernels.py). kernels/cuda/README.md has the
+kernels' arguments. Raises KernelLoadError, which says what to install.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from engine.kernels import build_cuda
 from engine.kernels.errors import KernelLoadError
 
 __all__ = [
-    "BAD_IMAGE", "BAD_OVERRUN", "BAD_TABLE", "BLOCK", "CONTROL_FORMAT", "KERNELS", "CudaCode", "code", "cubin", "describe",
-    "fatbin", "launch_grid",
+    "BAD_CALL", "BAD_FULL_ROW", "BAD_OVERRUN", "BAD_ROWS", "BLOCK", "CONTROL_FORMAT", "KERNELS", "CudaCode", "code", "cubin",
+    "describe", "fatbin", "launch_grid",
 ]  # fmt: skip
 
 FATBIN = Path(__file__).with_name(build_cuda.FATBIN)
 CACHE_VARIABLE = "DIFFUSEVAE_CACHE"
 
-# cuda/control.h: step, ticket, bad, steps; guidance, k_noise, k_image, k_cond.
-CONTROL_FORMAT = "<4I4f"
-BAD_TABLE, BAD_IMAGE, BAD_OVERRUN = 0xFFFFFFFD, 0xFFFFFFFE, 0xFFFFFFFF
+# cuda/control.h: step, ticket, bad, steps, pushes; k_noise, k_start, k_centre.
+CONTROL_FORMAT = "<5I3f"
+BAD_ROWS, BAD_FULL_ROW, BAD_OVERRUN = 0xFFFFFFFD, 0xFFFFFFFE, 0xFFFFFFFF
+BAD_CALL = 0xFFFF0000  # + the number that the host gave a graph outside the loop (dv_finite)
 
 # Each kernel and its number of arguments, every one a 64-bit word.
-KERNELS = {"dv_update_f32": 17, "dv_update_f16": 17, "dv_start": 13, "dv_normal": 7, "dv_cond": 4, "dv_to_uint8": 5}
+KERNELS = {"dv_update_plain": 20, "dv_update_full": 22, "dv_start": 15, "dv_finite": 4, "dv_to_uint8": 5}
 BLOCK = 128  # threads along x
 _ELEMENTS_PER_BLOCK, _GRID_LIMIT = 4 * BLOCK, 65535
 
@@ -52,10 +53,10 @@ class CudaCode:
     path: str
 
 
-def launch_grid(count: int, samples: int = 1, steps: int = 1) -> tuple[int, int, int]:
-    """How many blocks a kernel is launched with, for BLOCK threads each (cuda/README.md)."""
+def launch_grid(count: int, samples: int = 1) -> tuple[int, int, int]:
+    """How many blocks a kernel is launched with, for BLOCK threads each (kernels/cuda/README.md)."""
     blocks = -(-count // _ELEMENTS_PER_BLOCK)
-    return (_limit(blocks), _limit(samples), _limit(steps))
+    return (_limit(blocks), _limit(samples), 1)
 
 
 def _limit(blocks: int) -> int:

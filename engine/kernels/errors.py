@@ -1,4 +1,4 @@
-"""Which exceptions do the kernels raise? (This package imports nothing of the engine, so it has its own small family.)"""
+"""Exceptions of the kernels, a small family of their own: this package imports nothing of the engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How do the kernels run without a compiler? In numpy, operation by operation as row.h and philox.h, with the same bits.
+"""The kernels in numpy, for machines without a compiler: operation by operation as row.h and philox.h, with the same bits.
 
 Every operation is an IEEE-754 float32 add, multiply, square root or conversion in the headers' order; tests compare.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-F32 = NDArray[np.float32]
-U64 = NDArray[np.uint64]
+from engine.kernels.operands import F32, FULL, INDEX, PUSH_E, U64, Operands
+
 U32 = NDArray[np.uint32]
 U8 = NDArray[np.uint8]
 
@@ -85,35 +85,66 @@ def _normal_sample(seed: int, stream: int, step: int, count: int) -> F32:
     return values.reshape(-1)[:count]
 
 
+def _lanes_sum(o: Operands) -> F32:
+    """combine() of row.h: lanes of weight 0 are left out, and the first of the others begins the sum."""
+    parts = [
+        weight * lane
+        for weight, lane in zip(o.weights, o.e.reshape(o.weights.size, *o.x.shape), strict=True)
+        if weight != 0
+    ]
+    if not parts:
+        return np.zeros_like(o.x)
+    total: F32 = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+def _row(o: Operands, e: F32, noise: F32 | None) -> tuple[F32, F32, F32]:
+    """step_plain() and step_full() of row.h: (x0, x', y'), y' of no meaning where the row sets none."""
+    zero = np.float32(0)
+    c, n, y, h1, h2, h3, g = (zero if value is None else value for value in (o.c, noise, o.y, o.h1, o.h2, o.h3, o.g))
+    p, k, q, clip = o.row, o.row[INDEX["k_x0"] :], o.row[INDEX["q_x0"] :], o.row[INDEX["clip"]]
+    x, more = o.x, (y, h1, h2, h3, g)
+    x0 = p[0] * x + p[1] * e + p[2] * c
+    full = bool(o.row[list(FULL)].any())
+    if full:
+        x0 = x0 + p[3] * y + p[4] * h1 + p[5] * h2 + p[6] * h3
+    x0 = np.where(x0 < -clip, -clip, x0)
+    x0 = np.where(x0 > clip, clip, x0)
+    following: F32 = k[0] * x0 + k[1] * x + k[2] * e + k[3] * c + k[4] * n
+    base: F32 = q[0] * x0 + q[1] * x + q[2] * e + q[3] * c + q[4] * n
+    for i, value in enumerate(more if full else (), 5):
+        following = following + k[i] * value
+        base = base + q[i] * value
+    return x0, following, base
+
+
 class NumpyKernels:
     """The same four kernels as loader.NativeKernels; `reason` says why numpy was taken."""
 
     def __init__(self, reason: str) -> None:
         self._reason = reason
 
-    def update(
-        self, row: F32, x: F32, eps: F32, *, eps_uncond: F32 | None, guidance: float, cond: F32 | None,
-        x0_prev: F32 | None, noise: F32 | None, seeds: U64 | None, step: int, out: F32, x0_out: F32 | None,
-        threads: int,
-    ) -> bool:
-        p_x, p_eps, p_cond, k_x0, k_prev, k_x, k_eps, k_cond, sigma, clip = row
-        zero = np.float32(0)
-        if noise is None and seeds is not None:
-            noise = np.empty_like(x)
-            self.normal(seeds, STREAM_STEP, step, x.size // max(1, x.shape[0]), noise)
-        condition = zero if cond is None else cond
-        previous = zero if x0_prev is None else x0_prev
+    def update(self, o: Operands) -> bool:
         with np.errstate(all="ignore"):  # NaN and infinity are reported by the result, as in the compiled kernel
-            guided = eps + np.float32(guidance) * (eps - (eps if eps_uncond is None else eps_uncond))
-            x0 = p_x * x + p_eps * guided + p_cond * condition
-            x0 = np.where(x0 < -clip, -clip, x0)
-            x0 = np.where(x0 > clip, clip, x0)
-            following = k_x0 * x0 + k_prev * previous + k_x * x + k_eps * guided + k_cond * condition
-            following = following + sigma * (zero if noise is None else noise)
-        if x0_out is not None:
-            x0_out[...] = x0
-        out[...] = following
-        return bool(np.isfinite(guided).all())
+            e = _lanes_sum(o)
+            x0, following, base = _row(o, e, self._noise(o))
+        if o.push_out is not None:
+            o.push_out[...] = e if o.row[INDEX["push"]] == PUSH_E else x0
+        if o.x0_out is not None:
+            o.x0_out[...] = x0
+        if o.y_out is not None:
+            o.y_out[...] = base
+        o.out[...] = following
+        return bool(np.isfinite(e).all())
+
+    def _noise(self, o: Operands) -> F32 | None:
+        if o.noise is not None or o.seeds is None:
+            return o.noise
+        noise = np.empty_like(o.x)
+        self.normal(o.seeds, STREAM_STEP, o.step, o.x.size // max(1, o.x.shape[0]), noise)
+        return noise
 
     def normal(self, seeds: U64, stream: int, step: int, count: int, out: F32) -> None:
         rows = out.reshape(seeds.size, count)

@@ -1,4 +1,4 @@
-"""Which implementation runs: the compiled library beside this file, or numpy? Chosen once, at import, and never silently.
+"""The implementation of the kernels, chosen once, at import, never silently: the library beside this file, or numpy.
 
 DIFFUSEVAE_KERNELS unset or "native" demands the library; "numpy" takes the slower twin with the same bits.
 """
@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 
 from engine.kernels import fallback
 from engine.kernels.errors import KernelLoadError
+from engine.kernels.operands import F32, U64, Operands
 
 VARIABLE = "DIFFUSEVAE_KERNELS"
 CHOICES = ("native", "numpy")
 LIBRARY = Path(__file__).with_name("_kernels.so")
-ABI_VERSION = 1  # DV_ABI_VERSION of include/diffusevae/kernels.h
+ABI_VERSION = 2  # DV_ABI_VERSION of kernels/include/diffusevae/kernels.h
 
-F32 = NDArray[np.float32]
-U64 = NDArray[np.uint64]
 U32 = NDArray[np.uint32]
 U8 = NDArray[np.uint8]
 
@@ -36,11 +35,7 @@ _CURE = (
 class Kernels(Protocol):
     """The four kernels; arguments are checked by the caller (kernels/__init__.py)."""
 
-    def update(
-        self, row: F32, x: F32, eps: F32, *, eps_uncond: F32 | None, guidance: float, cond: F32 | None,
-        x0_prev: F32 | None, noise: F32 | None, seeds: U64 | None, step: int, out: F32, x0_out: F32 | None,
-        threads: int,
-    ) -> bool: ...
+    def update(self, o: Operands) -> bool: ...
 
     def normal(self, seeds: U64, stream: int, step: int, count: int, out: F32) -> None: ...
 
@@ -52,15 +47,15 @@ class Kernels(Protocol):
 
 
 class _UpdateArgs(ctypes.Structure):
-    """dv_update_args of include/diffusevae/kernels.h."""
+    """dv_update_args of kernels/include/diffusevae/kernels.h."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in (
-            "row", "x", "eps", "eps_uncond", "cond", "x0_prev", "noise", "seeds", "out", "x0_out")),
+            "row", "x", "e", "weights", "c", "y", "h1", "h2", "h3", "g", "noise", "seeds", "out", "x0_out", "y_out",
+            "push_out")),
         *((name, ctypes.c_int64) for name in ("samples", "count", "noise_stride")),
         ("step", ctypes.c_uint32),
-        ("guidance", ctypes.c_float),
-        ("threads", ctypes.c_int32),
+        *((name, ctypes.c_int32) for name in ("lanes", "threads")),
     ]
 
 
@@ -86,17 +81,14 @@ class NativeKernels:
             function = getattr(self._library, name)
             function.argtypes, function.restype = arguments, result
 
-    def update(
-        self, row: F32, x: F32, eps: F32, *, eps_uncond: F32 | None, guidance: float, cond: F32 | None,
-        x0_prev: F32 | None, noise: F32 | None, seeds: U64 | None, step: int, out: F32, x0_out: F32 | None,
-        threads: int,
-    ) -> bool:
-        samples = x.shape[0]
-        count = x.size // samples if samples else 0
-        shared = noise is not None and noise.shape[0] != samples
+    def update(self, o: Operands) -> bool:
+        samples = o.x.shape[0]
+        count = o.x.size // samples if samples else 0
+        shared = o.noise is not None and o.noise.shape[0] != samples
         arguments = _UpdateArgs(
-            _at(row), _at(x), _at(eps), _at(eps_uncond), _at(cond), _at(x0_prev), _at(noise), _at(seeds), _at(out),
-            _at(x0_out), samples, count, 0 if shared else count, step, guidance, threads,
+            _at(o.row), _at(o.x), _at(o.e), _at(o.weights), _at(o.c), _at(o.y), _at(o.h1), _at(o.h2), _at(o.h3), _at(o.g),
+            _at(o.noise), _at(o.seeds), _at(o.out), _at(o.x0_out), _at(o.y_out), _at(o.push_out), samples, count,
+            0 if shared else count, o.step, o.weights.size, o.threads,
         )  # fmt: skip
         return bool(self._library.dv_update(ctypes.byref(arguments)))
 

@@ -1,13 +1,13 @@
-"""How is the native CPU engine called from Python? The structs of include/diffusevae/native.h, and one class over its calls.
+"""The native CPU engine from Python: the structs of kernels/include/diffusevae/native.h, and one class over its calls.
 
-Programs arrive as ctypes arrays (engine/backends/native_program.py makes them); this file knows neither bundles nor JSON.
+Programs arrive as ctypes arrays (engine/backends/native/program.py makes them); this file knows neither bundles nor JSON.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,16 @@ from numpy.typing import NDArray
 from engine.kernels.errors import KernelError, KernelLoadError
 from engine.kernels.loader import LIBRARY, open_library
 
-VERSION = 1  # DV_NATIVE_VERSION
+VERSION = 2  # DV_NATIVE_VERSION
 MAX_SOURCES = 4
 MAX_THREADS = 256
 NONE = -1
 ISAS = ("amx", "avx512_bf16", "avx512", "avx2")  # best first
 
-OK, BAD_PROGRAM, BAD_CALL, NO_MEMORY, NO_THREADS, UNSUPPORTED, BUSY, FORKED, NOT_FINITE = range(9)
+OK, BAD_PROGRAM, BAD_CALL, NO_MEMORY, NO_THREADS, UNSUPPORTED, BUSY, FORKED, NOT_FINITE, CANCELLED = range(10)
 _ERROR_SIZE = 1024
 _Sources = ctypes.c_int32 * MAX_SOURCES
+_Stop = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)
 
 
 class NativeError(KernelError):
@@ -96,11 +97,11 @@ class Steps(ctypes.Structure):
     """dv_native_steps."""
 
     _fields_ = [
-        *_ints("x_port", "cond_port", "row_port", "eps_port", "steps", "row_count"),
-        *_longs("samples", "lanes"),
-        *_pointers("rows", "coefficients", "x", "cond", "eps", "x0", "seeds", "noise"),
-        *_ints("noise_shared"), ("guidance", ctypes.c_float), *_longs("first_step"),
-        *_pointers("step_ms", "update_ms"), *_ints("failed_step"),
+        *_ints("x_port", "row_port", "e_port", "constants_count"), *_pointers("constant_ports", "constants"),
+        *_ints("steps", "row_count", "lanes", "samples"),
+        *_pointers("embeddings", "rows", "weights", "x", "x_in", "c", "e", "x0", "y", "h", "seeds", "noise"),
+        *_ints("noise_shared"), *_longs("first_step"), *_pointers("step_ms", "update_ms"),
+        ("stop", _Stop), *_pointers("stop_user"), *_ints("failed_step"),
     ]  # fmt: skip
 
 
@@ -188,7 +189,7 @@ class NativeLibrary:
         return int(handle.value or 0)
 
     def clone(self, handle: int, threads: int) -> int:
-        """Another handle over the same plan and weights; `handle` may be of the process that this one was forked from."""
+        """Another handle over the same layout and weights; `handle` may be of the process that this one was forked from."""
         twin = ctypes.c_void_p()
         self._call("dv_native_clone", handle, threads, ctypes.byref(twin))
         return int(twin.value or 0)
@@ -203,11 +204,19 @@ class NativeLibrary:
         call = Call(ctypes.addressof(ports), len(addresses), row_count, batch, steps)
         self._call("dv_native_run", handle, ctypes.byref(call))
 
-    def run_steps(self, handle: int, steps: Steps) -> int:
-        """Run a whole chain; the first step whose eps was not finite, or NONE."""
+    def run_steps(self, handle: int, steps: Steps, stop: Callable[[], bool] | None = None) -> int:
+        """Run a whole chain; the first row whose e was not finite, or NONE.
+
+        stop: asked before every row; where it answers True the run ends with a NativeError of status CANCELLED, and what it
+        raises (KeyboardInterrupt, for one) is raised here.
+        """
+        asked = _Asked(stop)
+        steps.stop = asked.callback
         try:
             self._call("dv_native_run_steps", handle, ctypes.byref(steps))
         except NativeError as error:
+            if asked.raised is not None:
+                raise asked.raised from None
             if error.status != NOT_FINITE:
                 raise
             return int(steps.failed_step)
@@ -244,6 +253,23 @@ class NativeLibrary:
     def _check(self, status: int, text: bytes) -> None:
         if status != OK:
             raise NativeError(status, text.decode(errors="replace") or f"status {status}")
+
+
+class _Asked:
+    """A stop function as the library calls it; an exception cannot cross C, so that it is kept and the run stopped."""
+
+    def __init__(self, stop: Callable[[], bool] | None) -> None:
+        self._stop = stop
+        self.raised: BaseException | None = None
+        self.callback = _Stop() if stop is None else _Stop(self._answer)
+
+    def _answer(self, _: object) -> int:
+        assert self._stop is not None
+        try:
+            return int(bool(self._stop()))
+        except BaseException as error:
+            self.raised = error
+            return 1
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-// How do the kernels run on a CPU? One pass over memory in chunks that fit L1, vectorised by the compiler.
+// The kernels on a CPU: one pass over memory in chunks that fit L1, vectorised by the compiler.
 //
 // The arithmetic is in row.h and philox.h; this file only walks over it. Compile with -O3 -ffp-contract=off
 // -fno-math-errno -fno-trapping-math: none of them changes a result, the latter two let loops vectorise.
@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstring>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -36,11 +37,11 @@ namespace dv = diffusevae;
 
 namespace {
 
-// Elements handled at a time: the chunk's noise stays in L1, and absent operands read one zero block of this size.
+// Elements handled at a time: noise and the lanes' sum stay in L1, and absent operands read one zero block of this size.
 constexpr int64_t kChunk = 512;
 
 // Blocks of four normals generated at a time.
-constexpr int64_t kLanes = 64;
+constexpr int64_t kBatch = 64;
 
 // A second thread costs tens of microseconds to start; a thread below this many elements would not earn it back.
 constexpr int64_t kElementsPerThread = int64_t(1) << 20;
@@ -48,37 +49,77 @@ constexpr int64_t kElementsPerThread = int64_t(1) << 20;
 alignas(64) const float kZeros[kChunk] = {};
 
 struct Operands {
-    const float *x, *eps, *eps_uncond, *cond, *x0_prev, *noise;
-    float *out, *x0_out;
+    const float *x, *e, *c, *n, *y, *h1, *h2, *h3, *g;
+    float *out, *x0_out, *y_out;
 };
 
+// A plain row; `weight` is that of the one lane.
 DV_CLONES
-int step_chunk(const dv::Row* row_at, float guidance, const Operands* at, int64_t n) {
+int plain_chunk(const dv::Row* row_at, float weight, const Operands* at, int64_t n) {
     const dv::Row row = *row_at;
     const Operands o = *at;
     int32_t bad = 0;
     DV_INDEPENDENT
     for (int64_t i = 0; i < n; ++i) {
-        const dv::Step s =
-            dv::step(row, guidance, o.x[i], o.eps[i], o.eps_uncond[i], o.cond[i], o.x0_prev[i], o.noise[i]);
+        const float e = dv::first_lane(weight, o.e[i]);
+        const dv::Step s = dv::step_plain(row, o.x[i], e, o.c[i], o.n[i]);
         o.x0_out[i] = s.x0;
         o.out[i] = s.x;
-        bad |= dv::not_finite(s.eps);
+        bad |= dv::not_finite(e);
     }
     return bad;
 }
 
-// kLanes blocks in the making; every array is one column of them.
-struct Lanes {
-    alignas(64) uint32_t w0[kLanes], w1[kLanes], w2[kLanes], w3[kLanes];
-    alignas(64) float z0[kLanes], z1[kLanes], z2[kLanes], z3[kLanes];
+DV_CLONES
+int full_chunk(const dv::Row* row_at, float weight, const Operands* at, int64_t n) {
+    const dv::Row row = *row_at;
+    const Operands o = *at;
+    int32_t bad = 0;
+    DV_INDEPENDENT
+    for (int64_t i = 0; i < n; ++i) {
+        const float e = dv::first_lane(weight, o.e[i]);
+        const dv::FullStep s = dv::step_full(
+            row, dv::Values{o.x[i], e, o.c[i], o.n[i], o.y[i], o.h1[i], o.h2[i], o.h3[i], o.g[i]});
+        o.x0_out[i] = s.x0;
+        o.out[i] = s.x;
+        o.y_out[i] = s.y;
+        bad |= dv::not_finite(e);
+    }
+    return bad;
+}
+
+DV_CLONES
+void first_lane_chunk(float weight, const float* e, int64_t n, float* sum) {
+    for (int64_t i = 0; i < n; ++i) sum[i] = dv::first_lane(weight, e[i]);
+}
+
+DV_CLONES
+void next_lane_chunk(float weight, const float* e, int64_t n, float* sum) {
+    for (int64_t i = 0; i < n; ++i) sum[i] = dv::next_lane(sum[i], weight, e[i]);
+}
+
+// combine() of row.h, one lane after the other; `stride` elements lie from lane to lane.
+void combine_chunk(const float* weights, int32_t lanes, const float* e, int64_t stride, int64_t n, float* sum) {
+    bool begun = false;
+    for (int32_t lane = 0; lane < lanes; ++lane) {
+        if (weights[lane] == 0.0f) continue;
+        (begun ? next_lane_chunk : first_lane_chunk)(weights[lane], e + lane * stride, n, sum);
+        begun = true;
+    }
+    if (!begun) std::fill(sum, sum + n, 0.0f);
+}
+
+// kBatch blocks in the making; every array is one column of them.
+struct Blocks {
+    alignas(64) uint32_t w0[kBatch], w1[kBatch], w2[kBatch], w3[kBatch];
+    alignas(64) float z0[kBatch], z1[kBatch], z2[kBatch], z3[kBatch];
 };
 
-// philox4x32() round by round over all lanes. Without clones: gcc's 128-bit code for 32 x 32 -> 64 bit products takes
+// philox4x32() round by round over all blocks. Without clones: gcc's 128-bit code for 32 x 32 -> 64 bit products takes
 // two thirds of the time of its 256-bit code, which shuffles across the halves of a register.
-void philox_lanes(uint64_t seed, uint32_t stream, uint32_t step, uint64_t first_block, Lanes* lanes) {
-    Lanes& l = *lanes;
-    for (int64_t b = 0; b < kLanes; ++b) {
+void philox_batch(uint64_t seed, uint32_t stream, uint32_t step, uint64_t first_block, Blocks* blocks_at) {
+    Blocks& l = *blocks_at;
+    for (int64_t b = 0; b < kBatch; ++b) {
         const uint64_t block = first_block + uint64_t(b);
         l.w0[b] = uint32_t(block);
         l.w1[b] = uint32_t(block >> 32);
@@ -87,7 +128,7 @@ void philox_lanes(uint64_t seed, uint32_t stream, uint32_t step, uint64_t first_
     }
     uint32_t key0 = uint32_t(seed), key1 = uint32_t(seed >> 32);
     for (int r = 0; r < dv::kPhiloxRounds; ++r, key0 += dv::kWeyl0, key1 += dv::kWeyl1) {
-        for (int64_t b = 0; b < kLanes; ++b) {
+        for (int64_t b = 0; b < kBatch; ++b) {
             const dv::Words w = dv::philox_round(dv::Words{l.w0[b], l.w1[b], l.w2[b], l.w3[b]}, key0, key1);
             l.w0[b] = w.v0;
             l.w1[b] = w.v1;
@@ -98,10 +139,10 @@ void philox_lanes(uint64_t seed, uint32_t stream, uint32_t step, uint64_t first_
 }
 
 DV_CLONES
-void box_muller_lanes(Lanes* lanes, int64_t blocks, float* out) {
-    Lanes& l = *lanes;
-    for (int64_t b = 0; b < kLanes; ++b) dv::box_muller(l.w0[b], l.w1[b], &l.z0[b], &l.z1[b]);
-    for (int64_t b = 0; b < kLanes; ++b) dv::box_muller(l.w2[b], l.w3[b], &l.z2[b], &l.z3[b]);
+void box_muller_batch(Blocks* blocks_at, int64_t blocks, float* out) {
+    Blocks& l = *blocks_at;
+    for (int64_t b = 0; b < kBatch; ++b) dv::box_muller(l.w0[b], l.w1[b], &l.z0[b], &l.z1[b]);
+    for (int64_t b = 0; b < kBatch; ++b) dv::box_muller(l.w2[b], l.w3[b], &l.z2[b], &l.z3[b]);
     for (int64_t b = 0; b < blocks; ++b) {
         out[4 * b] = l.z0[b];
         out[4 * b + 1] = l.z1[b];
@@ -114,10 +155,10 @@ void box_muller_lanes(Lanes* lanes, int64_t blocks, float* out) {
 void normal_range(uint64_t seed, uint32_t stream, uint32_t step, int64_t first, int64_t n, float* out) {
     const int64_t whole = n / 4;
     const uint64_t block = uint64_t(first / 4);
-    Lanes lanes;
-    for (int64_t done = 0; done < whole; done += kLanes) {
-        philox_lanes(seed, stream, step, block + uint64_t(done), &lanes);
-        box_muller_lanes(&lanes, std::min(kLanes, whole - done), out + 4 * done);
+    Blocks blocks;
+    for (int64_t done = 0; done < whole; done += kBatch) {
+        philox_batch(seed, stream, step, block + uint64_t(done), &blocks);
+        box_muller_batch(&blocks, std::min(kBatch, whole - done), out + 4 * done);
     }
     if (n % 4 == 0) return;
     const dv::Normals z = dv::normal4(seed, stream, step, block + uint64_t(whole));
@@ -125,24 +166,64 @@ void normal_range(uint64_t seed, uint32_t stream, uint32_t step, int64_t first, 
     std::copy(tail, tail + n % 4, out + 4 * whole);
 }
 
+// What the chunks of one call have in common.
+struct Update {
+    const dv_update_args& a;
+    const dv::Row& row;
+    const bool full = dv::is_full(row), sets_y = dv::sets_y(row) && a.y_out;
+    const bool draws = !a.noise && a.seeds && dv::reads_n(row);
+    const bool pushes_e = row.push == dv::kPushE && a.push_out, pushes_x0 = row.push == dv::kPushX0 && a.push_out;
+    const float weight = a.weights ? a.weights[0] : 1.0f;
+    const bool combines = a.lanes > 1 || weight == 0.0f || pushes_e;
+};
+
+// Room of one thread.
+struct Scratch {
+    alignas(64) float noise[kChunk], e[kChunk], x0[kChunk], y[kChunk];
+};
+
+// The operands of n elements from `begin` on of one sample; those that the row does not use read zeros.
+Operands operands_of(const Update& u, int64_t sample, int64_t begin, Scratch& scratch) {
+    const dv_update_args& a = u.a;
+    const int64_t at = sample * a.count + begin;
+    const auto read = [at](const float* p, bool used) { return p && used ? p + at : kZeros; };
+    const float* noise = a.noise && dv::reads_n(u.row) ? a.noise + sample * a.noise_stride + begin : kZeros;
+    return Operands{a.x + at, a.e + at, read(a.c, dv::reads_c(u.row)), noise,
+                    read(a.y, dv::reads_y(u.row)), read(a.h1, dv::reads_h1(u.row)), read(a.h2, dv::reads_h2(u.row)),
+                    read(a.h3, dv::reads_h3(u.row)), read(a.g, dv::reads_g(u.row)), a.out + at,
+                    a.x0_out ? a.x0_out + at : u.pushes_x0 ? a.push_out + at : scratch.x0,
+                    u.sets_y ? a.y_out + at : scratch.y};
+}
+
+// A value is pushed after the row has read what it may take the place of.
+int update_chunk(const Update& u, int64_t sample, int64_t begin, int64_t n, Scratch& scratch) {
+    const dv_update_args& a = u.a;
+    Operands o = operands_of(u, sample, begin, scratch);
+    if (u.draws) {
+        normal_range(a.seeds[sample], dv::kStreamStep, a.step, begin, n, scratch.noise);
+        o.n = scratch.noise;
+    }
+    float weight = u.weight;
+    if (u.combines) {
+        combine_chunk(a.weights ? a.weights : &u.weight, a.lanes, o.e, a.samples * a.count, n, scratch.e);
+        o.e = scratch.e;
+        weight = 1.0f;
+    }
+    const int bad = (u.full ? full_chunk : plain_chunk)(&u.row, weight, &o, n);
+    const int64_t at = sample * a.count + begin;
+    if (u.pushes_e) std::copy(scratch.e, scratch.e + n, a.push_out + at);
+    if (u.pushes_x0 && a.x0_out) std::copy(o.x0_out, o.x0_out + n, a.push_out + at);
+    return bad;
+}
+
 // The chunks first .. last, counted through the samples one after the other.
-int update_chunks(const dv_update_args& a, const dv::Row& row, int64_t first, int64_t last) {
-    alignas(64) float noise[kChunk];
-    alignas(64) float x0[kChunk];
-    const int64_t per_sample = (a.count + kChunk - 1) / kChunk;
-    const auto operand = [](const float* p, int64_t at) { return p ? p + at : kZeros; };
+int update_chunks(const Update& u, int64_t first, int64_t last) {
+    Scratch scratch;
+    const int64_t per_sample = (u.a.count + kChunk - 1) / kChunk;
     int bad = 0;
     for (int64_t chunk = first; chunk < last; ++chunk) {
         const int64_t sample = chunk / per_sample, begin = chunk % per_sample * kChunk;
-        const int64_t n = std::min(kChunk, a.count - begin), at = sample * a.count + begin;
-        Operands o{a.x + at, a.eps + at, a.eps_uncond ? a.eps_uncond + at : a.eps + at,
-                   operand(a.cond, at), operand(a.x0_prev, at), operand(a.noise, sample * a.noise_stride + begin),
-                   a.out + at, a.x0_out ? a.x0_out + at : x0};
-        if (!a.noise && a.seeds && row.sigma != 0.0f) {
-            normal_range(a.seeds[sample], dv::kStreamStep, a.step, begin, n, noise);
-            o.noise = noise;
-        }
-        bad |= step_chunk(&row, a.guidance, &o, n);
+        bad |= update_chunk(u, sample, begin, std::min(kChunk, u.a.count - begin), scratch);
     }
     return bad;
 }
@@ -211,12 +292,13 @@ const char* dv_isa(void) {
 int32_t dv_update(const dv_update_args* args) {
     const dv_update_args a = *args;
     if (a.samples <= 0 || a.count <= 0) return 1;
-    const float* r = a.row;
-    const dv::Row row{r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9]};
+    dv::Row row;
+    std::memcpy(&row, a.row, sizeof row);
+    const Update u{a, row};
     const int64_t chunks = a.samples * ((a.count + kChunk - 1) / kChunk);
     const int64_t useful = a.samples * a.count / kElementsPerThread;
     const int64_t threads = std::max<int64_t>(1, std::min<int64_t>({a.threads, useful, chunks}));
-    const auto work = [&](int64_t first, int64_t last) { return update_chunks(a, row, first, last); };
+    const auto work = [&](int64_t first, int64_t last) { return update_chunks(u, first, last); };
     const int bad = threads == 1 ? work(0, chunks) : in_parallel(chunks, threads, work);
     return bad == 0 ? 1 : 0;
 }

@@ -1,4 +1,4 @@
-// What happens to a finished product? Bias, row, skip and residual are added, sums for the next norm gathered, bf16 stored.
+// The end of a product: bias, row, skip and residual are added, sums for the next norm gathered, bf16 stored.
 #ifndef DIFFUSEVAE_NATIVE_EPILOGUE_H
 #define DIFFUSEVAE_NATIVE_EPILOGUE_H
 
@@ -80,7 +80,8 @@ struct Epilogue {
     }
 
     void put_in_port(int64_t pixel, F16 v) const {
-        if (conv->output_activation == DV_NATIVE_SIGMOID) v = sigmoid(v);
+        if (conv->output_activation != DV_NATIVE_IDENTITY) v = sigmoid(v);
+        if (conv->output_activation == DV_NATIVE_SIGNED_SIGMOID) v = sub(mul(v, broadcast(2.0f)), broadcast(1.0f));
         float values[kLanes];
         store(values, v);
         for (int32_t c = 0; c < lanes; ++c) port[c * int64_t(conv->output.pixels()) + pixel] = values[c];

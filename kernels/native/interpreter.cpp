@@ -1,4 +1,4 @@
-// How does a plan run? Every operation over all samples of a tile; within it a few samples at a time, so that a prepared
+// Every operation over all samples of a tile; within it a few samples at a time, so that a prepared
 // operand is multiplied while it lies in the thread's L2.
 #include "interpreter.h"
 
@@ -18,9 +18,9 @@ int64_t group_bytes(const Kernels& kernels) { return kernels.tiles ? int64_t(1) 
 
 int64_t page_up(int64_t bytes) { return (bytes + 4095) / 4096 * 4096; }
 
-Tiling tiling_of(const Plan& plan, int32_t threads) {
-    if (plan.program.of_rows) return Tiling{0, 0};
-    const int64_t fits = std::max<int64_t>(1, kMostArena / plan.sample_bytes);
+Tiling tiling_of(const Layout& layout, int32_t threads) {
+    if (layout.program.of_rows) return Tiling{0, 0};
+    const int64_t fits = std::max<int64_t>(1, kMostArena / layout.sample_bytes);
     // Eight samples a thread share each panel of weights; with many threads one is enough to fill them.
     const int64_t wanted = std::max<int64_t>(1, std::min<int64_t>(8, 32 / threads));
     const int64_t each = std::min(wanted, fits / threads);
@@ -28,18 +28,18 @@ Tiling tiling_of(const Plan& plan, int32_t threads) {
     return Tiling{int32_t(each), int32_t(split)};
 }
 
-int64_t scratch_per_thread(const Plan& plan, const Tiling& tiling) {
-    return tiling.each == 0 ? 0 : page_up(std::max(plan.scratch_bytes, group_bytes(*plan.kernels)) + kSlack);
+int64_t scratch_per_thread(const Layout& layout, const Tiling& tiling) {
+    return tiling.each == 0 ? 0 : page_up(std::max(layout.scratch_bytes, group_bytes(*layout.kernels)) + kSlack);
 }
 
-int64_t scratch_bytes(const Plan& plan, const Tiling& tiling, int32_t threads) {
-    return page_up(std::max(scratch_per_thread(plan, tiling) * threads, plan.scratch_bytes * tiling.split) + kSlack);
+int64_t scratch_bytes(const Layout& layout, const Tiling& tiling, int32_t threads) {
+    return page_up(std::max(scratch_per_thread(layout, tiling) * threads, layout.scratch_bytes * tiling.split) + kSlack);
 }
 
-int64_t private_bytes(const Plan& plan) { return page_up(plan.private_floats * int64_t(sizeof(float)) + kSlack); }
+int64_t private_bytes(const Layout& layout) { return page_up(layout.private_floats * int64_t(sizeof(float)) + kSlack); }
 
-int64_t arena_bytes(const Plan& plan, const Tiling& tiling, int32_t threads) {
-    return page_up(plan.sample_bytes * tiling.samples(threads) + kSlack);
+int64_t arena_bytes(const Layout& layout, const Tiling& tiling, int32_t threads) {
+    return page_up(layout.sample_bytes * tiling.samples(threads) + kSlack);
 }
 
 double now_us() {
@@ -53,18 +53,18 @@ int64_t rows_of(int32_t kind, const dv_native_call& call) {
 
 }  // namespace
 
-Interpreter::Interpreter(std::shared_ptr<const Plan> plan, int32_t threads)
-    : plan_(std::move(plan)),
-      tiling_(tiling_of(*plan_, threads)),
-      thread_scratch_(scratch_per_thread(*plan_, tiling_)),
-      scratch_at_(arena_bytes(*plan_, tiling_, threads)),
-      private_at_(scratch_at_ + scratch_bytes(*plan_, tiling_, threads)),
-      memory_(private_at_ + private_bytes(*plan_) * threads),
-      timings_(plan_->operations.size()),
+Interpreter::Interpreter(std::shared_ptr<const Layout> layout, int32_t threads)
+    : layout_(std::move(layout)),
+      tiling_(tiling_of(*layout_, threads)),
+      thread_scratch_(scratch_per_thread(*layout_, tiling_)),
+      scratch_at_(arena_bytes(*layout_, tiling_, threads)),
+      private_at_(scratch_at_ + scratch_bytes(*layout_, tiling_, threads)),
+      memory_(private_at_ + private_bytes(*layout_) * threads),
+      timings_(layout_->operations.size()),
       team_(threads) {}
 
 void Interpreter::check(const dv_native_call& call) const {
-    const Program& p = plan_->program;
+    const Program& p = layout_->program;
     const auto demand = [](bool good, const std::string& what) {
         if (!good) throw Failure(DV_NATIVE_BAD_CALL, what);
     };
@@ -83,7 +83,7 @@ void Interpreter::check(const dv_native_call& call) const {
 
 void Interpreter::run(const dv_native_call& call) {
     check(call);
-    if (plan_->program.of_rows) return run_rows(call);
+    if (layout_->program.of_rows) return run_rows(call);
     for (int64_t done = 0; done < call.batch;) {
         const int64_t left = call.batch - done;
         const bool side_by_side = tiling_.each > 0 && left >= threads();
@@ -95,16 +95,16 @@ void Interpreter::run(const dv_native_call& call) {
 }
 
 void Interpreter::run_tile(const dv_native_call& call, int64_t sample, int32_t count, bool side_by_side) {
-    const Program& p = plan_->program;
+    const Program& p = layout_->program;
     const bool row = p.row_port != DV_NATIVE_NONE;
     const int32_t parts = threads(), each = count / parts;
     uint8_t* memory = memory_.at();
     auto job = [&](int32_t part) {
         Work w{};
         w.arena = memory;
-        w.arena_stride = plan_->sample_bytes;
+        w.arena_stride = layout_->sample_bytes;
         w.scratch = memory + scratch_at_ + (side_by_side ? part * thread_scratch_ : 0);
-        w.private_scratch = reinterpret_cast<float*>(memory + private_at_ + part * private_bytes(*plan_));
+        w.private_scratch = reinterpret_cast<float*>(memory + private_at_ + part * private_bytes(*layout_));
         w.row = row ? static_cast<const float*>(call.ports[p.row_port]) : nullptr;
         w.row_stride = row && call.row_count > 1 ? p.port(p.row_port).channels : 0;
         w.ports = call.ports;
@@ -113,14 +113,14 @@ void Interpreter::run_tile(const dv_native_call& call, int64_t sample, int32_t c
         w.last = side_by_side ? w.first + each : count;
         w.part = side_by_side ? 0 : part;
         w.parts = side_by_side ? 1 : parts;
-        plan_->kernels->enter();
+        layout_->kernels->enter();
         run_operations(w, profiling_ && part == 0);
-        plan_->kernels->leave();
+        layout_->kernels->leave();
     };
     team_.run(job);
     if (!profiling_) return;
     for (size_t i = 0; i < timings_.size(); ++i) {
-        const Operation& op = plan_->operations[i];
+        const Operation& op = layout_->operations[i];
         timings_[i].flop += op.flop * count;
         timings_[i].activation_bytes += op.activation_bytes * count;
         timings_[i].weight_bytes += op.weight_bytes;
@@ -129,9 +129,9 @@ void Interpreter::run_tile(const dv_native_call& call, int64_t sample, int32_t c
 }
 
 void Interpreter::run_operations(Work w, bool clocked) {
-    const Kernels& k = *plan_->kernels;
-    for (size_t i = 0; i < plan_->operations.size(); ++i) {
-        const Operation& op = plan_->operations[i];
+    const Kernels& k = *layout_->kernels;
+    for (size_t i = 0; i < layout_->operations.size(); ++i) {
+        const Operation& op = layout_->operations[i];
         if (op.kind == DV_NATIVE_CONV) {
             run_conv(i, w, clocked);
             continue;
@@ -149,11 +149,11 @@ void Interpreter::run_operations(Work w, bool clocked) {
 }
 
 void Interpreter::run_conv(size_t index, Work w, bool clocked) {
-    const Operation& op = plan_->operations[index];
+    const Operation& op = layout_->operations[index];
     const Conv& c = op.conv;
     const bool prepares = !c.main.in_place || (c.skip.count > 0 && !c.skip.in_place);
     const int32_t last = w.last, samples = w.last - w.first;
-    const int64_t fit = group_bytes(*plan_->kernels) / op.scratch_bytes;
+    const int64_t fit = group_bytes(*layout_->kernels) / op.scratch_bytes;
     const int32_t group = w.parts > 1 || !prepares ? samples : int32_t(std::max<int64_t>(1, std::min<int64_t>(fit, samples)));
     w.scratch_stride = op.scratch_bytes;
     w.upcoming = upcoming(index, w);
@@ -161,11 +161,11 @@ void Interpreter::run_conv(size_t index, Work w, bool clocked) {
         w.last = std::min(last, w.first + group);
         const double begin = clocked ? now_us() : 0.0;
         if (prepares) {
-            plan_->kernels->prepare(c, w);
+            layout_->kernels->prepare(c, w);
             if (w.parts > 1) team_.barrier();
         }
         const double prepared = clocked ? now_us() : 0.0;
-        plan_->kernels->product(c, w);
+        layout_->kernels->product(c, w);
         if (w.parts > 1) team_.barrier();
         if (!clocked) continue;
         timings_[index].prepare_us += prepared - begin;
@@ -175,9 +175,9 @@ void Interpreter::run_conv(size_t index, Work w, bool clocked) {
 
 // Where this part begins to read the weights of the next convolution.
 const uint8_t* Interpreter::upcoming(size_t index, const Work& w) const {
-    for (size_t i = index + 1; i < plan_->operations.size(); ++i) {
-        if (plan_->operations[i].kind != DV_NATIVE_CONV) continue;
-        const Conv& c = plan_->operations[i].conv;
+    for (size_t i = index + 1; i < layout_->operations.size(); ++i) {
+        if (layout_->operations[i].kind != DV_NATIVE_CONV) continue;
+        const Conv& c = layout_->operations[i].conv;
         const int32_t pairs = std::max(1, c.n_blocks / 2);
         const Share share = share_of(int64_t(w.last - w.first) * c.stripes, pairs * c.phases, w.part, w.parts);
         // Prefetching beyond the last panel is harmless: it never faults.
@@ -187,11 +187,11 @@ const uint8_t* Interpreter::upcoming(size_t index, const Work& w) const {
 }
 
 void Interpreter::run_rows(const dv_native_call& call) {
-    const Program& p = plan_->program;
-    const Kernels& k = *plan_->kernels;
+    const Program& p = layout_->program;
+    const Kernels& k = *layout_->kernels;
     if (p.steps_port != DV_NATIVE_NONE) {
         const int64_t* steps = static_cast<const int64_t*>(call.ports[p.steps_port]);
-        for (const Operation& op : plan_->operations)
+        for (const Operation& op : layout_->operations)
             for (int64_t s = 0; op.kind == DV_NATIVE_LOOKUP && s < call.steps; ++s)
                 if (steps[s] < 0 || steps[s] >= op.rows.entries)
                     throw Failure(DV_NATIVE_BAD_CALL, "timestep " + std::to_string(steps[s]) + ", expected 0.."
@@ -211,7 +211,7 @@ void Interpreter::run_rows(const dv_native_call& call) {
     const auto tensor = [&](int32_t i) { return rows_.data() + at[size_t(i)]; };
     auto job = [&](int32_t part) {
         k.enter();
-        for (const Operation& op : plan_->operations) {
+        for (const Operation& op : layout_->operations) {
             const RowsOp& r = op.rows;
             float* out = r.output == DV_NATIVE_NONE ? static_cast<float*>(call.ports[r.output_port]) : tensor(r.output);
             if (op.kind == DV_NATIVE_LINEAR) {

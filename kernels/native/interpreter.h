@@ -1,4 +1,4 @@
-// How does a plan run? Tiles of samples through the operations, by a team of threads over one arena.
+// Running a program: tiles of samples through the operations, by a team of threads over one arena.
 #ifndef DIFFUSEVAE_NATIVE_INTERPRETER_H
 #define DIFFUSEVAE_NATIVE_INTERPRETER_H
 
@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "memory.h"
-#include "plan.h"
+#include "layout.h"
 #include "team.h"
 
 namespace diffusevae {
@@ -21,15 +21,15 @@ struct Tiling {
 
 class Interpreter {
 public:
-    Interpreter(std::shared_ptr<const Plan> plan, int32_t threads);
+    Interpreter(std::shared_ptr<const Layout> layout, int32_t threads);
 
     // Throws Failure for a bad call.
     void run(const dv_native_call& call);
 
     void profile(bool on);
     const std::vector<dv_native_timing>& timings() const { return timings_; }
-    const Plan& plan() const { return *plan_; }
-    const std::shared_ptr<const Plan>& shared_plan() const { return plan_; }
+    const Layout& layout() const { return *layout_; }
+    const std::shared_ptr<const Layout>& shared_layout() const { return layout_; }
     int32_t threads() const { return team_.size(); }
     int32_t batch_tile() const { return tiling_.samples(threads()); }
     int64_t bytes() const { return memory_.bytes(); }
@@ -42,7 +42,7 @@ private:
     const uint8_t* upcoming(size_t index, const Work& work) const;
     void run_rows(const dv_native_call& call);
 
-    std::shared_ptr<const Plan> plan_;
+    std::shared_ptr<const Layout> layout_;
     Tiling tiling_;
     int64_t thread_scratch_;        // bytes of each thread, where samples run side by side
     int64_t scratch_at_, private_at_;

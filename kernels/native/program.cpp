@@ -160,8 +160,9 @@ private:
             return;
         }
         const dv_native_port& out = output_port(DV_NATIVE_PORT_MAP);
-        want(op_.output_activation == DV_NATIVE_IDENTITY || op_.output_activation == DV_NATIVE_SIGMOID, "output_activation",
-             "IDENTITY or SIGMOID");
+        want(op_.output_activation == DV_NATIVE_IDENTITY || op_.output_activation == DV_NATIVE_SIGMOID
+                 || op_.output_activation == DV_NATIVE_SIGNED_SIGMOID,
+             "output_activation", "identity, sigmoid or signed_sigmoid");
         channels = out.channels, height = out.height, width = out.width;
     }
 

@@ -1,4 +1,4 @@
-/* How is the kernel library called? Its C interface; kernels/loader.py declares the same to ctypes. */
+/* C interface of the kernel library; engine/kernels/loader.py declares the same to ctypes. */
 #ifndef DIFFUSEVAE_KERNELS_H
 #define DIFFUSEVAE_KERNELS_H
 
@@ -15,27 +15,33 @@ extern "C" {
 #endif
 
 /* Raised whenever a signature or a struct below changes; the loader refuses a library of another version. */
-#define DV_ABI_VERSION 1
+#define DV_ABI_VERSION 2
 
-/* Operands of one step over `samples` x `count` float32 elements, each array contiguous and aligned as a float is.
- * A null operand counts as zeros and is not read. `out` may be `x` or any other operand of the same extent
- * (update in place); partial overlap is not allowed. */
+/* Operands of one row over `samples` x `count` float32 elements, each array contiguous and aligned as a float is.
+ * An operand whose coefficients are all 0 is not read; a null one counts as zeros. A result may be any operand of the same
+ * extent (in place: out = x, y_out = y, push_out = h3); partial overlap, of two results too, is not allowed. */
 typedef struct dv_update_args {
-    const float* row;         /* 10 coefficients, struct Row of row.h */
+    const float* row;         /* 30 coefficients, struct Row of row.h */
     const float* x;
-    const float* eps;
-    const float* eps_uncond;  /* may be null: then guidance has no effect */
-    const float* cond;        /* may be null */
-    const float* x0_prev;     /* may be null */
-    const float* noise;       /* may be null */
-    const uint64_t* seeds;    /* may be null; used where noise is null and sigma is not 0: generated, one seed a sample */
-    float* out;
-    float* x0_out;            /* may be null */
+    const float* e;           /* [lanes, samples, count]: the network's output, one lane behind the other */
+    const float* weights;     /* [lanes]; null: 1, of one lane. Lanes of weight 0 are not read */
+    const float* c;           /* the centre; may be null, as all that follow but out */
+    const float* y;
+    const float* h1;
+    const float* h2;
+    const float* h3;
+    const float* g;
+    const float* noise;
+    const uint64_t* seeds;    /* used where noise is null and the row has noise: generated, one seed a sample */
+    float* out;               /* x' */
+    float* x0_out;
+    float* y_out;             /* y'; written where any q of the row is not 0 */
+    float* push_out;          /* e or x0; written where the row's push says so */
     int64_t samples;
     int64_t count;            /* elements of one sample */
     int64_t noise_stride;     /* elements from one sample's noise to the next: count, or 0 where all share one */
     uint32_t step;            /* step of the generated noise */
-    float guidance;
+    int32_t lanes;            /* 1 or more */
     int32_t threads;          /* at most so many; fewer where the work is small */
 } dv_update_args;
 
@@ -44,7 +50,7 @@ DV_API int32_t dv_abi_version(void);
 /* The instruction set chosen at run time. */
 DV_API const char* dv_isa(void);
 
-/* One step; returns 1 where every guided eps was finite, 0 where not. */
+/* One row; returns 1 where every e, its lanes summed up, was finite, 0 where not. */
 DV_API int32_t dv_update(const dv_update_args* args);
 
 /* Standard normals [samples, count]; a sample's numbers depend on its seed, stream, step and the element only. */

@@ -1,10 +1,10 @@
-/* How is the native CPU engine called? The C interface of backend `native`; kernels/native/README.md explains a program.
+/* C interface of the native CPU engine, backend `native`; kernels/native/README.md explains a program.
  *
  * A program is three flat arrays (ports, tensors, ops) and one block of packed weights. dv_native_open checks all of it,
- * plans memory once and copies the arrays; the weights stay where they are (a mapped file) until the last handle over
+ * lays memory out once and copies the arrays; the weights stay where they are (a mapped file) until the last handle over
  * them is closed. Every function returns a DV_NATIVE_ status and, where it is not OK, a sentence in `error`; none of them
  * throws, exits or trusts a program. One handle serves one thread at a time (a second one is answered
- * DV_NATIVE_BUSY); clones share plan and weights.
+ * DV_NATIVE_BUSY); clones share layout and weights.
  */
 #ifndef DIFFUSEVAE_NATIVE_H
 #define DIFFUSEVAE_NATIVE_H
@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct, a number or a packed layout changes; a program of another version is refused. */
-#define DV_NATIVE_VERSION 1
+#define DV_NATIVE_VERSION 2
 
 #define DV_NATIVE_MAX_SOURCES 4  /* tensors that one operation may concatenate */
 #define DV_NATIVE_MAX_THREADS 256
@@ -34,7 +34,8 @@ enum dv_native_status {
     DV_NATIVE_UNSUPPORTED = 5,   /* this processor or operating system lacks the instruction set */
     DV_NATIVE_BUSY = 6,          /* another thread is inside this handle */
     DV_NATIVE_FORKED = 7,        /* the handle was opened in another process: open it again in this one */
-    DV_NATIVE_NOT_FINITE = 8     /* dv_native_run_steps: NaN or infinity; `failed_step` says where */
+    DV_NATIVE_NOT_FINITE = 8,    /* dv_native_run_steps: NaN or infinity; `failed_step` says where */
+    DV_NATIVE_CANCELLED = 9      /* dv_native_run_steps: `stop` ended it */
 };
 
 /* What a caller hands in and gets back, one array a port. Float arrays are contiguous float32. */
@@ -81,7 +82,8 @@ enum dv_native_activation {
     DV_NATIVE_IDENTITY = 0,
     DV_NATIVE_SILU = 1,
     DV_NATIVE_GELU = 2,          /* x Phi(x), by erf */
-    DV_NATIVE_SIGMOID = 3        /* output_activation only */
+    DV_NATIVE_SIGMOID = 3,       /* output_activation only */
+    DV_NATIVE_SIGNED_SIGMOID = 4 /* 2 sigmoid(x) - 1; output_activation only */
 };
 
 /* One operation. Fields that a kind does not use are 0, or DV_NATIVE_NONE where they are numbers or offsets. Offsets
@@ -110,7 +112,7 @@ typedef struct dv_native_op {
     int32_t residual;            /* tensor of the output's shape that is added, or NONE */
     int32_t skip_sources[DV_NATIVE_MAX_SOURCES];  /* maps of the output's size through a 1 x 1 without norm, then NONE */
     int64_t skip_weights;        /* packed bf16, or NONE */
-    int32_t output_activation;   /* CONV: IDENTITY or SIGMOID */
+    int32_t output_activation;   /* CONV to a port: IDENTITY, SIGMOID or SIGNED_SIGMOID */
 
     int32_t int8;                /* CONV: 1 = u8 x s8 products (the skip stays bf16) */
     int32_t zero_point;          /* 0..255, also what padding positions hold */
@@ -142,30 +144,37 @@ typedef struct dv_native_call {
     int64_t steps;               /* length of the STEPS port; 0 where there is none */
 } dv_native_call;
 
-/* The loop of a sampler in one call: S steps of denoiser and fused update (dv_update), for `samples` samples.
- *
- * `lanes` is samples, or 2 * samples with guidance: lane i + samples is then sample i's unconditional branch (its cond
- * and row are the caller's). x and cond hold `lanes` images; the first half of x is the state, the second is overwritten
- * with a copy of it before every step. eps is scratch of `lanes` images. */
+/* The loop of a sampler in one call: S rows of a step table, each of them the network and then dv_update, for `samples`
+ * samples. The network works on lanes, one behind the other: a batch of lanes * samples, in which lane l has the caller's
+ * constants and embeddings of its own. A row whose weights beyond lane 0 are all 0 runs lane 0 alone. */
 typedef struct dv_native_steps {
-    int32_t x_port, cond_port, row_port, eps_port;  /* cond_port, row_port: NONE where the program has none */
-    int32_t steps;
-    int32_t row_count;           /* 1 or lanes */
-    int64_t samples, lanes;
-    const float* rows;           /* [steps, row_count, channels of the row port] */
-    const float* coefficients;   /* [steps, 10], rows of row.h */
-    float* x;                    /* [lanes, C, H, W]: x_T in, x_0 out */
-    const float* cond;           /* [lanes, C, H, W] or null */
-    float* eps;                  /* [lanes, C, H, W] */
-    float* x0;                   /* two buffers [2, samples, C, H, W] that take turns, or null where no row has k_prev */
+    int32_t x_port, row_port, e_port;  /* row_port: NONE where the program has none */
+    int32_t constants_count;     /* of the other input ports: what stays the same in all rows */
+    const int32_t* constant_ports;
+    const float* const* constants;     /* [lanes * samples, ...] a port */
+    int32_t steps;               /* rows S */
+    int32_t row_count;           /* 1 or lanes * samples */
+    int32_t lanes;
+    int32_t samples;
+    const float* embeddings;     /* [steps, row_count, channels of the row port] */
+    const float* rows;           /* [steps, 30], struct Row of row.h; no guide: k_g = q_g = 0 */
+    const float* weights;        /* [steps, lanes] */
+    float* x;                    /* [samples, C, H, W]: the start in, x_0 out */
+    float* x_in;                 /* [lanes * samples, C, H, W] scratch, or null where one lane is given x itself throughout */
+    const float* c;              /* [samples, C, H, W], the centre, or null */
+    float* e;                    /* [lanes * samples, C, H, W] scratch */
+    float* x0;                   /* [samples, C, H, W], x0 of the last row out, or null */
+    float* y;                    /* [samples, C, H, W] scratch, or null where no row has y */
+    float* h;                    /* [3, samples, C, H, W] scratch, or null where no row pushes or has h1, h2, h3 */
     const uint64_t* seeds;       /* [samples], or null with noise */
     const float* noise;          /* [steps, samples or 1, C, H, W], or null: generated from seeds */
     int32_t noise_shared;        /* 1: noise is [steps, 1, ...] */
-    float guidance;
     int64_t first_step;          /* added to the step number of generated noise */
     double* step_ms;             /* [steps] milliseconds of the network alone, or null */
     double* update_ms;           /* sum over the updates, or null */
-    int32_t failed_step;         /* out: first step whose eps was not finite, or -1 */
+    int32_t (*stop)(void*);      /* asked before every row; other than 0 ends the run as CANCELLED. May be null */
+    void* stop_user;
+    int32_t failed_step;         /* out: first row whose e was not finite, or -1 */
 } dv_native_steps;
 
 /* Time spent in one operation since dv_native_profile switched it on: seen by the first thread, barriers included. */
@@ -189,7 +198,7 @@ DV_API int32_t dv_native_supports(const char* isa, char* why, size_t why_size);
 DV_API int32_t dv_native_open(const dv_native_program* program, const char* isa, int32_t threads, dv_native** handle,
                               char* error, size_t error_size);
 
-/* Another handle over the same plan and weights, with its own memory and threads; a handle of another process is fine:
+/* Another handle over the same layout and weights, with its own memory and threads; a handle of another process is fine:
  * that is how a forked child gets a working one. */
 DV_API int32_t dv_native_clone(const dv_native* handle, int32_t threads, dv_native** clone, char* error, size_t error_size);
 

@@ -1,5 +1,5 @@
-// Where does everything lie? Maps get their place in a sample's arena for as long as they are read; operands get a layout.
-#include "plan.h"
+// Maps get their place in a sample's arena for as long as they are read; operands get a layout.
+#include "layout.h"
 
 #include <algorithm>
 #include <utility>
@@ -38,29 +38,29 @@ int32_t stripe_of(int32_t pixels, bool winograd) {
 // Bytes of Winograd's points that a thread makes before it multiplies them: what L2 holds beside the weights.
 constexpr int64_t kPointBytes = int64_t(640) << 10;
 
-class Planner {
+class LayoutMaker {
 public:
-    Planner(Program program, const Kernels* kernels) : plan_(std::make_shared<Plan>()) {
-        plan_->kernels = kernels;
-        plan_->program = std::move(program);
+    LayoutMaker(Program program, const Kernels* kernels) : layout_(std::make_shared<Layout>()) {
+        layout_->kernels = kernels;
+        layout_->program = std::move(program);
     }
 
-    std::shared_ptr<const Plan> run() {
-        const auto& ops = plan_->program.ops;
+    std::shared_ptr<const Layout> run() {
+        const auto& ops = layout_->program.ops;
         find_lifetimes();
-        maps_.resize(plan_->program.tensors.size());
-        plan_->operations.resize(ops.size());
+        maps_.resize(layout_->program.tensors.size());
+        layout_->operations.resize(ops.size());
         for (size_t i = 0; i < ops.size(); ++i) {
             place(i);
-            plan_op(ops[i], plan_->operations[i]);
+            place_op(ops[i], layout_->operations[i]);
             release(i);
         }
-        plan_->sample_bytes = rounded_up(arena_.size(), 4096) + 4096;
-        return plan_;
+        layout_->sample_bytes = rounded_up(arena_.size(), 4096) + 4096;
+        return layout_;
     }
 
 private:
-    const Program& program() const { return plan_->program; }
+    const Program& program() const { return layout_->program; }
 
     template <class Use>
     void each_source(const dv_native_op& op, const Use& use) const {
@@ -118,7 +118,7 @@ private:
 
     const Map& map(int32_t tensor) const { return maps_[size_t(tensor)]; }
 
-    void plan_op(const dv_native_op& op, Operation& to) {
+    void place_op(const dv_native_op& op, Operation& to) {
         to = Operation{};
         to.kind = op.kind;
         switch (op.kind) {
@@ -132,19 +132,19 @@ private:
             break;
         default: rows(op, to);
         }
-        plan_->scratch_bytes = std::max(plan_->scratch_bytes, to.scratch_bytes);
+        layout_->scratch_bytes = std::max(layout_->scratch_bytes, to.scratch_bytes);
     }
 
     // Winograd where weights are few beside pixels: its own are 16/9 as many, and 4 x 4 maps wait for theirs already.
     // A choice of the shape alone, so that a sample has the same bits in any batch.
     bool winograd(const dv_native_op& op, const ConvShape& s) const {
-        return plan_->kernels->transform_weights && op.int8 == 0 && op.kernel == 3 && op.stride == 1 && s.phases == 1
+        return layout_->kernels->transform_weights && op.int8 == 0 && op.kernel == 3 && op.stride == 1 && s.phases == 1
                && s.out_height % 2 == 0 && s.out_width % 2 == 0 && s.out_height * s.out_width >= 64 && s.n_blocks >= 2;
     }
 
     static double map_bytes(const Map& m) { return 2.0 * m.pixels() * m.blocks * kBlock; }
 
-    void private_floats(int64_t count) { plan_->private_floats = std::max(plan_->private_floats, count); }
+    void private_floats(int64_t count) { layout_->private_floats = std::max(layout_->private_floats, count); }
 
     void input(const dv_native_op& op, Operation& to) {
         Input& in = to.input;
@@ -198,11 +198,11 @@ private:
 
     void transform(const ConvShape& s, Conv& c) {
         c.steps = kPoints * s.k_blocks;
-        plan_->transformed.push_back(std::make_unique<Memory>(int64_t(s.n_blocks) * c.steps * kStepBytes));
-        uint8_t* to = plan_->transformed.back()->at();
-        plan_->kernels->transform_weights(c.weights, s.n_blocks, s.k_blocks, to);
+        layout_->transformed.push_back(std::make_unique<Memory>(int64_t(s.n_blocks) * c.steps * kStepBytes));
+        uint8_t* to = layout_->transformed.back()->at();
+        layout_->kernels->transform_weights(c.weights, s.n_blocks, s.k_blocks, to);
         c.weights = to;
-        const int64_t tile = int64_t(kPoints) * s.k_blocks * plan_->kernels->bf16_pixel_bytes;
+        const int64_t tile = int64_t(kPoints) * s.k_blocks * layout_->kernels->bf16_pixel_bytes;
         c.tiles = tile * 64 <= kPointBytes ? 64 : tile * 32 <= kPointBytes ? 32 : 16;
     }
 
@@ -234,7 +234,7 @@ private:
 
     // [height * width]: y * row + x * column, row by row or by tiles of 2 x 2.
     const uint32_t* table(int32_t height, int32_t width, int64_t row, int64_t column, bool by_tiles = false) {
-        std::vector<uint32_t>& made = plan_->tables[{height, width, row, column, by_tiles}];
+        std::vector<uint32_t>& made = layout_->tables[{height, width, row, column, by_tiles}];
         if (made.empty()) {
             const int64_t side = by_tiles ? 2 : 1;
             made.reserve(size_t(height) * size_t(width));
@@ -249,7 +249,7 @@ private:
     }
 
     void operands(const dv_native_op& op, const ConvShape& s, Conv& c) {
-        const Kernels& k = *plan_->kernels;
+        const Kernels& k = *layout_->kernels;
         const bool plain = op.norm_groups == 0 && op.activation == DV_NATIVE_IDENTITY && !c.int8;
         const int32_t height = s.phases == 4 ? s.height : s.out_height, width = s.phases == 4 ? s.width : s.out_width;
         gather(op.sources, c.int8 ? k.int8_pixel_bytes : k.bf16_pixel_bytes, s.k_blocks, op.kernel, op.stride, op.pad_top, height,
@@ -281,9 +281,9 @@ private:
         g.columns = (width - 1) * stride + kernel;
         g.out_height = height;
         g.out_width = width;
-        const bool tiles = plan_->kernels->tiles;
+        const bool tiles = layout_->kernels->tiles;
         // Maps are read as they are where nothing is to be done to them and the products take bf16; others need it widened.
-        g.in_place = plan_->kernels->bf16_pixel_bytes == 2 * kBlock && plain && kernel == 1 && stride == 1;
+        g.in_place = layout_->kernels->bf16_pixel_bytes == 2 * kBlock && plain && kernel == 1 && stride == 1;
         // Sixteen pixels must lie at one stride: a row of them, or maps without padding between the rows.
         g.copies = tiles && kernel > 1 && width % kLanes != 0;
         const int64_t pixels = !g.copies     ? int64_t(g.rows) * g.columns
@@ -364,7 +364,7 @@ private:
         return offset == DV_NATIVE_NONE ? nullptr : reinterpret_cast<const float*>(bytes_at(offset));
     }
 
-    std::shared_ptr<Plan> plan_;
+    std::shared_ptr<Layout> layout_;
     std::vector<Map> maps_;
     std::vector<size_t> last_use_;
     std::vector<char> needs_sums_;
@@ -373,8 +373,8 @@ private:
 
 }  // namespace
 
-std::shared_ptr<const Plan> make_plan(Program program, const Kernels* kernels) {
-    return Planner(std::move(program), kernels).run();
+std::shared_ptr<const Layout> make_layout(Program program, const Kernels* kernels) {
+    return LayoutMaker(std::move(program), kernels).run();
 }
 
 }  // namespace native

@@ -1,6 +1,6 @@
-// Where does everything lie? A checked program resolved for one instruction set: offsets, tables, sizes of scratch.
-#ifndef DIFFUSEVAE_NATIVE_PLAN_H
-#define DIFFUSEVAE_NATIVE_PLAN_H
+// Where everything lies: a checked program resolved for one instruction set: offsets, tables, sizes of scratch.
+#ifndef DIFFUSEVAE_NATIVE_LAYOUT_H
+#define DIFFUSEVAE_NATIVE_LAYOUT_H
 
 #include <array>
 #include <map>
@@ -34,7 +34,7 @@ struct Operation {
     double weight_bytes;
 };
 
-struct Plan {
+struct Layout {
     const Kernels* kernels;
     Program program;
     std::vector<Operation> operations;
@@ -49,9 +49,9 @@ struct Plan {
 // Bytes behind every block of memory that tiles may read (never use) beyond an operand's last pixel.
 constexpr int64_t kSlack = 4096;
 
-std::shared_ptr<const Plan> make_plan(Program program, const Kernels* kernels);
+std::shared_ptr<const Layout> make_layout(Program program, const Kernels* kernels);
 
 }  // namespace native
 }  // namespace diffusevae
 
-#endif  // DIFFUSEVAE_NATIVE_PLAN_H
+#endif  // DIFFUSEVAE_NATIVE_LAYOUT_H
