@@ -47,11 +47,19 @@ def weights() -> dict[str, np.ndarray]:
 BACKENDS = ("onnxruntime", "openvino")
 
 
-def build_family(path: str | Path, backends: Sequence[str] = BACKENDS, sampler: bytes | None = None) -> Path:
-    """Write the bundle and return its folder. sampler: its whole-sampler graph, where one was composed."""
+def build_family(
+    path: str | Path, backends: Sequence[str] = BACKENDS, sampler: bytes | None = None, *, style_null: bool = True
+) -> Path:
+    """Write the bundle and return its folder.
+
+    sampler: its whole-sampler graph, where one was composed. style_null: without, only the label has a null, and what is
+    made of both has one that is each sample's own.
+    """
     models = graphs()
     files: dict[str, bytes | Path] = {f"{name}.onnx": model.SerializeToString() for name, model in models.items()}
     raw = manifest(models, backends)
+    if not style_null:
+        raw["inputs"][1]["null"] = None
     if sampler is not None:
         files["sampler.onnx"] = sampler
         raw["graphs"]["sampler"] = entry("sampler", onnx.load_from_string(sampler))
@@ -257,10 +265,11 @@ class Reference:
         guidance: float = 0.0,
         eta: float = 0.0,
         noise: np.ndarray | None = None,
+        style_null: bool = True,
     ) -> F64:
         """The state after the last step. timesteps fall; noise [S, N, ...] is needed where eta is not 0."""
         with_inputs = self.modulation(label, style)
-        nulls = self.modulation(np.full_like(label, CLASSES), np.full_like(style, 0.1))
+        nulls = self.modulation(np.full_like(label, CLASSES), np.full_like(style, 0.1) if style_null else style)
         x = x_T.astype(np.float64)
         for step, t in enumerate(timesteps):
             v = (1 + guidance) * self.denoise(x, *with_inputs, t)

@@ -14,30 +14,52 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 
 
 class Bindings:
-    """The null of every value of a pipeline. One that a call has to make is made once and kept: batch 1, by name."""
+    """The null of every value of a pipeline. What calls make of nulls alone is made once for each shape, on one sample, and
+    kept; what they make of nulls and of values that have none is each sample's own, and made once a request."""
 
     def __init__(self, pipeline: PipelineSpec, call: Callable[[CallSpec, Arrays], Arrays]) -> None:
         self._pipeline, self._call = pipeline, call
-        self._made: Arrays = {}
+        self._kept: dict[tuple[object, ...], Arrays] = {}
+        self._values: Arrays | None = None  # of the request that `_own` is for
+        self._own: Arrays = {}
 
     def stacked(self, name: str, values: Arrays, lanes: int) -> npt.NDArray[np.generic]:
         """A value over all lanes, [lanes * n, ...]: itself, then its null in the lanes after the first."""
         value = values[name]
         if lanes == 1:
             return value
-        n, sample = len(value), value.shape[1:]
-        null = np.broadcast_to(self.null(name, values), (n, *sample))
+        null = np.broadcast_to(self.null(name, values), value.shape)
         return np.concatenate([value, *[null] * (lanes - 1)])
 
     def null(self, name: str, values: Arrays) -> npt.NDArray[np.generic]:
         """What stands for a value in the null lane, [1 or n, ...]; the value itself where it has no null."""
         if name in self._pipeline.nulls:
             return null_of(values[name].shape[1:], self._pipeline.nulls[name])[None]
-        if not self._pipeline.null_is_computed(name):
+        call = self._pipeline.maker(name)
+        if call is None or not self._pipeline.null_is_computed(name):
             return values[name]
-        if name not in self._made:
-            call = self._pipeline.maker(name)
-            assert call is not None
-            nulls = {value: self.null(value, values)[:1] for value in call.inputs.values()}
-            self._made.update({made: array.copy() for made, array in self._call(call, nulls).items()})
-        return self._made[name]
+        return (self._alone(call, values) if self._is_alone(name) else self._of_request(call, values))[name]
+
+    def _is_alone(self, name: str) -> bool:
+        """Whether a value's null comes from nulls only."""
+        call = self._pipeline.maker(name)
+        return name in self._pipeline.nulls or (call is not None and all(map(self._is_alone, call.inputs.values())))
+
+    def _alone(self, call: CallSpec, values: Arrays) -> Arrays:
+        nulls = {name: self.null(name, values) for name in call.inputs.values()}
+        key = (call.graph, *call.outputs.values(), *(array.shape for array in nulls.values()))  # free dimensions vary
+        if key not in self._kept:
+            self._kept[key] = self._run(call, nulls)
+        return self._kept[key]
+
+    def _of_request(self, call: CallSpec, values: Arrays) -> Arrays:
+        if self._values is not values:
+            self._values, self._own = values, {}
+        if not all(made in self._own for made in call.outputs.values()):
+            nulls = {name: np.broadcast_to(self.null(name, values), values[name].shape) for name in call.inputs.values()}
+            self._own.update(self._run(call, nulls))
+        return self._own
+
+    def _run(self, call: CallSpec, nulls: Arrays) -> Arrays:
+        # Copies: a graph's outputs are its buffers, and one graph may serve two calls.
+        return {name: array.copy() for name, array in self._call(call, nulls).items()}

@@ -95,6 +95,18 @@ class TestChain:
         for inputs in ({"label": 2, "style": null + 5}, {"label": [0, 5, 9], "style": null - 1}):
             close(sampler.sample(**inputs, x_T=x_T, steps=4, guidance=-1.0).x, nulls.x)
 
+    def test_a_null_that_is_each_samples_own(self, backend: str, tmp_path: Path) -> None:
+        """Where only the label has a null, scale and shift have one that depends on the sample's style."""
+        path, reference = build_family(tmp_path / "half.bundle", style_null=False), Reference()
+        with Sampler(path, backend, "f32", 1, max_batch=2) as sampler:
+            for n in (3, 2):
+                inputs = given(n)
+                batch = sampler.sample(**inputs, steps=5, guidance=1.5)
+                close(batch.x, reference.sample(batch.timesteps.tolist(), **inputs, guidance=1.5, style_null=False))
+            counted = watch_graph(sampler, "modulation")
+            sampler.sample(**given(2), steps=5, guidance=1.5)
+            assert counted.calls == 2, "once for the inputs and once for the nulls, though two values come of it"
+
     def test_two_steps_of_history_are_closer_to_a_fine_solution(self, backend: str, sampler: Sampler) -> None:
         """DPM-Solver++ 2M solves the same equation as DDIM, to the second order."""
 
