@@ -23,7 +23,7 @@ VERSION = 1
 MAX_PROGRAM_BYTES = 16 * 2**20
 PORT_KINDS = {"map": 1, "row": 2, "steps": 3, "table": 4}
 ROWS = {"none": 0, "steps": 1, "batch": 2, "pairs": 3}
-ACTIVATIONS = {"identity": 0, "silu": 1, "gelu": 2, "sigmoid": 3}
+ACTIVATIONS = {"identity": 0, "silu": 1, "gelu": 2, "sigmoid": 3, "signed_sigmoid": 4}
 BLOCK, TILE_OUTPUTS, STEP_BYTES = 32, 16, 1024  # channels of a block, outputs of a tile, bytes of a packed K step
 MAX_CHANNELS, MAX_SIDE, MAX_ROW = 2**20, 2**14, 2**24
 
@@ -252,7 +252,7 @@ def _conv(reader: _Reader, fields: Fields, op: Op) -> None:
     op.pad_top, op.pad_left = _one_of(fields, "pad_top", (0, 1)), _one_of(fields, "pad_left", (0, 1))
     op.upsample = int(fields.boolean("upsample"))
     op.activation = ACTIVATIONS[fields.choice("activation", ("identity", "silu", "gelu"))]
-    op.output_activation = ACTIVATIONS[fields.choice("output_activation", ("identity", "sigmoid"))]
+    op.output_activation = ACTIVATIONS[fields.choice("output_activation", ("identity", "sigmoid", "signed_sigmoid"))]
     if (norm := _optional(fields, "norm")) is not None:
         _norm(reader, norm, op, sum(reader.tensors[i].channels for i in sources))
     op.bias_row = _optional_row(fields, "bias_row")

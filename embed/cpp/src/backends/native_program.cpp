@@ -19,7 +19,7 @@ constexpr int64_t kMaxLookupRows = 1'000'000;
 // In the order of native.h's numbers, from DV_NATIVE_PORT_MAP, _ROWS_NONE, _IDENTITY and _INPUT on.
 const std::vector<std::string> kPortKinds = {"map", "row", "steps", "table"};
 const std::vector<std::string> kRows = {"none", "steps", "batch", "pairs"};
-const std::vector<std::string> kActivations = {"identity", "silu", "gelu", "sigmoid"};
+const std::vector<std::string> kActivations = {"identity", "silu", "gelu", "sigmoid", "signed_sigmoid"};
 const std::vector<std::string> kOps = {"input", "conv", "attention", "pool", "upsample", "lookup", "linear", "add"};
 
 int32_t number_of(const std::vector<std::string>& words, const std::string& word) {
@@ -123,7 +123,7 @@ private:
         op.pad_left = one_of(fields, "pad_left", 0, 1);
         op.upsample = fields.boolean("upsample");
         op.activation = number_of(kActivations, fields.choice("activation", {"identity", "silu", "gelu"}));
-        op.output_activation = number_of(kActivations, fields.choice("output_activation", {"identity", "sigmoid"}));
+        op.output_activation = number_of(kActivations, fields.choice("output_activation", {"identity", "sigmoid", "signed_sigmoid"}));
         if (is_there(fields, "norm", "an object or null")) norm(fields.object("norm"), op);
         op.bias_row = row(fields, "bias_row");
         if (is_there(fields, "residual", "the name of a tensor, or null")) op.residual = tensor(fields, "residual");
