@@ -91,8 +91,8 @@ def _read_folder(path: Path, shape: tuple[int, int, int]) -> U8:
     images, notes = load_images([path], shape)
     if notes:
         raise ArgumentError(
-            f"--images {path}: found {len(notes)} pictures of another size ({notes[0]}), expected {shape[2]}x{shape[1]} as in "
-            f"training; resize them as the model's training data was ({', '.join(READABLE)})"
+            f"--images {path}: found {len(notes)} pictures of another size ({notes[0]}), expected {shape[2]}x{shape[1]} as "
+            f"in training; resize them as the model's training data was ({', '.join(READABLE)})"
         )
     return images
 

@@ -1,8 +1,7 @@
-"""Which bundles do the native engine's tests use? The golden ones, with native engines added and nothing exported again."""
+"""Bundles of the native engine's tests: the golden ones, with native engines added and nothing exported again."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ def build_native(golden: Path, name: str, folder: Path, precisions: Sequence[str
     engines: dict[str, Any] = {}
     for precision in precisions:
         for engine in builder.build(context, precision, {"int8_budget": budget}):
-            engines.setdefault("{backend} {precision} {role}".format(**engine.entry), engine)
+            engines.setdefault("{backend} {precision} {graph}".format(**engine.entry), engine)
     manifest = json.loads((golden / "manifest.json").read_text())
     manifest["backends"] = [*manifest["backends"], "native"]
     manifest["engines"] = [engine.entry for engine in engines.values()]
@@ -44,21 +43,11 @@ def build_native(golden: Path, name: str, folder: Path, precisions: Sequence[str
 
 def build_context(golden: Path, name: str, folder: Path) -> Any:
     """What a build hands the engine builders, with the golden bundle's graphs."""
-    from export.build import Request, infer_architecture, load, read
+    from export.build import Request, recognise
     from export.context import Graph, Watch
     from export.engines import BuildContext
-    from export.graphs.roles import roles
-    from export.read.evidence import Options
 
-    options = Options(**golden_models.build_options(name))
-    source = read(Request(golden_models.write_checkpoint(name, folder / f"{name}.ckpt"), options=options))
-    architecture = infer_architecture(source, options)
-    unet, vae = load(source, architecture)
-    graphs = tuple(
-        Graph(role, (golden / f"{role.name}.onnx").read_bytes(), {}) for role in roles(unet, vae, architecture.T).values()
-    )
-    fields = {field.name for field in dataclasses.fields(BuildContext)}
-    known = {
-        "architecture": architecture, "source": source, "unet": unet, "vae": vae, "graphs": graphs, "watch": Watch(),
-    }  # fmt: skip
-    return BuildContext(**{key: value for key, value in known.items() if key in fields})
+    path = golden_models.write_checkpoint(name, folder / f"{name}.ckpt")
+    model = recognise(Request(path, options=golden_models.build_options(name))).load()
+    graphs = tuple(Graph(role, (golden / f"{role.name}.onnx").read_bytes(), {}) for role in model.roles.values())
+    return BuildContext(model, graphs, Watch())

@@ -1,4 +1,4 @@
-"""How do tests get the whole-sampler graph of a bundle that was built without one? From the bundle's own graphs."""
+"""The whole-sampler graph of a bundle that was built without one, made of the bundle's own graphs."""
 
 from __future__ import annotations
 
@@ -8,33 +8,25 @@ import numpy as np
 from torch import nn
 
 from engine.backends.onnxruntime import open_session
-from engine.bundle.manifest import TensorSpec
 from engine.bundle.reader import Bundle
-from export.graphs.roles import Role, Tensor
+from export.graphs.roles import Role
 from export.graphs.sampler_graph import compose_sampler
 from export.graphs.sampler_role import sampler_role
 
-PARTS = ("vae_decoder", "timestep_table", "denoiser")
-
 
 def roles_of(bundle: Bundle) -> dict[str, Role]:
-    """The roles by name with the signatures of the manifest, and nothing behind them."""
-
-    def tensors(specs: tuple[TensorSpec, ...]) -> tuple[Tensor, ...]:
-        return tuple(Tensor(spec.name, spec.shape, spec.dtype, spec.range) for spec in specs)
-
+    """The pipeline's graphs with the signatures of the manifest, and nothing behind them."""
     graphs = bundle.manifest.graphs
     return {
-        name: Role(name, nn.Identity(), tensors(graphs[name].inputs), tensors(graphs[name].outputs))
-        for name in PARTS
-        if name in graphs
+        name: Role(name, nn.Identity(), graphs[name].inputs, graphs[name].outputs) for name in bundle.manifest.pipeline.graphs
     }
 
 
 def compose(bundle: Bundle) -> bytes:
     """The float32 sampler graph of a bundle."""
-    wanted = roles_of(bundle)
-    return compose_sampler(sampler_role(wanted), {name: bundle.read_graph(name) for name in wanted})
+    manifest, wanted = bundle.manifest, roles_of(bundle)
+    role = sampler_role(manifest.inputs, manifest.pipeline, wanted)
+    return compose_sampler(role, manifest.pipeline, {name: bundle.read_graph(name) for name in wanted})
 
 
 class OrtSampler:

@@ -1,4 +1,4 @@
-"""Is the architecture read off keys and shapes exactly, and does the build stop where they cannot tell?"""
+"""Architectures of DiffuseVAE checkpoints: read off keys and shapes exactly, and refused where they cannot tell."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ import torch
 
 from engine.errors import ArgumentError, CheckpointError, EngineError
 from engine.solver.schedule import Schedule
-from export.families.architecture import Architecture, infer
-from export.families.presets import PRESETS
+from export.families.diffusevae import Options, recognise
+from export.families.diffusevae.architecture import Architecture, infer
+from export.families.diffusevae.evidence import Evidence
+from export.families.diffusevae.presets import PRESETS
 from export.models.layouts import expected_shapes
 from export.models.unet import UNet, UNetSpec
 from export.models.vae import VAE, VAESpec
 from export.read.checkpoint import Checkpoint
-from export.read.evidence import Evidence, Options
 from export.read.parts import select, split
+from export.read.schedule import linear
 from export.synthetic import schedule_constants
 from tests import golden_models
 
@@ -42,7 +44,7 @@ def meta(shape: tuple[int, ...]) -> torch.Tensor:
 
 @functools.cache
 def constants(formulation: int | None, T: int = 1000) -> dict[str, torch.Tensor]:
-    return schedule_constants(Schedule(1e-4, 0.02, T), formulation)
+    return schedule_constants(Schedule.from_recipe("linear", T, start=1e-4, end=0.02), formulation)
 
 
 def state_of(
@@ -78,7 +80,7 @@ def infer_from(state: dict[str, torch.Tensor], metadata: dict[str, Any] | None =
     checkpoint = Checkpoint(PATH, "0" * 64, state, metadata or {})
     parts = split(checkpoint)
     network = select(parts, "ema", PATH)
-    return infer(Evidence(PATH, network, parts.vae, checkpoint.metadata, Options(**options)))
+    return infer(Evidence(PATH, checkpoint.metadata, network, parts.vae, Options(**options)))
 
 
 class TestGolden:
@@ -95,7 +97,8 @@ class TestGolden:
         assert (attention, unet.heads) == (cfg["attn"], cfg["n_heads"])
         assert (unet.z_dim, unet.scale_shift) == (cfg["z_dim"] if cfg["z_cond"] else None, cfg["z_cond"])
         assert found.formulation == {"form1": 1, "form2": 2, "uncond": None}[cfg["type"]]
-        assert (found.beta_1, found.beta_T, found.T) == (cfg["beta1"], cfg["beta2"], cfg["T"])
+        assert found.schedule == linear(cfg["beta1"], cfg["beta2"], cfg["T"])
+        assert found.prediction == "eps"
         assert found.variance == cfg["variance"]
         if cfg["vae"] is None:
             assert found.vae is None
@@ -336,11 +339,17 @@ class TestVAE:
 
 
 class TestSchedule:
-    def test_other_linear_schedules(self) -> None:
-        for beta_1, beta_T, T in ((1e-4, 0.02, 4000), (5e-4, 0.01, 50), (1e-3, 1e-3, 2)):
-            state = state_of() | {"target_network.betas": torch.linspace(beta_1, beta_T, T).double()}
-            found = infer_from(state, heads=2)
-            assert (found.beta_1, found.beta_T, found.T) == (beta_1, beta_T, T)
+    def test_from_the_weights(self) -> None:
+        """What is recognised and what is kept as a table: test_schedule.py."""
+        steps = torch.linspace(0, 1, 1000, dtype=torch.float64)
+        for betas, recipe in (
+            (torch.linspace(5e-4, 0.01, 50).half(), "linear"),
+            ((0.00085**0.5 + (0.012**0.5 - 0.00085**0.5) * steps) ** 2, "scaled_linear"),
+            ((1 - torch.cos((steps + 0.01) * 1.5)).clamp(1e-4, 0.999), "table"),
+        ):
+            found = infer_from(state_of() | {"target_network.betas": betas}, heads=2)
+            assert (found.schedule.recipe, found.schedule.T) == (recipe, len(betas))
+            assert found.origins["schedule"] == "weights"
 
     def test_a_count_that_ten_does_not_divide(self) -> None:
         state = state_of() | {"target_network.betas": torch.linspace(1e-4, 0.02, 7).double()}
@@ -349,20 +358,9 @@ class TestSchedule:
             "guidance": 0.0, "x": 0,
         }  # fmt: skip
 
-    @pytest.mark.parametrize("kind", ["cosine", "quadratic", "half"])
-    def test_others_are_refused(self, kind: str) -> None:
-        steps = torch.linspace(0, 1, 1000).double()
-        betas = {
-            "cosine": (1 - torch.cos((steps + 0.01) * 1.5)).clamp(1e-4, 0.999),
-            "quadratic": (0.01 + 0.13 * steps) ** 2,
-            "half": torch.linspace(1e-4, 0.02, 1000).half(),
-        }[kind]
-        with pytest.raises(CheckpointError, match=r"target_network\.betas from .* leave a straight line.*linear schedule"):
-            infer_from(state_of() | {"target_network.betas": betas}, heads=2)
-
     @pytest.mark.parametrize("betas", [torch.zeros(10), torch.ones(1) / 2, torch.full((3, 3), 0.1), torch.arange(4)])
     def test_betas_that_are_none(self, betas: torch.Tensor) -> None:
-        with pytest.raises(CheckpointError, match=r"expected at least two betas between 0 and 1"):
+        with pytest.raises(CheckpointError, match=r"target_network\.betas.*expected (at least two )?betas between 0"):
             infer_from(state_of() | {"target_network.betas": betas}, heads=2)
 
     def test_a_bare_network_asks_for_everything(self) -> None:
@@ -373,13 +371,15 @@ class TestSchedule:
         with pytest.raises(CheckpointError, match=r"--formulation 1 or --formulation 2"):
             infer_from(state, heads=2, schedule=(1e-4, 0.02, 1000))
         found = infer_from(state, heads=2, schedule=(1e-4, 0.02, 1000), formulation=2)
-        assert (found.formulation, found.T, found.origins["schedule"]) == (2, 1000, "--schedule")
+        assert (found.formulation, found.schedule.T, found.origins["schedule"]) == (2, 1000, "--schedule")
         with pytest.raises(ArgumentError, match=r"expected 0 < beta_1 <= beta_T < 1"):
             infer_from(state, heads=2, schedule=(0.02, 1e-4, 1000), formulation=2)
 
     def test_two_answers(self) -> None:
-        with pytest.raises(ArgumentError, match=r"in the weights but .* from --schedule"):
+        with pytest.raises(ArgumentError, match=r"T = 1000 in the weights but .*T = 500 from --schedule"):
             infer_from(state_of(), heads=2, schedule=(1e-4, 0.02, 500))
+        finer = state_of() | {"target_network.betas": torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)}
+        assert infer_from(finer, heads=2, schedule=(1e-4, 0.02, 1000)).schedule.recipe == "table"
         with pytest.raises(ArgumentError, match=r"formulation: found 1 from weights but 2 from --formulation"):
             infer_from(state_of(), heads=2, formulation=2)
         with pytest.raises(CheckpointError, match=r"formulation 2's constants or --formulation with an unconditional"):
@@ -414,6 +414,23 @@ class TestMetadata:
         with pytest.raises(EngineError, match=says):
             infer_from(state_of(), self.OWN | change)
 
+    def test_prediction(self) -> None:
+        assert infer_from(state_of(), heads=2).origins["prediction"].startswith("assumed")
+        found = infer_from(state_of(), self.OWN | {"prediction": "v"})
+        assert (found.prediction, found.origins["prediction"]) == ("v", "metadata")
+        assert infer_from(state_of(), heads=2, prediction="x0").prediction == "x0"
+        with pytest.raises(ArgumentError, match=r"prediction: found eps from --prediction but v from metadata"):
+            infer_from(state_of(), self.OWN | {"prediction": "v"}, prediction="eps")
+        with pytest.raises(ArgumentError, match=r"prediction: found 'epsilon' from metadata, expected eps or x0 or v"):
+            infer_from(state_of(), self.OWN | {"prediction": "epsilon"})
+
     def test_a_flag_chooses_the_variance(self) -> None:
         assert infer_from(state_of(), self.OWN, variance="fixedlarge").origins["variance"] == "flag"
         assert infer_from(state_of(), heads=2).origins["variance"].startswith("assumed")
+
+
+def test_an_option_of_another_family() -> None:
+    checkpoint = Checkpoint(PATH, "0" * 64, state_of(), {})
+    assert recognise(checkpoint, None, "ema", {"heads": 2, "scheduler": None}).name == "a"
+    with pytest.raises(ArgumentError, match=r"options: found 'head', expected some of heads.*Did you mean 'heads'"):
+        recognise(checkpoint, None, "ema", {"head": 2})

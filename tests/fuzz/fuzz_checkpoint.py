@@ -1,4 +1,4 @@
-"""Can a mutated checkpoint make anything but our own errors come out? `python -m tests.fuzz.fuzz_checkpoint --help`.
+"""Mutated checkpoints are read or refused with our own errors: `python -m tests.fuzz.fuzz_checkpoint --help`.
 
 Each seed is one case, the same on every machine: `--replay SEED` runs it alone and says what was changed.
 """
@@ -21,8 +21,7 @@ import torch
 from safetensors.torch import save
 
 from engine.errors import EngineError
-from export.build import Request, infer_architecture, load, read
-from export.read.evidence import Options
+from export.build import Request, check_defaults, recognise
 from tests import golden_models
 
 VALUES: list[Any] = [
@@ -30,7 +29,7 @@ VALUES: list[Any] = [
     "16x99999999", "16d0,16t8", "1u0", "0:0", "1:", "16x1,16d2,16t8,8x1,8d2,8t4,4x1,4d4,4t1,1x1",
 ]  # fmt: skip
 NAMES = [
-    "n_heads", "image_size", "type", "variance", "name", "defaults", "input_res", "enc_block_str", "dec_block_str",
+    "n_heads", "image_size", "type", "variance", "prediction", "name", "defaults", "input_res", "enc_block_str", "dec_block_str",
     "enc_channel_str", "dec_channel_str",
 ]  # fmt: skip
 STRINGS = golden_models.config("form1")["vae"]
@@ -56,7 +55,7 @@ def mutate_content(rng: random.Random, content: dict[str, Any]) -> list[str]:
             shape = rng.choice([(), (0,), (1, *state[key].shape), (7,), (2**40,), (3, 0, 3)])
             state[key] = torch.zeros(1).expand(shape) if shape else torch.zeros(())
         elif action == 3:
-            state[key] = torch.full_like(state[key], rng.choice([float("nan"), float("inf"), -1.0, 0.0, 1e30]))
+            state[key] = torch.full_like(state[key], rng.choice([float("nan"), float("inf"), -1.0, 0.0, 1e-300, 1e30]))
         elif action == 4:
             state[key] = state[key].to(rng.choice([torch.int8, torch.bool, torch.complex64, torch.float16, torch.float64]))
         elif action == 5:
@@ -130,8 +129,10 @@ def one(seed: int, folder: Path, original: dict[str, Any], show: bool) -> str:
     path = folder / "case.ckpt"
     path.write_bytes(data)
     try:
-        source = read(Request(path))
-        load(source, infer_architecture(source, Options()))
+        found = recognise(Request(path))
+        model = found.load()
+        assert model.wiring.graphs, "a model that was read has a pipeline that holds together"
+        check_defaults(model, found.source)
         return f"{target} read"
     except EngineError:
         return f"{target} refused"

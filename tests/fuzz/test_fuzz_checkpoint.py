@@ -1,4 +1,4 @@
-"""Do seeded mutations of checkpoints only ever bring out our own errors, and never a crash?
+"""Seeded mutations of checkpoints only ever bring out our own errors, and never a crash.
 
 In a child process, so that a crash of a native reader is an exit code. More seeds: see fuzz_checkpoint.py.
 """

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from export.families.diffusevae.presets import Preset, preset
 from export.read.evidence import Facts
@@ -31,7 +29,6 @@ class Options:
 class Evidence(Facts):
     """A file's metadata, the networks found in it, and what was said of them."""
 
-    metadata: Mapping[str, Any]
     network: Network
     stage: Stage | None
     options: Options
