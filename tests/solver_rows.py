@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from engine import kernels
 from engine.kernels import ROW_FIELDS
 from engine.solver.levels import Columns, Levels
 from engine.solver.table import exact_rows
@@ -42,3 +43,18 @@ def run_solver(solver: Callable[[Levels], Columns], levels: Levels, network: Net
 def _sum(which: str, k: dict[str, np.ndarray], slots: dict[str, np.ndarray]) -> np.ndarray:
     terms = [k[f"{which}_{name}"] * value for name, value in slots.items() if k.get(f"{which}_{name}", 0) != 0]
     return sum(terms, np.zeros_like(slots["x"]))
+
+
+def run_kernels(timesteps, rows, network: Network, x, *, c=None, noise=None) -> list[np.ndarray]:
+    """x after every row of a table by `kernels.update`, buffers handled as a chain handles them."""
+    x, y, history = x.copy(), np.full_like(x, np.nan), [np.full_like(x, np.nan) for _ in range(3)]
+    states = []
+    for i, (t, row) in enumerate(zip(timesteps, rows, strict=True)):
+        e = network(row[ROW_FIELDS.index("c_in")] * x, int(t))
+        h1, h2, h3 = history
+        slots = {"c": c, "y": y, "h1": h1, "h2": h2, "h3": h3, "noise": None if noise is None else noise[i]}
+        assert kernels.update(row, x, e, **slots, out=x, y_out=y, push_out=h3)
+        if row[ROW_FIELDS.index("push")]:
+            history = [h3, h1, h2]
+        states.append(x.copy())
+    return states
