@@ -27,7 +27,7 @@ from benchmarks.gpu import golden
 from benchmarks.gpu.torch_chain import TorchChain
 from benchmarks.machine import BenchmarkError, machine_facts, now, write_json
 from engine import Sampler
-from engine.backends import GPU_BACKENDS, available
+from engine.backends import available
 from engine.bundle.reader import Bundle
 from engine.device.context import Device, open_device
 from engine.errors import BackendError, EngineError
@@ -41,6 +41,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"steps": 10, "guidance": 0.5},
     {"steps": 4, "t_start": 400},
 )
+GPU_BACKENDS = ("tensorrt_rtx", "tensorrt")  # in the order in which they are tried
 STAGES = ("noise", "before", "rows", "update", "after", "post")  # of Timings, beside the steps' network
 Say = Callable[[str], None]
 

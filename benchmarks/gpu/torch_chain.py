@@ -17,7 +17,8 @@ class TorchChain:
 
     def __init__(self, bundle: Bundle, checkpoint: Path, *, compiled: bool) -> None:
         self._torch = torch = _torch()
-        self._manifest = bundle.manifest
+        self._state = bundle.manifest.pipeline.state
+        self._chain = reference.Chain(bundle.manifest)
         unet, vae = reference.networks(checkpoint, reference.options_of(bundle.manifest))
         self._takes_z = unet.spec.z_dim is not None
         self._unet = unet.cuda()
@@ -27,8 +28,7 @@ class TorchChain:
 
     def run(self, n: int, seed: int, steps: int) -> tuple[float, float]:
         """(milliseconds on the wall, between CUDA events) of one chain, z to pixels on the host."""
-        torch, state = self._torch, self._manifest.pipeline.state
-        table = reference.table_of(self._manifest, steps)
+        torch, state = self._torch, self._state
         seeds = noises.resolve_seeds(seed, n)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         started = time.perf_counter()
@@ -44,7 +44,7 @@ class TorchChain:
                 return self._unet(x, cond, times, z if self._takes_z else None).float()
 
             x_T = torch.from_numpy(noises.initial(seeds, state.shape)).cuda()
-            x = reference.run_chain(table, x_T, cond if state.centre is not None else 0.0, network, torch.clamp)
+            x = self._chain.run(steps, x_T, cond if state.centre is not None else 0.0, network, torch.clamp)
             pixels = ((x.clamp(-1, 1) + 1) * 127.5 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
             end.record()
             pixels.cpu()

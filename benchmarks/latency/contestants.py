@@ -69,6 +69,7 @@ class TorchRunner:
         assert task.checkpoint is not None, "a contestant without a checkpoint is skipped"
         self._torch = torch
         self._manifest = Bundle.open(task.bundle).manifest
+        self._chain = reference.Chain(self._manifest)
         self._unet, self._vae = reference.networks(task.checkpoint, task.options)
         self._bf16 = contestant.precision == "bf16"
         self._network = self._compiled() if contestant.kind == "compile" else self._unet
@@ -98,7 +99,6 @@ class TorchRunner:
         from engine.solver import noise as noises
 
         started, torch, calls = time.perf_counter(), self._torch, []
-        table = reference.table_of(self._manifest, steps)
         seeds, state = noises.resolve_seeds(seed, n), self._manifest.pipeline.state
 
         def network(x: Any, timestep: int) -> Any:
@@ -111,7 +111,7 @@ class TorchRunner:
             values = self._values(seeds)
             centre = values[state.centre] if state.centre is not None else 0.0
             x_T = torch.from_numpy(noises.initial(seeds, state.shape))
-            x = reference.run_chain(table, x_T, centre, network, torch.clamp)
+            x = self._chain.run(steps, x_T, centre, network, torch.clamp)
             pixels = ((x.clamp(-1, 1) + 1) * 127.5 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
             pixels.numpy()
         return Run(x.numpy(), 1e3 * (time.perf_counter() - started), calls)

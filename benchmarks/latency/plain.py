@@ -38,6 +38,7 @@ class PlainRunner:
         assert task.plain is not None, "a contestant without its export is skipped"
         bundle = Bundle.open(task.bundle)
         self._manifest = bundle.manifest
+        self._chain = reference.Chain(bundle.manifest)
         how = (contestant.backend, contestant.precision, task.threads)
         self._denoise = _callable(task.plain.read_bytes(), *how)
         maker = self._manifest.pipeline.maker(reference.RECON)
@@ -53,7 +54,6 @@ class PlainRunner:
         """VAE decoder, then the chain of DDIM, then pixels."""
         started, calls = time.perf_counter(), []
         pipeline, drawn = self._manifest.pipeline, self._manifest.drawn
-        table = reference.table_of(self._manifest, steps)
         seeds = noises.resolve_seeds(seed, n)
         values: Values = {}
         if drawn is not None and self._decode is not None:
@@ -69,7 +69,7 @@ class PlainRunner:
 
         centre = values[pipeline.state.centre] if pipeline.state.centre is not None else np.float32(0)
         x_T = noises.initial(seeds, pipeline.state.shape)
-        x: F32 = reference.run_chain(table, x_T, centre, network, np.clip)
+        x: F32 = self._chain.run(steps, x_T, centre, network, np.clip)
         np.ascontiguousarray(((np.clip(x, -1, 1) + 1) * 127.5 + 0.5).astype(np.uint8).transpose(0, 2, 3, 1))
         return Run(x, 1e3 * (time.perf_counter() - started), calls)
 

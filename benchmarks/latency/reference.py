@@ -32,25 +32,31 @@ def networks(checkpoint: Path, options: dict[str, Any]) -> tuple[Any, Any]:
     return recognise(read_checkpoint(checkpoint), None, "ema", options).networks()
 
 
-def table_of(manifest: Manifest, steps: int) -> StepTable:
-    """Deterministic DDIM from noise, evenly spaced: what is timed."""
-    state = manifest.pipeline.state
-    return build_step_table(
-        manifest.schedule.schedule(),
-        prediction=manifest.prediction,
-        centred=state.centre is not None,
-        steps=steps,
-        spacing="linspace",
-        clip=state.clip,
-    )
+class Chain:
+    """Deterministic DDIM from noise, evenly spaced, over the schedule of a bundle: what is timed."""
 
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._schedule = manifest.schedule.schedule()
 
-def run_chain(table: StepTable, x_T: Any, c: Any, network: Callable[[Any, int], Any], limit: Callable[..., Any]) -> Any:
-    """x_0 from unit noise, in numpy or torch. `network(x, t)` is called once a row; c is the centre, 0 without one."""
-    x = table.start.k_noise * x_T + table.start.k_centre * c
-    for t, row in zip(table.timesteps.tolist(), table.rows.tolist(), strict=True):
-        x = apply_row(row, x, network(x, t), c, limit)
-    return x
+    def run(self, steps: int, x_T: Any, c: Any, network: Callable[[Any, int], Any], limit: Callable[..., Any]) -> Any:
+        """x_0 from unit noise, in numpy or torch. `network(x, t)` is called once a step; c is the centre, 0 without one."""
+        table = self._table(steps)
+        x = table.start.k_noise * x_T + table.start.k_centre * c
+        for t, row in zip(table.timesteps.tolist(), table.rows.tolist(), strict=True):
+            x = apply_row(row, x, network(x, t), c, limit)
+        return x
+
+    def _table(self, steps: int) -> StepTable:
+        state = self._manifest.pipeline.state
+        return build_step_table(
+            self._schedule,
+            prediction=self._manifest.prediction,
+            centred=state.centre is not None,
+            steps=steps,
+            spacing="linspace",
+            clip=state.clip,
+        )
 
 
 def apply_row(row: Sequence[float], x: Any, e: Any, c: Any, limit: Callable[..., Any]) -> Any:

@@ -37,7 +37,7 @@ def _row(way: Way, clients: int, tally: Tally) -> dict[str, Any]:
 
     return {
         "model": way.name,
-        "backend": way.plan.backend,
+        "backend": way.settled.backend,
         "precision": way.precision,
         "batched": way.batched,
         "clients": clients,

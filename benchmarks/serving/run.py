@@ -25,7 +25,7 @@ from engine import Sampler
 from engine.errors import EngineError
 from engine.triton.local_server import LocalServer
 from engine.triton.repository import write_repository
-from engine.triton.serving import Plan, Serving
+from engine.triton.serving import Serving, Settled
 from engine.triton.statistics import Counters, counters
 
 SEEDS = range(64)
@@ -39,14 +39,14 @@ Say = Callable[[str], None]
 class Way:
     """One way to serve the bundle: a model on the server."""
 
-    plan: Plan
+    settled: Settled
     precision: str
     batched: bool
 
     @property
     def name(self) -> str:
         """The model's name."""
-        return self.plan.name
+        return self.settled.name
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def write_ways(bundle: Path, folder: Path, backends: Sequence[str], chosen: Serv
             serving = Serving(
                 f"{backend}_{kind}", most, chosen.delay_us, threads=chosen.threads, backend=backend, precision=precision
             )
-            ways.append(Way(write_repository(bundle, folder / kind, serving).plan, precision, most > 1))
+            ways.append(Way(write_repository(bundle, folder / kind, serving).settled, precision, most > 1))
     return ways
 
 
@@ -85,9 +85,9 @@ def targets_of(bundle: Path, ways: Sequence[Way], server: LocalServer, steps: in
     """What each way is asked for, with the images that Sampler makes of it."""
     found = {}
     for way in ways:
-        with Sampler(bundle, way.plan.backend, way.precision) as sampler:
+        with Sampler(bundle, way.settled.backend, way.precision) as sampler:
             images = sampler.sample(seed=list(SEEDS), steps=steps).images
-        tolerance = 0 if way.plan.backend in EXACT else TOLERANCE
+        tolerance = 0 if way.settled.backend in EXACT else TOLERANCE
         found[way.name] = load.Target(server.grpc, way.name, dict(zip(SEEDS, images, strict=True)), steps, tolerance)
     return found
 

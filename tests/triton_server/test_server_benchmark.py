@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jsonschema
 
+from benchmarks.machine import machine_facts
 from benchmarks.serving import run
 from engine.triton.serving import Serving
 from tests.triton_server.client import count
@@ -18,7 +19,7 @@ def test_a_short_run(installed: None, bundles: dict[str, Path]) -> None:
     told: list[str] = []
     schedule = run.Schedule(clients=(1, 8), rounds=1, seconds=0.4)
     chosen = Serving(max_batch=4, delay_us=1000, threads=1)
-    result = run.measure(bundles["toy"], ("onnxruntime",), chosen, schedule, None, told.append)
+    result = run.measure(machine_facts(), bundles["toy"], ("onnxruntime",), chosen, schedule, None, told.append)
     jsonschema.validate(result, json.loads(SCHEMA.read_text(encoding="utf-8")))
     rows = {(row["model"], row["clients"]): row for row in result["results"]}
     count("benchmark requests", sum(row["requests"] for row in rows.values()))

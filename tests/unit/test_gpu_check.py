@@ -1,4 +1,4 @@
-"""Does `make gpu-check` say clearly that there is no GPU, and is its report what its schema says where there is one?"""
+"""`make gpu-check`: a clear message where there is no GPU, a report that keeps its schema where there is one."""
 
 from __future__ import annotations
 

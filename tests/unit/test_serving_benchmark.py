@@ -1,4 +1,4 @@
-"""Does the serving benchmark compare every image, count every error, and state the right ratios? Without a server."""
+"""The serving benchmark without a server: every image compared, every error counted, the right ratios stated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.serving import load, report, run
 from benchmarks.serving.run import Schedule, Tally, Way
 from engine.bundle.reader import Bundle
 from engine.errors import EngineError
-from engine.triton.serving import Serving, plan_for
+from engine.triton.serving import Serving, settle
 from engine.triton.statistics import STAGES, Counters
 from tests import toy
 
@@ -112,8 +112,8 @@ class TestLoad:
 @pytest.fixture(scope="module")
 def ways(tmp_path_factory: pytest.TempPathFactory) -> list[Way]:
     bundle = Bundle.open(toy.build_bundle(tmp_path_factory.mktemp("serving") / "toy.bundle", backends=("onnxruntime",)))
-    plans = [plan_for(bundle, Serving(name, most)) for name, most in (("toy_batched", 8), ("toy_single", 1))]
-    return [Way(plan, "f32", plan.max_batch > 1) for plan in plans]
+    served = [settle(bundle, Serving(name, most)) for name, most in (("toy_batched", 8), ("toy_single", 1))]
+    return [Way(each, "f32", each.max_batch > 1) for each in served]
 
 
 def tally(milliseconds: float, requests: int, executions: int, errors: int = 0) -> Tally:
@@ -169,7 +169,7 @@ class TestReport:
 
 class TestCommand:
     def run(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, result: Any) -> Any:
-        def measure(bundle: Path, backends: Any, chosen: Serving, schedule: Schedule, *_: Any) -> Any:
+        def measure(facts: Any, bundle: Path, backends: Any, chosen: Serving, schedule: Schedule, *_: Any) -> Any:
             assert (chosen.max_batch, schedule.clients) == (4, (1, 8))
             if isinstance(result, EngineError):
                 raise result
