@@ -85,7 +85,7 @@ class Sheet:
                 )
             copied = onnx.NodeProto()
             copied.CopyFrom(node)
-            copied.name = f"{call}/{node.name}"
+            copied.name = f"{call}/{node.name}" if node.name else ""  # two empty names stay no names
             copied.input[:] = [renamed(name) for name in node.input]
             copied.output[:] = [renamed(name) for name in node.output]
             self.nodes.append(copied)
