@@ -28,9 +28,10 @@ lint: $(VENV)/.installed-test
 	$(BIN)/mypy
 
 # The API reference, from the docstrings: what programs import and what new solvers, backends and families follow.
-API := engine engine.errors engine.result engine.sampler engine.bundle engine.solver engine.backends.base engine.kernels engine.device
+API := engine engine.errors engine.bundle engine.solver engine.pipeline engine.request engine.backends.base engine.kernels engine.device \
+	export.build export.families
 docs: $(VENV)/.installed-docs
-	$(BIN)/pdoc --no-show-source --output-directory $(OUT)/docs $(API)
+	$(BIN)/pdoc --no-show-source --template-directory docs/api --output-directory $(OUT)/docs $(API)
 
 bench: $(VENV)/.installed-benchmark
 	$(BIN)/python benchmarks/latency --out $(OUT)/latency.json --plot $(OUT)/latency.png

@@ -1,4 +1,4 @@
-"""Does README tell the truth? Its commands exist, its Python runs, and its command lines are accepted."""
+"""README and docs as they are followed: the commands exist, the Python runs, the command lines are accepted."""
 
 from __future__ import annotations
 
@@ -6,22 +6,40 @@ import re
 import shlex
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from engine.cli.elsewhere import Elsewhere
 from engine.cli.main import cli
 from tests import toy
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BUNDLE = "out/avatars.bundle"
+BUILDERS = ("build", "fit-prior")  # their lines are parsed here and run in test_package.py and tests/export
+GUIDES = ("docs/building.md", "docs/install.md")
 
 
-def blocks(language: str = "") -> list[str]:
-    """The fenced blocks of README in one language."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    return [text for name, text in found if name == language]
+def blocks(language: str = "", text: str = README) -> list[str]:
+    """The fenced blocks of a document in one language."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [block for name, block in found if name == language]
+
+
+def program_lines(text: str) -> list[list[str]]:
+    """The words of each line of the program in a document's blocks, without the remark behind it."""
+    lines = [line for block in blocks(text=text) for line in block.splitlines() if line.startswith("diffusevae ")]
+    return [shlex.split(re.split(r"\s{3,}|\s#\s", line)[0])[1:] for line in lines]
+
+
+def check_words(words: list[str]) -> None:
+    """Parse a line as its command does, without running it; click raises where it does not fit."""
+    command = cli.commands[words[0]]
+    found = command.load() if isinstance(command, Elsewhere) else command
+    with found.make_context(words[0], words[1:], parent=click.Context(cli)):
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +51,14 @@ def test_the_first_block_is_the_two_commands_and_make_has_them() -> None:
     commands = [line.split("#")[0].strip() for line in blocks()[0].strip().splitlines()]
     assert commands == ["make demo", "make test"]
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in ("demo", "test", "test-cpp", "test-triton", "bench", "bench-serving", "quality"):
+    for target in ("demo", "test", "test-cpp", "test-triton", "docs", "bench", "bench-serving", "quality", "gpu-check"):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
 def test_continuous_integration_runs_the_test_commands() -> None:
     lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").rstrip().splitlines()
     assert lines[-3:] == ["make test", "make test-cpp", "make test-triton"]
+    assert "- run: .ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
 
 
 def test_python_runs(bundle: Path) -> None:
@@ -54,18 +73,21 @@ def test_python_runs(bundle: Path) -> None:
 def test_command_lines_are_accepted(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of Ray's workers, which start in a folder of their own
-    lines = [line for block in blocks() for line in block.splitlines() if line.startswith("diffusevae ")]
-    assert any(BUNDLE in line for line in lines)
-    for line in lines:
-        if BUNDLE not in line:  # the line that only names further commands
-            assert set(re.findall(r"[a-z]+", line)) - {"diffusevae"} <= set(cli.commands), line
+    lines = program_lines(README)
+    assert {words[0] for words in lines} >= {"sample", "info", "verify", "build", "triton-repo"}
+    for words in lines:
+        if words[0] in BUILDERS:
+            check_words(words)
             continue
-        few = re.split(r"\s{3,}", line)[0].replace(BUNDLE, str(bundle)).replace("--n 50000", "--n 50 --shard-size 25")
-        words = shlex.split(few)[1:]
-        result = CliRunner().invoke(cli, words)
-        assert result.exit_code == 0, (line, result.output)
+        assert BUNDLE in words, words
+        few = " ".join(words).replace(BUNDLE, str(bundle)).replace("--n 50000", "--n 50 --shard-size 25")
+        result = CliRunner().invoke(cli, few.split())
+        assert result.exit_code == 0, (words, result.output)
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(((?!http)[^)#]+)\)", README))))
-def test_links_lead_somewhere(target: str) -> None:
-    assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("guide", GUIDES)
+def test_the_guides_command_lines_fit(guide: str) -> None:
+    lines = program_lines((ROOT / guide).read_text(encoding="utf-8"))
+    assert lines
+    for words in lines:
+        check_words(words)
