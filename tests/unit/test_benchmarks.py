@@ -143,6 +143,7 @@ class Extractor:
 def test_precisions_are_compared_on_the_same_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "open_extractor", lambda threads: Extractor())
     monkeypatch.setattr(plots, "draw_rows", lambda rows, path: path.write_text(" ".join(label for label, _ in rows)))
+    keep_busy(monkeypatch, precisions)
     toy.build_bundle(tmp_path / "a.bundle")
     np.savez(tmp_path / "h.npz", images=np.random.default_rng(3).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
     given = {"--bundle": "a.bundle", "--heldout": "h.npz", "--out": "p.json", "--picture": "p.png"}
@@ -157,6 +158,21 @@ def test_precisions_are_compared_on_the_same_seeds(tmp_path: Path, monkeypatch: 
     assert rows[0]["mean_pixel_difference"] == rows[0]["fd_change_percent"] == 0.0
     assert len(rows) > 1
     assert "onnxruntime\nf32" in (tmp_path / "p.png").read_text()
+    assert result["machine"]["load_average"] == 0.25  # of before the run
+    assert "WARNING" not in done.output
+
+
+def keep_busy(monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
+    """A load average of 0.25 until `module` opens its first sampler, and of 9 from then on."""
+    loads = [0.25]
+    monkeypatch.setattr("os.getloadavg", lambda: (loads[-1], 0.0, 0.0))
+    original = module.Sampler
+
+    def opened(*arguments: Any) -> Any:
+        loads.append(9.0)
+        return original(*arguments)
+
+    monkeypatch.setattr(module, "Sampler", opened)
 
 
 def test_a_precision_beyond_its_bound_is_told_and_fails() -> None:
@@ -193,8 +209,12 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., A
     return measure
 
 
-def test_quality_writes_what_its_schema_promises(measured: Callable[..., Any], tmp_path: Path) -> None:
+def test_quality_writes_what_its_schema_promises(
+    measured: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_busy(monkeypatch, run)
     result, output = measured()
+    assert result["machine"]["load_average"] == 0.25  # of before the run
     check_schema("quality", result)
     assert result["complete"]
     assert {row["key"] for row in result["settings"]} == {case.key for case in cases.quick()}

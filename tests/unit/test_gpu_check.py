@@ -66,7 +66,14 @@ def test_a_failed_build_is_said(tmp_path: Path) -> None:
 def test_the_report_keeps_its_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     mock = Mock().install(monkeypatch)
     bundle = build_bundle(tmp_path / "b", kind)
-    monkeypatch.setattr(check, "build", lambda *_: (bundle, 1.5))
+    loads = [0.25]
+    monkeypatch.setattr("os.getloadavg", lambda: (loads[-1], 0.0, 0.0))
+
+    def build(*_: object) -> tuple[Path, float]:
+        loads.append(9.0)  # a build keeps the machine busy
+        return bundle, 1.5
+
+    monkeypatch.setattr(check, "build", build)
     monkeypatch.setattr(golden, "check", lambda *_: [GOLDEN_ROW])
     monkeypatch.setattr(torch_chain, "_torch", without_torch)
     out = tmp_path / "report.json"
@@ -74,6 +81,7 @@ def test_the_report_keeps_its_schema(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert result.exit_code == 0, result.output
     report = json.loads(out.read_text())
     jsonschema.validate(report, json.loads((ROOT / "benchmarks/schema/gpu_check.schema.json").read_text()))
+    assert report["machine"]["load_average"] == 0.25
     assert [row["mean"] < 1e-4 for row in report["agreement"]] == [True] * (4 if kind == "form1" else 2)
     states = {row["contestant"]: row for row in report["results"]}
     assert states["tensorrt_rtx graph"]["launch"] == "graph"
