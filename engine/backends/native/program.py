@@ -14,7 +14,8 @@ from typing import Any
 
 from engine.backends.native.weights import Blob
 from engine.bundle.fields import REBUILD, Fields, parse_json, shorten
-from engine.bundle.manifest import GraphSpec, TensorSpec
+from engine.bundle.graphs import GraphSpec
+from engine.bundle.tensors import TensorSpec
 from engine.errors import BundleError
 from engine.kernels.native_library import MAX_SOURCES, NONE, Op, Port, Tensor
 

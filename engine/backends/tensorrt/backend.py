@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.backends.base import Arrays, Graph, check_precision
+from engine.backends.base import Arrays, Backend, DeviceChain, Graph, check_precision
 from engine.backends.tensorrt import choice as gpu_choice
-from engine.backends.tensorrt.chain import GpuChain
 from engine.backends.tensorrt.plan import PRECISION, Execution, Plan
 from engine.bundle.reader import Bundle
 from engine.cleanup import noting, undo
@@ -21,6 +20,7 @@ from engine.device.context import Device, open_device, release_all
 from engine.device.memory import DeviceBlock, PinnedBlock, Spec
 from engine.device.stream import Stream
 from engine.errors import BackendError
+from engine.processor import Processor
 
 NAME = "tensorrt"
 PRECISIONS = (PRECISION,)
@@ -29,19 +29,32 @@ TABLE = "timestep_table"
 NATIVE_FAILURES = (RuntimeError, TypeError, ValueError)
 
 
-def load(
-    bundle: Bundle, role: str, *, precision: str = PRECISION, threads: int | None = None, device: Device | None = None
-) -> TensorRtGraph:
-    """Load a plan of a verified bundle; BackendError or DeviceError when it, the library or the GPU is not what it must be.
+class TensorRt(Backend):
+    """TensorRT, on one GPU."""
 
-    device: as engine.device.open_device gives it; None opens the current or first one. threads has no meaning here.
-    """
-    return load_plan(NAME, bundle, role, precision, device)
+    NAME = NAME
+    PRECISIONS = PRECISIONS
+    ON_DEVICE = True
 
+    @classmethod
+    def available(cls) -> tuple[bool, str]:
+        """(whether it runs here, its version and the GPUs or what is missing)."""
+        return gpu_choice.available(cls.NAME)
 
-def available() -> tuple[bool, str]:
-    """(whether it runs here, its version and the GPUs or what is missing)."""
-    return gpu_choice.available(NAME)
+    @classmethod
+    def auto_precision(cls, bundle: Bundle, precision: str, processor: Processor) -> str | None:
+        """The precision in which "auto" takes this backend for a bundle, or None where it does not."""
+        return gpu_choice.auto_precision(bundle, cls.NAME, precision)
+
+    def load(self, name: str) -> TensorRtGraph:
+        """Load a plan; BackendError or DeviceError when it, the library or the GPU is not what it must be."""
+        return load_plan(self.NAME, self.bundle, name, self.precision, None)
+
+    def chain(self) -> DeviceChain:
+        """The chain on the device."""
+        from engine.backends.tensorrt.chain import GpuChain
+
+        return GpuChain(self)
 
 
 def load_plan(backend: str, bundle: Bundle, role: str, precision: str, device: Device | None) -> TensorRtGraph:
@@ -58,12 +71,6 @@ def load_plan(backend: str, bundle: Bundle, role: str, precision: str, device: D
                 f"it can load; upgrade {backend}, or rebuild the bundle with --backends {backend}"
             ) from error
         return TensorRtGraph(plan, opened)
-
-
-def chunk_engine(bundle: Bundle, graphs: Mapping[str, Any]) -> GpuChain:
-    """What runs whole chunks on the device, over graphs that are loaded already."""
-    plans = {role: graph.plan for role, graph in graphs.items() if role != "vae_encoder"}
-    return GpuChain(bundle, plans, graphs["denoiser"].device)
 
 
 class TensorRtGraph(Graph):

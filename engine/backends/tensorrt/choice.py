@@ -13,7 +13,6 @@ from engine.backends.tensorrt.plan import PRECISION, covers
 from engine.bundle.reader import Bundle
 from engine.device.context import presence
 
-DENOISER = "denoiser"
 
 
 def available(backend: str) -> tuple[bool, str]:
@@ -27,10 +26,11 @@ def available(backend: str) -> tuple[bool, str]:
 
 def auto_precision(bundle: Bundle, backend: str, precision: str) -> str | None:
     """The precision in which "auto" takes this backend for a bundle, or None where it does not."""
-    if precision not in ("auto", PRECISION) or not bundle.has_engine(backend, PRECISION, DENOISER):
+    step = bundle.manifest.pipeline.step.graph
+    if precision not in ("auto", PRECISION) or not bundle.has_engine(backend, PRECISION, step):
         return None
     there, _, capabilities = presence()
-    targets = bundle.engine(backend, PRECISION, DENOISER).targets
+    targets = bundle.engine(backend, PRECISION, step).targets
     return PRECISION if there and any(covers(targets, capability) for capability in capabilities[:1]) else None
 
 
