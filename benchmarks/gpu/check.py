@@ -150,7 +150,7 @@ def captures(sampler: Sampler, on: bool) -> Iterator[None]:
 def contest(
     bundle: Bundle, checkpoint: Path, backend: str, n: int, steps: int, repeats: int, say: Say
 ) -> list[dict[str, Any]]:
-    """Everybody's times at one batch size; who is not installed is listed with the reason."""
+    """The times of all at one batch size; what is not installed is listed with the reason."""
     rows = []
 
     def enter(name: str, measure: Callable[[], dict[str, Any]]) -> None:

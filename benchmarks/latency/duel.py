@@ -120,8 +120,7 @@ def mean_difference(found: F32, expected: F32) -> float:
 
 
 def agreement(outputs: Sequence[tuple[Contestant, Outputs]], batch: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Everybody's outputs beside those of the first in float32 that are finite: a row each, and by name what is beyond its
-    bound."""
+    """All outputs beside those of the first contestant in float32 that are finite: a row each, and faults by name."""
     reference, (calls, chain) = next(
         (entry for entry in outputs if entry[0].precision == "f32" and np.isfinite(entry[1][1]).all()), outputs[0]
     )
@@ -159,7 +158,7 @@ def _finite(error: float) -> float | None:
 
 @dataclass
 class Contest:
-    """Everybody at one batch size. `records`, `agreement` and `failures` (reasons by name) are the result."""
+    """All contestants at one batch size. `records`, `agreement` and `failures` (reasons by name) are the result."""
 
     task: Task
     batch: int
@@ -219,7 +218,7 @@ class Contest:
             process.close()
 
     def close(self) -> None:
-        """End everybody's process."""
+        """End all processes."""
         for process in self.processes.values():
             process.close()
 
@@ -227,7 +226,7 @@ class Contest:
 def compete(
     contestants: Sequence[Contestant], task: Task, manifest: Manifest, batch: int, plan: Plan, say: Say
 ) -> Contest:
-    """Start everybody, compare, time in alternating turns."""
+    """Start all contestants, compare, time in alternating turns."""
     contest = Contest(task, batch, say)
     try:
         for contestant in contestants:
@@ -235,7 +234,7 @@ def compete(
         contest.compare(manifest)
         for index in range(plan.rounds):
             say(f"batch {batch}: round {index + 1} of {plan.rounds}")
-            # Everybody starts a round once in a while: the first of one meets the machine as the last left it.
+            # Each starts a round once in a while: the first of one meets the machine as the last left it.
             for name in _rotated(contest.processes, index):
                 contest.turn(name, plan)
         return contest

@@ -1,7 +1,7 @@
 """The networks as the reference runs them: a DiffuseVAE checkpoint's torch modules, and DDIM as a plain loop.
 
-What the contestants other than the engine have in common. The loop reads the engine's own step table, so that everybody
-computes the same images.
+What the contestants other than the engine have in common. The loop reads the engine's own step table, so that all
+compute the same images.
 """
 
 from __future__ import annotations

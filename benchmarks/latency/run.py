@@ -42,7 +42,7 @@ class Schedule:
 
 
 def field(task: Task, skip: Sequence[str]) -> tuple[list[Contestant], list[dict[str, Any]]]:
-    """Who takes part on this machine, and everybody's entry in the result."""
+    """Who takes part on this machine, and the entry of each in the result."""
     fit, entries = [], []
     for contestant in CONTESTANTS:
         reason = skip_reason(contestant, task, this_processor(), available())
@@ -137,7 +137,7 @@ def measure(
     }
 
 
-def told(result: dict[str, Any]) -> str:
+def as_text(result: dict[str, Any]) -> str:
     """The whole result as text."""
     parts = [report.table(model, result["steps"]) for model in result["models"]]
     if result["roofline"] is not None:
@@ -150,7 +150,7 @@ def document(result: dict[str, Any]) -> str:
     parts = [f"# Latency\n\n{describe(result['machine'])}\n\nOutput of `benchmarks/latency`, {result['date']}."]
     for model in result["models"]:
         parts.append(f"## {model['name']}\n\n{report.markdown(model, result['steps'])}")
-    parts.append(f"## Everything as printed\n\n```\n{told(result)}\n```")
+    parts.append(f"## Everything as printed\n\n```\n{as_text(result)}\n```")
     return "\n\n".join(parts) + "\n"
 
 
@@ -188,7 +188,7 @@ def main(
         schedule = Schedule(batches, duel.Plan(rounds, repeats, seconds), skip, longest)
         result = measure(tasks, schedule, facts, click.echo)
         write_json(out, result)
-        click.echo(told(result))
+        click.echo(as_text(result))
         write_text(out.with_suffix(".md"), document(result))
         plots.draw_latency(result, plot)
         click.echo(f"wrote {out}, {out.with_suffix('.md')} and {plot}")
@@ -196,5 +196,5 @@ def main(
         raise click.ClickException(str(error)) from error
     failed = [(model["name"], failure) for model in result["models"] for failure in model["failures"]]
     if failed:
-        told_all = "; ".join(f"{name}, batch {f['batch']}: {f['contestant']}" for name, f in failed)
-        raise click.ClickException(f"found contestants that failed (reasons above), expected none: {told_all}")
+        names = "; ".join(f"{name}, batch {f['batch']}: {f['contestant']}" for name, f in failed)
+        raise click.ClickException(f"found contestants that failed (reasons above), expected none: {names}")

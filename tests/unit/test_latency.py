@@ -111,7 +111,7 @@ def test_latency_of_two_processes_is_what_its_schema_promises(golden_bundle: Gol
     rate = model["work"]["gflop"] * 2 / by_name[ORT.name]["step_ms"]["p50"]  # GFLOP a millisecond
     assert by_name[ORT.name]["achieved"]["tflops"] == pytest.approx(rate, rel=0.1, abs=1e-4)
     assert f"| 2 | {ORT.name} | " in run.document(result)
-    text = run.told(result)
+    text = run.as_text(result)
     assert "skipped: left out with --skip" in text
     assert ORT.name in text
 
@@ -134,7 +134,7 @@ def test_contestants_on_a_bundle_of_another_checkpoint_fail_and_the_rest_is_kept
     assert (failure["contestant"], failure["batch"]) == (ORT.name, 1)
     assert "rebuild the bundle from the same checkpoint" in failure["reason"]
     assert {entry["name"]: entry["status"] for entry in model["contestants"]}[ORT.name] == "failed"
-    assert "FAILED" in run.told(result)
+    assert "FAILED" in run.as_text(result)
 
 
 class Fake:
