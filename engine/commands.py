@@ -10,6 +10,7 @@ import os
 import shlex
 import shutil
 import sys
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,21 +31,36 @@ def command(name: str, *arguments: str | os.PathLike[str], root: Path = ROOT) ->
     return shlex.join([*words, *(os.fspath(argument) for argument in arguments)])
 
 
-def install_extra(extra: str) -> str:
-    """The line that installs what an extra needs: the package itself is installed already, pip only adds to it."""
-    return f"pip install {shlex.quote(f'{DISTRIBUTION}[{extra}]')}"
+def install_extra(extra: str, root: Path = ROOT) -> str:
+    """The line that installs what an extra needs: pip adds to the installed package, or takes the checkout."""
+    if is_checkout(root) and not _is_installed():
+        return shlex.join(["pip", "install", "-e", f"{_from_here(root)}[{extra}]"])
+    return shlex.join(["pip", "install", f"{DISTRIBUTION}[{extra}]"])
 
 
 def reinstall() -> str:
     """The line that installs this package again: from the checkout it runs from, or from the wheel it came in."""
     if is_checkout():
-        return shlex.join(["pip", "install", "-e", _from_here(ROOT)])
-    return "pip install --force-reinstall --no-deps diffusevae_engine-*.whl"
+        return f"pip install -e {package_source()}"
+    return f"pip install --force-reinstall --no-deps {package_source()}"
+
+
+def package_source() -> str:
+    """What pip installs this package from: the checkout it runs from, or the wheel it came in."""
+    return shlex.quote(_from_here(ROOT)) if is_checkout() else "diffusevae_engine-*.whl"
 
 
 def is_checkout(root: Path = ROOT) -> bool:
     """Whether engine is imported from its source tree: a wheel puts export/ beside it too, but never setup.py."""
     return (root / "setup.py").is_file()
+
+
+def _is_installed() -> bool:
+    """Whether pip knows the package: a checkout also runs without."""
+    try:
+        return bool(metadata.version(DISTRIBUTION))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def _python() -> str:

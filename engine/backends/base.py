@@ -21,6 +21,7 @@ from engine.bundle.onnx_file import check_self_contained
 from engine.bundle.reader import Bundle
 from engine.bundle.tensors import TensorSpec
 from engine.cleanup import run_all, undo
+from engine.commands import command
 from engine.errors import ArgumentError, BackendError, did_you_mean
 from engine.processor import Processor
 from engine.request import Outcome, Request
@@ -303,7 +304,7 @@ class Graph(ABC):
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
         return BackendError(
             f"{self.backend} graph {self.name!r} on {shapes}: found {type(error).__name__}: {error}; expected a result; "
-            f"check the free memory, a smaller batch, and the bundle with: diffusevae verify PATH"
+            f"check the free memory, a smaller batch, and the bundle with: {command('verify', 'BUNDLE')}"
         )
 
 

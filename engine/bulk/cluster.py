@@ -18,6 +18,7 @@ import numpy as np
 
 from engine.bulk.maker import ON_A_GPU, ON_DEVICE
 from engine.bulk.run import Run
+from engine.commands import install_extra
 from engine.errors import ArgumentError, BulkError
 from engine.threads import default_threads
 
@@ -73,7 +74,7 @@ def load_ray(cluster: Cluster) -> Any:
     except ImportError as error:
         raise BulkError(
             f"ray: found that it cannot be imported ({error}), expected the package; install it with: "
-            f'pip install "diffusevae-engine[ray]"'
+            f"{install_extra('ray')}"
         ) from error
     logging.getLogger("ray").setLevel(logging.ERROR)
     return ray

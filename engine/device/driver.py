@@ -8,10 +8,11 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from engine.commands import install_extra
 from engine.errors import DeviceError, DeviceMemoryError
 
 BINDINGS = "cuda.bindings.driver"
-INSTALL = "install it with: pip install 'diffusevae-engine[cuda]'"
+INSTALL = f"install it with: {install_extra('cuda')}"
 MIN_DRIVER = 12000  # as cuDriverGetVersion counts: 12.0, the oldest with all calls below
 CALLS = (
     "cuInit", "cuDriverGetVersion", "cuGetErrorName", "cuGetErrorString", "cuDeviceGetCount", "cuDeviceGet",

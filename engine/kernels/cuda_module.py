@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.commands import install_extra, reinstall
 from engine.kernels import build_cuda
 from engine.kernels.errors import KernelLoadError
 
@@ -36,9 +37,9 @@ KERNELS = {"dv_update_plain": 20, "dv_update_full": 22, "dv_start": 15, "dv_fini
 BLOCK = 128  # threads along x
 _ELEMENTS_PER_BLOCK, _GRID_LIMIT = 4 * BLOCK, 65535
 
-_COMPILE_AGAIN = "Run `python -m engine.kernels.build_cuda`, or install the package again."
+_COMPILE_AGAIN = f"Run `python -m engine.kernels.build_cuda`, or `{reinstall()}`."
 _INSTALL = (
-    "Install NVRTC with `pip install 'diffusevae-engine[cuda]'` (cuda-bindings, nvidia-cuda-nvrtc), or install this package "
+    f"Install NVRTC with `{install_extra('cuda')}` (cuda-bindings, nvidia-cuda-nvrtc), or install this package "
     f"where nvcc is on the PATH or named by {build_cuda.VARIABLE}."
 )
 
@@ -141,7 +142,7 @@ def _source_hash() -> str:
     try:
         return build_cuda.source_hash()
     except OSError as error:
-        raise KernelLoadError(f"CUDA sources are missing: {error}. Install the package again: `pip install .`") from error
+        raise KernelLoadError(f"CUDA sources are missing: {error}. Run `{reinstall()}`.") from error
 
 
 def _capability(arch: str) -> int:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.commands import reinstall
 from engine.kernels import fallback
 from engine.kernels.errors import KernelLoadError
 from engine.kernels.operands import F32, U64, Operands
@@ -27,8 +28,8 @@ U32 = NDArray[np.uint32]
 U8 = NDArray[np.uint8]
 
 _CURE = (
-    "Run `pip install .` (or `pip install -e .`) in the source folder with a C++17 compiler at hand, for instance g++ 12 "
-    f"or newer (`apt install g++`), or set {VARIABLE}=numpy to run the slower numpy kernels."
+    f"Run `{reinstall()}` with a C++17 compiler at hand, for instance g++ 12 or newer (`apt install g++`), or set "
+    f"{VARIABLE}=numpy to run the slower numpy kernels."
 )
 
 

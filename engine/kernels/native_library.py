@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.commands import reinstall
 from engine.kernels.errors import KernelError, KernelLoadError
 from engine.kernels.loader import LIBRARY, open_library
 
@@ -62,17 +63,23 @@ class Tensor(ctypes.Structure):
     _fields_ = _ints("rows", "channels", "height", "width")
 
 
+class PackedTensor(ctypes.Structure):
+    """dv_native_blob."""
+
+    _fields_ = [*_longs("offset", "size"), *_ints("dtype")]
+
+
 class Op(ctypes.Structure):
     """dv_native_op."""
 
     _fields_ = [
         *_ints("kind"), ("sources", _Sources), *_ints("output", "output_port"),
         *_ints("kernel", "stride", "pad_top", "pad_left", "upsample", "factor"),
-        *_ints("norm_groups"), ("norm_epsilon", ctypes.c_float), *_longs("norm_weight", "norm_bias"),
+        *_ints("norm_groups"), ("norm_epsilon", ctypes.c_float), *_ints("norm_weight", "norm_bias"),
         *_ints("scale_row", "activation"),
-        *_longs("weights", "bias"), *_ints("bias_row", "residual"), ("skip_sources", _Sources), *_longs("skip_weights"),
+        *_ints("weights", "bias", "bias_row", "residual"), ("skip_sources", _Sources), *_ints("skip_weights"),
         *_ints("output_activation"),
-        *_ints("int8", "zero_point"), ("inverse_scale", ctypes.c_float), *_longs("multiplier"),
+        *_ints("int8", "zero_point"), ("inverse_scale", ctypes.c_float), *_ints("multiplier"),
         *_ints("heads"), ("scale", ctypes.c_float),
     ]  # fmt: skip
 
@@ -81,8 +88,8 @@ class Program(ctypes.Structure):
     """dv_native_program."""
 
     _fields_ = [
-        *_ints("version", "ports_count", "tensors_count", "ops_count"),
-        *_pointers("ports", "tensors", "ops", "weights"),
+        *_ints("version", "ports_count", "tensors_count", "ops_count", "blobs_count"),
+        *_pointers("ports", "tensors", "ops", "blobs", "weights"),
         *_longs("weights_size"),
     ]
 
@@ -123,11 +130,12 @@ class Timing(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Flat:
-    """A checked program in the structs' form; the weights are bytes that stay where they are while a handle is open."""
+    """A program in the structs' form, unchecked; the weights are bytes that stay where they are while a handle is open."""
 
     ports: ctypes.Array[Port]
     tensors: ctypes.Array[Tensor]
     ops: ctypes.Array[Op]
+    blobs: ctypes.Array[PackedTensor]
     weights: NDArray[np.uint8]
 
 
@@ -159,11 +167,11 @@ class NativeLibrary:
                 function = getattr(self._library, name)
                 function.argtypes, function.restype = arguments, result
         except AttributeError as error:
-            raise KernelLoadError(f"{path} holds no native engine ({error}). Run `pip install .` again.") from error
+            raise KernelLoadError(f"{path} holds no native engine ({error}). Run `{reinstall()}`.") from error
         version = int(self._library.dv_native_version())
         if version != VERSION:
             raise KernelLoadError(
-                f"{path} has version {version} of the native engine, expected {VERSION}. Run `pip install .` again."
+                f"{path} has version {version} of the native engine, expected {VERSION}. Run `{reinstall()}`."
             )
 
     def isa(self) -> str:
@@ -177,10 +185,11 @@ class NativeLibrary:
         return there, why.value.decode(errors="replace")
 
     def open(self, flat: Flat, isa: str | None, threads: int) -> int:
-        """A handle over a program."""
+        """A handle over a program, which the library checks: BAD_PROGRAM names the field of the operation."""
         program = Program(
-            VERSION, len(flat.ports), len(flat.tensors), len(flat.ops), ctypes.addressof(flat.ports),
-            ctypes.addressof(flat.tensors), ctypes.addressof(flat.ops), flat.weights.ctypes.data, flat.weights.nbytes,
+            VERSION, len(flat.ports), len(flat.tensors), len(flat.ops), len(flat.blobs), ctypes.addressof(flat.ports),
+            ctypes.addressof(flat.tensors), ctypes.addressof(flat.ops), ctypes.addressof(flat.blobs),
+            flat.weights.ctypes.data, flat.weights.nbytes,
         )  # fmt: skip
         handle = ctypes.c_void_p()
         self._call(

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import click
 
+from engine.commands import command
 from engine.errors import EngineError
 from engine.triton.server_files import ServerError, find_installation
 
@@ -82,7 +83,8 @@ class LocalServer:
         for repository in self.repositories:
             if not repository.is_dir():
                 raise ServerError(
-                    f"{repository}: found no folder, expected a model repository; make one with diffusevae triton-repo"
+                    f"{repository}: found no folder, expected a model repository; make one with: "
+                    f"{command('triton-repo', 'BUNDLE', '--out', repository)}"
                 )
         self.load = None if load is None else tuple(load)
         self.options = tuple(options)

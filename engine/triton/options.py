@@ -10,12 +10,13 @@ from typing import Any
 
 from engine.backends import BACKENDS, backend_class
 from engine.bundle.manifest import Manifest
+from engine.commands import command
 from engine.errors import ArgumentError, did_you_mean
 from engine.threads import default_threads
 from engine.triton.tensors import inputs_of, outputs_of
 
 PARAMETERS = ("backend", "precision", "threads", "max_steps")
-AGAIN = "write the repository again with: diffusevae triton-repo"
+AGAIN = f"write the repository again with: {command('triton-repo', 'BUNDLE', '--out', 'REPOSITORY')}"
 
 
 @dataclass(frozen=True)

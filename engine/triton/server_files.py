@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.commands import package_source
 from engine.errors import EngineError
 
 PYTHON_VARIABLE = "DIFFUSEVAE_TRITON_PYTHON"
 WHEEL = "nvidia-pytriton"
-INSTALL = f"pip install --no-deps {WHEEL}==0.7.0 && pip install diffusevae-engine 'numpy<2'"
+INSTALL = f"pip install --no-deps {WHEEL}==0.7.0 && pip install {package_source()} 'numpy<2'"
 STUB = "triton_python_backend_stub"
 # What an environment says about itself, in the environment's own Python.
 ASK = """

@@ -197,7 +197,7 @@ class TestCommand:
         monkeypatch.setattr("engine.bulk.cluster.LOCAL_ENVIRONMENT", {})
         result = sample(*JOB, "--out", tmp_path / "out", "--ray")
         assert result.exit_code == 1
-        assert 'expected the package; install it with: pip install "diffusevae-engine[ray]"' in result.stderr
+        assert "expected the package; install it with: pip install 'diffusevae-engine[ray]'" in result.stderr
 
     def test_an_address_where_nothing_listens(self) -> None:
         for address in ("auto", Cluster().address, "127.0.0.1:1"):

@@ -20,7 +20,7 @@ from tests import toy
 from tests.mock_tensorrt import VERSION, Mock, build_bundle, plan_of
 
 PROFILE = {"batch": (1, 4, 16), "steps": (1, 10, 1000)}
-REBUILD = r"rebuild with: python export/build_engines\.py CKPT --out PATH --backends tensorrt_rtx --precision fp16"
+REBUILD = r"rebuild with: \S*python export/build_engines\.py CKPT --out PATH --backends tensorrt_rtx --precision fp16"
 
 
 @pytest.fixture

@@ -13,8 +13,10 @@ from typing import Any
 
 from engine.backends.base import check_tensors
 from engine.backends.tensorrt.library import load_library, new_logger, said
-from engine.bundle.manifest import EngineSpec, GraphSpec, graph_key
+from engine.bundle.engines import EngineSpec
+from engine.bundle.graphs import GraphSpec, graph_key
 from engine.bundle.reader import Bundle
+from engine.commands import command
 from engine.device.context import Device
 from engine.errors import BackendError
 
@@ -31,8 +33,9 @@ def find_plan(bundle: Bundle, backend: str, role: str) -> EngineSpec:
 
 def rebuild(backend: str, *options: str) -> str:
     """The command that builds the plans anew."""
-    more = "".join(f" {option}" for option in options)
-    return f"rebuild with: python export/build_engines.py CKPT --out PATH --backends {backend} --precision {PRECISION}{more}"
+    words = [word for option in options for word in option.split()]
+    line = command("build", "CKPT", "--out", "PATH", "--backends", backend, "--precision", PRECISION, *words)
+    return f"rebuild with: {line}"
 
 
 def covers(targets: tuple[str, ...], capability: tuple[int, int]) -> bool:
