@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from engine.backends.native import backend as native
+from engine.backends.native.backend import Native
 from engine.bundle.writer import write_bundle
 from engine.kernels.native_library import ISAS
 from tests import golden_models
 
-NEEDS_NATIVE = pytest.mark.skipif(not native.available()[0], reason=f"native is {native.available()[1]}")
+NEEDS_NATIVE = pytest.mark.skipif(not Native.available()[0], reason=f"native is {Native.available()[1]}")
 
 # The AMX kernels over software in place of the tile instructions: for processors that have all that they need but tiles.
 SOFTWARE_TILES = "amx, tiles in software"

@@ -75,6 +75,6 @@ def is_fast(processor: Processor) -> bool:
 
 def load_library() -> NativeLibrary:
     try:
-        return native_library.nativeload_library()
+        return native_library.native_library()
     except KernelLoadError as error:
         raise BackendError(f"backend 'native': found no library of it: {error}") from error
