@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 
 from engine.solver.levels import Columns, Levels
@@ -20,11 +23,11 @@ def dpmpp_2m(levels: Levels) -> Columns:
     the limited one. With a centre x_t - c takes the place of x_t.
     """
     a, previous = levels.alpha_bar, levels.previous
-    h = _lambda(previous) - _lambda(a)
+    h = _each(_lambda, previous) - _each(_lambda, a)
     past = np.zeros(levels.steps)  # 1 / (2 r)
     second = np.arange(1, levels.steps)[~levels.final[1:]]
     past[second] = h[second] / (2.0 * h[second - 1])
-    toward = -np.sqrt(previous) * np.expm1(-h)
+    toward = -np.sqrt(previous) * _each(math.expm1, -h)
     k_x = np.sqrt((1.0 - previous) / (1.0 - a))
     return Columns(
         levels.timesteps,
@@ -39,7 +42,11 @@ def dpmpp_2m(levels: Levels) -> Columns:
     )
 
 
-def _lambda(alpha_bar: F64) -> F64:
+def _lambda(alpha_bar: float) -> float:
     """Half the logarithm of the signal-to-noise ratio, infinite at alpha_bar = 1."""
-    with np.errstate(divide="ignore"):
-        return 0.5 * (np.log(alpha_bar) - np.log1p(-alpha_bar))
+    return math.inf if alpha_bar == 1.0 else 0.5 * (math.log(alpha_bar) - math.log1p(-alpha_bar))
+
+
+def _each(function: Callable[[float], float], values: F64) -> F64:
+    """By the C library's function: numpy's own differ in the last bit from one processor to another."""
+    return np.array([function(value) for value in values.tolist()])

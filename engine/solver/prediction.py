@@ -1,7 +1,7 @@
 """What a network's output says of x0 and eps: eps, x0 or v prediction as coefficients, for every solver alike.
 
 x_t = sqrt(a) x0 + sqrt(1 - a) eps, a = alpha_bar (DDPM eq. 4). With a centre c, x_t - c takes the place of x_t
-(DiffuseVAE, formulation 2: noise centred on c).
+(Pandey et al. 2022: noise centred on c).
 """
 
 from __future__ import annotations

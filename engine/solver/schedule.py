@@ -95,7 +95,9 @@ def _cosine(T: int, s: float, max_beta: float) -> F64:
 
         f(t) = cos((t / T + s) / (1 + s) pi / 2)^2,   beta_t = min(1 - f(t + 1) / f(t), max_beta)
     """
-    f = np.cos((np.arange(T + 1) / T + s) / (1.0 + s) * (math.pi / 2.0)) ** 2
+    angles = (np.arange(T + 1) / T + s) / (1.0 + s) * (math.pi / 2.0)
+    # The C library's cosine, as in C++: numpy's own differs in the last bit from one processor to another.
+    f = np.array([math.cos(angle) for angle in angles.tolist()]) ** 2
     return np.minimum(1.0 - f[1:] / f[:-1], max_beta)
 
 
