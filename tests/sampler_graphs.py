@@ -16,10 +16,8 @@ from export.graphs.sampler_role import sampler_role
 
 def roles_of(bundle: Bundle) -> dict[str, Role]:
     """The pipeline's graphs with the signatures of the manifest, and nothing behind them."""
-    graphs = bundle.manifest.graphs
-    return {
-        name: Role(name, nn.Identity(), graphs[name].inputs, graphs[name].outputs) for name in bundle.manifest.pipeline.graphs
-    }
+    graphs, names = bundle.manifest.graphs, bundle.manifest.pipeline.graphs
+    return {name: Role(name, nn.Identity(), graphs[name].inputs, graphs[name].outputs) for name in names}
 
 
 def compose(bundle: Bundle) -> bytes:

@@ -1,4 +1,4 @@
-"""Does a checkpoint become a bundle that computes what the reference computed, and does the command say what it does?"""
+"""A checkpoint becomes a bundle that computes what the reference computed, and the command says what it does."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from safetensors.torch import save_file
 
 from engine import backends
 from engine.bundle.reader import Bundle
+from engine.commands import command
 from engine.errors import ArgumentError, BackendError, CheckpointError, ExportError
 from export import build as building
 from export import plan as planning
-from export.build import Request, build, infer_architecture, load, read
+from export.build import Request, build, recognise
 from export.build_engines import main, spread
 from export.context import Watch
 from export.engines import ENGINE_BUILDERS, BuildContext, BuiltEngine
@@ -29,7 +30,7 @@ from export.graphs.parity import relative_error
 from export.models.layouts import to_checkpoint
 from export.models.unet import UNet, UNetSpec
 from export.plan import BUILDABLE, check_backends, default_backends, plan_precisions
-from export.read.evidence import Options
+from export.read.schedule import linear
 from tests import golden_models
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,8 +74,8 @@ class TestGoldenParity:
     def test_torch(self, name: str, weights: str, key: str, tmp_path: Path) -> None:
         """Both sets of weights, through the reader and our modules."""
         path = golden_models.write_checkpoint(name, tmp_path / "a.ckpt")
-        source = read(Request(path, weights=weights))
-        unet, _ = load(source, infer_architecture(source, Options(**golden_models.build_options(name))))
+        request = Request(path, weights=weights, options=golden_models.build_options(name))
+        unet, _ = recognise(request).networks()  # type: ignore[attr-defined]
         known = {k: torch.from_numpy(v) for k, v in golden_models.expected(name).items()}
         cond = 2 * known["vae_decode"] - 1 if "vae_decode" in known else None
         z = known["z"].flatten(1) if unet.spec.z_dim else None
@@ -86,7 +87,7 @@ class TestGoldenParity:
     def test_denoiser(self, name: str, backend: str, golden_bundle: GoldenBundle) -> None:
         bundle, known = Bundle.open(golden_bundle(name)), golden_models.expected(name)
         times = {"timesteps": known["t"].astype(np.int64)}
-        if bundle.manifest.model.z_conditioned:
+        if bundle.manifest.pipeline.per_sample_rows:
             times["z"] = known["z"][:, :, 0, 0]
         with backends.load(bundle, "timestep_table", backend=backend) as table:
             rows = table(**times)["rows"].copy()
@@ -108,7 +109,7 @@ class TestGoldenParity:
                 assert relative_error(moments[key], known[f"vae_{key}"][:, :, 0, 0]) <= BOUND
         with backends.load(bundle, "vae_decoder", backend=backend) as decoder:
             image = decoder(z=known["z"][:, :, 0, 0])["image"]
-            assert relative_error(image, known["vae_decode"]) <= BOUND
+            assert relative_error((image + 1) / 2, known["vae_decode"]) <= BOUND
 
 
 class TestManifest:
@@ -116,9 +117,11 @@ class TestManifest:
         path = golden_bundle("form1_zcond")
         manifest = Bundle.open(path).manifest
         cfg = golden_models.config("form1_zcond")
-        model = manifest.model
-        assert (model.formulation, model.image_size, model.z_dim, model.z_conditioned) == (1, cfg["res"], cfg["z_dim"], True)
-        assert (manifest.schedule.beta_1, manifest.schedule.beta_T, manifest.schedule.T) == (1e-4, 0.02, 1000)
+        assert (manifest.family, manifest.architecture["formulation"]) == ("diffusevae", 1)
+        assert manifest.pipeline.state.shape == manifest.pipeline.image_shape == (3, cfg["res"], cfg["res"])
+        assert [(spec.name, spec.shape, spec.draw) for spec in manifest.inputs] == [("z", ("batch", cfg["z_dim"]), "normal")]
+        assert manifest.schedule == linear(1e-4, 0.02, 1000)
+        assert manifest.prediction == "eps"
         assert (manifest.name, manifest.variance, manifest.backends) == (
             "form1_zcond", cfg["variance"], ("onnxruntime", "openvino"),
         )  # fmt: skip
@@ -148,9 +151,9 @@ class TestRefusals:
 
     def test_a_place_that_is_taken(self, checkpoint: Path) -> None:
         with pytest.raises(ArgumentError, match=r"--out .*: found a folder that is no bundle"):
-            build(Request(checkpoint, out=checkpoint.parent, options=Options(heads=2)))
+            build(Request(checkpoint, out=checkpoint.parent, options={"heads": 2}))
         with pytest.raises(ArgumentError, match=r"--out .*form1.ckpt: found a file"):
-            build(Request(checkpoint, out=checkpoint, options=Options(heads=2)))
+            build(Request(checkpoint, out=checkpoint, options={"heads": 2}))
 
     def test_defaults_that_cannot_be_sampled(self, tmp_path: Path) -> None:
         content = {
@@ -184,17 +187,19 @@ class TestRefusals:
                            golden_models.config("form1")["vae"].values(), strict=True))  # fmt: skip
         torch.save({"state_dict": vae, "hyper_parameters": strings | {"lr": 1e-4, "alpha": 1.0}}, tmp_path / "vae.ckpt")
         save_file({key: t.clone() for key, t in state.items() if not key.startswith("vae.")}, tmp_path / "ddpm.safetensors")
-        request = Request(tmp_path / "ddpm.safetensors", vae=tmp_path / "vae.ckpt")
-        source = read(request)
-        architecture = infer_architecture(source, Options(heads=2))
-        assert architecture.origins["vae"] == "metadata"
-        manifest = building.manifest_of(architecture, source, [], ["onnxruntime"], 1)
-        assert manifest["source"]["vae_file"] == "vae.ckpt"
-        assert manifest["source"]["vae_sha256"] == hashlib.sha256((tmp_path / "vae.ckpt").read_bytes()).hexdigest()
+        found = recognise(Request(tmp_path / "ddpm.safetensors", other=tmp_path / "vae.ckpt", options={"heads": 2}))
+        assert found.lines()["VAE encoder"].endswith("[metadata]")
+        model = found.load()
+        manifest = building.manifest_of(model, found.source, [], ["onnxruntime"])
+        sha256 = hashlib.sha256((tmp_path / "vae.ckpt").read_bytes()).hexdigest()
+        assert manifest["source"]["other_file"] == "vae.ckpt"
+        assert manifest["source"]["other_sha256"] == sha256
+        assert model.encoder is not None
+        assert model.encoder.sha256 == sha256, "a prior belongs to the VAE's file"
         with pytest.raises(CheckpointError, match=r"--vae FILE"):
-            infer_architecture(read(Request(tmp_path / "ddpm.safetensors")), Options(heads=2))
+            recognise(Request(tmp_path / "ddpm.safetensors", options={"heads": 2}))
         with pytest.raises(CheckpointError, match=r"first stage \(VAE\) alone"):
-            read(Request(tmp_path / "vae.ckpt"))
+            recognise(Request(tmp_path / "vae.ckpt"))
 
 
 class TestCommand:
@@ -247,9 +252,10 @@ class TestCommand:
             "heads       2  [--heads]",
             "variance    fixedlarge  [assumed; --variance]",
             "schedule    linear, beta 0.0001 to 0.02, T = 1000  [weights]",
+            "prediction  eps  [assumed; --prediction]",
             "export denoiser",
             f"Wrote {out}. Next:",
-            f"diffusevae sample {out} -n 16 --out grid.png",
+            command("sample", out, "-n", "16", "--out", "grid.png"),
         ):
             assert line in result.output, f"missing {line!r} in:\n{result.output}"
         table = [line.split() for line in result.output.splitlines() if ".onnx" in line]
@@ -273,23 +279,26 @@ class TestCommand:
 
 
 class FakeBuilder:
-    """Stands in for a module export/engines/native.py; its int8 VAE is the bf16 one, as the real one's may be."""
+    """Stands in for the module export/native/builder.py; its int8 table is the bf16 one, as the real one's is."""
 
     PRECISIONS = ("bf16", "int8")
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, dict[str, Any], Bundle | None]] = []
 
+    def check(self, options: dict[str, Any]) -> None:
+        self.checked = options
+
     def build(self, context: BuildContext, precision: str, options: dict[str, Any]) -> list[BuiltEngine]:
         self.asked.append((precision, options, context.previous))
         return [self.engine(context, "denoiser", precision), self.engine(context, "timestep_table", "f32")]
 
-    def engine(self, context: BuildContext, role: str, precision: str) -> BuiltEngine:
-        stem = f"{role}.native.{precision}"
+    def engine(self, context: BuildContext, graph: str, precision: str) -> BuiltEngine:
+        stem = f"{graph}.native.{precision}"
         files = {"program": {"file": f"{stem}.json"}, "weights": {"file": f"{stem}.safetensors"}}
         entry = {
-            "backend": "native", "precision": precision, "role": role, "files": files,
-            "source_sha256": context.graph(role).sha256, "made_with": {}, "targets": [], "options": {}, "record": {},
+            "backend": "native", "precision": precision, "graph": graph, "files": files,
+            "source_sha256": context.graph(graph).sha256, "made_with": {}, "targets": [], "options": {}, "record": {},
         }  # fmt: skip
         return BuiltEngine(entry, {file["file"]: stem.encode() for file in files.values()})
 
@@ -304,7 +313,7 @@ class TestEngines:
         assert result.exit_code == 0, result.output
         bundle = Bundle.open(out)
         assert bundle.manifest.backends == ("onnxruntime", "native")
-        assert [(e.role, e.precision) for e in bundle.manifest.engines] == [
+        assert [(e.graph, e.precision) for e in bundle.manifest.engines] == [
             ("denoiser", "int8"), ("timestep_table", "f32"), ("denoiser", "bf16"),
         ]  # fmt: skip
         assert bundle.read_engine(bundle.engine("native", "int8", "denoiser"), "weights") == b"denoiser.native.int8"
@@ -313,17 +322,18 @@ class TestEngines:
         assert [(precision, previous) for precision, _, previous in fake.asked] == [("int8", None), ("bf16", None)]
         assert fake.asked[0][1]["int8_budget"] is None
 
-        options = Options(heads=2, image_size=4)
+        options = {"heads": 2, "image_size": 4}
         request = Request(path, out=out, backends=("native",), options=options, engine_options={"a": 1})
         built = build(request, Watch())
         precision, told, previous = fake.asked[-1]
         assert (precision, told) == ("bf16", {"a": 1}), "without --precision what the builder names first"
         assert previous == bundle
+        assert fake.checked == {"a": 1}, "before any work is done"
         assert [engine.entry["precision"] for engine in built.engines] == ["bf16", "f32"]
 
     def test_two_results_for_one_engine(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        fake, context = FakeBuilder(), BuildContext(*[None] * 4, (), Watch())  # type: ignore[arg-type]
-        same = BuiltEngine({"backend": "native", "precision": "f32", "role": "denoiser"}, {"a": b"1"})
+        fake, context = FakeBuilder(), BuildContext(None, (), Watch())  # type: ignore[arg-type]
+        same = BuiltEngine({"backend": "native", "precision": "f32", "graph": "denoiser"}, {"a": b"1"})
         results = iter([[same], [BuiltEngine(same.entry, {"a": b"2"})]])
         monkeypatch.setattr(FakeBuilder, "build", lambda *_: next(results))
         with pytest.raises(ExportError, match=r"engine native f32 denoiser: found that it was built twice with different"):
@@ -352,7 +362,7 @@ class TestEngines:
             build(Request(checkpoint, backends=("native",)))
 
     def test_a_graph_that_was_not_exported(self) -> None:
-        context = BuildContext(*[None] * 4, (), Watch())  # type: ignore[arg-type]
+        context = BuildContext(None, (), Watch())  # type: ignore[arg-type]
         with pytest.raises(ExportError, match=r"graph denoiser.fp16: found only none, expected it .* --precision fp16"):
             context.graph("denoiser", "fp16")
 
@@ -376,11 +386,12 @@ def test_options_reach_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
         raise CheckpointError("stop here")
 
     monkeypatch.setattr("export.build_engines.build", stop)
-    said = ("--schedule", "0.001", "0.02", "50", "--formulation", "2", "--name", "x", "--weights", "online")
-    result = run("c.pt", *said, "--latent-prior", "p")
+    said = ("--schedule", "0.001", "0.02", "50", "--formulation", "2", "--prediction", "v", "--name", "x")
+    result = run("c.pt", *said, "--weights", "online", "--latent-prior", "p")
     assert result.output.endswith("Error: stop here\n")
-    options = Options(schedule=(0.001, 0.02, 50), formulation=2, name="x")
-    backends = default_backends(())  # nobody named any
-    expected = Request(Path("c.pt"), weights="online", backends=backends, options=options, latent_prior=Path("p"))
-    assert [replace(request, engine_options={}) for request in seen] == [expected]
-    assert not any(seen[0].engine_options.values()), "options that nobody gave"
+    options = {"schedule": (0.001, 0.02, 50), "formulation": 2, "name": "x", "prediction": "v"}
+    backends = default_backends(())  # where none are named
+    expected = Request(Path("c.pt"), weights="online", backends=backends, latent_prior=Path("p"))
+    assert [replace(request, engine_options={}, options={}) for request in seen] == [expected]
+    assert {name: value for name, value in seen[0].options.items() if value is not None} == options
+    assert not any(seen[0].engine_options.values()), "options that were not given"

@@ -1,4 +1,4 @@
-"""Does the polygraphy script compare what it says, as far as ONNX Runtime goes? TensorRT's half needs a GPU."""
+"""The polygraphy script compares what it says, as far as ONNX Runtime goes; TensorRT's half needs a GPU."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     weight.CopyFrom(toy.numpy_helper.from_array(np.float32(0.1001), "a"))
     entry = toy.graph_entry("denoiser", half)
     manifest["graphs"]["denoiser.fp16"] = entry | {"file": "denoiser.fp16.onnx", "precision": "fp16"}
-    files = {f"{role}.onnx": model.SerializeToString() for role, model in models.items()}
+    files = {f"{name}.onnx": model.SerializeToString() for name, model in models.items()}
     path = tmp_path_factory.mktemp("polygraphy") / "toy.bundle"
     write_bundle(path, manifest, files | {"denoiser.fp16.onnx": half.SerializeToString()})
     return Bundle.open(path)
@@ -41,11 +41,11 @@ def test_a_graph_against_its_float32_twin(bundle: Bundle) -> None:
     assert 1e-5 < found["onnxruntime denoiser.fp16"]["eps"] < 1e-3
 
 
-@pytest.mark.parametrize("role", ["vae_encoder", "vae_decoder", "timestep_table", "denoiser"])
-def test_every_role_gets_inputs_and_equals_itself(bundle: Bundle, role: str) -> None:
-    feeds = inputs_of(bundle, role, batch=3)
-    assert list(feeds) == [tensor.name for tensor in bundle.spec(role).inputs]
-    errors = compare(bundle, role, batch=3)[f"onnxruntime {role}"]
+@pytest.mark.parametrize("name", ["vae_encoder", "vae_decoder", "timestep_table", "denoiser"])
+def test_every_graph_gets_inputs_and_equals_itself(bundle: Bundle, name: str) -> None:
+    feeds = inputs_of(bundle, name, batch=3)
+    assert list(feeds) == [tensor.name for tensor in bundle.spec(name).inputs]
+    errors = compare(bundle, name, batch=3)[f"onnxruntime {name}"]
     assert set(errors.values()) == {0.0}
 
 

@@ -1,4 +1,4 @@
-"""Does fitting recover a known mixture, does the file reach the bundle, and is a prior of another model refused?"""
+"""Fitting recovers a known mixture, the file reaches the bundle, and a prior of another model is refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from engine import Sampler
-from engine.bundle.prior import LatentPrior
+from engine.bundle.prior import Prior
 from engine.bundle.reader import Bundle
 from engine.errors import ArgumentError, BundleError, ExportError
 from export import build as building
@@ -31,7 +31,6 @@ from export.latent_prior import (
     to_bytes,
     write_prior,
 )
-from export.read.evidence import Options
 from tests import golden_models, toy
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install 'diffusevae-engine[export]'")
@@ -56,12 +55,12 @@ def posterior(n: int = 6000) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def fitted() -> LatentPrior:
+def fitted() -> Prior:
     return fit(*posterior(), 2, seed=0)
 
 
 class TestFit:
-    def test_recovers_a_known_mixture(self, fitted: LatentPrior) -> None:
+    def test_recovers_a_known_mixture(self, fitted: Prior) -> None:
         weights, means, factors = known()
         order = np.argsort(-fitted.weights)
         assert np.allclose(fitted.weights[order], weights, atol=0.02)
@@ -70,7 +69,7 @@ class TestFit:
         assert np.allclose(found @ found.transpose(0, 2, 1), factors @ factors.transpose(0, 2, 1), atol=0.08)
         assert all(getattr(fitted, name).dtype == np.float32 for name in ("weights", "means", "scale_tril"))
 
-    def test_is_repeatable(self, fitted: LatentPrior) -> None:
+    def test_is_repeatable(self, fitted: Prior) -> None:
         assert to_bytes(fit(*posterior(), 2, seed=0)) == to_bytes(fitted)
 
     def test_the_posteriors_width_counts(self) -> None:
@@ -86,7 +85,7 @@ class TestFit:
         few, many = (log_likelihood(fit(mu, logvar, 2, draws=draws), unseen) for draws in (1, 20))
         assert many > few + 0.5
 
-    def test_log_likelihood(self, fitted: LatentPrior) -> None:
+    def test_log_likelihood(self, fitted: Prior) -> None:
         z = np.random.default_rng(1).standard_normal((500, 3))
         expected = float((-0.5 * (z**2).sum(axis=1) - 1.5 * np.log(2 * np.pi)).mean())
         assert log_likelihood(standard_prior(3), z) == pytest.approx(expected, abs=1e-9)
@@ -107,7 +106,7 @@ class TestFit:
 
 
 class TestFiles:
-    def test_there_and_back(self, fitted: LatentPrior, tmp_path: Path) -> None:
+    def test_there_and_back(self, fitted: Prior, tmp_path: Path) -> None:
         write_prior(tmp_path / "p", fitted, "ab" * 32)
         found = read_prior_file(tmp_path / "p")
         assert np.array_equal(found.prior.scale_tril, fitted.scale_tril)
@@ -115,11 +114,11 @@ class TestFiles:
         write_prior(tmp_path / "p", fitted)
         assert read_prior_file(tmp_path / "p").checkpoint_sha256 is None
 
-    def test_refusals(self, fitted: LatentPrior, tmp_path: Path) -> None:
+    def test_refusals(self, fitted: Prior, tmp_path: Path) -> None:
         with pytest.raises(ArgumentError, match=r"--latent-prior .*absent: found nothing to read .*fit it again with"):
             read_prior_file(tmp_path / "absent")
         (tmp_path / "text").write_text("no mixture")
-        with pytest.raises(BundleError, match=r"text: found .*expected a latent prior in safetensors"):
+        with pytest.raises(BundleError, match=r"text: found .*expected a prior in safetensors"):
             read_prior_file(tmp_path / "text")
         with pytest.raises(ArgumentError, match=r"--out .*: found that it cannot be written"):
             write_prior(tmp_path / "no" / "folder", fitted)
@@ -138,29 +137,29 @@ class TestBuild:
         width = golden_models.config("form1")["z_dim"]
         prior = dataclasses.replace(standard_prior(width), means=np.full((1, width), 2, np.float32))
         write_prior(tmp_path / "p", prior, hashlib.sha256(checkpoint.read_bytes()).hexdigest())
-        request = Request(checkpoint, out=tmp_path / "a", backends=("onnxruntime",), options=Options(heads=2))
+        request = Request(checkpoint, out=tmp_path / "a", backends=("onnxruntime",), options={"heads": 2})
         path = build(dataclasses.replace(request, latent_prior=tmp_path / "p")).path
         bundle = Bundle.open(path)
-        spec = bundle.manifest.latent_prior
+        spec = bundle.manifest.prior
         assert spec is not None
-        assert (spec.kind, spec.components, spec.file) == ("gaussian_mixture", 1, "latent_prior.safetensors")
-        assert bundle.read_latent_prior() == (tmp_path / "p").read_bytes()
+        assert (spec.input, spec.kind, spec.components) == ("z", "gaussian_mixture", 1)
+        assert bundle.read_prior() == (tmp_path / "p").read_bytes()
         with Sampler(bundle, "onnxruntime", "f32", threads=2) as sampler:
             drawn, plain = (sampler.sample(2, seed=5, steps=2, prior=prior) for prior in (None, "standard"))
-            assert np.array_equal(drawn.z, plain.z + np.float32(2))
+            assert np.array_equal(drawn.values["z"], plain.values["z"] + np.float32(2))
 
     @pytest.mark.parametrize(
         ("name", "width", "sha256", "message"),
         [
-            ("form1", 3, None, r"found latents of width 3, expected \d+, the model's"),
+            ("form1", 3, None, r"found a prior of width 3, expected \d+, the input's"),
             ("form1", None, "ab" * 32, r"found a prior fitted to the VAE of the checkpoint abab.*, form1.ckpt; fit it"),
-            ("uncond", 3, None, r"found an unconditional model, expected one with a VAE; leave --latent-prior out"),
+            ("uncond", 3, None, r"found a model without an input that is drawn.*with a VAE; leave --latent-prior out"),
         ],
     )
     def test_of_another_model(self, tmp_path: Path, name: str, width: int | None, sha256: str | None, message: str) -> None:
         path = golden_models.write_checkpoint(name, tmp_path / f"{name}.ckpt")
         write_prior(tmp_path / "p", standard_prior(width or golden_models.config(name)["z_dim"]), sha256)
-        options = Options(**golden_models.build_options(name))
+        options = golden_models.build_options(name)
         with pytest.raises((ArgumentError, BundleError), match=message):
             build(Request(path, out=tmp_path / "a", options=options, latent_prior=tmp_path / "p"))
         assert not (tmp_path / "a").exists()
@@ -189,7 +188,7 @@ class TestCommand:
         result = self.run(bundle, "--images", images, "--heldout", images, "--components", 2, "--out", out)
         assert result.exit_code == 0, result.output
         found, manifest = read_prior_file(out), Bundle.open(bundle).manifest
-        assert (found.prior.components, found.prior.z_dim) == (2, manifest.model.z_dim)
+        assert (found.prior.components, found.prior.width) == (2, manifest.inputs[0].shape[1])
         assert found.checkpoint_sha256 == manifest.source.sha256
         for line in ("2 Gaussians of width", "fitted to 80 images", "held-out images", "nats a latent", "under N(0, I)"):
             assert line in result.output
@@ -216,7 +215,8 @@ class TestCommand:
         result = self.run("c.ckpt", "--heads", 2, "--images", images, "--components", 1, "--out", tmp_path / "prior")
         assert result.exit_code == 0, result.output
         (request,) = asked
-        assert (request.checkpoint, request.options, request.weights) == (Path("c.ckpt"), Options(heads=2), "ema")
+        assert (request.checkpoint, request.weights) == (Path("c.ckpt"), "ema")
+        assert request.options == {"heads": 2, "preset": None}
         assert request.out is not None
         assert not request.out.parent.exists(), "the bundle that was built to encode with must not stay"
         assert read_prior_file(tmp_path / "prior").prior.components == 1
@@ -245,7 +245,7 @@ class TestCommand:
             assert "Traceback" not in result.output
         plain = toy.build_bundle(tmp_path / "plain.bundle", None)
         result = self.run(plain, "--images", images, "--out", tmp_path / "prior")
-        assert "found an unconditional model, expected one with a VAE" in result.output
+        assert "such as an unconditional one, expected one with a VAE" in result.output
         assert not (tmp_path / "prior").exists()
 
     def test_help_is_the_checked_in_text(self) -> None:

@@ -97,7 +97,8 @@ class TestGoldenGraphs:
 
     def test_no_weight_is_stored_twice(self, golden_bundle: GoldenBundle) -> None:
         bundle = Bundle.open(golden_bundle("form1"))
-        spec = UNetSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in bundle.manifest.architecture["unet"].items()})
+        fields = bundle.manifest.architecture["unet"]
+        spec = UNetSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
         with torch.device("meta"):
             weights = {key: tensor.numel() for key, tensor in UNet(spec).state_dict().items()}
         embedding = sum(n for key, n in weights.items() if key.startswith("time_mlp") or ".emb." in key)

@@ -1,4 +1,4 @@
-"""Are weights packed as the engine reads them, layers refused by name, and int8 layers chosen by what they cost?"""
+"""Weights are packed as the engine reads them, layers refused by name, and int8 layers chosen by what they cost."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ from torch import nn
 
 from engine.bundle.reader import Bundle
 from engine.errors import ArgumentError, ExportError
+from export.families.base import Model
+from export.families.diffusevae.graphs import roles
+from export.families.diffusevae.pipeline import inputs, pipeline
+from export.graphs.roles import Role, tensor
 from export.models.unet import UNet, UNetSpec
 from export.native import pack
+from export.native.builder import lower
 from export.native.int8 import Layer, _fill, choose_layers, parse_budget
 from export.native.program import Assembler, Value
 from export.native.scales import choose_scales, eligible, evaluate, in_int8, of_range, weight_scales
-from export.native.trajectory import States
+from export.native.trajectory import States, trajectory_states
 from export.native.unet import lower_denoiser
+from export.read.schedule import linear
 from tests.native_models import NEEDS_NATIVE
 
 SPEC = UNetSpec("openai", 8, 6, 3, 32, (1, 2), 1, (1,), 2)
@@ -34,10 +40,16 @@ def unet() -> UNet:
 
 
 @pytest.fixture(scope="module")
+def role(unet: UNet) -> Role:
+    return roles(unet, None, 10)["denoiser"]
+
+
+@pytest.fixture(scope="module")
 def states(unet: UNet) -> States:
     generator = torch.Generator().manual_seed(1)
     x, cond = (torch.randn(4, 3, 8, 8, generator=generator) for _ in range(2))
-    return States(x, cond, torch.randn(4, unet.row_width, generator=generator), (9, 6, 3, 0))
+    row = torch.randn(4, unet.row_width, generator=generator)
+    return States({"x": x, "cond": cond, "row": row}, (9, 6, 3, 0))
 
 
 # ---- packing ---------------------------------------------------------------------------------------
@@ -118,8 +130,14 @@ def test_odd_sizes_and_weights_that_are_not_finite_are_refused() -> None:
         Assembler("denoiser", "bf16").conv("down", layer, [Value("h", 32, 8, 8)])
 
 
-def test_the_same_model_gives_the_same_bytes(unet: UNet) -> None:
-    first, second = lower_denoiser(unet), lower_denoiser(unet)
+def test_a_module_that_the_engine_has_no_operations_for() -> None:
+    x = tensor("x", ("batch", 3, 8, 8))
+    with pytest.raises(ExportError, match=r"graph first_stage: found a Identity, expected one of EncoderGraph, .*leave native"):
+        lower(Role("first_stage", nn.Identity(), (x,), (x,)))
+
+
+def test_the_same_model_gives_the_same_bytes(role: Role) -> None:
+    first, second = lower_denoiser(role), lower_denoiser(role)
     assert first == second
     names = [op["name"] for op in json.loads(first.program)["ops"]]
     assert names[:3] == ["input", "stem", "encoder.0.res.conv1"]
@@ -144,23 +162,23 @@ def test_weights_have_a_scale_an_output() -> None:
     np.testing.assert_allclose(weight_scales(weight), [2 / 127, 1.0, 0.5 / 127], rtol=1e-6)
 
 
-def test_simulation_leaves_the_network_as_it_was(unet: UNet, states: States) -> None:
-    layers, before = eligible(unet), evaluate(unet, states)
+def test_simulation_leaves_the_network_as_it_was(role: Role, states: States) -> None:
+    layers, before = eligible(role), evaluate(role, states)
     scales = {name: of_range(-0.3, 4.0, "x") for name in layers}
     with in_int8(layers, scales):
-        assert not torch.equal(evaluate(unet, states), before)
-    assert torch.equal(evaluate(unet, states), before)
+        assert not torch.equal(evaluate(role, states), before)
+    assert torch.equal(evaluate(role, states), before)
 
 
-def test_every_residual_convolution_is_eligible_and_nothing_else(unet: UNet) -> None:
-    names = set(eligible(unet))
+def test_every_residual_convolution_is_eligible_and_nothing_else(unet: UNet, role: Role) -> None:
+    names = set(eligible(role))
     assert len(names) == 2 * len(unet.stages())
     assert all(name.endswith((".res.conv1", ".res.conv2")) for name in names)
 
 
-def test_scales_are_chosen_by_the_layers_output(unet: UNet, states: States) -> None:
-    scales = choose_scales(unet, states)
-    assert set(scales) == set(eligible(unet))
+def test_scales_are_chosen_by_the_layers_output(role: Role, states: States) -> None:
+    scales = choose_scales(role, states)
+    assert set(scales) == set(eligible(role))
     assert {scale.rule for scale in scales.values()} <= {"min-max", "percentile 99.99", "percentile 99.9", "least squares"}
 
 
@@ -173,17 +191,36 @@ def test_layers_are_taken_cheapest_error_for_time_first() -> None:
 
 
 @pytest.mark.parametrize(("budget", "most"), [("all", 1.0), (0.02, 0.02), (1e-6, 0.0)])
-def test_the_budget_is_kept_by_the_sum(unet: UNet, states: States, budget: str | float, most: float) -> None:
+def test_the_budget_is_kept_by_the_sum(role: Role, states: States, budget: str | float, most: float) -> None:
     seen: list[str] = []
     choice = choose_layers(
-        unet, states, evaluate(unet, states), budget, bf16=0.0, progress=lambda names: seen.extend(names) or names
+        role, states, evaluate(role, states), budget, bf16=0.0, progress=lambda names: seen.extend(names) or names
     )
-    assert set(seen) == set(eligible(unet))
+    assert set(seen) == set(eligible(role))
     assert choice.simulated <= most
     assert len(choice.scales) == (len(choice.layers) if budget == "all" else len(choice.scales))
     assert bool(choice.scales) == (most > 0)
     assert len(choice.lines()) == len(choice.layers) + 1
     assert json.loads(json.dumps(choice.record()))["timesteps"] == [9, 6, 3, 0]
+
+
+def test_states_come_from_the_models_own_chains() -> None:
+    torch.manual_seed(0)
+    spec = UNetSpec("openai", 4, 3, 3, 32, (1,), 1, (), 2)
+    unet = UNet(spec).eval().requires_grad_(False)
+    defaults = {"steps": 4, "method": "ddpm", "spacing": "truncated", "t_start": None, "guidance": 0.0}
+    model = Model(
+        "diffusevae", "tiny", roles(unet, None, 20), inputs(spec, None), pipeline(spec, None, "eps"),
+        linear(1e-4, 0.02, 20), "eps", "fixedlarge", defaults,
+    )  # fmt: skip
+    first, second = trajectory_states(model), trajectory_states(model)
+    assert set(first.inputs) == {"x", "row"}
+    assert first.timesteps == second.timesteps
+    assert len(first) == len(first.inputs["x"]) == 24
+    assert set(first.timesteps[:12]) <= {3, 2, 1, 0}, "of the recorded setting"
+    assert max(first.timesteps[12:]) > 3, "of ten plain steps over all of T"
+    assert all(torch.equal(first.inputs[name], second.inputs[name]) for name in first.inputs)
+    assert len(torch.unique(first.inputs["x"].flatten(1), dim=0)) > 6, "several samples at several rows"
 
 
 def test_budgets_are_words_or_errors() -> None:
@@ -206,7 +243,7 @@ def test_the_manifest_records_what_was_measured(native_bundle: Callable[..., Pat
     }  # fmt: skip
     for engine in found.values():
         assert engine.record["relative_error"] <= engine.record["bound"]
-        assert engine.source_sha256 == bundle.spec(engine.role).sha256
+        assert engine.source_sha256 == bundle.spec(engine.graph).sha256
     assert found["native bf16 denoiser"].record["relative_error"] <= 0.015
     assert found["native f32 timestep_table"].record["relative_error"] <= 1e-5
     calibration = found["native int8 denoiser"].record["calibration"]

@@ -1,4 +1,4 @@
-"""Are half graphs half where they should be and float32 where it matters, and as near to float32 as they must be?"""
+"""Half graphs are half where they should be and float32 where it matters, and as near to float32 as they must be."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from onnx import TensorProto
 
 from engine.errors import ArgumentError, ExportError
 from engine.solver.feeds import step_feeds
-from engine.solver.table import Schedule, build_step_table
-from export.build import Request, infer_architecture, load, read
+from engine.solver.table import build_step_table
+from export.build import Request, recognise
+from export.families.diffusevae.graphs import roles
 from export.graphs.onnx_export import export_onnx
 from export.graphs.parity import measure
-from export.graphs.roles import Role, TimestepTable, roles
-from export.graphs.sampler_role import sampler_role
+from export.graphs.reference import WholeSampler
+from export.graphs.roles import Role, with_rows
 from export.models.unet import UNet, UNetSpec
 from export.models.vae import VAE, VAESpec
 from export.precision import BOUND, HalfOptions, half_role, half_roles, layer_names
@@ -42,9 +43,8 @@ def exported(wanted: dict[str, Role], name: str, options: HalfOptions) -> onnx.M
     """One half graph, checked against float32 torch."""
     role = half_role(wanted[name], options)
     model = export_onnx(role)
-    table = wanted["timestep_table"].module
-    assert isinstance(table, TimestepTable)
-    error = measure(wanted[name], model, ["onnxruntime"], table, BOUND)["onnxruntime"]
+    examples = with_rows(wanted["timestep_table"], "row")
+    error = measure(wanted[name], model, ["onnxruntime"], examples, BOUND)["onnxruntime"]
     assert 0 < error <= BOUND, "a half graph rounds, but not too much"
     return onnx.load_from_string(model)
 
@@ -88,7 +88,7 @@ class TestDenoiser:
         infos = (*denoiser.graph.input, *denoiser.graph.output)
         assert {info.type.tensor_type.elem_type for info in infos} == {FLOAT}
         labels = {prop.key: prop.value for prop in denoiser.metadata_props}
-        assert (labels["role"], labels["precision"]) == ("denoiser", "fp16")
+        assert (labels["graph"], labels["precision"]) == ("denoiser", "fp16")
 
     def test_it_takes_half_the_bytes(self, wanted: dict[str, Role], denoiser: onnx.ModelProto) -> None:
         full = sum(p.numel() for name, p in wanted["denoiser"].module.named_parameters() if ".emb." not in name) * 4
@@ -183,28 +183,24 @@ def test_the_bound_is_enforced(wanted: dict[str, Role]) -> None:
     values.flat[0] += 0.5
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
     with pytest.raises(ExportError, match=r"expected at most 0.002 against float32; keep layers with --keep-float32"):
-        measure(role, model.SerializeToString(), ["onnxruntime"], None, BOUND)
+        measure(role, model.SerializeToString(), ["onnxruntime"], bound=BOUND)
 
 
 def test_the_trained_model_is_finite_in_half() -> None:
     """Four samples of the shipped model at its recorded setting: no NaN, and the images of float32 but for rounding."""
-    request = Request(Path(__file__).parents[2] / "examples" / "avatars" / "avatars.ckpt")
-    source = read(request)
-    architecture = infer_architecture(source, request.options)
-    full = roles(*load(source, architecture), architecture.T)
-    schedule = Schedule(architecture.beta_1, architecture.beta_T, architecture.T)
-    defaults = dict(architecture.defaults)
-    guidance = float(defaults.pop("guidance"))
-    table = build_step_table(schedule, formulation=architecture.formulation, variance=architecture.variance, **defaults)
-    feeds = {name: torch.from_numpy(value) for name, value in step_feeds(table, guidance, conditional=True).items()}
+    model = recognise(Request(Path(__file__).parents[2] / "examples" / "avatars" / "avatars.ckpt")).load()
+    state = model.wiring.state
+    options = dict(model.defaults) | {"prediction": model.prediction, "variance": model.variance, "clip": state.clip}
+    table = build_step_table(model.schedule.schedule(), centred=state.centre is not None, **options)
+    feeds = {name: torch.from_numpy(value) for name, value in step_feeds(table).items()}
     rng = torch.Generator().manual_seed(0)
-    shape = (4, 3, 32, 32)
-    feeds |= {"x_T": torch.randn(shape, generator=rng), "noise": torch.randn((table.steps, *shape), generator=rng)}
-    feeds["z"] = torch.randn((4, full["vae_decoder"].inputs[0].shape[1]), generator=rng)
-    halves = {role.name: role for role in half_roles(full, HalfOptions())}
+    shape = (4, *state.shape)
+    feeds |= {"x_T": torch.randn(shape, generator=rng), "noise": torch.randn((len(table.rows), *shape), generator=rng)}
+    feeds["z"] = torch.randn((4, *model.input_specs[0].sample), generator=rng)
+    halves = {role.name: role for role in half_roles(model.roles, HalfOptions())}
     with torch.inference_mode():
-        expected = sampler_role(full).module(**feeds)
-        found = sampler_role(full | halves).module(**feeds)
+        expected = WholeSampler(model.wiring, model.roles)(**feeds)
+        found = WholeSampler(model.wiring, {**model.roles, **halves})(**feeds)
     for a, b in zip(found, expected, strict=True):
         assert torch.isfinite(a).all()
         assert float((a - b).abs().mean()) < 5e-3

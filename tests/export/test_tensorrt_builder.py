@@ -1,4 +1,4 @@
-"""Is TensorRT driven and refused as it should be where it is not installed? Options, and a fake library of 10.x and 11.x."""
+"""TensorRT is driven and refused as it should be where it is not installed: options, and a fake library of 10.x and 11.x."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.cli.info import record_line
 from engine.errors import ArgumentError, BackendError, Cancelled, ExportError
 from export.build_engines import main
 from export.context import Watch
-from export.graphs.roles import Tensor
+from export.graphs.roles import tensor
 from export.tensorrt import engines as tensorrt_engines
 from export.tensorrt import library as tensorrt_library
 from export.tensorrt.check import check_model
@@ -27,7 +27,7 @@ from export.tensorrt.options import RTX_DEFAULT_TARGETS, read_options
 from export.tensorrt.plan import Plan, build_plan
 from tests.fake_tensorrt import CACHE, LAYERS_10, PLAN, Behaviour, fake_tensorrt
 
-INPUTS = (Tensor("x", ("batch", 3, 8, 8)), Tensor("row", (1, 6)), Tensor("timesteps", ("steps",), "int64"))
+INPUTS = (tensor("x", ("batch", 3, 8, 8)), tensor("row", (1, 6)), tensor("timesteps", ("steps",), "int64"))
 VERSIONS = ("10.1.0", "10.16.1", "11.4.1.9")
 
 

@@ -1,4 +1,4 @@
-"""Do real TensorRT plans get into a bundle with what is needed to refuse them later, and are they built only when needed?
+"""Real TensorRT plans get into a bundle with what is needed to refuse them later, and are built only when needed.
 
 Two plans of toy graphs are built, once for the module, by TensorRT for RTX; everything else looks at those.
 """
@@ -19,13 +19,14 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 from engine.bundle.reader import Bundle
+from engine.bundle.tensors import TensorSpec
 from engine.bundle.writer import write_bundle
 from engine.cli.main import cli
 from engine.errors import BundleError, ExportError
 from export.build_engines import main
 from export.context import Graph, Watch
 from export.engines import BuildContext, BuiltEngine
-from export.graphs.roles import Role, Tensor
+from export.graphs.roles import Role, tensor
 from export.tensorrt import check as tensorrt_check
 from export.tensorrt import engines as tensorrt_engines
 from export.tensorrt.check import check_model
@@ -105,10 +106,10 @@ def model_of(nodes: list[Any], inputs: list[Any], outputs: list[Any], weights: d
 def graph_of(name: str, model: onnx.ModelProto, precision: str = "f32") -> Graph:
     """As the exporter makes it, its signature read off the model."""
 
-    def tensors(infos: Any) -> tuple[Tensor, ...]:
+    def tensors(infos: Any) -> tuple[TensorSpec, ...]:
         names = {TensorProto.INT64: "int64", TensorProto.FLOAT: "float32"}
         return tuple(
-            Tensor(
+            tensor(
                 info.name,
                 tuple(d.dim_param or d.dim_value for d in info.type.tensor_type.shape.dim),
                 names[info.type.tensor_type.elem_type],
@@ -116,15 +117,16 @@ def graph_of(name: str, model: onnx.ModelProto, precision: str = "f32") -> Graph
             for info in infos
         )
 
-    role = Role(name, cast(Any, None), tensors(model.graph.input), tensors(model.graph.output), precision)
+    compute = {"fp16": "f32"} if name == "timestep_table" else {}
+    inputs, outputs = tensors(model.graph.input), tensors(model.graph.output)
+    role = Role(name, cast(Any, None), inputs, outputs, precision, compute)
     return Graph(role, model.SerializeToString(), {})
 
 
 def context_of(graphs: list[Graph], watch: Watch | None = None, previous: Bundle | None = None) -> BuildContext:
     """What the builder looks at; it needs no torch module."""
-    architecture = cast(Any, SimpleNamespace(defaults={"steps": 10}, T=1000))
-    none = cast(Any, None)
-    return BuildContext(architecture, none, none, none, tuple(graphs), watch or Watch(), previous)
+    model = cast(Any, SimpleNamespace(defaults={"steps": 10}, schedule=SimpleNamespace(T=1000)))
+    return BuildContext(model, tuple(graphs), watch or Watch(), previous)
 
 
 def graphs() -> list[Graph]:
@@ -169,17 +171,19 @@ def bundle(engines: list[BuiltEngine], tmp_path: Path) -> Path:
 @needs_rtx
 class TestPlans:
     def test_entries_hold_what_refuses_a_plan_later(self, engines: list[BuiltEngine]) -> None:
-        assert [engine.entry["role"] for engine in engines] == list(ROLES)
+        assert [engine.entry["graph"] for engine in engines] == list(ROLES)
         there = {graph.key: graph for graph in graphs()}
         profiles = ({"steps": [1, 10, 1000]}, {"batch": [1, 2, 8]})
         for engine, key, profile in zip(engines, ("timestep_table", "denoiser.fp16"), profiles, strict=True):
             entry = engine.entry
-            assert (entry["backend"], entry["precision"]) == ("tensorrt_rtx", "fp16")
+            precision = "f32" if entry["graph"] == "timestep_table" else "fp16"
+            assert (entry["backend"], entry["precision"]) == ("tensorrt_rtx", precision)
             assert entry["source_sha256"] == there[key].sha256, "the table stays float32, the denoiser is the half one"
             assert entry["made_with"] == {"tensorrt_rtx": open_library("tensorrt_rtx").version}
             assert entry["targets"] == ["sm86", "sm120"], "in the order of the plan's bits"
             assert entry["options"]["profile"] == profile, "the free dimensions that the graph has"
-            assert list(engine.files) == [entry["files"]["plan"]["file"]] == [f"{entry['role']}.tensorrt_rtx.fp16.plan"]
+            file = f"{entry['graph']}.tensorrt_rtx.{precision}.plan"
+            assert list(engine.files) == [entry["files"]["plan"]["file"]] == [file]
 
     def test_record(self, engines: list[BuiltEngine]) -> None:
         """The builder fused GroupNorm and SiLU: fewer kernels than the graph has nodes."""
@@ -206,7 +210,7 @@ class TestPlans:
         """Turing takes no float32 matrix product: the builder returns None and only its log says why."""
         model = model_of([helper.make_node("MatMul", ["x", "w"], ["y"])], [value("x", ["batch", 64])],
                          [value("y", ["batch", 64])], {"w": np.ones((64, 64), np.float32)})  # fmt: skip
-        inputs, options = [Tensor("x", ("batch", 64))], read_options("tensorrt_rtx", {"targets": ("sm75",)})
+        inputs, options = [tensor("x", ("batch", 64))], read_options("tensorrt_rtx", {"targets": ("sm75",)})
         with pytest.raises(ExportError, match=r"graph product: found .* no plan \(.*FP32 GEMM is not supported.*--turing"):
             build_plan(open_library("tensorrt_rtx"), "product", model.SerializeToString(), inputs, options)
 

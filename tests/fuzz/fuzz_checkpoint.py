@@ -29,8 +29,8 @@ VALUES: list[Any] = [
     "16x99999999", "16d0,16t8", "1u0", "0:0", "1:", "16x1,16d2,16t8,8x1,8d2,8t4,4x1,4d4,4t1,1x1",
 ]  # fmt: skip
 NAMES = [
-    "n_heads", "image_size", "type", "variance", "prediction", "name", "defaults", "input_res", "enc_block_str", "dec_block_str",
-    "enc_channel_str", "dec_channel_str",
+    "n_heads", "image_size", "type", "variance", "prediction", "name", "defaults", "input_res", "enc_block_str",
+    "dec_block_str", "enc_channel_str", "dec_channel_str",
 ]  # fmt: skip
 STRINGS = golden_models.config("form1")["vae"]
 

@@ -1,4 +1,4 @@
-"""Is the whole-sampler graph the sampler? Against the reference implementation's chains, and against `Sampler.sample`.
+"""The whole-sampler graph against the reference implementation's chains, and against `Sampler.sample`.
 
 Bounds as in test_golden.py: clipping x_0 turns a last-bit difference into a visible one in single pixels, so what must hold
 is the distribution of the error.
@@ -35,6 +35,8 @@ RANDOM = {
     "guided from recon, eta": {"steps": 3, "t_start": 500, "eta": 1.0, "guidance": -0.25, "temperature": 0.8},
     "ancestral": {"steps": 5, "method": "ddpm", "spacing": "trailing", "variance": "fixedsmall"},
     "one step": {"steps": 1, "spacing": "linspace"},
+    "second order": {"steps": 6, "method": "dpmpp_2m", "spacing": "linspace"},
+    "fourth order, guided": {"steps": 6, "method": "plms", "t_start": 600, "guidance": 0.75},
 }
 
 
@@ -55,7 +57,7 @@ def test_chains_equal_the_reference(case: str, composed: Composed) -> None:
     bundle, run = composed(case)
     with np.load(GOLDEN / case / "expected.npz") as stored:
         expected = dict(stored)
-    names = chains(case)
+    names, decoded = chains(case), 0
     assert len(names) >= 4, f"expected several chains in {case}, found {names}"
     for chain in names:
         feeds, _ = setting_feeds(bundle.manifest, parse(chain))
@@ -71,6 +73,8 @@ def test_chains_equal_the_reference(case: str, composed: Composed) -> None:
         np.testing.assert_array_equal(found["images"], kernels.to_uint8(found["x"]), chain)
         if "recon" in found:
             assert np.abs((found["recon"] + 1) / 2 - expected["vae_decode"]).max() <= 1e-5
+            decoded += 1
+    assert decoded == (0 if case == "uncond" else len(names))
 
 
 @pytest.mark.parametrize("case", ["form1", "form2", "form1_zcond"])
@@ -81,13 +85,12 @@ def test_it_equals_the_sampler(case: str, name: str, composed: Composed) -> None
     seeds = resolve_seeds(40, 3)
     feeds, table = setting_feeds(bundle.manifest, options)
     feeds |= noise_feeds(bundle.manifest, table, seeds)
-    assert feeds["noise"].shape[0] == (table.steps if table.stochastic else 1)
+    assert feeds["noise"].shape[0] == (len(table.rows) if table.stochastic else 1)
     with Sampler(bundle, "onnxruntime", "f32", threads=1) as sampler:
         batch = sampler.sample(seed=seeds, **options)
     found = run(feeds)
     assert_close_in_distribution(found["x"], batch.x, f"{case}, {name}")
-    assert batch.recon is not None
-    np.testing.assert_array_equal(kernels.to_uint8(found["recon"]), batch.recon)
+    np.testing.assert_array_equal(kernels.to_uint8(found["recon"]), batch.start)
     assert np.mean(found["images"] != batch.images) < 0.05, "pixels differ by rounding at .5 alone"
 
 
@@ -121,7 +124,7 @@ def test_the_example_needs_nothing_of_ours(with_sampler: Path, golden_bundle: Go
     steps = tmp_path / "steps.npz"
     done = CliRunner().invoke(cli, ["steps", str(golden_bundle("form1")), "--steps", "4", "--eta", "1", "--out", str(steps)])
     assert done.exit_code == 0, done.output
-    assert "4 steps of ddim; timesteps [4], coefficients [4, 10], start [3], guidance [1]" in done.output
+    assert "4 calls of ddim; timesteps [4], coefficients [4, 30], weights [4, 1], start [3]" in done.output
     assert "holds no sampler graph; build it with --whole-sampler" in done.output
     code = (
         "import runpy, sys\n"
