@@ -43,8 +43,10 @@ def dpmpp_2m(levels: Levels) -> Columns:
 
 
 def _lambda(alpha_bar: float) -> float:
-    """Half the logarithm of the signal-to-noise ratio, infinite at alpha_bar = 1."""
-    return math.inf if alpha_bar == 1.0 else 0.5 * (math.log(alpha_bar) - math.log1p(-alpha_bar))
+    """Half the logarithm of the signal-to-noise ratio, infinite at alpha_bar = 1 and minus that at 0."""
+    if alpha_bar in (0.0, 1.0):
+        return math.inf if alpha_bar else -math.inf
+    return 0.5 * (math.log(alpha_bar) - math.log1p(-alpha_bar))
 
 
 def _each(function: Callable[[float], float], values: F64) -> F64:

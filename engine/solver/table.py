@@ -169,8 +169,9 @@ def _table(chain: _Chain) -> StepTable:
         eta=chain.eta,
         variance=chain.variance,
     )
-    timesteps, exact = exact_rows(METHODS[chain.method].solver, levels, chain.clip)
-    rows = exact.astype(np.float32)
+    with np.errstate(all="ignore"):  # rows of a schedule beyond float32 are refused below, with the field's name
+        timesteps, exact = exact_rows(METHODS[chain.method].solver, levels, chain.clip)
+        rows = exact.astype(np.float32)
     w = chain.guidance
     weights = np.tile(np.array([1.0 + w, -w] if w else [1.0], np.float32), (len(rows), 1))
     check_rows(rows)

@@ -95,6 +95,16 @@ def test_arrays_of_another_shape_are_refused(arrays, message):
         check_table(replace(build_step_table(SCHEDULE, steps=5), **arrays))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("betas", [[0.999] * 200, [1e-4] + [0.9] * 90, [1e-17] * 10])
+def test_schedules_beyond_what_rows_can_hold_are_refused(method, betas):
+    """alpha_bar becomes 0, or 1 / sqrt(alpha_bar) infinite in float32, or no step changes anything."""
+    schedule = Schedule.from_recipe("table", len(betas), betas=betas)
+    with pytest.raises(ArgumentError, match=r"rows\[\d+\]\.\w+ is -?(inf|nan); expected a finite number"):
+        build_step_table(schedule, steps=len(betas), method=method, spacing="linspace")
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_solvers_tables_pass(method):
     for steps in (1, 2, 3, 4, 5, 50):
