@@ -67,7 +67,7 @@ class TestHelp:
 
     def test_commands_that_live_elsewhere_are_imported_when_asked_for(self) -> None:
         code = (
-            "import sys; from click.testing import CliRunner; from engine.cli import cli\n"
+            "import sys; from click.testing import CliRunner; from engine.cli.main import cli\n"
             "for arguments in (['--help'], ['info', '--help'], ['triton-repo', '--help']):\n"
             "    assert CliRunner().invoke(cli, arguments).exit_code == 0\n"
             "    print('engine.triton.cli' in sys.modules)\n"
