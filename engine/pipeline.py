@@ -167,7 +167,7 @@ class Pipeline:
         with timings.clock("total_ms"):
             checks.check_noise_steps(request.noise, len(request.table.rows))
             n, size = len(request), min(self.max_batch, chain.limit(request.lanes))
-            results = chain.results(n)
+            results = chain.results(request)
             for begin in range(0, n, size):
                 part = request.part(begin, begin + size)
                 chain.run_into(part, timings, {name: array[begin : begin + size] for name, array in results.items()})

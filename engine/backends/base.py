@@ -48,8 +48,8 @@ class Chain(Protocol):
 class DeviceChain(Chain, Protocol):
     """A chain whose arrays live on a device and may stay there."""
 
-    def results(self, n: int) -> dict[str, Any]:
-        """Room on the device for the results of n samples by name ("images", "x", and values), which the caller owns."""
+    def results(self, request: Request) -> dict[str, Any]:
+        """Room on the device for a request's results by name ("images", "x", and values), which the caller owns."""
 
     def run_into(self, request: Request, timings: Timings, into: Mapping[str, Any]) -> None:
         """The results of a request into `into`, on the device."""

@@ -1,5 +1,7 @@
-"""What does a program get that keeps its images on the GPU, and what may it pass in? Arrays that other libraries take
-as they are (`__cuda_array_interface__`, DLPack): torch.as_tensor(a), torch.from_dlpack(a), cupy.asarray(a)."""
+"""Arrays of a program that keeps its data on the GPU: ours, which other libraries take as they are, and theirs.
+
+Through `__cuda_array_interface__` and DLPack: torch.as_tensor(a), torch.from_dlpack(a), cupy.asarray(a).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from engine.result import Batch, Setting, Timings
 
 
 class DeviceArray:
-    """A C-contiguous array in a GPU's memory, which whoever made it has waited for.
+    """A C-contiguous array in a GPU's memory, complete.
 
     Attributes: address, shape, dtype, device. Slices along the first axis share its memory.
     """
@@ -109,25 +111,31 @@ def _free(block: DeviceBlock, device: Device) -> None:
 
 @dataclass(frozen=True)
 class DeviceBatch:
-    """A `Batch` whose images, recon, z and x stay on the device, complete; the arrays are the caller's own."""
+    """A `Batch` whose images, x and values stay on the device, complete; the arrays are the caller's own."""
 
     images: DeviceArray
-    recon: DeviceArray | None
-    z: DeviceArray | None
     x: DeviceArray
+    values: dict[str, DeviceArray]
     seeds: npt.NDArray[np.uint64]
     timesteps: npt.NDArray[np.int64]
     setting: Setting
     timings: Timings
+    start_name: str | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def numpy(self) -> Batch:
         """The same on the host."""
-        recon, z = (None if array is None else array.numpy() for array in (self.recon, self.z))
         return Batch(
-            self.images.numpy(), recon, z, self.x.numpy(), self.seeds, self.timesteps, self.setting, self.timings
+            images=self.images.numpy(),
+            x=self.x.numpy(),
+            values={name: array.numpy() for name, array in self.values.items()},
+            seeds=self.seeds,
+            timesteps=self.timesteps,
+            setting=self.setting,
+            timings=self.timings,
+            start_name=self.start_name,
         )
 
 
@@ -154,10 +162,11 @@ def stream_handle(stream: object) -> int:
     )
 
 
-def borrow(value: Any, name: str, device: Device, stream: Stream) -> DeviceArray:
-    """The memory of somebody's float32 device array as a DeviceArray; `stream` waits until they have written it.
+def borrow(value: Any, name: str, device: Device, stream: Stream, dtype: str = "float32") -> DeviceArray:
+    """The memory of a caller's device array of `dtype` as a DeviceArray; `stream` waits until it has been written.
 
-    Without a word from them which stream that is, it is the legacy default stream, on which libraries work by default.
+    An array that does not say in which stream that is counts as written in the legacy default stream, where libraries
+    work by default.
     """
     if isinstance(value, DeviceArray):
         found = dlpack.Described(value.address, value.shape, value.dtype, value.__dlpack_device__(), value)
@@ -167,9 +176,9 @@ def borrow(value: Any, name: str, device: Device, stream: Stream) -> DeviceArray
         stream.wait_for(int(interface.get("stream") or LEGACY_STREAM))
     else:
         found = dlpack.take(value.__dlpack__(stream=stream.handle), name)
-    if found.dtype != np.float32 or found.device[1] != device.ordinal:
+    if found.dtype != np.dtype(dtype) or found.device[1] != device.ordinal:
         raise ArgumentError(
-            f"{name}: found {found.dtype}{list(found.shape)} on device {found.device[1]}, expected float32 on device "
+            f"{name}: found {found.dtype}{list(found.shape)} on device {found.device[1]}, expected {dtype} on device "
             f"{device.ordinal}, where this Sampler runs; convert or move it"
         )
     return DeviceArray(device, found.address, found.shape, found.dtype, found.owner)

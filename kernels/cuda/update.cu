@@ -1,4 +1,4 @@
-// What runs on a GPU between two calls of a network? One launch a step, over the formulas of row.h and philox.h.
+// What runs on a GPU between two calls of a network: one launch a row, over the formulas of row.h and philox.h.
 //
 // README.md has arguments, launch shapes and the control block. The arithmetic is in the headers, the same for the CPU:
 // compile with --fmad=false and without fast-math for the same bits. Every loop strides over the grid, so any launch
@@ -9,8 +9,9 @@
 
 namespace dv = diffusevae;
 
-// 128 threads: a 32x32 image of a batch of one still spreads over six multiprocessors.
-#define DV_KERNEL extern "C" __global__ void __launch_bounds__(128)
+// 128 threads: a 32x32 image of a batch of one still spreads over six multiprocessors. `blocks` of them at once on each
+// bound the registers.
+#define DV_KERNEL(blocks) extern "C" __global__ void __launch_bounds__(128, blocks)
 
 namespace {
 
@@ -21,7 +22,7 @@ __device__ __forceinline__ int32_t any_not_finite(const dv::Four& four) {
     return bad;
 }
 
-// The row's number moves with control->step; the copy is spread over the whole grid.
+// The row of embeddings that the next network call is given; the copy is spread over the whole grid.
 __device__ void copy_table_row(dv::Control* control, const float* table, float* to, int64_t width, uint32_t index) {
     if (table == nullptr || to == nullptr || index >= control->steps) return;
     const float* from = table + int64_t(index) * width;
@@ -33,7 +34,7 @@ __device__ void copy_table_row(dv::Control* control, const float* table, float* 
         dv::store<whole.value>(to, 4 * b, n, four);
         bad |= any_not_finite(four);
     });
-    if (bad) dv::report(control, dv::kBadTable);
+    if (bad) dv::report(control, dv::kBadRows);
 }
 
 __device__ __forceinline__ dv::Four normals(uint64_t seed, uint32_t stream, uint32_t step, int64_t block) {
@@ -41,155 +42,248 @@ __device__ __forceinline__ dv::Four normals(uint64_t seed, uint32_t stream, uint
     return dv::Four{{z.v0, z.v1, z.v2, z.v3}};
 }
 
-// One sample's arrays in one step; those that the step's row does not use are null.
-template <class Eps>
-struct Sample {
-    const Eps *eps, *eps_uncond;
-    const float *cond, *x0_prev, *noise;
-    float *x, *x_copy, *x0;
-    uint64_t seed;
-    bool draws;  // noise from the seed
-};
-
-template <bool kWide, class Eps>
-__device__ __forceinline__ int32_t update_block(const Sample<Eps>& o, const dv::Row& row, float w, uint32_t step, int64_t b,
-                                                int n) {
-    const int64_t i = 4 * b;
-    const dv::Four x = dv::load<kWide>(o.x, i, n), eps = dv::load<kWide>(o.eps, i, n);
-    const dv::Four eps_u = o.eps_uncond == nullptr ? eps : dv::load<kWide>(o.eps_uncond, i, n);
-    const dv::Four cond = dv::load<kWide>(o.cond, i, n), x0_prev = dv::load<kWide>(o.x0_prev, i, n);
-    const dv::Four noise = o.draws ? normals(o.seed, dv::kStreamStep, step, b) : dv::load<kWide>(o.noise, i, n);
-    dv::Four next, x0;
-    int32_t bad = 0;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-        const dv::Step s = dv::step(row, w, x.v[j], eps.v[j], eps_u.v[j], cond.v[j], x0_prev.v[j], noise.v[j]);
-        next.v[j] = s.x;
-        x0.v[j] = s.x0;
-        bad |= dv::not_finite(s.eps);
-    }
-    dv::store<kWide>(o.x, i, n, next);
-    dv::store<kWide>(o.x_copy, i, n, next);
-    dv::store<kWide>(o.x0, i, n, x0);
-    return bad;
-}
-
 template <class T>
 __device__ __forceinline__ T* at(T* p, int64_t offset, bool used = true) {
     return p == nullptr || !used ? nullptr : p + offset;
 }
 
-template <class Eps>
-__device__ __forceinline__ void update(dv::Control* control, const dv::Row* rows, const uint64_t* seeds, const float* noise,
-                                       int64_t noise_step, int64_t noise_sample, const Eps* eps, const Eps* eps_uncond,
-                                       const float* cond, float* x, float* x_copy, float* x0, const float* table,
-                                       float* table_row, int64_t width, int64_t samples, int64_t count) {
-    const uint32_t step = control->step;
-    if (step >= control->steps) {
-        dv::report(control, dv::kOverrun);
-        return;
-    }
-    const dv::Row row = rows[step];
-    const float w = control->guidance;
-    int32_t bad = 0;
-    for (int64_t s = blockIdx.y; s < samples; s += gridDim.y) {
-        const int64_t offset = s * count;
-        Sample<Eps> o;
-        o.eps = eps + offset;
-        o.eps_uncond = at(eps_uncond, offset, w != 0.0f);
-        o.cond = at(cond, offset, row.p_cond != 0.0f || row.k_cond != 0.0f);
-        o.x0_prev = at<const float>(x0, offset, row.k_prev != 0.0f);
-        o.noise = at(noise, int64_t(step) * noise_step + s * noise_sample, row.sigma != 0.0f);
-        o.x = x + offset;
-        o.x_copy = at(x_copy, offset);
-        o.x0 = at(x0, offset);
-        o.draws = noise == nullptr && seeds != nullptr && row.sigma != 0.0f;
-        o.seed = o.draws ? seeds[s] : 0;
-        const bool wide = dv::is_wide(o.eps) && dv::is_wide(o.eps_uncond) && dv::is_wide(o.cond) && dv::is_wide(o.noise)
-                          && dv::is_wide(o.x) && dv::is_wide(o.x_copy) && dv::is_wide(o.x0);
-        dv::for_blocks(dv::first_x(), dv::stride_x(), count, wide, [&](auto whole, int64_t b, int n) {
-            bad |= update_block<whole.value>(o, row, w, step, b, n);
-        });
-    }
-    if (bad) dv::report(control, step + 1);
-    copy_table_row(control, table, table_row, width, step + 1);
-    dv::advance(control);
+// `copies` arrays of c_in x, `stride` elements apart, are the network's input: one for each lane that does not read x itself.
+template <bool kWide>
+__device__ __forceinline__ void store_inputs(float* x_in, int copies, int64_t stride, float c_in, int64_t i, int n,
+                                             const dv::Four& x) {
+    if (x_in == nullptr) return;
+    dv::Four scaled;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) scaled.v[j] = c_in * x.v[j];
+#pragma unroll 1
+    for (; copies > 0; --copies, x_in += stride) dv::store<kWide>(x_in, i, n, scaled);
 }
+
+// One sample's arrays in one row of the table; those that the row does not use are null. Lanes of e and copies of x lie
+// `stride` elements apart.
+struct Sample {
+    const float *e, *weights, *c, *noise, *y, *h1, *h2, *h3, *g;
+    float *x, *x_in, *x0, *y_out, *pushed;
+    int64_t stride;
+    int lanes, copies;
+    float c_in;
+    uint64_t seed;
+    bool draws;  // noise from the seed
+
+    __device__ __forceinline__ bool wide() const {
+        return dv::is_wide(e) && (stride % 4 == 0 || (lanes < 2 && copies < 2)) && dv::is_wide(c) && dv::is_wide(noise)
+               && dv::is_wide(y) && dv::is_wide(h1) && dv::is_wide(h2) && dv::is_wide(h3) && dv::is_wide(g) && dv::is_wide(x)
+               && dv::is_wide(x_in) && dv::is_wide(x0) && dv::is_wide(y_out) && dv::is_wide(pushed);
+    }
+
+    // The lanes' sum (combine in row.h); a lane of weight 0 is not read.
+    template <bool kWide>
+    __device__ __forceinline__ dv::Four guided(int64_t i, int n) const {
+        dv::Four sum = {};
+        bool begun = false;
+        const float* from = e;
+#pragma unroll 1
+        for (int lane = 0; lane < lanes; ++lane, from += stride) {
+            const float weight = weights[lane];
+            if (weight == 0.0f) continue;
+            const dv::Four one = dv::load<kWide>(from, i, n);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const float first = dv::first_lane(weight, one.v[j]), next = dv::next_lane(sum.v[j], weight, one.v[j]);
+                sum.v[j] = begun ? next : first;
+            }
+            begun = true;
+        }
+        return sum;
+    }
+};
+
+// Four elements of a row. A full row knows y, the history and a guide besides; a push may follow either kind.
+template <bool kFull, bool kWide>
+__device__ __forceinline__ int32_t row_block(const Sample& o, const dv::Row& row, uint32_t step, int64_t b, int n) {
+    const int64_t i = 4 * b;
+    const dv::Four e = o.guided<kWide>(i, n);
+    const dv::Four x = dv::load<kWide>(o.x, i, n), c = dv::load<kWide>(o.c, i, n);
+    const dv::Four noise = o.draws ? normals(o.seed, dv::kStreamStep, step, b) : dv::load<kWide>(o.noise, i, n);
+    dv::Four next, x0;
+    if constexpr (kFull) {
+        const dv::Four y = dv::load<kWide>(o.y, i, n), h1 = dv::load<kWide>(o.h1, i, n), h2 = dv::load<kWide>(o.h2, i, n);
+        const dv::Four h3 = dv::load<kWide>(o.h3, i, n), g = dv::load<kWide>(o.g, i, n);
+        dv::Four base;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            const dv::Values values = {x.v[j],  e.v[j],  c.v[j],  noise.v[j], y.v[j],
+                                       h1.v[j], h2.v[j], h3.v[j], g.v[j]};
+            const dv::FullStep s = dv::step_full(row, values);
+            next.v[j] = s.x;
+            x0.v[j] = s.x0;
+            base.v[j] = s.y;
+        }
+        dv::store<kWide>(o.y_out, i, n, base);
+    } else {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            const dv::Step s = dv::step_plain(row, x.v[j], e.v[j], c.v[j], noise.v[j]);
+            next.v[j] = s.x;
+            x0.v[j] = s.x0;
+        }
+    }
+    dv::store<kWide>(o.x, i, n, next);
+    dv::store<kWide>(o.x0, i, n, x0);
+    store_inputs<kWide>(o.x_in, o.copies, o.stride, o.c_in, i, n, next);
+    if (o.pushed != nullptr) {
+        dv::Four value;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) value.v[j] = row.push == dv::kPushE ? e.v[j] : x0.v[j];
+        dv::store<kWide>(o.pushed, i, n, value);
+    }
+    return any_not_finite(e);
+}
+
+// The arguments of an update, as README.md lists them.
+struct Update {
+    dv::Control* control;
+    const dv::Row* rows;
+    const float* weights;
+    int64_t lanes;
+    const uint64_t* seeds;
+    const float* noise;
+    int64_t noise_row, noise_sample;
+    const float *e, *c, *g;
+    float *x, *x_in;
+    int64_t copies;
+    float *x0, *y, *h;
+    const float* table;
+    float* table_row;
+    int64_t width, samples, count;
+
+    template <bool kFull>
+    __device__ __forceinline__ int32_t samples_of(const dv::Row& row, uint32_t step, uint32_t pushes) const {
+        const int64_t size = samples * count;
+        const float c_in = step + 1 < control->steps ? rows[step + 1].c_in : 1.0f;
+        const bool reads_n = dv::reads_n(row), draws = noise == nullptr && seeds != nullptr && reads_n;
+        int32_t bad = 0;
+        for (int64_t s = blockIdx.y; s < samples; s += gridDim.y) {
+            const int64_t offset = s * count;
+            const auto past = [&](uint32_t age) { return int64_t(dv::slot_of(pushes, age)) * size + offset; };
+            Sample o = {};
+            o.e = e + offset;
+            o.weights = weights + int64_t(step) * lanes;
+            o.lanes = int(lanes);
+            o.copies = int(copies);
+            o.stride = size;
+            o.c = at(c, offset, dv::reads_c(row));
+            o.noise = at(noise, int64_t(step) * noise_row + s * noise_sample, reads_n);
+            if constexpr (kFull) {
+                o.y = at<const float>(y, offset, dv::reads_y(row));
+                o.h1 = at<const float>(h, past(1), dv::reads_h1(row));
+                o.h2 = at<const float>(h, past(2), dv::reads_h2(row));
+                o.h3 = at<const float>(h, past(3), dv::reads_h3(row));
+                o.g = at(g, offset, dv::reads_g(row));
+                o.y_out = at(y, offset, dv::sets_y(row));
+            }
+            o.x = x + offset;
+            o.x0 = at(x0, offset);
+            o.pushed = at(h, past(3), row.push != dv::kPushNothing);
+            o.x_in = at(x_in, offset);
+            o.c_in = c_in;
+            o.draws = draws;
+            o.seed = draws ? seeds[s] : 0;
+            dv::for_blocks(dv::first_x(), dv::stride_x(), count, o.wide(), [&](auto whole, int64_t b, int n) {
+                bad |= row_block<kFull, whole.value>(o, row, step, b, n);
+            });
+        }
+        return bad;
+    }
+
+    template <bool kFull>
+    __device__ __forceinline__ void run() const {
+        const uint32_t step = control->step, pushes = control->pushes;
+        if (step >= control->steps) {
+            dv::report(control, dv::kOverrun);
+            return;
+        }
+        const dv::Row row = rows[step];
+        const bool full = dv::is_full(row);
+        if (full && !kFull) {
+            dv::report(control, dv::kFullRow);
+            return;
+        }
+        int32_t bad;
+        if constexpr (kFull)
+            bad = full ? samples_of<true>(row, step, pushes) : samples_of<false>(row, step, pushes);
+        else
+            bad = samples_of<false>(row, step, pushes);
+        if (bad) dv::report(control, step + 1);
+        copy_table_row(control, table, table_row, width, step + 1);
+        dv::advance(control, row.push != dv::kPushNothing);
+    }
+};
 
 }  // namespace
 
-DV_KERNEL dv_update_f32(dv::Control* control, const dv::Row* rows, const uint64_t* seeds, const float* noise,
-                        int64_t noise_step_stride, int64_t noise_sample_stride, const float* eps, const float* eps_uncond,
-                        const float* cond, float* x, float* x_copy, float* x0, const float* table, float* table_row,
-                        int64_t width, int64_t samples, int64_t count) {
-    update(control, rows, seeds, noise, noise_step_stride, noise_sample_stride, eps, eps_uncond, cond, x, x_copy, x0, table,
-           table_row, width, samples, count);
+// Rows of plain tables, within fewer registers; a full row is reported and changes nothing.
+DV_KERNEL(8) dv_update_plain(dv::Control* control, const dv::Row* rows, const float* weights, int64_t lanes,
+                          const uint64_t* seeds, const float* noise, int64_t noise_row_stride, int64_t noise_sample_stride,
+                          const float* e, const float* c, float* x, float* x_in, int64_t copies, float* x0, float* h,
+                          const float* table, float* table_row, int64_t width, int64_t samples, int64_t count) {
+    const Update update = {control, rows, weights, lanes, seeds, noise, noise_row_stride, noise_sample_stride,
+                           e, c, nullptr, x, x_in, copies, x0, nullptr, h, table, table_row, width, samples, count};
+    update.run<false>();
 }
 
-DV_KERNEL dv_update_f16(dv::Control* control, const dv::Row* rows, const uint64_t* seeds, const float* noise,
-                        int64_t noise_step_stride, int64_t noise_sample_stride, const dv::Half* eps,
-                        const dv::Half* eps_uncond, const float* cond, float* x, float* x_copy, float* x0,
-                        const float* table, float* table_row, int64_t width, int64_t samples, int64_t count) {
-    update(control, rows, seeds, noise, noise_step_stride, noise_sample_stride, eps, eps_uncond, cond, x, x_copy, x0, table,
-           table_row, width, samples, count);
+// Rows of any table.
+DV_KERNEL(4) dv_update_full(dv::Control* control, const dv::Row* rows, const float* weights, int64_t lanes,
+                         const uint64_t* seeds, const float* noise, int64_t noise_row_stride, int64_t noise_sample_stride,
+                         const float* e, const float* c, float* x, float* x_in, int64_t copies, float* x0, float* h,
+                         const float* table, float* table_row, int64_t width, int64_t samples, int64_t count, float* y,
+                         const float* g) {
+    const Update update = {control, rows, weights, lanes, seeds, noise, noise_row_stride, noise_sample_stride,
+                           e, c, g, x, x_in, copies, x0, y, h, table, table_row, width, samples, count};
+    update.run<true>();
 }
 
-// x = k_noise x_T + k_image image + k_cond cond; terms whose coefficient is 0 are left out.
-DV_KERNEL dv_start(dv::Control* control, const uint64_t* seeds, const float* x_T, int64_t x_T_stride, const float* image,
-                   const float* cond, float* x, float* x_copy, const float* table, float* table_row, int64_t width,
-                   int64_t samples, int64_t count) {
-    const float k_noise = control->k_noise, k_image = control->k_image, k_cond = control->k_cond;
+// x = k_noise x_T + k_start start + k_centre centre; terms whose coefficient is 0 are left out.
+DV_KERNEL(8) dv_start(dv::Control* control, const dv::Row* rows, const uint64_t* seeds, const float* x_T, int64_t x_T_stride,
+                   const float* start, const float* centre, float* x, float* x_in, int64_t copies, const float* table,
+                   float* table_row, int64_t width, int64_t samples, int64_t count) {
+    const float k_noise = control->k_noise, k_start = control->k_start, k_centre = control->k_centre;
+    const float c_in = rows[0].c_in;
+    const int64_t size = samples * count;
     for (int64_t s = blockIdx.y; s < samples; s += gridDim.y) {
         const float* given = at(x_T, s * x_T_stride);
-        const float* from_image = at(image, s * count, k_image != 0.0f);
-        const float* from_cond = at(cond, s * count, k_cond != 0.0f);
-        float *to = x + s * count, *copy = at(x_copy, s * count);
+        const float* from_start = at(start, s * count, k_start != 0.0f);
+        const float* from_centre = at(centre, s * count, k_centre != 0.0f);
+        float* to = x + s * count;
+        float* inputs = at(x_in, s * count);
         const bool draws = given == nullptr && seeds != nullptr;
         const uint64_t seed = draws ? seeds[s] : 0;
-        const bool wide = dv::is_wide(given) && dv::is_wide(from_image) && dv::is_wide(from_cond) && dv::is_wide(to)
-                          && dv::is_wide(copy);
+        const bool wide = dv::is_wide(given) && dv::is_wide(from_start) && dv::is_wide(from_centre) && dv::is_wide(to)
+                          && dv::is_wide(inputs) && (copies < 2 || size % 4 == 0);
         dv::for_blocks(dv::first_x(), dv::stride_x(), count, wide, [&](auto whole, int64_t b, int n) {
             constexpr bool kWide = whole.value;
             dv::Four sum = draws ? normals(seed, dv::kStreamXT, 0, b) : dv::load<kWide>(given, 4 * b, n);
-            const dv::Four i = dv::load<kWide>(from_image, 4 * b, n), c = dv::load<kWide>(from_cond, 4 * b, n);
+            const dv::Four i = dv::load<kWide>(from_start, 4 * b, n), c = dv::load<kWide>(from_centre, 4 * b, n);
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
                 sum.v[j] = sum.v[j] * k_noise;
-                if (from_image != nullptr) sum.v[j] = sum.v[j] + k_image * i.v[j];
-                if (from_cond != nullptr) sum.v[j] = sum.v[j] + k_cond * c.v[j];
+                if (from_start != nullptr) sum.v[j] = sum.v[j] + k_start * i.v[j];
+                if (from_centre != nullptr) sum.v[j] = sum.v[j] + k_centre * c.v[j];
             }
             dv::store<kWide>(to, 4 * b, n, sum);
-            dv::store<kWide>(copy, 4 * b, n, sum);
+            store_inputs<kWide>(inputs, int(copies), size, c_in, 4 * b, n, sum);
         });
     }
     copy_table_row(control, table, table_row, width, 0);
 }
 
-// Standard normals [steps, samples, count] of the samples' own streams.
-DV_KERNEL dv_normal(const uint64_t* seeds, int64_t stream, int64_t first_step, int64_t steps, int64_t samples, int64_t count,
-                    float* out) {
-    for (int64_t k = blockIdx.z; k < steps; k += gridDim.z)
-        for (int64_t s = blockIdx.y; s < samples; s += gridDim.y) {
-            float* to = out + (k * samples + s) * count;
-            const uint64_t seed = seeds[s];
-            dv::for_blocks(dv::first_x(), dv::stride_x(), count, dv::is_wide(to), [&](auto whole, int64_t b, int n) {
-                dv::store<whole.value>(to, 4 * b, n, normals(seed, uint32_t(stream), uint32_t(first_step + k), b));
-            });
-        }
-}
-
-// The VAE decoder's image in [0, 1] to the condition in [-1, 1], behind the NaN guard.
-DV_KERNEL dv_cond(dv::Control* control, const float* image, float* cond, int64_t total) {
-    const bool wide = dv::is_wide(image) && dv::is_wide(cond);
+// The NaN guard over an array that a graph outside the loop has made; `code` says which.
+DV_KERNEL(8) dv_finite(dv::Control* control, const float* values, int64_t total, int64_t code) {
     int32_t bad = 0;
-    dv::for_blocks(dv::first_x(), dv::stride_x(), total, wide, [&](auto whole, int64_t b, int n) {
-        dv::Four four = dv::load<whole.value>(image, 4 * b, n);
-        bad |= any_not_finite(four);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) four.v[j] = four.v[j] * 2.0f - 1.0f;
-        dv::store<whole.value>(cond, 4 * b, n, four);
+    dv::for_blocks(dv::first_x(), dv::stride_x(), total, dv::is_wide(values), [&](auto whole, int64_t b, int n) {
+        bad |= any_not_finite(dv::load<whole.value>(values, 4 * b, n));
     });
-    if (bad) dv::report(control, dv::kBadImage);
+    if (bad) dv::report(control, uint32_t(code));
 }
 
 // Four pixels of three channels, 12 bytes in the image.
@@ -198,7 +292,7 @@ struct alignas(4) FourPixels {
 };
 
 // [samples, channels, pixels] to [samples, pixels, channels] in 0..255.
-DV_KERNEL dv_to_uint8(const float* x, uint8_t* out, int64_t samples, int64_t channels, int64_t pixels) {
+DV_KERNEL(8) dv_to_uint8(const float* x, uint8_t* out, int64_t samples, int64_t channels, int64_t pixels) {
     for (int64_t s = blockIdx.y; s < samples; s += gridDim.y) {
         const float* from = x + s * channels * pixels;
         uint8_t* to = out + s * channels * pixels;

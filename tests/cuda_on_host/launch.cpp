@@ -1,4 +1,4 @@
-// How does a CUDA kernel run without a GPU? Every thread of every block is a fibre; a barrier is a change of fibres.
+// CUDA kernels without a GPU: every thread of every block is a fibre, and a barrier is a change of fibres.
 //
 // The source is kernels/cuda/update.cu itself. Blocks, and threads between two barriers, run in an order drawn from `order`
 // (0: ascending): a kernel whose result depends on that order is wrong on a GPU as well.
@@ -99,9 +99,9 @@ void __syncthreads() {
 // launch shape is none that the kernels are compiled for.
 extern "C" int32_t host_launch(const char* name, const uint32_t* grid, const uint32_t* block, const uint64_t* words,
                                int64_t count, uint32_t order) {
-    if (!bind(name, "dv_update_f32", dv_update_f32, words, count) && !bind(name, "dv_update_f16", dv_update_f16, words, count)
-        && !bind(name, "dv_start", dv_start, words, count) && !bind(name, "dv_normal", dv_normal, words, count)
-        && !bind(name, "dv_cond", dv_cond, words, count) && !bind(name, "dv_to_uint8", dv_to_uint8, words, count))
+    if (!bind(name, "dv_update_plain", dv_update_plain, words, count)
+        && !bind(name, "dv_update_full", dv_update_full, words, count) && !bind(name, "dv_start", dv_start, words, count)
+        && !bind(name, "dv_finite", dv_finite, words, count) && !bind(name, "dv_to_uint8", dv_to_uint8, words, count))
         return 1;
     gridDim = Index{grid[0], grid[1], grid[2]};
     blockDim = Index{block[0], block[1], block[2]};

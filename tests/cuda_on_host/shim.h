@@ -1,4 +1,4 @@
-// What does CUDA C++ need to be compiled by g++? Words that g++ lacks, the thread's indices, barrier and atomics.
+// CUDA C++ for g++: the words that it lacks, the thread's indices, barrier and atomics.
 //
 // Included before kernels/cuda/update.cu, which knows nothing of it; launch.cpp runs the threads.
 #ifndef CUDA_ON_HOST_SHIM_H
@@ -9,7 +9,7 @@
 #define __global__
 #define __device__
 #define __forceinline__ inline
-#define __launch_bounds__(threads)
+#define __launch_bounds__(threads, blocks)
 
 struct Index {
     uint32_t x, y, z;

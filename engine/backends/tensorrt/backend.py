@@ -1,40 +1,37 @@
-"""How does TensorRT run a graph on an NVIDIA GPU? Plans of `tensorrt` and of `tensorrt_rtx`, one code for both.
+"""Backend `tensorrt`: plans on an NVIDIA GPU, and a chain that stays there. `tensorrt_rtx` (rtx.py) is the same code.
 
-The plans were built by export/engines/tensorrt.py; nothing is built here.
+The plans were built by export/tensorrt/; nothing is built here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
-from engine.backends.base import Arrays, Backend, DeviceChain, Graph, check_precision
+from engine.backends.base import Backend, check_precision
 from engine.backends.tensorrt import choice as gpu_choice
-from engine.backends.tensorrt.plan import PRECISION, Execution, Plan
+from engine.backends.tensorrt.chain import GpuChain
+from engine.backends.tensorrt.graph import NATIVE_FAILURES, TensorRtGraph
+from engine.backends.tensorrt.plan import Plan, rebuild
 from engine.bundle.reader import Bundle
-from engine.cleanup import noting, undo
-from engine.device.context import Device, open_device, release_all
-from engine.device.memory import DeviceBlock, PinnedBlock, Spec
-from engine.device.stream import Stream
+from engine.cleanup import run_all, undo
+from engine.device.context import Device, open_device
 from engine.errors import BackendError
 from engine.processor import Processor
 
-NAME = "tensorrt"
-PRECISIONS = (PRECISION,)
-TABLE = "timestep_table"
-# What the library's bindings raise beside returning None and False.
-NATIVE_FAILURES = (RuntimeError, TypeError, ValueError)
+Self = TypeVar("Self", bound="TensorRt")
 
 
 class TensorRt(Backend):
-    """TensorRT, on one GPU."""
+    """Plans of TensorRT over one device; every user of the device has a share of its own."""
 
-    NAME = NAME
-    PRECISIONS = PRECISIONS
+    NAME = "tensorrt"
+    PRECISIONS = (gpu_choice.PRECISION,)
     ON_DEVICE = True
+
+    def __init__(self, bundle: Bundle, precision: str, threads: int, device: Device) -> None:
+        super().__init__(bundle, precision, threads)
+        self.device = device
+        self._chain: GpuChain | None = None
 
     @classmethod
     def available(cls) -> tuple[bool, str]:
@@ -43,116 +40,51 @@ class TensorRt(Backend):
 
     @classmethod
     def auto_precision(cls, bundle: Bundle, precision: str, processor: Processor) -> str | None:
-        """The precision in which "auto" takes this backend for a bundle, or None where it does not."""
+        """fp16 where a device is present that the bundle's plans were built for."""
         return gpu_choice.auto_precision(bundle, cls.NAME, precision)
 
+    @classmethod
+    def open(cls: type[Self], bundle: Bundle, precision: str, threads: int, device: object = None) -> Self:
+        """This backend over a bundle. device: as engine.device.context.open_device takes it. DeviceError without a GPU."""
+        check_precision(precision, cls.PRECISIONS, cls.NAME)
+        return cls(bundle, precision, threads, open_device(device))
+
     def load(self, name: str) -> TensorRtGraph:
-        """Load a plan; BackendError or DeviceError when it, the library or the GPU is not what it must be."""
-        return load_plan(self.NAME, self.bundle, name, self.precision, None)
-
-    def chain(self) -> DeviceChain:
-        """The chain on the device."""
-        from engine.backends.tensorrt.chain import GpuChain
-
-        return GpuChain(self)
-
-
-def load_plan(backend: str, bundle: Bundle, role: str, precision: str, device: Device | None) -> TensorRtGraph:
-    """`load` for either library."""
-    if role != TABLE:  # asked for in f32, which its graph is; its plan belongs to the set
-        check_precision(precision, PRECISIONS, backend)
-    opened = open_device(device)
-    with undo(opened.release), opened.current():
-        try:
-            plan = Plan(bundle, backend, role, opened)
-        except NATIVE_FAILURES as error:
-            raise BackendError(
-                f"{backend}, graph {role!r} of {bundle.path}: found {type(error).__name__}: {error}; expected a plan that "
-                f"it can load; upgrade {backend}, or rebuild the bundle with --backends {backend}"
-            ) from error
-        return TensorRtGraph(plan, opened)
-
-
-class TensorRtGraph(Graph):
-    """A plan with a context of its own for arrays on the host; its memory is allocated with the first call of a shape."""
-
-    _failures = NATIVE_FAILURES
-
-    def __init__(self, plan: Plan, device: Device) -> None:
-        super().__init__(plan.role, plan.spec, PRECISION, 1)
-        self.backend = plan.backend  # of this graph: one class for both libraries
-        self.plan, self.device = plan, device
-        self._call: _Call | None = None
-
-    def _bind(self, outputs: Arrays) -> None:
-        """Another shape: what the last one used is given back, and made anew with the inputs' shapes in `_run`."""
-        self._drop()
-
-    def _run(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
-        with self.device.current():
-            if self._call is None:
-                self._call = _Call(self.plan, self.device, arrays, self._outputs)
+        """Load a plan; BackendError when plan, library or GPU is not what it must be, BundleError when it is damaged."""
+        device = self.device.share()
+        with undo(device.release), device.current():
             try:
-                self._call.run(arrays, self._outputs)
-            except BaseException as error:
-                with noting(error):
-                    self._call.stream.synchronize()  # what still runs writes into memory that is about to be given back
-                with noting(error):
-                    self._drop()
-                raise
+                plan = Plan(self.bundle, self.NAME, name, self.computes_in(name), device)
+            except NATIVE_FAILURES as error:
+                raise BackendError(
+                    f"{self.NAME}, graph {name!r} of {self.bundle.path}: found {type(error).__name__}: {error}; expected a "
+                    f"plan that it can load; upgrade {self.NAME}, or {rebuild(self.bundle, self.NAME)}"
+                ) from error
+            return TensorRtGraph(plan, device)
 
-    def _drop(self) -> None:
-        call, self._call = self._call, None
-        if call is not None and self.device.driver.lost is None:
-            with self.device.current():
-                call.close()
+    def chain(self) -> GpuChain:
+        """The chain on the device, one a backend."""
+        return self.device_chain()
 
-    def _release(self) -> None:
-        try:
-            self._drop()
-            self.plan = None  # type: ignore[assignment]  # closed
-        finally:
-            self.device.release()
+    def device_chain(self) -> GpuChain:
+        """The same chain: its results may stay where they are."""
+        if self._chain is None:
+            spec = self.bundle.manifest.pipeline
+            names = dict.fromkeys(call.graph for call in (*spec.before, spec.rows, spec.step, *spec.after))
+            self._chain = GpuChain(self, {name: self._plan(name) for name in names}, self.device)
+        return self._chain
 
-    def _twin(self) -> TensorRtGraph:
-        return TensorRtGraph(self.plan, self.device.share())
+    def _plan(self, name: str) -> Plan:
+        graph = self.graph(name)
+        assert isinstance(graph, TensorRtGraph)
+        return graph.plan
 
-
-class _Call:
-    """Stream, memory and context of one shape of a single graph."""
-
-    def __init__(self, plan: Plan, device: Device, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
-        self.device = device
-        specs: dict[str, Spec] = {name: (array.shape, array.dtype) for name, array in {**inputs, **outputs}.items()}
-        for name, array in inputs.items():
-            plan.check_shape(name, array.shape)
-        self._owned: list[Any] = []
-        with undo(self.close):
-            self.stream = self._own(Stream(device))
-            scratch: dict[str, Spec] = {"scratch": ((plan.scratch,), np.uint8)}
-            self.arena = self._own(DeviceBlock(device, specs | scratch, f"the graph {plan.role}", self.stream.handle))
-            self.pinned = self._own(PinnedBlock(device, specs, f"the graph {plan.role}"))
-            tensors = {name: (self.arena[name].address, self.arena[name].shape) for name in specs}
-            self.execution = self._own(Execution(plan, self.arena["scratch"].address, tensors))
-
-    def run(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
-        stream = self.stream.handle
-        for name, array in inputs.items():
-            self.pinned.array(name)[...] = array
-            slot = self.pinned[name]
-            self.device("cuMemcpyHtoDAsync", self.arena[name].address, slot.address, slot.nbytes, stream)
-        self.execution.enqueue(stream)
-        for name in outputs:
-            slot = self.pinned[name]
-            self.device("cuMemcpyDtoHAsync", slot.address, self.arena[name].address, slot.nbytes, stream)
-        self.stream.synchronize()
-        for name, array in outputs.items():
-            array[...] = self.pinned.array(name)
+    def _another(self: Self) -> Self:
+        return type(self)(self.bundle, self.precision, self.threads, self.device.share())
 
     def close(self) -> None:
-        owned, self._owned = self._owned, []
-        release_all(self.device, [item.close for item in reversed(owned)])
-
-    def _own(self, item: Any) -> Any:
-        self._owned.append(item)
-        return item
+        """Free the chain and every graph, the device last; closing twice does no harm."""
+        chain, self._chain = self._chain, None
+        device, self.device = self.device, None  # type: ignore[assignment]  # closed
+        steps = [chain.close] if chain is not None else []
+        run_all([*steps, super().close, *([device.release] if device is not None else [])])

@@ -1,4 +1,4 @@
-"""Is a GPU backend there, and does "auto" take it? Answers from installed packages and the driver, never an error.
+"""Whether a GPU backend is there, and whether "auto" takes it: from installed packages and the driver, never an error.
 
 The written rule (engine.backends.RULE) chooses one only where a CUDA device is present that the bundle's plans cover: a
 machine without a device never gets it, whatever is installed.
@@ -9,10 +9,11 @@ from __future__ import annotations
 from importlib import metadata, util
 
 from engine.backends.tensorrt.library import INSTALL
-from engine.backends.tensorrt.plan import PRECISION, covers
+from engine.backends.tensorrt.plan import covers
 from engine.bundle.reader import Bundle
 from engine.device.context import presence
 
+PRECISION = "fp16"  # that plans are built in
 
 
 def available(backend: str) -> tuple[bool, str]:
@@ -27,10 +28,11 @@ def available(backend: str) -> tuple[bool, str]:
 def auto_precision(bundle: Bundle, backend: str, precision: str) -> str | None:
     """The precision in which "auto" takes this backend for a bundle, or None where it does not."""
     step = bundle.manifest.pipeline.step.graph
-    if precision not in ("auto", PRECISION) or not bundle.has_engine(backend, PRECISION, step):
+    built = bundle.spec(step).computes_in(PRECISION)
+    if precision not in ("auto", PRECISION) or not bundle.has_engine(backend, built, step):
         return None
     there, _, capabilities = presence()
-    targets = bundle.engine(backend, PRECISION, step).targets
+    targets = bundle.engine(backend, built, step).targets
     return PRECISION if there and any(covers(targets, capability) for capability in capabilities[:1]) else None
 
 

@@ -1,4 +1,4 @@
-"""How are our own CUDA kernels launched? One method a kernel, arguments as kernels/cuda/README.md lists them."""
+"""Launches of our own CUDA kernels, with arguments as kernels/cuda/README.md lists them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from engine.errors import BackendError
 from engine.kernels import KernelError, cuda_module
 from engine.solver.table import Start
 
-NAMES = ("dv_normal", "dv_cond", "dv_start", "dv_update_f32", "dv_to_uint8")
 CONTROL_WORDS = struct.calcsize(cuda_module.CONTROL_FORMAT) // 4
 BAD_WORD = 2  # which 32-bit word of the control block holds the first finding of the NaN guard
 
@@ -30,7 +29,7 @@ class GpuKernels:
         self._module = int(device("cuModuleLoadData", code, purpose="loading the CUDA kernels"))
         with undo(self.close):
             self._functions = {
-                name: int(device("cuModuleGetFunction", self._module, name.encode())) for name in NAMES
+                name: int(device("cuModuleGetFunction", self._module, name.encode())) for name in cuda_module.KERNELS
             }
 
     def launch(self, name: str, stream: int, grid: tuple[int, int, int], *words: int) -> None:
@@ -49,7 +48,7 @@ class GpuKernels:
             release_all(self.device, [lambda: self.device("cuModuleUnload", module)])
 
 
-def control_block(steps: int, guidance: float, start: Start) -> npt.NDArray[np.uint32]:
+def control_block(rows: int, start: Start) -> npt.NDArray[np.uint32]:
     """The words that every run begins with."""
-    scales = start.k_noise, start.k_image, start.k_cond
-    return np.frombuffer(struct.pack(cuda_module.CONTROL_FORMAT, 0, 0, 0, steps, guidance, *scales), np.uint32)
+    scales = start.k_noise, start.k_start, start.k_centre
+    return np.frombuffer(struct.pack(cuda_module.CONTROL_FORMAT, 0, 0, 0, rows, 0, *scales), np.uint32)

@@ -1,4 +1,4 @@
-"""Which TensorRT is it? `tensorrt_rtx` and `tensorrt` behind one handle: imported late, its version checked, its log kept.
+"""The library: `tensorrt_rtx` or `tensorrt` behind one handle, imported late, its version checked, its log kept.
 
 Both libraries have one API; what differs is looked for, not assumed.
 """

@@ -1,4 +1,4 @@
-"""May this plan run here? Everything that can be checked is, before the library reads a byte and after it has.
+"""Plans: everything that can be checked is, before the library reads a byte and after it has.
 
 Before: the hash (by the bundle), the library's version, the target against the device, the header. After: names, types
 and shapes of all tensors against the manifest. An error says what was found, what was expected, and what rebuilds it.
@@ -14,28 +14,21 @@ from typing import Any
 from engine.backends.base import check_tensors
 from engine.backends.tensorrt.library import load_library, new_logger, said
 from engine.bundle.engines import EngineSpec
-from engine.bundle.graphs import GraphSpec, graph_key
+from engine.bundle.graphs import GraphSpec
 from engine.bundle.reader import Bundle
+from engine.bundle.tensors import BATCH
 from engine.commands import command
 from engine.device.context import Device
 from engine.errors import BackendError
 
-PRECISION = "fp16"  # of every plan; the timestep table's too, whose graph is in float32: it belongs to the set
 MAGIC = b"vtrt"  # what a plan of TensorRT for RTX begins with
 SIZE_FIELD = slice(16, 24)  # its length, little-endian
 HEADER = 32
 
 
-def find_plan(bundle: Bundle, backend: str, role: str) -> EngineSpec:
-    """The manifest's entry of a role's plan; BundleError with the command that builds it when there is none."""
-    return bundle.engine(backend, PRECISION, role)
-
-
-def rebuild(backend: str, *options: str) -> str:
+def rebuild(bundle: Bundle, backend: str, *options: str) -> str:
     """The command that builds the plans anew."""
-    words = [word for option in options for word in option.split()]
-    line = command("build", "CKPT", "--out", "PATH", "--backends", backend, "--precision", PRECISION, *words)
-    return f"rebuild with: {line}"
+    return f"rebuild with: {command('build', 'CKPT', '--out', bundle.path, '--backends', backend, *options)}"
 
 
 def covers(targets: tuple[str, ...], capability: tuple[int, int]) -> bool:
@@ -55,27 +48,27 @@ def check_before(bundle: Bundle, entry: EngineSpec, device: Device, version: str
     if made_with != version:
         raise BackendError(
             f"{where}: found a plan of {entry.backend} {made_with}, expected one of {version}, the version installed "
-            f"(plans run on the version that built them only); {rebuild(entry.backend)}, or install that version"
+            f"(plans run on the version that built them only); {rebuild(bundle, entry.backend)}, or install that version"
         )
     if not covers(entry.targets, device.capability):
         raise BackendError(
             f"{where}: found a plan for {', '.join(entry.targets) or 'no target'}, expected one for {device.sm}, which "
-            f"{device.name} (device {device.ordinal}) is; {rebuild(entry.backend, f'--targets {device.sm}')}"
+            f"{device.name} (device {device.ordinal}) is; {rebuild(bundle, entry.backend, '--targets', device.sm)}"
         )
 
 
-def check_header(data: bytes, where: str, backend: str) -> None:
+def check_header(data: bytes, where: str, bundle: Bundle, backend: str) -> None:
     """BackendError for bytes that are no whole plan: the library would read past their end."""
+    cure = rebuild(bundle, backend)
     if backend == "tensorrt_rtx" and data[: len(MAGIC)] != MAGIC:
         found = f"{len(data)} bytes that begin with {data[:4]!r}"
-        raise BackendError(f"{where}: found {found}, expected a plan, which begins with {MAGIC!r}; {rebuild(backend)}")
+        raise BackendError(f"{where}: found {found}, expected a plan, which begins with {MAGIC!r}; {cure}")
     if len(data) < HEADER:
-        raise BackendError(f"{where}: found {len(data)} bytes, expected a plan, which is longer; {rebuild(backend)}")
+        raise BackendError(f"{where}: found {len(data)} bytes, expected a plan, which is longer; {cure}")
     told = int.from_bytes(data[SIZE_FIELD], "little")
     if backend == "tensorrt_rtx" and told > len(data):
         raise BackendError(
-            f"{where}: found {len(data)} bytes, expected {told} as the plan's header says: it is cut short; "
-            f"{rebuild(backend)}"
+            f"{where}: found {len(data)} bytes, expected {told} as the plan's header says: it is cut short; {cure}"
         )
 
 
@@ -90,23 +83,21 @@ class Range:
 class Plan:
     """A deserialised engine whose tensors are what the manifest says; clones share it, each with contexts of its own.
 
-    Attributes: role, spec (the graph it was built from), device, ranges (of each input), scratch (bytes of activations).
+    Attributes: name (of its graph), spec, precision, device, ranges (of each input), scratch (bytes of activations).
     """
 
-    def __init__(self, bundle: Bundle, backend: str, role: str, device: Device) -> None:
+    def __init__(self, bundle: Bundle, backend: str, name: str, precision: str, device: Device) -> None:
         self.library = load_library(backend)
-        self.backend, self.role, self.device = backend, role, device
-        self.entry = find_plan(bundle, backend, role)
+        self.bundle, self.backend, self.name, self.precision, self.device = bundle, backend, name, precision, device
+        self.entry = bundle.engine(backend, precision, name)
         self.where = f"{bundle.path}, {self.entry.name}"
         check_before(bundle, self.entry, device, str(self.library.__version__))
         data = bundle.read_engine(self.entry, "plan")
-        check_header(data, self.where, backend)
+        check_header(data, self.where, bundle, backend)
         self.logger = new_logger(self.library)
         self._runtime, self.engine = self._deserialise(data)
-        key = graph_key(role, PRECISION)
-        key = key if key in bundle.manifest.graphs else role
-        self.spec: GraphSpec = bundle.spec(key)
-        check_tensors(bundle, key, self._tensors())
+        self.spec: GraphSpec = bundle.spec(name)  # of a half graph too: it takes and gives what the one in float32 does
+        check_tensors(bundle, name, self._tensors())
         inputs = [tensor.name for tensor in self.spec.inputs]
         self.ranges = {name: self._range(name) for name in inputs}
         self.scratch = int(self.engine.device_memory_size_v2)
@@ -116,18 +107,25 @@ class Plan:
         allowed = self.ranges[name]
         return allowed.smallest[axis], allowed.largest[axis]
 
+    def room(self, name: str, axis: int, entries: int) -> int:
+        """How many samples of so many entries each an input's axis takes; BackendError where it is not one."""
+        largest = self.ranges[name].largest
+        if largest[axis] < entries:
+            self.check_shape(name, (*largest[:axis], entries, *largest[axis + 1 :]))
+        return largest[axis] // entries
+
     def check_shape(self, name: str, shape: tuple[int, ...]) -> None:
         """BackendError with the range when a shape is outside the profile that the plan was built with."""
         allowed = self.ranges[name]
         for axis, size in enumerate(shape):
             low, high = allowed.smallest[axis], allowed.largest[axis]
             if not low <= size <= high:
-                # The other free dimension, steps, is built for every number of them that the schedule has.
-                batch = f"--trt-batch {min(low, size)} {size} {max(high, size)}"
-                options = (batch,) if self._dimension(name, axis) == "batch" else ()
+                # Another free dimension, such as steps, is built for every size that the bundle allows.
+                batch = ("--trt-batch", str(min(low, size)), str(size), str(max(high, size)))
+                options = batch if self._dimension(name, axis) == BATCH else ()
                 raise BackendError(
                     f"{self.where}, input {name}: found {list(shape)}, expected {size} to be in {low}..{high}, the range "
-                    f"that the plan was built for; choose a size in it, or {rebuild(self.backend, *options)}"
+                    f"that the plan was built for; choose a size in it, or {rebuild(self.bundle, self.backend, *options)}"
                 )
 
     def _dimension(self, name: str, axis: int) -> int | str:
@@ -137,7 +135,7 @@ class Plan:
         """The error of a call that returned None or False, with what the library said."""
         return BackendError(
             f"{self.where}: found that {self.backend} refuses {what} (it said: {said(self.logger)}), expected it to work; "
-            f"check the GPU's memory, or {rebuild(self.backend)}"
+            f"check the GPU's memory, or {rebuild(self.bundle, self.backend)}"
         )
 
     def _deserialise(self, data: bytes) -> tuple[Any, Any]:
@@ -147,7 +145,7 @@ class Plan:
             raise BackendError(
                 f"{self.where}: found a plan that {self.backend} {self.library.__version__} does not load (it said: "
                 f"{said(self.logger)}), expected one that it can; check the driver with nvidia-smi, or "
-                f"{rebuild(self.backend, f'--targets {self.device.sm}')}"
+                f"{rebuild(self.bundle, self.backend, '--targets', self.device.sm)}"
             )
         return runtime, engine
 
@@ -212,7 +210,7 @@ class Execution:
             if math.prod(found) != math.prod(expected):
                 raise BackendError(
                     f"{self.plan.where}: found the output {tensor.name} as {list(found)}, expected {list(expected)}; "
-                    f"{rebuild(self.plan.backend)}"
+                    f"{rebuild(self.plan.bundle, self.plan.backend)}"
                 )
 
 

@@ -1,13 +1,11 @@
-"""Backend `tensorrt_rtx`: TensorRT for RTX, from plans of its own."""
+"""Backend `tensorrt_rtx`: TensorRT for RTX, run as TensorRT is, from plans of its own."""
 
 from __future__ import annotations
 
 from engine.backends.tensorrt.backend import TensorRt
 
-NAME = "tensorrt_rtx"
-
 
 class TensorRtRtx(TensorRt):
-    """TensorRT for RTX, on one GPU."""
+    """Plans of TensorRT for RTX."""
 
-    NAME = NAME
+    NAME = "tensorrt_rtx"

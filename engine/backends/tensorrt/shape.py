@@ -1,191 +1,259 @@
-"""What does a chain of one shape need on the device? One allocation with every array, contexts, events, a captured graph.
+"""Shapes: the part of a request that a captured graph depends on, and which arrays and calls a run of it consists of.
 
-What is in a `Shape` decides which calls are made with which addresses; everything else (seeds, the solver's rows,
-guidance weight, where the chain starts) is uploaded, so that one captured graph serves all of it.
+Everything else (seeds, the solver's coefficients, the lanes' weights, where the chain starts) is uploaded, so that one
+captured graph serves all of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 
+from engine.backends.base import Arrays
 from engine.backends.tensorrt.kernels import CONTROL_WORDS
-from engine.backends.tensorrt.plan import Execution, Plan
-from engine.bundle.manifest import Model
-from engine.chunk import Chunk
-from engine.cleanup import undo
-from engine.device.context import release_all
-from engine.device.memory import DeviceBlock, PinnedBlock, Spec
-from engine.device.stream import Event, Replay, Stream
+from engine.backends.workspace import PUSH, Y
+from engine.bundle.pipeline import ROWS, TIMESTEPS, CallSpec, PipelineSpec, X
+from engine.device.memory import Spec
+from engine.errors import BackendError
 from engine.kernels import ROW_FIELDS
+from engine.kernels.operands import FULL
+from engine.request import Request
 
-STAGES = ("begin", "noise", "vae", "table", "start", "post")  # events beside those of the steps
+C_IN = ROW_FIELDS.index("c_in")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The part of a chunk that a captured graph depends on. x_T, noise: how many samples are given, 0 for drawn."""
+    """n samples in len(active) rows.
+
+    active         how many lanes of the network each row evaluates
+    sizes          the free dimensions of the inputs, by name
+    inputs, given  the names of what the request brings
+    x_T, noise     how many samples of it are given; 0: drawn from the seeds
+    start          whether an image to start from is given
+    scaled         whether the network is given c_in x and not x in some row
+    full, history, y   whether some row is a full one, pushes, or uses y
+    watched        whether somebody looks at x0 after every row
+    """
 
     n: int
-    steps: int
-    guided: bool
-    z_given: bool
+    lanes: int
+    active: tuple[int, ...]
+    sizes: tuple[tuple[str, int], ...]
+    inputs: tuple[str, ...]
+    given: tuple[str, ...]
     x_T: int
     noise: int
-    cond_given: bool
-    image_given: bool
-    keeps_x0: bool
+    start: bool
+    scaled: bool
+    full: bool
+    history: bool
+    y: bool
+    watched: bool
 
     @property
-    def lanes(self) -> int:
-        """Samples that the denoiser evaluates at once: with guidance also those without condition."""
-        return 2 * self.n if self.guided else self.n
+    def rows(self) -> int:
+        """Calls of the step's network."""
+        return len(self.active)
 
 
-def shape_of(chunk: Chunk) -> Shape:
-    """The shape of a chunk."""
+def shape_of(request: Request, pipeline: PipelineSpec) -> Shape:
+    """The shape of a request."""
+    rows, beyond = request.table.rows, np.asarray(request.table.weights[:, 1:]).any(axis=1)
     return Shape(
-        n=len(chunk.seeds),
-        steps=chunk.table.steps,
-        guided=chunk.guidance != 0.0,
-        z_given=chunk.z is not None,
-        x_T=0 if chunk.x_T is None else len(chunk.x_T),
-        noise=0 if chunk.noise is None else chunk.noise.shape[1],
-        cond_given=chunk.cond is not None,
-        image_given=chunk.image is not None,
-        keeps_x0=chunk.watch is not None or chunk.table.needs_x0_prev,
+        n=len(request),
+        lanes=request.lanes,
+        active=tuple(np.where(beyond, request.lanes, 1).tolist()),
+        sizes=_sizes(request, pipeline),
+        inputs=tuple(request.inputs),
+        given=tuple(request.given),
+        x_T=0 if request.x_T is None else len(request.x_T),
+        noise=0 if request.noise is None else request.noise.shape[1],
+        start=request.start is not None,
+        scaled=bool((rows[:, C_IN] != 1).any()),
+        full=bool(rows[:, list(FULL)].any()),
+        history=bool(rows[:, PUSH].any()),
+        y=bool(rows[:, Y].any()),
+        watched=request.watch is not None,
     )
 
 
-def uploaded(model: Model, shape: Shape) -> dict[str, Spec]:
-    """What the host writes before every run, in one copy."""
-    n, image = shape.n, (model.channels, model.image_size, model.image_size)
-    specs: dict[str, Spec] = {
-        "control": ((CONTROL_WORDS,), np.uint32),
-        "rows": ((shape.steps, len(ROW_FIELDS)), np.float32),
-        "timesteps": ((shape.steps,), np.int64),
-        "seeds": ((n,), np.uint64),
+def _sizes(request: Request, pipeline: PipelineSpec) -> tuple[tuple[str, int], ...]:
+    found = {
+        dim: int(size)
+        for name, array in request.inputs.items()
+        for dim, size in zip(pipeline.values[name].shape[1:], array.shape[1:], strict=True)
+        if isinstance(dim, str)
     }
-    if shape.z_given:
-        specs["z"] = _latents(model, shape)
-    if shape.x_T:
-        specs["x_T"] = ((shape.x_T, *image), np.float32)
-    if shape.noise:
-        specs["noise"] = ((shape.steps, shape.noise, *image), np.float32)
-    if shape.image_given:
-        specs["image"] = ((n, *image), np.float32)
-    if shape.cond_given:
-        specs["cond"] = ((shape.lanes, *image), np.float32)
-    return specs
+    return tuple(sorted(found.items()))
 
 
-def kept(model: Model, shape: Shape) -> dict[str, Spec]:
-    """What is made on the device. Zero at first, as the unconditional halves of z and cond stay."""
-    image = (model.channels, model.image_size, model.image_size)
-    lanes = shape.lanes if model.z_conditioned else 1
-    specs: dict[str, Spec] = {
-        "x": ((shape.lanes, *image), np.float32),
-        "eps": ((shape.lanes, *image), np.float32),
-        "table": ((shape.steps, lanes, model.row_width), np.float32),
-        "row": ((lanes, model.row_width), np.float32),
-    }
-    if draws_z(model, shape):
-        specs["z"] = _latents(model, shape)
-    if model.conditional and not shape.cond_given:
-        specs["cond"] = ((shape.lanes, *image), np.float32)
-    if shape.keeps_x0:
-        specs["x0"] = ((shape.n, *image), np.float32)
-    return specs | pixels(model, shape.n, recon=model.conditional)
+def key(value: str) -> str:
+    """The name of a value's array: values are named in manifests, and must not meet our own names."""
+    return f"value {value}"
 
 
-def pixels(model: Model, n: int, *, recon: bool) -> dict[str, Spec]:
-    """The rounded images."""
-    size = (n, model.image_size, model.image_size, model.channels)
-    return dict.fromkeys(("images", "recon") if recon else ("images",), (size, np.uint8))
+def result_key(name: str) -> str:
+    """The name of a result's array."""
+    return name if name in ("images", X) else key(name)
 
 
-def downloaded(model: Model, shape: Shape) -> dict[str, Spec]:
-    """What the host reads after a run (x0 after a watched step)."""
-    image = (model.channels, model.image_size, model.image_size)
-    specs: dict[str, Spec] = {"control": ((CONTROL_WORDS,), np.uint32), "x": ((shape.n, *image), np.float32)}
-    if shape.z_given or draws_z(model, shape):
-        specs["z"] = ((shape.n, model.z_dim or 0), np.float32)
-    if shape.keeps_x0:
-        specs["x0"] = ((shape.n, *image), np.float32)
-    return specs | pixels(model, shape.n, recon=model.conditional)
+def spare(call: CallSpec, port: str) -> str:
+    """The name of the array for an output that is not used: it is given already, or has a null of its own."""
+    return f"spare {call.graph} {port}"
 
 
-def draws_z(model: Model, shape: Shape) -> bool:
-    """Whether the device draws the latents."""
-    return model.z_dim is not None and not shape.z_given and not shape.cond_given
+class Wiring:
+    """A pipeline in one shape: which calls of `before` run, what each value's array looks like, what its null is.
 
-
-def _latents(model: Model, shape: Shape) -> Spec:
-    return (shape.lanes if model.z_conditioned else shape.n, model.z_dim or 0), np.float32
-
-
-class Prepared:
-    """Everything that a chain of one shape uses again and again.
-
-    arena     all arrays on the device; its first part mirrors `up`
-    up, down  pinned: what is uploaded, what is downloaded
-    runs      role -> context with shapes and addresses set
-    replay    the captured graph, once there is one; `refused` says why there is none, once that is known
+    In a stacked array lane 0, the values themselves, is followed by the lanes of their nulls.
     """
 
-    def __init__(self, model: Model, shape: Shape, plans: Mapping[str, Plan], stream: Stream, scratch: int) -> None:
-        self.shape, self.device = shape, stream.device
-        self.replay: Replay | None = None
-        self.refused: str | None = None
-        self._owned: list[Callable[[], object]] = []
-        with undo(self.close):
-            first = uploaded(model, shape)
-            what = f"a chain of {shape.n} samples and {shape.steps} steps"
-            self.arena = DeviceBlock(self.device, first | kept(model, shape), what, stream.handle)
-            self._owned.append(self.arena.close)
-            self.up = PinnedBlock(self.device, first, what)
-            self._owned.append(self.up.close)
-            self.down = PinnedBlock(self.device, downloaded(model, shape), what)
-            self._owned.append(self.down.close)
-            self.runs: dict[str, Execution] = {}
-            for role, tensors in self._tensors(model).items():
-                self.runs[role] = Execution(plans[role], scratch, tensors)
-                self._owned.append(self.runs[role].close)
-            self.events: dict[str | int, Event] = {}
-            for name in (*STAGES, *range(shape.steps)):
-                self.events[name] = Event(self.device)
-                self._owned.append(self.events[name].close)
+    def __init__(self, pipeline: PipelineSpec, shape: Shape) -> None:
+        self.pipeline, self.shape = pipeline, shape
+        self._sizes = dict(shape.sizes)
+        self.there = frozenset((*shape.inputs, *shape.given))
 
-    def address(self, name: str) -> int:
-        """Where an array lies on the device; 0 for one that this shape does not have."""
-        return self.arena[name].address if name in self.arena else 0
+    @cached_property
+    def before(self) -> tuple[CallSpec, ...]:
+        """The calls of `before` that make something which is not given."""
+        return tuple(c for c in self.pipeline.before if any(name not in self.there for name in c.outputs.values()))
 
-    def close(self) -> None:
-        """Give everything back, the graph before what it was captured from."""
-        owned, self._owned = self._owned, []
-        steps = [self.replay.close] if self.replay is not None else []
-        self.replay = None
-        release_all(self.device, [*steps, *reversed(owned)])
+    @cached_property
+    def stacked(self) -> tuple[str, ...]:
+        """Values whose arrays hold every lane: what `rows` and `step` take, and what their nulls are made of."""
+        if self.shape.lanes == 1:
+            return ()
+        names = [v for call in (self.pipeline.rows, self.pipeline.step) for v in call.inputs.values()]
+        found = dict.fromkeys(name for name in names if name not in (X, ROWS, TIMESTEPS))
+        for call in reversed(self.null_calls_of(tuple(found))):
+            found |= dict.fromkeys(name for name in call.inputs.values() if self.pipeline.has_null(name))
+            found |= dict.fromkeys(name for name in call.outputs.values() if not self.has_fixed_null(name))
+        return tuple(found)
 
-    def _tensors(self, model: Model) -> dict[str, dict[str, tuple[int, tuple[int, ...]]]]:
-        """Address and shape of every input and output, by role."""
-        shape, arena = self.shape, self.arena
+    @cached_property
+    def null_calls(self) -> tuple[CallSpec, ...]:
+        """Calls of `before` that run in the null lanes of every request: some of what they take has no null."""
+        return self.null_calls_of(self.stacked)
 
-        def whole(name: str) -> tuple[int, tuple[int, ...]]:
-            return arena[name].address, arena[name].shape
+    def null_calls_of(self, values: tuple[str, ...]) -> tuple[CallSpec, ...]:
+        """Those that these values need, in the pipeline's order."""
+        wanted = {name for name in values if self.pipeline.null_is_computed(name) and not self.has_fixed_null(name)}
+        calls: list[CallSpec] = []
+        for call in reversed(self.pipeline.before):
+            if wanted & set(call.outputs.values()):
+                calls.append(call)
+                wanted |= {
+                    name
+                    for name in call.inputs.values()
+                    if self.pipeline.null_is_computed(name) and not self.has_fixed_null(name)
+                }
+        return tuple(reversed(calls))
 
-        rows = (shape.steps, *arena["table"].shape[1:]) if model.z_conditioned else (shape.steps, model.row_width)
-        by_z: dict[str, Any] = {"z": whole("z")} if model.z_conditioned else {}
-        cond: dict[str, Any] = {"cond": whole("cond")} if model.conditional else {}
-        tensors = {
-            "timestep_table": {"timesteps": whole("timesteps"), **by_z, "rows": (arena["table"].address, rows)},
-            "denoiser": {"x": whole("x"), **cond, "row": whole("row"), "eps": whole("eps")},
+    def has_fixed_null(self, value: str) -> bool:
+        """Whether a value's null is the same for every request."""
+        if value in self.pipeline.nulls:
+            return True
+        call = self.pipeline.maker(value)
+        return call is not None and all(self.has_fixed_null(name) for name in call.inputs.values())
+
+    def shared(self, value: str) -> bool:
+        """Whether a stacked value has no null: every lane sees the value itself."""
+        return value in self.stacked and not self.pipeline.has_null(value)
+
+    def blank(self) -> Arrays:
+        """One sample of every value whose size is known, zeros, where only shapes are asked for."""
+        pipeline = self.pipeline
+        made = (name for call in pipeline.before for name in call.outputs.values())
+        known = [v for v in (*self.shape.inputs, *made) if self._unknown(v) is None]
+        return {v: np.broadcast_to(np.zeros((), pipeline.values[v].dtype), (1, *self.sample(v))) for v in known}
+
+    def _unknown(self, value: str) -> str | None:
+        """A free dimension of a value that no input has."""
+        dims = self.pipeline.values[value].shape[1:]
+        return next((dim for dim in dims if isinstance(dim, str) and dim not in self._sizes), None)
+
+    # ---- arrays ------------------------------------------------------------------------------------------------------
+
+    def sample(self, value: str) -> tuple[int, ...]:
+        """The shape of one sample of a value; BackendError where no input says how large it is."""
+        unknown = self._unknown(value)
+        if unknown is not None:
+            raise BackendError(
+                f"the value {value!r}: found the free dimension {unknown!r}, expected one that an input has "
+                f"({', '.join(self._sizes) or 'there is none'}); run this bundle on another backend"
+            )
+        return tuple(dim if isinstance(dim, int) else self._sizes[dim] for dim in self.pipeline.values[value].shape[1:])
+
+    def array(self, value: str) -> Spec:
+        """Shape and dtype of a value's array."""
+        n = self.shape.n * (self.shape.lanes if value in self.stacked else 1)
+        return (n, *self.sample(value)), np.dtype(self.pipeline.values[value].dtype)
+
+    def uploaded(self) -> dict[str, Spec]:
+        """What the host writes before every run, in one copy."""
+        shape, state = self.shape, self.pipeline.state.shape
+        specs: dict[str, Spec] = {
+            "control": ((CONTROL_WORDS,), np.uint32),
+            "coefficients": ((shape.rows, len(ROW_FIELDS)), np.float32),
+            "weights": ((shape.rows, shape.lanes), np.float32),
+            "timesteps": ((shape.rows,), np.int64),
+            "seeds": ((shape.n,), np.uint64),
         }
-        if model.conditional and not shape.cond_given:
-            image = (shape.n, *arena["cond"].shape[1:])
-            latent = (arena["z"].address, (shape.n, *arena["z"].shape[1:]))
-            tensors["vae_decoder"] = {"z": latent, "image": (arena["cond"].address, image)}
-        return tensors
+        if shape.x_T:
+            specs["x_T"] = ((shape.x_T, *state), np.float32)
+        if shape.noise:
+            specs["noise"] = ((shape.rows, shape.noise, *state), np.float32)
+        if shape.start:
+            specs["start"] = ((shape.n, *state), np.float32)
+        return specs | {key(name): self.array(name) for name in sorted(self.there)}
+
+    def kept(self) -> dict[str, Spec]:
+        """What is made on the device."""
+        shape, pipeline = self.shape, self.pipeline
+        state, lanes = pipeline.state.shape, shape.n * shape.lanes
+        width = int(pipeline.values[ROWS].shape[-1])
+        entries = lanes if pipeline.per_sample_rows else 1
+        specs: dict[str, Spec] = {
+            "x": ((shape.n if shape.scaled else lanes, *state), np.float32),
+            "e": ((lanes, *state), np.float32),
+            "rows": ((shape.rows, entries, width), np.float32),
+        }
+        if ROWS in pipeline.step.inputs.values():
+            specs["row"] = ((entries, width), np.float32)
+        if shape.scaled:
+            specs["x_in"] = ((lanes, *state), np.float32)
+        if shape.watched:
+            specs["x0"] = ((shape.n, *state), np.float32)
+        if shape.y:
+            specs["y"] = ((shape.n, *state), np.float32)
+        if shape.history:
+            specs["h"] = ((3, shape.n, *state), np.float32)
+        for call in (*self.before, *pipeline.after):
+            for port, name in call.outputs.items():
+                specs[spare(call, port) if name in self.there else key(name)] = self.array(name)
+        for call in self.null_calls:
+            specs |= {spare(call, port): self.array(v) for port, v in call.outputs.items() if self.has_fixed_null(v)}
+        return specs | self.pixels()
+
+    def pixels(self) -> dict[str, Spec]:
+        """The rounded images."""
+        channels, height, width = self.pipeline.image_shape
+        return {"images": ((self.shape.n, height, width, channels), np.uint8)}
+
+    def results(self) -> dict[str, Spec]:
+        """What a run gives: images, x, the inputs that took part and the value that it may start from, by name."""
+        start = self.pipeline.state.start
+        names = dict.fromkeys((*self.shape.inputs, *([start] if start is not None else [])))
+        values = {name: ((self.shape.n, *self.sample(name)), self.array(name)[1]) for name in names}
+        return {**self.pixels(), "x": ((self.shape.n, *self.pipeline.state.shape), np.float32), **values}
+
+    def downloaded(self) -> dict[str, Spec]:
+        """What the host may read after a run (x0 after a watched row)."""
+        specs = {result_key(name): spec for name, spec in self.results().items()}
+        specs["control"] = ((CONTROL_WORDS,), np.uint32)
+        if self.shape.watched:
+            specs["x0"] = specs["x"]
+        return specs
