@@ -359,9 +359,9 @@ private:
         to.flop = 2.0 * r.linear.inputs * r.linear.outputs;
     }
 
-    const uint8_t* bytes_at(int64_t offset) const { return program().weights + offset; }
-    const float* floats_at(int64_t offset) const {
-        return offset == DV_NATIVE_NONE ? nullptr : reinterpret_cast<const float*>(bytes_at(offset));
+    const uint8_t* bytes_at(int32_t blob) const { return program().blob(blob); }
+    const float* floats_at(int32_t blob) const {
+        return blob == DV_NATIVE_NONE ? nullptr : reinterpret_cast<const float*>(bytes_at(blob));
     }
 
     std::shared_ptr<Layout> layout_;

@@ -1,4 +1,4 @@
-// Is this program sound? Everything that a later stage relies on is checked here, against hostile input.
+// The judge of programs: everything that a later stage relies on is checked here, against hostile input.
 #ifndef DIFFUSEVAE_NATIVE_PROGRAM_H
 #define DIFFUSEVAE_NATIVE_PROGRAM_H
 
@@ -26,6 +26,7 @@ struct Program {
     std::vector<dv_native_port> ports;
     std::vector<dv_native_tensor> tensors;
     std::vector<dv_native_op> ops;
+    std::vector<dv_native_blob> blobs;
     const uint8_t* weights;
     int64_t weights_size;
     bool of_rows;                   // a timestep table; otherwise of maps
@@ -34,9 +35,10 @@ struct Program {
 
     const dv_native_tensor& tensor(int32_t i) const { return tensors[size_t(i)]; }
     const dv_native_port& port(int32_t i) const { return ports[size_t(i)]; }
+    const uint8_t* blob(int32_t i) const { return weights + blobs[size_t(i)].offset; }
 };
 
-// Throws Failure(DV_NATIVE_BAD_PROGRAM) that names the op and field.
+// Throws Failure(DV_NATIVE_BAD_PROGRAM): which field of which operation, what was found, what was expected.
 Program checked(const dv_native_program& given);
 
 inline int32_t blocks_of(int64_t channels) { return int32_t((channels + kBlock - 1) / kBlock); }

@@ -1,4 +1,4 @@
-// How does a test write a native program? Ports, tensors and ops are added one by one; weights are drawn and packed on the way.
+// Native programs as a test writes them: ports, tensors and ops are added one by one; weights are drawn and packed on the way.
 #ifndef DIFFUSEVAE_TESTS_NATIVE_PROGRAM_H
 #define DIFFUSEVAE_TESTS_NATIVE_PROGRAM_H
 
@@ -42,6 +42,7 @@ public:
     std::vector<dv_native_port> ports;
     std::vector<dv_native_tensor> tensors;
     std::vector<dv_native_op> ops;
+    std::vector<dv_native_blob> blobs;
 
     int32_t port(int32_t kind, bool output, int32_t c, int32_t h = 1, int32_t w = 1, int32_t rows = 0) {
         ports.push_back({kind, output ? 1 : 0, c, h, w, rows});
@@ -160,7 +161,7 @@ public:
         const int32_t channels = tensors[size_t(from)].channels, shown = conv({from}, channels, one(), true);
         dv_native_op& op = ops.back();
         op.bias = DV_NATIVE_NONE;
-        uint16_t* w = reinterpret_cast<uint16_t*>(blob_.data() + op.weights);
+        uint16_t* w = reinterpret_cast<uint16_t*>(at(op.weights));
         const int32_t blocks = (channels + 31) / 32;
         std::memset(w, 0, size_t((channels + 15) / 16) * size_t(blocks) * 1024);
         for (int32_t c = 0; c < channels; ++c) w[(c / 16 * blocks + c / 32) * 512 + (c % 32 / 2 * 16 + c % 16) * 2 + c % 2] = 0x3F80;
@@ -168,19 +169,20 @@ public:
     }
 
     // Room for `count` floats, of which `real` of each `stride` are drawn from least..most.
-    int64_t values(int32_t count, int32_t real, int32_t stride, float least, float most) {
-        const int64_t at = room(4ll * count);
-        float* to = reinterpret_cast<float*>(blob_.data() + at);
+    int32_t values(int32_t count, int32_t real, int32_t stride, float least, float most) {
+        const int32_t blob = room(DV_NATIVE_F32, 4ll * count);
+        float* to = reinterpret_cast<float*>(at(blob));
         for (int32_t i = 0; i < count; ++i) to[i] = i % stride < real ? random.uniform(least, most) : 0.0f;
-        return at;
+        return blob;
     }
 
     // The finished program; the builder owns what it points to.
     const dv_native_program& program() {
-        weights_.reset(static_cast<char*>(std::aligned_alloc(64, (blob_.size() + 127) / 64 * 64)));
-        std::memcpy(weights_.get(), blob_.data(), blob_.size());
-        program_ = {DV_NATIVE_VERSION, int32_t(ports.size()), int32_t(tensors.size()), int32_t(ops.size()), ports.data(),
-                    tensors.data(), ops.data(), weights_.get(), int64_t(blob_.size())};
+        weights_.reset(static_cast<char*>(std::aligned_alloc(64, (packed_.size() + 127) / 64 * 64)));
+        std::memcpy(weights_.get(), packed_.data(), packed_.size());
+        program_ = {DV_NATIVE_VERSION, int32_t(ports.size()), int32_t(tensors.size()), int32_t(ops.size()),
+                    int32_t(blobs.size()), ports.data(), tensors.data(), ops.data(), blobs.data(), weights_.get(),
+                    int64_t(packed_.size())};
         return program_;
     }
 
@@ -211,16 +213,16 @@ private:
     }
 
     // Packed random weights, as kernels/native/README.md lays them out.
-    int64_t matrix(const std::vector<bool>& real, int32_t n, int32_t outputs, int32_t taps, int32_t phases, bool int8) {
+    int32_t matrix(const std::vector<bool>& real, int32_t n, int32_t outputs, int32_t taps, int32_t phases, bool int8) {
         const int32_t width = int8 ? 64 : 32, lane = int8 ? 4 : 2;
         const int32_t blocks = (int32_t(real.size()) + width - 1) / width, steps = blocks * taps;
-        const int64_t at = room(int64_t(phases) * (n / 16) * steps * 1024);
+        const int32_t blob = room(int8 ? DV_NATIVE_I8 : DV_NATIVE_BF16, int64_t(phases) * (n / 16) * steps * 1024);
         for (int64_t tile = 0; tile < int64_t(phases) * (n / 16) * steps; ++tile)
             for (int32_t e = 0; e < width * 16; ++e) {
                 const size_t k = size_t(tile % steps / taps * width + e / (16 * lane) * lane + e % lane);
                 const int64_t output = tile / steps % (n / 16) * 16 + e / lane % 16;
                 if (k >= real.size() || !real[k] || output >= outputs) continue;
-                char* to = blob_.data() + at + tile * 1024;
+                char* to = at(blob) + tile * 1024;
                 if (int8) {
                     reinterpret_cast<int8_t*>(to)[e] = int8_t(random.below(255) - 127);
                 } else {
@@ -230,19 +232,22 @@ private:
                     reinterpret_cast<uint16_t*>(to)[e] = uint16_t(bits >> 16);
                 }
             }
-        return at;
+        return blob;
     }
 
-    int64_t room(int64_t bytes) {
-        const int64_t at = int64_t(blob_.size());
-        blob_.resize(size_t(at + (bytes + 63) / 64 * 64), 0);
-        return at;
+    int32_t room(int32_t dtype, int64_t bytes) {
+        const int64_t offset = int64_t(packed_.size()), size = (bytes + 63) / 64 * 64;
+        packed_.resize(size_t(offset + size), 0);
+        blobs.push_back({offset, size, dtype});
+        return int32_t(blobs.size()) - 1;
     }
+
+    char* at(int32_t blob) { return packed_.data() + blobs[size_t(blob)].offset; }
 
     struct Free {
         void operator()(char* p) const { std::free(p); }
     };
-    std::vector<char> blob_;
+    std::vector<char> packed_;
     std::unique_ptr<char, Free> weights_;
     dv_native_program program_{};
 };

@@ -1,4 +1,4 @@
-// What should a native program compute? Every op again, one scalar loop each, in double, from the packed weights as documented.
+// What a native program should compute: every op again, one scalar loop each, in double, from the packed weights as documented.
 #ifndef DIFFUSEVAE_TESTS_NATIVE_REFERENCE_H
 #define DIFFUSEVAE_TESTS_NATIVE_REFERENCE_H
 
@@ -24,6 +24,7 @@ inline double activate(int32_t kind, double x) {
     if (kind == DV_NATIVE_SILU) return x / (1.0 + std::exp(-x));
     if (kind == DV_NATIVE_GELU) return 0.5 * x * (1.0 + std::erf(x / std::sqrt(2.0)));
     if (kind == DV_NATIVE_SIGMOID) return 1.0 / (1.0 + std::exp(-x));
+    if (kind == DV_NATIVE_SIGNED_SIGMOID) return 2.0 / (1.0 + std::exp(-x)) - 1.0;
     return x;
 }
 
@@ -71,7 +72,8 @@ private:
         return tensors_[size_t(tensor)] = Array(samples, t.channels, t.height, t.width);
     }
     const Array& tensor(int32_t i) const { return tensors_[size_t(i)]; }
-    const float* floats(int64_t offset) const { return reinterpret_cast<const float*>(static_cast<const char*>(p_.weights) + offset); }
+    const char* packed(int32_t blob) const { return static_cast<const char*>(p_.weights) + p_.blobs[blob].offset; }
+    const float* floats(int32_t blob) const { return reinterpret_cast<const float*>(packed(blob)); }
 
     double row(int64_t n, int64_t i) const {
         for (int32_t p = 0; p < p_.ports_count; ++p)
@@ -143,12 +145,12 @@ private:
     }
 
     // Packed weight of padded channel `k` and tap, K steps of `width` channels, to output `o`.
-    double weight(int64_t offset, bool int8, int64_t phase, int64_t n_blocks, int64_t blocks, int64_t taps,
+    double weight(int32_t blob, bool int8, int64_t phase, int64_t n_blocks, int64_t blocks, int64_t taps,
                   int64_t o, int64_t k, int64_t tap) const {
         const int64_t width = int8 ? 64 : 32, lane = int8 ? 4 : 2, inside = k % width;
         const int64_t step = ((phase * n_blocks + o / 16) * blocks + k / width) * taps + tap;
         const int64_t element = (inside / lane * 16 + o % 16) * lane + inside % lane;
-        const char* at = static_cast<const char*>(p_.weights) + offset + step * 1024;
+        const char* at = packed(blob) + step * 1024;
         if (int8) return double(reinterpret_cast<const int8_t*>(at)[element]);
         const uint32_t u = uint32_t(reinterpret_cast<const uint16_t*>(at)[element]) << 16;
         float f;

@@ -36,7 +36,7 @@ def open_graph(
     check_ports(parsed, spec, where)
     loaded = Loaded(parsed, weights, library)
     with _typed(where):
-        handle = library.open(Flat(parsed.ports, parsed.tensors, parsed.ops, weights.data), isa, count)
+        handle = library.open(Flat(parsed.ports, parsed.tensors, parsed.ops, parsed.blobs, weights.data), isa, count)
     return NativeGraph(name, spec, precision, count, loaded, handle)
 
 
@@ -191,7 +191,7 @@ def _typed(what: str) -> Iterator[None]:
 def engine_error(error: NativeError, what: str) -> EngineError:
     """The engine's error for a status of the library, with what to do about it."""
     if error.status == native_library.BAD_PROGRAM:
-        return BundleError(f"{what}: found {error}; expected a program that this engine can run; {REBUILD}")
+        return BundleError(f"{what}, {error}; {REBUILD}")
     if error.status == native_library.BAD_CALL:
         return ArgumentError(f"{what}: found {error}; expected inputs within what the graph was built for; correct them")
     cures = {

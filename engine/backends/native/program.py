@@ -1,8 +1,7 @@
-"""Is this a program of the native engine? Its JSON, checked field by field, becomes the flat structs that C++ reads.
+"""A program of the native engine as JSON, made into the flat structs that the library reads and judges.
 
-kernels/native/README.md says what an operation computes. Here every name must resolve, every number lie in its range and
-every packed weight have exactly the size that its layer needs, before the library sees anything; the library then checks
-shapes and order once more by itself.
+kernels/native/README.md says what an operation computes. Here fields have types, every name resolves and no field is left
+over; ranges, shapes, sizes of weights and order are kernels/native/program.cpp's to judge, for C++ and Python alike.
 """
 
 from __future__ import annotations
@@ -10,23 +9,25 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+
+import numpy as np
 
 from engine.backends.native.weights import Blob
 from engine.bundle.fields import REBUILD, Fields, parse_json, shorten
 from engine.bundle.graphs import GraphSpec
 from engine.bundle.tensors import TensorSpec
 from engine.errors import BundleError
-from engine.kernels.native_library import MAX_SOURCES, NONE, Op, Port, Tensor
+from engine.kernels import native_library
+from engine.kernels.native_library import MAX_SOURCES, NONE, Op, PackedTensor, Port, Tensor
 
 FORMAT = "diffusevae-native"
-VERSION = 1
+VERSION = native_library.VERSION
 MAX_PROGRAM_BYTES = 16 * 2**20
 PORT_KINDS = {"map": 1, "row": 2, "steps": 3, "table": 4}
 ROWS = {"none": 0, "steps": 1, "batch": 2, "pairs": 3}
 ACTIVATIONS = {"identity": 0, "silu": 1, "gelu": 2, "sigmoid": 3, "signed_sigmoid": 4}
-BLOCK, TILE_OUTPUTS, STEP_BYTES = 32, 16, 1024  # channels of a block, outputs of a tile, bytes of a packed K step
-MAX_CHANNELS, MAX_SIDE, MAX_ROW = 2**20, 2**14, 2**24
+DTYPES = {"F32": 1, "BF16": 2, "I8": 3}
+_INT32, _FLOAT32 = 2**31 - 1, float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -37,29 +38,32 @@ class ParsedProgram:
     ports: ctypes.Array[Port]
     tensors: ctypes.Array[Tensor]
     ops: ctypes.Array[Op]
+    blobs: ctypes.Array[PackedTensor]
     op_names: tuple[str, ...]
     precision: str
 
 
-def parse_program(data: bytes, blobs: Mapping[str, Blob], role: str, precision: str, where: str) -> ParsedProgram:
-    """Check the bytes of a program against the weights that lie beside it; BundleError names the field."""
+def parse_program(data: bytes, blobs: Mapping[str, Blob], graph: str, precision: str, where: str) -> ParsedProgram:
+    """The structs of a program and of the weights that lie beside it; BundleError names the field."""
     if len(data) > MAX_PROGRAM_BYTES:
         raise BundleError(f"{where}: found {len(data)} bytes, expected at most {MAX_PROGRAM_BYTES}; {REBUILD}")
     top = Fields(parse_json(data, where), where, "")
     top.choice("format", (FORMAT,))
     top.integer("version", VERSION, VERSION)
-    top.choice("role", (role,))
+    top.choice("graph", (graph,))
     found = top.choice("precision", (precision,))
     reader = _Reader(blobs)
     reader.read_ports(top)
     reader.read_tensors(top)
     ops = [reader.op(fields) for fields in top.objects("ops", "a list of operations")]
     top.done()
+    packed = [PackedTensor(blob.offset, blob.size, DTYPES[blob.dtype]) for blob in blobs.values()]
     return ParsedProgram(
         tuple(reader.port_index),
         (Port * len(reader.ports))(*reader.ports),
         (Tensor * len(reader.tensors))(*reader.tensors),
         (Op * len(ops))(*ops),
+        (PackedTensor * len(packed))(*packed),
         tuple(reader.op_names),
         found,
     )
@@ -95,46 +99,35 @@ def _fits(port: Port, tensor: TensorSpec) -> bool:
     elif port.kind == PORT_KINDS["steps"]:
         return tensor.dtype == "int64" and tensor.shape == ("steps",)
     else:
-        free = {1: ("steps",), 2: ("batch",), 3: ("steps", "batch")}[port.rows]
-        shapes = [(*free, port.channels)]
+        free = {1: ("steps",), 2: ("batch",), 3: ("steps", "batch")}
+        shapes = [(*free[port.rows], port.channels)] if port.rows in free else []
     return tensor.dtype == "float32" and tensor.shape in shapes
 
 
-def blocks(channels: int) -> int:
-    """Blocks of 32 that a map's channels take."""
-    return -(-channels // BLOCK)
-
-
 class _Reader:
-    """Reads ports, tensors and operations in order, and knows by name what there is so far."""
+    """Reads ports, tensors and operations in order; names become numbers, null becomes NONE."""
 
     def __init__(self, blobs: Mapping[str, Blob]) -> None:
-        self.blobs = blobs
+        self.blob_index = {name: number for number, name in enumerate(blobs)}
         self.ports: list[Port] = []
         self.port_index: dict[str, int] = {}
         self.tensors: list[Tensor] = []
         self.tensor_index: dict[str, int] = {}
         self.op_names: list[str] = []
-        self.written: set[int] = set()
 
     def read_ports(self, top: Fields) -> None:
         """The field `ports`."""
         for fields in top.objects("ports", "a list of ports"):
-            self._name(fields, self.port_index)
-            kind = fields.choice("kind", tuple(PORT_KINDS))
-            rows = fields.choice("rows", tuple(ROWS))
-            if (kind == "table") != (rows != "none"):
-                fields.refuse("rows", "'none' unless the port is a table, and something else if it is")
-            sizes = self._sizes(fields)
-            self.ports.append(Port(PORT_KINDS[kind], int(fields.boolean("output")), *sizes, ROWS[rows]))
+            _add_name(fields, self.port_index)
+            kind, rows = fields.choice("kind", tuple(PORT_KINDS)), fields.choice("rows", tuple(ROWS))
+            self.ports.append(Port(PORT_KINDS[kind], int(fields.boolean("output")), *_sizes(fields), ROWS[rows]))
             fields.done()
 
     def read_tensors(self, top: Fields) -> None:
         """The field `tensors`."""
         for fields in top.objects("tensors", "a list of tensors"):
-            self._name(fields, self.tensor_index)
-            rows = fields.choice("rows", tuple(ROWS))
-            self.tensors.append(Tensor(ROWS[rows], *self._sizes(fields)))
+            _add_name(fields, self.tensor_index)
+            self.tensors.append(Tensor(ROWS[fields.choice("rows", tuple(ROWS))], *_sizes(fields)))
             fields.done()
 
     def op(self, fields: Fields) -> Op:
@@ -149,77 +142,78 @@ class _Reader:
         )  # fmt: skip
         read(self, fields, op)
         fields.done()
-        if op.output != NONE:
-            if op.output in self.written:
-                fields.refuse("output", "a tensor that no operation before this one writes")
-            self.written.add(op.output)
         return op
-
-    def _name(self, fields: Fields, index: dict[str, int]) -> None:
-        name = fields.text("name")
-        if name in index:
-            fields.refuse("name", "a name of its own")
-        index[name] = len(index)
-
-    def _sizes(self, fields: Fields) -> tuple[int, int, int]:
-        return (
-            fields.integer("channels", 1, MAX_CHANNELS), fields.integer("height", 1, MAX_SIDE),
-            fields.integer("width", 1, MAX_SIDE),
-        )  # fmt: skip
-
-    # ---- what an operation refers to -------------------------------------------------------------
 
     def port(self, fields: Fields, key: str) -> int:
         """The number of a port."""
-        name = fields.take(key, "the name of a port")
-        if type(name) is not str or name not in self.port_index:
-            fields.refuse(key, "the name of a port")
-        return self.port_index[name]
+        return _number(fields, key, fields.take(key, "the name of a port"), self.port_index, "the name of a port")
 
     def tensor(self, fields: Fields, key: str) -> int:
-        """The number of a tensor that an earlier operation writes."""
-        return self._earlier(fields, key, fields.take(key, "the name of a tensor"))
+        """The number of a tensor."""
+        return _number(fields, key, fields.take(key, "the name of a tensor"), self.tensor_index, "the name of a tensor")
 
-    def tensor_list(self, fields: Fields, key: str) -> list[int]:
-        """One to MAX_SOURCES tensors that earlier operations write."""
-        names = fields.items(key, "a list of tensors")
-        if len(names) > MAX_SOURCES:
-            fields.refuse(key, f"at most {MAX_SOURCES} tensors")
-        return [self._earlier(fields, key, name) for name in names]
+    def weights(self, fields: Fields, key: str) -> int:
+        """The number of packed weights."""
+        return _number(fields, key, fields.take(key, "the name of weights"), self.blob_index, "the name of weights")
 
-    def target(self, fields: Fields, op: Op) -> tuple[int, int]:
-        """Read `output` and `output_port`, one of which is null; (channels, channels padded as weights pad them)."""
-        if fields.take("output", "the name of a tensor, or null") is None:
-            op.output_port = self.port(fields, "output_port")
-            channels = int(self.ports[op.output_port].channels)
-            return channels, -(-channels // TILE_OUTPUTS) * TILE_OUTPUTS
-        if fields.take("output_port", "null, since there is an output") is not None:
-            fields.refuse("output_port", "null, since there is an output")
-        op.output = self.output(fields)
-        channels = int(self.tensors[op.output].channels)
-        return channels, blocks(channels) * BLOCK
+    def port_list(self, fields: Fields, key: str) -> ctypes.Array[ctypes.c_int32]:
+        """One to MAX_SOURCES ports."""
+        return _list(fields, key, self.port_index, "names of ports")
 
-    def output(self, fields: Fields) -> int:
-        """The number of the tensor that this operation writes."""
-        name = fields.take("output", "the name of a tensor")
-        if type(name) is not str or name not in self.tensor_index:
-            fields.refuse("output", "the name of a tensor")
-        return self.tensor_index[name]
+    def tensor_list(self, fields: Fields, key: str) -> ctypes.Array[ctypes.c_int32]:
+        """One to MAX_SOURCES tensors."""
+        return _list(fields, key, self.tensor_index, "names of tensors")
 
-    def blob(self, fields: Fields, key: str, dtype: str, size: int) -> int:
-        """The offset of packed weights of exactly this dtype and size, rounded up to 64 bytes."""
-        expected = f"the name of {dtype} weights of {-(-size // 64) * 64} bytes"
-        name = fields.take(key, expected)
-        found = self.blobs.get(name) if type(name) is str else None
-        if found is None or (found.dtype, found.size) != (dtype, -(-size // 64) * 64):
-            fields.refuse(key, expected + (f" (these are {found.dtype}, {found.size} bytes)" if found else ""))
-        return found.offset
+    def target(self, fields: Fields, op: Op) -> None:
+        """`output` and `output_port`, of which the library demands one."""
+        op.output = _or_none(self.tensor, fields, "output")
+        op.output_port = _or_none(self.port, fields, "output_port")
 
-    def _earlier(self, fields: Fields, key: str, name: object) -> int:
-        index = self.tensor_index.get(name) if type(name) is str else None
-        if index is None or index not in self.written:
-            fields.refuse(key, f"names of tensors that operations before this one write (not {shorten(name)})")
-        return index
+
+def _add_name(fields: Fields, index: dict[str, int]) -> None:
+    name = fields.text("name")
+    if name in index:
+        fields.refuse("name", "a name of its own")
+    index[name] = len(index)
+
+
+def _sizes(fields: Fields) -> tuple[int, int, int]:
+    return _integer(fields, "channels"), _integer(fields, "height"), _integer(fields, "width")
+
+
+def _number(fields: Fields, key: str, name: object, index: Mapping[str, int], expected: str) -> int:
+    if type(name) is not str or name not in index:
+        fields.refuse(key, f"{expected} (not {shorten(name)})")
+    return index[name]
+
+
+def _list(fields: Fields, key: str, index: Mapping[str, int], expected: str) -> ctypes.Array[ctypes.c_int32]:
+    names = fields.items(key, f"1 to {MAX_SOURCES} {expected}")
+    if len(names) > MAX_SOURCES:
+        fields.refuse(key, f"at most {MAX_SOURCES} {expected}")
+    return _sources(*(_number(fields, key, name, index, expected) for name in names))
+
+
+def _sources(*numbers: int) -> ctypes.Array[ctypes.c_int32]:
+    return (ctypes.c_int32 * MAX_SOURCES)(*numbers, *[NONE] * (MAX_SOURCES - len(numbers)))
+
+
+def _integer(fields: Fields, key: str) -> int:
+    """What an int32 holds; NONE, a negative number, is not for files."""
+    return fields.integer(key, 0, _INT32)
+
+
+def _real(fields: Fields, key: str) -> float:
+    return fields.number(key, -_FLOAT32, _FLOAT32)
+
+
+def _activation(fields: Fields, key: str) -> int:
+    return ACTIVATIONS[fields.choice(key, tuple(ACTIVATIONS))]
+
+
+def _or_none(read: Callable[[Fields, str], int], fields: Fields, key: str) -> int:
+    """What `read` makes of a field, or NONE where it is null."""
+    return NONE if fields.take(key, "a value or null") is None else read(fields, key)
 
 
 def _optional(fields: Fields, key: str) -> Fields | None:
@@ -227,114 +221,58 @@ def _optional(fields: Fields, key: str) -> Fields | None:
     return None if fields.take(key, "an object or null") is None else fields.object(key)
 
 
-def _optional_row(fields: Fields, key: str) -> int:
-    """An offset into the row, or NONE where it is null."""
-    return NONE if fields.take(key, "an integer or null") is None else fields.integer(key, 0, MAX_ROW)
-
-
-def _sources(numbers: list[int]) -> Any:
-    return (ctypes.c_int32 * MAX_SOURCES)(*numbers, *[NONE] * (MAX_SOURCES - len(numbers)))
-
-
 def _input(reader: _Reader, fields: Fields, op: Op) -> None:
-    names = fields.items("sources", "a list of ports")
-    if len(names) > MAX_SOURCES or any(type(name) is not str or name not in reader.port_index for name in names):
-        fields.refuse("sources", f"1 to {MAX_SOURCES} names of ports")
-    op.sources = _sources([reader.port_index[name] for name in names])
-    op.kernel = _one_of(fields, "kernel", (1, 3))
-    op.output = reader.output(fields)
+    op.sources, op.output = reader.port_list(fields, "sources"), reader.tensor(fields, "output")
+    op.kernel = _integer(fields, "kernel")
 
 
 def _conv(reader: _Reader, fields: Fields, op: Op) -> None:
-    sources = reader.tensor_list(fields, "sources")
-    op.sources = _sources(sources)
-    _, padded = reader.target(fields, op)
-    op.kernel, op.stride = _one_of(fields, "kernel", (1, 3)), _one_of(fields, "stride", (1, 2))
-    op.pad_top, op.pad_left = _one_of(fields, "pad_top", (0, 1)), _one_of(fields, "pad_left", (0, 1))
+    op.sources = reader.tensor_list(fields, "sources")
+    reader.target(fields, op)
+    op.kernel, op.stride = _integer(fields, "kernel"), _integer(fields, "stride")
+    op.pad_top, op.pad_left = _integer(fields, "pad_top"), _integer(fields, "pad_left")
     op.upsample = int(fields.boolean("upsample"))
-    op.activation = ACTIVATIONS[fields.choice("activation", ("identity", "silu", "gelu"))]
-    op.output_activation = ACTIVATIONS[fields.choice("output_activation", ("identity", "sigmoid", "signed_sigmoid"))]
+    op.activation, op.output_activation = _activation(fields, "activation"), _activation(fields, "output_activation")
+    op.weights, op.bias = reader.weights(fields, "weights"), _or_none(reader.weights, fields, "bias")
+    op.bias_row, op.residual = _or_none(_integer, fields, "bias_row"), _or_none(reader.tensor, fields, "residual")
     if (norm := _optional(fields, "norm")) is not None:
-        _norm(reader, norm, op, sum(reader.tensors[i].channels for i in sources))
-    op.bias_row = _optional_row(fields, "bias_row")
-    if fields.take("residual", "the name of a tensor, or null") is not None:
-        op.residual = reader.tensor(fields, "residual")
-    count = sum(blocks(reader.tensors[i].channels) for i in sources)
-    phases, taps = (4, 4) if op.upsample else (1, op.kernel**2)
-    tiles = phases * (padded // TILE_OUTPUTS)
+        op.norm_groups, op.norm_epsilon = _integer(norm, "groups"), _real(norm, "epsilon")
+        op.norm_weight, op.norm_bias = reader.weights(norm, "weight"), reader.weights(norm, "bias")
+        op.scale_row = _or_none(_integer, norm, "scale_row")
+        norm.done()
     if (int8 := _optional(fields, "int8")) is not None:
-        op.int8 = 1
-        op.zero_point = int8.integer("zero_point", 0, 255)
-        op.inverse_scale = int8.number("inverse_scale", 1e-9, 1e9)
-        op.multiplier = reader.blob(int8, "multiplier", "F32", 4 * phases * padded)
+        op.int8, op.zero_point, op.inverse_scale = 1, _integer(int8, "zero_point"), _real(int8, "inverse_scale")
+        op.multiplier = reader.weights(int8, "multiplier")
         int8.done()
-        op.weights = reader.blob(fields, "weights", "I8", tiles * -(-count // 2) * taps * STEP_BYTES)
-    else:
-        op.weights = reader.blob(fields, "weights", "BF16", tiles * count * taps * STEP_BYTES)
-    if fields.take("bias", "the name of weights, or null") is not None:
-        op.bias = reader.blob(fields, "bias", "F32", 4 * phases * padded)
     if (skip := _optional(fields, "skip")) is not None:
-        skips = reader.tensor_list(skip, "sources")
-        op.skip_sources = _sources(skips)
-        steps = sum(blocks(reader.tensors[i].channels) for i in skips)
-        op.skip_weights = reader.blob(skip, "weights", "BF16", padded // TILE_OUTPUTS * steps * STEP_BYTES)
+        op.skip_sources, op.skip_weights = reader.tensor_list(skip, "sources"), reader.weights(skip, "weights")
         skip.done()
 
 
-def _norm(reader: _Reader, fields: Fields, op: Op, channels: int) -> None:
-    op.norm_groups = fields.integer("groups", 1, channels)
-    op.norm_epsilon = fields.number("epsilon", 1e-12, 1.0)
-    op.norm_weight = reader.blob(fields, "weight", "F32", 4 * channels)
-    op.norm_bias = reader.blob(fields, "bias", "F32", 4 * channels)
-    op.scale_row = _optional_row(fields, "scale_row")
-    fields.done()
-
-
 def _attention(reader: _Reader, fields: Fields, op: Op) -> None:
-    op.sources = _sources([reader.tensor(fields, "source")])
-    op.output = reader.output(fields)
-    op.heads = fields.integer("heads", 1, MAX_CHANNELS)
-    op.scale = fields.number("scale", 1e-9, 1e9)
+    op.sources, op.output = _sources(reader.tensor(fields, "source")), reader.tensor(fields, "output")
+    op.heads, op.scale = _integer(fields, "heads"), _real(fields, "scale")
 
 
 def _resample(reader: _Reader, fields: Fields, op: Op) -> None:
-    op.sources = _sources([reader.tensor(fields, "source")])
-    op.output = reader.output(fields)
-    op.factor = fields.integer("factor", 2, MAX_SIDE)
+    op.sources, op.output = _sources(reader.tensor(fields, "source")), reader.tensor(fields, "output")
+    op.factor = _integer(fields, "factor")
 
 
 def _lookup(reader: _Reader, fields: Fields, op: Op) -> None:
-    op.sources = _sources([reader.port(fields, "source")])
-    op.output = reader.output(fields)
-    op.factor = fields.integer("factor", 1, 1_000_000)
-    op.weights = reader.blob(fields, "weights", "F32", 4 * op.factor * reader.tensors[op.output].channels)
+    op.sources, op.output = _sources(reader.port(fields, "source")), reader.tensor(fields, "output")
+    op.factor, op.weights = _integer(fields, "factor"), reader.weights(fields, "weights")
 
 
 def _linear(reader: _Reader, fields: Fields, op: Op) -> None:
-    source = reader.tensor(fields, "source")
-    op.sources = _sources([source])
-    inputs = reader.tensors[source].channels
-    channels, _ = reader.target(fields, op)
-    tiles = -(-channels // TILE_OUTPUTS)
-    op.activation = ACTIVATIONS[fields.choice("activation", ("identity", "silu"))]
-    op.weights = reader.blob(fields, "weights", "F32", 4 * tiles * inputs * TILE_OUTPUTS)
-    if fields.take("bias", "the name of weights, or null") is not None:
-        op.bias = reader.blob(fields, "bias", "F32", 4 * tiles * TILE_OUTPUTS)
+    op.sources = _sources(reader.tensor(fields, "source"))
+    reader.target(fields, op)
+    op.activation = _activation(fields, "activation")
+    op.weights, op.bias = reader.weights(fields, "weights"), _or_none(reader.weights, fields, "bias")
 
 
 def _add(reader: _Reader, fields: Fields, op: Op) -> None:
-    numbers = reader.tensor_list(fields, "sources")
-    if len(numbers) != 2:
-        fields.refuse("sources", "two tensors: rows of steps, and rows of the batch")
-    op.sources = _sources(numbers)
-    op.output = reader.output(fields)
-
-
-def _one_of(fields: Fields, key: str, values: tuple[int, ...]) -> int:
-    value = fields.integer(key, values[0], values[-1])
-    if value not in values:
-        fields.refuse(key, f"one of {', '.join(map(str, values))}")
-    return value
+    op.sources, op.output = reader.tensor_list(fields, "sources"), reader.tensor(fields, "output")
 
 
 _OPS: dict[str, tuple[int, Callable[[_Reader, Fields, Op], None]]] = {

@@ -1,6 +1,6 @@
 /* C interface of the native CPU engine, backend `native`; kernels/native/README.md explains a program.
  *
- * A program is three flat arrays (ports, tensors, ops) and one block of packed weights. dv_native_open checks all of it,
+ * A program is four flat arrays (ports, tensors, ops, blobs) and one block of packed weights. dv_native_open checks all of it,
  * lays memory out once and copies the arrays; the weights stay where they are (a mapped file) until the last handle over
  * them is closed. Every function returns a DV_NATIVE_ status and, where it is not OK, a sentence in `error`; none of them
  * throws, exits or trusts a program. One handle serves one thread at a time (a second one is answered
@@ -86,8 +86,21 @@ enum dv_native_activation {
     DV_NATIVE_SIGNED_SIGMOID = 4 /* 2 sigmoid(x) - 1; output_activation only */
 };
 
-/* One operation. Fields that a kind does not use are 0, or DV_NATIVE_NONE where they are numbers or offsets. Offsets
- * count bytes from the start of the weights. */
+/* A packed tensor inside the weights. */
+enum dv_native_dtype {
+    DV_NATIVE_F32 = 1,
+    DV_NATIVE_BF16 = 2,
+    DV_NATIVE_I8 = 3
+};
+
+typedef struct dv_native_blob {
+    int64_t offset;              /* bytes from the start of the weights, a multiple of 64 */
+    int64_t size;                /* bytes; what its reader needs, rounded up to 64 */
+    int32_t dtype;               /* a dv_native_dtype */
+} dv_native_blob;
+
+/* One operation. Fields that a kind does not use are 0, or DV_NATIVE_NONE where they are numbers of tensors, ports or
+ * blobs, or places in the row. */
 typedef struct dv_native_op {
     int32_t kind;
     int32_t sources[DV_NATIVE_MAX_SOURCES];  /* tensors in the order of concatenation (INPUT, LOOKUP: ports), then NONE */
@@ -102,22 +115,22 @@ typedef struct dv_native_op {
 
     int32_t norm_groups;         /* CONV: GroupNorm over the concatenated sources; 0 = none */
     float norm_epsilon;
-    int64_t norm_weight, norm_bias;  /* float32 [channels of all sources] */
+    int32_t norm_weight, norm_bias;  /* blobs, float32 [channels of all sources]; NONE without a norm */
     int32_t scale_row;           /* norm * (1 + row[scale_row + c]) + row[scale_row + channels + c], or NONE */
     int32_t activation;          /* applied to the sources: CONV after the norm, LINEAR */
 
-    int64_t weights;             /* packed; LOOKUP: float32 [factor, channels] */
-    int64_t bias;                /* float32 [phases, outputs padded], or NONE */
+    int32_t weights;             /* blob, packed; LOOKUP: float32 [factor, channels] */
+    int32_t bias;                /* blob, float32 [phases, outputs padded], or NONE */
     int32_t bias_row;            /* adds row[bias_row + c] to every pixel, or NONE */
     int32_t residual;            /* tensor of the output's shape that is added, or NONE */
     int32_t skip_sources[DV_NATIVE_MAX_SOURCES];  /* maps of the output's size through a 1 x 1 without norm, then NONE */
-    int64_t skip_weights;        /* packed bf16, or NONE */
+    int32_t skip_weights;        /* blob, packed bf16, or NONE */
     int32_t output_activation;   /* CONV to a port: IDENTITY, SIGMOID or SIGNED_SIGMOID */
 
     int32_t int8;                /* CONV: 1 = u8 x s8 products (the skip stays bf16) */
     int32_t zero_point;          /* 0..255, also what padding positions hold */
     float inverse_scale;         /* u8 = clamp(round(value * inverse_scale + zero_point)) */
-    int64_t multiplier;          /* float32 [phases, outputs padded]: activation scale * weight scale */
+    int32_t multiplier;          /* blob, float32 [phases, outputs padded]: activation scale * weight scale */
 
     int32_t heads;               /* ATTENTION */
     float scale;                 /* ATTENTION: factor of q k^T */
@@ -125,10 +138,11 @@ typedef struct dv_native_op {
 
 typedef struct dv_native_program {
     int32_t version;             /* DV_NATIVE_VERSION */
-    int32_t ports_count, tensors_count, ops_count;
+    int32_t ports_count, tensors_count, ops_count, blobs_count;
     const dv_native_port* ports;
     const dv_native_tensor* tensors;
     const dv_native_op* ops;
+    const dv_native_blob* blobs;
     const void* weights;         /* 64-byte aligned; not copied */
     int64_t weights_size;
 } dv_native_program;

@@ -1,33 +1,27 @@
 #include "backends/native_program.h"
 
 #include <algorithm>
+#include <limits>
 #include <map>
-#include <set>
 
 #include "text.h"
 
 namespace diffusevae {
 namespace {
 
-constexpr int64_t kVersion = 1;
 constexpr size_t kMaxProgramBytes = size_t(16) << 20;
-// Channels of a block, outputs of a tile, bytes of a packed K step.
-constexpr int64_t kBlock = 32, kTileOutputs = 16, kStepBytes = 1024;
-constexpr int64_t kMaxChannels = int64_t(1) << 20, kMaxSide = int64_t(1) << 14, kMaxRow = int64_t(1) << 24;
-constexpr int64_t kMaxLookupRows = 1'000'000;
+constexpr double kMaxFloat = double(std::numeric_limits<float>::max());
 
 // In the order of native.h's numbers, from DV_NATIVE_PORT_MAP, _ROWS_NONE, _IDENTITY and _INPUT on.
 const std::vector<std::string> kPortKinds = {"map", "row", "steps", "table"};
 const std::vector<std::string> kRows = {"none", "steps", "batch", "pairs"};
 const std::vector<std::string> kActivations = {"identity", "silu", "gelu", "sigmoid", "signed_sigmoid"};
 const std::vector<std::string> kOps = {"input", "conv", "attention", "pool", "upsample", "lookup", "linear", "add"};
+const std::vector<std::string> kDtypes = {"F32", "BF16", "I8"};
 
 int32_t number_of(const std::vector<std::string>& words, const std::string& word) {
     return int32_t(std::find(words.begin(), words.end(), word) - words.begin());
 }
-
-int64_t rounded(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
-int64_t blocks_of(int64_t channels) { return (channels + kBlock - 1) / kBlock; }
 
 dv_native_op empty_op(int32_t kind) {
     dv_native_op op = {};
@@ -39,10 +33,15 @@ dv_native_op empty_op(int32_t kind) {
     return op;
 }
 
-// Reads ports, tensors and operations in order, and knows by name what there is so far.
+// Reads ports, tensors and operations in order; names become numbers, null becomes NONE.
 class Reader {
 public:
-    Reader(const Blobs& blobs, NativeProgram& program) : blobs_(blobs), p_(program) {}
+    Reader(const Blobs& blobs, NativeProgram& program) : p_(program) {
+        for (const auto& [name, blob] : blobs) {
+            blob_index_.emplace(name, int32_t(p_.blobs.size()));
+            p_.blobs.push_back({blob.offset, blob.size, DV_NATIVE_F32 + number_of(kDtypes, blob.dtype)});
+        }
+    }
 
     void read_ports(Fields& top) {
         for (Fields& fields : top.objects("ports", "a list of ports")) {
@@ -50,8 +49,6 @@ public:
             dv_native_port port = {};
             port.kind = DV_NATIVE_PORT_MAP + number_of(kPortKinds, fields.choice("kind", kPortKinds));
             port.rows = number_of(kRows, fields.choice("rows", kRows));
-            if ((port.kind == DV_NATIVE_PORT_TABLE) != (port.rows != DV_NATIVE_ROWS_NONE))
-                fields.refuse("rows", "'none' unless the port is a table, and something else if it is");
             sizes(fields, port);
             port.is_output = fields.boolean("output");
             fields.done();
@@ -71,7 +68,7 @@ public:
     }
 
     void read_op(Fields& fields) {
-        using Read = void (Reader::*)(Fields&, dv_native_op&);
+        using Read = void (Reader::*)(Fields&, dv_native_op&) const;
         static constexpr Read kReads[] = {&Reader::input, &Reader::conv, &Reader::attention, &Reader::resample,
                                           &Reader::resample, &Reader::lookup, &Reader::linear, &Reader::add};
         const int32_t kind = number_of(kOps, fields.choice("kind", kOps));
@@ -79,8 +76,6 @@ public:
         dv_native_op op = empty_op(DV_NATIVE_INPUT + kind);
         (this->*kReads[kind])(fields, op);
         fields.done();
-        if (op.output != DV_NATIVE_NONE && !written_.insert(op.output).second)
-            fields.refuse("output", "a tensor that no operation before this one writes");
         p_.ops.push_back(op);
     }
 
@@ -95,207 +90,139 @@ private:
 
     template <class Sized>
     static void sizes(Fields& fields, Sized& sized) {
-        sized.channels = int32_t(fields.integer("channels", 1, kMaxChannels));
-        sized.height = int32_t(fields.integer("height", 1, kMaxSide));
-        sized.width = int32_t(fields.integer("width", 1, kMaxSide));
+        sized.channels = integer(fields, "channels");
+        sized.height = integer(fields, "height");
+        sized.width = integer(fields, "width");
     }
 
     // ---- one of each kind ------------------------------------------------------------------------------------------
 
-    void input(Fields& fields, dv_native_op& op) {
-        const List& names = fields.items("sources", "a list of ports");
-        for (size_t i = 0; i < names.size(); ++i) {
-            const int32_t* port = find(port_index_, names[i]);
-            if (port == nullptr || names.size() > DV_NATIVE_MAX_SOURCES)
-                fields.refuse("sources", "1 to " + std::to_string(DV_NATIVE_MAX_SOURCES) + " names of ports");
-            op.sources[i] = *port;
-        }
-        op.kernel = one_of(fields, "kernel", 1, 3);
-        op.output = output(fields);
+    void input(Fields& fields, dv_native_op& op) const {
+        list(fields, "sources", port_index_, "names of ports", op.sources);
+        op.output = tensor(fields, "output");
+        op.kernel = integer(fields, "kernel");
     }
 
-    void conv(Fields& fields, dv_native_op& op) {
-        sources(fields, op.sources);
-        const int64_t padded = target(fields, op, kBlock);
-        op.kernel = one_of(fields, "kernel", 1, 3);
-        op.stride = one_of(fields, "stride", 1, 2);
-        op.pad_top = one_of(fields, "pad_top", 0, 1);
-        op.pad_left = one_of(fields, "pad_left", 0, 1);
+    void conv(Fields& fields, dv_native_op& op) const {
+        list(fields, "sources", tensor_index_, "names of tensors", op.sources);
+        target(fields, op);
+        op.kernel = integer(fields, "kernel");
+        op.stride = integer(fields, "stride");
+        op.pad_top = integer(fields, "pad_top");
+        op.pad_left = integer(fields, "pad_left");
         op.upsample = fields.boolean("upsample");
-        op.activation = number_of(kActivations, fields.choice("activation", {"identity", "silu", "gelu"}));
-        op.output_activation = number_of(kActivations, fields.choice("output_activation", {"identity", "sigmoid", "signed_sigmoid"}));
-        if (is_there(fields, "norm", "an object or null")) norm(fields.object("norm"), op);
-        op.bias_row = row(fields, "bias_row");
-        if (is_there(fields, "residual", "the name of a tensor, or null")) op.residual = tensor(fields, "residual");
-        conv_weights(fields, op, padded);
-        if (is_there(fields, "skip", "an object or null")) skip(fields.object("skip"), op, padded);
+        op.activation = activation(fields, "activation");
+        op.output_activation = activation(fields, "output_activation");
+        op.weights = weights(fields, "weights");
+        if (is_there(fields, "bias")) op.bias = weights(fields, "bias");
+        if (is_there(fields, "bias_row")) op.bias_row = integer(fields, "bias_row");
+        if (is_there(fields, "residual")) op.residual = tensor(fields, "residual");
+        if (is_there(fields, "norm")) norm(fields.object("norm"), op);
+        if (is_there(fields, "int8")) int8(fields.object("int8"), op);
+        if (is_there(fields, "skip")) skip(fields.object("skip"), op);
     }
 
-    void conv_weights(Fields& fields, dv_native_op& op, int64_t padded) {
-        const int64_t phases = op.upsample != 0 ? 4 : 1, taps = op.upsample != 0 ? 4 : int64_t(op.kernel) * op.kernel;
-        const int64_t tiles = phases * (padded / kTileOutputs), count = source_blocks(op.sources);
-        if (is_there(fields, "int8", "an object or null")) {
-            Fields int8 = fields.object("int8");
-            op.int8 = 1;
-            op.zero_point = int32_t(int8.integer("zero_point", 0, 255));
-            op.inverse_scale = float(int8.number("inverse_scale", 1e-9, 1e9));
-            op.multiplier = blob(int8, "multiplier", "F32", 4 * phases * padded);
-            int8.done();
-            op.weights = blob(fields, "weights", "I8", tiles * ((count + 1) / 2) * taps * kStepBytes);
-        } else {
-            op.weights = blob(fields, "weights", "BF16", tiles * count * taps * kStepBytes);
-        }
-        if (is_there(fields, "bias", "the name of weights, or null"))
-            op.bias = blob(fields, "bias", "F32", 4 * phases * padded);
-    }
-
-    void norm(Fields fields, dv_native_op& op) {
-        int64_t channels = 0;
-        for (const int32_t source : op.sources)
-            if (source != DV_NATIVE_NONE) channels += p_.tensors[size_t(source)].channels;
-        op.norm_groups = int32_t(fields.integer("groups", 1, channels));
-        op.norm_epsilon = float(fields.number("epsilon", 1e-12, 1.0));
-        op.norm_weight = blob(fields, "weight", "F32", 4 * channels);
-        op.norm_bias = blob(fields, "bias", "F32", 4 * channels);
-        op.scale_row = row(fields, "scale_row");
+    void norm(Fields fields, dv_native_op& op) const {
+        op.norm_groups = integer(fields, "groups");
+        op.norm_epsilon = real(fields, "epsilon");
+        op.norm_weight = weights(fields, "weight");
+        op.norm_bias = weights(fields, "bias");
+        if (is_there(fields, "scale_row")) op.scale_row = integer(fields, "scale_row");
         fields.done();
     }
 
-    void skip(Fields fields, dv_native_op& op, int64_t padded) {
-        sources(fields, op.skip_sources);
-        const int64_t count = source_blocks(op.skip_sources);
-        op.skip_weights = blob(fields, "weights", "BF16", padded / kTileOutputs * count * kStepBytes);
+    void int8(Fields fields, dv_native_op& op) const {
+        op.int8 = 1;
+        op.zero_point = integer(fields, "zero_point");
+        op.inverse_scale = real(fields, "inverse_scale");
+        op.multiplier = weights(fields, "multiplier");
         fields.done();
     }
 
-    void attention(Fields& fields, dv_native_op& op) {
-        op.sources[0] = tensor(fields, "source");
-        op.output = output(fields);
-        op.heads = int32_t(fields.integer("heads", 1, kMaxChannels));
-        op.scale = float(fields.number("scale", 1e-9, 1e9));
+    void skip(Fields fields, dv_native_op& op) const {
+        list(fields, "sources", tensor_index_, "names of tensors", op.skip_sources);
+        op.skip_weights = weights(fields, "weights");
+        fields.done();
     }
 
-    void resample(Fields& fields, dv_native_op& op) {
+    void attention(Fields& fields, dv_native_op& op) const {
         op.sources[0] = tensor(fields, "source");
-        op.output = output(fields);
-        op.factor = int32_t(fields.integer("factor", 2, kMaxSide));
+        op.output = tensor(fields, "output");
+        op.heads = integer(fields, "heads");
+        op.scale = real(fields, "scale");
     }
 
-    void lookup(Fields& fields, dv_native_op& op) {
+    void resample(Fields& fields, dv_native_op& op) const {
+        op.sources[0] = tensor(fields, "source");
+        op.output = tensor(fields, "output");
+        op.factor = integer(fields, "factor");
+    }
+
+    void lookup(Fields& fields, dv_native_op& op) const {
         op.sources[0] = port(fields, "source");
-        op.output = output(fields);
-        op.factor = int32_t(fields.integer("factor", 1, kMaxLookupRows));
-        op.weights = blob(fields, "weights", "F32", 4 * int64_t(op.factor) * p_.tensors[size_t(op.output)].channels);
+        op.output = tensor(fields, "output");
+        op.factor = integer(fields, "factor");
+        op.weights = weights(fields, "weights");
     }
 
-    void linear(Fields& fields, dv_native_op& op) {
+    void linear(Fields& fields, dv_native_op& op) const {
         op.sources[0] = tensor(fields, "source");
-        const int64_t inputs = p_.tensors[size_t(op.sources[0])].channels, padded = target(fields, op, kTileOutputs);
-        op.activation = number_of(kActivations, fields.choice("activation", {"identity", "silu"}));
-        op.weights = blob(fields, "weights", "F32", 4 * padded * inputs);
-        if (is_there(fields, "bias", "the name of weights, or null")) op.bias = blob(fields, "bias", "F32", 4 * padded);
+        target(fields, op);
+        op.activation = activation(fields, "activation");
+        op.weights = weights(fields, "weights");
+        if (is_there(fields, "bias")) op.bias = weights(fields, "bias");
     }
 
-    void add(Fields& fields, dv_native_op& op) {
-        if (sources(fields, op.sources) != 2)
-            fields.refuse("sources", "two tensors: rows of steps, and rows of the batch");
-        op.output = output(fields);
+    void add(Fields& fields, dv_native_op& op) const {
+        list(fields, "sources", tensor_index_, "names of tensors", op.sources);
+        op.output = tensor(fields, "output");
     }
 
-    // ---- what an operation refers to -------------------------------------------------------------------------------
+    // ---- fields ----------------------------------------------------------------------------------------------------
 
-    static const int32_t* find(const Index& index, const Value& name) {
+    static bool is_there(Fields& fields, const char* key) { return !fields.take(key, "a value or null").is_null(); }
+
+    // What an int32 holds; NONE, a negative number, is not for files.
+    static int32_t integer(Fields& fields, const char* key) { return int32_t(fields.integer(key, 0, INT32_MAX)); }
+
+    static float real(Fields& fields, const char* key) { return float(fields.number(key, -kMaxFloat, kMaxFloat)); }
+
+    static int32_t activation(Fields& fields, const char* key) {
+        return number_of(kActivations, fields.choice(key, kActivations));
+    }
+
+    static int32_t number(Fields& fields, const char* key, const Value& name, const Index& index, const std::string& expected) {
         const std::string* text = name.text();
         const auto found = text == nullptr ? index.end() : index.find(*text);
-        return found == index.end() ? nullptr : &found->second;
+        if (found == index.end()) fields.refuse(key, expected + " (not " + shown(name) + ")");
+        return found->second;
     }
 
-    static bool is_there(Fields& fields, const char* key, const char* expected) {
-        return !fields.take(key, expected).is_null();
+    static int32_t one(Fields& fields, const char* key, const Index& index, const char* expected) {
+        return number(fields, key, fields.take(key, expected), index, expected);
     }
 
-    static int32_t one_of(Fields& fields, const char* key, int32_t low, int32_t high) {
-        const int64_t value = fields.integer(key, low, high);
-        const bool known = value == low || value == high;
-        if (!known) fields.refuse(key, "one of " + std::to_string(low) + ", " + std::to_string(high));
-        return int32_t(value);
+    int32_t port(Fields& fields, const char* key) const { return one(fields, key, port_index_, "the name of a port"); }
+    int32_t tensor(Fields& fields, const char* key) const { return one(fields, key, tensor_index_, "the name of a tensor"); }
+    int32_t weights(Fields& fields, const char* key) const { return one(fields, key, blob_index_, "the name of weights"); }
+
+    // One to MAX_SOURCES names.
+    static void list(Fields& fields, const char* key, const Index& index, const std::string& expected,
+                     int32_t (&numbers)[DV_NATIVE_MAX_SOURCES]) {
+        const std::string most = std::to_string(DV_NATIVE_MAX_SOURCES) + " " + expected;
+        const List& names = fields.items(key, "1 to " + most);
+        if (names.size() > DV_NATIVE_MAX_SOURCES) fields.refuse(key, "at most " + most);
+        for (size_t i = 0; i < names.size(); ++i) numbers[i] = number(fields, key, names[i], index, expected);
     }
 
-    // An offset into the row, or NONE where it is null.
-    static int32_t row(Fields& fields, const char* key) {
-        return is_there(fields, key, "an integer or null") ? int32_t(fields.integer(key, 0, kMaxRow)) : DV_NATIVE_NONE;
+    // `output` and `output_port`, of which the library demands one.
+    void target(Fields& fields, dv_native_op& op) const {
+        if (is_there(fields, "output")) op.output = tensor(fields, "output");
+        if (is_there(fields, "output_port")) op.output_port = port(fields, "output_port");
     }
 
-    int32_t port(Fields& fields, const char* key) const {
-        const int32_t* number = find(port_index_, fields.take(key, "the name of a port"));
-        if (number == nullptr) fields.refuse(key, "the name of a port");
-        return *number;
-    }
-
-    int32_t tensor(Fields& fields, const char* key) const {
-        return earlier(fields, key, fields.take(key, "the name of a tensor"));
-    }
-
-    int32_t earlier(const Fields& fields, const char* key, const Value& name) const {
-        const int32_t* number = find(tensor_index_, name);
-        if (number == nullptr || written_.count(*number) == 0)
-            fields.refuse(key, "names of tensors that operations before this one write (not " + shown(name) + ")");
-        return *number;
-    }
-
-    // One to MAX_SOURCES tensors that earlier operations write; how many.
-    size_t sources(Fields& fields, int32_t (&numbers)[DV_NATIVE_MAX_SOURCES]) const {
-        const List& names = fields.items("sources", "a list of tensors");
-        if (names.size() > DV_NATIVE_MAX_SOURCES)
-            fields.refuse("sources", "at most " + std::to_string(DV_NATIVE_MAX_SOURCES) + " tensors");
-        for (size_t i = 0; i < names.size(); ++i) numbers[i] = earlier(fields, "sources", names[i]);
-        return names.size();
-    }
-
-    int64_t source_blocks(const int32_t (&numbers)[DV_NATIVE_MAX_SOURCES]) const {
-        int64_t count = 0;
-        for (const int32_t number : numbers)
-            if (number != DV_NATIVE_NONE) count += blocks_of(p_.tensors[size_t(number)].channels);
-        return count;
-    }
-
-    int32_t output(Fields& fields) const {
-        const int32_t* number = find(tensor_index_, fields.take("output", "the name of a tensor"));
-        if (number == nullptr) fields.refuse("output", "the name of a tensor");
-        return *number;
-    }
-
-    // Reads `output` and `output_port`, one of which is null; the channels as weights pad them: to tiles for a port, else
-    // to `tensor_multiple`.
-    int64_t target(Fields& fields, dv_native_op& op, int64_t tensor_multiple) const {
-        if (!is_there(fields, "output", "the name of a tensor, or null")) {
-            op.output_port = port(fields, "output_port");
-            return rounded(p_.ports[size_t(op.output_port)].channels, kTileOutputs);
-        }
-        if (is_there(fields, "output_port", "null, since there is an output"))
-            fields.refuse("output_port", "null, since there is an output");
-        op.output = output(fields);
-        return rounded(p_.tensors[size_t(op.output)].channels, tensor_multiple);
-    }
-
-    // The offset of packed weights of exactly this dtype and size, rounded up to 64 bytes.
-    int64_t blob(Fields& fields, const char* key, const char* dtype, int64_t size) const {
-        size = rounded(size, 64);
-        const std::string expected =
-            std::string("the name of ") + dtype + " weights of " + std::to_string(size) + " bytes";
-        const std::string* name = fields.take(key, expected).text();
-        const auto found = name == nullptr ? blobs_.end() : blobs_.find(*name);
-        if (found == blobs_.end()) fields.refuse(key, expected);
-        const Blob& blob = found->second;
-        if (blob.dtype != dtype || blob.size != size)
-            fields.refuse(key, expected + " (these are " + blob.dtype + ", " + std::to_string(blob.size) + " bytes)");
-        return blob.offset;
-    }
-
-    const Blobs& blobs_;
     NativeProgram& p_;
-    Index port_index_, tensor_index_;
-    std::set<int32_t> written_;
+    Index blob_index_, port_index_, tensor_index_;
 };
 
 // Whether a port takes exactly the arrays of a tensor in the manifest.
@@ -330,11 +257,11 @@ int32_t NativeProgram::port(std::string_view name) const {
 }
 
 dv_native_program NativeProgram::flat(const Weights& weights) const {
-    return {DV_NATIVE_VERSION, int32_t(ports.size()), int32_t(tensors.size()), int32_t(ops.size()),
-            ports.data(), tensors.data(), ops.data(), weights.data(), weights.size()};
+    return {DV_NATIVE_VERSION, int32_t(ports.size()), int32_t(tensors.size()), int32_t(ops.size()), int32_t(blobs.size()),
+            ports.data(), tensors.data(), ops.data(), blobs.data(), weights.data(), weights.size()};
 }
 
-NativeProgram parse_program(std::string_view data, const Blobs& blobs, const std::string& role,
+NativeProgram parse_program(std::string_view data, const Blobs& blobs, const std::string& graph,
                             const std::string& precision, const std::string& where) {
     const Origin origin = program_origin(where);
     if (data.size() > kMaxProgramBytes)
@@ -342,8 +269,8 @@ NativeProgram parse_program(std::string_view data, const Blobs& blobs, const std
     const Value raw = parse_json(data, origin);
     Fields top(raw, origin);
     top.choice("format", {"diffusevae-native"});
-    top.integer("version", kVersion, kVersion);
-    top.choice("role", {role});
+    top.integer("version", DV_NATIVE_VERSION, DV_NATIVE_VERSION);
+    top.choice("graph", {graph});
     top.choice("precision", {precision});
     NativeProgram program;
     Reader reader(blobs, program);

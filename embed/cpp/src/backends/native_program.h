@@ -1,7 +1,7 @@
-// Is this a program of the native engine? Its JSON, checked field by field, becomes the flat structs of native.h.
+// A program of the native engine as JSON, made into the flat structs of native.h.
 //
-// kernels/native/README.md says what an operation computes. Every name must resolve, every number lie in its range and
-// every packed weight have exactly the size that its layer needs; dv_native_open then checks shapes and order by itself.
+// kernels/native/README.md says what an operation computes. Here fields have types, every name resolves and no field is left
+// over; ranges, shapes, sizes of weights and order are dv_native_open's to judge, for C++ and Python alike.
 #ifndef DIFFUSEVAE_NATIVE_PROGRAM_H
 #define DIFFUSEVAE_NATIVE_PROGRAM_H
 
@@ -20,6 +20,7 @@ struct NativeProgram {
     std::vector<dv_native_port> ports;
     std::vector<dv_native_tensor> tensors;
     std::vector<dv_native_op> ops;
+    std::vector<dv_native_blob> blobs;
 
     // The number of a port, DV_NATIVE_NONE where there is none of this name.
     int32_t port(std::string_view name) const;
@@ -27,8 +28,8 @@ struct NativeProgram {
     dv_native_program flat(const Weights& weights) const;
 };
 
-// Checks the bytes of a program against the weights that lie beside it; Error (BUNDLE) names the field.
-NativeProgram parse_program(std::string_view data, const Blobs& blobs, const std::string& role,
+// The structs of a program and of the weights that lie beside it; Error (BUNDLE) names the field.
+NativeProgram parse_program(std::string_view data, const Blobs& blobs, const std::string& graph,
                             const std::string& precision, const std::string& where);
 
 // Refuses a program whose ports are not the graph's inputs and outputs as the manifest has them.

@@ -1,0 +1,365 @@
+// One function a kind: numbers, shapes, dtypes and sizes of weights, and who wrote what is read.
+#include "operation_check.h"
+
+#include <cstdio>
+#include <initializer_list>
+
+namespace diffusevae {
+namespace native {
+namespace {
+
+const char* const kKinds[] = {"?", "input", "conv", "attention", "pool", "upsample", "lookup", "linear", "add"};
+const char* const kDtypes[] = {"?", "F32", "BF16", "I8"};
+const char* const kActivations[] = {"identity", "silu", "gelu", "sigmoid", "signed_sigmoid"};
+
+std::string text(int64_t value) { return std::to_string(value); }
+
+std::string number(float value) {
+    char shown[32];
+    std::snprintf(shown, sizeof shown, "%g", double(value));
+    return shown;
+}
+
+std::string size_of(int64_t channels, int64_t height, int64_t width) {
+    return text(channels) + " x " + text(height) + " x " + text(width);
+}
+
+class OperationCheck {
+public:
+    OperationCheck(Program& program, int32_t index, std::vector<char>& port_written)
+        : p_(program), op_(program.ops[size_t(index)]), index_(index), port_written_(port_written) {}
+
+    void run() {
+        in_range(op_.kind, DV_NATIVE_INPUT, DV_NATIVE_ADD, name("kind"));
+        if (p_.of_rows != (op_.kind >= DV_NATIVE_LOOKUP) && op_.kind != DV_NATIVE_INPUT)
+            refuse(name("kind"), kKinds[op_.kind], "operations of maps or of rows, not of both in one program");
+        switch (op_.kind) {
+        case DV_NATIVE_INPUT: return input();
+        case DV_NATIVE_CONV: return conv();
+        case DV_NATIVE_ATTENTION: return attention();
+        case DV_NATIVE_POOL:
+        case DV_NATIVE_UPSAMPLE: return resize();
+        case DV_NATIVE_LOOKUP: return lookup();
+        case DV_NATIVE_LINEAR: return linear();
+        default: return add();
+        }
+    }
+
+private:
+    // ---- words of a refusal -------------------------------------------------------------------------------------------
+
+    std::string name(const std::string& field) const {
+        const bool known = op_.kind >= DV_NATIVE_INPUT && op_.kind <= DV_NATIVE_ADD;
+        return "ops[" + text(index_) + "]." + field + " (" + kKinds[known ? op_.kind : 0] + ")";
+    }
+
+    void want(bool good, const std::string& field, const std::string& found, const std::string& expected) const {
+        if (!good) refuse(name(field), found, expected);
+    }
+
+    void one_of(int32_t value, int32_t first, int32_t second, const std::string& field) const {
+        want(value == first || value == second, field, text(value), text(first) + " or " + text(second));
+    }
+
+    void between(float value, float least, float most, const std::string& field) const {
+        want(value >= least && value <= most, field, number(value), number(least) + ".." + number(most));
+    }
+
+    void activation(int32_t value, std::initializer_list<int32_t> allowed, const std::string& field) const {
+        std::string names;
+        for (const int32_t each : allowed) {
+            if (value == each) return;
+            names += (names.empty() ? "" : ", ") + std::string(kActivations[each]);
+        }
+        const bool known = value >= DV_NATIVE_IDENTITY && value <= DV_NATIVE_SIGNED_SIGMOID;
+        refuse(name(field), known ? kActivations[value] : text(value), "one of " + names);
+    }
+
+    // ---- what an operation refers to ----------------------------------------------------------------------------------
+
+    // Entries of a list of sources that must be so many.
+    int32_t sources(int32_t least, int32_t most) const {
+        const int32_t count = count_of(op_.sources);
+        want(count >= least && count <= most, "sources", text(count) + " of them",
+             least == most ? text(least) : text(least) + " to " + text(most));
+        return count;
+    }
+
+    const dv_native_tensor& source(int32_t tensor, const std::string& field) const {
+        in_range(tensor, 0, int64_t(p_.tensors.size()) - 1, name(field));
+        want(p_.writer[size_t(tensor)] != DV_NATIVE_NONE, field, "tensors[" + text(tensor) + "], not yet written",
+             "tensors that operations before this one write");
+        return p_.tensor(tensor);
+    }
+
+    const dv_native_tensor& source(int32_t tensor, int32_t rows, const std::string& field) const {
+        const dv_native_tensor& t = source(tensor, field);
+        want(t.rows == rows, field, t.rows == DV_NATIVE_ROWS_NONE ? "a map" : "rows",
+             rows == DV_NATIVE_ROWS_NONE ? "a map" : rows == DV_NATIVE_ROWS_STEPS ? "rows of steps" : "rows of the batch");
+        return t;
+    }
+
+    const dv_native_tensor& map(int32_t tensor, const std::string& field) const {
+        return source(tensor, DV_NATIVE_ROWS_NONE, field);
+    }
+
+    // The tensor that this operation writes; marks it written.
+    const dv_native_tensor& output() {
+        in_range(op_.output, 0, int64_t(p_.tensors.size()) - 1, name("output"));
+        int32_t& writer = p_.writer[size_t(op_.output)];
+        want(writer == DV_NATIVE_NONE, "output", "tensors[" + text(op_.output) + "], which ops[" + text(writer) + "] writes",
+             "a tensor that no operation before this one writes");
+        writer = index_;
+        return p_.tensor(op_.output);
+    }
+
+    const dv_native_tensor& output(int32_t rows, int64_t channels, int64_t height, int64_t width) {
+        const dv_native_tensor& t = output();
+        want(t.rows == rows && t.channels == channels && t.height == height && t.width == width, "output",
+             size_of(t.channels, t.height, t.width) + (t.rows == rows ? "" : " of another kind"),
+             (rows == DV_NATIVE_ROWS_NONE ? "a map of " : "rows of ") + size_of(channels, height, width));
+        return t;
+    }
+
+    const dv_native_port& output_port(int32_t kind) {
+        in_range(op_.output_port, 0, int64_t(p_.ports.size()) - 1, name("output_port"));
+        const dv_native_port& port = p_.port(op_.output_port);
+        want(port.is_output == 1 && port.kind == kind, "output_port", "ports[" + text(op_.output_port) + "]",
+             "an output port of the operation's kind");
+        char& written = port_written_[size_t(op_.output_port)];
+        want(written == 0, "output_port", "ports[" + text(op_.output_port) + "], written before",
+             "a port that no operation before this one writes");
+        written = 1;
+        return port;
+    }
+
+    void one_output() const {
+        if (op_.output == DV_NATIVE_NONE)
+            want(op_.output_port != DV_NATIVE_NONE, "output_port", "null", "a port, since there is no output");
+        else
+            want(op_.output_port == DV_NATIVE_NONE, "output_port", "ports[" + text(op_.output_port) + "]",
+                 "null, since there is an output");
+    }
+
+    const dv_native_port& input_port(int32_t port, int32_t kind) const {
+        in_range(port, 0, int64_t(p_.ports.size()) - 1, name("sources"));
+        want(p_.port(port).is_output == 0 && p_.port(port).kind == kind, "sources", "ports[" + text(port) + "]",
+             "an input port of the operation's kind");
+        return p_.port(port);
+    }
+
+    // Weights of exactly this dtype and of this size, rounded up to 64 bytes.
+    void blob(int32_t number, int32_t dtype, int64_t bytes, const std::string& field) const {
+        const int64_t size = (bytes + 63) / 64 * 64;
+        const std::string expected = std::string(kDtypes[dtype]) + " weights of " + text(size) + " bytes";
+        want(number != DV_NATIVE_NONE, field, "null", expected);
+        in_range(number, 0, int64_t(p_.blobs.size()) - 1, name(field));
+        const dv_native_blob& b = p_.blobs[size_t(number)];
+        want(b.dtype == dtype && b.size == size, field, std::string(kDtypes[b.dtype]) + " of " + text(b.size) + " bytes",
+             expected);
+    }
+
+    void row_slice(int32_t first, int64_t count, const std::string& field) const {
+        want(p_.row_port != DV_NATIVE_NONE, field, text(first), "null in a program without a row port");
+        in_range(first, 0, p_.port(p_.row_port).channels - count, name(field));
+    }
+
+    // ---- one of each kind ---------------------------------------------------------------------------------------------
+
+    void input() {
+        const int32_t count = sources(1, kSources);
+        if (p_.of_rows) {
+            want(count == 1, "sources", text(count) + " of them", "one port of rows");
+            const dv_native_port& port = input_port(op_.sources[0], DV_NATIVE_PORT_TABLE);
+            want(port.rows == DV_NATIVE_ROWS_BATCH, "sources", "rows of another kind", "rows of the batch");
+            output(DV_NATIVE_ROWS_BATCH, port.channels, 1, 1);
+            return;
+        }
+        one_of(op_.kernel, 1, 3, "kernel");
+        const dv_native_port& first = input_port(op_.sources[0], DV_NATIVE_PORT_MAP);
+        int64_t channels = 0;
+        for (int32_t i = 0; i < count; ++i) {
+            const dv_native_port& port = input_port(op_.sources[i], DV_NATIVE_PORT_MAP);
+            want(port.height == first.height && port.width == first.width, "sources",
+                 size_of(port.channels, port.height, port.width), "ports of one height and width");
+            channels += port.channels;
+        }
+        output(DV_NATIVE_ROWS_NONE, channels * op_.kernel * op_.kernel, first.height, first.width);
+    }
+
+    void conv() {
+        const int32_t count = sources(1, kSources);
+        const dv_native_tensor& first = map(op_.sources[0], "sources");
+        for (int32_t i = 1; i < count; ++i) {
+            const dv_native_tensor& other = map(op_.sources[i], "sources");
+            want(other.height == first.height && other.width == first.width, "sources",
+                 size_of(other.channels, other.height, other.width), "maps of one height and width");
+        }
+        // Before the output counts as written: no operation may add its own result.
+        for (int32_t i = 0; i < count_of(op_.skip_sources); ++i) map(op_.skip_sources[i], "skip.sources");
+        if (op_.residual != DV_NATIVE_NONE) map(op_.residual, "residual");
+        conv_numbers();
+        conv_output(first);
+        const ConvShape s = conv_shape(p_, op_);
+        in_range(s.channels, 1, kMostChannels, name("sources: channels"));
+        conv_norm(s, count);
+        conv_weights(s);
+        conv_added(s);
+    }
+
+    void conv_numbers() const {
+        one_of(op_.kernel, 1, 3, "kernel");
+        want(op_.stride == 1 || (op_.stride == 2 && op_.kernel == 3), "stride", text(op_.stride), "1, or 2 with kernel 3");
+        want(op_.upsample == 0 || (op_.upsample == 1 && op_.kernel == 3 && op_.stride == 1), "upsample", text(op_.upsample),
+             "false, or true with kernel 3 and stride 1");
+        if (op_.stride == 1)
+            in_range(op_.pad_top, op_.kernel / 2, op_.kernel / 2, name("pad_top"));
+        else
+            in_range(op_.pad_top, 0, 1, name("pad_top"));
+        in_range(op_.pad_left, op_.pad_top, op_.pad_top, name("pad_left"));
+        activation(op_.activation, {DV_NATIVE_IDENTITY, DV_NATIVE_SILU, DV_NATIVE_GELU}, "activation");
+        if (op_.output == DV_NATIVE_NONE)
+            activation(op_.output_activation, {DV_NATIVE_IDENTITY, DV_NATIVE_SIGMOID, DV_NATIVE_SIGNED_SIGMOID},
+                       "output_activation");
+        else
+            activation(op_.output_activation, {DV_NATIVE_IDENTITY}, "output_activation");
+    }
+
+    // The size follows from the first source's; the channels are the output's own.
+    void conv_output(const dv_native_tensor& in) {
+        const auto size = [&](int32_t side) {
+            if (op_.stride == 1) return op_.upsample == 1 ? 2 * side : side;
+            return op_.pad_top == 1 ? (side - 1) / 2 + 1 : side / 2;
+        };
+        one_output();
+        if (op_.output != DV_NATIVE_NONE) {
+            in_range(op_.output, 0, int64_t(p_.tensors.size()) - 1, name("output"));
+            output(DV_NATIVE_ROWS_NONE, p_.tensor(op_.output).channels, size(in.height), size(in.width));
+            return;
+        }
+        const dv_native_port& port = output_port(DV_NATIVE_PORT_MAP);
+        want(port.height == size(in.height) && port.width == size(in.width), "output_port",
+             size_of(port.channels, port.height, port.width), size_of(port.channels, size(in.height), size(in.width)));
+    }
+
+    void conv_norm(const ConvShape& s, int32_t count) const {
+        if (op_.norm_groups == 0) {
+            want(op_.norm_weight == DV_NATIVE_NONE && op_.norm_bias == DV_NATIVE_NONE && op_.scale_row == DV_NATIVE_NONE,
+                 "norm.groups", "0", "1 or more");
+            return;
+        }
+        in_range(op_.norm_groups, 1, s.channels, name("norm.groups"));
+        want(s.channels % op_.norm_groups == 0, "norm.groups", text(op_.norm_groups),
+             "a divisor of the " + text(s.channels) + " channels");
+        between(op_.norm_epsilon, 1e-12f, 1.0f, "norm.epsilon");
+        blob(op_.norm_weight, DV_NATIVE_F32, 4ll * s.channels, "norm.weight");
+        blob(op_.norm_bias, DV_NATIVE_F32, 4ll * s.channels, "norm.bias");
+        if (op_.scale_row != DV_NATIVE_NONE) row_slice(op_.scale_row, 2ll * s.channels, "norm.scale_row");
+        for (int32_t i = 0; i < count; ++i) {
+            const int32_t kind = p_.ops[size_t(p_.writer[size_t(op_.sources[i])])].kind;
+            want(kind == DV_NATIVE_CONV, "sources", std::string("a map that ") + kKinds[kind] + " writes",
+                 "maps that conv writes, which gathers the norm's sums");
+        }
+    }
+
+    void conv_weights(const ConvShape& s) const {
+        const int64_t outputs = 16ll * s.n_blocks * s.phases, bytes = s.steps() * s.n_blocks * s.phases * kStepBytes;
+        in_range(op_.int8, 0, 1, name("int8"));
+        blob(op_.weights, op_.int8 == 1 ? DV_NATIVE_I8 : DV_NATIVE_BF16, bytes, "weights");
+        if (op_.bias != DV_NATIVE_NONE) blob(op_.bias, DV_NATIVE_F32, 4 * outputs, "bias");
+        if (op_.bias_row != DV_NATIVE_NONE) row_slice(op_.bias_row, s.outputs, "bias_row");
+        if (op_.int8 == 0) return;
+        in_range(op_.zero_point, 0, 255, name("int8.zero_point"));
+        between(op_.inverse_scale, 1e-9f, 1e9f, "int8.inverse_scale");
+        blob(op_.multiplier, DV_NATIVE_F32, 4 * outputs, "int8.multiplier");
+        // 255 * 127 * K must stay below 2^31 for int32 sums to be exact.
+        in_range(int64_t(s.k_blocks) * 64 * s.taps, 0, 66000, name("sources: products a sum of int8"));
+    }
+
+    void conv_added(const ConvShape& s) const {
+        if (op_.residual != DV_NATIVE_NONE) {
+            const dv_native_tensor& r = p_.tensor(op_.residual);
+            want(r.channels == s.outputs && r.height == s.out_height && r.width == s.out_width, "residual",
+                 size_of(r.channels, r.height, r.width), size_of(s.outputs, s.out_height, s.out_width) + " as the output");
+        }
+        if (s.skips == 0) {
+            want(op_.skip_weights == DV_NATIVE_NONE, "skip.sources", "none of them", "1 to 4");
+            return;
+        }
+        want(op_.upsample == 0, "skip", "one", "null where the convolution upsamples");
+        for (int32_t i = 0; i < s.skips; ++i) {
+            const dv_native_tensor& t = p_.tensor(op_.skip_sources[i]);
+            want(t.height == s.out_height && t.width == s.out_width, "skip.sources", size_of(t.channels, t.height, t.width),
+                 "maps of " + text(s.out_height) + " x " + text(s.out_width) + " as the output");
+        }
+        blob(op_.skip_weights, DV_NATIVE_BF16, int64_t(s.skip_blocks) * s.n_blocks * kStepBytes, "skip.weights");
+    }
+
+    void attention() {
+        sources(1, 1);
+        const dv_native_tensor& in = map(op_.sources[0], "source");
+        want(in.channels % 3 == 0, "source", text(in.channels) + " channels", "a multiple of 3: queries, keys, values");
+        in_range(int64_t(in.height) * in.width, 1, 1 << 14, name("source: pixels"));
+        const dv_native_tensor& out = output(DV_NATIVE_ROWS_NONE, in.channels / 3, in.height, in.width);
+        in_range(op_.heads, 1, out.channels, name("heads"));
+        want(out.channels % op_.heads == 0, "heads", text(op_.heads), "a divisor of the " + text(out.channels) + " channels");
+        between(op_.scale, 1e-9f, 1e9f, "scale");
+    }
+
+    void resize() {
+        sources(1, 1);
+        const dv_native_tensor& in = map(op_.sources[0], "source");
+        in_range(op_.factor, 1, kMostSide, name("factor"));
+        const int32_t k = op_.factor;
+        if (op_.kind == DV_NATIVE_POOL)
+            output(DV_NATIVE_ROWS_NONE, in.channels, in.height / k, in.width / k);
+        else
+            output(DV_NATIVE_ROWS_NONE, in.channels, int64_t(in.height) * k, int64_t(in.width) * k);
+    }
+
+    void lookup() {
+        sources(1, 1);
+        input_port(op_.sources[0], DV_NATIVE_PORT_STEPS);
+        const dv_native_tensor& out = output();
+        want(out.rows == DV_NATIVE_ROWS_STEPS, "output", "a tensor of another kind", "rows of steps");
+        in_range(op_.factor, 1, kMostEntries, name("factor"));
+        blob(op_.weights, DV_NATIVE_F32, 4ll * op_.factor * out.channels, "weights");
+    }
+
+    void linear() {
+        sources(1, 1);
+        const dv_native_tensor& in = source(op_.sources[0], "source");
+        one_output();
+        activation(op_.activation, {DV_NATIVE_IDENTITY, DV_NATIVE_SILU}, "activation");
+        const bool to_port = op_.output == DV_NATIVE_NONE;
+        const int32_t rows = to_port ? output_port(DV_NATIVE_PORT_TABLE).rows : output().rows;
+        const int64_t outputs = to_port ? p_.port(op_.output_port).channels : p_.tensor(op_.output).channels;
+        want(rows == in.rows, "output", "rows of another kind", "rows of the source's kind");
+        const int64_t blocks = (outputs + kLanes - 1) / kLanes;
+        blob(op_.weights, DV_NATIVE_F32, blocks * kLanes * in.channels * 4, "weights");
+        if (op_.bias != DV_NATIVE_NONE) blob(op_.bias, DV_NATIVE_F32, blocks * kLanes * 4, "bias");
+    }
+
+    void add() {
+        sources(2, 2);
+        const dv_native_tensor& steps = source(op_.sources[0], DV_NATIVE_ROWS_STEPS, "sources");
+        const dv_native_tensor& batch = source(op_.sources[1], DV_NATIVE_ROWS_BATCH, "sources");
+        want(steps.channels == batch.channels, "sources", text(steps.channels) + " and " + text(batch.channels) + " channels",
+             "rows of one width");
+        output(DV_NATIVE_ROWS_PAIRS, steps.channels, 1, 1);
+    }
+
+    Program& p_;
+    const dv_native_op& op_;
+    int32_t index_;
+    std::vector<char>& port_written_;
+};
+
+}  // namespace
+
+void check_operation(Program& program, int32_t index, std::vector<char>& port_written) {
+    OperationCheck(program, index, port_written).run();
+}
+
+}  // namespace native
+}  // namespace diffusevae

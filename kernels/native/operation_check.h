@@ -1,0 +1,22 @@
+// The checks of one operation, and how any field of a program is refused.
+#ifndef DIFFUSEVAE_NATIVE_OPERATION_CHECK_H
+#define DIFFUSEVAE_NATIVE_OPERATION_CHECK_H
+
+#include "program.h"
+
+namespace diffusevae {
+namespace native {
+
+constexpr int32_t kMostChannels = 1 << 16, kMostSide = 1024, kMostEntries = 1 << 24;
+
+// Throws Failure(DV_NATIVE_BAD_PROGRAM).
+[[noreturn]] void refuse(const std::string& field, const std::string& found, const std::string& expected);
+void in_range(int64_t value, int64_t least, int64_t most, const std::string& field);
+
+// Operation `index`, whose predecessors are sound; marks the tensor (Program::writer) or port that it writes.
+void check_operation(Program& program, int32_t index, std::vector<char>& port_written);
+
+}  // namespace native
+}  // namespace diffusevae
+
+#endif  // DIFFUSEVAE_NATIVE_OPERATION_CHECK_H
