@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -75,7 +76,7 @@ class Maker:
     def _piece(self, shard: Shard, begin: int, end: int) -> Samples:
         """Samples begin .. end of a shard."""
         rows = slice(shard.first + begin, shard.first + end)
-        inputs = {name: array[0] if len(array) == 1 else array[rows] for name, array in self._inputs.items()}
+        inputs: dict[str, Any] = {name: array[0] if len(array) == 1 else array[rows] for name, array in self._inputs.items()}
         images = self.sampler.sample(seed=shard.seeds[begin:end], **inputs, **self._options).images
         return images if self.extractor is None else self.extractor(images)
 

@@ -11,7 +11,7 @@ from engine.bundle.inputs import InputSpec
 from engine.bundle.manifest import Manifest
 
 
-def example_inputs(manifest: Manifest) -> dict[str, npt.NDArray[Any]] | None:
+def example_inputs(manifest: Manifest) -> dict[str, Any] | None:
     """One sample of each input that must be given: zeros, or what is nearest to them in its range.
 
     None where an input has a free dimension: which sizes the network takes is for its user to know.

@@ -98,12 +98,14 @@ class Watch:
 def _sample(sampler: Sampler, members: Sequence[Member], watch: Watch) -> Batch:
     first = members[0].ask
     setting: Setting = first.settings[members[0].index]
+    options: dict[str, Any] = {name: getattr(setting, name) for name in SETTING_OPTIONS}
+    for name in first.inputs:
+        options[name] = np.stack([member.ask.inputs[name][member.index] for member in members])
     return sampler.sample(
         seed=np.array([member.ask.seeds[member.index] for member in members], np.uint64),
         # On a GPU all steps are one launch, which watching would take apart: there a run is cancelled before it starts.
         callback=None if backend_class(sampler.backend).ON_DEVICE else watch,
-        **{name: np.stack([member.ask.inputs[name][member.index] for member in members]) for name in first.inputs},
-        **{name: getattr(setting, name) for name in SETTING_OPTIONS},
+        **options,
     )
 
 

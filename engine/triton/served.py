@@ -80,7 +80,7 @@ def warm_up(sampler: Sampler, max_batch: int, log: Log) -> None:
         return
     try:
         sampler.sample(1, seed=0, **examples)
-        shortest = {"steps": 1, "spacing": "linspace", "guidance": manifest.defaults.guidance}
+        shortest: dict[str, Any] = {"steps": 1, "spacing": "linspace", "guidance": manifest.defaults.guidance}
         sampler.sample(max_batch, seed=0, **shortest, **examples)
     except EngineError as error:
         raise BackendError(f"warm-up: {error}") from error
