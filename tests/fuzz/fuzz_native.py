@@ -17,8 +17,9 @@ import torch
 
 from engine.backends.native import backend as native
 from engine.backends.native.weights import weights_of
-from engine.bundle.manifest import GraphSpec, Parity, TensorSpec
+from engine.bundle.graphs import GraphSpec
 from engine.errors import EngineError
+from export.families.diffusevae.graphs import roles
 from export.models.unet import UNet, UNetSpec
 from export.native.program import Assembled
 from export.native.unet import lower_denoiser
@@ -30,15 +31,8 @@ SPEC = UNetSpec("openai", 8, 6, 3, 32, (1, 2), 1, (1,), 2)
 def model() -> tuple[Assembled, GraphSpec]:
     """A tiny denoiser's files and its signature."""
     torch.manual_seed(0)
-    unet = UNet(SPEC).eval().requires_grad_(False)
-    image = ("batch", 3, 8, 8)
-    inputs = [TensorSpec(name, "float32", image, None) for name in ("x", "cond")]
-    inputs.append(TensorSpec("row", "float32", (1, unet.row_width), None))
-    outputs = (TensorSpec("eps", "float32", image, None),)
-    spec = GraphSpec(
-        "", 0, "", precision="f32", opset=0, inputs=tuple(inputs), outputs=outputs, parity=Parity("", 0.0, (), {})
-    )
-    return lower_denoiser(unet), spec
+    role = roles(UNet(SPEC).eval().requires_grad_(False), None, 10)["denoiser"]
+    return lower_denoiser(role), role.spec()
 
 
 def fuzz(seed: int, files: Assembled, spec: GraphSpec, show: bool) -> str:
