@@ -1,4 +1,4 @@
-"""How can the GPU runtime be tested without a GPU? A driver that works on host memory, records every call, fails on command.
+"""The GPU runtime without a GPU: a driver that works on host memory, records every call and fails on command.
 
 Addresses are real ones, work is done when somebody waits for it (so that a missing wait shows), kernels run on the CPU
 kernels with the same bits, and every object that was made and not given back is counted.

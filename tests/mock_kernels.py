@@ -1,4 +1,4 @@
-"""What do the CUDA kernels do to memory when a mock launches them? By kernels/cuda/README.md, in the CPU kernels' bits."""
+"""What the CUDA kernels do to memory when a mock launches them: by kernels/cuda/README.md, in the CPU kernels' bits."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import numpy as np
 
 from engine import kernels
 from engine.kernels import ROW_FIELDS, cuda_module
+from engine.kernels.operands import FULL
+
+C_IN, PUSH = ROW_FIELDS.index("c_in"), ROW_FIELDS.index("push")
 
 
 class MockKernels:
@@ -31,24 +34,18 @@ class MockKernels:
         if table and row and step < steps:
             self.view(row, (width,), np.float32)[:] = self.view(table, (steps, width), np.float32)[step]
 
-    def _dv_normal(
-        self, grid: Any, seeds: int, stream: int, first: int, steps: int, samples: int, count: int, out: int
-    ) -> None:
-        assert grid == cuda_module.launch_grid(count, samples, steps)
-        values = self.view(out, (steps, samples, count), np.float32)
-        for step in range(steps):
-            kernels.normal(self.view(seeds, (samples,), np.uint64).copy(), stream, first + step, count, values[step])
+    def _store_inputs(self, x_in: int, copies: int, c_in: np.float32, x: np.ndarray) -> None:
+        if x_in and copies:
+            self.view(x_in, (copies, *x.shape), np.float32)[:] = c_in * x
 
-    def _dv_cond(self, grid: Any, control: int, image: int, cond: int, total: int) -> None:
+    def _dv_finite(self, grid: Any, control: int, values: int, total: int, code: int) -> None:
         assert grid == cuda_module.launch_grid(total)
-        values = self.view(image, (total,), np.float32).copy()
-        if not np.isfinite(values).all():
-            self._report(control, cuda_module.BAD_IMAGE)
-        self.view(cond, (total,), np.float32)[:] = np.float32(2) * values - np.float32(1)
+        if not np.isfinite(self.view(values, (total,), np.float32)).all():
+            self._report(control, code)
 
     def _dv_start(
-        self, grid: Any, control: int, seeds: int, x_T: int, x_T_stride: int, image: int, cond: int, x: int, x_copy: int,
-        table: int, row: int, width: int, samples: int, count: int,
+        self, grid: Any, control: int, rows: int, seeds: int, x_T: int, x_T_stride: int, start: int, centre: int, x: int,
+        x_in: int, copies: int, table: int, row: int, width: int, samples: int, count: int,
     ) -> None:  # fmt: skip
         assert grid == cuda_module.launch_grid(count, samples)
         shape = (samples, count)
@@ -56,56 +53,71 @@ class MockKernels:
             noise = self.view(x_T, shape if x_T_stride else (1, count), np.float32)
         else:
             noise = kernels.normal(self.view(seeds, (samples,), np.uint64).copy(), kernels.STREAM_X_T, 0, count)
-        k_noise, k_image, k_cond = self.view(control, (8,), np.float32)[5:8]
+        k_noise, k_start, k_centre = self.view(control, (8,), np.float32)[5:8]
         value = np.broadcast_to(noise, shape) * k_noise
-        for k, source in ((k_image, image), (k_cond, cond)):
+        for k, source in ((k_start, start), (k_centre, centre)):
             if k != 0 and source:
                 value = value + k * self.view(source, shape, np.float32)
-        for target in (x, x_copy):
-            if target:
-                self.view(target, shape, np.float32)[:] = value
+        self.view(x, shape, np.float32)[:] = value
         steps = int(self.view(control, (8,), np.uint32)[3])
+        self._store_inputs(x_in, copies, self.view(rows, (steps, len(ROW_FIELDS)), np.float32)[0, C_IN], value)
         self._advance_table(table, row, width, 0, steps)
 
-    def _dv_update_f32(
-        self, grid: Any, control: int, rows: int, seeds: int, noise: int, step_stride: int, sample_stride: int, eps: int,
-        eps_uncond: int, cond: int, x: int, x_copy: int, x0: int, table: int, row: int, width: int, samples: int, count: int,
+    def _dv_update_plain(self, grid: Any, control: int, rows: int, *words: int) -> None:
+        state = self.view(control, (8,), np.uint32)
+        step, steps = int(state[0]), int(state[3])
+        if step < steps and self.view(rows, (steps, len(ROW_FIELDS)), np.float32)[step, list(FULL)].any():
+            self._report(control, cuda_module.BAD_FULL_ROW)
+            return
+        self._dv_update_full(grid, control, rows, *words, 0, 0)
+
+    def _dv_update_full(
+        self, grid: Any, control: int, rows: int, weights: int, lanes: int, seeds: int, noise: int, row_stride: int,
+        sample_stride: int, e: int, c: int, x: int, x_in: int, copies: int, x0: int, h: int, table: int, row: int, width: int,
+        samples: int, count: int, y: int, g: int,
     ) -> None:  # fmt: skip
         assert grid == cuda_module.launch_grid(count, samples)
         state = self.view(control, (8,), np.uint32)
-        step, steps = int(state[0]), int(state[3])
+        step, steps, pushes = int(state[0]), int(state[3]), int(state[4])
         if step >= steps:
             self._report(control, cuda_module.BAD_OVERRUN)
             return
         shape = (samples, count)
-        values = self.view(rows, (steps, len(ROW_FIELDS)), np.float32)[step].copy()
-        guidance = float(self.view(control, (8,), np.float32)[4])
+        whole = self.view(rows, (steps, len(ROW_FIELDS)), np.float32)
+        values, c_in = whole[step].copy(), whole[step + 1, C_IN] if step + 1 < steps else np.float32(1)
         target = self.view(x, shape, np.float32)
-        kept = self._optional(x0, shape)
+        ring = self.view(h, (3, *shape), np.float32) if h else None
+        past = [None if ring is None else ring[(pushes - age) % 3] for age in (1, 2, 3)]
+        base = self._optional(y, shape)
         given = None
         if noise:
-            lanes = samples if sample_stride else 1
-            given = self.view(noise + 4 * step * step_stride, (lanes, count), np.float32)
+            entries = samples if sample_stride else 1
+            given = self.view(noise + 4 * step * row_stride, (entries, count), np.float32)
         finite = kernels.update(
             values,
             target,
-            self.view(eps, shape, np.float32),
-            eps_uncond=self._optional(eps_uncond, shape),
-            guidance=guidance,
-            cond=self._optional(cond, shape),
-            x0_prev=kept if values[ROW_FIELDS.index("k_prev")] != 0 else None,
+            self.view(e, (lanes * samples, count), np.float32),
+            weights=self.view(weights, (steps, lanes), np.float32)[step].copy(),
+            c=self._optional(c, shape),
+            y=base,
+            h1=past[0],
+            h2=past[1],
+            h3=past[2],
+            g=self._optional(g, shape),
             noise=given,
             seeds=self.view(seeds, (samples,), np.uint64).copy() if given is None else None,
             step=step if given is None else None,
             out=target,
-            x0_out=kept,
+            x0_out=self._optional(x0, shape),
+            y_out=base,
+            push_out=past[2],
         )
         if not finite:
             self._report(control, 1 + step)
-        if x_copy:
-            self.view(x_copy, shape, np.float32)[:] = target
+        self._store_inputs(x_in, copies, c_in, target)
         self._advance_table(table, row, width, step + 1, steps)
         state[0] += 1
+        state[4] += int(values[PUSH] != 0)
 
     def _dv_to_uint8(self, grid: Any, x: int, out: int, samples: int, channels: int, pixels: int) -> None:
         assert grid == cuda_module.launch_grid(pixels, samples)

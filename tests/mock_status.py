@@ -1,4 +1,4 @@
-"""Which statuses does the mocked driver know? Some of the real one's, with the real numbers."""
+"""The statuses that the mocked driver knows: some of the real one's, with the real numbers."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""What stands where TensorRT stands in tests? Plans that hold an ONNX graph, run by ONNX Runtime on the mock's memory."""
+"""What stands in for TensorRT in tests: plans that hold an ONNX graph, run by ONNX Runtime on the mock's memory."""
 
 from __future__ import annotations
 
 import functools
 import gc
+import hashlib
 import json
 import struct
 import types
@@ -17,9 +18,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from engine.bundle.graphs import SAMPLER
 from engine.bundle.writer import write_bundle
 from engine.kernels import cuda_module
-from tests import toy
+from tests import toy, toy_family
 from tests.mock_cuda import MisuseError, MockCuda
 
 VERSION = "1.7.1.116"
@@ -250,50 +252,72 @@ def build_bundle(
     plans: dict[str, bytes] | None = None,
     nan_at: str | None = None,
 ) -> Path:
-    """A toy bundle with plans; `plans` replaces the bytes of some. nan_at: the role whose outputs are NaN."""
+    """A toy bundle with plans; `plans` replaces the bytes of some. nan_at: the graph whose outputs are NaN.
+
+    kind: form1, form2, zcond, uncond (tests/toy.py), or family, the tests' own (tests/toy_family.py).
+    """
+    models, manifest = toys(kind, ["onnxruntime", backend])
+    graphs = {name: model.SerializeToString() for name, model in models.items()}
+    profile = {"batch": batch, "steps": (1, 10, 1000)}
+    made = {name: plan_of(nan_graph(models[name]) if name == nan_at else data, profile) for name, data in graphs.items()}
+    made |= plans or {}
+    files: dict[str, bytes | Path] = {f"{name}.onnx": data for name, data in graphs.items()}
+    manifest["engines"] = []
+    for name in models:
+        entry = engine_entry(manifest, name, backend, graphs[name], targets, version, profile)
+        manifest["engines"].append(entry)
+        files[entry["files"]["plan"]["file"]] = made[name]
+    write_bundle(path, manifest, files)
+    return path
+
+
+def toys(kind: str, backends: list[str]) -> tuple[dict[str, onnx.ModelProto], dict[str, Any]]:
+    """Graphs and manifest of a toy."""
+    if kind == "family":
+        models = toy_family.graphs()
+        return models, toy_family.manifest(models, backends)
     options: dict[str, Any] = {
         "form1": {}, "form2": {"formulation": 2}, "zcond": {"z_conditioned": True}, "uncond": {"formulation": None},
     }[kind]  # fmt: skip
     formulation, z_conditioned = options.get("formulation", 1), options.get("z_conditioned", False)
     models = toy.models_of(formulation, 8, 4, z_conditioned)
-    graphs = {role: model.SerializeToString() for role, model in models.items()}
-    profile = {"batch": batch, "steps": (1, 10, 1000)}
-    made = {role: plan_of(nan_graph(models[role]) if role == nan_at else data, profile) for role, data in graphs.items()}
-    made |= plans or {}
-    manifest = toy.manifest_of(models, formulation, 8, 4, z_conditioned, ["onnxruntime", backend])
-    manifest["engines"] = [engine_entry(role, backend, graphs[role], targets, version, profile) for role in models]
-    files = {f"{role}.onnx": data for role, data in graphs.items()}
-    files |= {f"{role}.{backend}.fp16.plan": data for role, data in made.items()}
-    write_bundle(path, manifest, files)
-    return path
+    return models, toy.manifest_of(models, formulation, 8, 4, z_conditioned, backends)
 
 
 def with_plans(bundle: Path, path: Path, backend: str = "tensorrt_rtx") -> Path:
     """A copy of any bundle, with a plan for each of its float32 graphs."""
     manifest = json.loads((bundle / "manifest.json").read_text())
     profile = {"batch": (1, 4, 16), "steps": (1, 10, 1000)}
-    roles = [role for role in manifest["graphs"] if role in ("vae_encoder", "vae_decoder", "timestep_table", "denoiser")]
-    graphs = {role: (bundle / manifest["graphs"][role]["file"]).read_bytes() for role in roles}
-    manifest["graphs"] = {role: manifest["graphs"][role] for role in roles}
-    manifest["engines"] = [engine_entry(role, backend, graphs[role], ("sm86",), VERSION, profile) for role in roles]
+    names = [name for name in manifest["graphs"] if "." not in name and name != SAMPLER]
+    graphs = {name: (bundle / manifest["graphs"][name]["file"]).read_bytes() for name in names}
+    manifest["graphs"] = {name: manifest["graphs"][name] for name in names}
     manifest["backends"] = ["onnxruntime", backend]
-    files = {manifest["graphs"][role]["file"]: data for role, data in graphs.items()}
-    files |= {f"{role}.{backend}.fp16.plan": plan_of(data, profile) for role, data in graphs.items()}
+    files: dict[str, bytes | Path] = {manifest["graphs"][name]["file"]: data for name, data in graphs.items()}
+    manifest["engines"] = []
+    for name in names:
+        entry = engine_entry(manifest, name, backend, graphs[name], ("sm86",), VERSION, profile)
+        manifest["engines"].append(entry)
+        files[entry["files"]["plan"]["file"]] = plan_of(graphs[name], profile)
     write_bundle(path, manifest, files)
     return path
 
 
 def engine_entry(
-    role: str, backend: str, graph: bytes, targets: tuple[str, ...], version: str, profile: dict[str, Any]
+    manifest: dict[str, Any],
+    name: str,
+    backend: str,
+    graph: bytes,
+    targets: tuple[str, ...],
+    version: str,
+    profile: dict[str, Any],
 ) -> dict[str, Any]:
-    """The manifest's entry of a plan."""
-    import hashlib
-
+    """The manifest's entry of a plan, in the precision that its graph computes in."""
+    precision = manifest["graphs"][name]["compute"].get("fp16", "fp16")
     return {
         "backend": backend,
-        "precision": "fp16",
-        "role": role,
-        "files": {"plan": {"file": f"{role}.{backend}.fp16.plan"}},
+        "precision": precision,
+        "graph": name,
+        "files": {"plan": {"file": f"{name}.{backend}.{precision}.plan"}},
         "source_sha256": hashlib.sha256(graph).hexdigest(),
         "made_with": {backend: version},
         "targets": list(targets),

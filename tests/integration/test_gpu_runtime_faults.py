@@ -1,4 +1,4 @@
-"""Does the GPU runtime give everything back whatever fails? Every call of driver and TensorRT fails in turn, on mocks."""
+"""The GPU runtime gives everything back whatever fails: every call of driver and TensorRT fails in turn, on mocks."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_after_any_fault_in_a_run_the_sampler_works_again(bundles: dict[str, Bun
                         mock.cuda.disarm()
                         same(gpu.sample(2, steps=2, seed=0), expected[0])
                         if runs == 0:  # forget the shape, so that the next fault meets a first run again
-                            chain: Any = gpu._runner.chunks
+                            chain: Any = gpu._pipeline.chain
                             with chain.device.current():
                                 chain._shapes.close(chain.device)
                         if done:

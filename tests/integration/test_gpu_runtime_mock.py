@@ -1,12 +1,11 @@
-"""Does the GPU runtime work, and give everything back whatever fails? All of it against a mock of driver and TensorRT."""
+"""The GPU runtime gives the CPU's images, and everything back: all of it against a mock of driver and TensorRT."""
 
 from __future__ import annotations
 
 import gc
 import threading
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 
 from engine import Sampler
 from engine.backends.tensorrt.chain import KEPT_SHAPES
-from engine.bundle.prior import LatentPrior
+from engine.bundle.prior import Prior
 from engine.bundle.reader import Bundle
 from engine.device.arrays import DeviceArray
 from engine.errors import ArgumentError, Cancelled, NumericsError
@@ -23,7 +22,7 @@ from engine.result import Batch, StepInfo
 from tests.mock_tensorrt import Mock, build_bundle
 from tests.unit.test_device_arrays import Foreign, Lent
 
-KINDS = ("form1", "form2", "zcond", "uncond")
+KINDS = ("form1", "form2", "zcond", "uncond", "family")
 SETTINGS: dict[str, dict[str, Any]] = {
     "ddim": {"steps": 5},
     "ddim stochastic": {"steps": 5, "eta": 1.0},
@@ -33,8 +32,22 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "guided": {"steps": 3, "guidance": 0.5},
     "guided stochastic": {"steps": 3, "guidance": -1.5, "method": "ddpm"},
     "started late": {"steps": 3, "t_start": 500},
+    "second order": {"steps": 5, "method": "dpmpp_2m"},
+    "second order, guided": {"steps": 4, "method": "dpmpp_2m", "guidance": 2.0},
+    "fourth order": {"steps": 6, "method": "plms"},
 }
-NEEDS_CONDITION = ("guided", "guided stochastic", "started late")
+LACKS = {  # settings that a kind has no use for: nothing to be guided by, no value to start from, another prediction
+    "uncond": ("guided", "guided stochastic", "second order, guided", "started late"),
+    "family": ("started late", "fourth order"),
+}
+NEEDS: dict[str, dict[str, Any]] = {"family": {"label": [3, 0, 9]}}  # inputs of three samples that are not drawn
+
+
+def settings(kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Those that a kind has, with the inputs that it needs."""
+    for name, options in SETTINGS.items():
+        if name not in LACKS.get(kind, ()):
+            yield name, options | NEEDS.get(kind, {})
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +64,12 @@ def mock(monkeypatch: pytest.MonkeyPatch) -> Mock:
 def same(found: Batch, expected: Batch) -> None:
     """Equal to rounding: ONNX Runtime sums in another order with other threads and other batches."""
     np.testing.assert_allclose(found.x, expected.x, atol=2e-5, rtol=0)
-    for name in ("images", "recon"):
-        a, b = getattr(found, name), getattr(expected, name)
-        assert (a is None) == (b is None), name
-        assert a is None or np.abs(a.astype(int) - b).max() <= 1, name
-    assert (found.z is None) == (expected.z is None)
-    assert found.z is None or np.array_equal(found.z, expected.z), "z is drawn to the same bits"
+    assert np.abs(found.images.astype(int) - expected.images).max() <= 1
+    assert found.values.keys() == expected.values.keys()
+    for name, values in expected.values.items():
+        assert found.values[name].dtype == values.dtype, name
+        np.testing.assert_allclose(found.values[name], values, atol=0 if name in ("z", "style", "label") else 2e-5)
+    assert (found.start is None) == (expected.start is None)
     assert np.array_equal(found.timesteps, expected.timesteps)
     assert np.array_equal(found.seeds, expected.seeds)
 
@@ -67,9 +80,7 @@ def same(found: Batch, expected: Batch) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_setting_equals_the_cpu_plain_and_replayed(bundles: dict[str, Bundle], mock: Mock, kind: str) -> None:
     with Sampler(bundles[kind], "onnxruntime", "f32", 1) as cpu, Sampler(bundles[kind], "tensorrt_rtx") as gpu:
-        for name, options in SETTINGS.items():
-            if kind == "uncond" and name in NEEDS_CONDITION:
-                continue
+        for name, options in settings(kind):
             expected = cpu.sample(3, seed=7, **options)
             for _ in range(2):
                 found = gpu.sample(3, seed=7, **options)
@@ -115,8 +126,9 @@ def test_images_as_input_equal_the_cpu(bundles: dict[str, Bundle], mock: Mock) -
                 lambda s: s.interpolate(3, 9, n=4, steps=2),
             ):
                 same(run(gpu), run(cpu))
-            for found, expected in zip(gpu.encode(images), cpu.encode(images), strict=True):
-                np.testing.assert_allclose(found, expected, atol=1e-5)
+            encoded = gpu.encode(images)
+            for name, values in cpu.encode(images).items():
+                np.testing.assert_allclose(encoded[name], values, atol=1e-5)
             assert np.abs(gpu.decode(np.ones((20, 4))).astype(int) - cpu.decode(np.ones((20, 4)))).max() <= 1
     assert mock.leaks() == {}
 
@@ -127,7 +139,8 @@ def test_the_timings_are_the_devices_own(bundles: dict[str, Bundle], mock: Mock)
             timings = gpu.sample(2, steps=4, seed=0).timings
             assert timings.launch == launch
             # The mock's clock counts the marks: one for each stage and each step.
-            assert (timings.vae_ms, timings.table_ms, timings.update_ms, timings.post_ms) == (1, 1, 1, 1)
+            assert (timings.before_ms, timings.rows_ms, timings.update_ms, timings.after_ms) == (1, 1, 1, 1)
+            assert timings.post_ms >= 1, "with the copies into the batch, which are the host's"
             assert (timings.first_step_ms, timings.other_steps_ms) == (1, [1, 1, 1])
             assert timings.total_ms > 0
 
@@ -178,7 +191,7 @@ def test_graphs_least_recently_used_are_given_back(bundles: dict[str, Bundle], m
 def test_a_refused_capture_is_said_and_the_chain_runs_plainly(bundles: dict[str, Bundle], mock: Mock, how: str) -> None:
     reason = {
         "the driver": "STREAM_CAPTURE_UNSUPPORTED",
-        "the library": "tensorrt_rtx does not allow capture of timestep_table, denoiser, vae_decoder",
+        "the library": "tensorrt_rtx does not allow capture of vae_decoder, timestep_table, denoiser",
         "the library late": "tensorrt_rtx refuses to run",
         "instantiation": "cuGraphInstantiate",
     }[how]
@@ -234,12 +247,12 @@ def test_a_cancelled_run_stops_there_and_the_next_one_works(bundles: dict[str, B
 
 
 @pytest.mark.parametrize(
-    ("role", "when"),
-    [("denoiser", r"at step 1 of 3 \(timestep \d+\)"), ("vae_decoder", "before the first step")],
+    ("graph", "when"),
+    [("denoiser", r"at step 1 of 3 \(timestep \d+\)"), ("vae_decoder", "outside the loop")],
 )
-def test_nan_names_graph_and_step(mock: Mock, tmp_path: Path, role: str, when: str) -> None:
-    with Sampler(build_bundle(tmp_path / "b", nan_at=role), "tensorrt_rtx") as gpu:
-        message = rf"graph '{role}' \(tensorrt_rtx, precision fp16\) returned NaN .*{when}"
+def test_nan_names_graph_and_step(mock: Mock, tmp_path: Path, graph: str, when: str) -> None:
+    with Sampler(build_bundle(tmp_path / "b", nan_at=graph), "tensorrt_rtx") as gpu:
+        message = rf"graph '{graph}' \(tensorrt_rtx, precision fp16\) returned NaN .*{when}"
         for callback in (None, None, lambda info: None):
             with pytest.raises(NumericsError, match=message):
                 gpu.sample(2, steps=3, seed=0, callback=callback)
@@ -251,13 +264,15 @@ def test_nan_names_graph_and_step(mock: Mock, tmp_path: Path, role: str, when: s
 
 def test_results_stay_on_the_device(bundles: dict[str, Bundle], mock: Mock) -> None:
     for kind in KINDS:
+        options = {"label": np.arange(19) % 10} if kind == "family" else {}
         with Sampler(bundles[kind], "tensorrt_rtx") as gpu:
-            expected = gpu.sample(19, steps=3, seed=5)
-            found = gpu.sample_on_device(19, steps=3, seed=5)
+            expected = gpu.sample(19, steps=3, seed=5, **options)
+            found = gpu.sample_on_device(19, steps=3, seed=5, **options)
             assert found.timings.chunks == 2
             assert found.images.__cuda_array_interface__["typestr"] == "|u1"
             assert len(found) == 19
             assert isinstance(found.x, DeviceArray)
+            assert all(isinstance(array, DeviceArray) for array in found.values.values())
         # The results need no open Sampler.
         same(found.numpy(), expected)
         del found
@@ -267,8 +282,7 @@ def test_results_stay_on_the_device(bundles: dict[str, Bundle], mock: Mock) -> N
 def test_inputs_may_lie_on_the_device(bundles: dict[str, Bundle], mock: Mock) -> None:
     with Sampler(bundles["zcond"], "tensorrt_rtx") as gpu:
         made = gpu.sample_on_device(3, steps=1, spacing="linspace", seed=1)
-        z, x_T = made.z, made.x
-        assert z is not None
+        z, x_T = made.values["z"], made.x
         expected = gpu.sample(steps=3, seed=4, z=z.numpy(), x_T=x_T.numpy())
         for wrap in (lambda array: array, Foreign, Lent):
             for _ in range(2):
@@ -276,6 +290,7 @@ def test_inputs_may_lie_on_the_device(bundles: dict[str, Bundle], mock: Mock) ->
             same(gpu.sample_on_device(steps=3, seed=4, z=wrap(z), x_T=wrap(x_T), stream=1).numpy(), expected)
             same(gpu.sample(3, steps=3, seed=4, z=wrap(z), x_T=wrap(x_T[:1])),
                  gpu.sample(3, steps=3, seed=4, z=z.numpy(), x_T=x_T[:1].numpy()))  # fmt: skip
+            same(gpu.sample(3, steps=3, seed=4, z=wrap(z[:1])), gpu.sample(3, steps=3, seed=4, z=z[:1].numpy()))
         guided = gpu.sample(steps=3, seed=4, z=z.numpy(), guidance=0.5)
         same(gpu.sample(steps=3, seed=4, z=Foreign(z), guidance=0.5), guided)
         with pytest.raises(ArgumentError, match=r"z has shape \[3, 3, 8, 8\]; expected \[N, 4\]"):
@@ -287,12 +302,23 @@ def test_inputs_may_lie_on_the_device(bundles: dict[str, Bundle], mock: Mock) ->
         with pytest.raises(ArgumentError, match=r"sample_on_device has no option 'callback'"):
             gpu.sample_on_device(2, callback=print)
         with Sampler(bundles["zcond"], "onnxruntime", "f32", 1) as cpu:
-            refusal = r"found backend 'onnxruntime', which runs on the CPU, expected one of"
-            with pytest.raises(ArgumentError, match=refusal):
+            with pytest.raises(ArgumentError, match=r"found backend 'onnxruntime', which runs on the CPU, expected one"):
                 cpu.sample_on_device(2)
-            with pytest.raises(ArgumentError, match=refusal):
+            with pytest.raises(ArgumentError, match=r"z lies on a CUDA device, but backend 'onnxruntime' runs on the CPU"):
                 cpu.sample(z=z)
     z = x_T = made = wrap = None  # type: ignore[assignment]
+    assert mock.leaks() == {}
+
+
+def test_whole_numbers_may_lie_on_the_device(bundles: dict[str, Bundle], mock: Mock) -> None:
+    with Sampler(bundles["family"], "tensorrt_rtx") as gpu:
+        made = gpu.sample_on_device(3, steps=2, seed=1, label=[7, 7, 2])
+        expected = gpu.sample(3, steps=2, seed=1, label=[7, 7, 2])
+        same(gpu.sample(3, steps=2, seed=1, label=Foreign(made.values["label"])), expected)
+        same(gpu.sample(3, steps=2, seed=1, label=made.values["label"][:1]), gpu.sample(3, steps=2, seed=1, label=7))
+        with pytest.raises(ArgumentError, match=r"label: found float32\[3, 5\] on device 0, expected int64 on device 0"):
+            gpu.sample(3, steps=2, label=made.values["style"])
+    made = None  # type: ignore[assignment]
     assert mock.leaks() == {}
 
 
@@ -315,7 +341,7 @@ def test_clones_share_the_engines_and_nothing_else(bundles: dict[str, Bundle], m
     gpu = Sampler(bundles["form1"], "tensorrt_rtx")
     loaded = mock.cuda.count("deserialize_cuda_engine")
     twins = [gpu.clone() for _ in range(3)]
-    assert mock.cuda.count("deserialize_cuda_engine") == loaded + 1, "the encoder, which nobody had asked for before"
+    assert mock.cuda.count("deserialize_cuda_engine") == loaded
     expected = [gpu.sample(1 + i, steps=3, seed=i) for i in range(3)]
     gpu.close()
     results: list[Batch | None] = [None] * 3
@@ -335,14 +361,14 @@ def test_clones_share_the_engines_and_nothing_else(bundles: dict[str, Bundle], m
     assert mock.leaks() == {}
 
 
-def test_latents_of_a_fitted_prior_are_drawn_on_the_host(bundles: dict[str, Bundle], mock: Mock) -> None:
-    prior = LatentPrior(np.ones(1, np.float32), np.full((1, 4), 2, np.float32), np.eye(4, dtype=np.float32)[None])
+def test_inputs_of_a_fitted_prior_are_drawn_on_the_host(bundles: dict[str, Bundle], mock: Mock) -> None:
+    prior = Prior(np.ones(1, np.float32), np.full((1, 4), 2, np.float32), np.eye(4, dtype=np.float32)[None])
+    seeds = np.arange(3, dtype=np.uint64)
     with Sampler(bundles["form1"], "onnxruntime", "f32", 1) as cpu, Sampler(bundles["form1"], "tensorrt_rtx") as gpu:
-        plain = gpu.sample(3, steps=2, seed=0)
         for sampler in (cpu, gpu):
-            sampler._runner.prior = prior
-        request = gpu._request({"steps": 2, "seed": 0}, n=3)
-        request = replace(request, setting=replace(request.setting, prior="bundle"))
-        found = gpu._runner.run(request, None, False)
-        same(found, cpu._runner.run(request, None, False))
-        assert not np.array_equal(found.z, plain.z)
+            sampler._pipeline.prior = prior
+        drawn = gpu._pipeline.draw(seeds, "bundle")
+        assert np.array_equal(drawn["z"], cpu._pipeline.draw(seeds, "bundle")["z"])
+        found = gpu.sample(3, steps=2, seed=0, **drawn)
+        same(found, cpu.sample(3, steps=2, seed=0, **drawn))
+        assert not np.array_equal(found.values["z"], gpu.sample(3, steps=2, seed=0).values["z"])

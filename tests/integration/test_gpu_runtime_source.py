@@ -1,4 +1,4 @@
-"""Do the CUDA kernels' own source and the golden vectors fit the GPU runtime? Launches run on the host, plans in mocks."""
+"""The CUDA kernels' own source and the golden vectors in the GPU runtime: launches run on the host, plans in mocks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine import Sampler
 from engine.bundle.reader import Bundle
 from engine.errors import NumericsError
 from tests.cuda_host import HostKernels
-from tests.integration.test_gpu_runtime_mock import KINDS, NEEDS_CONDITION, SETTINGS, bundles, mock, same
+from tests.integration.test_gpu_runtime_mock import KINDS, bundles, mock, same, settings
 from tests.mock_tensorrt import Mock, build_bundle, with_plans
 
 __all__ = ["bundles", "mock"]  # fixtures
@@ -31,9 +31,7 @@ def test_the_kernels_source_gives_the_same_images(
     mock.cuda.launcher = host_kernels.launch
     for kind in KINDS:
         with Sampler(bundles[kind], "onnxruntime", "f32", 1) as cpu, Sampler(bundles[kind], "tensorrt_rtx") as gpu:
-            for name, options in SETTINGS.items():
-                if kind == "uncond" and name in NEEDS_CONDITION:
-                    continue
+            for _, options in settings(kind):
                 expected = cpu.sample(3, seed=11, **options)
                 for _ in range(2):
                     same(gpu.sample(3, seed=11, **options), expected)
@@ -41,15 +39,15 @@ def test_the_kernels_source_gives_the_same_images(
 
 
 @pytest.mark.parametrize(
-    ("role", "when"), [("denoiser", "at step 1 of 3"), ("vae_decoder", "before"), ("timestep_table", "before")]
+    ("graph", "when"), [("denoiser", "at step 1 of 3"), ("vae_decoder", "outside"), ("timestep_table", "outside")]
 )
 def test_the_kernels_source_finds_nan_where_it_arises(
-    mock: Mock, host_kernels: HostKernels, tmp_path: Path, role: str, when: str
+    mock: Mock, host_kernels: HostKernels, tmp_path: Path, graph: str, when: str
 ) -> None:
     mock.cuda.launcher = host_kernels.launch
-    with Sampler(build_bundle(tmp_path / "b", nan_at=role), "tensorrt_rtx") as gpu:
+    with Sampler(build_bundle(tmp_path / "b", nan_at=graph), "tensorrt_rtx") as gpu:
         for callback in (None, None, lambda info: None):
-            with pytest.raises(NumericsError, match=rf"graph '{role}' \(tensorrt_rtx, .*returned NaN .*{when}"):
+            with pytest.raises(NumericsError, match=rf"graph '{graph}' \(tensorrt_rtx, .*returned NaN .*{when}"):
                 gpu.sample(2, steps=3, seed=0, callback=callback)
     assert mock.leaks() == {}
 

@@ -113,7 +113,7 @@ class GpuChain:
 
     def close(self) -> None:
         """Give everything back, the device last."""
-        owned, self._owned = self._owned, []
+        owned, self._owned, self.plans = self._owned, [], {}
         if self.device is None:
             return
         device, self.device = self.device, None  # type: ignore[assignment]  # closed
