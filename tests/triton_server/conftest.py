@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from engine import Sampler
-from engine.backends.native import backend as native
+from engine.backends.native.backend import Native
 from engine.triton.local_server import LocalServer
 from engine.triton.repository import write_repository
 from engine.triton.server_files import ServerError, find_installation
@@ -29,7 +29,7 @@ def missing_server() -> str | None:
         find_installation()
     except ServerError as error:
         return str(error)
-    ready, reason = native.available()
+    ready, reason = Native.available()
     return None if ready else f"backend native: {reason}"
 
 
