@@ -228,7 +228,7 @@ class Assembler:
     def finish(self) -> Assembled:
         """The program as JSON and the weights as safetensors; the same bytes for the same model."""
         program = {
-            "format": FORMAT, "version": VERSION, "role": self.graph, "precision": self.precision,
+            "format": FORMAT, "version": VERSION, "graph": self.graph, "precision": self.precision,
             "ports": self.ports, "tensors": self.tensors, "ops": self.ops,
         }  # fmt: skip
         header, end = {}, 0

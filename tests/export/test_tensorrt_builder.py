@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from engine.cli.info import record_line
+from engine.cli.contents import record_line
 from engine.errors import ArgumentError, BackendError, Cancelled, ExportError
 from export.build_engines import main
 from export.context import Watch
