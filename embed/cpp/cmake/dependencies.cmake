@@ -1,4 +1,4 @@
-# What is linked, and where is it found? libcrypto (SHA-256), the headers of nlohmann/json; SDKs where an option asks.
+# What is linked, and where it is found: libcrypto (SHA-256), the headers of nlohmann/json; SDKs where an option asks.
 find_package(Threads REQUIRED)
 find_package(OpenSSL REQUIRED COMPONENTS Crypto)
 

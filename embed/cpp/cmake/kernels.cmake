@@ -1,4 +1,4 @@
-# Which kernels are compiled in, and how? The sources and flags of kernels/build.py (a test compares the two), so that
+# The kernels that are compiled in: the sources and flags of kernels/build.py (a test compares the two), so that
 # C++ and Python compute the same bits.
 cmake_path(SET DIFFUSEVAE_KERNELS_DIR NORMALIZE "${CMAKE_CURRENT_LIST_DIR}/../../../kernels")
 

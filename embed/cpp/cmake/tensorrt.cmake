@@ -1,4 +1,4 @@
-# Where are TensorRT and the CUDA runtime? In TensorRT_ROOT and CUDAToolkit_ROOT, or where the system has them.
+# TensorRT and the CUDA runtime: in TensorRT_ROOT and CUDAToolkit_ROOT, or where the system has them.
 find_path(TensorRT_INCLUDE_DIR NvInfer.h HINTS "${TensorRT_ROOT}" ENV TensorRT_ROOT PATH_SUFFIXES include)
 find_library(TensorRT_LIBRARY nvinfer HINTS "${TensorRT_ROOT}" ENV TensorRT_ROOT PATH_SUFFIXES lib lib64)
 set(cuda "${CUDAToolkit_ROOT}" ENV CUDAToolkit_ROOT ENV CUDA_PATH /usr/local/cuda)

@@ -1,4 +1,4 @@
-// How long does an image take, from seed to pixels?  latency BUNDLE [BATCH [REPEATS [WARM_UP [BACKEND]]]]
+// The time of an image, from seed to pixels:  latency BUNDLE [BATCH [REPEATS [WARM_UP [BACKEND]]]]
 #include <algorithm>
 #include <chrono>
 #include <cstdio>

@@ -1,14 +1,14 @@
-// How does a program sample from a bundle?  sample BUNDLE OUT.ppm [N]
+// Images of a bundle as one picture:  sample BUNDLE OUT.ppm [N]
 #include <diffusevae.hpp>
 #include <fstream>
 #include <iostream>
 
 // Images side by side, row by row.
-void write_strip(std::ostream& out, const std::vector<uint8_t>& images, const diffusevae::Batch& batch) {
+void write_strip(std::ostream& out, const uint8_t* images, const diffusevae::Batch& batch) {
     const int64_t row = batch.width * batch.channels;
-    for (int64_t y = 0; y < batch.height && !images.empty(); ++y) {
+    for (int64_t y = 0; y < batch.height; ++y) {
         for (int64_t i = 0; i < batch.n; ++i) {
-            out.write(reinterpret_cast<const char*>(images.data() + (i * batch.height + y) * row), row);
+            out.write(reinterpret_cast<const char*>(images + (i * batch.height + y) * row), row);
         }
     }
 }
@@ -19,14 +19,15 @@ int main(int argc, char** argv) try {
     diffusevae::SampleOptions options;
     options.n = argc > 3 ? std::stoi(argv[3]) : 8;
     options.seed = 0;
+    if (!sampler.info().start.empty()) options.pixels = {sampler.info().start};
     sampler.sample(options);  // the first run pays for memory
     const diffusevae::Batch batch = sampler.sample(options);
 
-    // The VAE's images above, what the diffusion steps made of them below.
+    // What the chain started from above, where there is such a value, and what the diffusion steps made of it below.
     std::ofstream out(argv[2], std::ios::binary);
-    out << "P6\n" << batch.n * batch.width << ' ' << batch.height * (batch.recon.empty() ? 1 : 2) << "\n255\n";
-    write_strip(out, batch.recon, batch);
-    write_strip(out, batch.images, batch);
+    out << "P6\n" << batch.n * batch.width << ' ' << batch.height * (1 + batch.pixels.size()) << "\n255\n";
+    for (const auto& [name, start] : batch.pixels) write_strip(out, start.data<uint8_t>(), batch);
+    write_strip(out, batch.images.data(), batch);
 
     std::cout << sampler.info().backend << ' ' << sampler.info().precision << ' ' << sampler.info().isa << '\n'
               << batch.n << " images in " << batch.timesteps.size() << " steps, " << batch.timings.total_ms

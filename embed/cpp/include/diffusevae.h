@@ -1,38 +1,42 @@
-/* How does a C or C++ program sample from a bundle? This header is the whole interface of libdiffusevae (C99).
+/* Sampling from C and C++: this header is the whole interface of libdiffusevae (C99).
  *
  *     diffusevae_sampler* sampler;
  *     if (diffusevae_open("model.bundle", NULL, &sampler) != DIFFUSEVAE_OK) { fputs(diffusevae_error(), stderr); ... }
  *     diffusevae_sample_options options;
  *     diffusevae_sample_options_init(&options);
  *     options.n = 4; options.has_seed = 1; options.seed = 7;
+ *     diffusevae_array images = {"images", DIFFUSEVAE_UINT8, 4, {4, 32, 32, 3}, pixels};   // see diffusevae_output
  *     diffusevae_result result;
  *     diffusevae_result_init(&result);
- *     result.capacity = 4; result.images = pixels;                      // uint8 [4, H, W, C], see diffusevae_describe
+ *     result.outputs = &images; result.outputs_count = 1;
  *     diffusevae_status status = diffusevae_sample(sampler, &options, &result);
  *     diffusevae_free(sampler);
  *
  * The same bundle, seed and options give the same images as the Python package, bit for bit, on the same backend and
  * instruction set. diffusevae.hpp wraps this header for C++17.
  *
+ * Arrays have names. What a bundle takes beside the options below (a class label, a latent, ...) is declared in its
+ * manifest: diffusevae_input lists it, diffusevae_output lists what can be had. No function knows a family of models.
+ *
  * Structs. Each begins with its own size. Prepare it with its _init function, then set what you need: programs compiled
- * against this header keep working with later libraries, whose structs only grow at the end (diffusevae_setting and
- * diffusevae_timings, which lie inside others, never do).
+ * against this header keep working with later libraries, whose structs only grow at the end (diffusevae_array,
+ * diffusevae_setting and diffusevae_timings, which lie inside others, never do).
  *
  * Not given. Options that were not set hold DIFFUSEVAE_UNSET (integers), DIFFUSEVAE_UNSET_NUMBER (doubles) or NULL. Anything
  * else is taken at its word and refused where it is out of range: 0, -1 and NaN do not mean "the default".
  *
  * Errors. Every function that can fail returns a status; where it is not DIFFUSEVAE_OK, diffusevae_error() is a sentence
  * that says what was found, what was expected and what to do. No exception crosses this interface, and a sampler stays
- * usable after any error. What lies in the buffers of a result is defined after DIFFUSEVAE_OK only.
+ * usable after any error. What lies in the arrays of a result is defined after DIFFUSEVAE_OK only.
  *
  * Threads. A sampler serves one diffusevae_sample at a time; a second one, from another thread or from the callback of the
  * first, is answered DIFFUSEVAE_BUSY at once. Give each thread a sampler of its own with diffusevae_clone: clones share
- * weights and plans. diffusevae_cancel, _clone, _describe and _step_table may be called on a sampler at any time, from any
- * thread, also while it runs; diffusevae_free not before every other call on that sampler has returned. The error text is
- * one a thread. After fork(), the child may use a sampler that was idle then; it gets threads of its own.
+ * weights and layouts. diffusevae_cancel, _clone, _describe, _input, _output and _step_table may be called on a sampler at any
+ * time, from any thread, also while it runs; diffusevae_free not before every other call on that sampler has returned. The
+ * error text is one a thread. After fork(), the child may use a sampler that was idle then; it gets threads of its own.
  *
  * Arrays are contiguous, in C order, aligned as their type is, and the caller's; no pointer is kept after the call. n is the
- * number of images, C, H, W their channels, height and width, S the number of steps. Results must not overlap what is read.
+ * number of images, R the number of rows of the step table: one a call of the network. Results must not overlap what is read.
  */
 #ifndef DIFFUSEVAE_H
 #define DIFFUSEVAE_H
@@ -57,8 +61,11 @@ extern "C" {
 #define DIFFUSEVAE_UNSET INT64_MIN
 #define DIFFUSEVAE_UNSET_NUMBER (-DBL_MAX)
 
-/* Coefficients of one step: the width of diffusevae_step_table.rows. */
-#define DIFFUSEVAE_ROW_FIELDS 10
+/* Coefficients of one row: the width of diffusevae_step_table.rows. */
+#define DIFFUSEVAE_ROW_FIELDS 30
+
+/* Dimensions that an array can have. */
+#define DIFFUSEVAE_MAX_RANK 8
 
 /* ---- statuses and texts ----------------------------------------------------------------------------------------------- */
 
@@ -81,20 +88,55 @@ DIFFUSEVAE_API const char* diffusevae_error(void);
 /* "OK", "ARGUMENT", ...; "UNKNOWN" for any other number. Static. */
 DIFFUSEVAE_API const char* diffusevae_status_name(diffusevae_status status);
 
-/* The library's version, such as "0.1.0". Static. */
+/* The library's version, such as "0.2.0". Static. */
 DIFFUSEVAE_API const char* diffusevae_version(void);
+
+/* ---- arrays ----------------------------------------------------------------------------------------------------------- */
+
+typedef enum diffusevae_dtype {
+    DIFFUSEVAE_FLOAT32 = 1,
+    DIFFUSEVAE_INT64 = 2,
+    DIFFUSEVAE_UINT8 = 3,
+    DIFFUSEVAE_UINT64 = 4,
+    DIFFUSEVAE_FLOAT64 = 5
+} diffusevae_dtype;
+
+/* A named array. */
+typedef struct diffusevae_array {
+    const char* name;
+    int32_t dtype;                       /* a diffusevae_dtype */
+    int32_t rank;                        /* dimensions in shape, 1 .. DIFFUSEVAE_MAX_RANK */
+    int64_t shape[DIFFUSEVAE_MAX_RANK];  /* of an input: its sizes; of a result: its room, see diffusevae_result */
+    void* data;
+} diffusevae_array;
+
+/* What is known of an array before there is one. */
+typedef struct diffusevae_array_info {
+    size_t size;
+    const char* name;          /* valid while the sampler is, as the texts below are */
+    int32_t dtype;
+    int32_t rank;
+    int64_t shape[DIFFUSEVAE_MAX_RANK];             /* -1 where the dimension is free */
+    const char* dimensions[DIFFUSEVAE_MAX_RANK];    /* names of the free ones ("batch", "rows", ...), NULL where it is fixed */
+    int32_t drawn;             /* inputs: 1 where the library draws it if it is not given */
+    int32_t has_null;          /* inputs: 1 where guidance knows what stands for its absence */
+    int32_t bounded;           /* inputs: 1 where values must lie in low .. high, both included */
+    double low, high;
+    int32_t is_image;          /* outputs of float32 [batch, C, H, W]: 1 where uint8 [batch, H, W, C] can be asked for too */
+} diffusevae_array_info;
+
+DIFFUSEVAE_API void diffusevae_array_info_init(diffusevae_array_info* info);
 
 /* ---- opening ---------------------------------------------------------------------------------------------------------- */
 
-/* One bundle on one backend: weights, plans, buffers. */
+/* One bundle on one backend: weights, layouts, buffers. */
 typedef struct diffusevae_sampler diffusevae_sampler;
 
 typedef struct diffusevae_open_options {
     size_t size;
     const char* backend;    /* "native" (NULL: the same), or "openvino", "tensorrt" where they are compiled in */
-    const char* precision;  /* "bf16" or "int8" (native), "f32" (openvino), "fp16" (tensorrt); NULL or "auto": what the
-                             * backend prefers among those that the bundle holds. Native: int8 on a processor with AVX-512
-                             * VNNI and without AMX or AVX512_BF16, else bf16, as in Python */
+    const char* precision;  /* "bf16" or "int8" (native), "f32" (openvino), "fp16" (tensorrt); NULL or "auto": the first of
+                             * these that the bundle was built in, as in Python */
     int64_t threads;        /* 1 .. 4 * processors (at least 16), of which native uses at most 256; DIFFUSEVAE_UNSET: what
                              * affinity and the container's CPU quota allow */
     int64_t max_batch;      /* 1 .. 2^20, as initialised 64: larger requests run in chunks of this many samples, with the
@@ -120,12 +162,12 @@ DIFFUSEVAE_API void diffusevae_free(diffusevae_sampler* sampler);
 
 /* A complete few-step setting; the texts are static. */
 typedef struct diffusevae_setting {
-    int64_t steps;         /* asked for; spacing "quad" may merge some */
+    int64_t steps;         /* asked for; spacing "quad" may merge some, method "plms" calls the network once more */
     int64_t t_start;       /* DIFFUSEVAE_UNSET: none, the chain starts from noise */
     const char* method;
     const char* spacing;
     const char* variance;
-    const char* prior;     /* "bundle" or "standard"; NULL where no latent is drawn */
+    const char* prior;     /* "bundle" or "standard"; NULL where no input is drawn */
     double eta;
     double temperature;
     double guidance;
@@ -134,18 +176,20 @@ typedef struct diffusevae_setting {
 
 typedef struct diffusevae_info {
     size_t size;
-    int64_t image_size;    /* H and W */
-    int64_t channels;      /* C */
-    int64_t z_dim;         /* width of a latent; 0: the model has none (unconditional) */
+    int64_t image_channels, image_height, image_width;
+    int64_t state_channels, state_height, state_width;  /* of what the loop carries: x, x_T and noise */
     int64_t timesteps;     /* T, the length of the full chain */
-    int32_t formulation;   /* 1 or 2; 0: unconditional */
-    int32_t conditional;   /* 1: a VAE's reconstruction of z is the condition, and there are recon and z */
-    int32_t z_conditioned; /* 1: the denoiser sees z too */
-    int32_t has_prior;     /* 1: the bundle holds a fitted density of latents */
+    int64_t inputs;        /* that diffusevae_input lists */
+    int64_t outputs;       /* that diffusevae_output lists */
+    int32_t guided;        /* 1: something that the network is fed has a null, so that guidance can be other than 0 */
+    int32_t has_start;     /* 1: the pipeline has a value to start from at t_start */
+    int32_t has_prior;     /* 1: the bundle holds a fitted density of the input that is drawn */
     int64_t threads;
     int64_t max_batch;
     int64_t weight_bytes;  /* of the loaded graphs, shared by all clones */
-    const char* name;      /* the bundle's; valid while the sampler is */
+    const char* name;      /* the bundle's; valid while the sampler is, as the next two */
+    const char* family;
+    const char* start;     /* name of the value to start from, NULL where there is none */
     const char* backend;   /* static */
     const char* precision; /* static */
     const char* isa;       /* the instruction set that backend native runs on, "" for others; static */
@@ -155,32 +199,43 @@ typedef struct diffusevae_info {
 DIFFUSEVAE_API void diffusevae_info_init(diffusevae_info* info);
 DIFFUSEVAE_API diffusevae_status diffusevae_describe(const diffusevae_sampler* sampler, diffusevae_info* info);
 
+/* The index-th input that the bundle declares, index 0 .. info.inputs - 1. "x_T" and "noise" can be given beside them. */
+DIFFUSEVAE_API diffusevae_status diffusevae_input(const diffusevae_sampler* sampler, int64_t index,
+                                                  diffusevae_array_info* info);
+
+/* The index-th output that a result can ask for: "images" uint8 [n, H, W, C]; "x" float32, the state after the last row;
+ * "seeds" uint64 [n]; "timesteps" int64 [R]; "step_ms" float64 [R], milliseconds of the network in each row, summed over chunks;
+ * then the values of the pipeline by name: the inputs, and what the graphs before and after the loop make. */
+DIFFUSEVAE_API diffusevae_status diffusevae_output(const diffusevae_sampler* sampler, int64_t index,
+                                                   diffusevae_array_info* info);
+
 /* ---- sampling --------------------------------------------------------------------------------------------------------- */
 
-/* What a callback sees after a step. x and x0 are float32 [n, C, H, W], valid during the call only: copy what you keep. */
+/* What a callback sees after a row of the step table. x and x0 are float32 [n, C, H, W] of the state, valid during the call
+ * only: copy what you keep. */
 typedef struct diffusevae_step {
     size_t size;
     int64_t step;        /* 0 .. steps - 1 */
-    int64_t steps;
+    int64_t steps;       /* R */
     int64_t timestep;    /* falls to the last kept one */
     int64_t first;       /* index in the batch of the first of these samples: a large batch runs in chunks */
     int64_t n;           /* samples of this chunk */
-    const float* x;      /* x_{t-1} */
-    const float* x0;     /* this step's prediction of the image */
+    const float* x;      /* after the row */
+    const float* x0;     /* this row's prediction of the end */
 } diffusevae_step;
 
-/* Called in the thread that called diffusevae_sample, after every step of every chunk. 0 goes on, anything else stops the
+/* Called in the thread that called diffusevae_sample, after every row of every chunk. 0 goes on, anything else stops the
  * run (DIFFUSEVAE_CANCELLED). It must return: neither longjmp nor an exception may leave it. */
 typedef int32_t (*diffusevae_callback)(const diffusevae_step* step, void* user);
 
 typedef struct diffusevae_sample_options {
     size_t size;
 
-    /* Number of images, 1 or more. Unset: what seeds, z, x_T or noise say, else 1. All that say a number must agree. */
+    /* Number of images, 1 or more. Unset: what seeds and arrays say, else 1. All that say a number must agree. */
     int64_t n;
 
     /* Seeds. A list, one a sample; or has_seed = 1 and one number: sample i uses (seed + i) mod 2^64; or neither: drawn from
-     * the operating system, see diffusevae_result.seeds. A sample depends on its own seed only, never on its batch. */
+     * the operating system, see output "seeds". A sample depends on its own seed only, never on its batch. */
     const uint64_t* seeds;  /* [seeds_count], or NULL */
     int64_t seeds_count;    /* 1 or more with seeds, else as initialised: 0 */
     int32_t has_seed;       /* 0 or 1; 0 with seeds */
@@ -190,28 +245,23 @@ typedef struct diffusevae_sample_options {
      * and guidance included; naming any replaces it by ddim, uniform spacing (linspace with t_start), eta 0, no t_start,
      * temperature 1, guidance 0, at the recorded number of steps. */
     int64_t steps;          /* 1 .. T, or 1 .. t_start + 1 */
-    const char* method;     /* "ddim" or "ddpm" */
+    const char* method;     /* "ddim", "ddpm", "dpmpp_2m" or "plms" */
     const char* spacing;    /* "uniform" (whole strides only), "quad", "linspace", "trailing" or "truncated" */
     double eta;             /* 0 (deterministic) .. 1, ddim only */
-    int64_t t_start;        /* 0 .. T - 1: start from sqrt(alpha_bar) recon + sqrt(1 - alpha_bar) noise at this timestep */
+    int64_t t_start;        /* 0 .. T - 1: start from the pipeline's start value, noised to this timestep */
 
     double temperature;     /* 0 or more: scales the noise that the chain starts from */
-    double guidance;        /* w in eps_c + w (eps_c - eps_u), finite; not 0 doubles the work; 0 if unconditional */
+    double guidance;        /* w in e_c + w (e_c - e_u), finite; not 0 doubles the work; 0 where nothing has a null */
     const char* variance;   /* "fixedlarge" or "fixedsmall" (ddpm); NULL: the bundle's own */
-    int32_t clip;           /* 1 (as initialised): limit each step's prediction of the image to [-1, 1]; 0: do not */
-    const char* prior;      /* what z is drawn from: "bundle", the density fitted to the VAE, or "standard", N(0, I); NULL:
-                             * the bundle's where it has one. Refused where no z is drawn */
+    int32_t clip;           /* 1 (as initialised): limit each row's prediction of the end as the pipeline says; 0: do not */
+    const char* prior;      /* what the drawn input comes from: "bundle", its fitted density, or "standard", N(0, I); NULL:
+                             * the bundle's where it has one. Refused where no input is drawn */
 
-    /* Arrays in place of what is drawn, every value finite. */
-    const float* z;         /* float32 [z_count, z_dim], or NULL */
-    int64_t z_count;        /* n */
-    const float* x_T;       /* float32 [x_T_count, C, H, W], or NULL: the unit Gaussian that the start's coefficients
-                             * multiply */
-    int64_t x_T_count;      /* n, or 1: shared by the batch */
-    const float* noise;     /* float32 [noise_steps, noise_count, C, H, W], or NULL: in the order used, from the noisiest
-                             * step to the last; read in the steps that add noise */
-    int64_t noise_steps;    /* the number of steps that run */
-    int64_t noise_count;    /* n, or 1: shared by the batch */
+    /* Arrays by name, every value finite: inputs that the bundle declares, [n, ...], or [1, ...] for all samples; "x_T", float32
+     * [n or 1, C, H, W], the unit Gaussian that the start's coefficients multiply; "noise", float32 [R, n or 1, C, H, W], in
+     * the order used, from the noisiest row to the last, read in the rows that add noise. */
+    const diffusevae_array* inputs;  /* [inputs_count], or NULL */
+    int64_t inputs_count;
 
     diffusevae_callback callback;  /* or NULL */
     void* user;                    /* handed to the callback */
@@ -221,74 +271,75 @@ DIFFUSEVAE_API void diffusevae_sample_options_init(diffusevae_sample_options* op
 
 /* Wall-clock milliseconds of one run by stage, summed over its chunks. */
 typedef struct diffusevae_timings {
-    double vae_ms;         /* the VAE's decoder */
-    double table_ms;       /* the timestep table's network */
-    double noise_ms;       /* drawing z and x_T; the steps' noise is part of update_ms */
-    double network_ms;     /* the denoiser, all steps */
-    double first_step_ms;  /* of that, the first step: it may pay for one-off preparation */
+    double before_ms;      /* graphs before the loop */
+    double rows_ms;        /* the table of timesteps */
+    double noise_ms;       /* drawing an input and x_T; the rows' noise is part of update_ms */
+    double network_ms;     /* the step's network, all rows */
+    double first_step_ms;  /* of that, the first row: it may pay for one-off preparation */
     double update_ms;      /* the solver's arithmetic */
-    double post_ms;        /* rounding to pixels */
+    double after_ms;       /* graphs after the loop */
+    double post_ms;        /* rounding to pixels, and copies of results */
     double total_ms;
-    int64_t network_calls; /* evaluations of the denoiser; with guidance one evaluates both branches */
+    int64_t network_calls; /* evaluations of the step's network */
     int64_t chunks;        /* pieces that the batch was cut into */
 } diffusevae_timings;
 
-/* Where the results go. Each array may be NULL: not wanted. */
+/* Where the results go. */
 typedef struct diffusevae_result {
     size_t size;
-    int64_t capacity;        /* samples that each of the next five arrays has room for: n or more */
-    uint8_t* images;         /* uint8 [n, H, W, C] */
-    uint8_t* recon;          /* uint8 [n, H, W, C], the VAE's reconstruction; must be NULL for an unconditional model */
-    float* z;                /* float32 [n, z_dim], the latents; must be NULL for an unconditional model */
-    float* x;                /* float32 [n, C, H, W], the samples before rounding, in [-1, 1] unless clip is 0 */
-    uint64_t* seeds;         /* uint64 [n]: sample i again is has_seed = 1, seed = seeds[i], with z where z was given */
-    int64_t steps_capacity;  /* steps that the next two arrays have room for: S or more */
-    int64_t* timesteps;      /* int64 [S], in the order used (falling) */
-    double* step_ms;         /* float64 [S]: milliseconds of the denoiser in each step, summed over chunks */
+
+    /* The arrays that are wanted, of the names and kinds that diffusevae_output lists, each name once a dtype. shape[0] is the
+     * room: n or more (of "timesteps" and "step_ms": R or more); the other sizes are exact. After OK shape[0] is what was
+     * written. */
+    diffusevae_array* outputs;  /* [outputs_count], or NULL */
+    int64_t outputs_count;
 
     /* Set by diffusevae_sample. */
     int64_t n;
-    int64_t steps;           /* S */
+    int64_t rows;            /* R */
     diffusevae_setting setting;
     diffusevae_timings timings;
 } diffusevae_result;
 
 DIFFUSEVAE_API void diffusevae_result_init(diffusevae_result* result);
 
-/* Sample: draw z, take the VAE's reconstruction of it as condition, then the chain. options: NULL for what _init sets. */
+/* Sample: take the inputs, given or drawn, through the bundle's pipeline. options: NULL for what _init sets. */
 DIFFUSEVAE_API diffusevae_status diffusevae_sample(diffusevae_sampler* sampler, const diffusevae_sample_options* options,
                                                    diffusevae_result* result);
 
-/* Stop the run that is in progress before its next step; it returns DIFFUSEVAE_CANCELLED unless it was in its last one.
+/* Stop the run that is in progress before its next row; it returns DIFFUSEVAE_CANCELLED unless it was in its last one.
  * Without effect on runs that begin later. From any thread and from signal handlers; NULL is fine. */
 DIFFUSEVAE_API void diffusevae_cancel(diffusevae_sampler* sampler);
 
 /* ---- the step table --------------------------------------------------------------------------------------------------- */
 
-/* The coefficients of a chain, as whole-sampler graphs take them. A row is p_x, p_eps, p_cond, k_x0, k_prev, k_x, k_eps,
- * k_cond, sigma, clip:
- *     x0 = limit(p_x x + p_eps eps + p_cond cond, clip)
- *     x' = k_x0 x0 + k_prev x0_prev + k_x x + k_eps eps + k_cond cond + sigma noise
- * from x = k_noise noise + k_image recon + start_k_cond cond, with cond = recon in [-1, 1]. */
+/* The coefficients of a chain, as whole-sampler graphs take them; one row is one call of the network:
+ *     e  = sum of weight * e of each lane
+ *     x0 = limit(p . (x, e, c, y, h1, h2, h3), clip)
+ *     x' = k . (x0, x, e, c, n, y, h1, h2, h3, g),   y' = q . (the same);   push puts e (1) or x0 (2) in front of h1, h2, h3
+ * A row is p_x p_e p_c p_y p_h1 p_h2 p_h3, k_x0 k_x k_e k_c k_n k_y k_h1 k_h2 k_h3 k_g, q_x0 .. q_g, clip c_in push, from
+ * x = k_noise x_T + k_start start + k_centre centre. */
 typedef struct diffusevae_step_table {
     size_t size;
-    int64_t capacity;      /* steps that the arrays have room for: S or more */
-    int64_t* timesteps;    /* int64 [S], falling, or NULL */
-    float* rows;           /* float32 [S, DIFFUSEVAE_ROW_FIELDS], or NULL */
+    int64_t capacity;      /* rows that the arrays have room for: R or more */
+    int64_t* timesteps;    /* int64 [R], or NULL */
+    float* rows;           /* float32 [R, DIFFUSEVAE_ROW_FIELDS], or NULL */
+    float* weights;        /* float32 [R, lanes], room for 2 lanes where guidance may be other than 0; or NULL */
 
     /* Set by diffusevae_get_step_table. */
-    int64_t steps;         /* S */
+    int64_t calls;         /* R */
+    int64_t lanes;         /* 1, or 2 with guidance: the inputs, and their nulls */
     double k_noise;
-    double k_image;
-    double start_k_cond;
+    double k_start;
+    double k_centre;
     diffusevae_setting setting;
 } diffusevae_step_table;
 
 DIFFUSEVAE_API void diffusevae_step_table_init(diffusevae_step_table* table);
 
-/* The table that diffusevae_sample would run with these options. Without arrays it tells S (capacity is then not looked at).
- * Of the options, only the setting counts: steps, method, spacing, eta, t_start, temperature, guidance, variance, clip,
- * prior. */
+/* The table that diffusevae_sample would run with these options. Without arrays it tells R and lanes (capacity is then not
+ * looked at). Of the options, only the setting counts: steps, method, spacing, eta, t_start, temperature, guidance, variance,
+ * clip, prior; and whether the input that would be drawn is given. */
 DIFFUSEVAE_API diffusevae_status diffusevae_get_step_table(const diffusevae_sampler* sampler,
                                                            const diffusevae_sample_options* options,
                                                            diffusevae_step_table* table);

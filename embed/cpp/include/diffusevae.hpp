@@ -1,10 +1,11 @@
-// How does a C++17 program sample from a bundle? RAII, exceptions and vectors over diffusevae.h, in this one header.
+// Sampling from C++17: RAII, exceptions and vectors over diffusevae.h.
 //
 //     diffusevae::Sampler sampler("model.bundle");
 //     diffusevae::SampleOptions options;
 //     options.n = 4;
 //     options.seed = 7;
-//     const diffusevae::Batch batch = sampler.sample(options);   // batch.images: uint8 [4, H, W, C]
+//     options.inputs["label"] = diffusevae::Array::of(std::vector<int64_t>{3});   // what the bundle declares, by name
+//     const diffusevae::Batch batch = sampler.sample(options);                    // batch.images: uint8 [4, H, W, C]
 //
 // What options mean, which arrays have which shape and what threads may do is said in diffusevae.h; here everything that
 // was not set stays std::nullopt or an empty vector. Every failure is an exception derived from diffusevae::Error, but for
@@ -13,155 +14,14 @@
 #define DIFFUSEVAE_HPP
 
 #include <algorithm>
-#include <cstddef>
-#include <cstdint>
+#include <cstring>
 #include <exception>
-#include <functional>
 #include <memory>
-#include <optional>
-#include <stdexcept>
-#include <string>
-#include <utility>
-#include <vector>
 
-#include "diffusevae.h"
+#include "diffusevae_types.hpp"
 
 namespace diffusevae {
 inline namespace api {
-
-// ---- errors --------------------------------------------------------------------------------------------------------------
-
-class Error : public std::runtime_error {
-public:
-    Error(diffusevae_status status, const std::string& text) : std::runtime_error(text), status_(status) {}
-    diffusevae_status status() const noexcept { return status_; }
-
-private:
-    diffusevae_status status_;
-};
-
-template <diffusevae_status kStatus>
-class ErrorOf : public Error {
-public:
-    explicit ErrorOf(const std::string& text) : Error(kStatus, text) {}
-};
-
-using ArgumentError = ErrorOf<DIFFUSEVAE_ARGUMENT>;
-using BundleError = ErrorOf<DIFFUSEVAE_BUNDLE>;
-using BackendError = ErrorOf<DIFFUSEVAE_BACKEND>;
-using NumericsError = ErrorOf<DIFFUSEVAE_NUMERICS>;
-using Cancelled = ErrorOf<DIFFUSEVAE_CANCELLED>;
-using BusyError = ErrorOf<DIFFUSEVAE_BUSY>;
-using MemoryError = ErrorOf<DIFFUSEVAE_NO_MEMORY>;
-using InternalError = ErrorOf<DIFFUSEVAE_INTERNAL>;
-
-// Throws the exception of a status other than OK, with this thread's error text.
-inline void check(diffusevae_status status) {
-    switch (status) {
-        case DIFFUSEVAE_OK: return;
-        case DIFFUSEVAE_ARGUMENT: throw ArgumentError(diffusevae_error());
-        case DIFFUSEVAE_BUNDLE: throw BundleError(diffusevae_error());
-        case DIFFUSEVAE_BACKEND: throw BackendError(diffusevae_error());
-        case DIFFUSEVAE_NUMERICS: throw NumericsError(diffusevae_error());
-        case DIFFUSEVAE_CANCELLED: throw Cancelled(diffusevae_error());
-        case DIFFUSEVAE_BUSY: throw BusyError(diffusevae_error());
-        case DIFFUSEVAE_NO_MEMORY: throw MemoryError(diffusevae_error());
-        case DIFFUSEVAE_INTERNAL: throw InternalError(diffusevae_error());
-    }
-    throw Error(status, diffusevae_error());
-}
-
-inline std::string version() { return diffusevae_version(); }
-
-// ---- what goes in --------------------------------------------------------------------------------------------------------
-
-struct OpenOptions {
-    std::string backend = "native";
-    std::string precision = "auto";
-    std::optional<int64_t> threads;  // nullopt: what affinity and the container's CPU quota allow
-    int64_t max_batch = 64;
-};
-
-using StepInfo = diffusevae_step;
-
-struct SampleOptions {
-    std::optional<int64_t> n;  // nullopt: what seeds, z, x_T or noise say, else 1
-    std::optional<uint64_t> seed;
-    std::vector<uint64_t> seeds;
-
-    std::optional<int64_t> steps;
-    std::optional<std::string> method;
-    std::optional<std::string> spacing;
-    std::optional<double> eta;
-    std::optional<int64_t> t_start;
-
-    std::optional<double> temperature;
-    std::optional<double> guidance;
-    std::optional<std::string> variance;
-    bool clip = true;
-    std::optional<std::string> prior;
-
-    std::vector<float> z;      // [n, z_dim]
-    std::vector<float> x_T;    // [n or 1, C, H, W]
-    std::vector<float> noise;  // [S, n or 1, C, H, W]
-
-    // Called after every step; true stops the run (Cancelled). What it throws leaves sample() as it is.
-    std::function<bool(const StepInfo&)> callback;
-};
-
-// ---- what comes out ------------------------------------------------------------------------------------------------------
-
-struct Setting {
-    int64_t steps = 0;
-    std::string method, spacing, variance;
-    std::optional<std::string> prior;
-    std::optional<int64_t> t_start;
-    double eta = 0, temperature = 1, guidance = 0;
-    bool clip = true;
-
-    Setting() = default;
-    explicit Setting(const diffusevae_setting& c)
-        : steps(c.steps), method(c.method), spacing(c.spacing), variance(c.variance), eta(c.eta), temperature(c.temperature),
-          guidance(c.guidance), clip(c.clip != 0) {
-        if (c.prior) prior = c.prior;
-        if (c.t_start != DIFFUSEVAE_UNSET) t_start = c.t_start;
-    }
-};
-
-struct Info {
-    int64_t image_size = 0, channels = 0, z_dim = 0, timesteps = 0, threads = 0, max_batch = 0, weight_bytes = 0;
-    int formulation = 0;  // 0: unconditional
-    bool conditional = false, z_conditioned = false, has_prior = false;
-    std::string name, backend, precision, isa;
-    Setting defaults;
-
-    size_t image_values() const { return size_t(channels) * size_t(image_size) * size_t(image_size); }
-};
-
-using Timings = diffusevae_timings;
-
-struct Batch {
-    int64_t n = 0, height = 0, width = 0, channels = 0;
-    std::vector<uint8_t> images;     // [n, height, width, channels]
-    std::vector<uint8_t> recon;      // the same, or empty for an unconditional model
-    std::vector<float> z;            // [n, z_dim], or empty
-    std::vector<float> x;            // [n, channels, height, width]
-    std::vector<uint64_t> seeds;     // [n]
-    std::vector<int64_t> timesteps;  // [S]
-    std::vector<double> step_ms;     // [S]
-    Setting setting;
-    Timings timings{};
-
-    // The pixels of one image, [height, width, channels].
-    const uint8_t* image(int64_t i) const { return images.data() + i * height * width * channels; }
-};
-
-struct StepTable {
-    std::vector<int64_t> timesteps;  // [S]
-    std::vector<float> rows;         // [S, DIFFUSEVAE_ROW_FIELDS]
-    double k_noise = 0, k_image = 0, start_k_cond = 0;
-    Setting setting;
-};
 
 // ---- the sampler ---------------------------------------------------------------------------------------------------------
 
@@ -190,47 +50,43 @@ public:
     const Info& info() const noexcept { return info_; }
 
     Batch sample(const SampleOptions& options = {}) {
-        Call call(options, info_, steps_of_noise(options));
-        Batch batch = room_for(call.n(), options.steps.value_or(info_.defaults.steps));
+        Call call(options);
+        Room room(options, info_, call.n());
         diffusevae_result result;
         diffusevae_result_init(&result);
-        result.capacity = batch.n;
-        result.images = filled(batch.images);
-        result.recon = filled(batch.recon);
-        result.z = filled(batch.z);
-        result.x = filled(batch.x);
-        result.seeds = filled(batch.seeds);
-        result.steps_capacity = int64_t(batch.timesteps.size());
-        result.timesteps = filled(batch.timesteps);
-        result.step_ms = filled(batch.step_ms);
+        result.outputs = room.outputs.data();
+        result.outputs_count = int64_t(room.outputs.size());
         const diffusevae_status status = diffusevae_sample(handle_.get(), &call.c, &result);
         if (call.thrown) std::rethrow_exception(call.thrown);
         check(status);
-        batch.timesteps.resize(size_t(result.steps));
-        batch.step_ms.resize(size_t(result.steps));
-        batch.setting = Setting(result.setting);
-        batch.timings = result.timings;
-        return batch;
+        room.batch.timesteps.resize(size_t(result.rows));
+        room.batch.step_ms.resize(size_t(result.rows));
+        room.batch.setting = Setting(result.setting);
+        room.batch.timings = result.timings;
+        return std::move(room.batch);
     }
 
-    // Stops the run in progress before its next step; from any thread.
+    // Stops the run in progress before its next row; from any thread.
     void cancel() noexcept { diffusevae_cancel(handle_.get()); }
 
     StepTable step_table(const SampleOptions& options = {}) const {
-        Call call(options, info_, 0);
+        Call call(options);
         diffusevae_step_table c;
         diffusevae_step_table_init(&c);
         check(diffusevae_get_step_table(handle_.get(), &call.c, &c));
         StepTable table;
-        table.timesteps.resize(size_t(c.steps));
-        table.rows.resize(size_t(c.steps) * DIFFUSEVAE_ROW_FIELDS);
-        c.capacity = c.steps;
+        table.timesteps.resize(size_t(c.calls));
+        table.rows.resize(size_t(c.calls) * DIFFUSEVAE_ROW_FIELDS);
+        table.weights.resize(size_t(c.calls * c.lanes));
+        c.capacity = c.calls;
         c.timesteps = table.timesteps.data();
         c.rows = table.rows.data();
+        c.weights = table.weights.data();
         check(diffusevae_get_step_table(handle_.get(), &call.c, &c));
+        table.lanes = c.lanes;
         table.k_noise = c.k_noise;
-        table.k_image = c.k_image;
-        table.start_k_cond = c.start_k_cond;
+        table.k_start = c.k_start;
+        table.k_centre = c.k_centre;
         table.setting = Setting(c.setting);
         return table;
     }
@@ -242,12 +98,12 @@ private:
 
     // Options as the C interface takes them; they point into the caller's.
     struct Call {
-        Call(const SampleOptions& options, const Info& info, int64_t noise_steps) : callback(options.callback) {
+        explicit Call(const SampleOptions& options) : callback(options.callback) {
             diffusevae_sample_options_init(&c);
             c.n = options.n.value_or(DIFFUSEVAE_UNSET);
             c.has_seed = options.seed ? 1 : 0;
             c.seed = options.seed.value_or(0);
-            c.seeds = filled(options.seeds);
+            c.seeds = options.seeds.empty() ? nullptr : options.seeds.data();
             c.seeds_count = int64_t(options.seeds.size());
             c.steps = options.steps.value_or(DIFFUSEVAE_UNSET);
             c.method = text(options.method);
@@ -259,13 +115,9 @@ private:
             c.variance = text(options.variance);
             c.clip = options.clip ? 1 : 0;
             c.prior = text(options.prior);
-            c.z = filled(options.z);
-            c.z_count = parts("z", options.z.size(), size_t(std::max<int64_t>(info.z_dim, 1)));
-            c.x_T = filled(options.x_T);
-            c.x_T_count = parts("x_T", options.x_T.size(), info.image_values());
-            c.noise_steps = options.noise.empty() ? 0 : noise_steps;
-            c.noise = noise_steps > 0 ? filled(options.noise) : nullptr;
-            if (c.noise) c.noise_count = parts("noise", options.noise.size(), info.image_values() * size_t(noise_steps));
+            for (const auto& [name, array] : options.inputs) inputs.push_back(array.named(name));
+            c.inputs = inputs.empty() ? nullptr : inputs.data();
+            c.inputs_count = int64_t(inputs.size());
             if (callback) {
                 c.callback = step;
                 c.user = this;
@@ -277,8 +129,15 @@ private:
         // The number of images; the library checks that all that say one agree.
         int64_t n() const {
             if (c.n != DIFFUSEVAE_UNSET) return std::max<int64_t>(c.n, 0);
-            return std::max<int64_t>({1, c.seeds_count, c.z_count, c.x_T_count, c.noise_count});
+            int64_t most = std::max<int64_t>(1, c.seeds_count);
+            for (const diffusevae_array& input : inputs) {
+                const int32_t samples = std::strcmp(input.name, "noise") == 0 ? 1 : 0;  // its dimension of samples
+                if (input.rank > samples) most = std::max(most, input.shape[samples]);
+            }
+            return most;
         }
+
+        static const char* text(const std::optional<std::string>& word) { return word ? word->c_str() : nullptr; }
 
         static int32_t step(const diffusevae_step* seen, void* user) noexcept {
             Call& call = *static_cast<Call*>(user);
@@ -291,8 +150,94 @@ private:
         }
 
         diffusevae_sample_options c;
+        std::vector<diffusevae_array> inputs;
         std::function<bool(const StepInfo&)> callback;
         std::exception_ptr thrown;
+    };
+
+    // A batch with room for n samples, and the arrays by which the library fills it.
+    struct Room {
+        Room(const SampleOptions& options, const Info& info, int64_t n) : info_(info) {
+            const int64_t steps = std::clamp<int64_t>(options.steps.value_or(info.defaults.steps), 0, info.timesteps);
+            sizes_ = {{"batch", n}, {"rows", steps + 1}};  // one method calls the network once more than it steps
+            for (const auto& [name, array] : options.inputs) learn(name, array);
+            batch.n = n;
+            batch.height = info.image_height;
+            batch.width = info.image_width;
+            batch.channels = info.image_channels;
+            vector("images", batch.images);
+            vector("x", batch.x);
+            vector("seeds", batch.seeds);
+            vector("timesteps", batch.timesteps);
+            vector("step_ms", batch.step_ms);
+            for (const std::string& name : options.values) add(name, named(name), batch.values);
+            for (const std::string& name : options.pixels) {
+                ArrayInfo pixels = named(name);
+                pixels.dtype = DIFFUSEVAE_UINT8;
+                if (pixels.shape.size() > 2) {  // the channels last
+                    std::rotate(pixels.shape.begin() + 1, pixels.shape.begin() + 2, pixels.shape.end());
+                    std::rotate(pixels.dimensions.begin() + 1, pixels.dimensions.begin() + 2, pixels.dimensions.end());
+                }
+                add(name, pixels, batch.pixels);
+            }
+        }
+
+        Batch batch;
+        std::vector<diffusevae_array> outputs;
+
+    private:
+        // The sizes of an input's free dimensions.
+        void learn(const std::string& name, const Array& array) {
+            for (const ArrayInfo& input : info_.inputs)
+                for (size_t i = 1; input.name == name && i < input.shape.size() && i < array.shape().size(); ++i)
+                    if (input.shape[i] < 0) sizes_[input.dimensions[i]] = array.shape()[i];
+        }
+
+        ArrayInfo named(const std::string& name) const {
+            const ArrayInfo* found = info_.output(name);
+            if (found) return *found;
+            ArrayInfo unknown;  // the library refuses it, and says what there is
+            unknown.name = name;
+            unknown.shape = {1};
+            unknown.dimensions = {""};
+            return unknown;
+        }
+
+        std::vector<int64_t> shape_of(const ArrayInfo& info) const {
+            std::vector<int64_t> shape = info.shape;
+            for (size_t i = 0; i < shape.size(); ++i)
+                if (shape[i] < 0) shape[i] = sizes_.count(info.dimensions[i]) ? sizes_.at(info.dimensions[i]) : 1;
+            return shape;
+        }
+
+        void add(const std::string& name, const ArrayInfo& info, std::map<std::string, Array>& into) {
+            into[name] = Array(info.dtype, shape_of(info));
+            outputs.push_back(into.at(name).named(name));
+        }
+
+        template <class Value>
+        void vector(const char* name, std::vector<Value>& into) {
+            const std::vector<int64_t> shape = shape_of(*info_.output(name));
+            int64_t size = 1;
+            for (const int64_t dimension : shape) {
+                if (dimension > 0 && size > PTRDIFF_MAX / int64_t(sizeof(Value)) / dimension)
+                    throw ArgumentError("n is " + std::to_string(batch.n) + "; expected fewer: more images than any memory "
+                                        "holds.");
+                size *= dimension;
+            }
+            into.resize(size_t(size));
+            diffusevae_array c{};
+            c.name = name;
+            c.dtype = DtypeOf<Value>::value;
+            c.rank = int32_t(shape.size());
+            std::copy(shape.begin(), shape.end(), c.shape);
+            static Value none;
+            c.data = into.empty() ? &none : into.data();
+            outputs.push_back(c);
+        }
+
+        const Info& info_;
+        std::map<std::string, int64_t> sizes_;
     };
 
     explicit Sampler(diffusevae_sampler* handle) { adopt(handle); }
@@ -302,61 +247,32 @@ private:
         diffusevae_info c;
         diffusevae_info_init(&c);
         check(diffusevae_describe(handle, &c));
-        info_.image_size = c.image_size;
-        info_.channels = c.channels;
-        info_.z_dim = c.z_dim;
+        info_.image_channels = c.image_channels;
+        info_.image_height = c.image_height;
+        info_.image_width = c.image_width;
         info_.timesteps = c.timesteps;
         info_.threads = c.threads;
         info_.max_batch = c.max_batch;
         info_.weight_bytes = c.weight_bytes;
-        info_.formulation = c.formulation;
-        info_.conditional = c.conditional != 0;
-        info_.z_conditioned = c.z_conditioned != 0;
+        info_.guided = c.guided != 0;
         info_.has_prior = c.has_prior != 0;
         info_.name = c.name;
+        info_.family = c.family;
+        info_.start = c.start ? c.start : "";
         info_.backend = c.backend;
         info_.precision = c.precision;
         info_.isa = c.isa;
         info_.defaults = Setting(c.defaults);
+        for (int64_t i = 0; i < c.inputs; ++i) info_.inputs.push_back(described(diffusevae_input, handle, i));
+        for (int64_t i = 0; i < c.outputs; ++i) info_.outputs.push_back(described(diffusevae_output, handle, i));
     }
 
-    // How many slices the noise must have: as many as the chain has steps.
-    int64_t steps_of_noise(const SampleOptions& options) const {
-        return options.noise.empty() ? 0 : int64_t(step_table(options).timesteps.size());
-    }
-
-    Batch room_for(int64_t n, int64_t steps) const {
-        const int64_t most = PTRDIFF_MAX / int64_t(sizeof(uint64_t) * std::max(info_.image_values(), size_t(info_.z_dim)));
-        if (n > most)
-            throw ArgumentError("n is " + std::to_string(n) + "; expected at most " + std::to_string(most)
-                                + ": more images than any memory holds.");
-        Batch batch;
-        batch.n = n;
-        batch.height = batch.width = info_.image_size;
-        batch.channels = info_.channels;
-        const size_t count = size_t(n), values = count * info_.image_values();
-        batch.images.resize(values);
-        batch.recon.resize(info_.conditional ? values : 0);
-        batch.z.resize(count * size_t(info_.z_dim));
-        batch.x.resize(values);
-        batch.seeds.resize(count);
-        batch.timesteps.resize(size_t(std::clamp<int64_t>(steps, 0, info_.timesteps)));
-        batch.step_ms.resize(batch.timesteps.size());
-        return batch;
-    }
-
-    static const char* text(const std::optional<std::string>& word) { return word ? word->c_str() : nullptr; }
-
-    template <class Values>
-    static auto filled(Values& values) -> decltype(values.data()) {
-        return values.empty() ? nullptr : values.data();
-    }
-
-    static int64_t parts(const char* name, size_t size, size_t part) {
-        if (size % part != 0)
-            throw ArgumentError(std::string(name) + " holds " + std::to_string(size) + " numbers; expected a multiple of "
-                                + std::to_string(part) + ".");
-        return int64_t(size / part);
+    template <class Describe>
+    static ArrayInfo described(const Describe& describe, const diffusevae_sampler* handle, int64_t index) {
+        diffusevae_array_info c;
+        diffusevae_array_info_init(&c);
+        check(describe(handle, index, &c));
+        return ArrayInfo(c);
     }
 
     std::unique_ptr<diffusevae_sampler, Free> handle_;

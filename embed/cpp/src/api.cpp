@@ -1,4 +1,4 @@
-// What stands behind diffusevae.h? Structs of any age, null pointers, and the place where every exception ends.
+// The functions of diffusevae.h: structs of any age, null pointers, and the place where every exception ends.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -42,7 +42,7 @@ diffusevae_status guarded(const Body& body) {
     } catch (const std::bad_alloc&) {
         return failed(DIFFUSEVAE_NO_MEMORY, "found no memory, expected some; lower max_batch or threads, or free some.");
     } catch (const std::length_error&) {
-        return failed(DIFFUSEVAE_NO_MEMORY, "found a request larger than any memory; lower max_batch, n or steps.");
+        return failed(DIFFUSEVAE_NO_MEMORY, "found a request larger than any memory, expected a smaller one; lower max_batch, n or steps.");
     } catch (const std::exception& error) {
         return failed(DIFFUSEVAE_INTERNAL, error.what());
     } catch (...) {  // nothing may cross the C interface, not even what a callback throws against its contract
@@ -66,6 +66,7 @@ diffusevae_sample_options defaults_of(const diffusevae_sample_options*) {
     return options;
 }
 
+diffusevae_array_info defaults_of(const diffusevae_array_info*) { return diffusevae_array_info{}; }
 diffusevae_info defaults_of(const diffusevae_info*) { return diffusevae_info{}; }
 diffusevae_result defaults_of(const diffusevae_result*) { return diffusevae_result{}; }
 diffusevae_step_table defaults_of(const diffusevae_step_table*) { return diffusevae_step_table{}; }
@@ -139,6 +140,7 @@ const char* diffusevae_version(void) { return DIFFUSEVAE_VERSION; }
 
 void diffusevae_open_options_init(diffusevae_open_options* options) { initialise(options); }
 void diffusevae_sample_options_init(diffusevae_sample_options* options) { initialise(options); }
+void diffusevae_array_info_init(diffusevae_array_info* info) { initialise(info); }
 void diffusevae_info_init(diffusevae_info* info) { initialise(info); }
 void diffusevae_result_init(diffusevae_result* result) { initialise(result); }
 void diffusevae_step_table_init(diffusevae_step_table* table) { initialise(table); }
@@ -164,6 +166,22 @@ diffusevae_status diffusevae_describe(const diffusevae_sampler* sampler, diffuse
     return guarded([&] {
         diffusevae_info described = taken(info, "info");
         opened(sampler).describe(described);
+        *info = described;
+    });
+}
+
+diffusevae_status diffusevae_input(const diffusevae_sampler* sampler, int64_t index, diffusevae_array_info* info) {
+    return guarded([&] {
+        diffusevae_array_info described = taken(info, "array_info");
+        opened(sampler).describe_input(index, described);
+        *info = described;
+    });
+}
+
+diffusevae_status diffusevae_output(const diffusevae_sampler* sampler, int64_t index, diffusevae_array_info* info) {
+    return guarded([&] {
+        diffusevae_array_info described = taken(info, "array_info");
+        opened(sampler).describe_output(index, described);
         *info = described;
     });
 }

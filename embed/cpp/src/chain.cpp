@@ -1,4 +1,3 @@
-// How does the loop go? One comment a line of the algorithm in run_chain.
 #include "chain.h"
 
 #include <algorithm>
@@ -9,124 +8,237 @@
 #include "error.h"
 
 namespace diffusevae {
-
 namespace {
 
+// Up to this many samples, one call on all lanes replaces one a lane; as in engine/backends/workspace.py.
+constexpr int64_t kFoldLimit = 8;
+constexpr const char* kReady = ". No batch was made; the sampler is ready for the next call.";
+
 std::string step_text(const Chain& chain, int64_t i) {
-    return "step " + std::to_string(i + 1) + " of " + std::to_string(chain.table.steps()) + " (timestep "
+    return "step " + std::to_string(i + 1) + " of " + std::to_string(chain.table.calls()) + " (timestep "
            + std::to_string(chain.table.timesteps[size_t(i)]) + ")";
 }
 
-constexpr const char* kReady = ". No batch was made; the sampler is ready for the next call.";
-
-// The arrays of the denoiser; only the place of the row changes from step to step.
-Arrays denoiser_arrays(const Chain& chain, Workspace& work) {
-    const Shape& s = work.shape;
-    Arrays arrays = {{"row", chain.embeddings, {chain.row_count, chain.row_width}},
-                     {"x", work.x.data(), {work.lanes, s.channels, s.height, s.width}},
-                     {"eps", work.eps.data(), {work.lanes, s.channels, s.height, s.width}}};
-    if (!work.cond.empty()) arrays.push_back({"cond", work.cond.data(), {work.lanes, s.channels, s.height, s.width}});
-    return arrays;
+[[noreturn]] void fail_not_finite(const Chain& chain, int64_t i) {
+    throw Error(DIFFUSEVAE_NUMERICS, "The graph '" + chain.graph_name + "' (" + chain.where + ") returned NaN or infinity at "
+                                         + step_text(chain, i)
+                                         + "; every value was expected to be finite. Open the bundle in another precision; if "
+                                           "it persists, check the inputs, x_T and noise you passed, and build the bundle "
+                                           "again from its checkpoint.");
 }
 
-// eps of every lane: with the condition, and with guidance without it too, in one batch.
-void ask(const Chain& chain, int64_t i, Workspace& work, Arrays& arrays) {
-    const int64_t state = work.n * work.shape.count();
-    if (work.lanes > work.n) std::copy_n(work.x.begin(), state, work.x.begin() + state);
-    arrays[0].data = const_cast<float*>(chain.embeddings + i * chain.row_count * chain.row_width);
-    chain.denoiser.run(arrays);
+[[noreturn]] void fail_cancelled(const Chain& chain, int64_t i) {
+    throw Error(DIFFUSEVAE_CANCELLED, "diffusevae_cancel stopped the run before " + step_text(chain, i) + kReady);
 }
 
-// One row over all samples, in place; whether every guided eps was finite. Operands whose coefficients are 0 are not read.
-bool update(const Chain& chain, int64_t i, Workspace& work) {
-    const float* row = chain.table.row(i);
-    const bool noisy = row[kSigma] != 0.0f;
-    const bool centred = row[kPCond] != 0.0f || row[kKCond] != 0.0f;
-    dv_update_args args{};
-    args.row = row;
-    args.x = args.out = work.x.data();
-    args.eps = work.eps.data();
-    args.eps_uncond = work.lanes > work.n ? work.eps.data() + work.n * work.shape.count() : nullptr;
-    args.cond = centred ? work.cond.data() : nullptr;
-    args.x0_prev = row[kKPrev] != 0.0f ? work.x0_prev.data() : nullptr;
-    args.x0_out = work.x0.empty() ? nullptr : work.x0.data();
-    args.noise = noisy && chain.noise ? chain.noise + i * chain.noise_step : nullptr;
-    args.noise_stride = chain.noise_sample;
-    args.seeds = noisy && !chain.noise ? chain.seeds : nullptr;
-    args.samples = work.n;
-    args.count = work.shape.count();
-    args.step = uint32_t(i);
-    args.guidance = chain.guidance;
-    args.threads = chain.threads;
-    return dv_update(&args) == 1;
+float* pointer(std::vector<float>& buffer) { return buffer.empty() ? nullptr : buffer.data(); }
+
+bool copies_input(const StepTable& table) { return table.lanes > 1 || table.any({kCIn}, 1.0f); }
+
+// ---- in one call -------------------------------------------------------------------------------------------------------
+
+// Asked before each row; counts them, so that a message can say where a run was stopped.
+struct Stop {
+    const std::atomic<bool>& cancelled;
+    int64_t asked;
+
+    static int32_t ask(void* user) {
+        Stop& stop = *static_cast<Stop*>(user);
+        ++stop.asked;
+        return stop.cancelled.load(std::memory_order_relaxed) ? 1 : 0;
+    }
+};
+
+// Noise of this chunk as one array, [R, n, ...]: a copy where it lies inside that of a larger batch.
+const float* contiguous_noise(const Chain& chain, int64_t n, int64_t count, std::vector<float>& copy) {
+    const ChainNoise& noise = chain.noise;
+    if (!noise.start || noise.row_stride == (noise.sample_stride == 0 ? count : n * count)) return noise.start;
+    copy.resize(memory_size({chain.table.calls(), n, count}));
+    for (int64_t i = 0; i < chain.table.calls(); ++i) std::copy_n(noise.of(i), n * count, copy.data() + i * n * count);
+    return copy.data();
 }
 
-// Show a finished step to the caller; stop when they say so.
-void report(const Chain& chain, int64_t i, const Workspace& work) {
-    const diffusevae_step seen{sizeof(diffusevae_step), i, chain.table.steps(), chain.table.timesteps[size_t(i)],
-                               chain.first, work.n, work.x.data(), work.x0.data()};
-    if (chain.callback(&seen, chain.user) != 0)
-        throw Error(DIFFUSEVAE_CANCELLED, "The callback stopped the run after " + step_text(chain, i) + kReady);
+bool run_in_one_call(const Chain& chain, Workspace& work, diffusevae_timings& timings, std::vector<double>& step_ms) {
+    const StepTable& table = chain.table;
+    std::vector<float> noise;
+    const float* const given = contiguous_noise(chain, work.n, int64_t(work.x.sample_size() / sizeof(float)), noise);
+    Stop stop{chain.cancelled, 0};
+    Loop loop{chain.x_port,
+              chain.row_port,
+              chain.e_port,
+              chain.constants,
+              table.calls(),
+              table.lanes,
+              work.n,
+              chain.row_count,
+              chain.embeddings,
+              table.rows.data(),
+              table.weights.data(),
+              work.x.floats(),
+              pointer(work.x_in),
+              work.e.data(),
+              chain.centre,
+              pointer(work.y),
+              pointer(work.h),
+              given ? nullptr : chain.seeds,
+              given,
+              chain.noise.sample_stride == 0,
+              Stop::ask,
+              &stop,
+              {}};
+    const LoopEnd end = chain.graph.run_loop(loop);
+    if (end == LoopEnd::kUnavailable) return false;
+    if (end == LoopEnd::kStopped) fail_cancelled(chain, stop.asked - 1);
+    if (end == LoopEnd::kNotFinite) fail_not_finite(chain, loop.failed);
+    for (size_t i = 0; i < loop.step_ms.size(); ++i) {
+        step_ms[i] += loop.step_ms[i];
+        timings.network_ms += loop.step_ms[i];
+    }
+    timings.first_step_ms += loop.step_ms.front();
+    timings.update_ms += loop.update_ms;
+    timings.network_calls += table.calls();
+    return true;
 }
 
-std::string not_finite(const Chain& chain, int64_t i) {
-    return "The graph 'denoiser' (" + chain.where + ") returned NaN or infinity at " + step_text(chain, i)
-           + "; every value was expected to be finite. Open the bundle in another precision; if it persists, check the z, "
-             "x_T and noise you passed, and build the bundle again from its checkpoint.";
-}
+// ---- row by row --------------------------------------------------------------------------------------------------------
 
-void scale_and_add(float* x, float k, const float* source, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) x[i] = x[i] + k * source[i];
-}
+class Rows {
+public:
+    Rows(const Chain& chain, Workspace& work)
+        : chain_(chain), work_(work), count_(int64_t(work.x.sample_size() / sizeof(float))), state_(work.n * count_) {
+        for (int64_t depth = 0; depth < 3 && !work.h.empty(); ++depth) history_[depth] = work.h.data() + depth * state_;
+    }
+
+    // e of every lane that row i has a weight for; the number of calls that it took.
+    int64_t evaluate(int64_t i) {
+        const int64_t lanes = chain_.table.active_lanes(i);
+        float* const x = network_input(lanes, chain_.table.row(i)[kCIn]);
+        if (lanes == 1 || work_.n <= kFoldLimit) {
+            ask(i, x, 0, lanes * work_.n);
+            return 1;
+        }
+        for (int64_t lane = 0; lane < lanes; ++lane) ask(i, x, lane * work_.n, work_.n);
+        return lanes;
+    }
+
+    // One row over all samples, in place; whether every e was finite. Operands whose coefficients are 0 are not read.
+    bool update(int64_t i) {
+        const float* const row = chain_.table.row(i);
+        dv_update_args args{};
+        args.row = row;
+        args.x = args.out = work_.x.floats();
+        args.e = work_.e.data();
+        args.weights = chain_.table.weight(i);
+        args.lanes = int32_t(chain_.table.active_lanes(i));
+        args.c = chain_.centre;
+        args.y = args.y_out = pointer(work_.y);
+        args.h1 = history_[0];
+        args.h2 = history_[1];
+        args.h3 = args.push_out = history_[2];
+        args.noise = chain_.noise.of(i);
+        args.noise_stride = chain_.noise.sample_stride;
+        args.seeds = args.noise ? nullptr : chain_.seeds;
+        args.x0_out = pointer(work_.x0);
+        args.samples = work_.n;
+        args.count = count_;
+        args.step = uint32_t(i);
+        args.threads = chain_.threads;
+        const bool finite = dv_update(&args) == 1;
+        if (row[kPush] != 0.0f) std::rotate(history_, history_ + 2, history_ + 3);
+        return finite;
+    }
+
+    // Show a finished row to the caller; stop when they say so.
+    void report(int64_t i) const {
+        const diffusevae_step seen{sizeof(diffusevae_step), i, chain_.table.calls(), chain_.table.timesteps[size_t(i)],
+                                   chain_.first, work_.n, work_.x.floats(), work_.x0.data()};
+        if (chain_.callback(&seen, chain_.user) != 0)
+            throw Error(DIFFUSEVAE_CANCELLED, "The callback stopped the run after " + step_text(chain_, i) + kReady);
+    }
+
+private:
+    // c_in x, once a lane; x itself where that is the same.
+    float* network_input(int64_t lanes, float c_in) {
+        if (lanes == 1 && c_in == 1.0f) return work_.x.floats();
+        for (int64_t lane = 0; lane < lanes; ++lane)
+            for (int64_t i = 0; i < state_; ++i) work_.x_in[size_t(lane * state_ + i)] = work_.x.floats()[i] * c_in;
+        return work_.x_in.data();
+    }
+
+    // One call of the step's graph for `size` entries of the lanes, from `begin` on.
+    void ask(int64_t i, float* x, int64_t begin, int64_t size) {
+        std::vector<int64_t> shape = work_.shape;
+        shape[0] = size;
+        Arrays arrays = {Array(chain_.x_port, Dtype::kFloat32, x + begin * count_, shape),
+                         Array(chain_.e_port, Dtype::kFloat32, work_.e.data() + begin * count_, shape)};
+        for (Array constant : chain_.constants) {
+            size_t bytes = bytes_of(constant.dtype);
+            for (size_t d = 1; d < constant.rank; ++d) bytes *= size_t(constant.shape[d]);
+            constant.data = static_cast<char*>(constant.data) + size_t(begin) * bytes;
+            constant.shape[0] = size;
+            arrays.push_back(constant);
+        }
+        if (chain_.row_port) {
+            const bool shared = chain_.row_count == 1;
+            const float* const row = chain_.embeddings + (i * chain_.row_count + (shared ? 0 : begin)) * chain_.row_width;
+            arrays.emplace_back(chain_.row_port, Dtype::kFloat32, row, std::vector<int64_t>{shared ? 1 : size, chain_.row_width});
+        }
+        chain_.graph.run(arrays);
+    }
+
+    const Chain& chain_;
+    Workspace& work_;
+    const int64_t count_, state_;
+    float* history_[3] = {nullptr, nullptr, nullptr};  // h1, h2, h3
+};
 
 }  // namespace
 
-void Workspace::prepare(int64_t samples, bool guided, bool conditional, bool keep_x0) {
+std::string where_of(const Backend& backend) {
+    return std::string(backend.name()) + ", precision " + backend.precision();
+}
+
+ChainNoise::ChainNoise(const Request& request, int64_t begin, const StateSpec& state)
+    : start(request.noise), row_stride(0), sample_stride(0) {
+    if (!request.noise) return;  // n alone may be any number: only where noise was given do so many images lie in memory
+    const int64_t count = state.channels * state.height * state.width;
+    const bool shared = request.noise_shared || request.n == 1;
+    sample_stride = request.noise_shared ? 0 : count;
+    row_stride = shared ? count : request.n * count;
+    start += request.noise_shared ? 0 : begin * count;
+}
+
+void Workspace::prepare(int64_t samples, const StepTable& table, bool watched) {
     n = samples;
-    lanes = guided ? 2 * samples : samples;
-    const size_t state = memory_size({lanes, shape.count()}), half = memory_size({n, shape.count()});
-    x.resize(state);
-    eps.resize(state);
-    cond.resize(conditional ? state : 0);
-    if (conditional) std::fill(cond.begin() + std::ptrdiff_t(half), cond.end(), 0.0f);
-    x0.resize(keep_x0 ? half : 0);
-    x0_prev.resize(keep_x0 ? half : 0);
+    shape[0] = samples;
+    x.prepare(Dtype::kFloat32, shape);
+    const size_t state = x.size() / sizeof(float);
+    const size_t lanes = memory_size({table.lanes, int64_t(x.size())}) / sizeof(float);
+    e.resize(lanes);
+    x_in.resize(copies_input(table) ? lanes : 0);
+    x0.resize(watched ? state : 0);
+    y.resize(table.uses_y() ? state : 0);
+    h.resize(table.any({kPush}) ? memory_size({3, int64_t(x.size())}) / sizeof(float) : 0);
 }
 
-void start_state(const StartRow& start, const float* x_T, bool shared, Workspace& work) {
-    const int64_t count = work.shape.count();
-    const float k_noise = float(start.k_noise);
-    for (int64_t sample = 0; sample < work.n; ++sample) {
-        float* x = work.x.data() + sample * count;
-        const float* from = x_T + (shared ? 0 : sample * count);
-        for (int64_t i = 0; i < count; ++i) x[i] = from[i] * k_noise;
-    }
-    if (work.cond.empty()) return;
-    for (const double k : {start.k_image, start.k_cond})
-        if (k != 0.0) scale_and_add(work.x.data(), float(k), work.cond.data(), work.n * count);
-}
-
-void run_chain(const Chain& chain, Workspace& work, diffusevae_timings& timings, double* step_ms) {
-    Arrays arrays = denoiser_arrays(chain, work);
+void run_chain(const Chain& chain, Workspace& work, diffusevae_timings& timings, std::vector<double>& step_ms) {
+    if (!chain.callback && run_in_one_call(chain, work, timings, step_ms)) return;
+    Rows rows(chain, work);
     Clock clock;
-    for (int64_t i = 0; i < chain.table.steps(); ++i) {
-        if (chain.cancelled.load(std::memory_order_relaxed))
-            throw Error(DIFFUSEVAE_CANCELLED, "diffusevae_cancel stopped the run before " + step_text(chain, i) + kReady);
+    for (int64_t i = 0; i < chain.table.calls(); ++i) {
+        if (chain.cancelled.load(std::memory_order_relaxed)) fail_cancelled(chain, i);
         clock.lap();
-        // eps = eps_theta(x_t, t, cond), and without the condition where guidance needs it
-        ask(chain, i, work, arrays);
+        // e_l = network(c_in x, what lane l is bound to, the embedding of t) in every lane with a weight
+        timings.network_calls += rows.evaluate(i);
         const double network_ms = clock.lap();
-        // eps = eps_c + w (eps_c - eps_u);  x_0 = clip(p . (x, eps, cond));
-        // x_{t-1} = k . (x_0, x_0 of the step before, x, eps, cond) + sigma * noise,  noise ~ N(0, I)
-        const bool finite = update(chain, i, work);
+        // e = sum of w_l e_l;  x_0 = limit(p . (x, e, c, y, h));  x' = k . (x_0, x, e, c, noise, y, h)
+        const bool finite = rows.update(i);
         timings.update_ms += clock.lap();
         timings.network_ms += network_ms;
         timings.first_step_ms += i == 0 ? network_ms : 0.0;
-        timings.network_calls += 1;
-        if (step_ms) step_ms[i] += network_ms;
-        if (!finite) throw Error(DIFFUSEVAE_NUMERICS, not_finite(chain, i));
-        if (chain.callback) report(chain, i, work);
-        std::swap(work.x0, work.x0_prev);
+        step_ms[size_t(i)] += network_ms;
+        if (!finite) fail_not_finite(chain, i);
+        if (chain.callback) rows.report(i);
     }
 }
 

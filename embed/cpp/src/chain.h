@@ -1,7 +1,8 @@
-// How is an image sampled? The loop of DiffuseVAE's second stage over one chunk of samples.
+// The loop of a sampler over one chunk of samples: in one call of the backend where it has such a call and nothing watches,
+// else row by row from here.
 //
-// The solver is not here: each step applies one row of a StepTable, so DDIM, DDPM, both formulations and truncated chains
-// all run through the same lines.
+// The solver is not here: each row of a StepTable says what one network call becomes, so every solver, prediction and guidance
+// runs through these lines.
 #ifndef DIFFUSEVAE_CHAIN_H
 #define DIFFUSEVAE_CHAIN_H
 
@@ -10,44 +11,50 @@
 #include <string>
 #include <vector>
 
-#include "diffusevae.h"
 #include "backends/graph.h"
+#include "bundle/pipeline.h"
+#include "diffusevae.h"
+#include "request.h"
 #include "steps.h"
+#include "tensor.h"
 
 namespace diffusevae {
 
-// Channels, height and width of an image.
-struct Shape {
-    int64_t channels, height, width;
-    int64_t pixels() const { return height * width; }
-    int64_t count() const { return channels * pixels(); }
-};
-
-// The buffers of one chunk; they grow to the largest chunk that ran. With guidance there are twice as many lanes as samples:
-// lane n + i is sample i without its condition (all zeros, as in training).
+// The buffers of one chunk; they grow to the largest chunk that ran.
 struct Workspace {
-    Workspace(int64_t samples, Shape image) : n(samples), lanes(samples), shape(image) {}
+    explicit Workspace(const StateSpec& state) : shape{0, state.channels, state.height, state.width} {}
 
-    // Room for n samples; the upper half of cond, where there is one, is set to zeros.
-    void prepare(int64_t samples, bool guided, bool conditional, bool keep_x0);
+    // Room for n samples and what this table uses. watched: whether each row's x0 is to be seen.
+    void prepare(int64_t samples, const StepTable& table, bool watched);
 
-    int64_t n, lanes;
-    Shape shape;
-    std::vector<float> x, cond, eps;  // [lanes, C, H, W]; cond is empty for an unconditional model
-    std::vector<float> x0, x0_prev;   // [n, C, H, W], or empty where nobody looks
-    std::vector<float> z;             // [lanes, z_dim], or empty
+    int64_t n = 0;
+    std::vector<int64_t> shape;             // of x
+    Tensor x;                               // [n, C, H, W]
+    std::vector<float> x_in, e, x0, y, h;   // [lanes * n, ...] twice, [n, ...] twice, [3, n, ...]; empty where not used
 };
 
-// What a run of the loop needs beside its buffers; all of it is decided before the first step.
+// This chunk's part of a caller's noise, or none.
+struct ChainNoise {
+    ChainNoise(const Request& request, int64_t begin, const StateSpec& state);
+
+    const float* of(int64_t row) const { return start ? start + row * row_stride : nullptr; }
+
+    const float* start;
+    int64_t row_stride, sample_stride;  // elements from one row's noise to the next, and from one sample's (0: shared)
+};
+
+// What a run of the loop needs beside its buffers; all of it is decided before the first row.
 struct Chain {
     const StepTable& table;
-    Graph& denoiser;
-    const float* embeddings;     // [S, row_count, row_width]: the timestep table's rows, one slice a step
+    Graph& graph;                // of the step
+    const std::string& graph_name;
+    const char *x_port, *row_port, *e_port;  // row_port: null where the graph has none
+    Arrays constants;            // what else it takes, [lanes * n, ...]
+    const float* embeddings;     // [R, row_count, row_width]
     int64_t row_count, row_width;
+    const float* centre;         // [n, C, H, W] or null
     const uint64_t* seeds;       // [n]: each sample's noise stream
-    const float* noise;          // this chunk's part of a caller's noise in place of the seeds' streams, or null
-    int64_t noise_step, noise_sample;  // elements from one step's noise to the next, and from one sample's (0: shared)
-    float guidance;
+    ChainNoise noise;
     int threads;
     int64_t first;               // of the samples of this chunk in the batch
     diffusevae_callback callback;
@@ -56,12 +63,12 @@ struct Chain {
     std::string where;           // names backend and precision in messages
 };
 
-// work.x = k_noise x_T + k_image cond + k_cond cond, with x_T [n, C, H, W] or one for all where `shared`; may be work.x.
-void start_state(const StartRow& start, const float* x_T, bool shared, Workspace& work);
+// "native, precision bf16"
+std::string where_of(const Backend& backend);
 
-// Takes work.x from x_T to x_0 in place. Error: NUMERICS when the denoiser returns NaN or infinity, CANCELLED when the
-// callback or diffusevae_cancel asks to stop. step_ms [S], or null, and timings are added to.
-void run_chain(const Chain& chain, Workspace& work, diffusevae_timings& timings, double* step_ms);
+// Takes work.x from the start to x_0 in place. Error: NUMERICS when the network returns NaN or infinity, CANCELLED when the
+// callback or diffusevae_cancel asks to stop. step_ms [R] and timings are added to.
+void run_chain(const Chain& chain, Workspace& work, diffusevae_timings& timings, std::vector<double>& step_ms);
 
 }  // namespace diffusevae
 

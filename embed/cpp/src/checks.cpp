@@ -1,4 +1,4 @@
-// How are a caller's arguments checked? See arguments.h; the sentences are those of engine/arguments.py in spirit.
+// The sentences are those of engine/checks.py in spirit.
 #include "checks.h"
 
 #include <cmath>
@@ -13,18 +13,12 @@ namespace diffusevae {
 namespace {
 
 // The product, or nothing where it is beyond what a pointer can reach.
-std::optional<size_t> product(std::initializer_list<int64_t> factors) {
+std::optional<size_t> product(const std::vector<int64_t>& factors) {
     int64_t total = 1;
     for (const int64_t factor : factors)
         if (__builtin_mul_overflow(total, factor, &total)) return std::nullopt;
     if (total < 0 || uint64_t(total) > uint64_t(PTRDIFF_MAX)) return std::nullopt;
     return size_t(total);
-}
-
-std::string shape_text(std::initializer_list<int64_t> shape) {
-    std::string text;
-    for (const int64_t dim : shape) text += (text.empty() ? "[" : ", ") + std::to_string(dim);
-    return text + "]";
 }
 
 // An exponent of all ones: NaN or infinity. Bits instead of isfinite(), so that the loop vectorises.
@@ -35,6 +29,12 @@ bool finite(float value) {
 }
 
 }  // namespace
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+    std::string text;
+    for (const int64_t dim : shape) text += (text.empty() ? "" : ", ") + std::to_string(dim);
+    return "[" + text + "]";
+}
 
 void refuse_argument(const std::string& sentence) { throw Error(DIFFUSEVAE_ARGUMENT, sentence); }
 
@@ -59,8 +59,8 @@ void check_number(const char* name, double value, double low, double high) {
     refuse_argument(std::string(name) + " is " + brief(value) + "; expected a number " + wanted + ".");
 }
 
-void check_array(const char* name, const void* data, size_t element, std::initializer_list<int64_t> shape) {
-    const std::string array = std::string(name) + " " + shape_text(shape);
+void check_array(const std::string& name, const void* data, size_t element, const std::vector<int64_t>& shape) {
+    const std::string array = name + " " + shape_text(shape);
     const std::optional<size_t> elements = product(shape);
     if (!elements || !product({int64_t(*elements), int64_t(element)}))
         refuse_argument(array + " would be larger than any memory; expected sizes that an array can have.");
@@ -70,17 +70,17 @@ void check_array(const char* name, const void* data, size_t element, std::initia
                         + "; expected an array that is aligned as its elements are.");
 }
 
-void check_finite_array(const char* name, const float* data, std::initializer_list<int64_t> shape) {
+void check_finite_array(const std::string& name, const float* data, const std::vector<int64_t>& shape) {
     check_array(name, data, sizeof(float), shape);
     const size_t count = *product(shape);
     size_t bad = 0;
     for (size_t i = 0; i < count; ++i) bad += finite(data[i]) ? 0 : 1;
     if (bad > 0)
-        refuse_argument(std::string(name) + " holds " + std::to_string(bad)
+        refuse_argument(name + " holds " + std::to_string(bad)
                         + " values that are NaN or infinite; expected finite numbers.");
 }
 
-size_t memory_size(std::initializer_list<int64_t> factors) {
+size_t memory_size(const std::vector<int64_t>& factors) {
     const std::optional<size_t> size = product(factors);
     if (!size)
         throw Error(DIFFUSEVAE_NO_MEMORY, "found a request for an array " + shape_text(factors)
@@ -89,7 +89,7 @@ size_t memory_size(std::initializer_list<int64_t> factors) {
     return *size;
 }
 
-std::optional<int64_t> agree_on_count(std::initializer_list<Count> counts) {
+std::optional<int64_t> agree_on_count(const std::vector<Count>& counts) {
     std::optional<int64_t> agreed;
     bool contradictory = false;
     std::string said;
@@ -97,7 +97,7 @@ std::optional<int64_t> agree_on_count(std::initializer_list<Count> counts) {
         if (!one.count || (one.shared && *one.count == 1)) continue;
         contradictory = contradictory || (agreed && *agreed != *one.count);
         agreed = *one.count;
-        said += (said.empty() ? "" : ", ") + std::string(one.name) + " says " + std::to_string(*one.count);
+        said += (said.empty() ? "" : ", ") + one.name + " says " + std::to_string(*one.count);
     }
     if (contradictory)
         refuse_argument("The number of images is contradictory: " + said + ". Make them agree, or leave out n.");

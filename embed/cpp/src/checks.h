@@ -1,10 +1,9 @@
-// Is this what a sampler can take? Small checks of what a caller passed; each refusal is an Error (ARGUMENT) that says what
-// was found, what was expected and what to do.
-#ifndef DIFFUSEVAE_ARGUMENTS_H
-#define DIFFUSEVAE_ARGUMENTS_H
+// Small checks of what a caller passed; each refusal is an Error (ARGUMENT) that says what was found, what was expected and
+// what to do.
+#ifndef DIFFUSEVAE_CHECKS_H
+#define DIFFUSEVAE_CHECKS_H
 
 #include <cstdint>
-#include <initializer_list>
 #include <optional>
 #include <string>
 #include <vector>
@@ -23,24 +22,27 @@ const char* known(const char* what, const std::string& word, const std::vector<s
 void check_number(const char* name, double value, double low, double high);
 
 // Refuses an array that is null, not aligned as its elements are, or longer than memory can be.
-void check_array(const char* name, const void* data, size_t element, std::initializer_list<int64_t> shape);
+void check_array(const std::string& name, const void* data, size_t element, const std::vector<int64_t>& shape);
 
 // The same of float32, all finite.
-void check_finite_array(const char* name, const float* data, std::initializer_list<int64_t> shape);
+void check_finite_array(const std::string& name, const float* data, const std::vector<int64_t>& shape);
 
 // a * b * ... without overflow as a size in memory; Error (NO_MEMORY) where it is none.
-size_t memory_size(std::initializer_list<int64_t> factors);
+size_t memory_size(const std::vector<int64_t>& factors);
+
+// "[4, 3, 32, 32]"
+std::string shape_text(const std::vector<int64_t>& shape);
 
 // Numbers of images by who says so; `shared`: 1 fits any number.
 struct Count {
-    const char* name;
+    std::string name;
     std::optional<int64_t> count;
     bool shared = false;
 };
 
 // The one number that all agree on, or nothing when none says.
-std::optional<int64_t> agree_on_count(std::initializer_list<Count> counts);
+std::optional<int64_t> agree_on_count(const std::vector<Count>& counts);
 
 }  // namespace diffusevae
 
-#endif  // DIFFUSEVAE_ARGUMENTS_H
+#endif  // DIFFUSEVAE_CHECKS_H

@@ -1,4 +1,4 @@
-// How is noise drawn? By the kernels, under the streams of philox.h.
+// The streams are those of philox.h.
 #include "noise.h"
 
 #include <unistd.h>
@@ -28,7 +28,7 @@ uint64_t drawn_seed() {
     return seed;
 }
 
-void draw_latent(const std::vector<uint64_t>& seeds, int64_t count, float* z) {
+void draw_input(const std::vector<uint64_t>& seeds, int64_t count, float* z) {
     dv_normal(seeds.data(), int64_t(seeds.size()), kStreamZ, 0, count, z);
 }
 

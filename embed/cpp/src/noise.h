@@ -1,4 +1,4 @@
-// Which seed does each sample have, and which normals belong to it? The kernels draw them (dv_normal), for C++ and Python.
+// Seeds, and the normals that belong to each sample: the kernels draw them (dv_normal), for C++ and Python.
 #ifndef DIFFUSEVAE_NOISE_H
 #define DIFFUSEVAE_NOISE_H
 
@@ -19,8 +19,8 @@ struct Seeds {
 // 64 bits from the operating system; Error (BACKEND) where it has none.
 uint64_t drawn_seed();
 
-// Unit normals [n, count]: z of the VAE's decoder, and the noise that a chain starts from before temperature.
-void draw_latent(const std::vector<uint64_t>& seeds, int64_t count, float* z);
+// Unit normals [n, count]: the input that a bundle draws, and the noise that a chain starts from before temperature.
+void draw_input(const std::vector<uint64_t>& seeds, int64_t count, float* z);
 void draw_initial(const std::vector<uint64_t>& seeds, int64_t count, float* x_T);
 
 }  // namespace diffusevae

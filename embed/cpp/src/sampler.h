@@ -1,10 +1,5 @@
-// How does a bundle become images? The Sampler takes one request at a time through VAE, step table and chain.
-//
-// VAE:     z ~ N(0, I), or the bundle's prior  ->  recon = decoder(z)  ->  cond = 2 * recon - 1
-// DDPM:    x_T ~ N(0, I)  ->  chain.h, conditioned on cond  ->  image
-//
-// A large request runs in chunks of max_batch: every sample has its own seed, so the result is the same and memory stays
-// bounded.
+// A bundle, opened: one request at a time, checked and taken through the pipeline in chunks of max_batch. Every sample has its
+// own seed, so the result is the same and memory stays bounded.
 #ifndef DIFFUSEVAE_SAMPLER_H
 #define DIFFUSEVAE_SAMPLER_H
 
@@ -14,11 +9,12 @@
 #include <string>
 #include <vector>
 
-#include "bundle/reader.h"
-#include "chain.h"
 #include "backends/graph.h"
 #include "bundle/prior.h"
-#include "request.h"
+#include "bundle/reader.h"
+#include "outputs.h"
+#include "pipeline.h"
+#include "schedule.h"
 
 namespace diffusevae {
 
@@ -26,14 +22,14 @@ namespace diffusevae {
 struct Opened {
     Opened(const std::string& path, const diffusevae_open_options& options);
 
-    const Model& model() const { return bundle.manifest().model; }
+    Parts parts() const { return {bundle, *backend, prior, threads}; }
 
     int64_t max_batch;  // cheap to check, hence before the bundle is read
     int threads;
     Bundle bundle;
     Schedule schedule;
-    std::optional<LatentPrior> prior;
-    Shape shape;
+    std::optional<Prior> prior;
+    std::vector<OutputSpec> outputs;
     std::unique_ptr<Backend> backend;
 };
 
@@ -47,34 +43,22 @@ public:
     // Throws Error: BUSY when it is running already, CANCELLED, NUMERICS, BACKEND, ARGUMENT; it is ready again after any.
     void sample(const diffusevae_sample_options& options, diffusevae_result& result);
 
-    // Stops the run in progress before its next step; from any thread.
+    // Stops the run in progress before its next row; from any thread.
     void cancel() noexcept { cancelled_.store(true, std::memory_order_relaxed); }
 
     void describe(diffusevae_info& info) const;
+    void describe_input(int64_t index, diffusevae_array_info& info) const;
+    void describe_output(int64_t index, diffusevae_array_info& info) const;
     void step_table(const diffusevae_sample_options& options, diffusevae_step_table& into) const;
 
 private:
-    struct Graphs {
-        std::unique_ptr<Graph> vae_decoder, timestep_table, denoiser;  // no decoder for an unconditional model
-    };
-
     Sampler(std::shared_ptr<const Opened> opened, Graphs graphs);
 
-    StepTable table_of(const Setting& setting) const;
-    void run_chunk(const Request& request, const StepTable& table, int64_t begin, int64_t n, diffusevae_result& result);
-    const float* start(const Request& request, const std::vector<uint64_t>& seeds, int64_t begin);
-    void decode();
-    void embed(const StepTable& table);
-    void store(const std::vector<uint64_t>& seeds, int64_t begin, diffusevae_result& result) const;
-    Chain chain_of(const Request& request, const StepTable& table, const std::vector<uint64_t>& seeds, int64_t begin) const;
-    void check_finite(const std::vector<float>& values, const char* role) const;
-    std::string where() const;
+    const Manifest& manifest() const { return opened_->bundle.manifest(); }
+    std::vector<Wanted> wanted(const Request& request, int64_t rows, const diffusevae_result& result) const;
 
     std::shared_ptr<const Opened> opened_;
-    Graphs graphs_;
-    Workspace work_;
-    std::vector<int64_t> embedded_;  // the timesteps that rows_ belong to, where they depend on nothing else
-    std::vector<float> rows_;        // [S, 1 or lanes, R]
+    Pipeline pipeline_;
     std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
     std::atomic<bool> cancelled_{false};
 };

@@ -1,4 +1,3 @@
-// How are options and the recorded setting merged? See setting.h.
 #include "setting.h"
 
 #include <limits>
@@ -26,24 +25,23 @@ void take_word(const char*& into, const char* name, const char* given, const std
     if (given) into = known(name, given, choices);
 }
 
-// Refuse what an unconditional model cannot have: guidance, and a start from a reconstruction.
-void check_start(const Setting& setting, const Model& model) {
-    if (model.conditional()) return;
-    if (setting.guided())
-        refuse_argument("guidance is " + brief(setting.guidance) + ", but this bundle is unconditional and has no condition "
+// Refuse what this bundle cannot have: guidance without nulls, and a start from a value that there is not.
+void check_possible(const Setting& setting, const PipelineSpec& pipeline) {
+    if (setting.guided() && !pipeline.guided())
+        refuse_argument("guidance is " + brief(setting.guidance) + ", but nothing that this bundle's network is fed has a null "
                         "to be guided by; expected 0. Leave it out.");
-    if (setting.t_start)
-        refuse_argument("t_start is " + std::to_string(*setting.t_start) + ", but this bundle is unconditional and has no "
-                        "reconstruction to start from. Leave it out.");
+    if (setting.t_start && !pipeline.state.start)
+        refuse_argument("t_start is " + std::to_string(*setting.t_start) + ", but this bundle's pipeline has no start value "
+                        "to start from. Leave it out.");
 }
 
 const char* chosen_prior(const Manifest& manifest, const char* asked, bool draws) {
     if (draws) {
         const auto word = asked ? std::optional<std::string>(asked) : std::nullopt;
-        return resolve_prior(word, manifest.latent_prior.has_value()) ? "bundle" : "standard";
+        return resolve_prior(word, manifest.prior.has_value()) ? "bundle" : "standard";
     }
     if (asked)
-        refuse_argument("prior is " + in_quotes(asked) + ", but no latent is drawn here: it is given, or the model has "
+        refuse_argument("prior is " + in_quotes(asked) + ", but no input is drawn here: it is given, or the bundle has "
                         "none. Leave it out.");
     return nullptr;
 }
@@ -66,7 +64,7 @@ Setting recorded_setting(const Manifest& manifest) {
     setting.temperature = recorded.temperature;
     setting.guidance = recorded.guidance;
     setting.variance = known("variance", manifest.variance, kVariances);
-    setting.prior = manifest.model.z_dim ? chosen_prior(manifest, nullptr, true) : nullptr;
+    setting.prior = manifest.drawn() != nullptr ? chosen_prior(manifest, nullptr, true) : nullptr;
     return setting;
 }
 
@@ -92,7 +90,7 @@ Setting resolve_setting(const Manifest& manifest, const diffusevae_sample_option
     setting.clip = given.clip != 0;
     check_number("guidance", setting.guidance, -std::numeric_limits<double>::infinity(),
                  std::numeric_limits<double>::infinity());
-    check_start(setting, manifest.model);
+    check_possible(setting, manifest.pipeline);
     setting.prior = chosen_prior(manifest, given.prior, draws);
     return setting;
 }

@@ -1,4 +1,4 @@
-// Which few-step setting does a run have? The caller's options merged with what the bundle recorded, as a whole.
+// The few-step setting of a run: the caller's options merged with what the bundle recorded, as a whole.
 #ifndef DIFFUSEVAE_SETTING_H
 #define DIFFUSEVAE_SETTING_H
 
@@ -22,7 +22,7 @@ struct Setting {
     double guidance = 0.0;
     const char* variance;
     bool clip = true;
-    const char* prior = nullptr;  // "bundle" or "standard"; null where no latent is drawn
+    const char* prior = nullptr;  // "bundle" or "standard"; null where no input is drawn
 
     bool guided() const { return guidance != 0.0; }
     bool draws_from_bundle() const { return prior && prior == std::string_view("bundle"); }
@@ -34,8 +34,8 @@ Setting recorded_setting(const Manifest& manifest);
 
 // Without any of steps, method, spacing, eta and t_start the recorded setting applies whole. Naming one of them replaces it
 // by the library's own (ddim; uniform or, with t_start, linspace; eta 0, temperature 1, guidance 0) at the recorded number of
-// steps: half of one setting and half of another is a setting that nobody measured. draws: whether a latent is drawn.
-// Error (ARGUMENT) for unknown words, for what an unconditional model cannot have, and for a prior where none is used; the
+// steps: half of one setting and half of another is a setting that was never measured. draws: whether an input is drawn.
+// Error (ARGUMENT) for unknown words, for what this bundle cannot have, and for a prior where none is used; the
 // numbers are checked by build_step_table.
 Setting resolve_setting(const Manifest& manifest, const diffusevae_sample_options& given, bool draws);
 

@@ -1,5 +1,6 @@
-// Which backends are there, and which were compiled in? One line each in kBackends.
+// The backends that there are, and those that were compiled in: one line each in kBackends.
 #include "checks.h"
+#include "bundle/graphs.h"
 #include "bundle/reader.h"
 #include "error.h"
 #include "backends/graph.h"
@@ -50,9 +51,10 @@ std::unique_ptr<Backend> open_backend(const Bundle& bundle, const std::string& n
     if (std::find(listed.begin(), listed.end(), name) == listed.end())
         throw Error(DIFFUSEVAE_BACKEND, bundle.path() + ": found backend '" + name
                                             + "', expected one that the bundle lists: " + joined(listed)
-                                            + "; choose one, or rebuild the bundle with --backends " + name);
-    static const std::vector<std::string> precisions = {"auto", "f32", "bf16", "fp16", "int8"};
-    known("precision", request.precision, precisions);
+                                            + "; choose one, or " + kRebuild + " --backends " + name);
+    std::vector<std::string> precisions = {"auto"};
+    precisions.insert(precisions.end(), kPrecisions.begin(), kPrecisions.end());
+    known("precision", request.precision, precisions);  // refuses another word
     return entry.open(bundle, request);
 }
 

@@ -1,4 +1,4 @@
-// How does this project's own engine run a graph on the CPU, in bf16 or int8? A checked program, mapped weights, and the C
+// Backend `native`: this project's own engine on the CPU, in bf16 or int8. A checked program, mapped weights, and the C
 // functions of the kernels. The instruction set is the best that processor and operating system allow (AMX, AVX-512 VNNI,
 // AVX2); DIFFUSEVAE_ISA forces one of them. Results depend on the instruction set, never on batch size or threads.
 #include <unistd.h>
@@ -18,11 +18,9 @@ namespace diffusevae {
 namespace {
 
 constexpr const char* kVariable = "DIFFUSEVAE_ISA";
-constexpr const char* kTable = "timestep_table";
-constexpr const char* kDenoiser = "denoiser";
 
 const std::vector<std::string> kIsas = {"amx", "avx512_bf16", "avx512", "avx2"};  // best first
-const std::vector<std::string> kPrecisions = {"bf16", "int8"};
+const std::vector<std::string> kOwnPrecisions = {"bf16", "int8"};
 
 struct Message {
     char text[1024] = "";
@@ -33,7 +31,7 @@ struct Message {
     const std::string found = what + ": found " + message.text;
     switch (status) {
         case DV_NATIVE_BAD_PROGRAM:
-            throw Error(DIFFUSEVAE_BUNDLE, found + "; expected a program that this engine can run; " + kRebuild);
+            throw Error(DIFFUSEVAE_BUNDLE, what + ", " + message.text + "; " + kRebuild);
         case DV_NATIVE_BAD_CALL:
             throw Error(DIFFUSEVAE_ARGUMENT, found + "; expected inputs within what the graph was built for; correct them");
         case DV_NATIVE_NO_MEMORY:
@@ -78,19 +76,15 @@ const char* instruction_set() {
                                         + did_you_mean(forced, kIsas));
 }
 
-// int8 where products of bytes are fast and those of bf16 are not, else bf16; another only where the bundle lacks that.
-const char* default_precision(const Bundle& bundle, const std::string& isa) {
-    const auto has = [&](const std::string& precision) { return bundle.has_engine("native", precision, kDenoiser); };
-    if (isa == "avx512" && has("int8")) return "int8";
-    return !has("bf16") && has("int8") ? "int8" : "bf16";
-}
-
-const char* chosen_precision(const Bundle& bundle, const std::string& isa, const std::string& asked) {
-    if (asked == "auto") return default_precision(bundle, isa);
-    for (const std::string& precision : kPrecisions)
-        if (precision == asked) return precision.c_str();
+// What was asked for; for "auto" the first that the bundle's step was built in, on any instruction set.
+const char* chosen_precision(const Bundle& bundle, const std::string& asked) {
+    const std::string& step = bundle.manifest().pipeline.step.graph;
+    for (const std::string& precision : kOwnPrecisions)
+        if (precision == asked || (asked == "auto" && bundle.has_engine("native", precision, step)))
+            return precision.c_str();
+    if (asked == "auto") return kOwnPrecisions[0].c_str();
     throw Error(DIFFUSEVAE_BACKEND, "native: found precision '" + asked + "', expected one of those it has: "
-                                        + joined(kPrecisions) + "; choose one, or another backend");
+                                        + joined(kOwnPrecisions) + "; choose one, or another backend");
 }
 
 // What all handles over one program share.
@@ -109,7 +103,7 @@ struct Close {
 
 using Handle = std::unique_ptr<dv_native, Close>;
 
-// A program and one handle over it; clones have a plan and weights in common, memory and threads of their own.
+// A program and one handle over it; clones have a layout and weights in common, memory and threads of their own.
 class NativeGraph : public Graph {
 public:
     NativeGraph(SharedProgram loaded, Handle handle)
@@ -127,15 +121,64 @@ public:
         if (status != DV_NATIVE_OK) fail(status, loaded_->what, message);
     }
 
+    LoopEnd run_loop(Loop& loop) override {
+        loop.step_ms.assign(size_t(loop.calls), 0.0);
+        std::vector<int32_t> numbers;
+        std::vector<const float*> constants;
+        for (const Array& array : loop.constants) {
+            numbers.push_back(number_of(array.name));
+            constants.push_back(static_cast<const float*>(array.data));
+        }
+        dv_native_steps steps{};
+        steps.x_port = number_of(loop.x_port);
+        steps.row_port = loop.row_port ? number_of(loop.row_port) : DV_NATIVE_NONE;
+        steps.e_port = number_of(loop.e_port);
+        steps.constants_count = int32_t(constants.size());
+        steps.constant_ports = numbers.data();
+        steps.constants = constants.data();
+        steps.steps = int32_t(loop.calls);
+        steps.row_count = int32_t(loop.row_count);
+        steps.lanes = int32_t(loop.lanes);
+        steps.samples = int32_t(loop.samples);
+        steps.embeddings = loop.row_port ? loop.embeddings : nullptr;
+        steps.rows = loop.rows;
+        steps.weights = loop.weights;
+        steps.x = loop.x;
+        steps.x_in = loop.x_in;
+        steps.c = loop.c;
+        steps.e = loop.e;
+        steps.y = loop.y;
+        steps.h = loop.h;
+        steps.seeds = loop.seeds;
+        steps.noise = loop.noise;
+        steps.noise_shared = loop.noise_shared ? 1 : 0;
+        steps.step_ms = loop.step_ms.data();
+        steps.update_ms = &loop.update_ms;
+        steps.stop = loop.stop;
+        steps.stop_user = loop.stop_user;
+        Message message;
+        const int32_t status = dv_native_run_steps(own_handle(), &steps, message.text, sizeof message.text);
+        loop.failed = steps.failed_step;
+        if (status == DV_NATIVE_CANCELLED) return LoopEnd::kStopped;
+        if (status == DV_NATIVE_NOT_FINITE) return LoopEnd::kNotFinite;
+        if (status != DV_NATIVE_OK) fail(status, loaded_->what, message);
+        return LoopEnd::kDone;
+    }
+
     std::unique_ptr<Graph> clone() const override { return std::make_unique<NativeGraph>(loaded_, cloned()); }
 
     int64_t weight_bytes() const override { return loaded_->weights.size(); }
 
 private:
-    void bind(const Array& array, dv_native_call& call) {
-        const int32_t number = loaded_->program.port(array.name);
+    int32_t number_of(const char* name) const {
+        const int32_t number = loaded_->program.port(name);
         if (number == DV_NATIVE_NONE)
-            throw Error(DIFFUSEVAE_INTERNAL, loaded_->what + ": found the array '" + array.name + "', which no port takes");
+            throw Error(DIFFUSEVAE_INTERNAL, loaded_->what + ": found the array '" + name + "', which no port takes");
+        return number;
+    }
+
+    void bind(const Array& array, dv_native_call& call) {
+        const int32_t number = number_of(array.name);
         ports_[size_t(number)] = array.data;
         const dv_native_port& port = loaded_->program.ports[size_t(number)];
         if (port.is_output) return;
@@ -177,22 +220,20 @@ public:
     NativeBackend(const Bundle& bundle, const BackendRequest& request)
         : bundle_(bundle),
           isa_(instruction_set()),
-          precision_(chosen_precision(bundle, isa_, request.precision)),
+          precision_(chosen_precision(bundle, request.precision)),
           threads_(std::min(request.threads, DV_NATIVE_MAX_THREADS)) {}
 
     const char* name() const override { return "native"; }
     const char* precision() const override { return precision_; }
     const char* isa() const override { return isa_; }
 
-    std::unique_ptr<Graph> load(const std::string& role) override {
-        // The timestep table runs once a schedule, and what it rounds off enters every step: it stays in float32. int8 is
-        // the denoiser's alone.
-        const std::string stored = role == kTable ? "f32" : role == kDenoiser ? precision_ : "bf16";
-        const EngineSpec& engine = bundle_.engine("native", stored, role);
+    std::unique_ptr<Graph> load(const std::string& name) override {
+        const std::string stored = bundle_.spec(name).computes_in(precision_);
+        const EngineSpec& engine = bundle_.engine("native", stored, name);
         const std::string where = bundle_.path_of(engine.file("program"));
         Weights weights(bundle_.map_engine(engine, "weights"), bundle_.path_of(engine.file("weights")));
-        NativeProgram program = parse_program(bundle_.read_engine(engine, "program"), weights.blobs(), role, stored, where);
-        check_ports(program, bundle_.spec(role), where);
+        NativeProgram program = parse_program(bundle_.read_engine(engine, "program"), weights.blobs(), name, stored, where);
+        check_ports(program, bundle_.spec(name), where);
         return opened(std::make_shared<const Loaded>(Loaded{where, std::move(weights), std::move(program), threads_}));
     }
 

@@ -1,4 +1,4 @@
-// Does an ONNX file keep its weights to itself? A walk over the messages that can hold a tensor, which skips contents.
+// A walk over the messages that can hold a tensor, which skips contents.
 #include "backends/onnx_file.h"
 
 #include <cstdint>
@@ -56,7 +56,7 @@ public:
     [[noreturn]] void refuse(const std::string& found) const {
         throw Error(DIFFUSEVAE_BUNDLE,
                     where_ + ": found " + found + ", expected an ONNX file with every weight inside, where its SHA-256 "
-                    "covers it; rebuild the bundle with: python export/build_engines.py");
+                    "covers it; rebuild the bundle with: diffusevae build CKPT --out PATH");
     }
 
 private:

@@ -1,4 +1,4 @@
-// Does an ONNX file keep its weights to itself? One that names other files would load bytes that nobody verified.
+// ONNX files that keep their weights to themselves: one that names other files would load bytes that were not verified.
 #ifndef DIFFUSEVAE_BACKENDS_ONNX_FILE_H
 #define DIFFUSEVAE_BACKENDS_ONNX_FILE_H
 

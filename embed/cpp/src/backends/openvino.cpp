@@ -1,4 +1,4 @@
-// How does OpenVINO run a graph on the CPU, in float32? The bundle's verified ONNX files, compiled from memory; the
+// Backend `openvino`: graphs on the CPU, in float32. The bundle's verified ONNX files, compiled from memory; the
 // options are those of engine/backends/openvino.py, so that one version of it computes the same bits here and there.
 #include <algorithm>
 #include <exception>
@@ -35,7 +35,10 @@ auto guarded(const std::string& what, const char* expected, const Call& call) ->
 }
 
 const char* dtype_of(const ov::element::Type& type) {
-    return type == ov::element::f32 ? "float32" : type == ov::element::i64 ? "int64" : "another type";
+    return type == ov::element::f32   ? "float32"
+           : type == ov::element::i64 ? "int64"
+           : type == ov::element::u8  ? "uint8"
+                                      : "another type";
 }
 
 bool same_shape(const ov::PartialShape& found, const std::vector<Dimension>& expected) {
@@ -73,28 +76,30 @@ void check_ports(const std::vector<ov::Output<const ov::Node>>& ports, const std
 // A compiled model and one infer request; clones share the compiled model and take turns on its threads.
 class OpenVinoGraph : public Graph {
 public:
-    OpenVinoGraph(std::string role, ov::CompiledModel compiled)
-        : role_(std::move(role)), compiled_(std::move(compiled)), request_(compiled_.create_infer_request()) {}
+    OpenVinoGraph(std::string name, ov::CompiledModel compiled)
+        : name_(std::move(name)), compiled_(std::move(compiled)), request_(compiled_.create_infer_request()) {}
 
     void run(const Arrays& arrays) override {
         const auto infer = [&] {
             for (const Array& array : arrays) {
                 const ov::Shape shape(array.shape, array.shape + array.rank);
-                const auto type = array.dtype == Dtype::kInt64 ? ov::element::i64 : ov::element::f32;
+                const auto type = array.dtype == Dtype::kInt64   ? ov::element::i64
+                                  : array.dtype == Dtype::kUint8 ? ov::element::u8
+                                                                 : ov::element::f32;
                 request_.set_tensor(array.name, ov::Tensor(type, shape, array.data));
             }
             request_.infer();
         };
-        guarded("graph '" + role_ + "'", "a result; check the free memory, or use a smaller batch", infer);
+        guarded("graph '" + name_ + "'", "a result; check the free memory, or use a smaller batch", infer);
     }
 
     std::unique_ptr<Graph> clone() const override {
-        const auto make = [&] { return std::make_unique<OpenVinoGraph>(role_, compiled_); };
-        return guarded("another graph '" + role_ + "'", "one over the same weights; check the memory", make);
+        const auto make = [&] { return std::make_unique<OpenVinoGraph>(name_, compiled_); };
+        return guarded("another graph '" + name_ + "'", "one over the same weights; check the memory", make);
     }
 
 private:
-    std::string role_;
+    std::string name_;
     mutable ov::CompiledModel compiled_;  // its create_infer_request is safe to call from any thread, but not const
     ov::InferRequest request_;
 };
@@ -117,26 +122,26 @@ public:
     const char* name() const override { return kName; }
     const char* precision() const override { return kPrecision; }
 
-    std::unique_ptr<Graph> load(const std::string& role) override {
-        const GraphSpec& spec = bundle_.spec(role);
-        const std::string data = bundle_.read_graph(role);
+    std::unique_ptr<Graph> load(const std::string& name) override {
+        const GraphSpec& spec = bundle_.spec(name);
+        const std::string data = bundle_.read_graph(name);
         const std::string where = bundle_.path_of(spec);
         check_self_contained(data, where);
         const auto compile = [&]() -> std::unique_ptr<Graph> {
             ov::CompiledModel compiled = core_.compile_model(core_.read_model(data, ov::Tensor()), "CPU", config_);
             check_ports(compiled.inputs(), spec.inputs, where);
             check_ports(compiled.outputs(), spec.outputs, where);
-            check_precision(compiled, role);
-            return std::make_unique<OpenVinoGraph>(role, compiled);
+            check_precision(compiled, name);
+            return std::make_unique<OpenVinoGraph>(name, compiled);
         };
         return guarded(where, "a graph that it can compile; upgrade openvino, or rebuild the bundle", compile);
     }
 
 private:
-    static void check_precision(const ov::CompiledModel& compiled, const std::string& role) {
+    static void check_precision(const ov::CompiledModel& compiled, const std::string& name) {
         const ov::element::Type obtained = compiled.get_property(ov::hint::inference_precision);
         if (obtained == ov::element::f32) return;
-        refuse("graph '" + role + "': found that it runs in " + obtained.get_type_name()
+        refuse("graph '" + name + "': found that it runs in " + obtained.get_type_name()
                + ", expected f32 as asked for; choose backend native");
     }
 

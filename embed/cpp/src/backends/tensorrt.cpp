@@ -1,4 +1,4 @@
-// How does TensorRT run a graph on an NVIDIA GPU? The bundle's plans; the caller's arrays are copied to the device and
+// Backend `tensorrt`: graphs on an NVIDIA GPU. The bundle's plans; the caller's arrays are copied to the device and
 // the results back.
 #include <map>
 #include <utility>
@@ -7,12 +7,13 @@
 #include "backends/tensorrt_plan.h"
 #include "error.h"
 #include "backends/graph.h"
+#include "tensor.h"
 
 namespace diffusevae {
 namespace {
 
 size_t bytes_of(const Array& array) {
-    size_t bytes = array.dtype == Dtype::kInt64 ? sizeof(int64_t) : sizeof(float);
+    size_t bytes = bytes_of(array.dtype);
     for (size_t i = 0; i < array.rank; ++i) bytes *= size_t(array.shape[i]);
     return bytes;
 }
@@ -99,9 +100,9 @@ public:
     const char* name() const override { return kTensorRt; }
     const char* precision() const override { return kPlanPrecision; }
 
-    std::unique_ptr<Graph> load(const std::string& role) override {
+    std::unique_ptr<Graph> load(const std::string& name) override {
         const DeviceScope scope(gpu_.ordinal);
-        return std::make_unique<TensorRtGraph>(std::make_shared<const Plan>(bundle_, role, gpu_));
+        return std::make_unique<TensorRtGraph>(std::make_shared<const Plan>(bundle_, name, gpu_));
     }
 
 private:

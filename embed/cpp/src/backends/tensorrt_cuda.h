@@ -1,4 +1,4 @@
-// Which parts of the CUDA runtime does the TensorRT backend need? A stream, memory that grows, and errors as sentences.
+// What backend `tensorrt` needs of the CUDA runtime: a stream, memory that grows, and errors as sentences.
 #ifndef DIFFUSEVAE_BACKENDS_TENSORRT_CUDA_H
 #define DIFFUSEVAE_BACKENDS_TENSORRT_CUDA_H
 

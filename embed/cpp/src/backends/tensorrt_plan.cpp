@@ -1,4 +1,4 @@
-// May this plan run here? The checks of engine/backends/tensorrt_plan.py.
+// The checks of engine/backends/tensorrt/plan.py.
 #include "backends/tensorrt_plan.h"
 
 #include <algorithm>
@@ -13,7 +13,7 @@ constexpr size_t kKeptMessages = 8;
 constexpr size_t kHeader = 32;  // bytes that every plan has; fewer, and the library reads past their end
 
 std::string rebuild(const std::string& options = "") {
-    return "rebuild with: python export/build_engines.py CKPT --out PATH --backends tensorrt --precision fp16"
+    return "rebuild with: diffusevae build CKPT --out PATH --backends tensorrt --precision fp16"
            + options;
 }
 
@@ -92,8 +92,8 @@ bool Gpu::covered_by(const std::vector<std::string>& targets) const {
     });
 }
 
-Plan::Plan(const Bundle& bundle, const std::string& role, const Gpu& gpu) : gpu_(gpu) {
-    const EngineSpec& entry = bundle.engine(kTensorRt, kPlanPrecision, role);
+Plan::Plan(const Bundle& bundle, const std::string& graph, const Gpu& gpu) : gpu_(gpu) {
+    const EngineSpec& entry = bundle.engine(kTensorRt, kPlanPrecision, graph);
     where_ = bundle.path() + ", " + entry.name();
     check_before(entry);
     const std::string data = bundle.read_engine(entry, "plan");
@@ -107,8 +107,8 @@ Plan::Plan(const Bundle& bundle, const std::string& role, const Gpu& gpu) : gpu_
     if (runtime_ == nullptr) fail("to start");
     engine_.reset(runtime_->deserializeCudaEngine(data.data(), data.size()));
     if (engine_ == nullptr) fail("to load the plan");
-    const std::string key = role + "." + kPlanPrecision;
-    const GraphSpec& spec = bundle.spec(bundle.manifest().graph(key) != nullptr ? key : role);
+    const std::string key = graph + "." + kPlanPrecision;
+    const GraphSpec& spec = bundle.spec(bundle.manifest().graph(key) != nullptr ? key : graph);
     check_tensors(spec.inputs, nvinfer1::TensorIOMode::kINPUT);
     check_tensors(spec.outputs, nvinfer1::TensorIOMode::kOUTPUT);
     if (size_t(engine_->getNbIOTensors()) != spec.inputs.size() + spec.outputs.size()) {

@@ -1,4 +1,4 @@
-// May this plan run here? Everything that can be checked is, before the library reads a byte of it and after it has.
+// Plans of TensorRT: everything that can be checked is, before the library reads a byte of one and after it has.
 #ifndef DIFFUSEVAE_BACKENDS_TENSORRT_PLAN_H
 #define DIFFUSEVAE_BACKENDS_TENSORRT_PLAN_H
 
@@ -15,7 +15,7 @@
 namespace diffusevae {
 
 constexpr const char* kTensorRt = "tensorrt";
-constexpr const char* kPlanPrecision = "fp16";  // of every plan; the timestep table's too: it belongs to the set
+constexpr const char* kPlanPrecision = "fp16";  // of every plan, also of graphs that compute in float32: it belongs to the set
 
 // Keeps the library's last warnings and errors: a call that fails returns null or false, and says why only here.
 class KeepingLogger : public nvinfer1::ILogger {
@@ -41,7 +41,7 @@ struct Gpu {
 // A loaded engine whose tensors are what the manifest says; graphs over it share it, each with a context of its own.
 class Plan {
 public:
-    Plan(const Bundle& bundle, const std::string& role, const Gpu& gpu);
+    Plan(const Bundle& bundle, const std::string& graph, const Gpu& gpu);
 
     const Gpu& gpu() const { return gpu_; }
     const std::string& where() const { return where_; }

@@ -1,0 +1,85 @@
+// The pipeline at work on one chunk of samples: inputs -> before -> rows and the loop -> after -> pixels.
+//
+// Which graphs those are is in the manifest (bundle/pipeline.h); the loop is chain.h's.
+#ifndef DIFFUSEVAE_PIPELINE_H
+#define DIFFUSEVAE_PIPELINE_H
+
+#include <atomic>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "backends/graph.h"
+#include "bundle/prior.h"
+#include "bundle/reader.h"
+#include "chain.h"
+#include "outputs.h"
+#include "request.h"
+#include "steps.h"
+#include "tensor.h"
+
+namespace diffusevae {
+
+// What a pipeline needs of what was opened; all of it outlives the pipeline.
+struct Parts {
+    const Bundle& bundle;
+    const Backend& backend;
+    const std::optional<Prior>& prior;
+    int threads;
+};
+
+using Graphs = std::map<std::string, std::unique_ptr<Graph>>;
+
+// The graphs that a sample needs: those of before, rows, step and after.
+std::vector<std::string> graphs_to_load(const PipelineSpec& spec);
+
+// The values that a run with these inputs has, and the results that come of themselves.
+std::set<std::string> values_there(const PipelineSpec& spec, const std::set<std::string>& inputs);
+
+class Pipeline {
+public:
+    Pipeline(Parts parts, Graphs graphs);
+
+    const Graphs& graphs() const { return graphs_; }
+
+    // Samples begin .. begin + n of a request, into the arrays that are wanted. Throws Error: NUMERICS, CANCELLED, BACKEND.
+    void run(const Request& request, const StepTable& table, int64_t begin, int64_t n, const std::vector<Wanted>& wanted,
+             const std::atomic<bool>& cancelled, diffusevae_timings& timings, std::vector<double>& step_ms);
+
+private:
+    void take_inputs(const Request& request, const std::vector<uint64_t>& seeds, int64_t begin);
+    void before();
+    void rows(const StepTable& table);
+    void start(const Request& request, const StepTable& table, const std::vector<uint64_t>& seeds, int64_t begin);
+    void after();
+    void store(const std::vector<Wanted>& wanted, const std::vector<uint64_t>& seeds, int64_t begin) const;
+
+    const Tensor& value(const std::string& name) const;
+    bool has(const std::string& name) const { return there_.count(name) != 0; }
+    // Runs a call on values that `find` knows; its outputs go to `into`, under the names of the pipeline.
+    template <class Find>
+    void call(const CallSpec& spec, const Find& find, Tensors& into);
+    // A value over all lanes, [lanes * n, ...]: itself, then its null in the lanes after the first.
+    const Tensor& stacked(const std::string& name, int64_t lanes);
+    // What stands for a value in the null lane, [1 or n, ...]; the value itself where it has no null.
+    const Tensor& null_of(const std::string& name);
+    bool null_depends_on_request(const std::string& name) const;
+
+    Parts parts_;
+    const PipelineSpec& spec_;
+    Graphs graphs_;
+    int64_t n_ = 0;
+    Tensors values_;                  // buffers by name, of which those in there_ hold values of this chunk
+    std::set<std::string> there_;
+    Tensors stacked_, nulls_;         // by name
+    std::set<std::string> nulls_there_;  // nulls of this chunk, or kept from one to the next
+    std::vector<int64_t> embedded_;   // the timesteps that embeddings_ belong to, where they depend on nothing else
+    Tensor embeddings_;               // [R, width], or [R, lanes * n, width]
+    Workspace work_;
+};
+
+}  // namespace diffusevae
+
+#endif  // DIFFUSEVAE_PIPELINE_H
