@@ -1,4 +1,4 @@
-// How is a native program run and compared in a test? Handles, drawn inputs, reports.
+// A native program run and compared in a test: handles, drawn inputs, reports.
 #ifndef DIFFUSEVAE_TESTS_NATIVE_CHECK_H
 #define DIFFUSEVAE_TESTS_NATIVE_CHECK_H
 

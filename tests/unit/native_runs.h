@@ -1,4 +1,4 @@
-// What must hold of runs whatever they compute? Same bits for any batch and threads, the sampler's loop, faults answered.
+// What holds of runs whatever they compute: the same bits for any batch and threads, the sampler's loop, faults answered.
 #ifndef DIFFUSEVAE_TESTS_NATIVE_RUNS_H
 #define DIFFUSEVAE_TESTS_NATIVE_RUNS_H
 
@@ -7,6 +7,7 @@
 
 #include <thread>
 
+#include "diffusevae/row.h"
 #include "native_check.h"
 
 namespace {
@@ -76,87 +77,184 @@ void check_same_bits(const char* isa) {
     }
 }
 
+// A loop over the denoiser: three rows of two samples, in one lane or two.
 struct StepsRun {
-    static constexpr int64_t kSteps = 3, kSamples = 2, kCount = 3 * 8 * 8;
+    static constexpr int64_t kSteps = 3, kSamples = 2, kCount = 3 * 8 * 8, kState = kSamples * kCount;
     Inputs in;
-    std::vector<float> rows, eps, x0, coefficients;
+    std::vector<float> embeddings, x, x_in, e, x0, y, h, c, weights;
+    std::vector<diffusevae::Row> rows;
     std::vector<uint64_t> seeds{7, uint64_t(1) << 63};
+    int32_t constant_port;
+    const float* constants;
     dv_native_steps s{};
 
-    StepsRun(const Denoiser& d, bool guided) {
-        const int64_t lanes = guided ? 2 * kSamples : kSamples;
-        in = draw_inputs(d.b, lanes, 1, 0);
-        const int32_t width = d.b.ports[size_t(d.b.row_port)].channels;
+    StepsRun(const Denoiser& d, int32_t lanes, bool row_a_sample) {
+        const int64_t batch = lanes * kSamples;
+        in = draw_inputs(d.b, batch, 1, 0);
+        const int64_t row_count = row_a_sample ? batch : 1, width = d.b.ports[size_t(d.b.row_port)].channels;
         Random random(6);
-        rows.resize(size_t(kSteps * width));
-        for (float& v : rows) v = random.uniform(-1.0f, 1.0f);
+        embeddings = drawn(random, kSteps * row_count * width, 1.0f);
+        c = drawn(random, kState, 1.0f);
+        x.assign(in.ports[size_t(d.x)].begin(), in.ports[size_t(d.x)].begin() + kState);
         for (int64_t i = 0; i < kSteps; ++i) {
-            const float row[10] = {1.1f, -0.4f, 0.1f, 0.5f, i > 0 ? 0.2f : 0.0f, 0.3f, 0.1f, 0.0f, 0.05f, 4.0f};
-            coefficients.insert(coefficients.end(), row, row + 10);
+            rows.push_back(plain_row());
+            for (int32_t lane = 0; lane < lanes; ++lane) weights.push_back(lane == 0 ? 1.5f : -0.5f);
         }
-        eps.resize(size_t(lanes * kCount));
-        x0.resize(size_t(2 * kSamples * kCount));
-        s.x_port = d.x, s.cond_port = d.cond, s.row_port = d.b.row_port, s.eps_port = d.eps;
-        s.steps = int32_t(kSteps), s.row_count = 1, s.samples = kSamples, s.lanes = lanes;
-        s.rows = rows.data(), s.coefficients = coefficients.data();
-        s.x = in.ports[size_t(d.x)].data(), s.cond = in.ports[size_t(d.cond)].data();
-        s.eps = eps.data(), s.x0 = x0.data(), s.seeds = seeds.data(), s.guidance = guided ? 0.7f : 0.0f;
+        x_in.resize(size_t(batch * kCount));
+        e.resize(size_t(batch * kCount));
+        for (std::vector<float>* room : {&x0, &y}) room->assign(size_t(kState), NAN);
+        h.assign(size_t(3 * kState), NAN);
+        constant_port = d.cond;
+        constants = in.ports[size_t(d.cond)].data();
+        s.x_port = d.x, s.row_port = d.b.row_port, s.e_port = d.eps;
+        s.constants_count = 1, s.constant_ports = &constant_port, s.constants = &constants;
+        s.steps = int32_t(kSteps), s.row_count = int32_t(row_count), s.lanes = lanes, s.samples = int32_t(kSamples);
+        s.embeddings = embeddings.data(), s.rows = &rows[0].p_x, s.weights = weights.data(), s.x = x.data();
+        s.e = e.data(), s.x0 = x0.data(), s.c = c.data(), s.seeds = seeds.data();
+        s.x_in = x_in.data(), s.y = y.data(), s.h = h.data();
+    }
+
+    static diffusevae::Row plain_row() {
+        diffusevae::Row row{};
+        row.p_x = 1.1f, row.p_e = -0.4f, row.p_c = 0.1f, row.clip = 4.0f, row.c_in = 1.0f;
+        row.k_x0 = 0.5f, row.k_x = 0.3f, row.k_e = 0.1f, row.k_n = 0.05f;
+        return row;
+    }
+
+    // The first row leaves y and a history behind, the others read both; c_in differs from row to row.
+    void use_history(float push) {
+        rows[0].q_x = 0.75f, rows[0].q_e = 0.2f, rows[0].push = push, rows[0].c_in = 0.5f;
+        rows[1].k_h1 = 0.2f, rows[1].p_y = 0.1f, rows[1].q_y = 0.5f, rows[1].q_n = 0.1f, rows[1].push = push;
+        rows[2].k_h2 = 0.3f, rows[2].p_h1 = -0.1f, rows[2].k_y = 0.2f, rows[2].c_in = 2.0f;
+    }
+
+    static std::vector<float> drawn(Random& random, int64_t count, float most) {
+        std::vector<float> values(size_t(count), 0.0f);
+        for (float& v : values) v = random.uniform(-most, most);
+        return values;
     }
 };
 
-// The same loop by hand, over dv_native_run and dv_update.
+// The same loop by hand, over dv_native_run and dv_update; e_0, e_1, ... are what the network answers.
 std::vector<float> steps_by_hand(dv_native* handle, const Denoiser& d, StepsRun& r) {
-    std::vector<float>& x = r.in.ports[size_t(d.x)];
-    const int64_t state = StepsRun::kSamples * StepsRun::kCount;
-    std::vector<float> x0(size_t(state), 0.0f), previous(size_t(state), 0.0f);
-    const int32_t width = d.b.ports[size_t(d.b.row_port)].channels;
+    constexpr int64_t kState = StepsRun::kState;
+    const int64_t width = d.b.ports[size_t(d.b.row_port)].channels;
+    std::vector<float> history[3], y(size_t(kState), 0.0f);
+    for (std::vector<float>& each : history) each.assign(size_t(kState), 0.0f);
     for (int64_t i = 0; i < StepsRun::kSteps; ++i) {
-        if (r.s.lanes > r.s.samples) std::copy_n(x.begin(), state, x.begin() + state);
+        const float* weights = r.weights.data() + i * r.s.lanes;
+        const int32_t lanes = r.s.lanes == 2 && weights[1] != 0.0f ? 2 : 1;
+        const int64_t batch = lanes * StepsRun::kSamples;
+        const int32_t row_count = r.s.row_count == 1 ? 1 : int32_t(batch);
         Inputs in = r.in;
-        in.ports[size_t(d.b.row_port)].assign(r.rows.begin() + i * width, r.rows.begin() + (i + 1) * width);
-        const Result got = run(handle, d.b, in, r.s.lanes, 1);
+        in.ports[size_t(d.cond)].resize(size_t(batch * StepsRun::kCount));
+        in.ports[size_t(d.x)].clear();
+        for (int64_t at = 0; at < batch * StepsRun::kCount; ++at)
+            in.ports[size_t(d.x)].push_back(r.rows[size_t(i)].c_in * r.x[size_t(at % kState)]);
+        const auto first = r.embeddings.begin() + i * r.s.row_count * width;
+        in.ports[size_t(d.b.row_port)].assign(first, first + row_count * width);
+        const Result got = run(handle, d.b, in, batch, row_count);
         dv_update_args a{};
-        a.row = r.coefficients.data() + 10 * i;
-        a.x = a.out = x.data();
-        a.eps = got.ports[size_t(d.eps)].data();
-        a.eps_uncond = r.s.lanes > r.s.samples ? a.eps + state : nullptr;
-        a.cond = r.s.cond;
-        a.x0_prev = i > 0 ? previous.data() : nullptr;
-        a.x0_out = x0.data();
+        a.row = &r.rows[size_t(i)].p_x;
+        a.x = a.out = r.x.data();
+        a.e = got.ports[size_t(d.eps)].data();
+        a.weights = weights;
+        a.lanes = lanes;
+        a.c = r.s.c;
+        a.y = a.y_out = y.data();
+        a.h1 = history[0].data(), a.h2 = history[1].data(), a.h3 = history[2].data();
         a.seeds = r.seeds.data();
         a.samples = StepsRun::kSamples;
         a.count = a.noise_stride = StepsRun::kCount;
         a.step = uint32_t(i);
-        a.guidance = r.s.guidance;
         a.threads = 1;
+        std::vector<float> pushed(size_t(kState), 0.0f);
+        a.push_out = pushed.data();
         dv_update(&a);
-        std::swap(x0, previous);
+        if (r.rows[size_t(i)].push == diffusevae::kPushNothing) continue;
+        history[2].swap(history[1]);
+        history[1].swap(history[0]);
+        history[0].swap(pushed);
     }
-    x.resize(size_t(state));
-    return x;
+    return r.x;
+}
+
+void check_loops(const char* isa, Denoiser& d, const Handle& open) {
+    const struct { const char* name; int32_t lanes; float push; bool row_a_sample, one_lane_last; } cases[] = {
+        {"", 1, -1.0f, false, false},
+        {", two lanes", 2, -1.0f, false, false},
+        {", two lanes, one in the last row", 2, -1.0f, true, true},
+        {", with y and past e", 1, diffusevae::kPushE, true, false},
+        {", two lanes with y and past x0", 2, diffusevae::kPushX0, false, true}};
+    for (const auto& c : cases) {
+        const std::string name = std::string(isa) + " steps in one call are the steps by hand" + c.name;
+        if (name.find(wanted) == std::string::npos) continue;
+        StepsRun whole(d, c.lanes, c.row_a_sample), hand(d, c.lanes, c.row_a_sample);
+        for (StepsRun* r : {&whole, &hand}) {
+            if (c.push >= 0.0f) r->use_history(c.push);
+            if (c.one_lane_last) r->weights[5] = 0.0f;
+        }
+        if (c.push < 0.0f) whole.s.y = whole.s.h = nullptr;
+        if (c.push < 0.0f && c.lanes == 1) whole.s.x_in = nullptr;
+        char error[256];
+        const int32_t status = dv_native_run_steps(open.handle, &whole.s, error, sizeof error);
+        const std::vector<float> want = steps_by_hand(open.handle, d, hand);
+        const bool same = std::memcmp(want.data(), whole.s.x, want.size() * sizeof(float)) == 0;
+        report(status == DV_NATIVE_OK && same && std::isfinite(want[0]) && whole.s.failed_step == -1, name, error);
+    }
+}
+
+// Every change of a good call must be answered BAD_CALL, before anything is run.
+void check_steps_refused(const char* isa, Denoiser& d, const Handle& open) {
+    static int32_t twice[2];
+    static const float* both[2];
+    const struct { const char* name; void (*change)(StepsRun&); } changes[] = {
+        {"a wrong port", [](StepsRun& r) { r.s.x_port = 77; }},
+        {"a port named twice", [](StepsRun& r) { twice[0] = twice[1] = r.constant_port, both[0] = both[1] = r.constants;
+                                                 r.s.constants_count = 2, r.s.constant_ports = twice, r.s.constants = both; }},
+        {"a port named by nothing", [](StepsRun& r) { r.s.constants_count = 0; }},
+        {"constants that are null", [](StepsRun& r) { r.constants = nullptr; }},
+        {"no embeddings", [](StepsRun& r) { r.s.embeddings = nullptr; }},
+        {"rows of another number", [](StepsRun& r) { r.s.row_count = 3; }},
+        {"no rows", [](StepsRun& r) { r.s.steps = 0; }},
+        {"no lanes", [](StepsRun& r) { r.s.lanes = 0; }},
+        {"no weights", [](StepsRun& r) { r.s.weights = nullptr; }},
+        {"a guide", [](StepsRun& r) { r.rows[2].k_g = 1.0f; }},
+        {"no centre", [](StepsRun& r) { r.s.c = nullptr; }},
+        {"no y", [](StepsRun& r) { r.rows[1].q_y = 1.0f, r.s.y = nullptr; }},
+        {"no history", [](StepsRun& r) { r.rows[1].push = 1.0f, r.s.h = nullptr; }},
+        {"a push of 3", [](StepsRun& r) { r.rows[1].push = 3.0f; }},
+        {"no noise", [](StepsRun& r) { r.s.seeds = nullptr; }},
+        {"no room for c_in", [](StepsRun& r) { r.rows[1].c_in = 0.5f, r.s.x_in = nullptr; }}};
+    for (const auto& c : changes) {
+        StepsRun r(d, 1, false);
+        c.change(r);
+        char error[256];
+        const float before = r.x[0];
+        const int32_t answer = dv_native_run_steps(open.handle, &r.s, error, sizeof error);
+        report(answer == DV_NATIVE_BAD_CALL && r.x[0] == before, std::string(isa) + " steps with " + c.name + " are refused", error);
+    }
 }
 
 void check_steps(const char* isa) {
     Denoiser d(false);
     const Handle open(d.b, isa, 2);
+    check_loops(isa, d, open);
     char error[256];
-    for (bool guided : {false, true}) {
-        const std::string name = std::string(isa) + " steps in one call are the steps by hand" + (guided ? ", guided" : "");
-        if (name.find(wanted) == std::string::npos) continue;
-        StepsRun whole(d, guided), hand(d, guided);
-        const int32_t status = dv_native_run_steps(open.handle, &whole.s, error, sizeof error);
-        const std::vector<float> want = steps_by_hand(open.handle, d, hand);
-        const bool same = std::memcmp(want.data(), whole.s.x, want.size() * sizeof(float)) == 0;
-        report(status == DV_NATIVE_OK && same && whole.s.failed_step == -1, name, error);
-    }
-    StepsRun bad(d, false);
-    bad.coefficients[10 * 1 + 5] = NAN;  // the second step's x is NaN, the third step's eps tells
-    const int32_t status = dv_native_run_steps(open.handle, &bad.s, error, sizeof error);
-    report(status == DV_NATIVE_NOT_FINITE && bad.s.failed_step == 2, std::string(isa) + " a step that is not finite is named", error);
-    StepsRun wrong(d, false);
-    wrong.s.x_port = 77;
-    const int32_t answer = dv_native_run_steps(open.handle, &wrong.s, error, sizeof error);
-    report(answer == DV_NATIVE_BAD_CALL, std::string(isa) + " a wrong port is refused", error);
+    StepsRun bad(d, 1, false);
+    bad.rows[1].k_x = NAN;  // the second row's x is NaN, the third row's e tells
+    int32_t status = dv_native_run_steps(open.handle, &bad.s, error, sizeof error);
+    report(status == DV_NATIVE_NOT_FINITE && bad.s.failed_step == 2, std::string(isa) + " steps that are not finite are named", error);
+    StepsRun stopped(d, 1, false), two(d, 1, false);
+    int32_t asked = 0;
+    stopped.s.stop = [](void* user) { return int32_t(++*static_cast<int32_t*>(user) == 3); };
+    stopped.s.stop_user = &asked;
+    status = dv_native_run_steps(open.handle, &stopped.s, error, sizeof error);
+    two.s.steps = 2;
+    const bool same = dv_native_run_steps(open.handle, &two.s, error, sizeof error) == DV_NATIVE_OK && two.x == stopped.x;
+    report(status == DV_NATIVE_CANCELLED && asked == 3 && same && stopped.s.failed_step == -1,
+           std::string(isa) + " steps end before the row that stop refuses", error);
+    check_steps_refused(isa, d, open);
 }
 
 // A child of fork: the parent's handle is refused, a clone of it works.
@@ -218,11 +316,15 @@ void check_hostile_programs(const char* isa) {
     int refused = 0, ran = 0;
     for (int round = 0; round < 3000; ++round) {
         Denoiser d(round % 2 == 1, round % 32 == 0 ? 16 : 8);
-        const int which = random.below(8);
+        const int which = random.below(9);
         char* base = which == 0   ? reinterpret_cast<char*>(&d.b.ports[size_t(random.below(int32_t(d.b.ports.size())))])
+                     : which == 8 ? reinterpret_cast<char*>(&d.b.blobs[size_t(random.below(int32_t(d.b.blobs.size())))])
                      : which == 1 ? reinterpret_cast<char*>(&d.b.tensors[size_t(random.below(int32_t(d.b.tensors.size())))])
                                   : reinterpret_cast<char*>(&d.b.ops[size_t(random.below(int32_t(d.b.ops.size())))]);
-        const size_t size = which == 0 ? sizeof(dv_native_port) : which == 1 ? sizeof(dv_native_tensor) : sizeof(dv_native_op);
+        const size_t size = which == 0   ? sizeof(dv_native_port)
+                            : which == 1 ? sizeof(dv_native_tensor)
+                            : which == 8 ? sizeof(dv_native_blob)
+                                         : sizeof(dv_native_op);
         const int32_t value = values[random.below(int32_t(sizeof values / sizeof *values))];
         std::memcpy(base + 4 * size_t(random.below(int32_t(size / 4))), &value, 4);
         const Handle open(d.b, isa, 2);

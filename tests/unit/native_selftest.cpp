@@ -1,4 +1,4 @@
-// Do the native kernels compute what the program format says, on every instruction set that runs here? One line a check.
+// The native kernels against a scalar reference, on every instruction set that runs here: one line a check.
 //
 // usage: native_selftest [isa] [part of a check's name]; ends with "N passed, M failed" and 1 where one failed.
 #include "native_runs.h"
@@ -155,11 +155,29 @@ void check_pixels(const char* isa) {
         const int32_t cond = b.port(DV_NATIVE_PORT_MAP, false, 2, size.height, size.width);
         b.show(b.input({x, cond}, 3));
         ConvOptions o;
-        o.output_activation = DV_NATIVE_SIGMOID;
+        o.output_activation = size.height % 2 == 0 ? DV_NATIVE_SIGMOID : DV_NATIVE_SIGNED_SIGMOID;
         o.activation = DV_NATIVE_GELU;
         b.conv({b.input({x, cond})}, 3, o, true);
         check(isa, named("patches, and a sigmoid behind", 5, 45, size), b, kRounded);
     }
+}
+
+// 2 sigmoid - 1 is the sigmoid times 2 less 1 in float32, to the bit.
+void check_signed_sigmoid(const char* isa) {
+    const std::string name = std::string(isa) + " signed sigmoid has the same bits as the sigmoid, scaled";
+    if (name.find(wanted) == std::string::npos) return;
+    std::vector<float> answers[2];
+    for (const bool is_signed : {false, true}) {
+        Builder b(9);
+        ConvOptions o;
+        o.output_activation = is_signed ? DV_NATIVE_SIGNED_SIGMOID : DV_NATIVE_SIGMOID;
+        const int32_t shown = b.conv({b.source(16, 9, 7)}, 3, o, true);
+        const Handle open(b, isa, 2);
+        answers[is_signed] = run(open.handle, b, draw_inputs(b, 2, 0, 0), 2, 0).ports[size_t(shown)];
+    }
+    bool same = answers[0].size() == 2 * 3 * 9 * 7;
+    for (size_t i = 0; i < answers[0].size(); ++i) same = same && answers[1][i] == answers[0][i] * 2.0f - 1.0f;
+    report(same, name, "");
 }
 
 void check_rows(const char* isa) {
@@ -208,6 +226,7 @@ void check_all(const char* isa) {
     check_winograd(isa);
     check_attention(isa);
     check_pixels(isa);
+    check_signed_sigmoid(isa);
     check_rows(isa);
     check_same_bits(isa);
     check_steps(isa);
