@@ -20,10 +20,10 @@ from engine.argument_checks import check_integer
 from engine.bundle.files import MANIFEST_FILE
 from engine.bundle.manifest import Manifest, parse_manifest
 from engine.bundle.reader import Bundle, read_manifest_file
-from engine.checks import check_free_dimensions, check_inputs, count_of, input_of, resolve_setting
+from engine.checks import check_free_dimensions, check_inputs, count_of, input_of
 from engine.errors import ArgumentError, BulkError, did_you_mean
 from engine.feeds import setting_feeds
-from engine.resolve import choose_prior
+from engine.resolve import choose_prior, setting_of
 from engine.result import Setting
 
 Inputs = Mapping[str, npt.ArrayLike]
@@ -175,8 +175,7 @@ def manifest_bytes(bundle: Bundle) -> bytes:
 def _setting(manifest: Manifest, given: Mapping[str, Any], prior: str | None, *, drawn: bool) -> Setting:
     """The complete setting: two ways to ask for the same one are the same job."""
     setting_feeds(manifest, given)  # derives the step table, and so refuses what no table can be made of
-    setting = resolve_setting(asdict(manifest.defaults), manifest.variance, given)
-    return replace(setting, prior=choose_prior(manifest, prior, draws=drawn))
+    return replace(setting_of(manifest, given), prior=choose_prior(manifest, prior, draws=drawn))
 
 
 def _draws(manifest: Manifest, given: Mapping[str, npt.NDArray[Any]]) -> bool:

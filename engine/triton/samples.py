@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engine import resolve
 from engine.bundle.inputs import InputSpec
 from engine.bundle.manifest import Manifest
-from engine.checks import input_of, resolve_setting
+from engine.checks import input_of
 from engine.errors import ArgumentError
 from engine.feeds import setting_feeds
 from engine.result import Setting
@@ -56,7 +57,7 @@ class Reader:
             if tensor.name in given:
                 _check(tensor, given[tensor.name], n)
             elif not tensor.optional:
-                raise ArgumentError(f"{tensor.name} is missing; expected {_told(tensor, n)}, one row a seed. Send it too.")
+                raise ArgumentError(f"{tensor.name} is missing; expected {_words(tensor, n)}, one row a seed. Send it too.")
         inputs = {spec.name: self._input(spec, given[spec.name]) for spec in self.manifest.inputs if spec.name in given}
         # A seed is 64 bits: what INT64 calls negative is the seed that many above 2**63.
         seeds = np.ascontiguousarray(given["seed"].reshape(n)).view(np.uint64)
@@ -89,7 +90,7 @@ class Reader:
 
     def _settled(self, options: tuple[tuple[str, Any], ...]) -> Setting:
         """The complete setting that these options mean for this bundle, checked as the Sampler would."""
-        setting = resolve_setting(vars(self.manifest.defaults), self.manifest.variance, dict(options))
+        setting = resolve.setting_of(self.manifest, dict(options))
         if not 1 <= setting.steps <= self.max_steps:
             raise ArgumentError(
                 f"steps is {setting.steps}; this server takes 1 .. {self.max_steps}. Ask for such a number, or have its "
@@ -102,12 +103,12 @@ class Reader:
 def _check(tensor: Tensor, found: np.ndarray, n: int) -> None:
     if not tensor.fits(found.shape, n) or found.dtype != NUMPY[tensor.kind]:
         raise ArgumentError(
-            f"{tensor.name} is {found.dtype} {list(found.shape)}; expected {_told(tensor, n)}, one row a seed. Reshape or "
+            f"{tensor.name} is {found.dtype} {list(found.shape)}; expected {_words(tensor, n)}, one row a seed. Reshape or "
             "convert it."
         )
 
 
-def _told(tensor: Tensor, n: int) -> str:
+def _words(tensor: Tensor, n: int) -> str:
     """A tensor of n samples in words: FP32 [2, 4]."""
     dims = ", ".join("any" if size == FREE else str(size) for size in (n, *tensor.dims))
     return f"{tensor.kind.removeprefix('TYPE_')} [{dims}]"
