@@ -27,7 +27,7 @@ for name in sys.argv[1:]:
         if file.hash is not None:
             digest = hashlib.new(file.hash.mode, file.locate().read_bytes()).digest()
             assert base64.urlsafe_b64encode(digest).rstrip(b"=").decode() == file.hash.value, file
-for name in ("engine.kernels", "export", "kernels"):
+for name in ("engine", "export", "kernels"):
     print(importlib.util.find_spec(name).origin)
 """
 
@@ -181,4 +181,4 @@ def test_beside_the_package_kernels(ours_first: bool, wheel: Path, huggingface: 
     for one in (wheel, huggingface) if ours_first else (huggingface, wheel):
         environment.install(one)
     said = environment.call("python", "-c", INTACT, "diffusevae-engine", "kernels", cwd=tmp_path).split()
-    assert said == [str(environment.site / name / "__init__.py") for name in ("engine/kernels", "export", "kernels")]
+    assert said == [str(environment.site / name / "__init__.py") for name in ("engine", "export", "kernels")]
