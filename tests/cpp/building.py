@@ -1,4 +1,4 @@
-"""How do tests compile the C++ side? With cmake and ninja, in a folder that is kept, so that only changes are compiled."""
+"""The C++ side compiled for tests. With cmake and ninja, in a folder that is kept, so that only changes are compiled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which bundles do the C++ build's tests open? Damaged copies of a good one, and toy bundles with plans for the stand-in."""
+"""The bundles that the C++ build's tests open. Damaged copies of a good one, and toy bundles with plans for the stand-in."""
 
 from __future__ import annotations
 

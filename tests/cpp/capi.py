@@ -1,9 +1,9 @@
-"""How do tests call libdiffusevae? The structs of diffusevae.h for ctypes, and one class over its calls."""
+"""The structs of diffusevae.h for ctypes, and one class over its calls that is used as `engine.Sampler` is."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,47 @@ OK, ARGUMENT, BUNDLE, BACKEND, NUMERICS, CANCELLED, BUSY, NO_MEMORY, INTERNAL = 
 UNSET, UNSET_NUMBER = -(2**63), -float(np.finfo(np.float64).max)
 Arguments = dict[str, Any]
 INT, LONG, DOUBLE, TEXT, POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_double, ctypes.c_char_p, ctypes.c_void_p
+MAX_RANK = 8
+DTYPES = {"float32": 1, "int64": 2, "uint8": 3, "uint64": 4, "float64": 5}
+ROW_FIELDS = 30
+OF_ROWS = ("timesteps", "step_ms")  # outputs with one number a row of the step table
+
+
+class Array(ctypes.Structure):
+    """diffusevae_array."""
+
+    _fields_ = [("name", TEXT), ("dtype", INT), ("rank", INT), ("shape", LONG * MAX_RANK), ("data", POINTER)]
+
+    @classmethod
+    def of(cls, name: str, array: np.ndarray) -> Array:
+        """A numpy array, which must outlive it."""
+        shape = (LONG * MAX_RANK)(*array.shape)
+        return cls(name.encode(), DTYPES[array.dtype.name], array.ndim, shape, array.ctypes.data)
+
+
+class ArrayInfo(ctypes.Structure):
+    """diffusevae_array_info."""
+
+    _fields_ = [
+        ("size", ctypes.c_size_t), ("name", TEXT), ("dtype", INT), ("rank", INT), ("shape", LONG * MAX_RANK),
+        ("dimensions", TEXT * MAX_RANK), *((name, INT) for name in ("drawn", "has_null", "bounded")), ("low", DOUBLE),
+        ("high", DOUBLE), ("is_image", INT),
+    ]  # fmt: skip
+
+    @property
+    def text(self) -> str:
+        """As a manifest's tensors are shown: "label int64[batch]"."""
+        dtype = next(name for name, number in DTYPES.items() if number == self.dtype)
+        dims = [str(self.shape[i]) if self.shape[i] >= 0 else self.dimensions[i].decode() for i in range(self.rank)]
+        return f"{self.name.decode()} {dtype}[{', '.join(dims)}]"
+
+    def room(self, sizes: Mapping[str, int]) -> np.ndarray:
+        """Zeros for this output, its free dimensions of these sizes."""
+        dtype = next(name for name, number in DTYPES.items() if number == self.dtype)
+        shape = [
+            self.shape[i] if self.shape[i] >= 0 else sizes[self.dimensions[i].decode()] for i in range(self.rank)
+        ]
+        return np.zeros(shape, dtype)
 
 
 class OpenOptions(ctypes.Structure):
@@ -41,11 +82,19 @@ class Info(ctypes.Structure):
     """diffusevae_info."""
 
     _fields_ = [
-        ("size", ctypes.c_size_t), *((name, LONG) for name in ("image_size", "channels", "z_dim", "timesteps")),
-        *((name, INT) for name in ("formulation", "conditional", "z_conditioned", "has_prior")),
+        ("size", ctypes.c_size_t),
+        *((name, LONG) for name in (
+            "image_channels", "image_height", "image_width", "state_channels", "state_height", "state_width", "timesteps",
+            "inputs", "outputs")),
+        *((name, INT) for name in ("guided", "has_start", "has_prior")),
         *((name, LONG) for name in ("threads", "max_batch", "weight_bytes")),
-        *((name, TEXT) for name in ("name", "backend", "precision", "isa")), ("defaults", Setting),
+        *((name, TEXT) for name in ("name", "family", "start", "backend", "precision", "isa")), ("defaults", Setting),
     ]  # fmt: skip
+
+    @property
+    def state(self) -> tuple[int, int, int]:
+        """One sample's state, [C, H, W]."""
+        return self.state_channels, self.state_height, self.state_width
 
 
 class Step(ctypes.Structure):
@@ -66,9 +115,8 @@ class SampleOptions(ctypes.Structure):
     _fields_ = [
         ("size", ctypes.c_size_t), ("n", LONG), ("seeds", POINTER), ("seeds_count", LONG), ("has_seed", INT),
         ("seed", ctypes.c_uint64), ("steps", LONG), ("method", TEXT), ("spacing", TEXT), ("eta", DOUBLE), ("t_start", LONG),
-        ("temperature", DOUBLE), ("guidance", DOUBLE), ("variance", TEXT), ("clip", INT), ("prior", TEXT), ("z", POINTER),
-        ("z_count", LONG), ("x_T", POINTER), ("x_T_count", LONG), ("noise", POINTER), ("noise_steps", LONG),
-        ("noise_count", LONG), ("callback", CALLBACK), ("user", POINTER),
+        ("temperature", DOUBLE), ("guidance", DOUBLE), ("variance", TEXT), ("clip", INT), ("prior", TEXT),
+        ("inputs", ctypes.POINTER(Array)), ("inputs_count", LONG), ("callback", CALLBACK), ("user", POINTER),
     ]  # fmt: skip
 
 
@@ -77,7 +125,7 @@ class Timings(ctypes.Structure):
 
     _fields_ = [
         *((f"{name}_ms", DOUBLE) for name in (
-            "vae", "table", "noise", "network", "first_step", "update", "post", "total")),
+            "before", "rows", "noise", "network", "first_step", "update", "after", "post", "total")),
         ("network_calls", LONG), ("chunks", LONG),
     ]  # fmt: skip
 
@@ -86,8 +134,7 @@ class Result(ctypes.Structure):
     """diffusevae_result."""
 
     _fields_ = [
-        ("size", ctypes.c_size_t), ("capacity", LONG), *((name, POINTER) for name in ("images", "recon", "z", "x", "seeds")),
-        ("steps_capacity", LONG), ("timesteps", POINTER), ("step_ms", POINTER), ("n", LONG), ("steps", LONG),
+        ("size", ctypes.c_size_t), ("outputs", ctypes.POINTER(Array)), ("outputs_count", LONG), ("n", LONG), ("rows", LONG),
         ("setting", Setting), ("timings", Timings),
     ]  # fmt: skip
 
@@ -96,9 +143,21 @@ class Table(ctypes.Structure):
     """diffusevae_step_table."""
 
     _fields_ = [
-        ("size", ctypes.c_size_t), ("capacity", LONG), ("timesteps", POINTER), ("rows", POINTER), ("steps", LONG),
-        ("k_noise", DOUBLE), ("k_image", DOUBLE), ("start_k_cond", DOUBLE), ("setting", Setting),
+        ("size", ctypes.c_size_t), ("capacity", LONG), ("timesteps", POINTER), ("rows", POINTER), ("weights", POINTER),
+        ("calls", LONG), ("lanes", LONG), *((name, DOUBLE) for name in ("k_noise", "k_start", "k_centre")),
+        ("setting", Setting),
     ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CTable:
+    """A step table as C gives it."""
+
+    timesteps: np.ndarray
+    rows: np.ndarray
+    weights: np.ndarray
+    start: tuple[float, float, float]  # k_noise, k_start, k_centre
+    setting: dict[str, Any]
 
 
 class Failed(Exception):
@@ -120,6 +179,8 @@ class Library:
             "open": [TEXT, ctypes.POINTER(OpenOptions), ctypes.POINTER(POINTER)],
             "clone": [POINTER, ctypes.POINTER(POINTER)],
             "describe": [POINTER, ctypes.POINTER(Info)],
+            "input": [POINTER, LONG, ctypes.POINTER(ArrayInfo)],
+            "output": [POINTER, LONG, ctypes.POINTER(ArrayInfo)],
             "sample": [POINTER, ctypes.POINTER(SampleOptions), ctypes.POINTER(Result)],
             "get_step_table": [POINTER, ctypes.POINTER(SampleOptions), ctypes.POINTER(Table)],
             "free": [POINTER],
@@ -143,15 +204,15 @@ class Library:
 
 @dataclass
 class CBatch:
-    """What a run wrote; arrays that were not asked for are None."""
+    """What a run wrote: `values` of the pipeline by name, `pixels` of those that are images."""
 
     images: np.ndarray
-    recon: np.ndarray | None
-    z: np.ndarray | None
     x: np.ndarray
     seeds: np.ndarray
     timesteps: np.ndarray
     step_ms: np.ndarray
+    values: dict[str, np.ndarray]
+    pixels: dict[str, np.ndarray]
     setting: dict[str, Any]
     timings: Timings
 
@@ -168,6 +229,14 @@ class CSampler:
         self.library, self.handle = library, handle
         self.info = library.made(Info, "info")
         library.call("describe", handle, ctypes.byref(self.info))
+        self.inputs = {info.name.decode(): info for info in self._listed("input", self.info.inputs)}
+        self.outputs = {info.name.decode(): info for info in self._listed("output", self.info.outputs)}
+
+    def _listed(self, what: str, count: int) -> Iterator[ArrayInfo]:
+        for index in range(count):
+            info = self.library.made(ArrayInfo, "array_info")
+            self.library.call(what, self.handle, index, ctypes.byref(info))
+            yield info
 
     def __enter__(self) -> CSampler:
         return self
@@ -191,67 +260,89 @@ class CSampler:
         """The struct for options named as in Python, and what must live as long as it."""
         options = self.library.made(SampleOptions, "sample_options")
         alive: list[Any] = []
+        inputs: list[Array] = []
         for name, value in given.items():
             if name == "seed" and isinstance(value, int):
                 options.has_seed, options.seed = 1, value
-            elif name in ("seed", "z", "x_T", "noise"):
-                array = np.ascontiguousarray(value, np.uint64 if name == "seed" else np.float32)
-                alive.append(array)
-                name = "seeds" if name == "seed" else name
-                setattr(options, name, address(array))
-                counts = [f"{name}_steps", f"{name}_count"] if name == "noise" else [f"{name}_count"]
-                for count, size in zip(counts, array.shape, strict=False):
-                    setattr(options, count, size)
+            elif name == "seed":
+                alive.append(np.ascontiguousarray(value, np.uint64))
+                options.seeds, options.seeds_count = address(alive[-1]), len(alive[-1])
+            elif name in ("x_T", "noise") or name in self.inputs:
+                whole = name in self.inputs and self.inputs[name].dtype == DTYPES["int64"]
+                alive.append(np.ascontiguousarray(value, np.int64 if whole else np.float32))
+                inputs.append(Array.of(name, alive[-1]))
             elif name == "callback":
                 alive.append(CALLBACK(value))
                 options.callback = alive[-1]
             else:
                 setattr(options, name, value.encode() if isinstance(value, str) else value)
-        return options, alive
+        if inputs:
+            alive.append((Array * len(inputs))(*inputs))
+            options.inputs, options.inputs_count = alive[-1], len(inputs)
+        return options, [*alive, inputs]
 
-    def sample(self, n: int | None = None, *, room: int | None = None, **given: Any) -> CBatch:
-        """Sample; n as in Python, or `room` where the library is to find it out."""
+    def sample(
+        self,
+        n: int | None = None,
+        *,
+        room: int | None = None,
+        values: Sequence[str] | None = None,
+        sizes: Mapping[str, int] | None = None,
+        **given: Any,
+    ) -> CBatch:
+        """Sample; n as in Python, or `room` where the library is to find it out.
+
+        values: those of the pipeline to fetch, None for all that a run without arrays of another size has; sizes: of their
+        free dimensions.
+        """
         options, alive = self.options(given if n is None else {"n": n, **given})
-        most, steps = room or n or 1, self.info.timesteps
-        side, channels = self.info.image_size, self.info.channels
-        arrays = {
-            "images": np.zeros((most, side, side, channels), np.uint8),
-            "recon": np.zeros((most, side, side, channels), np.uint8) if self.info.conditional else None,
-            "z": np.zeros((most, self.info.z_dim), np.float32) if self.info.conditional else None,
-            "x": np.zeros((most, channels, side, side), np.float32),
-            "seeds": np.zeros(most, np.uint64),
-            "timesteps": np.zeros(steps, np.int64),
-            "step_ms": np.zeros(steps),
-        }
+        own = ("images", "x", "seeds", *OF_ROWS)
+        if values is None:
+            values = [name for name in self.outputs if name not in own]
+        sizes = {"batch": room or n or 1, "rows": self.info.timesteps + 1, **(sizes or {})}
+        arrays = {name: self.outputs[name].room(sizes) for name in (*own, *values)}
+        pixels = {
+            name: np.zeros([arrays[name].shape[i] for i in (0, 2, 3, 1)], np.uint8)
+            for name in values if self.outputs[name].is_image and arrays[name].shape[1] in (1, 3, 4)
+        }  # fmt: skip
+        wanted = [Array.of(name, array) for name, array in (*arrays.items(), *pixels.items())]
         result = self.library.made(Result, "result")
-        result.capacity, result.steps_capacity = most, steps
-        for name, array in arrays.items():
-            setattr(result, name, address(array))
+        result.outputs, result.outputs_count = (Array * len(wanted))(*wanted), len(wanted)
         self.library.call("sample", self.handle, ctypes.byref(options), ctypes.byref(result))
         del alive
-        cut = {
-            name: array if array is None else array[: result.steps if name in ("timesteps", "step_ms") else result.n]
-            for name, array in arrays.items()
-        }
-        return CBatch(**cut, setting=result.setting.values(), timings=result.timings)  # type: ignore[arg-type]
+        lengths = {name: result.rows if name in OF_ROWS else result.n for name in arrays}
+        assert [result.outputs[i].shape[0] for i in range(len(arrays))] == list(lengths.values())
+        cut = {name: array[: lengths[name]] for name, array in arrays.items()}
+        return CBatch(
+            **{name: cut[name] for name in own},
+            values={name: cut[name] for name in values},
+            pixels={name: array[: result.n] for name, array in pixels.items()},
+            setting=result.setting.values(),
+            timings=result.timings,
+        )
 
     def seen(self, step: Step) -> tuple[np.ndarray, np.ndarray]:
         """Copies of the x and x0 that a callback was shown."""
-        shape = (step.n, self.info.channels, self.info.image_size, self.info.image_size)
+        shape = (step.n, *self.info.state)
         count = int(np.prod(shape))
         x, x0 = (np.ctypeslib.as_array((ctypes.c_float * count).from_address(at)).copy() for at in (step.x, step.x0))
         return x.reshape(shape), x0.reshape(shape)
 
-    def table(self, **given: Any) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float], dict[str, Any]]:
-        """timesteps, rows, (k_noise, k_image, k_cond) and the setting of a chain."""
-        options, _ = self.options(given)
+    def table(self, **given: Any) -> CTable:
+        """The step table of a chain."""
+        options, alive = self.options(given)
         table = self.library.made(Table, "step_table")
-        table.capacity = self.info.timesteps
-        timesteps, rows = np.zeros(table.capacity, np.int64), np.zeros((table.capacity, 10), np.float32)
-        table.timesteps, table.rows = address(timesteps), address(rows)
+        most = table.capacity = self.info.timesteps + 1
+        timesteps, rows = np.zeros(most, np.int64), np.zeros((most, ROW_FIELDS), np.float32)
+        weights = np.zeros(2 * most, np.float32)
+        table.timesteps, table.rows, table.weights = address(timesteps), address(rows), address(weights)
         self.library.call("get_step_table", self.handle, ctypes.byref(options), ctypes.byref(table))
-        start = (table.k_noise, table.k_image, table.start_k_cond)
-        return timesteps[: table.steps], rows[: table.steps], start, table.setting.values()
+        del alive
+        calls, lanes = table.calls, table.lanes
+        return CTable(
+            timesteps[:calls], rows[:calls], weights[: calls * lanes].reshape(calls, lanes),
+            (table.k_noise, table.k_start, table.k_centre), table.setting.values(),
+        )  # fmt: skip
 
 
 def open_c(library: Library, path: Path, **given: Any) -> CSampler:

@@ -1,4 +1,4 @@
-"""Which builds do the C++ tests share? The library as users build it, programs over it, and both under the sanitizers."""
+"""The builds that the C++ tests share. The library as users build it, programs over it, and both under the sanitizers."""
 
 from __future__ import annotations
 

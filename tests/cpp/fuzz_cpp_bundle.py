@@ -1,4 +1,4 @@
-"""Can a mutated bundle crash the C++ library, or open in it alone? `python -m tests.cpp.fuzz_cpp_bundle --help`.
+"""Mutated bundles against the C++ library. `python -m tests.cpp.fuzz_cpp_bundle --help`.
 
 Each seed is one case, the same on every machine: `--replay SEED` runs it alone and shows the mutated input.
 """

@@ -1,4 +1,4 @@
-"""Do Python and C++ say the same of a folder? Each opens what backend native samples with; their answers, side by side."""
+"""What Python and C++ say of a folder. Each opens what backend native samples with; their answers, side by side."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def strict(path: Path) -> bool:
     """Whether every JSON text in a bundle is of the kind that C++ takes everywhere, Python where it reads it itself.
 
     Half of a surrogate pair is no character: Python's parser keeps it, and the engine refuses it in every text that it
-    reads, but not inside objects that belong to somebody else. And the prior's header is read by the safetensors library
+    reads, but not inside objects that belong to others. And the prior's header is read by the safetensors library
     in Python, which lets a key come twice and knows no limits.
     """
     texts = [file.read_bytes() for file in path.glob("*.json")]

@@ -1,4 +1,4 @@
-"""Does the C interface refuse what it cannot run, with a sentence, and is the sampler usable after that?"""
+"""The C interface's refusals: each with a sentence, and the sampler is usable after that."""
 
 from __future__ import annotations
 

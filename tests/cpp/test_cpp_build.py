@@ -1,4 +1,4 @@
-"""Is the C++ library built as it should be, and can other projects build on it, from an install tree and from the wheel?"""
+"""The build of the C++ library, and other projects that build on it, from an install tree and from the wheel."""
 
 from __future__ import annotations
 

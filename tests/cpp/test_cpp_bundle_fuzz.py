@@ -1,4 +1,4 @@
-"""Do seeded mutations of a bundle get the same answer from C++ as from Python, and never crash the library?
+"""Seeded mutations of a bundle: C++ answers as Python does, and never crashes.
 
 In child processes, so that a crash is an exit code. More seeds: see fuzz_cpp_bundle.py.
 """

@@ -1,4 +1,4 @@
-"""Does the C++ library refuse what the Python engine refuses, for the same field or file, and open what it opens?"""
+"""The refusals of the C++ library: those of the Python engine, for the same field or file."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_half_of_a_surrogate_pair_is_no_text(library: Library, plain: Path, fiel
     edit(plain, field, HALF if field == "name" else {"layout": HALF})
     ours, theirs = ask_both(library, plain)
     assert "manifest.json: found half of a surrogate pair before byte " in theirs.text
-    assert (NO_ENGINES in ours.text) == (field == "model.unet"), "what belongs to somebody else is not read in Python"
+    assert (NO_ENGINES in ours.text) == (field == "model.unet"), "what belongs to others is not read in Python"
 
 
 def test_what_is_sound_gets_as_far_as_the_engines(library: Library, plain: Path, full: Path) -> None:

@@ -1,4 +1,4 @@
-"""Do C++ and Python give the same bits? Every array of a run, on the same backend and instruction set."""
+"""C++ and Python side by side: every array of a run, bit for bit, on the same backend and instruction set."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 from safetensors.numpy import save
 
 from engine import Sampler, StepInfo
-from engine.backends.native import backend as native
+from engine.backends.native.isa import VARIABLE, instruction_set
 from engine.bundle.reader import Bundle
 from engine.kernels.native_library import ISAS, native_library
-from tests.cpp.capi import Arguments, CBatch, CSampler, Library, Step, looking, open_c
+from tests.cpp.capi import UNSET, Arguments, CBatch, CSampler, Library, Step, looking, open_c
 from tests.cpp.changed import changed_bundle
 from tests.native_models import NEEDS_NATIVE
 
@@ -24,7 +24,6 @@ MODELS = ("form1", "form2", "form1_zcond", "uncond")
 LAST = 2**64 - 1
 Pair = tuple[Sampler, CSampler]
 
-# Guidance, latents and t_start are added where a model has them.
 SETTINGS: dict[str, Arguments] = {
     "recorded": {},
     "ddim": {"steps": 5},
@@ -35,9 +34,15 @@ SETTINGS: dict[str, Arguments] = {
     "ddpm, fixedsmall": {"steps": 4, "method": "ddpm", "spacing": "linspace", "variance": "fixedsmall"},
     "ddpm, truncated, unclipped": {"steps": 3, "method": "ddpm", "spacing": "truncated", "clip": False},
     "temperature 0": {"steps": 2, "temperature": 0.0, "spacing": "linspace"},
+    "2M": {"steps": 5, "method": "dpmpp_2m"},
+    "2M, trailing": {"steps": 4, "method": "dpmpp_2m", "spacing": "trailing", "clip": False},
+    "PLMS": {"steps": 6, "method": "plms", "spacing": "linspace"},
+    "PLMS, two steps": {"steps": 2, "method": "plms"},
     "variance alone": {"variance": "fixedsmall"},
     "guidance alone": {"guidance": 0.3},
     "t_start": {"steps": 4, "t_start": 450, "eta": 1.0},
+    "t_start, 2M": {"steps": 4, "t_start": 450, "method": "dpmpp_2m"},
+    "t_start, PLMS": {"steps": 4, "t_start": 450, "method": "plms"},
     "t_start, ddpm": {"steps": 3, "t_start": 300, "method": "ddpm", "temperature": 0.9},
     "one step": {"steps": 1, "spacing": "linspace"},
 }
@@ -45,9 +50,10 @@ SETTINGS: dict[str, Arguments] = {
 
 @pytest.fixture(scope="module")
 def with_prior(native_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first golden model with a mixture of three Gaussians as its latent prior."""
+    """The first golden model with a mixture of three Gaussians as the density of its latents."""
     source = native_bundle("form1")
-    width, rng = Bundle.open(source).manifest.model.z_dim or 0, np.random.default_rng(0)
+    (drawn,) = Bundle.open(source).manifest.inputs
+    width, rng = int(drawn.shape[1]), np.random.default_rng(0)
     factors = np.tril(0.3 * rng.standard_normal((3, width, width))).astype(np.float32)
     factors[:, range(width), range(width)] = rng.uniform(0.5, 1.5, (3, width))
     tensors = {
@@ -55,9 +61,9 @@ def with_prior(native_bundle: Callable[..., Path], tmp_path_factory: pytest.Temp
         "means": rng.standard_normal((3, width)).astype(np.float32),
         "scale_tril": factors,
     }
-    said = {"kind": "gaussian_mixture", "components": 3, "file": "latent_prior.safetensors"}
+    said = {"input": drawn.name, "kind": "gaussian_mixture", "components": 3, "file": "prior.safetensors"}
     target = tmp_path_factory.mktemp("prior") / "prior.bundle"
-    return changed_bundle(source, target, {"latent_prior": said}, {"latent_prior.safetensors": save(tensors)})
+    return changed_bundle(source, target, {"prior": said}, {"prior.safetensors": save(tensors)})
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +86,14 @@ def pair(library: Library, native_bundle: Callable[..., Path], with_prior: Path)
 
 def assert_same(ours: Any, theirs: CBatch) -> None:
     """Every array, bit for bit, and the setting that was used."""
-    for name in ("images", "recon", "z", "x", "seeds", "timesteps"):
-        expected, found = getattr(ours, name), getattr(theirs, name)
-        assert (expected is None) == (found is None), name
-        if expected is not None:
-            assert expected.dtype == found.dtype
-            assert expected.shape == found.shape, name
-            assert expected.tobytes() == found.tobytes(), f"{name} differs"
+    arrays = {name: (getattr(ours, name), getattr(theirs, name)) for name in ("images", "x", "seeds", "timesteps")}
+    arrays |= {name: (value, theirs.values[name]) for name, value in ours.values.items()}
+    if ours.start_name is not None:
+        arrays["pixels of start"] = ours.start, theirs.pixels[ours.start_name]
+    for name, (expected, found) in arrays.items():
+        assert expected.dtype == found.dtype
+        assert expected.shape == found.shape, name
+        assert expected.tobytes() == found.tobytes(), f"{name} differs"
     setting, used = vars(ours.setting), dict(theirs.setting)
     if setting["spacing"] is None:  # Python reports what was asked for, C what was taken
         used["spacing"] = None
@@ -144,16 +151,15 @@ def test_arrays_that_a_caller_gives(model: str, pair: Callable[..., Pair]) -> No
     rng = np.random.default_rng(1)
     for max_batch in (64, 2):
         ours, theirs = pair(model, max_batch)
-        z_dim, image = theirs.info.z_dim, (theirs.info.channels, *[theirs.info.image_size] * 2)
+        state = theirs.info.state
 
         def normal(*shape: int) -> np.ndarray:
             return rng.standard_normal(shape, np.float32)
 
         for count in (3, 1):  # one for each sample, and shared by all
-            given: Arguments = {"x_T": normal(count, *image), "noise": normal(4, count, *image)}
-            if z_dim:
-                given["z"] = normal(3, z_dim)
-            ddpm, ddim = {"method": "ddpm"}, {"eta": 1.0, "guidance": 0.5 * bool(z_dim)}
+            given: Arguments = {"x_T": normal(count, *state), "noise": normal(4, count, *state)}
+            given |= {spec.name: normal(count, *map(int, spec.sample)) for spec in ours.inputs}
+            ddpm, ddim = {"method": "ddpm"}, {"eta": 1.0, "guidance": 0.5 * theirs.info.guided}
             for setting in ({"steps": 4, **ddpm}, {"steps": 4, **ddim}):
                 check((ours, theirs), {**setting, **given}, n=3, seed=0)
                 check((ours, theirs), {**setting, "x_T": given["x_T"]}, n=3, seed=9)
@@ -163,7 +169,8 @@ def test_arrays_that_a_caller_gives(model: str, pair: Callable[..., Pair]) -> No
 def test_what_a_callback_sees(guidance: float, pair: Callable[..., Pair]) -> None:
     for model, max_batch in (("form1", 64), ("form2", 2)):
         ours, theirs = pair(model, max_batch)
-        given: Arguments = {"n": 3, "seed": 4, "steps": 4, "method": "ddpm", "guidance": guidance}
+        method = "ddpm" if model == "form1" else "plms"
+        given: Arguments = {"n": 3, "seed": 4, "steps": 4, "method": method, "guidance": guidance}
         expected: list[tuple[Any, ...]] = []
         found: list[tuple[Any, ...]] = []
 
@@ -177,7 +184,7 @@ def test_what_a_callback_sees(guidance: float, pair: Callable[..., Pair]) -> Non
         assert_same(batch, theirs.sample(**given, callback=looking(theirs_saw)))
         assert_same(batch, theirs.sample(**given))
         assert found == expected
-        assert len(found) == 4 * (1 if max_batch == 64 else 2)
+        assert len(found) == (4 if model == "form1" else 2 * 5)
 
 
 def test_int8(library: Library, native_bundle: Callable[..., Path]) -> None:
@@ -194,32 +201,56 @@ def test_every_instruction_set(
     there, why = native_library().supports(isa)
     if not there:
         pytest.skip(f"this machine does not run {isa}: {why}")
-    monkeypatch.setenv(native.VARIABLE, isa)
+    monkeypatch.setenv(VARIABLE, isa)
     path = native_bundle("form1")
     with Sampler(path, "native", "bf16", threads=2) as ours, open_c(library, path, precision="bf16") as theirs:
         assert theirs.info.isa.decode() == isa
         check((ours, theirs), {"steps": 3}, n=3, seed=2)
 
 
-def test_the_precision_of_somebody_who_names_none(library: Library, native_bundle: Callable[..., Path]) -> None:
-    for path in (native_bundle("form1"), native_bundle("form1", "bf16", "int8")):
-        for given in ({}, {"precision": "auto"}):
-            with Sampler(path, "native") as ours, open_c(library, path, **given) as theirs:
-                assert theirs.info.precision.decode() == ours.precision
+@pytest.mark.parametrize("isa", [None, *ISAS])
+def test_defaults(
+    isa: str | None, library: Library, native_bundle: Callable[..., Path], with_prior: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller who names nothing is given the same precision, setting, prior, threads and images in both languages."""
+    if isa is not None:
+        there, why = native_library().supports(isa)
+        if not there:
+            pytest.skip(f"this machine does not run {isa}: {why}")
+        monkeypatch.setenv(VARIABLE, isa)
+    for path in (native_bundle("form1"), native_bundle("form1", "bf16", "int8"), with_prior):
+        with Sampler(path, "native") as ours, open_c(library, path, threads=UNSET) as theirs:
+            found = theirs.info.precision.decode(), theirs.info.isa.decode(), theirs.info.threads, theirs.info.max_batch
+            assert found == (ours.precision, instruction_set(), ours.threads, ours.max_batch)
+            assert_same(ours.sample(seed=5), theirs.sample(seed=5))
 
 
-def test_what_is_told_of_a_bundle(pair: Callable[..., Pair]) -> None:
+def test_int8_alone_is_taken(library: Library, native_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    """A bundle without bf16 of its step: the other precision, in both languages."""
+    source = native_bundle("form1", "bf16", "int8")
+    engines = Bundle.open(source).manifest.engines
+    kept = [i for i, engine in enumerate(engines) if (engine.graph, engine.precision) != ("denoiser", "bf16")]
+    path = changed_bundle(source, tmp_path / "int8.bundle", {"engines": lambda raw: [raw[i] for i in kept]})
+    with Sampler(path, "native", threads=1) as ours, open_c(library, path, threads=1) as theirs:
+        assert ours.precision == theirs.info.precision.decode() == "int8"
+
+
+def test_what_is_said_of_a_bundle(pair: Callable[..., Pair]) -> None:
     for model in (*MODELS, "prior"):
         ours, theirs = pair(model, 2)
         manifest, info = ours.bundle.manifest, theirs.info
-        known = manifest.model
-        assert (info.image_size, info.channels, info.z_dim) == (known.image_size, known.channels, known.z_dim or 0)
-        assert (info.formulation, info.timesteps) == (known.formulation or 0, manifest.schedule.T)
-        flags = (known.conditional, known.z_conditioned, manifest.latent_prior is not None)
-        assert (info.conditional, info.z_conditioned, info.has_prior) == flags
-        assert (info.name.decode(), info.backend, info.precision) == (manifest.name, b"native", b"bf16")
-        assert (info.isa.decode(), info.threads, info.max_batch) == (native.instruction_set(), 2, 2)
+        spec = manifest.pipeline
+        assert (info.image_channels, info.image_height, info.image_width) == spec.image_shape
+        assert (info.state, info.timesteps) == (spec.state.shape, manifest.schedule.T)
+        start = None if info.start is None else info.start.decode()
+        flags = (spec.guided, spec.state.start is not None, manifest.prior is not None)
+        assert ((info.guided, info.has_start, info.has_prior), start) == (flags, spec.state.start)
+        names = (info.name.decode(), info.family.decode(), info.backend, info.precision)
+        assert names == (manifest.name, manifest.family, b"native", b"bf16")
+        assert (info.isa.decode(), info.threads, info.max_batch) == (instruction_set(), 2, 2)
         assert info.weight_bytes > 0
+        assert [entry.text for entry in theirs.inputs.values()] == [str(entry) for entry in manifest.inputs]
+        assert {"images", "x", "seeds", "timesteps", "step_ms"} <= theirs.outputs.keys()
         defaults = info.defaults.values()
         recorded = {name: defaults[name] for name in vars(manifest.defaults)}
         spacing = "linspace" if manifest.defaults.t_start is not None else "uniform"

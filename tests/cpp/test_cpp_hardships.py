@@ -1,4 +1,4 @@
-"""Does the C++ library survive damaged bundles, cancelling, threads and misuse, also under the sanitizers?"""
+"""The C++ library under damaged bundles, cancelling, threads and misuse, also with the sanitizers."""
 
 from __future__ import annotations
 

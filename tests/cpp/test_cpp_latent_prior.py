@@ -1,4 +1,4 @@
-"""Does a seed draw the same latent from a bundle's prior in C++ as in Python, bit for bit, whatever the mixture?"""
+"""Latents drawn from a bundle's prior: C++ and Python agree bit for bit, whatever the mixture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Can a run be stopped, does each thread get its own, and is nothing left behind? The C interface in its surroundings."""
+"""Runs that are stopped, run in threads, and leave nothing behind. The C interface in its surroundings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do the optional backends of the C++ library compute what Python's do? OpenVINO, and TensorRT's code over a stand-in.
+"""The optional backends of the C++ library. OpenVINO, and TensorRT's code over a stand-in.
 
 The stand-in (tensorrt_stand_in/README.md) shows that the backend's own code works, and nothing about TensorRT.
 """

@@ -1,4 +1,4 @@
-"""Does C++ compute the step tables of Python? Every row and every start, bit for bit, for every solver and schedule."""
+"""The step tables of C++ and Python. Every row and every start, bit for bit, for every solver and schedule."""
 
 from __future__ import annotations
 

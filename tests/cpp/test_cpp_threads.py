@@ -1,4 +1,4 @@
-"""Does C++ count the processors that it may use as Python does? Affinity, and control groups of every kind."""
+"""The processors that C++ may use, counted as Python does. Affinity, and control groups of every kind."""
 
 from __future__ import annotations
 

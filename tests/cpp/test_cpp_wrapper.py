@@ -1,4 +1,4 @@
-"""Does the C++ wrapper hand every option and every result through, and every failure as an exception?"""
+"""The C++ wrapper: every option and result handed through, every failure an exception."""
 
 from __future__ import annotations
 

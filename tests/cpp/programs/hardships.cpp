@@ -1,4 +1,4 @@
-// Does the library survive what goes wrong?  hardships BUNDLE FOLDER [BACKEND], the folder holding damaged bundles.
+// What goes wrong, and is survived.  hardships BUNDLE FOLDER [BACKEND], the folder holding damaged bundles.
 //
 // Run under the sanitizers too. Prints the number of checks, or the first that failed.
 #include <diffusevae.h>

@@ -1,4 +1,4 @@
-/* Does the C interface work from C99?  plain BUNDLE N SEED STEPS [BACKEND]  writes the images' bytes to stdout. */
+/* The C interface from C99.  plain BUNDLE N SEED STEPS [BACKEND]  writes the images' bytes to stdout. */
 #include <diffusevae.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,4 +1,4 @@
-// Does diffusevae.hpp hand everything through?  wrapper BUNDLE OUT: a conditional bundle; one run's x goes to OUT.
+// What diffusevae.hpp hands through.  wrapper BUNDLE OUT: a conditional bundle; one run's x goes to OUT.
 //
 // Run under the sanitizers too. Prints the number of checks, or the first that failed.
 #include <diffusevae.hpp>

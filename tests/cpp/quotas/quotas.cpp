@@ -1,4 +1,4 @@
-// What does the library read from control groups? Prints quota and threads for each root folder and affinity it is given.
+// What the library reads from control groups. Prints quota and threads for each root folder and affinity it is given.
 #include <cstdio>
 #include <cstdlib>
 
