@@ -1,4 +1,4 @@
-"""Which exceptions can leave this project? One family, each message saying what was found, expected and to be done."""
+"""The exceptions that can leave this project: one family, each message saying what was found, expected and to be done."""
 
 from __future__ import annotations
 

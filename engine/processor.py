@@ -1,4 +1,4 @@
-"""What can this processor do? The instruction sets that decide precision and kernels, by their Linux names."""
+"""The processor's instruction sets that decide precision and kernels, by their Linux names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-# The features somebody here decides by; a processor's other flags are left out.
+# The features that decide something here; a processor's other flags are left out.
 FEATURES = (
     "sse4_2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16",
     "amx_tile", "amx_int8", "amx_bf16", "amx_fp16", "asimd", "bf16", "i8mm", "sve",

@@ -1,4 +1,4 @@
-"""How are the kernels compiled? One shared library without Python's API, by whatever C++ compiler is there.
+"""The build of the kernels: one shared library without Python's API, by whatever C++ compiler is there.
 
 setup.py loads this file by path (the package itself needs numpy and the library) and passes extensions() and
 commands() to setuptools. `python kernels/build.py` compiles into engine/kernels alone.
@@ -38,7 +38,7 @@ FLAGS = (
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma")
 
 # The library is for any x86-64; these files alone are compiled for more, and run only where the processor has it. Each for
-# exactly its instructions: with a -march=native of somebody's CXX, `avx2` would not run on another machine.
+# exactly its instructions: with a -march=native in CXX, `avx2` would not run on another machine.
 TARGET_FLAGS = {
     "target_avx2.cpp": ("-mavx2", "-mfma", "-mf16c", "-mno-avx512f"),
     "target_avx512.cpp": (*_AVX512, "-mno-avx512bf16"),

@@ -1,4 +1,4 @@
-"""What do tests drive where TensorRT proper is not installed? A module with the names of 10.x or 11.x that notes every call.
+"""A stand-in where TensorRT proper is not installed. A module with the names of 10.x or 11.x that notes every call.
 
 Only what the builder uses, with the differences that matter to it: 10.x still has the flags of weak typing, and only the
 later ones know the hardware level `SAME_COMPUTE_CAPABILITY`.

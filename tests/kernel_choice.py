@@ -1,4 +1,4 @@
-"""Which implementation of the kernels does a test run on?"""
+"""The implementation of the kernels that a test runs on."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The GPU runtime without a GPU: a driver that works on host memory, records every call and fails on command.
 
-Addresses are real ones, work is done when somebody waits for it (so that a missing wait shows), kernels run on the CPU
+Addresses are real ones, work is done when it is waited for (so that a missing wait shows), kernels run on the CPU
 kernels with the same bits, and every object that was made and not given back is counted.
 """
 
@@ -72,7 +72,7 @@ class MockCuda(MockKernels):
             kind: {} for kind in ("memory", "pinned", "streams", "events", "graphs", "executables", "modules", "retained")
         }
         self.retained = [0] * len(devices)
-        self.foreign: dict[int, int] = {}  # context of somebody else -> its device
+        self.foreign: dict[int, int] = {}  # context of another library -> its device
         self.functions: dict[int, tuple[int, str]] = {}
         self.stack = threading.local()
         self.clock = itertools.count()

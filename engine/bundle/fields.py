@@ -191,7 +191,7 @@ class Fields:
         return Fields(self.take(key, "an object"), self.where, self.name_of(key))
 
     def done(self, optional: Iterable[str] = ()) -> None:
-        """Refuse the keys that nobody took: a misspelt field must not be ignored. optional: those that may be absent."""
+        """Refuse the keys that were not taken: a misspelt field must not be ignored. optional: those that may be absent."""
         left = [key for key in self._raw if key not in self._taken]
         if left:
             known = self._taken.union(optional)

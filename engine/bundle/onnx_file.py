@@ -1,4 +1,4 @@
-"""Does an ONNX file keep its weights to itself? One that names other files would load bytes that nobody verified.
+"""The check that an ONNX file names no other file, whose bytes would be loaded without being verified.
 
 The runtimes follow such names (inside the working directory, at best), so this looks before they do: a walk over the
 protobuf messages that can hold a tensor, which reads lengths and skips contents. Only `tensor.external_data` is refused;

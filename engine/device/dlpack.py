@@ -1,4 +1,4 @@
-"""How do arrays pass to and from torch, JAX and CuPy without a copy? DLPack's capsules, spelled out in ctypes.
+"""DLPack: arrays to and from torch, JAX and CuPy without a copy, its capsules spelled out in ctypes.
 
 The layout is that of dlpack.h, version 0.8 (unversioned capsules, which every library still takes and gives).
 """
@@ -64,7 +64,7 @@ def _give_back(address: int) -> None:
 
 @_Destructor
 def _forget(capsule: int) -> None:
-    """A capsule that nobody consumed frees what it holds; a consumed one is its consumer's business."""
+    """A capsule that was never consumed frees what it holds; a consumed one is its consumer's business."""
     if _is_valid(capsule, _FRESH):
         _lent.pop(_pointer(capsule, _FRESH), None)
 
@@ -121,7 +121,7 @@ def take(capsule: Any, name: str) -> Described:
 
 
 class _Borrowed:
-    """Somebody else's memory, given back through their deleter when nobody here uses it any more."""
+    """Another library's memory, given back through its deleter when nothing here uses it any more."""
 
     def __init__(self, where: int, deleter: int | None) -> None:
         if deleter:

@@ -1,4 +1,4 @@
-"""How is the CUDA driver called? Every call by its own name, every status checked, every failure a typed error.
+"""The calls of the CUDA driver. Every call by its own name, every status checked, every failure a typed error.
 
 The driver comes through `cuda-bindings` (which `cuda-core` is built on). Nothing is imported before a GPU is asked for.
 """

@@ -1,4 +1,4 @@
-"""Where do a run's arrays lie? One allocation cut into named slots, on the device or pinned on the host."""
+"""The memory of a run's arrays: one allocation cut into named slots, on the device or pinned on the host."""
 
 from __future__ import annotations
 

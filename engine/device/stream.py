@@ -1,4 +1,4 @@
-"""In what order does the device work? Streams, events with their times, and a sequence of calls captured into a graph."""
+"""The order of the device's work: streams, events with their times, and a sequence of calls captured into a graph."""
 
 from __future__ import annotations
 

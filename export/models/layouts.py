@@ -1,4 +1,4 @@
-"""How do the two published UNet layouts name the weights that our one module holds?
+"""The names that the two published UNet layouts have for our one module's weights.
 
 `entries(spec)` pairs every tensor of `UNet(spec)` with the checkpoint key or keys that it is read from; everything else
 (reading, writing, the list of expected keys and shapes) follows from these pairs.

@@ -1,4 +1,4 @@
-"""What does the refiner compute? One UNet for both published layouts, split at the timestep.
+"""The refiner's UNet, one for both published layouts, split at the timestep.
 
 `timestep_rows` holds everything that depends on the timestep (and z) alone and is run once per sampling schedule;
 `denoise` is what remains for every step. `forward` is their composition, as in training.

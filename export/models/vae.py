@@ -1,4 +1,4 @@
-"""What does the first stage compute? The residual VAE of DiffuseVAE, built from its four architecture strings."""
+"""The first stage: the residual VAE of DiffuseVAE, built from its four architecture strings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How do weights become what the native engine reads in place? Layouts of kernels/native/README.md, as numpy reshapes.
+"""The packing of weights into what the native engine reads in place: layouts of kernels/native/README.md.
 
 A packed K step is one AMX tile: 16 rows of 16 outputs, each with the 2 (bf16) or 4 (int8) channels that one lane of a dot
 product takes. Other instruction sets read the same bytes.

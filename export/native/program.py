@@ -311,7 +311,7 @@ class Assembler:
 
 
 def _numpy(name: str, tensor: torch.Tensor) -> NDArray[np.float32]:
-    """A weight as float32; a model with NaN or infinity in it is refused before anybody runs it."""
+    """A weight as float32; a model with NaN or infinity in it is refused before it can run."""
     values: NDArray[np.float32] = tensor.detach().float().numpy()
     if not np.isfinite(values).all():
         raise ExportError(f"layer {name}: found NaN or infinity in its weights, expected finite ones; check the checkpoint")

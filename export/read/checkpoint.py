@@ -1,4 +1,4 @@
-"""What is in this file? Untrusted weights, as tensors and plain metadata and nothing else.
+"""The safe reading of a checkpoint: untrusted weights, as tensors and plain metadata and nothing else.
 
 A pickle can run code, so nothing is unpickled beyond tensors and plain containers (torch's weights-only reader). Old
 Lightning versions key their callbacks by class; names from Lightning itself are therefore replaced by inert

@@ -1,4 +1,4 @@
-"""Which network does each key of a checkpoint belong to, and what is this file if it is not a DiffuseVAE?"""
+"""The networks in a checkpoint, by their keys, and a name for files that hold something else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which UNet do these keys and shapes describe? Everything but the number of heads and the image size is in them."""
+"""The UNet that keys and shapes describe: everything but the number of heads and the image size is in them."""
 
 from __future__ import annotations
 

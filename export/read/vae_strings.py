@@ -1,4 +1,4 @@
-"""Which architecture strings does a VAE's checkpoint stand for?
+"""The architecture strings of a VAE's checkpoint.
 
 Pooling and upsampling layers have no weights. What tells them is the reference's convention, which all its published
 models keep: a 1x1 transition follows every change of resolution, the change next to the latent is by 4 (1 <-> 4), every

@@ -1,4 +1,4 @@
-"""What would not run in TensorRT, and which nodes is it? Asked of the library's own parser; nothing is built or written."""
+"""The check for nodes that would not run in TensorRT. Asked of the library's own parser; nothing is built or written."""
 
 from __future__ import annotations
 
@@ -69,6 +69,6 @@ def check_model(library: Library, key: str, model: bytes) -> list[Finding]:
 
 def _finding(key: str, error: Any) -> Finding:
     code = error.code().name.lower().replace("_", " ")
-    # For a missing operator the description is the C++ condition that failed, which tells nobody anything.
+    # For a missing operator the description is the C++ condition that failed, which helps no reader.
     said = "" if error.desc() in ("", "false") else f": {error.desc()}"
     return Finding(key, error.node(), error.node_name(), error.node_operator(), f"{code}{said}")

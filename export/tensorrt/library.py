@@ -1,4 +1,4 @@
-"""Which TensorRT is here, and is it one that this project can drive? One API family under two names.
+"""The TensorRT that is installed, and whether this project can drive it. One API family under two names.
 
 `tensorrt_rtx` (TensorRT for RTX) builds without a GPU and for several at once. `tensorrt` (TensorRT proper, 10 and 11) times
 kernels on the GPU that the plan is for. Nothing of either is imported before it is asked for.

@@ -1,4 +1,4 @@
-"""What do the builder's messages and the first bytes of a plan say? Kernels after fusion, memory, reasons of a failure."""
+"""The builder's messages, and the first bytes of a plan. Kernels after fusion, memory, reasons of a failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How is a TensorRT build watched and stopped? Nothing may be raised inside it: the bindings swallow exceptions."""
+"""The progress of a TensorRT build, and its stop. Nothing may be raised inside it: the bindings swallow exceptions."""
 
 from __future__ import annotations
 

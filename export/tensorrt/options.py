@@ -1,4 +1,4 @@
-"""What may be asked of a TensorRT build? Ranges of shapes, targets and builder settings, checked before any work is done."""
+"""The options of a TensorRT build. Ranges of shapes, targets and builder settings, checked before any work is done."""
 
 from __future__ import annotations
 

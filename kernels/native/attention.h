@@ -1,4 +1,4 @@
-// How is self-attention over pixels done? A head at a time in float32: keys channel-major, values pixel-major, softmax by rows.
+// Self-attention over pixels, a head at a time in float32: keys channel-major, values pixel-major, softmax by rows.
 #ifndef DIFFUSEVAE_NATIVE_ATTENTION_H
 #define DIFFUSEVAE_NATIVE_ATTENTION_H
 

@@ -1,4 +1,4 @@
-// What could this machine do? All threads at once, each on operands of its own, for a given time.
+// The machine's ceilings. All threads at once, each on operands of its own, for a given time.
 #include "ceiling.h"
 
 #include <chrono>

@@ -1,4 +1,4 @@
-// What could this machine do? Products from L2 and streaming reads, for the roofline of a benchmark.
+// The machine's ceilings. Products from L2 and streaming reads, for the roofline of a benchmark.
 #ifndef DIFFUSEVAE_NATIVE_CEILING_H
 #define DIFFUSEVAE_NATIVE_CEILING_H
 

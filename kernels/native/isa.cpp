@@ -1,4 +1,5 @@
-// Which instruction sets can run here? Asked of the processor (cpuid), of what the system saves (XCR0) and, for tiles, of Linux.
+// The instruction sets that can run here. Asked of the processor (cpuid), of what the system saves (XCR0) and, for tiles,
+// of Linux.
 #include "isa.h"
 
 #if defined(__x86_64__)

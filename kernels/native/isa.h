@@ -1,4 +1,4 @@
-// Which instruction sets can run here?
+// The instruction sets that can run here.
 #ifndef DIFFUSEVAE_NATIVE_ISA_H
 #define DIFFUSEVAE_NATIVE_ISA_H
 

@@ -1,4 +1,4 @@
-// Where do activations live? One anonymous mapping a handle: pages that no run touches cost nothing.
+// The memory of activations: one anonymous mapping a handle: pages that no run touches cost nothing.
 #ifndef DIFFUSEVAE_NATIVE_MEMORY_H
 #define DIFFUSEVAE_NATIVE_MEMORY_H
 

@@ -1,4 +1,4 @@
-// How do images enter, shrink and grow? Input with patches, average pooling, nearest upsampling.
+// Images that enter, shrink and grow. Input with patches, average pooling, nearest upsampling.
 #ifndef DIFFUSEVAE_NATIVE_PIXELS_H
 #define DIFFUSEVAE_NATIVE_PIXELS_H
 

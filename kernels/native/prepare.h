@@ -1,4 +1,4 @@
-// How do source maps become the operand of a product? Norm, activation, rounding and padding in one pass over memory.
+// Source maps as the operand of a product. Norm, activation, rounding and padding in one pass over memory.
 #ifndef DIFFUSEVAE_NATIVE_PREPARE_H
 #define DIFFUSEVAE_NATIVE_PREPARE_H
 

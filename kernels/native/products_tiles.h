@@ -1,4 +1,4 @@
-// How are products done with AMX? Tiles of 16 pixels x 32 channels (64 for int8) times tiles of packed weights.
+// Products with AMX: tiles of 16 pixels x 32 channels (64 for int8) times tiles of packed weights.
 //
 // A block is 2 x 2 tiles (two loads a product instead of the 5/4 of 1 x 4 and 4 x 1); a single tile of pixels takes 1 x 4,
 // a single n-block 4 x 1. Tiles of several samples share a block, so that small maps fill it.
@@ -92,8 +92,8 @@ DV_INLINE void sum_tiles(const Segment* segments, int32_t count, int32_t phase, 
                 stream.fetch();
                 step_tiles<kTiles, kGroups, kInt8>(a, b * seg.block_bytes + seg.tap[phase][t], stride, w);
                 for (int g = 0; g < kGroups; ++g) w[g] += kStepBytes;
-                // The store unit falls asleep after about 2,100 cycles, and waking it costs 950: a store that nobody
-                // reads every 9 steps keeps it awake (32 x 32 maps: 10 %).
+                // The store unit falls asleep after about 2,100 cycles, and waking it costs 950: a store that is
+                // never read, every 9 steps, keeps it awake (32 x 32 maps: 10 %).
                 if (++quiet == 9) quiet = 0, store_tile<7>(spare);
             }
         }

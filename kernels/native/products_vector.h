@@ -1,4 +1,4 @@
-// How are products done with vectors? Blocks of pixels x 16 outputs in registers, K step by K step; then the epilogue.
+// Products with vectors: blocks of pixels x 16 outputs in registers, K step by K step; then the epilogue.
 #ifndef DIFFUSEVAE_NATIVE_PRODUCTS_VECTOR_H
 #define DIFFUSEVAE_NATIVE_PRODUCTS_VECTOR_H
 

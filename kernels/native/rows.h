@@ -1,4 +1,4 @@
-// How are the timestep table's matrices applied? float32 rows times packed float32 panels of 16 outputs.
+// The timestep table's matrices. float32 rows times packed float32 panels of 16 outputs.
 #ifndef DIFFUSEVAE_NATIVE_ROWS_H
 #define DIFFUSEVAE_NATIVE_ROWS_H
 

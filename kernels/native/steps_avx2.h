@@ -1,4 +1,4 @@
-// One K step with AVX2: how many pixels and outputs fill the registers, and what multiplies them?
+// One K step with AVX2: the pixels and outputs that fill the registers, and what multiplies them.
 //
 // bf16 is widened to float32; int8 operands and weights to 16 bits for vpmaddwd, which is exact (vpmaddubsw would saturate).
 // The two inner loops are assembly: 16 registers are all that they need and all there are, and gcc 12 spills one of them in

@@ -1,4 +1,4 @@
-// One K step with AVX-512: how many pixels and outputs fill the registers, and what multiplies them?
+// One K step with AVX-512: the pixels and outputs that fill the registers, and what multiplies them.
 //
 // int8: VNNI reads packed rows (16 outputs x 4 channels) as they are. bf16: AVX512_BF16 does so too (16 outputs x 2 channels), at
 // twice the float32 rate; without it bf16 is widened.

@@ -1,4 +1,4 @@
-// How do weights arrive before they are needed? Those of the next n-group are fetched while this one is multiplied.
+// The prefetch of weights: those of the next n-group are fetched while this one is multiplied.
 #ifndef DIFFUSEVAE_NATIVE_STREAM_H
 #define DIFFUSEVAE_NATIVE_STREAM_H
 

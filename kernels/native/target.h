@@ -1,4 +1,4 @@
-// What does the engine hand to the kernels of one instruction set? Plain structs, resolved at load: offsets, tables, weights.
+// The kernels of one instruction set, as the engine sees them. Plain structs, resolved at load: offsets, tables, weights.
 //
 // The kernels are compiled four times (target_*.cpp) from the same family headers. Everything that they compile is inlined or
 // in an unnamed namespace, and they include no standard C++ templates: the linker merges equal functions of different

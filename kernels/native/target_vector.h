@@ -1,4 +1,4 @@
-// Which families make up a target without tiles? Everything over vectors.
+// The families that make up a target without tiles: everything over vectors.
 #ifndef DIFFUSEVAE_NATIVE_TARGET_VECTOR_H
 #define DIFFUSEVAE_NATIVE_TARGET_VECTOR_H
 

@@ -1,5 +1,5 @@
-// How do threads wait? A short spin, then sched_yield: with a competing process on the machine, spinning alone made a step 35
-// times slower, and pinning 1.3 times. Threads of an idle team sleep and cost nothing.
+// How the team waits: a short spin, then sched_yield: with a competing process on the machine,
+// spinning alone made a step 35 times slower, and pinning 1.3 times. Threads of an idle team sleep and cost nothing.
 #include "team.h"
 
 #include <sched.h>

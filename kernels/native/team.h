@@ -1,4 +1,4 @@
-// How do threads work together? A fixed team that runs one function, meets at barriers, and sleeps when there is nothing to do.
+// The team of threads that runs one function, meets at barriers, and sleeps when there is nothing to do.
 #ifndef DIFFUSEVAE_NATIVE_TEAM_H
 #define DIFFUSEVAE_NATIVE_TEAM_H
 

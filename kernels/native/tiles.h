@@ -1,4 +1,4 @@
-// What are the tile instructions? One inline function each. Tests put software in their place (DV_SOFTWARE_TILES), so that what is
+// The tile instructions, one inline function each. Tests put software in their place (DV_SOFTWARE_TILES), so that what is
 // built on them also runs where no processor has them.
 #ifndef DIFFUSEVAE_NATIVE_TILES_H
 #define DIFFUSEVAE_NATIVE_TILES_H

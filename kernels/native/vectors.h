@@ -1,4 +1,4 @@
-// What is a vector here? Sixteen floats: one register of AVX-512, two of AVX2. Every family is written once over this.
+// The vector type: sixteen floats: one register of AVX-512, two of AVX2. Every family is written once over this.
 #ifndef DIFFUSEVAE_NATIVE_VECTORS_H
 #define DIFFUSEVAE_NATIVE_VECTORS_H
 

@@ -1,4 +1,4 @@
-// How is a 3x3 convolution done with 16 products for 4 pixels, where 36 are usual? Winograd's F(2x2, 3x3):
+// A 3x3 convolution with 16 products for 4 pixels, where 36 are usual: Winograd's F(2x2, 3x3):
 //
 //     y = A^T [(G g G^T) * (B^T d B)] A       d: 4 x 4 pixels around a tile of 2 x 2, g: 3 x 3 weights, *: point by point
 //

@@ -1,4 +1,4 @@
-"""Is every file that may be handed over as a checkpoint read safely, or refused with a sentence that helps?"""
+"""Files handed over as checkpoints: read safely, or refused with a sentence that helps."""
 
 from __future__ import annotations
 

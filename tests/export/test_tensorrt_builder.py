@@ -267,7 +267,7 @@ class TestTimingCache:
 class TestCommandLine:
     @pytest.fixture
     def checkpoint(self, tmp_path: Path) -> Path:
-        """A file that nobody may come to read: what is wrong with the options is said first."""
+        """A file that is perhaps never read: what is wrong with the options is said first."""
         path = tmp_path / "a.ckpt"
         path.write_bytes(b"no checkpoint")
         return path

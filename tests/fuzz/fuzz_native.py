@@ -1,4 +1,4 @@
-"""Can a mutated program or header make anything but our own errors come out? `python -m tests.fuzz.fuzz_native --help`.
+"""Mutated programs and headers, which bring out our own errors only. `python -m tests.fuzz.fuzz_native --help`.
 
 Each seed is one case, the same on every machine: `--replay SEED` runs it alone and shows the mutated program.
 """

@@ -1,4 +1,4 @@
-"""Do seeded mutations of native programs and weights only ever bring out our own errors, and never a crash?
+"""Seeded mutations of native programs and weights: our own errors only, and never a crash.
 
 In a child process, so that a crash of the library is an exit code. More seeds: see fuzz_native.py.
 """

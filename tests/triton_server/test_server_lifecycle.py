@@ -96,7 +96,7 @@ def test_a_new_bundle_replaces_the_old_one_under_load(
     finally:
         stop.set()
         asking.join()
-    # Nobody was turned away in between, and every answer was one of the two bundles'.
+    # No client was turned away in between, and every answer was one of the two bundles'.
     assert {image.tobytes() for image in answers} <= {new.tobytes(), old.tobytes()}
     assert len(answers) > 10
 

@@ -1,4 +1,4 @@
-"""Are the execution providers that were asked for the ones that run, and is anything else an error?
+"""The execution providers that were asked for are those that run; anything else is an error.
 
 No GPU is needed: the code is that of the CPU provider, and what onnxruntime-gpu does without a device (it runs on the CPU
 and writes a line to a log) is played by a session that reports other providers.

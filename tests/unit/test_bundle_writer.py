@@ -1,4 +1,4 @@
-"""Is a bundle on the disk always the old one or the new one, whoever is killed, and is nothing else ever replaced?"""
+"""A bundle on the disk is the old one or the new one, whoever is killed; nothing else is ever replaced."""
 
 from __future__ import annotations
 

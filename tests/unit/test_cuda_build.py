@@ -1,4 +1,4 @@
-"""Do the CUDA kernels compile for every architecture, within their registers and with the CPU's roundings? And which code
+"""The CUDA kernels compiled for every architecture, within their registers, with the CPU's roundings. And which code
 does a device get: the installed fatbin or NVRTC's, verified, cached, or refused with the cure?"""
 
 from __future__ import annotations

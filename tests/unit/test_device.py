@@ -1,4 +1,4 @@
-"""Is every call of the driver checked, every failure typed, and everything given back?"""
+"""Every call of the driver is checked, every failure typed, and everything given back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do arrays pass between this library and others without a copy, and is nothing read before it was written?"""
+"""Arrays between this library and others: without a copy, and never read before they were written."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_dlpack_capsules_are_taken_by_numpy_and_torch() -> None:
     assert not dlpack._lent, "both have given it back"
     assert Host().__dlpack__() is not None
     gc.collect()
-    assert not dlpack._lent, "a capsule that nobody consumed is given back too"
+    assert not dlpack._lent, "a capsule that was never consumed is given back too"
 
 
 def test_dlpack_capsules_of_numpy_and_torch_are_taken() -> None:

@@ -1,4 +1,4 @@
-"""Are the normals standard, seeded as documented, and the same bits in C++ and numpy? Known answers for Philox4x32-10."""
+"""The normals: standard, seeded as documented, the same bits in C++ and numpy. Known answers for Philox4x32-10."""
 
 from __future__ import annotations
 

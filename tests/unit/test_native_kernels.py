@@ -1,4 +1,4 @@
-"""Do the native kernels compute what the program format says? The C++ selftest on every instruction set that runs here."""
+"""The native kernels against the program format. The C++ selftest on every instruction set that runs here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is a plan refused before and after loading, with what was found, what was expected and what rebuilds it?"""
+"""Refusals of a plan before and after loading, with what was found, expected, and what rebuilds it."""
 
 from __future__ import annotations
 

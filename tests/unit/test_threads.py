@@ -1,4 +1,4 @@
-"""Does the default thread count follow affinity and container limits, and is a senseless count refused?"""
+"""The default thread count follows affinity and container limits; a senseless count is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-// What do the tile instructions do? The eight tiles of a thread as arrays, after Intel's description; misuse ends the program.
+// The tile instructions in software. The eight tiles of a thread as arrays, after Intel's description; misuse ends the
+// program.
 //
 // Takes the place of the instructions in kernels/native/tiles.h, so that the AMX kernels are tested on processors without AMX.
 #ifndef DIFFUSEVAE_TESTS_TILES_IN_SOFTWARE_H
@@ -66,7 +67,7 @@ inline void multiply_pairs(const uint8_t (&pixels)[16][64], const uint8_t (&weig
 template <bool kInt8, int kSum, int kPixelTile, int kWeightTile>
 void multiply() {
     demand(tiles.configured, "a product without a configuration");
-    demand(tiles.known[kSum] && tiles.known[kPixelTile] && tiles.known[kWeightTile], "a product of a tile that nobody wrote");
+    demand(tiles.known[kSum] && tiles.known[kPixelTile] && tiles.known[kWeightTile], "a product of a tile that was never written");
     if constexpr (kInt8)
         multiply_bytes(tiles.row[kPixelTile], tiles.row[kWeightTile], tiles.row[kSum]);
     else

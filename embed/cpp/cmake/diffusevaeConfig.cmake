@@ -1,4 +1,4 @@
-# Where does find_package(diffusevae) get diffusevae::diffusevae? Beside installed targets: from them. In the Python
+# The target diffusevae::diffusevae for find_package(diffusevae): beside installed targets: from them. In the Python
 # package, which carries sources only: compiled in the build folder of whoever asks, and only if something links it.
 if(EXISTS "${CMAKE_CURRENT_LIST_DIR}/diffusevaeTargets.cmake")
   include("${CMAKE_CURRENT_LIST_DIR}/diffusevaeTargets.cmake")

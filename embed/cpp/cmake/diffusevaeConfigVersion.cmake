@@ -1,4 +1,4 @@
-# Does the Python package's version serve a request? Until 1.0 a minor version may change the interface. (An installed
+# Whether the Python package's version serves a request. Until 1.0 a minor version may change the interface. (An installed
 # library has a generated file of the same rule in place of this one.)
 include("${CMAKE_CURRENT_LIST_DIR}/diffusevaeVersion.cmake")
 set(PACKAGE_VERSION "${diffusevae_VERSION_FOUND}")

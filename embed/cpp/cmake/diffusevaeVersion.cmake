@@ -1,4 +1,4 @@
-# Which version is this? The one that engine/__init__.py states, in a source tree as in an installed Python package.
+# The version that engine/__init__.py states, in a source tree as in an installed Python package.
 cmake_path(SET diffusevae_engine NORMALIZE "${CMAKE_CURRENT_LIST_DIR}/../../../engine/__init__.py")
 if(NOT EXISTS "${diffusevae_engine}")  # in the Python package: engine/_sources/embed/cpp/cmake
   cmake_path(SET diffusevae_engine NORMALIZE "${CMAKE_CURRENT_LIST_DIR}/../../../../__init__.py")

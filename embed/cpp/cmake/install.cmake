@@ -1,4 +1,4 @@
-# What does `cmake --install` write? Library, headers, and the files by which find_package(diffusevae) finds them.
+# What `cmake --install` writes: library, headers, and the files by which find_package(diffusevae) finds them.
 include(CMakePackageConfigHelpers)
 set(package "${CMAKE_INSTALL_LIBDIR}/cmake/diffusevae")
 

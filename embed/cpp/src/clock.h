@@ -1,4 +1,4 @@
-// Where does the time of a run go? A stopwatch that books what passed to a stage.
+// The clock of a run: a stopwatch that books what passed to a stage.
 #ifndef DIFFUSEVAE_CLOCK_H
 #define DIFFUSEVAE_CLOCK_H
 

@@ -1,4 +1,4 @@
-// Which exceptions leave the library's own functions? One family: a status of diffusevae.h and a sentence that says what
+// The exceptions of the library's own functions: one family: a status of diffusevae.h and a sentence that says what
 // was found, what was expected and what to do. The C interface catches it and hands both to the caller.
 #ifndef DIFFUSEVAE_ERROR_H
 #define DIFFUSEVAE_ERROR_H

@@ -1,4 +1,4 @@
-// How is a text that nobody vouches for shown in a message, and which word was probably meant?
+// Untrusted text as a message may show it, and the nearest known word.
 #ifndef DIFFUSEVAE_TEXT_H
 #define DIFFUSEVAE_TEXT_H
 

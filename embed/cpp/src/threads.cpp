@@ -1,4 +1,4 @@
-// How are affinity and control groups read? As engine/threads.py does.
+// Affinity and control groups, read as engine/threads.py does.
 #include "threads.h"
 
 #include <sched.h>

@@ -1,4 +1,4 @@
-// How many threads may this process use? What affinity and the container's CPU quota allow, not what the host has.
+// The number of threads that this process may use: what affinity and the container's CPU quota allow, not what the host has.
 #ifndef DIFFUSEVAE_THREADS_H
 #define DIFFUSEVAE_THREADS_H
 

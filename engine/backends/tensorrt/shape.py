@@ -35,7 +35,7 @@ class Shape:
     start          whether an image to start from is given
     scaled         whether the network is given c_in x and not x in some row
     full, history, y   whether some row is a full one, pushes, or uses y
-    watched        whether somebody looks at x0 after every row
+    watched        whether a callback looks at x0 after every row
     """
 
     n: int

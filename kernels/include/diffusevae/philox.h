@@ -1,4 +1,4 @@
-// Which random numbers belong to (seed, stream, step, element)? Philox4x32-10 and standard normals, for CPU and CUDA.
+// The random numbers of (seed, stream, step, element). Philox4x32-10 and standard normals, for CPU and CUDA.
 //
 // The only C++ definition in the project: the CPU source and the CUDA source include it, kernels/fallback.py restates
 // it for numpy, and tests hold all of them to the same bits. That works because every operation below is an IEEE-754

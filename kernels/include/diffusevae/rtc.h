@@ -1,4 +1,4 @@
-// Which of the C library's names do row.h and philox.h need where there is no C library? NVRTC compiles without headers.
+// The C library's names that row.h and philox.h need where there is no C library. NVRTC compiles without headers.
 #ifndef DIFFUSEVAE_RTC_H
 #define DIFFUSEVAE_RTC_H
 

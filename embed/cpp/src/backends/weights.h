@@ -1,4 +1,4 @@
-// Where do the native engine's packed weights lie? In a safetensors file that is mapped, checked and never copied. Of the
+// The native engine's packed weights, in a safetensors file that is mapped, checked and never copied. Of the
 // format only what packed weights need is taken: three dtypes, no gaps, tensors and data at multiples of 64 bytes.
 #ifndef DIFFUSEVAE_WEIGHTS_H
 #define DIFFUSEVAE_WEIGHTS_H

@@ -53,7 +53,7 @@ public:
     void check_size(int64_t size) const {
         struct stat found = {};
         if (fstat(handle_, &found) != 0) refuse_unreadable(path_, errno);
-        check_regular(path_, found);  // once more: somebody may have put another there before it was opened
+        check_regular(path_, found);  // once more: another may have been put there before it was opened
         if (found.st_size != size)
             refuse(path_, std::to_string(found.st_size) + " bytes",
                    std::to_string(size) + ": the file is truncated or of another build");

@@ -1,4 +1,4 @@
-// How is a file of a bundle read? Without following links, of exactly the size and SHA-256 that the manifest says.
+// The reading of a bundle's files: without following links, of exactly the size and SHA-256 that the manifest says.
 #ifndef DIFFUSEVAE_FILES_H
 #define DIFFUSEVAE_FILES_H
 

@@ -1,4 +1,4 @@
-// How does untrusted JSON become values? Parsed by nlohmann_json, refused where it is ambiguous or out of proportion: keys
+// From untrusted JSON to values: parsed by nlohmann_json, refused where it is ambiguous or out of proportion: keys
 // that come twice, NaN and infinity, integers of more than 20 digits, deep nesting, more values than a bundle has. As in
 // engine/fields.py, but for half of a surrogate pair, which is no character: Python refuses it in the texts that it reads,
 // this parser everywhere.

@@ -22,7 +22,7 @@ std::vector<int64_t> integers(Fields& fields, const char* key, const char* expec
     return found;
 }
 
-// Anybody's remarks: texts by name, or null.
+// Free remarks: texts by name, or null.
 void check_metadata(Fields& top) {
     const char* const expected = "texts by name, or null";
     const Value& remarks = top.take(kMetadata, expected);

@@ -1,4 +1,4 @@
-// Which tensors does a safetensors file hold, and where? Eight bytes with the header's length, a JSON header
+// The header of a safetensors file: eight bytes with the header's length, a JSON header
 // {name: {dtype, shape, data_offsets}}, the data. Two readers with one start: packed weights are held to more, weights.h.
 #ifndef DIFFUSEVAE_SAFETENSORS_H
 #define DIFFUSEVAE_SAFETENSORS_H
