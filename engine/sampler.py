@@ -186,7 +186,8 @@ class Sampler:
         if seed is None and isinstance(a, (int, np.integer)):
             seed = int(a)
         shared = noises.resolve_seeds(seed, 1)
-        batch = self.sample(**{drawn.name: path}, seed=np.repeat(shared, count), **options)
+        given: dict[str, Any] = {drawn.name: path, "seed": np.repeat(shared, count)}
+        batch = self.sample(**given, **options)
         return replace(batch, setting=replace(batch.setting, prior=from_prior))
 
     def reconstruct(self, images: npt.ArrayLike, **options: Any) -> Batch:
