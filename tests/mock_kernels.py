@@ -73,8 +73,8 @@ class MockKernels:
 
     def _dv_update_full(
         self, grid: Any, control: int, rows: int, weights: int, lanes: int, seeds: int, noise: int, row_stride: int,
-        sample_stride: int, e: int, c: int, x: int, x_in: int, copies: int, x0: int, h: int, table: int, row: int, width: int,
-        samples: int, count: int, y: int, g: int,
+        sample_stride: int, e: int, c: int, x: int, x_in: int, copies: int, x0: int, h: int, table: int, row: int,
+        width: int, samples: int, count: int, y: int, g: int,
     ) -> None:  # fmt: skip
         assert grid == cuda_module.launch_grid(count, samples)
         state = self.view(control, (8,), np.uint32)

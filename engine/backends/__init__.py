@@ -106,7 +106,11 @@ def load(
     _check_name("backend", backend, tuple(BACKENDS))
     _check_backend(bundle, backend)
     precision = precision or backend_class(backend).PRECISIONS[0]
-    return open_backend(bundle, backend, precision, resolve_threads(threads), device).load(graph)
+    opened = open_backend(bundle, backend, precision, resolve_threads(threads), device)
+    try:
+        return opened.load(graph)
+    finally:
+        opened.close()
 
 
 def _usable(bundle: Bundle) -> list[str]:

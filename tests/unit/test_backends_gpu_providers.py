@@ -16,15 +16,16 @@ import onnxruntime
 import pytest
 
 from engine import backends
-from engine.backends import onnxruntime as ort_backend
 from engine.backends import onnxruntime_cuda, onnxruntime_gpu, onnxruntime_tensorrt
-from engine.backends.onnxruntime import CPU, Runtime, load_on, open_session
+from engine.backends.onnxruntime import CPU, OnnxRuntime, Runtime, load_on, open_session
+from engine.backends.onnxruntime_cuda import OnnxRuntimeCuda
+from engine.backends.onnxruntime_tensorrt import OnnxRuntimeTensorRt
 from engine.bundle.reader import Bundle
 from engine.bundle.writer import write_bundle
 from engine.errors import ArgumentError, BackendError
 from tests import toy
 
-GPU = [onnxruntime_cuda, onnxruntime_tensorrt]
+GPU = [OnnxRuntimeCuda, OnnxRuntimeTensorRt]
 NAMES = ("onnxruntime-cuda", "onnxruntime-tensorrt")
 # The GPU runtimes' own code and settings on the provider that this machine has.
 PLAYED = Runtime("onnxruntime-cuda", {"CPUExecutionProvider": {}}, ("f32", "fp16"), "pip install onnxruntime-gpu")
@@ -88,7 +89,7 @@ class TestOneCodePath:
         graph = load_on(PLAYED, bundle, "denoiser", precision, 1)
         given = inputs()
         np.testing.assert_allclose(graph(**given)["eps"], factor * given["x"], atol=1e-6)
-        assert (graph.backend, graph.precision, graph.role) == ("onnxruntime-cuda", precision, "denoiser")
+        assert (graph.backend, graph.precision, graph.name) == ("onnxruntime-cuda", precision, "denoiser")
         twin = graph.clone()
         assert (twin.backend, twin.precision) == (graph.backend, graph.precision)
         with pytest.raises(ArgumentError, match="denoiser: found the inputs x, expected exactly x, cond, row"):
@@ -107,55 +108,57 @@ class TestOneCodePath:
 
     def test_half_graphs_run_on_the_cpu_too_but_bf16_nowhere(self, bundle: Bundle) -> None:
         given = inputs()
-        with ort_backend.load(bundle, "denoiser", precision="f32", threads=1) as graph:
+        with OnnxRuntime(bundle, "f32", 1).load("denoiser") as graph:
             whole = np.array(graph(**given)["eps"])
-        with ort_backend.load(bundle, "denoiser", precision="fp16", threads=1) as graph:
+        with OnnxRuntime(bundle, "fp16", 1).load("denoiser") as graph:
             assert (graph.backend, graph.precision) == ("onnxruntime", "fp16")
             assert not np.allclose(graph(**given)["eps"], whole)  # the toy's half graph is another one
         with pytest.raises(BackendError, match=r"onnxruntime: found precision 'bf16', expected .*: f32, fp16"):
-            ort_backend.load(bundle, "denoiser", precision="bf16", threads=1)
+            OnnxRuntime.open(bundle, "bf16", 1)
         with pytest.raises(BackendError, match=r"onnxruntime-cuda: found precision 'bf16', expected .*: f32, fp16"):
-            load_on(PLAYED, bundle, "denoiser", "bf16", 1)
+            OnnxRuntimeCuda.open(bundle, "bf16", 1)
 
 
 class TestAnotherProvider:
-    @pytest.mark.parametrize("module", GPU)
-    def test_this_build_does_not_have_it(self, bundle: Bundle, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("kind", GPU)
+    def test_this_build_does_not_have_it(
+        self, bundle: Bundle, kind: type[OnnxRuntime], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         built_in = ["AzureExecutionProvider", "CPUExecutionProvider"]
         monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: built_in)
-        runtime: Runtime = module.RUNTIME
+        runtime: Runtime = kind.RUNTIME
         message = (
             rf"{runtime.name}: found that onnxruntime \S+ has the providers AzureExecutionProvider, CPUExecutionProvider, "
             rf"expected {', '.join(runtime.providers)}; .* install what they need with: {re.escape(runtime.install)}"
         )
         with pytest.raises(BackendError, match=message):
-            module.load(bundle, "denoiser", threads=1)
+            kind.open(bundle, "f32", 1).load("denoiser")
 
-    @pytest.mark.parametrize("module", GPU)
+    @pytest.mark.parametrize("kind", GPU)
     @pytest.mark.parametrize("taken", [["CPUExecutionProvider"], ["CUDAExecutionProvider"], []])
     def test_it_is_built_in_but_passed_over(
-        self, bundle: Bundle, module: Any, taken: list[str], monkeypatch: pytest.MonkeyPatch
+        self, bundle: Bundle, kind: type[OnnxRuntime], taken: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         built_in = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
         asked = pretend(monkeypatch, built_in, taken)
         with pytest.raises(BackendError, match=rf"took the providers {', '.join(taken)}, expected .*check the device and"):
-            module.load(bundle, "denoiser", threads=1)
-        assert [name for name, _ in asked[0]] == list(module.RUNTIME.providers)
+            kind.open(bundle, "f32", 1).load("denoiser")
+        assert [name for name, _ in asked[0]] == list(kind.RUNTIME.providers)
 
-    @pytest.mark.parametrize("module", GPU)
-    def test_it_is_there(self, bundle: Bundle, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        wanted = list(module.RUNTIME.providers)
+    @pytest.mark.parametrize("kind", GPU)
+    def test_it_is_there(self, bundle: Bundle, kind: type[OnnxRuntime], monkeypatch: pytest.MonkeyPatch) -> None:
+        wanted = list(kind.RUNTIME.providers)
         built_in = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
         asked = pretend(monkeypatch, built_in, [*wanted, "CPUExecutionProvider"])
-        graph = module.load(bundle, "denoiser", precision="fp16", threads=1)
-        assert (graph.backend, graph.precision) == (module.NAME, "fp16")
+        graph = kind.open(bundle, "fp16", 1).load("denoiser")
+        assert (graph.backend, graph.precision) == (kind.NAME, "fp16")
         assert dict(asked[0])["CUDAExecutionProvider"] == {"use_tf32": "0"}
 
     def test_the_real_package_refuses_what_it_does_not_have(self, bundle: Bundle) -> None:
         if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             pytest.skip("this onnxruntime has the CUDA provider")
         with pytest.raises(BackendError, match=r"expected CUDAExecutionProvider; check the device .*onnxruntime-gpu"):
-            onnxruntime_cuda.load(bundle, "denoiser", threads=1)
+            OnnxRuntimeCuda.open(bundle, "f32", 1).load("denoiser")
 
 
 class TestChoice:
@@ -174,7 +177,7 @@ class TestChoice:
     def test_without_a_driver(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(onnxruntime_gpu.metadata, "version", lambda _: "1.30")
         monkeypatch.setattr(onnxruntime_gpu, "find_library", lambda _: None)
-        there, reason = onnxruntime_cuda.available()
+        there, reason = OnnxRuntimeCuda.available()
         assert not there
         assert reason == "installed (onnxruntime-gpu 1.30) on a machine without an NVIDIA driver; install the driver"
 
@@ -191,8 +194,8 @@ class TestChoice:
             backends.choose_auto(only)
 
     def test_settings_are_as_documented(self) -> None:
-        assert {name: backends.BACKENDS[name].rpartition(".")[2] for name in NAMES} == {
-            "onnxruntime-cuda": "onnxruntime_cuda", "onnxruntime-tensorrt": "onnxruntime_tensorrt",
-        }  # fmt: skip
+        assert [backends.backend_class(name) for name in NAMES] == GPU
+        assert [kind.NAME for kind in GPU] == list(NAMES)
+        assert all(kind.BY_NAME_ONLY and not kind.ON_DEVICE for kind in GPU)
         assert replace(onnxruntime_cuda.RUNTIME, name="x").precisions == ("f32", "fp16")
         assert list(onnxruntime_tensorrt.RUNTIME.providers) == ["TensorrtExecutionProvider", "CUDAExecutionProvider"]

@@ -20,7 +20,7 @@ from tests import toy
 from tests.mock_tensorrt import VERSION, Mock, build_bundle, plan_of
 
 PROFILE = {"batch": (1, 4, 16), "steps": (1, 10, 1000)}
-REBUILD = r"rebuild with: \S*python export/build_engines\.py CKPT --out PATH --backends tensorrt_rtx --precision fp16"
+REBUILD = r"rebuild with: \S*python export/build_engines\.py CKPT --out \S+ --backends tensorrt_rtx --precision fp16"
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return Bundle.open(build_bundle(tmp_path_factory.mktemp("plans") / "toy.bundle"))
 
 
-def load(bundle: Bundle, role: str = "denoiser", **options: Any) -> Any:
-    return backends.load(bundle, role, **{"backend": "tensorrt_rtx", "precision": "fp16", **options})
+def load(bundle: Bundle, graph: str = "denoiser", **options: Any) -> Any:
+    return backends.load(bundle, graph, **{"backend": "tensorrt_rtx", "precision": "fp16", **options})
 
 
 def refused(mock: Mock, bundle: Bundle, message: str, **options: Any) -> None:
@@ -155,7 +155,7 @@ def test_a_plan_that_does_not_load_has_the_librarys_last_words(mock: Mock, bundl
 WRONG_GRAPHS = {
     "another size": (toy.denoiser(16, True, False), r"found x as float32\[None, 3, 16, 16\] in the file, expected x flo"),
     "no condition": (toy.denoiser(8, False, False), r"found cond as nothing\[\] in the file, expected cond float32"),
-    "another role": (toy.vae_decoder(8, 4), r"found x as nothing\[\] in the file"),
+    "another graph": (toy.vae_decoder(8, 4), r"found x as nothing\[\] in the file"),
     "one more": (toy.denoiser(8, True, True), r"found row as float32\[None, 6\] in the file, expected row float32\[1, 6\]"),
 }
 
@@ -233,7 +233,7 @@ def test_one_code_runs_both_libraries(name: str, monkeypatch: pytest.MonkeyPatch
     image = np.random.default_rng(0).random((3, 3, 8, 8), np.float32)
     cpu = backends.load(opened, "vae_encoder", backend="onnxruntime")
     with load(opened, "vae_encoder", backend=name) as graph:
-        assert (graph.backend, graph.precision, graph.role) == (name, "fp16", "vae_encoder")
+        assert (graph.backend, graph.precision, graph.name) == (name, "fp16", "vae_encoder")
         for n in (3, 1, 3):
             expected = {key: value.copy() for key, value in cpu(image=image[:n].copy()).items()}
             found = graph(image=image[:n].copy())
@@ -248,8 +248,8 @@ def test_other_precisions_are_refused(mock: Mock, bundle: Bundle) -> None:
     refused(mock, bundle, r"tensorrt_rtx: found precision 'f32', expected one of those it has: fp16", precision="f32")
     with pytest.raises(BackendError, match=r"found precision 'bf16'"):
         Sampler(bundle, "tensorrt_rtx", "bf16")
-    with load(bundle, "timestep_table", precision="f32") as table:
-        assert table.precision == "fp16"
+    with load(bundle, "timestep_table") as table:
+        assert table.precision == "f32", "as the manifest says of it"
     assert mock.leaks() == {}
 
 

@@ -11,7 +11,7 @@ from engine.backends.base import Backend, check_precision
 from engine.backends.tensorrt import choice as gpu_choice
 from engine.backends.tensorrt.chain import GpuChain
 from engine.backends.tensorrt.graph import NATIVE_FAILURES, TensorRtGraph
-from engine.backends.tensorrt.plan import Plan, rebuild
+from engine.backends.tensorrt.plan import PRECISION, Plan, rebuild
 from engine.bundle.reader import Bundle
 from engine.cleanup import run_all, undo
 from engine.device.context import Device, open_device
@@ -25,7 +25,7 @@ class TensorRt(Backend):
     """Plans of TensorRT over one device; every user of the device has a share of its own."""
 
     NAME = "tensorrt"
-    PRECISIONS = (gpu_choice.PRECISION,)
+    PRECISIONS = (PRECISION,)
     ON_DEVICE = True
 
     def __init__(self, bundle: Bundle, precision: str, threads: int, device: Device) -> None:

@@ -9,11 +9,9 @@ from __future__ import annotations
 from importlib import metadata, util
 
 from engine.backends.tensorrt.library import INSTALL
-from engine.backends.tensorrt.plan import covers
+from engine.backends.tensorrt.plan import PRECISION, covers
 from engine.bundle.reader import Bundle
 from engine.device.context import presence
-
-PRECISION = "fp16"  # that plans are built in
 
 
 def available(backend: str) -> tuple[bool, str]:

@@ -21,6 +21,7 @@ from engine.commands import command
 from engine.device.context import Device
 from engine.errors import BackendError
 
+PRECISION = "fp16"  # that plans are asked for in; which graphs compute in another, the manifest says
 MAGIC = b"vtrt"  # what a plan of TensorRT for RTX begins with
 SIZE_FIELD = slice(16, 24)  # its length, little-endian
 HEADER = 32
@@ -28,7 +29,8 @@ HEADER = 32
 
 def rebuild(bundle: Bundle, backend: str, *options: str) -> str:
     """The command that builds the plans anew."""
-    return f"rebuild with: {command('build', 'CKPT', '--out', bundle.path, '--backends', backend, *options)}"
+    wanted = ("--backends", backend, "--precision", PRECISION, *options)
+    return f"rebuild with: {command('build', 'CKPT', '--out', bundle.path, *wanted)}"
 
 
 def covers(targets: tuple[str, ...], capability: tuple[int, int]) -> bool:
