@@ -15,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "embed" / "cpp"
+PACKAGED = Path("engine", "_sources")  # where a wheel has kernels/ and embed/
 PROGRAMS = ROOT / "tests" / "cpp" / "programs"
 # Shared by all runs of the tests; DIFFUSEVAE_CPP_BUILD names another.
 BUILDS = Path(os.environ.get("DIFFUSEVAE_CPP_BUILD", ROOT / "build" / "cpp"))

@@ -80,7 +80,8 @@ def cpp_runtimes(cpp_wheel: Path) -> Path:
         pytest.skip("openvino is not installed")
     stand_in = building.build("tensorrt_stand_in", source=building.ROOT / "tests" / "cpp" / "tensorrt_stand_in")
     options = {
-        "diffusevae_DIR": cpp_wheel / "embed" / "cpp" / "cmake", "DIFFUSEVAE_OPENVINO": "ON", "DIFFUSEVAE_TENSORRT": "ON",
+        "diffusevae_DIR": cpp_wheel / building.PACKAGED / "embed" / "cpp" / "cmake",
+        "DIFFUSEVAE_OPENVINO": "ON", "DIFFUSEVAE_TENSORRT": "ON",
         "OpenVINO_DIR": Path(found.submodule_search_locations[0]) / "cmake", "TensorRT_ROOT": stand_in,
         "CUDAToolkit_ROOT": stand_in,
     }  # fmt: skip

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from engine import Sampler, __version__
-from tests.kernel_build import build as kernel_build
 from tests.cpp import building
+from tests.kernel_build import build as kernel_build
 from tests.native_models import NEEDS_NATIVE
 
 HEADERS = building.SOURCE / "include"
@@ -186,7 +186,7 @@ def test_cpp_config_names_the_wheels_folder(cpp_wheel: Path, tmp_path: Path) -> 
     command = [sys.executable, "-m", "engine", "cpp-config"]
     env = {"PYTHONPATH": str(cpp_wheel), "DIFFUSEVAE_KERNELS": "numpy"}
     package = building.run(command, env=env, cwd=tmp_path).strip()
-    assert package == str(cpp_wheel / "embed" / "cpp" / "cmake")
+    assert package == str(cpp_wheel / building.PACKAGED / "embed" / "cpp" / "cmake")
     include = building.run([*command, "--include-dir"], env=env, cwd=tmp_path).strip()
     assert (Path(include) / "diffusevae.hpp").is_file()
     # In CMAKE_PREFIX_PATH it serves as well as in diffusevae_DIR, with which cpp_runtimes is configured.
@@ -200,7 +200,7 @@ def test_a_project_compiles_the_wheels_sources(
     cpp_wheel: Path, cpp_runtimes: Path, native_bundle: Callable[..., Path]
 ) -> None:
     commands = json.loads((cpp_runtimes / "compile_commands.json").read_text())
-    assert any(entry["file"] == str(cpp_wheel / "kernels" / "cpu" / "engine.kernels.cpp") for entry in commands)
+    assert any(entry["file"] == str(cpp_wheel / building.PACKAGED / "kernels" / "cpu" / "kernels.cpp") for entry in commands)
     program = cpp_runtimes / "plain"
     assert f"{cpp_runtimes}/diffusevae/libdiffusevae.so" in building.run(["ldd", program])
     bundle = native_bundle("form1")
@@ -223,7 +223,7 @@ def test_cpp_config_says_when_its_files_are_missing(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("asked", "found"), [("0.1", True), (__version__, True), ("0.1.99", False), ("0.0.9", False), ("7.0", False)]
+    ("asked", "found"), [("0.2", True), (__version__, True), ("0.2.99", False), ("0.1.9", False), ("7.0", False)]
 )
 def test_a_project_may_ask_for_a_version(asked: str, found: bool, tmp_path: Path) -> None:
     """The file beside the sources; installed libraries have cmake's own."""
