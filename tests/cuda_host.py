@@ -156,8 +156,8 @@ class Run:
         seeds = self.seeds if noise is None else None
         pushed = want["h"][pushes % 3]
         kernels.update(
-            row, self.x, self.e.reshape(self.lanes * self.samples, self.count), weights=self.weights[step], c=self.c, y=self.y,
-            h1=self.history(1), h2=self.history(2), h3=self.history(3), g=self.g, noise=noise, seeds=seeds,
+            row, self.x, self.e.reshape(self.lanes * self.samples, self.count), weights=self.weights[step], c=self.c,
+            y=self.y, h1=self.history(1), h2=self.history(2), h3=self.history(3), g=self.g, noise=noise, seeds=seeds,
             step=step if seeds is not None else None, out=want["x"], x0_out=want["x0"], y_out=want["y"],
             push_out=pushed if row[kernels.ROW_FIELDS.index("push")] else None,
         )  # fmt: skip

@@ -197,7 +197,9 @@ BAD = {
     "negative steps": ({"steps": int32(-2)}, "steps is -2; this server takes 1 .. 50"),
     "too many steps": ({"steps": int32(51)}, "steps is 51; this server takes 1 .. 50"),
     "steps that uniform spacing has not": ({"steps": int32(49), "spacing": texts("uniform")}, "which no whole stride gives"),
-    "method": ({"method": texts("ddimm")}, "method is 'ddimm'; expected one of ddim, ddpm, dpmpp_2m, plms. Did you mean 'ddim'?"),
+    "method": (
+        {"method": texts("ddimm")}, "method is 'ddimm'; expected one of ddim, ddpm, dpmpp_2m, plms. Did you mean 'ddim'?"
+    ),
     "empty method": ({"method": texts("")}, "method is ''; expected one of ddim, ddpm, dpmpp_2m, plms"),
     "method that is no text": ({"method": texts(b"\xff\x00")}, r"method is '\\xff\x00'; expected one of"),
     "long method": ({"method": texts("d" * 5000)}, "method holds 5000 bytes; expected a name of at most 64"),
