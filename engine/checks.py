@@ -139,8 +139,8 @@ def check_free_dimensions(specs: tuple[InputSpec, ...], arrays: Mapping[str, Any
 
 def check_device_shape(name: str, shape: tuple[int, ...], sample: tuple[int | str, ...]) -> None:
     """Refuse a device array that is not [N, *sample]; a text in `sample` is a free dimension."""
-    fits = len(shape) == 1 + len(sample) and all(isinstance(d, str) or d == n for d, n in zip(sample, shape[1:], strict=True))
-    if not fits or not all(shape):
+    fits = len(shape) == 1 + len(sample) and all(shape)
+    if not fits or any(isinstance(d, int) and d != n for d, n in zip(sample, shape[1:], strict=True)):
         raise ArgumentError(f"{name} has shape {list(shape)}; expected [N, {', '.join(map(str, sample))}], N > 0.")
 
 
