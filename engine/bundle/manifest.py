@@ -145,7 +145,7 @@ def _check_version(version: int, where: str) -> None:
     if version == FORMAT_VERSION:
         return
     newer = version > FORMAT_VERSION
-    cure = "upgrade the engine with: pip install --upgrade diffusevae-engine" if newer else REBUILD
+    cure = "upgrade diffusevae-engine to the version that wrote it" if newer else REBUILD
     raise BundleError(
         f"{where}, format_version: found {version}, expected {FORMAT_VERSION}: the bundle was written by "
         f"{'a newer' if newer else 'an older'} engine; {cure}"

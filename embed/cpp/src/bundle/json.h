@@ -1,6 +1,6 @@
 // From untrusted JSON to values: parsed by nlohmann_json, refused where it is ambiguous or out of proportion: keys
 // that come twice, NaN and infinity, integers of more than 20 digits, deep nesting, more values than a bundle has. As in
-// engine/fields.py, but for half of a surrogate pair, which is no character: Python refuses it in the texts that it reads,
+// engine/bundle/fields.py, but for half of a surrogate pair, which is no character: Python refuses it in the texts that it reads,
 // this parser everywhere.
 #ifndef DIFFUSEVAE_JSON_H
 #define DIFFUSEVAE_JSON_H
