@@ -29,16 +29,16 @@ def damaged(bundle: Path, folder: Path) -> Path:
 
 def with_plans(path: Path, kind: str = "form1", **changes: Any) -> Path:
     """A toy bundle (form1, form2, zcond, uncond) with plans that the stand-in of TensorRT computes; 1 to 16 samples."""
-    roles = ["timestep_table", "denoiser", *([] if kind == "uncond" else ["vae_encoder", "vae_decoder"])]
-    options = {"version": STAND_IN_VERSION, "plans": {role: plan(role, kind) for role in roles}, **changes}
+    names = ["timestep_table", "denoiser", *([] if kind == "uncond" else ["vae_encoder", "vae_decoder"])]
+    options = {"version": STAND_IN_VERSION, "plans": {name: plan(name, kind) for name in names}, **changes}
     return mock_tensorrt.build_bundle(path, kind, "tensorrt", **options)
 
 
-def plan(role: str, kind: str) -> bytes:
+def plan(name: str, kind: str) -> bytes:
     """What tensorrt_stand_in/nvinfer.cpp reads."""
     numbers = [1, 16, T, SIZE, Z_DIM, toy.ROW_WIDTH, int(kind != "uncond"), int(kind == "zcond")]
-    head = f"stand-in plan\n{role} {' '.join(map(str, numbers))}".encode().ljust(128)
-    if role != "vae_decoder":
+    head = f"stand-in plan\n{name} {' '.join(map(str, numbers))}".encode().ljust(128)
+    if name != "vae_decoder":
         return head
     weights = toy.vae_decoder(SIZE, Z_DIM).graph.initializer
     projection = next(numpy_helper.to_array(tensor) for tensor in weights if tensor.name == "W")

@@ -9,6 +9,7 @@ import argparse
 import collections
 import hashlib
 import json
+import math
 import random
 import shutil
 import sys
@@ -20,13 +21,13 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
+from engine.bundle.manifest import parse_manifest
 from tests.cpp import capi
 from tests.cpp.capi import Library
-from tests.cpp.refusals import ask_both
+from tests.cpp.refusals import PRECISION, ask_both, loaded_graphs
 from tests.fuzz.fuzz_bundle import mutate_bytes, mutate_json
 
-PRIOR = "latent_prior.safetensors"
-ENGINES = (("bf16", "denoiser"), ("bf16", "vae_decoder"), ("f32", "timestep_table"))
+PRIOR = "prior.safetensors"
 
 
 class Victim:
@@ -36,9 +37,11 @@ class Victim:
         self.path = folder / "victim.bundle"
         shutil.copytree(bundle, self.path)
         manifest = json.loads((self.path / "manifest.json").read_text())
-        if manifest["model"]["formulation"] is not None and manifest["latent_prior"] is None:
-            manifest["latent_prior"] = {"kind": "gaussian_mixture", "components": 2, "file": PRIOR}
-            self.write(PRIOR, prior_of(manifest["model"]["z_dim"]))
+        drawn = next((entry for entry in manifest["inputs"] if entry["draw"] is not None), None)
+        if drawn is not None and manifest["prior"] is None:
+            said = {"input": drawn["name"], "kind": "gaussian_mixture", "components": 2, "file": PRIOR}
+            manifest["prior"] = said
+            self.write(PRIOR, prior_of(math.prod(drawn["shape"][1:])))
         self.manifest = manifest
         self.write_manifest(manifest)
         self.sound = {file.name: file.read_bytes() for file in self.path.iterdir()}
@@ -60,7 +63,9 @@ class Victim:
 
     def engine_file(self, rng: random.Random, label: str) -> str:
         """The file of an engine that opening loads."""
-        wanted = [e for e in self.manifest["engines"] if (e["precision"], e["role"]) in ENGINES]
+        checked = parse_manifest(self.sound["manifest.json"], "")
+        loaded = {(name, checked.graphs[name].computes_in(PRECISION)) for name in loaded_graphs(checked)}
+        wanted = [e for e in self.manifest["engines"] if (e["graph"], e["precision"]) in loaded]
         return str(rng.choice(wanted)["files"][label]["file"])
 
     def mend(self) -> None:
@@ -73,7 +78,7 @@ class Victim:
 def _entries(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     found = list(manifest["graphs"].values())
     found += [file for engine in manifest["engines"] for file in engine["files"].values()]
-    return [*found, *([manifest["latent_prior"]] if manifest["latent_prior"] else [])]
+    return [*found, *([manifest["prior"]] if manifest["prior"] else [])]
 
 
 def prior_of(width: int, components: int = 2) -> bytes:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine import backends
-from engine.backends.native import backend as native
+from engine.backends.native.graph import NAME
 from engine.bundle.fields import parse_json
+from engine.bundle.manifest import Manifest
 from engine.bundle.prior import read_prior
 from engine.bundle.reader import Bundle
 from engine.errors import BundleError, EngineError
@@ -38,16 +39,26 @@ def ask_python(path: Path) -> Answer:
     """What the Python engine says."""
     try:
         bundle = Bundle.open(path)
+        bundle.manifest.schedule.schedule()
         read_prior(bundle)
-        backends.choose(bundle, native.NAME, PRECISION)
-        for role in ("vae_decoder", "timestep_table", "denoiser"):
-            if role in bundle.manifest.roles:
-                native.load(bundle, role, precision=PRECISION, threads=1).close()
+        backends.choose(bundle, NAME, PRECISION)
+        backend = backends.open_backend(bundle, NAME, PRECISION, threads=1)
+        try:
+            for name in loaded_graphs(bundle.manifest):
+                backend.graph(name)
+        finally:
+            backend.close()
     except BundleError as error:
         return Answer(capi.BUNDLE, str(error))
     except EngineError as error:
         return Answer(capi.BACKEND, str(error))
     return Answer(capi.OK)
+
+
+def loaded_graphs(manifest: Manifest) -> tuple[str, ...]:
+    """The graphs that every sample needs, in the order in which they are loaded."""
+    spec = manifest.pipeline
+    return tuple(dict.fromkeys(call.graph for call in (*spec.before, spec.rows, spec.step, *spec.after)))
 
 
 def ask_cpp(library: Library, path: Path) -> Answer:

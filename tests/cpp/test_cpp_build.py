@@ -88,7 +88,7 @@ def test_the_version_is_that_of_the_python_package(cpp_build: Path, cpp_library:
 @pytest.mark.parametrize(
     ("compiler", "standard", "header"),
     [("c", "c99", "diffusevae.h"), ("c", "c17", "diffusevae.h"), ("c++", "c++17", "diffusevae.h"),
-     ("c++", "c++17", "diffusevae.hpp"), ("c++", "c++20", "diffusevae.hpp")],
+     ("c++", "c++17", "diffusevae.hpp"), ("c++", "c++17", "diffusevae_types.hpp"), ("c++", "c++20", "diffusevae.hpp")],
 )  # fmt: skip
 def test_headers_compile_alone_and_without_a_warning(compiler: str, standard: str, header: str, tmp_path: Path) -> None:
     building.need_tools()
@@ -111,7 +111,7 @@ def test_the_twin_examples_make_the_same_images(
     said = building.run([cpp_build / "examples" / "sample", bundle, tmp_path / "cpp.ppm", str(n)])
     with Sampler(bundle, backend="native") as sampler:
         batch = sampler.sample(n, seed=0)
-    rows = [strip(images) for images in (batch.recon, batch.images) if images is not None]
+    rows = [strip(images) for images in (batch.start, batch.images) if images is not None]
     np.testing.assert_array_equal(read_ppm(tmp_path / "cpp.ppm"), np.concatenate(rows))
     assert re.search(rf"^native bf16 \w+\n3 images in {len(batch.timesteps)} steps, [\d.]+ ms: ", said)
 
@@ -179,7 +179,7 @@ def test_a_project_finds_the_install_tree(
         expected = sampler.sample(2, seed=5, steps=4).images
     np.testing.assert_array_equal(images_of(cpp_programs / "plain", bundle, 2, 5, 4), expected.ravel())
     installed = {path.name for path in (cpp_installed / "include").iterdir()}
-    assert installed == {"diffusevae.h", "diffusevae.hpp"}
+    assert installed == {"diffusevae.h", "diffusevae.hpp", "diffusevae_types.hpp"}
 
 
 def test_cpp_config_names_the_wheels_folder(cpp_wheel: Path, tmp_path: Path) -> None:

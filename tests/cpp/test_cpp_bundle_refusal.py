@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -14,17 +15,19 @@ from typing import Any
 
 import pytest
 
+from engine.bundle.inputs import RESERVED
 from engine.bundle.writer import write_bundle
 from tests import toy
 from tests.cpp import capi
-from tests.cpp.building import ROOT
+from tests.cpp.building import ROOT, SOURCE
 from tests.cpp.capi import Library, open_c
 from tests.cpp.refusals import ask_both, ask_cpp
 from tests.manifests import ABSENT, EXTRA_FILES, damages, edit, full_files, full_manifest
 from tests.native_models import NEEDS_NATIVE
 from tests.unit import test_bundle as bundles
 from tests.unit import test_bundle_engines as engines
-from tests.unit import test_latent_prior as priors
+from tests.unit import test_pipeline as pipelines
+from tests.unit import test_prior as priors
 
 pytestmark = NEEDS_NATIVE
 NO_ENGINES = ": found the engines "  # how a toy bundle is refused whose manifest and files are sound
@@ -86,12 +89,53 @@ def test_one_wrong_field_of_an_engine_is_named(
     assert message in check_same_refusal(library, full)
 
 
-@pytest.mark.parametrize("field", ["name", "model.unet"])
+@pytest.mark.parametrize(("field", "value", "message"), cases(pipelines))
+def test_one_wrong_field_of_a_pipeline_is_named(
+    library: Library, plain: Path, field: str, value: object, message: str
+) -> None:
+    build_toy(plain, 2)
+    edit(plain, field, value)
+    assert message in check_same_refusal(library, plain)
+
+
+def test_a_cycle_is_called_one(library: Library, plain: Path) -> None:
+    first, second = pipelines.call(outputs={"image": "one"}), pipelines.call(outputs={"image": "recon"})
+    first["inputs"] = {"z": "recon"}
+    edit(plain, "pipeline.before", [first, second])
+    assert "comes no earlier than this one, which is a cycle" in check_same_refusal(library, plain)
+
+
+def test_a_free_dimension_is_one_size(library: Library, plain: Path) -> None:
+    edit(plain, "inputs", [pipelines.Z, pipelines.Z | {"name": "w", "shape": ["batch", 5], "draw": None}])
+    tensors = json.loads((plain / "manifest.json").read_text())["graphs"]["vae_decoder"]["inputs"]
+    tensors[0]["shape"] = ["batch", "width"]
+    edit(plain, "graphs.vae_decoder.inputs", [*tensors, tensors[0] | {"name": "w"}])
+    edit(plain, "pipeline.before.0.inputs", {"z": "z", "w": "w"})
+    text = check_same_refusal(library, plain)
+    assert "pipeline.before[0].inputs.w: found 'w' (str), expected a value that fits w" in text
+    assert "its dimension 'width' is 4 already" in text
+
+
+def test_a_graph_that_the_pipeline_never_runs_is_refused(library: Library, plain: Path) -> None:
+    edit(plain, "pipeline.encode", [])
+    assert "graphs.vae_encoder: found" in check_same_refusal(library, plain)
+
+
+def test_limits_are_those_of_python(library: Library) -> None:
+    """src/bundle/limits.h is what generate_limits.py writes, and the names with a meaning of their own are one list."""
+    generator = runpy.run_path(str(SOURCE / "generate_limits.py"))
+    assert (SOURCE / "src" / "bundle" / "limits.h").read_text() == generator["header"](generator["limits"]())
+    text = (SOURCE / "src" / "bundle" / "inputs.cpp").read_text()
+    (block,) = re.findall(r"kReserved = \{(.*?)\};", text, re.DOTALL)
+    assert tuple(re.findall(r'"(\w+)"', block)) == RESERVED
+
+
+@pytest.mark.parametrize("field", ["name", "architecture"])
 def test_half_of_a_surrogate_pair_is_no_text(library: Library, plain: Path, field: str) -> None:
     edit(plain, field, HALF if field == "name" else {"layout": HALF})
     ours, theirs = ask_both(library, plain)
     assert "manifest.json: found half of a surrogate pair before byte " in theirs.text
-    assert (NO_ENGINES in ours.text) == (field == "model.unet"), "what belongs to others is not read in Python"
+    assert (NO_ENGINES in ours.text) == (field == "architecture"), "what is free is not read in Python"
 
 
 def test_what_is_sound_gets_as_far_as_the_engines(library: Library, plain: Path, full: Path) -> None:
@@ -99,15 +143,16 @@ def test_what_is_sound_gets_as_far_as_the_engines(library: Library, plain: Path,
         build_toy(plain, formulation, z_conditioned=z_conditioned)
         ours, theirs = ask_both(library, plain)
         assert NO_ENGINES + "'none', expected native" in theirs.text, ours
-    assert "latent_prior.safetensors: found" in check_same_refusal(library, full)
-    edit(full, "latent_prior", None)
+    assert "prior.safetensors: found" in check_same_refusal(library, full)
+    edit(full, "prior", None)
     assert NO_ENGINES + "'native bf16 denoiser, tensorrt_rtx fp16 denoiser', expected" in ask_both(library, full)[1].text
 
 
 @pytest.mark.parametrize("field", [
-    "format", "format_version", "name", "model", "model.formulation", "model.vae", "schedule.T", "defaults.spacing",
-    "defaults.t_start", "source.vae_file", "source.vae_sha256", "backends", "graphs.denoiser", "graphs.denoiser.parity",
-    "graphs.denoiser.inputs.0.range", "built_with",
+    "format", "format_version", "name", "architecture", "inputs", "inputs.0.null", "inputs.0.draw", "pipeline",
+    "pipeline.before", "pipeline.step", "pipeline.nulls", "pipeline.state", "pipeline.state.centre", "pipeline.image",
+    "schedule.T", "prediction", "defaults.spacing", "defaults.t_start", "source.other_file", "source.other_sha256",
+    "backends", "graphs.denoiser.compute", "graphs.denoiser.parity", "graphs.denoiser.inputs.0.range", "prior", "built_with",
 ])  # fmt: skip
 def test_a_missing_field_is_named(library: Library, plain: Path, field: str) -> None:
     edit(plain, field, ABSENT)
@@ -115,18 +160,17 @@ def test_a_missing_field_is_named(library: Library, plain: Path, field: str) -> 
 
 
 def test_newer_and_older_formats_have_their_own_cures(library: Library, plain: Path) -> None:
-    edit(plain, "format_version", 3)
+    edit(plain, "format_version", 4)
     edit(plain, "from_the_future", 1)
-    assert "found 3, expected 2: the bundle was written by a newer engine; upgrade" in check_same_refusal(library, plain)
-    edit(plain, "format_version", 1)
-    assert "found 1, expected 2: the bundle was written by an older engine; rebuild" in check_same_refusal(library, plain)
+    assert "found 4, expected 3: the bundle was written by a newer engine; upgrade" in check_same_refusal(library, plain)
+    edit(plain, "format_version", 2)
+    assert "found 2, expected 3: the bundle was written by an older engine; rebuild" in check_same_refusal(library, plain)
 
 
-def test_an_unconditional_model_has_nothing_of_a_vae(library: Library, plain: Path) -> None:
-    for field, value in [("model.z_dim", 4), ("model.vae", {}), ("model.z_conditioned", True), ("latent_prior", {})]:
-        build_toy(plain, None)
-        edit(plain, field, value)
-        assert "unconditional" in check_same_refusal(library, plain)
+def test_a_prior_needs_an_input_that_is_drawn(library: Library, plain: Path) -> None:
+    build_toy(plain, None)
+    edit(plain, "prior", {})
+    assert "prior: found {} (object), expected null, since no input is drawn" in check_same_refusal(library, plain)
 
 
 @pytest.mark.parametrize(("change", "message"), [pytest.param(*t[1:], id=t[0]) for t in bundles.JSON_TRICKS])
@@ -272,7 +316,7 @@ os.fsync = lambda descriptor: None
 raw, exchange = json.loads(sys.argv[2]), sys.argv[3] == "True"
 if not exchange:
     bundle_writer._exchange = lambda a, b: False
-files = {f"{role}.onnx": role.encode() for role in raw["graphs"]}
+files = {f"{name}.onnx": name.encode() for name in raw["graphs"]}
 written = 0
 while not select.select([sys.stdin], [], [], 0)[0]:
     name = ("ann", "bob")[written % 2]
@@ -297,7 +341,7 @@ def test_a_bundle_that_is_replaced_meanwhile_is_never_a_mixture(library: Library
     assert [text for text in answers if NO_ENGINES not in text] == []
 
 
-# ---- the latent prior ------------------------------------------------------------------------------
+# ---- the prior -------------------------------------------------------------------------------------
 
 
 # What Python's safetensors library lets through to the engine, C++ finds in the header.
@@ -308,9 +352,9 @@ WORDED_OTHERWISE = ("a tensor too few", "a tensor too many", "float64")
 def test_what_is_no_mixture(library: Library, tmp_path: Path, case: str) -> None:
     data, message = priors.REFUSED[case]
     theirs = ask_both(library, priors.build_bundle(tmp_path / "bad.bundle", data))[1]
-    assert "latent_prior.safetensors" in theirs.where
+    assert "prior.safetensors" in theirs.where
     assert theirs.status == capi.BUNDLE
-    assert "fit it again with: python export/fit_latent_prior.py" in theirs.text
+    assert "fit it again with: diffusevae fit-prior" in theirs.text
     if message.startswith("found") and case not in WORDED_OTHERWISE:
         assert re.search(message, theirs.text)
 
@@ -319,4 +363,4 @@ def test_what_the_manifest_says_otherwise(library: Library, tmp_path: Path) -> N
     path = priors.build_bundle(tmp_path / "a", priors.content(priors.mixture()), components=4)
     assert "found 3 components, expected 4, as the manifest says" in check_same_refusal(library, path)
     path = priors.build_bundle(tmp_path / "b", priors.content(priors.mixture(width=5)))
-    assert "found latents of width 5, expected 4, the model's" in check_same_refusal(library, path)
+    assert "found a prior of width 5, expected 4, the input's" in check_same_refusal(library, path)

@@ -26,14 +26,15 @@ def test_latents_are_the_same_bits(
 ) -> None:
     source = native_bundle("form1")
     manifest = json.loads((source / "manifest.json").read_text())
-    manifest["latent_prior"] = {"kind": "gaussian_mixture", "components": components, "file": PRIOR}
+    (drawn,) = manifest["inputs"]
+    said = {"input": drawn["name"], "kind": "gaussian_mixture", "components": components, "file": PRIOR}
+    manifest["prior"] = said
     files: dict[str, bytes | Path] = {path.name: path for path in source.iterdir() if path.name != "manifest.json"}
-    files[PRIOR] = prior_of(manifest["model"]["z_dim"], components)
+    files[PRIOR] = prior_of(drawn["shape"][1], components)
     write_bundle(tmp_path / "prior.bundle", manifest, files)
     prior = read_prior(Bundle.open(tmp_path / "prior.bundle"))
     assert prior is not None
     assert len(set(prior.choose(SEEDS).tolist())) > components * 0.6, "the seeds are to reach most components"
     with open_c(Library(cpp_library), tmp_path / "prior.bundle") as sampler:
-        z = sampler.sample(room=len(SEEDS), seed=SEEDS, steps=1, spacing="linspace").z
-    assert z is not None
+        z = sampler.sample(room=len(SEEDS), seed=SEEDS, steps=1, spacing="linspace").values[drawn["name"]]
     assert np.array_equal(z.view(np.uint32), prior.draw(SEEDS).view(np.uint32))

@@ -175,7 +175,7 @@ def test_what_may_be_called_during_a_run(sampler: CSampler) -> None:
     def look(info: Step) -> None:
         with sampler.clone() as twin:
             seen.append(len(twin.sample(seed=1, **SHORT).images))
-        seen.append(len(sampler.table(**SHORT)[0]))
+        seen.append(len(sampler.table(**SHORT).rows))
 
     sampler.sample(seed=0, steps=1, spacing="linspace", callback=looking(look))
     assert seen == [1, 2]
@@ -303,7 +303,7 @@ def test_timings(sampler: CSampler) -> None:
     assert (batch.step_ms > 0).all()
     assert batch.step_ms.sum() == pytest.approx(timings.network_ms)
     assert batch.step_ms[0] == pytest.approx(timings.first_step_ms)
-    stages = ("vae", "table", "noise", "network", "update", "post")
+    stages = ("before", "rows", "noise", "network", "update", "after", "post")
     parts = [getattr(timings, f"{name}_ms") for name in stages]
     assert min(parts) >= 0
     assert 0.5 * timings.total_ms < sum(parts) <= timings.total_ms

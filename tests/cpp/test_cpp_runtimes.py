@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from engine import Sampler
-from tests import mock_tensorrt, samplers
+from tests import mock_tensorrt, samplers, toy_family
 from tests.cpp import building, bundles
 from tests.cpp.capi import Failed, Library, open_c
 
@@ -22,6 +22,8 @@ KINDS = ("form1", "form2", "zcond", "uncond")
 RUNS: dict[str, dict[str, Any]] = {
     "ddim": {"steps": 5},
     "ddpm": {"steps": 5, "method": "ddpm"},
+    "2M": {"steps": 5, "method": "dpmpp_2m"},
+    "PLMS": {"steps": 5, "method": "plms"},
     "guided": {"steps": 4, "guidance": 1.5},
     "truncated": {"steps": 3, "t_start": 500},
 }
@@ -47,6 +49,39 @@ def test_openvino_makes_the_bits_of_pythons_openvino(kind: str, run: str, librar
         expected = sampler.sample(3, **given)
     np.testing.assert_array_equal(found.images, expected.images)
     np.testing.assert_array_equal(found.x, expected.x)
+
+
+FAMILY: dict[str, dict[str, Any]] = {
+    "a class for all": {"label": 3},
+    "a class each": {"label": [0, 9, 10]},
+    "guided": {"label": [1, 2, 3], "guidance": 2.0},
+    "guided, 2M": {"label": 7, "guidance": 1.0, "method": "dpmpp_2m", "steps": 5},
+    "ddpm": {"label": 2, "method": "ddpm", "steps": 5},
+}
+
+
+@pytest.mark.parametrize("case", FAMILY)
+@pytest.mark.parametrize("n", [3, 9])  # lanes of up to eight samples are one call of the network
+def test_a_family_that_only_the_tests_know(case: str, n: int, library: Library, tmp_path: Path) -> None:
+    """A latent state of another size than the image, a label with a null, graphs before and after the loop, v prediction."""
+    bundle, given = toy_family.build_family(tmp_path / "family.bundle"), {"seed": 4, **FAMILY[case]}
+    label = np.resize(np.asarray(given.pop("label"), np.int64), n if isinstance(FAMILY[case]["label"], list) else 1)
+    with open_c(library, bundle, backend="openvino") as sampler:
+        assert [info.text for info in sampler.inputs.values()] == ["label int64[batch]", "style float32[batch, 5]"]
+        assert (sampler.inputs["label"].has_null, sampler.inputs["label"].drawn, sampler.inputs["label"].high) == (1, 0, 10)
+        with pytest.raises(Failed, match="sample: found no label, expected it: this bundle takes label int64"):
+            sampler.sample(n)
+        with pytest.raises(Failed, match=r"label runs from 11 to 11; expected values in 0 \.\. 10"):
+            sampler.sample(n, label=[11])
+        found = sampler.sample(n, label=label, **given)
+    with Sampler(bundle, backend="openvino", precision="f32", threads=2) as sampler:
+        expected = sampler.sample(n, label=label, **given)
+    np.testing.assert_array_equal(found.images, expected.images)
+    np.testing.assert_array_equal(found.x, expected.x)
+    assert found.images.shape == (n, 12, 16, 3)
+    assert found.pixels["decoded"].tobytes() == found.images.tobytes()
+    for name, value in expected.values.items():
+        np.testing.assert_array_equal(found.values[name], value)
 
 
 def test_openvino_runs_a_real_network_as_python_does(library: Library, golden_bundle: Callable[[str], Path]) -> None:
@@ -81,7 +116,7 @@ def external(folder: Path) -> Path:
     weight.ClearField("raw_data")
     weight.data_location = TensorProto.EXTERNAL
     weight.external_data.add(key="location", value="elsewhere.bin")
-    files = {f"{role}.onnx": model.SerializeToString() for role, model in models.items()}
+    files = {f"{name}.onnx": model.SerializeToString() for name, model in models.items()}
     write_bundle(folder / "toy.bundle", toy.manifest_of(models, 1, 8, 4, False, ["openvino"]), files)
     return folder / "toy.bundle"
 
@@ -127,8 +162,8 @@ def test_a_plan_for_something_else_is_refused(
     changes: dict[str, Any], expected: str, library: Library, tmp_path: Path
 ) -> None:
     if "plans" in changes:
-        roles = ("vae_encoder", "vae_decoder", "timestep_table", "denoiser")
-        changes = {"plans": {role: bundles.plan(role, "form1") for role in roles} | changes["plans"]}
+        names = ("vae_encoder", "vae_decoder", "timestep_table", "denoiser")
+        changes = {"plans": {name: bundles.plan(name, "form1") for name in names} | changes["plans"]}
     with pytest.raises(Failed, match=f"BACKEND: .*{expected}"):
         open_c(library, bundles.with_plans(tmp_path / "toy.bundle", **changes), backend="tensorrt")
 

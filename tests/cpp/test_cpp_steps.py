@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
@@ -22,76 +23,106 @@ from tests.native_models import NEEDS_NATIVE
 
 pytestmark = NEEDS_NATIVE
 
-FORMULATIONS = {"form1": 1, "form2": 2, "uncond": None}
-SCHEDULES: dict[str, tuple[int, float, float]] = {  # T, beta_1, beta_T
-    "trained": (1000, 1e-4, 0.02),
-    "long": (4000, 2.5e-5, 0.005),
-    "short": (37, 1e-3, 0.5),
-    "steep": (100, 1e-12, 0.999),
-    "flat": (50, 0.01, 0.01),
-    "two": (2, 0.1, 0.2),
-    "one": (1, 0.1, 0.1),
+MODELS = ("form1", "form2", "uncond")
+RNG = np.random.default_rng(3)
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "trained": {"recipe": "linear", "T": 1000, "start": 1e-4, "end": 0.02},
+    "long": {"recipe": "linear", "T": 4000, "start": 2.5e-5, "end": 0.005},
+    "short": {"recipe": "linear", "T": 37, "start": 1e-3, "end": 0.5},
+    "steep": {"recipe": "linear", "T": 100, "start": 1e-12, "end": 0.999},
+    "flat": {"recipe": "linear", "T": 50, "start": 0.01, "end": 0.01},
+    "two": {"recipe": "linear", "T": 2, "start": 0.1, "end": 0.2},
+    "one": {"recipe": "linear", "T": 1, "start": 0.1, "end": 0.1},
+    "latent diffusion": {"recipe": "scaled_linear", "T": 1000, "start": 0.0015, "end": 0.0195},
+    "scaled, one": {"recipe": "scaled_linear", "T": 1, "start": 0.1, "end": 0.2},
+    "cosine": {"recipe": "cosine", "T": 1000, "s": 0.008, "max_beta": 0.999},
+    "cosine, short": {"recipe": "cosine", "T": 20, "s": 0.0, "max_beta": 0.5},
+    "table": {"recipe": "table", "T": 30, "betas": np.sort(RNG.uniform(1e-4, 0.3, 30)).tolist()},
 }
+
+
+class Opened(Protocol):
+    """See the fixture `opened`."""
+
+    def __call__(self, model: str, schedule: str, prediction: str = "eps") -> CSampler: ...
 
 
 @pytest.fixture(scope="module")
 def opened(
     library: Library, native_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[str, str], CSampler]]:
-    """opened(model, schedule): a bundle that was trained with another schedule, as far as its manifest knows."""
-    samplers: dict[tuple[str, str], CSampler] = {}
+) -> Iterator[Opened]:
+    """opened(model, schedule, prediction): a bundle that was trained otherwise, as far as its manifest knows."""
+    samplers: dict[tuple[str, str, str], CSampler] = {}
 
-    def get(model: str, schedule: str) -> CSampler:
-        if (model, schedule) not in samplers:
-            T, beta_1, beta_T = SCHEDULES[schedule]
+    def get(model: str, schedule: str, prediction: str = "eps") -> CSampler:
+        key = model, schedule, prediction
+        if key not in samplers:
             changes = {
-                "schedule": {"T": T, "beta_1": beta_1, "beta_T": beta_T},
+                "schedule": lambda _: SCHEDULES[schedule],
+                "prediction": prediction,
                 "defaults": {"steps": 1, "t_start": None, "spacing": "linspace"},
             }
             path = changed_bundle(native_bundle(model), tmp_path_factory.mktemp("schedule") / "other.bundle", changes)
-            samplers[model, schedule] = open_c(library, path, threads=1)
-        return samplers[model, schedule]
+            samplers[key] = open_c(library, path, threads=1)
+        return samplers[key]
 
     yield get
     for sampler in samplers.values():
         sampler.free()
 
 
-def expected(model: str, schedule: str, options: Arguments) -> StepTable:
-    T, beta_1, beta_T = SCHEDULES[schedule]
-    return build_step_table(Schedule(beta_1, beta_T, T), formulation=FORMULATIONS[model], **options)
+def expected(model: str, schedule: str, prediction: str, options: Arguments) -> StepTable:
+    numbers = dict(SCHEDULES[schedule])
+    made = Schedule.from_recipe(numbers.pop("recipe"), numbers.pop("T"), **numbers)
+    given = {name: value for name, value in options.items() if name != "clip"}
+    clip = 1.0 if options.get("clip", True) else None
+    return build_step_table(made, prediction=prediction, centred=model == "form2", clip=clip, **given)
 
 
 def assert_same(wanted: StepTable, sampler: CSampler, options: Arguments) -> None:
-    timesteps, rows, start, setting = sampler.table(**options)
-    assert timesteps.tolist() == wanted.timesteps.tolist()
-    assert rows.tobytes() == wanted.rows.tobytes()
-    assert start == (wanted.start.k_noise, wanted.start.k_image, wanted.start.k_cond)
-    assert (setting["method"], setting["spacing"]) == (wanted.method, wanted.spacing)
+    found = sampler.table(**options)
+    assert found.timesteps.tolist() == wanted.timesteps.tolist()
+    assert found.rows.tobytes() == wanted.rows.tobytes()
+    assert found.weights.tobytes() == wanted.weights.tobytes()
+    assert found.weights.shape == wanted.weights.shape
+    assert found.start == (wanted.start.k_noise, wanted.start.k_start, wanted.start.k_centre)
+    assert (found.setting["method"], found.setting["spacing"]) == (wanted.method, wanted.spacing)
 
 
 SOLVERS: list[Arguments] = [
     {"method": "ddim"}, {"method": "ddim", "eta": 0.3}, {"method": "ddim", "eta": 1.0, "clip": False},
     *({"method": "ddpm", "variance": variance} for variance in VARIANCES), {"temperature": 0.7},
+    {"method": "dpmpp_2m"}, {"method": "dpmpp_2m", "clip": False}, {"method": "plms"},
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("model", FORMULATIONS)
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_tables(model: str, schedule: str, opened: Callable[[str, str], CSampler]) -> None:
-    T, sampler, compared = SCHEDULES[schedule][0], opened(model, schedule), 0
+def test_tables(model: str, schedule: str, opened: Opened) -> None:
+    compare(model, schedule, "eps", opened)
+
+
+@pytest.mark.parametrize("prediction", ["x0", "v"])
+@pytest.mark.parametrize("model", ["form1", "form2"])
+@pytest.mark.parametrize("schedule", ["trained", "cosine", "one"])
+def test_other_predictions(model: str, schedule: str, prediction: str, opened: Opened) -> None:
+    compare(model, schedule, prediction, opened)
+
+
+def compare(model: str, schedule: str, prediction: str, opened: Opened) -> None:
+    T, sampler, compared = SCHEDULES[schedule]["T"], opened(model, schedule, prediction), 0
     counts = sorted({1, 2, 3, 5, 10, T // 3 + 1, T} & set(range(1, T + 1)))
     starts = [None, *([] if model == "uncond" else sorted({0, 1, T // 2, T - 1} & set(range(T))))]
     for spacing, steps, t_start, solver in itertools.product(SPACINGS, counts, starts, SOLVERS):
         options = {"spacing": spacing, "steps": steps, **solver} | ({} if t_start is None else {"t_start": t_start})
-        compared += assert_same_answer(model, schedule, sampler, options)
-    assert compared >= len(SOLVERS)
+        compared += assert_same_answer(model, schedule, prediction, sampler, options)
+    assert compared >= len(SOLVERS) - (prediction != "eps"), "PLMS is for networks that predict eps"
 
 
-def assert_same_answer(model: str, schedule: str, sampler: CSampler, options: Arguments) -> bool:
+def assert_same_answer(model: str, schedule: str, prediction: str, sampler: CSampler, options: Arguments) -> bool:
     """The same table from Python and C (true), or the same refusal (false)."""
     try:
-        wanted = expected(model, schedule, options)
+        wanted = expected(model, schedule, prediction, options)
     except ArgumentError as error:
         refusal = str(error)
     else:
@@ -126,6 +157,7 @@ OPTIONS = st.fixed_dictionaries(
         "eta": st.sampled_from([0.0, 0.1, 1.0, 5e-324, 1.5, -0.5]) | st.floats(0, 1),
         "t_start": st.integers(-1, 1000),
         "temperature": st.floats(-0.5, 1e6),
+        "guidance": st.sampled_from([0.0, 0.5, -1.0, 5e-324]) | st.floats(-5, 5),
         "clip": st.booleans(),
     },
 )
@@ -133,23 +165,25 @@ OPTIONS = st.fixed_dictionaries(
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(options=OPTIONS, model=st.sampled_from(["form1", "form2"]))
-def test_any_options(options: Arguments, model: str, opened: Callable[[str, str], CSampler]) -> None:
-    assert_same_answer(model, "trained", opened(model, "trained"), options)
+def test_any_options(options: Arguments, model: str, opened: Opened) -> None:
+    assert_same_answer(model, "trained", "eps", opened(model, "trained"), options)
 
 
-def test_the_number_of_steps_can_be_asked_for(opened: Callable[[str, str], CSampler]) -> None:
+def test_the_number_of_rows_can_be_asked_for(opened: Opened) -> None:
     sampler = opened("form1", "trained")
     options, _ = sampler.options({"steps": 60, "spacing": "quad"})
     table = sampler.library.made(capi.Table, "step_table")
     sampler.library.call("get_step_table", sampler.handle, options, table)
-    wanted = expected("form1", "trained", {"steps": 60, "spacing": "quad"})
-    assert table.steps == wanted.steps < 60
-    room = np.zeros(wanted.steps, np.int64)
-    table.timesteps, table.capacity = capi.address(room), wanted.steps - 1
-    with pytest.raises(Failed, match=rf"capacity of the step table is {wanted.steps - 1}; this chain has {wanted.steps}"):
+    wanted = expected("form1", "trained", "eps", {"steps": 60, "spacing": "quad"})
+    rows = len(wanted)
+    assert table.calls == rows < 60
+    assert table.lanes == 1
+    room = np.zeros(rows, np.int64)
+    table.timesteps, table.capacity = capi.address(room), rows - 1
+    with pytest.raises(Failed, match=rf"capacity of the step table is {rows - 1}; this chain has {rows} rows"):
         sampler.library.call("get_step_table", sampler.handle, options, table)
     assert not room.any()
-    table.capacity = wanted.steps
+    table.capacity = rows
     sampler.library.call("get_step_table", sampler.handle, options, table)
     assert room.tolist() == wanted.timesteps.tolist()
 
@@ -180,4 +214,4 @@ def test_the_recorded_setting_is_replaced_as_a_whole(
     with open_c(library, path, threads=1) as sampler:
         assert sampler.info.defaults.values() == recorded | everywhere
         for options, wanted in cases:
-            assert sampler.table(**options)[3] == everywhere | wanted
+            assert sampler.table(**options).setting == everywhere | wanted

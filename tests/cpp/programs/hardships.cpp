@@ -4,6 +4,7 @@
 #include <diffusevae.h>
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -43,6 +44,7 @@ diffusevae_sampler* open(const std::string& path, const char* backend) {
 struct Run {
     diffusevae_sample_options options;
     diffusevae_result result;
+    diffusevae_array images{"images", DIFFUSEVAE_UINT8, 4, {}, nullptr};
     std::vector<uint8_t> pixels;
 
     explicit Run(const diffusevae_sampler* sampler) {
@@ -54,13 +56,18 @@ struct Run {
         options.has_seed = 1;
         options.seed = 7;
         options.steps = 4;
-        pixels.resize(size_t(3 * info.channels * info.image_size * info.image_size));
+        const int64_t shape[] = {3, info.image_height, info.image_width, info.image_channels};
+        std::copy(shape, shape + 4, images.shape);
+        pixels.resize(size_t(shape[0] * shape[1] * shape[2] * shape[3]));
         diffusevae_result_init(&result);
-        result.capacity = 3;
-        result.images = pixels.data();
     }
 
-    diffusevae_status on(diffusevae_sampler* sampler) { return diffusevae_sample(sampler, &options, &result); }
+    diffusevae_status on(diffusevae_sampler* sampler) {
+        images.data = pixels.data();
+        result.outputs = &images;
+        result.outputs_count = 1;
+        return diffusevae_sample(sampler, &options, &result);
+    }
 };
 
 void check_same(diffusevae_sampler* sampler, const std::vector<uint8_t>& golden, const std::string& when) {
@@ -105,7 +112,23 @@ void wrong_options(diffusevae_sampler* sampler) {
     refused("steps 0", [](Run& run) { run.options.steps = 0; });
     refused("steps beyond T", [](Run& run) { run.options.steps = 1 << 30; });
     refused("an unknown method", [](Run& run) { run.options.method = "ddmi"; });
-    refused("room for fewer images", [](Run& run) { run.result.capacity = 2; });
+    refused("room for fewer images", [](Run& run) { run.images.shape[0] = 2; });
+    refused("images of another shape", [](Run& run) { run.images.shape[3] += 1; });
+    refused("images of another dtype", [](Run& run) { run.images.dtype = DIFFUSEVAE_INT64; });
+    refused("images of another rank", [](Run& run) { run.images.rank = 9; });
+    refused("an output that there is not", [](Run& run) { run.images.name = "imgaes"; });
+    refused("an output without a name", [](Run& run) { run.images.name = nullptr; });
+    refused("an input without a name", [](Run& run) {
+        static const diffusevae_array nameless{nullptr, DIFFUSEVAE_FLOAT32, 1, {3}, nullptr};
+        run.options.inputs = &nameless;
+        run.options.inputs_count = 1;
+    });
+    refused("an input of no rank", [](Run& run) {
+        static const diffusevae_array flat{"x_T", DIFFUSEVAE_FLOAT32, 0, {3}, nullptr};
+        run.options.inputs = &flat;
+        run.options.inputs_count = 1;
+    });
+    refused("more inputs than there are", [](Run& run) { run.options.inputs_count = 2; });
     refused("a struct of another size", [](Run& run) { run.options.size = 3; });
 }
 

@@ -14,6 +14,7 @@ int main(int argc, char** argv) {
     diffusevae_sample_options options;
     diffusevae_result result;
     diffusevae_info info;
+    diffusevae_array images = {"images", DIFFUSEVAE_UINT8, 4, {0}, NULL};
     size_t bytes;
 
     if (argc < 5) return 2;
@@ -29,14 +30,19 @@ int main(int argc, char** argv) {
     options.seed = strtoull(argv[3], NULL, 10);
     options.steps = atoi(argv[4]);
     diffusevae_result_init(&result);
-    result.capacity = options.n;
-    bytes = (size_t)(options.n * info.image_size * info.image_size * info.channels);
-    result.images = malloc(bytes);
-    if (result.images == NULL) return 1;
+    images.shape[0] = options.n;
+    images.shape[1] = info.image_height;
+    images.shape[2] = info.image_width;
+    images.shape[3] = info.image_channels;
+    bytes = (size_t)(options.n * info.image_height * info.image_width * info.image_channels);
+    images.data = malloc(bytes);
+    if (images.data == NULL) return 1;
+    result.outputs = &images;
+    result.outputs_count = 1;
     if (diffusevae_sample(sampler, &options, &result) != DIFFUSEVAE_OK) return fail("sample");
-    if (fwrite(result.images, 1, bytes, stdout) != bytes) return 1;
+    if (fwrite(images.data, 1, bytes, stdout) != bytes) return 1;
 
-    free(result.images);
+    free(images.data);
     diffusevae_free(sampler);
     return 0;
 }

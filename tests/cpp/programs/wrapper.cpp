@@ -1,4 +1,4 @@
-// What diffusevae.hpp hands through.  wrapper BUNDLE OUT: a conditional bundle; one run's x goes to OUT.
+// What diffusevae.hpp hands through.  wrapper BUNDLE OUT: a bundle that draws z and starts from recon; one run's x goes to OUT.
 //
 // Run under the sanitizers too. Prints the number of checks, or the first that failed.
 #include <diffusevae.hpp>
@@ -33,6 +33,10 @@ void expect_thrown(const std::string& part, const Body& body) {
     expect(false, "an exception: " + part);
 }
 
+size_t image_values(const diffusevae::Info& info) {
+    return size_t(info.image_channels * info.image_height * info.image_width);
+}
+
 diffusevae::SampleOptions short_run() {
     diffusevae::SampleOptions options;
     options.n = 3;
@@ -45,16 +49,27 @@ diffusevae::SampleOptions short_run() {
 void results(diffusevae::Sampler& sampler) {
     const diffusevae::Info& info = sampler.info();
     const diffusevae::Batch batch = sampler.sample(short_run());
-    const size_t values = 3 * info.image_values();
-    expect(info.backend == "native" && !info.isa.empty() && info.conditional && info.weight_bytes > 0, "info");
-    expect(batch.n == 3 && batch.height == info.image_size && batch.channels == info.channels, "the batch's sizes");
-    expect(batch.images.size() == values && batch.recon.size() == values && batch.x.size() == values, "images");
-    expect(batch.z.size() == 3 * size_t(info.z_dim), "z");
+    const size_t values = 3 * image_values(info);
+    expect(info.backend == "native" && !info.isa.empty() && info.guided && info.weight_bytes > 0, "info");
+    expect(info.inputs.size() == 1 && info.inputs[0].name == "z" && info.inputs[0].drawn, "inputs");
+    expect(info.inputs[0].shape[0] == -1 && info.inputs[0].dimensions[0] == "batch" && !info.inputs[0].range, "z's shape");
+    expect(info.start == "recon" && info.output("recon") && info.output("recon")->is_image, "the start value");
+    expect(batch.n == 3 && batch.height == info.image_height && batch.channels == info.image_channels, "the batch's sizes");
+    expect(batch.images.size() == values && batch.x.size() == values && batch.values.empty(), "images");
     expect(batch.seeds == std::vector<uint64_t>{7, 8, 9}, "seeds");
     expect(batch.timesteps.size() == 4 && batch.timesteps.back() == 0 && batch.step_ms.size() == 4, "steps");
     expect(batch.setting.method == "ddpm" && batch.setting.spacing == "uniform" && !batch.setting.t_start, "the setting");
     expect(batch.setting.prior == "standard" && batch.timings.total_ms > 0, "prior and timings");
     expect(batch.image(1) == batch.images.data() + values / 3, "the second image");
+    diffusevae::SampleOptions asking = short_run();
+    asking.values = {"z", "recon"};
+    asking.pixels = {"recon"};
+    const diffusevae::Batch more = sampler.sample(asking);
+    const std::vector<int64_t> image = {3, info.image_height, info.image_width, info.image_channels};
+    expect(more.values.at("z").shape() == std::vector<int64_t>{3, info.inputs[0].shape[1]}, "z");
+    expect(more.values.at("recon").size() == values && more.pixels.at("recon").shape() == image, "recon");
+    expect(more.pixels.at("recon").values<uint8_t>().size() == values && more.x == batch.x, "recon's pixels");
+    expect_thrown<diffusevae::ArgumentError>("another dtype", [&] { more.values.at("z").data<double>(); });
     diffusevae::SampleOptions merged = short_run();
     merged.method = "ddim";
     merged.spacing = "quad";
@@ -64,26 +79,42 @@ void results(diffusevae::Sampler& sampler) {
 
 // Given arrays are those that a run without them draws, or their number says n.
 void given_arrays(diffusevae::Sampler& sampler) {
-    const size_t values = sampler.info().image_values();
-    const diffusevae::Batch drawn = sampler.sample(short_run());
+    using diffusevae::Array;
+    const diffusevae::Info& info = sampler.info();
+    const size_t values = image_values(info);
+    const auto filled = [&](float value, std::vector<int64_t> before) {
+        before.insert(before.end(), {info.image_channels, info.image_height, info.image_width});
+        size_t size = 1;
+        for (const int64_t dimension : before) size *= size_t(dimension);
+        return Array::of(std::vector<float>(size, value), before);
+    };
+    diffusevae::SampleOptions asking = short_run();
+    asking.values = {"z"};
+    const diffusevae::Batch drawn = sampler.sample(asking);
     diffusevae::SampleOptions options = short_run();
-    options.z = drawn.z;
-    expect(sampler.sample(options).x == drawn.x, "z given again");
+    options.inputs["z"] = drawn.values.at("z");
+    expect(sampler.sample(options).x == drawn.x && drawn.x.size() == 3 * values, "z given again");
     options.n.reset();
     options.seed.reset();
     options.seeds = drawn.seeds;
-    options.x_T.assign(values, 0.25f);
-    options.noise.assign(4 * values, 0.5f);
+    options.inputs["x_T"] = filled(0.25f, {1});
+    options.inputs["noise"] = filled(0.5f, {4, 1});
     const diffusevae::Batch given = sampler.sample(options);
     expect(given.n == 3 && given.x != drawn.x && !given.setting.prior, "x_T and noise for all");
-    options.x_T.assign(3 * values, 0.25f);
-    options.noise.assign(12 * values, 0.5f);
+    options.inputs["x_T"] = filled(0.25f, {3});
+    options.inputs["noise"] = filled(0.5f, {4, 3});
     expect(sampler.sample(options).x == given.x, "x_T and noise for each");
-    options.noise.pop_back();
-    expect_thrown<diffusevae::ArgumentError>("noise holds", [&] { sampler.sample(options); });
-    options.noise.clear();
-    options.z.pop_back();
-    expect_thrown<diffusevae::ArgumentError>("z holds", [&] { sampler.sample(options); });
+    options.inputs["noise"] = filled(0.5f, {3, 3});
+    expect_thrown<diffusevae::ArgumentError>("noise holds 3 steps; this run has 4", [&] { sampler.sample(options); });
+    options.inputs.erase("noise");
+    options.inputs["z"] = Array::of(std::vector<float>(3));
+    expect_thrown<diffusevae::ArgumentError>("z has shape [3]; expected float32 [N, ", [&] { sampler.sample(options); });
+    options.inputs["z"] = Array::of(std::vector<int64_t>(3));
+    expect_thrown<diffusevae::ArgumentError>("z has dtype int64", [&] { sampler.sample(options); });
+    options.inputs.erase("z");
+    options.inputs["lable"] = Array::of(std::vector<int64_t>{1});
+    expect_thrown<diffusevae::ArgumentError>("an array 'lable', and this bundle has no such input", [&] { sampler.sample(options); });
+    expect_thrown<diffusevae::ArgumentError>("of another number", [] { Array::of(std::vector<float>(3), {2, 2}); });
 }
 
 void refusals(diffusevae::Sampler& sampler, const std::string& path) {
@@ -95,6 +126,7 @@ void refusals(diffusevae::Sampler& sampler, const std::string& path) {
     refused("n is 0", [](auto& options) { options.n = 0; });
     refused("n is -5", [](auto& options) { options.n = -5; });
     refused("more images than any memory", [](auto& options) { options.n = INT64_MAX; });
+    refused("recno", [](auto& options) { options.values = {"recno"}; });
     refused("steps is -1", [](auto& options) { options.steps = -1; });
     refused("steps is 100000", [](auto& options) { options.steps = 100000; });
     refused("eta is 2", [](auto& options) { options.eta = 2; });
@@ -103,7 +135,7 @@ void refusals(diffusevae::Sampler& sampler, const std::string& path) {
     refused("t_start is 5000", [](auto& options) { options.t_start = 5000; });
     refused("seeds and seed", [](auto& options) { options.seeds = {1, 2, 3}; });
     refused("contradictory", [](auto& options) { options.seed.reset(), options.seeds = {1, 2}; });
-    refused("no latent prior", [](auto& options) { options.prior = "bundle"; });
+    refused("no fitted prior", [](auto& options) { options.prior = "bundle"; });
     expect_thrown<diffusevae::BundleError>("expected a bundle", [&] { diffusevae::Sampler missing(path + ".nowhere"); });
     diffusevae::OpenOptions options;
     options.precision = "fp16";
@@ -150,6 +182,7 @@ void ownership(diffusevae::Sampler& sampler, const std::string& path) {
     expect(moved.sample(short_run()).x == batch.x, "another one");
     const diffusevae::StepTable table = moved.step_table(short_run());
     expect(table.timesteps == batch.timesteps && table.rows.size() == 4 * DIFFUSEVAE_ROW_FIELDS, "the step table");
+    expect(table.lanes == 1 && table.weights == std::vector<float>(4, 1.0f), "its weights");
     expect(table.k_noise == 1.0 && table.setting.method == "ddpm", "its start and setting");
 }
 

@@ -1,7 +1,7 @@
 // Only a stand-in for tests: a "plan" names one of the toy models of tests/toy.py and is computed here. See README.md.
 //
 // A plan is text, then float32 weights: "stand-in plan", then on a line of its own
-//     ROLE MIN_BATCH MAX_BATCH MAX_STEPS SIZE Z_DIM ROW_WIDTH CONDITIONAL Z_CONDITIONED
+//     GRAPH MIN_BATCH MAX_BATCH MAX_STEPS SIZE Z_DIM ROW_WIDTH CONDITIONAL Z_CONDITIONED
 // padded with spaces to 128 bytes.
 #include <cmath>
 #include <cstdio>
@@ -30,7 +30,7 @@ struct Tensor {
 };
 
 struct Toy {
-    std::string role;
+    std::string graph;
     long min_batch = 0, max_batch = 0, max_steps = 0, size = 0, z_dim = 0, row = 0;
     bool conditional = false, z_conditioned = false;
     std::vector<float> weights;
@@ -40,11 +40,11 @@ struct Toy {
 bool parse(const void* plan, size_t bytes, Toy& toy) {
     if (bytes < kHead || std::memcmp(plan, "stand-in plan\n", 14) != 0) return false;
     const std::string head(static_cast<const char*>(plan) + 14, kHead - 14);
-    char role[32];
+    char graph[32];
     int conditional = 0, z_conditioned = 0;
-    if (std::sscanf(head.c_str(), "%31s %ld %ld %ld %ld %ld %ld %d %d", role, &toy.min_batch, &toy.max_batch,
+    if (std::sscanf(head.c_str(), "%31s %ld %ld %ld %ld %ld %ld %d %d", graph, &toy.min_batch, &toy.max_batch,
                     &toy.max_steps, &toy.size, &toy.z_dim, &toy.row, &conditional, &z_conditioned) != 9) return false;
-    toy.role = role;
+    toy.graph = graph;
     toy.conditional = conditional != 0;
     toy.z_conditioned = z_conditioned != 0;
     toy.weights.resize((bytes - kHead) / sizeof(float));
@@ -57,12 +57,12 @@ bool parse(const void* plan, size_t bytes, Toy& toy) {
         toy.tensors[name] = {TensorIOMode::kOUTPUT, DataType::kFLOAT, std::move(shape)};
     };
     const std::vector<int64_t> image{kFreeBatch, 3, toy.size, toy.size};
-    if (toy.role == "denoiser") {
+    if (toy.graph == "denoiser") {
         input("x", image);
         if (toy.conditional) input("cond", image);
         input("row", {toy.z_conditioned ? kFreeBatch : 1, toy.row});
         output("eps", image);
-    } else if (toy.role == "timestep_table") {
+    } else if (toy.graph == "timestep_table") {
         input("timesteps", {kFreeSteps}, DataType::kINT64);
         if (toy.z_conditioned) input("z", {kFreeBatch, toy.z_dim});
         if (toy.z_conditioned) output("rows", {kFreeSteps, kFreeBatch, toy.row});
@@ -131,8 +131,8 @@ private:
     float* at(const char* name) const { return static_cast<float*>(addresses_.at(name)); }
 
     void compute() const {
-        if (toy_.role == "denoiser") return denoise();
-        if (toy_.role == "timestep_table") return tabulate();
+        if (toy_.graph == "denoiser") return denoise();
+        if (toy_.graph == "timestep_table") return tabulate();
         decode();
     }
 
@@ -167,7 +167,7 @@ private:
             for (int64_t k = 0; k < toy_.z_dim; ++k) {
                 sum += at("z")[i / pixels * toy_.z_dim + k] * toy_.weights[size_t(k * pixels + i % pixels)];
             }
-            at("image")[i] = 1.0f / (1.0f + std::exp(-sum));
+            at("image")[i] = 2.0f / (1.0f + std::exp(-sum)) - 1.0f;
         }
     }
 
