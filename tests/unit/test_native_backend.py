@@ -208,27 +208,27 @@ def conv(raw: dict[str, Any], **where: Any) -> dict[str, Any]:
 
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
-    "version": (lambda raw: raw.update(version=2), r"version: found 2"),
-    "role": (lambda raw: raw.update(role="vae_decoder"), r"role: found 'vae_decoder'"),
+    "version": (lambda raw: raw.update(version=1), r"version: found 1"),
+    "graph": (lambda raw: raw.update(graph="vae_decoder"), r"graph: found 'vae_decoder'"),
     "precision": (lambda raw: raw.update(precision="f32"), r"precision: found 'f32'"),
     "unknown field": (lambda raw: raw["ops"][1].update(strde=2), r"ops\[1\]\.strde: found an unknown field"),
     "unknown kind": (lambda raw: raw["ops"][1].update(kind="convolve"), r"ops\[1\]\.kind: found 'convolve'"),
     "missing field": (lambda raw: raw["ops"][1].pop("stride"), r"ops\[1\]\.stride: missing"),
     "boolean for integer": (lambda raw: raw["ops"][1].update(stride=True), r"ops\[1\]\.stride: found True"),
-    "later tensor": (lambda raw: raw["ops"][1].update(sources=["out_conv"]), r"ops\[1\]\.sources: .*operations before"),
-    "five sources": (lambda raw: raw["ops"][1].update(sources=["input"] * 5), r"sources: .*at most 4 tensors"),
-    "written twice": (lambda raw: raw["ops"].insert(1, raw["ops"][0]), r"ops\[1\]\.output: .*no operation before"),
-    "two outputs": (lambda raw: raw["ops"][1].update(output_port="eps"), r"output_port: .*null, since there is an output"),
+    "later tensor": (lambda raw: raw["ops"][1].update(sources=["out_conv"]), r"ops\[1\]\.sources: .*expected names of tensors"),
+    "five sources": (lambda raw: raw["ops"][1].update(sources=["input"] * 5), r"sources: .*at most 4 names of tensors"),
+    "written twice": (lambda raw: raw["ops"].insert(1, raw["ops"][0]), r"ops\[1\]\.output \(input\): .*no operation before"),
+    "two outputs": (lambda raw: raw["ops"][1].update(output_port="eps"), r"output_port \(conv\): .*null, since there is an output"),
     "channels": (lambda raw: raw["tensors"][1].update(channels=33), r"found"),
     "size": (lambda raw: raw["tensors"][1].update(height=3), r"found"),
     "port size": (lambda raw: raw["ports"][0].update(width=9), r"ports: found x as input of \(3, 16, 9\), expected input x"),
     "port direction": (lambda raw: raw["ports"][0].update(output=True), r"ports: found x as output"),
     "port name": (lambda raw: raw["ports"][0].update(name="y"), r"ops\[0\]\.sources: .*names of ports"),
-    "weights": (lambda raw: raw["ops"][1].update(weights="nothing"), r"weights: found 'nothing'.*BF16 weights of \d+ bytes"),
-    "weights of another layer": (lambda raw: raw["ops"][1].update(weights="out_conv.weights"), r"these are BF16, \d+ bytes"),
-    "bias for weights": (lambda raw: raw["ops"][1].update(weights="stem.bias"), r"these are F32"),
+    "weights": (lambda raw: raw["ops"][1].update(weights="nothing"), r"weights: found 'nothing'.*expected the name of weights"),
+    "weights of another layer": (lambda raw: raw["ops"][1].update(weights="out_conv.weights"), r"weights \(conv\): found BF16 of \d+ bytes, expected BF16 weights of \d+ bytes"),
+    "bias for weights": (lambda raw: raw["ops"][1].update(weights="stem.bias"), r"weights \(conv\): found F32 of \d+ bytes"),
     "groups": (lambda raw: conv(raw, norm=True)["norm"].update(groups=7), r"found"),
-    "epsilon": (lambda raw: conv(raw, norm=True)["norm"].update(epsilon=-1), r"norm\.epsilon: found -1"),
+    "epsilon": (lambda raw: conv(raw, norm=True)["norm"].update(epsilon=-1), r"norm\.epsilon \(conv\): found -1"),
     "row outside": (lambda raw: conv(raw, norm=True).update(bias_row=10**6), r"found"),
     "residual of another size": (lambda raw: conv(raw, residual=True).update(residual="input"), r"found"),
     "no operations": (lambda raw: raw.update(ops=[]), r"ops: found \[\]"),
@@ -246,7 +246,7 @@ def test_a_damaged_program_is_refused_by_field(bundle: Bundle, case: str) -> Non
 def test_int8_fields_are_checked(bundle: Bundle) -> None:
     changes = {"zero_point": 256, "inverse_scale": float(10**30), "multiplier": "stem.weights"}
     for key, value in changes.items():
-        with pytest.raises(BundleError, match=rf"int8\.{key}: found"):
+        with pytest.raises(BundleError, match=rf"int8\.{key} \(conv\): found"):
             open_changed(bundle, lambda raw, k=key, v=value: conv(raw, int8=True)["int8"].update({k: v}), "int8")
 
 
