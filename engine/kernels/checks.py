@@ -62,7 +62,8 @@ def row(value: Any) -> list[float]:
     float32("row", value, (len(ROW_FIELDS),))
     values: list[float] = value.tolist()
     if not math.isfinite(sum(values[:_CLIP])) or not math.isfinite(values[INDEX["c_in"]]):
-        bad = [f"{name} = {number}" for name, number in zip(ROW_FIELDS, values, strict=True) if not math.isfinite(number)]
+        named = zip(ROW_FIELDS, values, strict=True)
+        bad = [f"{name} = {number}" for name, number in named if name != "clip" and not math.isfinite(number)]
         raise KernelArgumentError(f"the row has {', '.join(bad)}; expected finite coefficients, clip alone may be infinity")
     if not values[_CLIP] >= 0:
         raise KernelArgumentError(f"the row has clip = {values[_CLIP]}; expected clip >= 0, or infinity for no limit")

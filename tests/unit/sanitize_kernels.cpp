@@ -1,4 +1,4 @@
-// Do the kernels stay inside their arrays? Run under ASan and UBSan by test_kernels_build.py: every array lies in an
+// The kernels inside their arrays: run under ASan and UBSan by test_kernels_build.py. Every array lies in an
 // allocation of its own size, at every small length, at odd alignments, in place, with operands absent and with threads.
 #include <cmath>
 #include <cstdio>
@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "diffusevae/kernels.h"
+#include "diffusevae/row.h"
 
 namespace {
 
@@ -23,33 +24,50 @@ struct Array {
     int64_t begin;
 };
 
-const float kRow[10] = {1.3f, -0.8f, -0.4f, 0.6f, -0.2f, 0.3f, 0.5f, 0.7f, 0.9f, 1.0f};
 const uint64_t kSeeds[3] = {0, 0xFFFFFFFFull, 1ull << 63};
+const float kWeights[2] = {1.5f, -0.5f};
 
-void update(int64_t samples, int64_t count, int64_t offset, unsigned present, int32_t threads) {
+diffusevae::Row row_of(bool full, float push) {
+    diffusevae::Row row{};
+    row.p_x = 1.3f, row.p_e = -0.8f, row.p_c = -0.4f, row.clip = 1.0f, row.c_in = 1.0f, row.push = push;
+    row.k_x0 = 0.6f, row.k_x = 0.3f, row.k_e = 0.5f, row.k_c = 0.7f, row.k_n = 0.9f;
+    if (!full) return row;
+    row.p_y = row.p_h1 = row.p_h2 = row.p_h3 = 0.1f;
+    row.k_y = row.k_h1 = row.k_h2 = row.k_h3 = row.k_g = -0.2f;
+    row.q_x0 = row.q_x = row.q_e = row.q_c = row.q_n = row.q_y = row.q_h1 = row.q_h2 = row.q_h3 = row.q_g = 0.3f;
+    return row;
+}
+
+// `present`: a bit an optional operand or result; where none of noise and seeds is there, noise counts as zeros.
+void update(int64_t samples, int64_t count, int64_t offset, unsigned present, int32_t threads, bool full) {
     const int64_t size = samples * count;
-    Array x(size, offset, 0.5f), eps(size, offset + 1, -0.25f), other(size, offset + 2, 0.125f), noise(count, offset, 1.5f);
-    Array out(size, offset + 3, 0.0f), x0(size, offset, 0.0f);
+    const int32_t lanes = present & 1 ? 2 : 1;
+    const diffusevae::Row row = row_of(full, float(present % 3));
+    Array x(size, offset, 0.5f), e(lanes * size, offset + 1, -0.25f), other(size, offset + 2, 0.125f), noise(count, offset, 1.5f);
+    Array out(size, offset + 3, 0.0f), x0(size, offset, 0.0f), y(size, offset + 1, 0.5f), h3(size, offset, -0.5f);
     dv_update_args a = {};
-    a.row = kRow;
+    a.row = &row.p_x;
     a.x = x.at();
-    a.eps = eps.at();
-    a.eps_uncond = present & 1 ? other.at() : nullptr;
-    a.cond = present & 2 ? other.at() : nullptr;
-    a.x0_prev = present & 4 ? other.at() : nullptr;
+    a.e = e.at();
+    a.lanes = lanes;
+    a.weights = lanes == 2 ? kWeights : nullptr;
+    a.c = present & 2 ? other.at() : nullptr;
+    a.h1 = a.h2 = a.g = present & 4 ? other.at() : nullptr;
     a.noise = present & 8 ? noise.at() : nullptr;
     a.seeds = present & 16 ? kSeeds : nullptr;
     a.x0_out = present & 32 ? x0.at() : nullptr;
     a.out = present & 64 ? out.at() : x.at();
+    a.y = a.y_out = present & 4 ? y.at() : nullptr;
+    a.h3 = a.push_out = present & 128 ? h3.at() : nullptr;
     a.samples = samples;
     a.count = count;
     a.step = 7;
-    a.guidance = 0.5f;
     a.threads = threads;
     check(dv_update(&a) == 1, "finite operands reported as not finite");
     for (int64_t i = 0; i < size; ++i) check(std::isfinite(a.out[i]), "result not finite");
+    for (int64_t i = 0; i < size; ++i) check(std::isfinite(y.at()[i]) && std::isfinite(h3.at()[i]), "y or history not finite");
     if (size == 0) return;
-    eps.at()[size - 1] = NAN;
+    e.at()[lanes * size - 1] = NAN;
     check(dv_update(&a) == 0, "NaN in the last element not reported");
 }
 
@@ -72,11 +90,12 @@ void bytes(int64_t channels, int64_t pixels) {
 int main() {
     for (int64_t count : {0, 1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 255, 511, 512, 513, 1025})
         for (int64_t offset : {0, 1, 3}) {
-            for (unsigned present = 0; present < 128; ++present) update(3, count, offset, present, 1);
+            for (unsigned present = 0; present < 256; ++present)
+                for (bool full : {false, true}) update(3, count, offset, present, 1, full);
             normals(count, offset);
         }
-    update(0, 5, 0, 127, 4);
-    update(3, 1100001, 1, 16, 3);
+    update(0, 5, 0, 255, 4, true);
+    for (bool full : {false, true}) update(3, 1100001, 1, 16 + 1, 3, full);
     for (int64_t channels : {1, 2, 3, 4})
         for (int64_t pixels : {0, 1, 7, 16, 33, 1025}) bytes(channels, pixels);
     const uint32_t counter[4] = {}, key[2] = {};

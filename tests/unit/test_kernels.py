@@ -1,4 +1,4 @@
-"""Do update and to_uint8 compute what row.h says: every size, alignment and alias, with equal bits in C++ and numpy?"""
+"""update and to_uint8 against the formulas of row.h: every size, alignment and alias, with equal bits in C++ and numpy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine import kernels
 from engine.kernels import KernelArgumentError
 from tests.kernel_choice import SEEDS, use
 
-SHAPES = [(0, 3, 4, 4), (1, 0), (1, 1), (1, 3), (2, 5), (3, 3, 7, 5), (2, 511), (2, 512), (2, 513), (1, 1_000_003)]
+SHAPES = [(0, 3, 4, 4), (1, 0), (1, 1), (1, 3), (2, 5), (3, 3, 7, 5), (2, 511), (2, 512), (2, 513), (1, 20_003)]
 
 
 def floats(shape: tuple[int, ...], seed: int, offset: int = 0) -> np.ndarray:
@@ -25,121 +25,242 @@ def row(**fields: float) -> np.ndarray:
     return np.array([values[name] for name in kernels.ROW_FIELDS], np.float32)
 
 
-FULL = row(p_x=1.3, p_eps=-0.8, p_cond=-0.4, k_x0=0.6, k_prev=-0.2, k_x=0.3, k_eps=0.5, k_cond=0.7, sigma=0.9, clip=1.0)
+PLAIN = row(p_x=1.3, p_e=-0.8, p_c=-0.4, k_x0=0.6, k_x=0.3, k_e=0.5, k_c=0.7, k_n=0.9, clip=1.0)
+FULL = PLAIN + row(
+    p_y=0.2, p_h1=-0.3, p_h2=0.1, p_h3=0.25, k_y=0.15, k_h1=-0.2, k_h2=0.35, k_h3=-0.1, k_g=0.45, clip=0.0, q_x0=0.3,
+    q_x=-0.6, q_e=0.2, q_c=0.1, q_n=0.4, q_y=0.5, q_h1=-0.15, q_h2=0.05, q_h3=0.6, q_g=-0.7,
+)  # fmt: skip
+ROWS = {"plain": PLAIN, "full": FULL}
+OPERANDS = ("x", "e", "c", "noise", "y", "h1", "h2", "h3", "g")
+WEIGHTS = np.array([1.7, -0.7], np.float32)
 
 
-def operands(shape: tuple[int, ...], offset: int = 0) -> dict[str, np.ndarray]:
-    names = ("x", "eps", "eps_uncond", "cond", "x0_prev", "noise")
-    return {name: floats(shape, i, (offset + i) % 4 if offset else 0) for i, name in enumerate(names)}
+def operands(shape: tuple[int, ...], offset: int = 0, lanes: int = 1) -> dict[str, np.ndarray]:
+    found = {name: floats(shape, i, (offset + i) % 4 if offset else 0) for i, name in enumerate(OPERANDS)}
+    if lanes > 1:
+        found["e"] = floats((lanes * shape[0], *shape[1:]), 20, offset)
+        found["weights"] = np.resize(WEIGHTS, lanes)
+    return found
+
+
+def results(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Room for everything that a row can give."""
+    return {name: np.full(shape, 7, np.float32) for name in ("out", "x0_out", "y_out", "push_out")}
+
+
+def changed(r: np.ndarray, **fields: float) -> np.ndarray:
+    r = r.copy()
+    for name, value in fields.items():
+        r[kernels.ROW_FIELDS.index(name)] = value
+    return r
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     return a.shape == b.shape and bool(np.array_equal(a.view(np.uint32), b.view(np.uint32)))
 
 
+def all_same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    return a.keys() == b.keys() and all(same_bits(a[name], b[name]) for name in a)
+
+
 # The update
 
 
-def expected_update(r: np.ndarray, o: dict[str, np.ndarray], guidance: float) -> tuple[np.ndarray, np.ndarray]:
-    """The three lines of the formula in float64."""
-    p_x, p_eps, p_cond, k_x0, k_prev, k_x, k_eps, k_cond, sigma, clip = r.astype(float)
-    f = {name: array.astype(float) for name, array in o.items()}
-    eps = f["eps"] + guidance * (f["eps"] - f["eps_uncond"])
-    x0 = np.clip(p_x * f["x"] + p_eps * eps + p_cond * f["cond"], -clip, clip)
-    x = k_x0 * x0 + k_prev * f["x0_prev"] + k_x * f["x"] + k_eps * eps + k_cond * f["cond"] + sigma * f["noise"]
-    return x, x0
+def expected_update(r: np.ndarray, o: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The formula in float64, term by term."""
+    f = {name: float(value) for name, value in zip(kernels.ROW_FIELDS, r, strict=True)}
+    v = {name: array.astype(float) for name, array in o.items() if name != "weights"} | {"n": o["noise"].astype(float)}
+    weights = o.get("weights", np.ones(1))
+    v["e"] = np.tensordot(weights.astype(float), v["e"].reshape(weights.size, *v["x"].shape), 1)
+
+    def total(letter: str) -> np.ndarray:
+        return sum(f[name] * v[name[2:]] for name in kernels.ROW_FIELDS if name.startswith(f"{letter}_"))
+
+    v["x0"] = np.clip(total("p"), -f["clip"], f["clip"])
+    pushed = {1: v["e"], 2: v["x0"]}.get(int(f["push"]), np.full_like(v["x"], 7))
+    return {"out": total("k"), "x0_out": v["x0"], "y_out": total("q"), "push_out": pushed}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_update_is_the_formula(each, shape):
-    o = operands(shape)
-    want, want_x0 = expected_update(FULL, o, 0.7)
+@pytest.mark.parametrize("lanes", [1, 2])
+@pytest.mark.parametrize("push", [0, 1, 2])
+def test_update_is_the_formula(each, shape, lanes, push):
+    o, got = operands(shape, lanes=lanes), results(shape)
+    want = expected_update(changed(FULL, push=push), o)
+    assert kernels.update(changed(FULL, push=push), **o, **got)
+    for name, array in want.items():
+        np.testing.assert_allclose(got[name], array, atol=1e-5, err_msg=name)
+
+
+def literal(r: np.ndarray, x: np.ndarray, e: np.ndarray, c: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(x', x0) of a row without history, operation by operation in numpy: the bits that plain rows must keep."""
+    f = dict(zip(kernels.ROW_FIELDS, r, strict=True))
+    x0 = f["p_x"] * x + f["p_e"] * e + f["p_c"] * c
+    x0 = np.where(x0 < -f["clip"], -f["clip"], x0)
+    x0 = np.where(x0 > f["clip"], f["clip"], x0)
+    return f["k_x0"] * x0 + f["k_x"] * x + f["k_e"] * e + f["k_c"] * c + f["k_n"] * noise, x0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("zeroed", [(), ("p_c", "k_c"), ("k_n",), ("p_c", "k_c", "k_x", "k_n")])
+def test_a_plain_row_has_the_bits_that_it_had_before_there_were_full_ones(each, shape, zeroed):
+    r, o = changed(PLAIN, **dict.fromkeys(zeroed, 0.0)), operands(shape)
     out, x0 = np.empty(shape, np.float32), np.empty(shape, np.float32)
-    assert kernels.update(FULL, **o, guidance=0.7, out=out, x0_out=x0)
-    np.testing.assert_allclose(out, want, atol=4e-6)
-    np.testing.assert_allclose(x0, want_x0, atol=4e-6)
+    assert kernels.update(r, **o, out=out, x0_out=x0)
+    want, want_x0 = literal(r, o["x"], o["e"], o["c"], o["noise"])
+    assert same_bits(out, want)
+    assert same_bits(x0, want_x0)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("offset", [0, 1])
-def test_update_has_the_same_bits_in_numpy(monkeypatch, shape, offset):
-    o = operands(shape, offset)
-    results = []
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("lanes", [1, 2, 3])
+def test_update_has_the_same_bits_in_numpy(monkeypatch, shape, offset, kind, lanes):
+    o, push = operands(shape, offset, lanes), lanes % 3
+    found = []
     for name in ("native", "numpy"):
         use(monkeypatch, name)
-        out, x0 = floats(shape, 8, offset), floats(shape, 9, 2 * offset)
-        kernels.update(FULL, **o, guidance=-0.3, out=out, x0_out=x0)
-        results.append((out, x0))
-    assert same_bits(results[0][0], results[1][0])
-    assert same_bits(results[0][1], results[1][1])
+        found.append({key: floats(shape, 8 + i, offset * i) for i, key in enumerate(results(shape))})
+        kernels.update(changed(ROWS[kind], push=push), **o, **found[-1])
+    assert all_same_bits(*found)
 
 
-@pytest.mark.parametrize("name", ["x", "eps", "eps_uncond", "cond", "x0_prev", "noise"])
-def test_update_in_place_of_any_operand(each, name):
-    o = operands((2, 3, 9, 7))
-    want, want_x0 = (np.empty((2, 3, 9, 7), np.float32) for _ in range(2))
-    kernels.update(FULL, **o, guidance=0.7, out=want, x0_out=want_x0)
-    for target, wanted in (("out", want), ("x0_out", want_x0)):
-        copy = {key: array.copy() for key, array in o.items()}
-        other = {"out": "x0_out", "x0_out": "out"}[target]
-        kernels.update(FULL, **copy, guidance=0.7, **{target: copy[name], other: np.empty_like(want)})
-        assert same_bits(copy[name], wanted)
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("push", [1, 2])
+def test_every_result_may_take_the_place_of_any_operand(each, kind, push):
+    shape = (2, 3, 9, 7)
+    r, o, want = changed(ROWS[kind], push=push), operands(shape), results(shape)
+    kernels.update(r, **o, **want)
+    for name in OPERANDS:
+        for target in want:
+            copy = {key: array.copy() for key, array in o.items()}
+            got = results(shape) | {target: copy[name]}
+            kernels.update(r, **copy, **got)
+            if kind == "plain" and target == "y_out":
+                want["y_out"] = copy[name]  # untouched
+            assert same_bits(got[target], want[target]), (name, target)
+
+
+def test_all_results_at_once_take_the_place_of_operands(each):
+    """x, y and the history in place, as a chain runs them: h3 gives way to the newest value after it was read."""
+    shape = (2, 600)
+    r, o, want = changed(FULL, push=2), operands(shape), results(shape)
+    kernels.update(r, **o, **want)
+    assert kernels.update(r, **o, y_out=o["y"], push_out=o["h3"])
+    assert same_bits(o["x"], want["out"])
+    assert same_bits(o["y"], want["y_out"])
+    assert same_bits(o["h3"], want["push_out"])
 
 
 def test_update_without_out_replaces_x(each):
     o = operands((2, 30))
     want = np.empty((2, 30), np.float32)
-    kernels.update(FULL, **o, out=want)
-    kernels.update(FULL, **o)
+    kernels.update(PLAIN, **o, out=want)
+    kernels.update(PLAIN, **o)
     assert same_bits(o["x"], want)
 
 
-@pytest.mark.parametrize(
-    ("zeroed", "absent"),
-    [
-        ({"p_cond": 0, "k_cond": 0}, "cond"),
-        ({"k_prev": 0}, "x0_prev"),
-        ({"sigma": 0}, "noise"),
-    ],
-)
-def test_an_operand_that_no_coefficient_uses_may_be_absent_and_is_not_read(each, zeroed, absent):
-    r = FULL.copy()
-    for field in zeroed:
-        r[kernels.ROW_FIELDS.index(field)] = 0
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("absent", OPERANDS[2:])
+def test_an_operand_that_no_coefficient_uses_may_be_absent_and_is_not_read(each, kind, absent):
+    letters = {f"{letter}_{'n' if absent == 'noise' else absent}": 0.0 for letter in "pkq"}
+    r = changed(ROWS[kind], **{name: value for name, value in letters.items() if name in kernels.ROW_FIELDS})
     o = operands((3, 600))
     o[absent][:] = np.nan
-    present, missing = np.empty((3, 600), np.float32), np.empty((3, 600), np.float32)
-    assert kernels.update(r, **o, guidance=0.5, out=present)
-    assert kernels.update(r, **{k: v for k, v in o.items() if k != absent}, guidance=0.5, out=missing)
-    assert np.isfinite(present).all()
-    assert same_bits(present, missing)
+    present, missing = results((3, 600)), results((3, 600))
+    assert kernels.update(r, **o, **present)
+    assert kernels.update(r, **{k: v for k, v in o.items() if k != absent}, **missing)
+    assert np.isfinite(present["out"]).all()
+    assert all_same_bits(present, missing)
 
 
-def test_eps_uncond_is_not_read_without_guidance(each):
-    o = operands((1, 40))
-    o["eps_uncond"][:] = np.nan
-    assert kernels.update(FULL, **o, guidance=0.0)
-    assert np.isfinite(o["x"]).all()
+def test_y_and_the_history_are_kept_by_rows_that_do_not_set_them(each):
+    got = results((2, 40))
+    no_q = {name: 0.0 for name in kernels.ROW_FIELDS if name.startswith("q_")}
+    kernels.update(changed(FULL, **no_q), **operands((2, 40)), **got)
+    assert (got["y_out"] == 7).all()
+    assert (got["push_out"] == 7).all()
+    assert (got["out"] != 7).any()
+
+
+def test_one_more_term_makes_a_row_full_and_changes_nothing_else(each):
+    """A y of zeros adds nothing: full and plain rows agree but for the sign of zero."""
+    o = operands((2, 100)) | {"y": np.zeros((2, 100), np.float32)}
+    plain, full = results((2, 100)), results((2, 100))
+    kernels.update(PLAIN, **o, **plain)
+    kernels.update(changed(PLAIN, p_y=3.0), **o, **full)
+    np.testing.assert_array_equal(plain["out"], full["out"])
+
+
+# Lanes
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_lanes_are_summed_in_order(each, kind):
+    o, two, one = operands((2, 700), lanes=3), results((2, 700)), results((2, 700))
+    kernels.update(changed(ROWS[kind], push=1), **o, **two)
+    w, e = o.pop("weights"), o.pop("e").reshape(3, 2, 700)
+    total = w[0] * e[0] + w[1] * e[1] + w[2] * e[2]
+    kernels.update(changed(ROWS[kind], push=1), **o, e=total, **one)
+    assert all_same_bits(two, one)
+    assert same_bits(two["push_out"], total)
+
+
+@pytest.mark.parametrize("weights", [(1, 0), (0, 1), (0, 1, 0), (1, 0, 0)])
+def test_a_lane_of_weight_0_is_not_read(each, weights):
+    o, want, got = operands((2, 700), lanes=len(weights)), results((2, 700)), results((2, 700))
+    o["weights"] = np.array(weights, np.float32)
+    lane = weights.index(1)
+    e = o["e"][2 * lane : 2 * lane + 2].copy()
+    o["e"][:] = np.nan
+    o["e"][2 * lane : 2 * lane + 2] = e
+    assert kernels.update(PLAIN, **o, **got)
+    kernels.update(PLAIN, **(o | {"e": e, "weights": None}), **want)
+    assert all_same_bits(got, want)
+
+
+def test_one_lane_is_scaled_by_its_weight(each):
+    o, got, want = operands((2, 50)), results((2, 50)), results((2, 50))
+    kernels.update(PLAIN, **o, weights=np.array([0.3], np.float32), **got)
+    kernels.update(PLAIN, **(o | {"e": np.float32(0.3) * o["e"]}), **want)
+    assert all_same_bits(got, want)
+
+
+def test_without_a_lane_e_is_zeros(each):
+    o, got, want = operands((2, 50), lanes=2), results((2, 50)), results((2, 50))
+    o["weights"][:] = 0
+    o["e"][:] = np.nan
+    assert kernels.update(PLAIN, **o, **got)
+    kernels.update(PLAIN, **(o | {"e": np.zeros((2, 50), np.float32), "weights": None}), **want)
+    assert all_same_bits(got, want)
+
+
+# Noise
 
 
 @pytest.mark.parametrize("count", [1, 5, 512, 1029])
-def test_generated_noise_is_the_noise_of_normal(each, count):
-    o = operands((SEEDS.size, count))
+@pytest.mark.parametrize("kind", ROWS)
+def test_generated_noise_is_the_noise_of_normal(each, count, kind):
+    shape = (SEEDS.size, count)
+    o, given, generated = operands(shape), results(shape), results(shape)
     o["noise"] = kernels.normal(SEEDS, kernels.STREAM_STEP, 6, count)
-    given, generated = np.empty((SEEDS.size, count), np.float32), np.empty((SEEDS.size, count), np.float32)
-    kernels.update(FULL, **o, out=given)
+    kernels.update(ROWS[kind], **o, **given)
     del o["noise"]
-    kernels.update(FULL, **o, seeds=SEEDS, step=6, out=generated)
-    assert same_bits(given, generated)
+    kernels.update(ROWS[kind], **o, seeds=SEEDS, step=6, **generated)
+    assert all_same_bits(given, generated)
 
 
 def test_noise_of_one_sample_is_shared_by_the_batch(each):
     o = operands((3, 3, 9, 9))
     one = o["noise"][:1].copy()
     repeated, shared = np.empty((3, 3, 9, 9), np.float32), np.empty((3, 3, 9, 9), np.float32)
-    kernels.update(FULL, **(o | {"noise": np.repeat(one, 3, axis=0)}), out=repeated)
-    kernels.update(FULL, **(o | {"noise": one}), out=shared)
+    kernels.update(PLAIN, **(o | {"noise": np.repeat(one, 3, axis=0)}), out=repeated)
+    kernels.update(PLAIN, **(o | {"noise": one}), out=shared)
     assert same_bits(repeated, shared)
+
+
+# Limits and the guard
 
 
 def test_x0_is_limited_to_clip(each):
@@ -152,38 +273,40 @@ def test_x0_is_limited_to_clip(each):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("at", [0, 7, 511, 512, 1024, 1036])
-@pytest.mark.parametrize("name", ["eps", "eps_uncond"])
-def test_guard_reports_one_bad_network_value_anywhere(each, bad, at, name):
-    o = operands((1, 1037))
-    assert kernels.update(FULL, **o, guidance=0.5, out=np.empty((1, 1037), np.float32))
-    o[name][0, at] = bad
-    assert not kernels.update(FULL, **o, guidance=0.5, out=np.empty((1, 1037), np.float32))
+@pytest.mark.parametrize("lane", [0, 1])
+@pytest.mark.parametrize("kind", ROWS)
+def test_guard_reports_one_bad_network_value_anywhere(each, bad, at, lane, kind):
+    o = operands((1, 1037), lanes=2)
+    assert kernels.update(ROWS[kind], **o, **results((1, 1037)))
+    o["e"][lane, at] = bad
+    assert not kernels.update(ROWS[kind], **o, **results((1, 1037)))
 
 
 def test_nan_stays_nan_and_touches_no_other_element(each):
     o = operands((2, 100))
-    o["eps"][1, 13] = np.nan
-    kernels.update(FULL, **o)
+    o["e"][1, 13] = np.nan
+    kernels.update(PLAIN, **o)
     assert np.argwhere(np.isnan(o["x"])).tolist() == [[1, 13]]
 
 
-def test_threads_change_no_bit(monkeypatch):
+@pytest.mark.parametrize("kind", ROWS)
+def test_threads_change_no_bit(monkeypatch, kind):
     use(monkeypatch, "native")
-    o = operands((3, 1_100_001))
-    serial, parallel = np.empty((3, 1_100_001), np.float32), np.empty((3, 1_100_001), np.float32)
+    shape, r = (3, 1_100_001), changed(ROWS[kind], push=1)
+    o, serial, parallel = operands(shape), results(shape), results(shape)
     del o["noise"]
-    for threads, out in ((1, serial), (3, parallel)):
-        assert kernels.update(FULL, **o, seeds=SEEDS[:3].copy(), step=1, out=out, threads=threads)
-    assert same_bits(serial, parallel)
-    o["eps"][2, 1_100_000] = np.nan
-    assert not kernels.update(FULL, **o, seeds=SEEDS[:3].copy(), step=1, out=parallel, threads=3)
+    for threads, got in ((1, serial), (3, parallel)):
+        assert kernels.update(r, **o, seeds=SEEDS[:3].copy(), step=1, threads=threads, **got)
+    assert all_same_bits(serial, parallel)
+    o["e"][2, 1_100_000] = np.nan
+    assert not kernels.update(r, **o, seeds=SEEDS[:3].copy(), step=1, threads=3, **parallel)
 
 
 # Refused arguments
 
 
 def good() -> dict:
-    return {"row": row(k_x=1), "x": floats((2, 8), 0), "eps": floats((2, 8), 1)}
+    return {"row": row(k_x=1), "x": floats((2, 8), 0), "e": floats((2, 8), 1)}
 
 
 READ_ONLY = np.zeros((2, 8), np.float32)
@@ -194,27 +317,43 @@ BYTES = np.zeros(65, np.uint8)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"row": row(k_x=1)[:9]}, r"row is float32 \[9\]; expected C-contiguous, aligned float32 \[10\]"),
-        ({"row": row(k_x=math.nan)}, "expected nine finite coefficients"),
-        ({"row": row(k_x=1, clip=-1)}, "then clip >= 0 or infinity"),
-        ({"row": row(k_x=1, clip=math.nan)}, "then clip >= 0 or infinity"),
+        ({"row": row(k_x=1)[:10]}, r"row is float32 \[10\]; expected C-contiguous, aligned float32 \[30\]"),
+        ({"row": row(k_x=math.nan)}, "the row has k_x = nan; expected finite coefficients"),
+        ({"row": row(q_g=math.inf)}, "the row has q_g = inf; expected finite coefficients"),
+        ({"row": row(c_in=math.nan)}, "the row has c_in = nan; expected finite coefficients"),
+        ({"row": row(k_x=1, clip=-1)}, "clip = -1.0; expected clip >= 0, or infinity"),
+        ({"row": row(k_x=1, clip=math.nan)}, "clip = nan; expected clip >= 0, or infinity"),
+        ({"row": row(k_x=1, push=3)}, r"push = 3.0; expected 0 \(nothing\), 1 \(e\) or 2 \(x0\)"),
+        ({"row": row(k_x=1, push=0.5)}, "push = 0.5; expected 0"),
         ({"x": np.float32(1)}, "x is a float32; expected"),
         ({"x": np.zeros((), np.float32)}, "x is a single number"),
         ({"x": np.zeros((2, 8))}, r"x is float64 \[2, 8\]; expected"),
         ({"x": np.zeros((2, 16), np.float32)[:, ::2]}, r"x is non-contiguous float32 \[2, 8\].*np.ascontiguousarray"),
         ({"x": BYTES[1:].view(np.float32).reshape(2, 8)}, "aligned"),
-        ({"eps": np.zeros((2, 7), np.float32)}, r"eps is float32 \[2, 7\]; expected .*\[2, 8\]"),
-        ({"eps": None}, "eps is a NoneType"),
-        ({"cond": np.zeros((1, 8), np.float32)}, r"cond is float32 \[1, 8\]"),
+        ({"e": np.zeros((2, 7), np.float32)}, r"e is float32 \[2, 7\]; expected .*\[2, 8\]"),
+        ({"e": None}, "e is a NoneType"),
+        ({"weights": WEIGHTS}, r"e is float32 \[2, 8\]; expected .*\[4, 8\]"),
+        ({"weights": [1.0]}, "weights is a list"),
+        ({"weights": np.zeros((1, 1), np.float32)}, r"weights have shape \[1, 1\]; expected \[L\], one weight a lane"),
+        ({"weights": np.zeros(0, np.float32)}, r"weights have shape \[0\]; expected \[L\]"),
+        ({"c": np.zeros((1, 8), np.float32)}, r"c is float32 \[1, 8\]"),
+        ({"h2": np.zeros((2, 8))}, r"h2 is float64 \[2, 8\]"),
         ({"noise": np.zeros((3, 8), np.float32)}, r"noise is float32 \[3, 8\]; expected .*\[2, 8\] or \[1, 8\]"),
         ({"out": np.zeros((2, 9), np.float32)}, r"out is float32 \[2, 9\]"),
         ({"out": READ_ONLY}, "expected writable"),
+        ({"y_out": READ_ONLY}, "y_out is .*expected writable"),
+        ({"push_out": READ_ONLY}, "push_out is .*expected writable"),
         ({"x0_out": [0.0]}, "x0_out is a list"),
-        ({"row": row(p_cond=1)}, "p_cond = 1.0 but cond is absent: pass cond"),
-        ({"row": row(k_cond=2)}, "k_cond = 2.0 but cond is absent"),
-        ({"row": row(k_prev=1)}, "k_prev = 1.0 but x0_prev is absent"),
-        ({"row": row(sigma=0.5)}, "sigma = 0.5 but no noise: pass noise, or seeds and step"),
-        ({"guidance": 1.5}, "guidance is 1.5 but eps_uncond is absent"),
+        ({"row": row(p_c=1)}, "p_c = 1.0 but c is absent: pass c"),
+        ({"row": row(k_c=2)}, "k_c = 2.0 but c is absent"),
+        ({"row": row(p_y=1)}, "p_y = 1.0 but y is absent: pass y"),
+        ({"row": row(p_h1=1)}, "p_h1 = 1.0 but h1 is absent: pass h1"),
+        ({"row": row(k_h2=1)}, "k_h2 = 1.0 but h2 is absent"),
+        ({"row": row(q_h3=1)}, "q_h3 = 1.0 but h3 is absent"),
+        ({"row": row(k_g=1)}, "k_g = 1.0 but g is absent"),
+        ({"row": row(q_x=1)}, "q_x = 1.0 but y_out is absent: pass y_out, which may be y"),
+        ({"row": row(push=1)}, "push = 1 but push_out is absent: pass push_out, which may be h3"),
+        ({"row": row(k_n=0.5)}, "k_n = 0.5 but no noise: pass noise, or seeds and step"),
         ({"seeds": SEEDS[:2].copy()}, "seeds and step go together"),
         ({"step": 1}, "seeds and step go together"),
         ({"seeds": SEEDS.copy(), "step": 1}, r"seeds is uint64 \[4\]; expected .*\[2\]"),
@@ -235,6 +374,13 @@ def test_update_refuses_partial_overlap(each):
         kernels.update(**(good() | {"x": here, "out": there}))
     with pytest.raises(KernelArgumentError, match="x0_out overlaps out"):
         kernels.update(**(good() | {"out": here, "x0_out": here}))
+    with pytest.raises(KernelArgumentError, match="push_out overlaps h2"):
+        kernels.update(**(good() | {"h2": here, "push_out": there}))
+    with pytest.raises(KernelArgumentError, match="push_out overlaps y_out"):
+        kernels.update(**(good() | {"y_out": here, "push_out": here}))
+    e = memory[:32].reshape(4, 8)
+    with pytest.raises(KernelArgumentError, match="out overlaps e"):
+        kernels.update(**(good() | {"e": e, "weights": WEIGHTS, "out": memory[16:32].reshape(2, 8)}))
     with pytest.raises(KernelArgumentError, match="out overlaps noise"):
         kernels.update(**(good() | {"noise": memory[:8].reshape(1, 8), "out": here}))
 

@@ -1,4 +1,5 @@
-"""Does the library compile, load, and give the same bits however it was compiled? And what is said where it cannot?"""
+"""The kernel library: it compiles, loads, and gives the same bits however it was compiled. And what is said where it
+cannot?"""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.kernels import KernelLoadError, fallback, loader
+from engine.kernels import ROW_FIELDS, KernelLoadError, fallback, loader
+from engine.kernels.operands import FULL, INDEX, PUSH_X0, Operands
 from tests.kernel_build import build
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,18 +53,24 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
 def every_result(kernels: loader.Kernels) -> list[np.ndarray]:
     """Outputs of all kernels over awkward sizes."""
     rng = np.random.default_rng(3)
-    row = np.array([1.3, -0.8, -0.4, 0.6, -0.2, 0.3, 0.5, 0.7, 0.9, 1.0], np.float32)
+    full = rng.uniform(-1, 1, len(ROW_FIELDS)).astype(np.float32)
+    full[INDEX["clip"]], full[INDEX["push"]] = 1.0, PUSH_X0
+    plain = full.copy()
+    plain[list(FULL)] = 0
     seeds = np.array([1, 2**63, 2**64 - 1], np.uint64)
     results: list[np.ndarray] = []
     for count in (1, 5, 16, 513, 4099):
-        x, eps, eps_uncond, cond, x0_prev = (rng.standard_normal((3, count), np.float32) * 100 for _ in range(5))
-        out, x0, noise = np.empty_like(x), np.empty_like(x), np.empty_like(x)
-        kernels.update(
-            row, x, eps, eps_uncond=eps_uncond, guidance=0.7, cond=cond, x0_prev=x0_prev, noise=None, seeds=seeds, step=4,
-            out=out, x0_out=x0, threads=1,
-        )  # fmt: skip
+        x, c, y, h1, h2, h3, g = (rng.standard_normal((3, count), np.float32) * 100 for _ in range(7))
+        e, weights = rng.standard_normal((6, count), np.float32), np.array([1.7, -0.7], np.float32)
+        noise = np.empty_like(x)
+        for row in (plain, full):
+            got = {name: np.zeros_like(x) for name in ("out", "x0_out", "y_out", "push_out")}
+            kernels.update(
+                Operands(row, x, e, weights, c, y, h1, h2, h3, g, noise=None, seeds=seeds, step=4, threads=1, **got)
+            )
+            results += [array.view(np.uint32) for array in got.values()]
         kernels.normal(seeds, 1, 0, count, noise)
-        results += [out.view(np.uint32), x0.view(np.uint32), noise.view(np.uint32)]
+        results.append(noise.view(np.uint32))
     image = rng.standard_normal((2, 3, 33, 31), np.float32)
     pixels = np.empty((2, 33, 31, 3), np.uint8)
     kernels.to_uint8(image, pixels)
@@ -108,13 +116,16 @@ def test_kernels_are_clean_under_the_address_and_undefined_behaviour_sanitizers(
 
 CUDA_SOURCE = """
 #include "diffusevae/row.h"
-__global__ void step(diffusevae::Row row, float w, float* x, const float* eps, uint64_t seed, uint8_t* image, int n) {
+__global__ void step(diffusevae::Row row, float w, float* x, const float* e, uint64_t seed, uint8_t* image, int n) {
     const int block = int(blockIdx.x * blockDim.x + threadIdx.x);
     if (4 * block + 3 >= n) return;
     const diffusevae::Normals z = diffusevae::normal4(seed, diffusevae::kStreamStep, 1u, uint64_t(block));
     const float noise[4] = {z.v0, z.v1, z.v2, z.v3};
     for (int j = 0, i = 4 * block; j < 4; ++j, ++i) {
-        x[i] = diffusevae::step(row, w, x[i], eps[i], eps[i], 0.0f, 0.0f, noise[j]).x;
+        const float sum = diffusevae::combine(&w, 1, [&](int32_t) { return e[i]; });
+        const diffusevae::Values values{x[i], sum, 0.0f, noise[j], 0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
+        const float full = diffusevae::step_full(row, values).x;
+        x[i] = diffusevae::is_full(row) ? full : diffusevae::step_plain(row, x[i], sum, 0.0f, noise[j]).x;
         image[i] = diffusevae::to_uint8(x[i]);
     }
 }
