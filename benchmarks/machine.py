@@ -10,12 +10,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from engine import kernels
+from engine import __version__, kernels
 from engine.errors import ArgumentError, EngineError
 from engine.processor import this_processor
 from engine.threads import cpu_quota, default_threads
 
-PACKAGES = ("diffusevae-engine", "numpy", "onnxruntime", "openvino", "torch", "onnx")
+PACKAGES = ("numpy", "onnxruntime", "openvino", "torch", "onnx")
 BUSY = 0.5  # load average above which a machine is doing something else too
 
 
@@ -46,8 +46,9 @@ def machine_facts() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Python and those of PACKAGES that are installed, by name; looked up without importing any."""
-    found = {"python": platform.python_version()}
+    """Python, the engine that runs, and those of PACKAGES that are installed, by name; looked up without importing any."""
+    # A checkout's engine runs beside an installed one of another version, or without any.
+    found = {"python": platform.python_version(), "diffusevae-engine": __version__}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)

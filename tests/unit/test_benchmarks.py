@@ -16,6 +16,7 @@ from benchmarks.machine import BenchmarkError, describe, machine_facts, write_js
 from benchmarks.quality import cases, faces, plots, precisions, run, study
 from benchmarks.quality.cases import Case
 from benchmarks.quality.frechet import Moments, frechet_distance, moments
+from engine import __version__
 from engine.errors import ArgumentError
 from engine.solver.table import Schedule, build_step_table
 from tests import toy
@@ -286,6 +287,7 @@ def test_machine_facts_are_plain_and_told_in_words() -> None:
     facts = machine_facts()
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
     assert facts["versions"]["python"]
+    assert facts["versions"]["diffusevae-engine"] == __version__  # what runs, not what is installed
     assert facts["processor"] in describe(facts)
     assert "WARNING: load average 3.5" in describe({**facts, "load_average": 3.5})
     assert "WARNING" not in describe({**facts, "load_average": 0.1})
