@@ -1,1 +1,1 @@
-"""From the two networks to the ONNX graphs of a bundle: what each role computes, its export, and its parity."""
+"""ONNX graphs of a bundle: signatures, export, parity with torch, and the whole sampler as one."""

@@ -1,1 +1,1 @@
-"""The two networks of DiffuseVAE, and how foreign checkpoints name their weights."""
+"""The torch modules of every family, the graphs that a bundle has of them, and how checkpoints name their weights."""

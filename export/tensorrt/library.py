@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from engine.commands import install_extra
 from engine.errors import ArgumentError, BackendError
 
 OLDEST = {"tensorrt_rtx": (1, 0), "tensorrt": (10, 1)}  # 10.1 is the first whose parser says what it does not support
@@ -20,7 +21,7 @@ NAMES = {"tensorrt_rtx": "TensorRT for RTX", "tensorrt": "TensorRT"}
 PACKAGES = {"tensorrt_rtx": "tensorrt-rtx-cu13", "tensorrt": "tensorrt"}
 COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR = 75, 76  # of the driver API's CUdevice_attribute
 INSTALL = {
-    "tensorrt_rtx": "install it with: pip install 'diffusevae-engine[tensorrt-rtx]'",
+    "tensorrt_rtx": f"install it with: {install_extra('tensorrt-rtx')}",
     "tensorrt": (
         "install it on the machine whose GPU the plans are for, with: pip install tensorrt (NVIDIA's index holds the "
         "wheels); --backends tensorrt_rtx builds plans without a GPU"
