@@ -257,8 +257,23 @@ def build_bundle(
     kind: form1, form2, zcond, uncond (tests/toy.py), or family, the tests' own (tests/toy_family.py).
     """
     models, manifest = toys(kind, ["onnxruntime", backend])
+    return write_plans(path, models, manifest, backend, targets, version, batch, plans, nan_at)
+
+
+def write_plans(
+    path: Path,
+    models: dict[str, onnx.ModelProto],
+    manifest: dict[str, Any],
+    backend: str = "tensorrt_rtx",
+    targets: tuple[str, ...] = ("sm86",),
+    version: str = VERSION,
+    batch: tuple[int, int, int] = (1, 4, 16),
+    plans: dict[str, bytes] | None = None,
+    nan_at: str | None = None,
+) -> Path:
+    """A bundle of any graphs with plans; see build_bundle."""
     graphs = {name: model.SerializeToString() for name, model in models.items()}
-    profile = {"batch": batch, "steps": (1, 10, 1000)}
+    profile = {"batch": batch, "steps": (1, 10, 1000), "words": (1, 4, 8)}
     made = {name: plan_of(nan_graph(models[name]) if name == nan_at else data, profile) for name, data in graphs.items()}
     made |= plans or {}
     files: dict[str, bytes | Path] = {f"{name}.onnx": data for name, data in graphs.items()}

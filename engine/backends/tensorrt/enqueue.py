@@ -33,10 +33,10 @@ class Enqueued:
         self._mark("begin")
         for call in p.before:
             self._outside(call)
-        for target, source, nbytes in p.shared_lanes():
-            p.device("cuMemcpyDtoDAsync", target, source, nbytes, self.stream.handle)
         for call in p.nulls:
             self._outside(call)
+        for target, source, nbytes in p.lane_copies:
+            p.device("cuMemcpyDtoDAsync", target, source, nbytes, self.stream.handle)
         self._mark("before")
         p.rows.enqueue(self.stream.handle)
         self._mark("rows")

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.backends.tensorrt.plan import Execution, Plan
-from engine.backends.tensorrt.shape import Wiring, key, result_key, spare
+from engine.backends.tensorrt.shape import Wiring, key, null_key, result_key, spare
 from engine.bundle.pipeline import ROWS, TIMESTEPS, CallSpec, E, X
 from engine.cleanup import undo
 from engine.device.context import release_all
@@ -59,7 +59,7 @@ class Prepared:
             self.arena = self._own(DeviceBlock(self.device, first | wiring.kept(), what, stream.handle))
             self.up = self._own(PinnedBlock(self.device, first, what))
             self.down = self._own(PinnedBlock(self.device, wiring.downloaded(), what))
-            self._fill_null_lanes(null)
+            self._fill_nulls(null)
             self._open_calls()
             self.events: dict[str | int, Event] = {
                 name: self._own(Event(self.device)) for name in (*STAGES[:4], *range(self.shape.rows), *STAGES[4:])
@@ -102,35 +102,39 @@ class Prepared:
 
     # ---- nulls -------------------------------------------------------------------------------------------------------
 
-    def _fill_null_lanes(self, null: Callable[[str], npt.NDArray[Any]]) -> None:
+    def _fill_nulls(self, null: Callable[[str], npt.NDArray[Any]]) -> None:
         """Nulls that never change are written here, once: those of what is uploaded into `up`, the others at once."""
-        n = self.shape.n
-        for name in self.wiring.stacked:
-            if not self.wiring.has_fixed_null(name):
-                continue
+        wiring, n = self.wiring, self.shape.n
+        for name in filter(wiring.has_fixed_null, wiring.stacked):
             if key(name) in self.up:
                 self.up.array(key(name))[n:] = null(name)
             else:
-                self._write(name, null(name))
+                self._write(name, self.value(name, 1), n * (self.shape.lanes - 1), null(name))
+        taken = {name for call in wiring.null_calls for name in call.inputs.values() if wiring.has_fixed_null(name)}
+        for name in sorted(taken):
+            self._write(name, self.address(null_key(name)), n, null(name))
 
-    def _write(self, name: str, values: npt.NDArray[Any]) -> None:
-        (entries, *sample), dtype = self.wiring.array(name)
-        lanes = PinnedBlock(self.device, {"null": ((entries - self.shape.n, *sample), dtype)}, f"the null of {name}")
+    def _write(self, name: str, target: int, entries: int, values: npt.NDArray[Any]) -> None:
+        shape = (entries, *self.wiring.sample(name))
+        lanes = PinnedBlock(self.device, {"null": (shape, self.wiring.array(name)[1])}, f"the null of {name}")
         try:
             lanes.array("null")[...] = values
             source = lanes["null"]
-            self.device("cuMemcpyHtoDAsync", self.value(name, 1), source.address, source.nbytes, self._stream.handle)
+            self.device("cuMemcpyHtoDAsync", target, source.address, source.nbytes, self._stream.handle)
             self._stream.synchronize()
         finally:
             lanes.close()
 
-    def shared_lanes(self) -> list[tuple[int, int, int]]:
-        """(target, source, bytes) of the copies that show every lane what has no null."""
+    @property
+    def lane_copies(self) -> list[tuple[int, int, int]]:
+        """(target, source, bytes): what fills the lanes after the first in every run, each sample's null or its value."""
         shape, found = self.shape, []
         for name in self.wiring.stacked:
-            if self.wiring.shared(name):
+            if not self.wiring.has_fixed_null(name):
+                own = self.wiring.has_own_null(name)
+                source = self.address(null_key(name)) if own else self.value(name)
                 nbytes = self.arena[key(name)].nbytes // shape.lanes
-                found += [(self.value(name, lane), self.value(name), nbytes) for lane in range(1, shape.lanes)]
+                found += [(self.value(name, lane), source, nbytes) for lane in range(1, shape.lanes)]
         return found
 
     # ---- calls -------------------------------------------------------------------------------------------------------
@@ -139,11 +143,7 @@ class Prepared:
         wiring, spec = self.wiring, self.wiring.pipeline
         numbers = {id(call): number for number, call in enumerate((*spec.before, *spec.after))}
         self.before = [self._guarded(call, numbers[id(call)]) for call in wiring.before]
-        self.nulls = [
-            self._guarded(call, numbers[id(call)], lane)
-            for call in wiring.null_calls
-            for lane in range(1, self.shape.lanes)
-        ]
+        self.nulls = [self._guarded(call, numbers[id(call)], null=True) for call in wiring.null_calls]
         self.after = [self._guarded(call, numbers[id(call)]) for call in spec.after]
         self.rows = self._execution(spec.rows, self._rows())
         self.steps = {lanes: self._execution(spec.step, self._step(lanes)) for lanes in sorted(set(self.shape.active))}
@@ -158,23 +158,22 @@ class Prepared:
     def _execution(self, call: CallSpec, tensors: Tensors) -> Execution:
         return self._own(Execution(self._plans[call.graph], self._scratch, tensors))
 
-    def _guarded(self, call: CallSpec, number: int, lane: int = 0) -> Guarded:
-        """A call over n samples, in lane 0 or in a lane of nulls."""
-        wiring, n = self.wiring, self.shape.n
+    def _guarded(self, call: CallSpec, number: int, *, null: bool = False) -> Guarded:
+        """A call over n samples, or over their nulls."""
+        wiring = self.wiring
         tensors: Tensors = {}
+        made = []
         for port, name in call.inputs.items():
-            # What has no null is read where it is: only `rows` and `step` need it in every lane.
-            at = self.value(name, lane if wiring.pipeline.has_null(name) else 0)
+            at = self.address(null_key(name)) if null and wiring.pipeline.has_null(name) else self.value(name)
             if not at:
                 raise BackendError(f"the call of {call.graph!r} needs {name!r}: found none, expected it; pass it by name")
-            tensors[port] = at, (n, *wiring.sample(name))
-        made = []
+            tensors[port] = at, (self.shape.n, *wiring.sample(name))
         for port, name in call.outputs.items():
-            unused = wiring.has_fixed_null(name) if lane else name in wiring.there
-            at = self.address(spare(call, port)) if unused else self.value(name, lane)
-            tensors[port] = at, (n, *wiring.sample(name))
+            target = spare(call, port) if name in wiring.there else key(name)
+            shape = (self.shape.n, *wiring.sample(name))
+            tensors[port] = self.address(wiring.null_output(call, port) if null else target), shape
             if wiring.array(name)[1] == np.float32:
-                made.append((at, math.prod(tensors[port][1])))
+                made.append((tensors[port][0], math.prod(shape)))
         return Guarded(number, self._execution(call, tensors), tuple(made))
 
     def _rows(self) -> Tensors:

@@ -95,13 +95,18 @@ def key(value: str) -> str:
     return f"value {value}"
 
 
+def null_key(value: str) -> str:
+    """The name of the array of n nulls that a call takes or makes: a lane of a stacked array need not be aligned."""
+    return f"null {value}"
+
+
 def result_key(name: str) -> str:
     """The name of a result's array."""
     return name if name in ("images", X) else key(name)
 
 
 def spare(call: CallSpec, port: str) -> str:
-    """The name of the array for an output that is not used: it is given already, or has a null of its own."""
+    """The name of the array for an output that is given already."""
     return f"spare {call.graph} {port}"
 
 
@@ -123,34 +128,31 @@ class Wiring:
 
     @cached_property
     def stacked(self) -> tuple[str, ...]:
-        """Values whose arrays hold every lane: what `rows` and `step` take, and what their nulls are made of."""
+        """Values whose arrays hold every lane: what `rows` and `step` take."""
         if self.shape.lanes == 1:
             return ()
         names = [v for call in (self.pipeline.rows, self.pipeline.step) for v in call.inputs.values()]
-        found = dict.fromkeys(name for name in names if name not in (X, ROWS, TIMESTEPS))
-        for call in reversed(self.null_calls_of(tuple(found))):
-            found |= dict.fromkeys(name for name in call.inputs.values() if self.pipeline.has_null(name))
-            found |= dict.fromkeys(name for name in call.outputs.values() if not self.has_fixed_null(name))
-        return tuple(found)
+        return tuple(dict.fromkeys(name for name in names if name not in (X, ROWS, TIMESTEPS)))
 
     @cached_property
     def null_calls(self) -> tuple[CallSpec, ...]:
-        """Calls of `before` that run in the null lanes of every request: some of what they take has no null."""
-        return self.null_calls_of(self.stacked)
-
-    def null_calls_of(self, values: tuple[str, ...]) -> tuple[CallSpec, ...]:
-        """Those that these values need, in the pipeline's order."""
-        wanted = {name for name in values if self.pipeline.null_is_computed(name) and not self.has_fixed_null(name)}
+        """Calls of `before` that run on nulls in every run, because some of what they take has none; in their order."""
+        wanted = {name for name in self.stacked if self.has_own_null(name)}
         calls: list[CallSpec] = []
         for call in reversed(self.pipeline.before):
             if wanted & set(call.outputs.values()):
                 calls.append(call)
-                wanted |= {
-                    name
-                    for name in call.inputs.values()
-                    if self.pipeline.null_is_computed(name) and not self.has_fixed_null(name)
-                }
+                wanted |= {name for name in call.inputs.values() if self.has_own_null(name)}
         return tuple(reversed(calls))
+
+    def null_output(self, call: CallSpec, port: str) -> str:
+        """The name of the array for what a call makes of nulls; what has a null of its own is not used."""
+        name = call.outputs[port]
+        return null_key(name) if self.has_own_null(name) else f"null {spare(call, port)}"
+
+    def has_own_null(self, value: str) -> bool:
+        """Whether each sample has another null of a value."""
+        return self.pipeline.has_null(value) and not self.has_fixed_null(value)
 
     def has_fixed_null(self, value: str) -> bool:
         """Whether a value's null is the same for every request."""
@@ -158,10 +160,6 @@ class Wiring:
             return True
         call = self.pipeline.maker(value)
         return call is not None and all(self.has_fixed_null(name) for name in call.inputs.values())
-
-    def shared(self, value: str) -> bool:
-        """Whether a stacked value has no null: every lane sees the value itself."""
-        return value in self.stacked and not self.pipeline.has_null(value)
 
     def blank(self) -> Arrays:
         """One sample of every value whose size is known, zeros, where only shapes are asked for."""
@@ -235,7 +233,9 @@ class Wiring:
             for port, name in call.outputs.items():
                 specs[spare(call, port) if name in self.there else key(name)] = self.array(name)
         for call in self.null_calls:
-            specs |= {spare(call, port): self.array(v) for port, v in call.outputs.items() if self.has_fixed_null(v)}
+            taken = {null_key(name): name for name in call.inputs.values() if self.pipeline.has_null(name)}
+            made = {self.null_output(call, port): name for port, name in call.outputs.items()}
+            specs |= {at: ((shape.n, *self.sample(name)), self.array(name)[1]) for at, name in (taken | made).items()}
         return specs | self.pixels()
 
     def pixels(self) -> dict[str, Spec]:
