@@ -207,6 +207,11 @@ def conv(raw: dict[str, Any], **where: Any) -> dict[str, Any]:
     return next(op for op in convs if all(bool(op[key]) == value for key, value in where.items()))
 
 
+def kind(raw: dict[str, Any], name: str) -> dict[str, Any]:
+    """The first operation of a kind."""
+    return next(op for op in raw["ops"] if op["kind"] == name)
+
+
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "version": (lambda raw: raw.update(version=1), r"version: found 1"),
     "graph": (lambda raw: raw.update(graph="vae_decoder"), r"graph: found 'vae_decoder'"),
@@ -215,22 +220,46 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "unknown kind": (lambda raw: raw["ops"][1].update(kind="convolve"), r"ops\[1\]\.kind: found 'convolve'"),
     "missing field": (lambda raw: raw["ops"][1].pop("stride"), r"ops\[1\]\.stride: missing"),
     "boolean for integer": (lambda raw: raw["ops"][1].update(stride=True), r"ops\[1\]\.stride: found True"),
-    "later tensor": (lambda raw: raw["ops"][1].update(sources=["out_conv"]), r"ops\[1\]\.sources: .*expected names of tensors"),
+    "later tensor": (lambda raw: raw["ops"][1].update(sources=["out_conv"]), r"ops\[1\]\.sources: .*names of tensors"),
     "five sources": (lambda raw: raw["ops"][1].update(sources=["input"] * 5), r"sources: .*at most 4 names of tensors"),
     "written twice": (lambda raw: raw["ops"].insert(1, raw["ops"][0]), r"ops\[1\]\.output \(input\): .*no operation before"),
-    "two outputs": (lambda raw: raw["ops"][1].update(output_port="eps"), r"output_port \(conv\): .*null, since there is an output"),
+    "two outputs": (lambda raw: raw["ops"][1].update(output_port="eps"), r"output_port \(conv\): .*null, since"),
     "channels": (lambda raw: raw["tensors"][1].update(channels=33), r"found"),
     "size": (lambda raw: raw["tensors"][1].update(height=3), r"found"),
     "port size": (lambda raw: raw["ports"][0].update(width=9), r"ports: found x as input of \(3, 16, 9\), expected input x"),
     "port direction": (lambda raw: raw["ports"][0].update(output=True), r"ports: found x as output"),
     "port name": (lambda raw: raw["ports"][0].update(name="y"), r"ops\[0\]\.sources: .*names of ports"),
-    "weights": (lambda raw: raw["ops"][1].update(weights="nothing"), r"weights: found 'nothing'.*expected the name of weights"),
-    "weights of another layer": (lambda raw: raw["ops"][1].update(weights="out_conv.weights"), r"weights \(conv\): found BF16 of \d+ bytes, expected BF16 weights of \d+ bytes"),
+    "weights": (lambda raw: raw["ops"][1].update(weights="nothing"), r"weights: found 'nothing'.*name of weights"),
+    "weights of another layer": (
+        lambda raw: raw["ops"][1].update(weights="out_conv.weights"),
+        r"weights \(conv\): found BF16 of \d+ bytes, expected BF16 weights of \d+ bytes",
+    ),
     "bias for weights": (lambda raw: raw["ops"][1].update(weights="stem.bias"), r"weights \(conv\): found F32 of \d+ bytes"),
     "groups": (lambda raw: conv(raw, norm=True)["norm"].update(groups=7), r"found"),
     "epsilon": (lambda raw: conv(raw, norm=True)["norm"].update(epsilon=-1), r"norm\.epsilon \(conv\): found -1"),
     "row outside": (lambda raw: conv(raw, norm=True).update(bias_row=10**6), r"found"),
     "residual of another size": (lambda raw: conv(raw, residual=True).update(residual="input"), r"found"),
+    "no groups": (lambda raw: conv(raw, norm=True)["norm"].update(groups=0), r"norm\.groups \(conv\): found 0, expected 1"),
+    "groups that do not divide": (lambda raw: conv(raw, norm=True)["norm"].update(groups=5), r"found 5, expected a divisor"),
+    "a negative place": (lambda raw: conv(raw, norm=True).update(bias_row=-1), r"bias_row: found -1"),
+    "a number beyond 32 bits": (lambda raw: raw["ops"][1].update(kernel=2**31), r"ops\[1\]\.kernel: found 2147483648"),
+    "kernel": (lambda raw: raw["ops"][1].update(kernel=2), r"ops\[1\]\.kernel \(conv\): found 2, expected 1 or 3"),
+    "kernel of an input": (lambda raw: raw["ops"][0].update(kernel=5), r"ops\[0\]\.kernel \(input\): found 5, expected 1 or 3"),
+    "stride": (lambda raw: raw["ops"][1].update(stride=3), r"stride \(conv\): found 3, expected 1, or 2 with kernel 3"),
+    "padding": (lambda raw: conv(raw, norm=True).update(pad_left=3), r"pad_left \(conv\): found 3, expected 1"),
+    "a sigmoid inside": (lambda raw: raw["ops"][1].update(activation="sigmoid"), r"activation \(conv\): found sigmoid, expected"),
+    "a sigmoid to a map": (
+        lambda raw: raw["ops"][1].update(output_activation="signed_sigmoid"),
+        r"output_activation \(conv\): found signed_sigmoid, expected one of identity",
+    ),
+    "an unknown activation": (lambda raw: raw["ops"][1].update(activation="relu"), r"activation: found 'relu'"),
+    "heads": (lambda raw: kind(raw, "attention").update(heads=7), r"heads \(attention\): found 7, expected a divisor"),
+    "scale": (lambda raw: kind(raw, "attention").update(scale=0.0), r"scale \(attention\): found 0, expected"),
+    "rows of a map": (lambda raw: raw["ports"][0].update(rows="batch"), r"ports\[0\]\.rows: found 2, expected 0"),
+    "a map of another kind": (lambda raw: raw["tensors"][1].update(rows="batch", height=1, width=1), r"of another kind"),
+    "a side": (lambda raw: raw["tensors"][1].update(height=2**20), r"tensors\[1\]\.height: found 1048576, expected 1\.\.1024"),
+    "no output": (lambda raw: raw["ops"][1].update(output=None), r"output_port \(conv\): found null, expected a port"),
+    "weights left out": (lambda raw: raw["ops"][1].update(weights=None), r"weights: found null, expected the name of weights"),
     "no operations": (lambda raw: raw.update(ops=[]), r"ops: found \[\]"),
     "output never written": (lambda raw: raw["ops"].pop(), r"found"),
 }  # fmt: skip
