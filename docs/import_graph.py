@@ -58,7 +58,7 @@ def arrow(start: tuple[float, float], end: tuple[float, float], bend: int) -> st
     colour = DOWN if y1 > y0 else UP
     y0, y1 = (y0 + HIGH / 2, y1 - HIGH / 2) if y1 > y0 else (y0 - HIGH / 2, y1 + HIGH / 2)
     rows = abs(y1 - y0) / ROW
-    side = bend * min(60 + 34 * rows, 250) if rows > 1 and abs(x1 - x0) < BOX else 0
+    side = bend * min(90 + 30 * rows, 260) if rows > 1 and abs(x1 - x0) < BOX else 0
     path = f"M{x0:.0f},{y0:.0f} C{x0 + side:.0f},{y0 + 24:.0f} {x1 + side:.0f},{y1 - 24:.0f} {x1:.0f},{y1:.0f}"
     return f'<path d="{path}" fill="none" stroke="{colour if rows < 1 else SKIP}" marker-end="url(#head)"/>'
 

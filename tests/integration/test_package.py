@@ -124,8 +124,7 @@ def test_the_triton_generator(stranger: Environment, bundle: Path, empty: Path) 
     assert 'backend: "python"' in config.read_text()
 
 
-def test_the_builders_explain_themselves(stranger: Environment, empty: Path) -> None:
-    assert stranger.call("diffusevae", "build", "--help", cwd=empty).startswith("Usage: diffusevae build ")
+def test_the_other_builder_explains_itself(stranger: Environment, empty: Path) -> None:
     assert stranger.call("diffusevae", "fit-prior", "--help", cwd=empty).startswith("Usage: diffusevae fit-prior ")
 
 
