@@ -58,7 +58,7 @@ class Mock:
         tensorrt_library._logger_class.cache_clear()
         monkeypatch.setitem(sys.modules, "cuda.bindings.driver", self.cuda)
         monkeypatch.setitem(sys.modules, self.module.__name__, self.module)
-        code = cuda_module.CudaCode("fatbin", b"mock", "nobody", "nowhere")
+        code = cuda_module.CudaCode("fatbin", b"mock", "a mock", "nowhere")
         monkeypatch.setattr(cuda_module, "code", lambda arch: code)  # compiling it is other tests' business
         return self
 

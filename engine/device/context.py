@@ -1,4 +1,4 @@
-"""The GPU and its context: a device shared with whoever else in the process uses it: torch, CuPy, pycuda.
+"""The GPU and its context: a device shared with its other users in the process: torch, CuPy, pycuda.
 
     open_device()       the context that is current in this thread (pycuda's, torch's), else device 0's primary one
     open_device(1)      device 1's primary context
@@ -121,7 +121,7 @@ def _primary(driver: Driver, ordinal: int, count: int) -> Device:
 
 
 def _adopted(driver: Driver, context: int) -> Device:
-    """A context that another library made; the primary one is retained, so that it outlives us whoever made it."""
+    """A context that another library made; the primary one is retained, so that it outlives us."""
     driver("cuCtxPushCurrent", context)
     try:
         device = driver("cuCtxGetDevice")

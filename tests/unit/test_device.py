@@ -118,7 +118,7 @@ def test_a_device_knows_what_it_is_and_is_given_back(monkeypatch: pytest.MonkeyP
     assert cuda.leaks() == {}
 
 
-def test_a_context_of_somebody_else_is_taken_and_left_alone(cuda: MockCuda) -> None:
+def test_a_foreign_context_is_taken_and_left_alone(cuda: MockCuda) -> None:
     cuda.foreign[0x7700] = 0  # as pycuda.autoinit makes one
     cuda.pushed().append(0x7700)
     for device in (open_device(), open_device(SimpleNamespace(handle=0x7700))):
@@ -128,12 +128,12 @@ def test_a_context_of_somebody_else_is_taken_and_left_alone(cuda: MockCuda) -> N
     assert cuda.pushed() == [0x7700]
 
 
-def test_the_primary_context_of_somebody_else_is_shared(cuda: MockCuda) -> None:
+def test_a_foreign_primary_context_is_shared(cuda: MockCuda) -> None:
     cuda.retained[0] = 1  # as torch or pycuda.autoprimaryctx hold it
     cuda.pushed().append(0x10)
     device = open_device()
     assert device.context == 0x10
-    assert cuda.retained == [2], "it must outlive whoever made it"
+    assert cuda.retained == [2], "it must outlive its maker"
     device.release()
     assert cuda.retained == [1]
 
@@ -329,7 +329,7 @@ def test_the_cache_keeps_the_last_ones_and_closes_the_others(device: Device) -> 
         cache.get(name, lambda name=name: make(name))
     assert closed == ["b"]
     cache.drop("a")
-    cache.drop("nobody")
+    cache.drop("none")
     cache.close(device)
     assert closed == ["b", "a", "c"]
 

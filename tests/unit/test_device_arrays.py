@@ -138,7 +138,7 @@ def test_borrowed_arrays_are_waited_for(device: Device, cuda: MockCuda) -> None:
         (SimpleNamespace(__cuda_stream__=(0, 12)), 12),
     ],
 )
-def test_everybodys_streams_are_taken(stream: object, handle: int) -> None:
+def test_streams_of_every_library_are_taken(stream: object, handle: int) -> None:
     assert stream_handle(stream) == handle
 
 
