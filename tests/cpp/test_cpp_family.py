@@ -1,0 +1,120 @@
+"""The toy family (tests/toy_family.py) in C++: what it takes and gives by name, and the bits of Python's OpenVINO."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine import Sampler
+from tests.cpp import building
+from tests.cpp.capi import ARGUMENT, Failed, Library, open_c
+from tests.toy_family import CLASSES, IMAGE, STATE, STYLE, Reference, build_family
+
+TOLERANCE = 2e-5
+RUNS: dict[str, dict[str, Any]] = {
+    "recorded": {},
+    "guided": {"steps": 5, "guidance": 1.5},
+    "ancestral": {"steps": 6, "method": "ddpm", "guidance": -0.5},
+    "history": {"steps": 7, "method": "dpmpp_2m", "guidance": 0.5},
+    "noisy": {"steps": 5, "eta": 0.7, "temperature": 0.8},
+    "only the nulls": {"steps": 4, "guidance": -1.0},
+}
+
+
+@pytest.fixture(scope="module")
+def library(cpp_runtimes: Path) -> Library:
+    return Library(cpp_runtimes / "diffusevae" / building.LIBRARY)
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_family(tmp_path_factory.mktemp("family") / "latents.bundle")
+
+
+def same(found: Any, batch: Any) -> None:
+    """The same bits: one runtime, the same options, the same arithmetic around it."""
+    np.testing.assert_array_equal(found.x, batch.x)
+    np.testing.assert_array_equal(found.images, batch.images)
+    np.testing.assert_array_equal(found.timesteps, batch.timesteps)
+    for name, expected in batch.values.items():
+        np.testing.assert_array_equal(found.values[name], expected)
+
+
+def test_it_is_listed_as_the_manifest_declares_it(family: Path, library: Library) -> None:
+    with open_c(library, family, backend="openvino") as sampler:
+        label, style = sampler.inputs["label"], sampler.inputs["style"]
+        assert list(sampler.inputs) == ["label", "style"]
+        assert (label.rank, list(label.shape[:1]), label.drawn, label.has_null, label.bounded) == (1, [-1], 0, 1, 1)
+        assert (label.low, label.high) == (0, CLASSES)
+        assert (style.rank, list(style.shape[:2]), style.drawn, style.has_null, style.bounded) == (2, [-1, STYLE], 1, 1, 0)
+        assert list(sampler.outputs["images"].shape[:4]) == [-1, *IMAGE[1:], IMAGE[0]]
+        assert list(sampler.outputs["x"].shape[:4]) == [-1, *STATE]
+        assert {"context", "scale", "shift", "decoded"} < set(sampler.outputs)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_it_makes_the_bits_of_python(family: Path, run: str, library: Library) -> None:
+    given = {"seed": 11, "label": np.array([3, 10, 0]), **RUNS[run]}
+    with open_c(library, family, backend="openvino") as c, Sampler(family, "openvino", "f32", 2) as python:
+        same(c.sample(3, **given), python.sample(3, **given))
+
+
+@pytest.mark.parametrize("guidance", [0.0, 2.0])
+def test_it_is_the_reference(family: Path, guidance: float, library: Library) -> None:
+    rng, reference = np.random.default_rng(5), Reference()
+    inputs = {
+        "label": np.array([1, 9, 10]),
+        "style": rng.standard_normal((3, STYLE)).astype(np.float32),
+        "x_T": rng.standard_normal((3, *STATE)).astype(np.float32),
+    }
+    with open_c(library, family, backend="openvino") as sampler:
+        found = sampler.sample(3, steps=6, spacing="trailing", guidance=guidance, **inputs)
+    expected = reference.sample(found.timesteps.tolist(), **inputs, guidance=guidance)
+    np.testing.assert_allclose(found.x, expected, rtol=TOLERANCE, atol=TOLERANCE)
+    assert np.abs(found.images.astype(int) - reference.pixels(expected)).max() <= 1
+    scale, shift = reference.modulation(inputs["label"], inputs["style"])
+    np.testing.assert_allclose(found.values["scale"], scale, rtol=TOLERANCE, atol=TOLERANCE)
+    np.testing.assert_allclose(found.values["shift"], shift, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_chunks_and_one_label_for_all(family: Path, library: Library) -> None:
+    given: dict[str, Any] = {"seed": 2**64 - 3, "label": np.array([4]), "steps": 4, "guidance": 1.0}
+    opened = (open_c(library, family, backend="openvino", max_batch=size) for size in (2, 64))
+    with next(opened) as small, next(opened) as large:
+        cut, whole = small.sample(5, **given), large.sample(5, **given)
+    assert (cut.timings.chunks, whole.timings.chunks) == (3, 1)
+    np.testing.assert_allclose(cut.x, whole.x, rtol=TOLERANCE, atol=TOLERANCE)
+    np.testing.assert_array_equal(cut.values["label"], [4] * 5)
+
+
+def test_a_null_that_is_each_samples_own(library: Library, tmp_path: Path) -> None:
+    path = build_family(tmp_path / "half.bundle", style_null=False)
+    given = {"seed": 3, "label": np.array([3, 10, 0]), "steps": 5, "guidance": 1.5}
+    with open_c(library, path, backend="openvino") as c, Sampler(path, "openvino", "f32", 2) as python:
+        for n in (3, 3):
+            same(c.sample(n, **given), python.sample(n, **given))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "label"),
+        ({"label": np.array([11])}, "label"),
+        ({"label": np.array([[1]])}, "label"),
+        ({"label": np.array([1, 2])}, "label"),
+        ({"label": np.array([1]), "style": np.zeros((1, 4), np.float32)}, "style"),
+        ({"label": np.array([1]), "style": np.full((1, 5), np.nan, np.float32)}, "style"),
+        ({"label": np.array([1]), "t_start": 500}, "t_start"),
+        ({"label": np.array([1]), "method": "plms"}, "plms"),
+        ({"label": np.array([1]), "prior": "bundle"}, "prior"),
+    ],
+)
+def test_bad_input_is_refused(family: Path, given: dict[str, Any], message: str, library: Library) -> None:
+    with open_c(library, family, backend="openvino") as sampler:
+        with pytest.raises(Failed, match=message) as refused:
+            sampler.sample(3, **given)
+        assert refused.value.status == ARGUMENT
+        assert sampler.sample(1, label=np.array([1]), steps=2).images.shape == (1, *IMAGE[1:], IMAGE[0])
