@@ -18,15 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine import ArgumentError, Bundle, Sampler
+from engine import ArgumentError, Sampler
 from engine.bulk.files import JobFolder
-from engine.bulk.job import Job, describe
+from engine.bulk.job import describe
 from engine.bulk.maker import Maker, Means, pack, unpack
-from engine.bulk.run import Run, Silence, generate, in_this_process
+from engine.bulk.run import Run, Silence, in_this_process
 from engine.errors import BulkError, NumericsError
 from tests.bulk_jobs import MEANS, opened, run, samples, small_job, whole_hash
 from tests.samplers import ANY_BACKEND, bundle, open_toy
-from tests.toy_family import build_family
 
 ROOT = Path(__file__).parents[2]
 
@@ -144,59 +143,6 @@ class TestSameBytes:
             Maker(job, opened("form2"), MEANS)
         with pytest.raises(BulkError, match=r"cannot be unpacked there .*expected room for [0-9,]+ bytes"):
             unpack(pack(opened()), tmp_path / "nowhere")
-
-
-class TestInputs:
-    """A bundle whose label must be given (tests/toy_family.py)."""
-
-    @pytest.fixture
-    def family(self, tmp_path: Path) -> Bundle:
-        return Bundle.open(build_family(tmp_path / "family"))
-
-    def job(self, family: Bundle, **inputs: Any) -> Job:
-        return describe(family, 7, seed=3, shard_size=3, batch=2, steps=2, inputs=inputs)
-
-    @pytest.mark.parametrize("label", [4, list(range(7))])
-    def test_samples_are_the_samplers(self, family: Bundle, label: Any, tmp_path: Path) -> None:
-        means = replace(MEANS, inputs={"label": label})
-        generate(self.job(family, label=label), family, tmp_path / "out", means)
-        with Sampler(family, MEANS.backend, MEANS.precision, 2, max_batch=2) as sampler:
-            labels, seeds = np.broadcast_to(label, 7), range(3, 10)
-            expected = [sampler.sample(seed=seeds[i : i + 3], label=labels[i : i + 3], steps=2).images for i in (0, 3, 6)]
-        np.testing.assert_array_equal(samples(tmp_path / "out"), np.concatenate(expected))
-
-    def test_the_job_says_what_was_given(self, family: Bundle) -> None:
-        style = np.zeros((1, 5), np.float32)
-        assert self.job(family, label=4).inputs == {"label": 4}
-        assert self.job(family, label=[4]).inputs == {"label": 4}
-        inputs = self.job(family, label=range(7), style=style).inputs
-        assert list(inputs) == ["label", "style"]
-        assert str(inputs["label"]).startswith("int64 [7] SHA-256 ")
-        assert inputs["style"] == self.job(family, label=1, style=style.astype(np.float64)[0]).inputs["style"]
-        assert inputs["style"] != self.job(family, label=1, style=style + 1).inputs["style"]
-        assert self.job(family, label=1).setting.prior == "standard"
-        assert self.job(family, label=1, style=style).setting.prior is None, "nothing is drawn"
-
-    @pytest.mark.parametrize(
-        ("inputs", "message"),
-        [
-            ({}, r"label: found nothing, expected label int64\[batch\]; say it with --input label=VALUE"),
-            ({"label": 11}, r"label runs from 11 to 11"),
-            ({"label": [1, 2]}, r"label: found 2 samples, expected one, which all share, or 7, one an image"),
-            ({"label": 1, "z": 2}, r"a bulk job has no option 'z', and this bundle has no such input"),
-        ],
-    )
-    def test_refusals(self, family: Bundle, inputs: dict[str, Any], message: str) -> None:
-        with pytest.raises(ArgumentError, match=message):
-            self.job(family, **inputs)
-
-    def test_others_than_the_jobs(self, family: Bundle, tmp_path: Path) -> None:
-        job = self.job(family, label=4)
-        with pytest.raises(BulkError, match=r"inputs: found \{'label': 5\}, expected \{'label': 4\} as in the job"):
-            generate(job, family, tmp_path / "out", replace(MEANS, inputs={"label": 5}))
-        generate(job, family, tmp_path / "out", replace(MEANS, inputs={"label": 4}))
-        with pytest.raises(BulkError, match=r"job\.inputs\.label: found 4 in the folder's job, expected 5 as in this run"):
-            generate(self.job(family, label=5), family, tmp_path / "out", replace(MEANS, inputs={"label": 5}))
 
 
 class TestDamage:
