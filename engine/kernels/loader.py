@@ -28,8 +28,8 @@ U32 = NDArray[np.uint32]
 U8 = NDArray[np.uint8]
 
 _CURE = (
-    f"Run `{reinstall()}`: a checkout or an sdist is compiled by a C++17 compiler, for instance g++ 12 or newer (`apt install "
-    f"g++`), and a wheel for platform `any` has no kernels. Or set {VARIABLE}=numpy to run the slower numpy kernels."
+    f"Run `{reinstall()}`: a checkout or an sdist is compiled by a C++17 compiler, for instance g++ 12 or newer (`apt "
+    f"install g++`), and a wheel for platform `any` has no kernels. Or set {VARIABLE}=numpy to run the slower numpy kernels."
 )
 
 
