@@ -31,7 +31,7 @@ PATIENCE = 30.0  # seconds for one HTTP exchange
 UNLOADING = 20.0  # seconds beyond `drain` after which a stopping server is killed
 SHARED_MEMORY = Path("/dev/shm")
 # Ends the server's process group when its standard input closes: when we die, however we die.
-GUARD = 'read _; kill -TERM -- "-$1" 2>/dev/null; sleep 8; kill -KILL -- "-$1" 2>/dev/null'
+GUARD = 'read _; kill -s TERM -- "-$1" 2>/dev/null; sleep 8; kill -s KILL -- "-$1" 2>/dev/null'
 
 
 @dataclass(frozen=True)
