@@ -79,9 +79,9 @@ REFUSED: dict[str, tuple[Arguments, str]] = {
     "x_T NaN": ({"x_T": "x NaN"}, "x_T holds 1 values that are NaN"),
     "noise NaN": ({"noise": "noise NaN", "steps": 2}, "noise holds 1 values that are NaN"),
     "noise of other steps": ({"noise": "noise", "steps": 5}, "noise holds 2 steps; this run has 5"),
-    "noise of another state": ({"noise": "x_T"}, r"noise has shape \[2, 3, 32, 32\]; expected float32 \[steps, N, 3, 32, 3"),
-    "x_T of another state": ({"x_T": "z"}, r"x_T has shape \[3, [0-9]+\]; expected float32 \[N, 3, 32, 32\]"),
-    "z of another width": ({"z": "x_T"}, r"z has shape \[2, 3, 32, 32\]; expected float32 \[N, [0-9]+\]"),
+    "noise of another state": ({"noise": "x_T"}, r"noise has shape \[2, 3, 16, 16\]; expected float32 \[steps, N, 3, 16, 1"),
+    "x_T of another state": ({"x_T": "z"}, r"x_T has shape \[3, [0-9]+\]; expected float32 \[N, 3, 16, 16\]"),
+    "z of another width": ({"z": "x_T"}, r"z has shape \[2, 3, 16, 16\]; expected float32 \[N, [0-9]+\]"),
     "inputs without an array": ({"inputs_count": 5}, "inputs_count is 5, but inputs is a null pointer"),
     "numbers that contradict": ({"n": 2, "z": "z"}, "contradictory: n says 2, z says 3. Make them agree"),
     "all numbers": ({"n": 3, "z": "z", "seed": [1, 2]}, "contradictory: n says 3, seeds says 2, z says 3"),
@@ -158,11 +158,11 @@ def test_inputs_that_are_none(sampler: CSampler) -> None:
     refuse_input(sampler, r"x_T has dtype no dtype \(-7\); expected float32", dtype=-7)
     refuse_input(sampler, "x_T has rank 0; expected 1 .. 8", rank=0)
     refuse_input(sampler, "x_T has rank 2147483647; expected 1 .. 8", rank=2**31 - 1)
-    refuse_input(sampler, r"x_T has shape \[-1, 3, 32, 32\]", shape=shape(-1, 3, 32, 32))
-    refuse_input(sampler, r"x_T has shape \[0, 3, 32, 32\]", shape=shape(0, 3, 32, 32))
-    refuse_input(sampler, "x_T .* would be larger than any memory", shape=shape(MOST, 3, 32, 32))
-    refuse_input(sampler, r"x_T \[1, 3, 32, 32\] is a null pointer", data=None)
-    refuse_input(sampler, r"x_T \[1, 3, 32, 32\] begins at an address that is no multiple of 4", data=at + 2)
+    refuse_input(sampler, r"x_T has shape \[-1, 3, 16, 16\]", shape=shape(-1, 3, 16, 16))
+    refuse_input(sampler, r"x_T has shape \[0, 3, 16, 16\]", shape=shape(0, 3, 16, 16))
+    refuse_input(sampler, "x_T .* would be larger than any memory", shape=shape(MOST, 3, 16, 16))
+    refuse_input(sampler, r"x_T \[1, 3, 16, 16\] is a null pointer", data=None)
+    refuse_input(sampler, r"x_T \[1, 3, 16, 16\] begins at an address that is no multiple of 4", data=at + 2)
 
 
 def test_results_that_are_not_wanted(sampler: CSampler) -> None:
@@ -188,7 +188,7 @@ def test_results_without_room(sampler: CSampler) -> None:
         assert str(caught.value).isprintable()
 
     def images(**fields: Any) -> capi.Array:
-        array = capi.Array(b"images", 3, 4, shape(1, 32, 32, 3), at)
+        array = capi.Array(b"images", 3, 4, shape(1, 16, 16, 3), at)
         for name, value in fields.items():
             setattr(array, name, value)
         return array
@@ -200,15 +200,15 @@ def test_results_without_room(sampler: CSampler) -> None:
     run("outputs of the result has 'images' twice in one dtype", images(), images())
     run(r"images of the result has dtype float32 \(1\); expected uint8\.", images(dtype=1))
     run(r"x of the result has dtype int64 \(2\); expected float32, or uint8 for its pixels", images(name=b"x", dtype=2))
-    run(r"images of the result has rank 9; expected uint8 \[1, 32, 32, 3\]", images(rank=9))
-    run(r"images of the result has shape \[1, 3, 32, 32\]; expected uint8 \[1, 32,", images(shape=shape(1, 3, 32, 32)))
-    run("images of the result has room for -1; this request has 1", images(shape=shape(-1, 32, 32, 3)))
+    run(r"images of the result has rank 9; expected uint8 \[1, 16, 16, 3\]", images(rank=9))
+    run(r"images of the result has shape \[1, 3, 16, 16\]; expected uint8 \[1, 16,", images(shape=shape(1, 3, 16, 16)))
+    run("images of the result has room for -1; this request has 1", images(shape=shape(-1, 16, 16, 3)))
     run("images of the result .* is a null pointer", images(data=None))
     run(r"timesteps of the result has room for 1; this request has [0-9]+", capi.Array(b"timesteps", 2, 1, shape(1), at))
-    x = capi.Array(b"x", 1, 4, shape(1, 3, 32, 32), at + 1)
+    x = capi.Array(b"x", 1, 4, shape(1, 3, 16, 16), at + 1)
     run(r"x of the result .*begins at an address that is no multiple of 4", x)
     run(r"seeds of the result .* no multiple of 8", capi.Array(b"seeds", 4, 1, shape(1), at + 4))
-    run(r"x of the result .* would be larger than any memory", capi.Array(b"x", 1, 4, shape(MOST, 3, 32, 32), at), n=MOST)
+    run(r"x of the result .* would be larger than any memory", capi.Array(b"x", 1, 4, shape(MOST, 3, 16, 16), at), n=MOST)
     assert not room.any(), "a refused request writes nothing"
 
 
