@@ -39,8 +39,8 @@ void check(const Setting& setting, const Method& method, const std::string& pred
         refuse_argument("eta is " + brief(setting.eta) + " with method '" + setting.method
                         + "'; only ddim takes eta: leave it 0 or use method 'ddim'");
     if (method.eps_only && prediction != "eps")
-        refuse_argument(std::string("method is '") + method.name + "', which takes eps prediction, but this network predicts "
-                        + prediction + "; use method 'ddim' or 'ddpm' or 'dpmpp_2m'");
+        refuse_argument(std::string("method is '") + method.name + "', which is for eps prediction; this network predicts "
+                        + prediction + ": use method 'ddim' or 'ddpm' or 'dpmpp_2m'");
     check_number("temperature", setting.temperature, 0.0, kNoLimit);
 }
 
