@@ -289,8 +289,11 @@ def diffusion_buffers() -> dict[str, torch.Tensor]:
     return {"betas": betas, "sqrt_alpha_bar": alpha_bar.sqrt(), "minus_sqrt_alpha_bar": (1 - alpha_bar).sqrt()}
 
 
-def pack(out: Path, to: Path, stage: str, defaults: dict[str, object] | None) -> Path:
-    """Write a stage's EMA weights as a Lightning checkpoint in the reference's key layout; return its path."""
+def pack(out: Path, to: Path, stage: str, defaults: dict[str, object] | None, prediction: str = "eps") -> Path:
+    """Write a stage's EMA weights as a Lightning checkpoint in the reference's key layout; return its path.
+
+    prediction: what the stage was trained to predict, which a state does not say and a build must know.
+    """
     conditional = stage == "diffuse"
     state = torch.load(out / f"{stage}.state", weights_only=True)["ema"]
     net = UNet(unet_spec(conditional))
@@ -302,7 +305,7 @@ def pack(out: Path, to: Path, stage: str, defaults: dict[str, object] | None) ->
         keys |= {f"vae.{key}": tensor.contiguous() for key, tensor in vae.items()}
     hyper = {
         "name": "avatars" if conditional else "avatars-baseline", "type": "form1" if conditional else "uncond",
-        "image_size": 32, "n_heads": HEADS, "variance": "fixedlarge",
+        "image_size": 32, "n_heads": HEADS, "variance": "fixedlarge", "prediction": prediction,
     }  # fmt: skip
     if conditional:
         hyper |= {
@@ -325,7 +328,9 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=Path(__file__).parent, help="where pack writes the checkpoints")
     parser.add_argument("--images", type=int, help="images the stage sees in all (default: the shipped model's)")
     parser.add_argument("--weighting", choices=["min-snr", "few-step", "v"], default="min-snr", help="of the loss over t")
-    parser.add_argument("--prediction", choices=["eps", "v"], default="eps", help="what the denoiser predicts")
+    parser.add_argument(
+        "--prediction", choices=["eps", "v"], default="eps", help="what the refiner predicts, when it is trained and packed"
+    )
     parser.add_argument("--begin", type=Path, help="UNet weights that a new run starts from")
     parser.add_argument("--batch", type=int, default=32, help="images a step (default: 32)")
     parser.add_argument("--lr", type=float, default=6e-4, help="highest learning rate (default: 6e-4)")
@@ -340,7 +345,7 @@ def main() -> None:
     if args.stage == "vae":
         train_vae(args.data, args.out, Recipe(images=args.images or 90_000, batch=32, lr=1e-3))
     elif args.stage == "pack":
-        print(pack(args.out, args.to, "diffuse", args.defaults))
+        print(pack(args.out, args.to, "diffuse", args.defaults, args.prediction))
         print(pack(args.out, args.to, "baseline", None))
     else:
         recipe = Recipe(

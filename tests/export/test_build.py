@@ -225,7 +225,7 @@ class TestCommand:
             (["--backends", "onnxruntime", "cuda", "--heads", "2"], 1, "found 'cuda', expected one or more of"),
             (["--backends", "onnxruntime", "--precision", "bf16"], 1, "'bf16' and no backend that is built in it"),
             (["--precision", "f32", "bf61"], 2, "Did you mean 'bf16'?"),
-            (["--precision", "f32", "--precision", "f32"], 1, "expected different names of f32, fp16, bf16, int8"),
+            (["--precision", "f32", "--precision", "f32"], 1, "expected different names of f32, bf16, fp16, int8"),
             (["--weights", "emaa"], 2, "Did you mean 'ema'?"),
             (["--variance", "fixed_large"], 2, "Did you mean 'fixedlarge'?"),
             (["--preset", "celeba"], 1, "Did you mean 'celeba64'?"),

@@ -368,7 +368,7 @@ def test_the_last_messages_are_kept_short() -> None:
         ({}, {}, ""),
         ({"profile": "batch"}, {"fused_layers": None, "activation_bytes": "many"}, ""),
         ({"profile": {"batch": [1, 4, 16], "odd": 3}}, {"fused_layers": 7}, "batch 1 to 16, 7 fused layers, by rtx 1.7"),
-        ({}, {"activation_bytes": 2**20, "weight_bytes": 2**19}, "activations 1.00 MB, weights 0.50 MB, by rtx 1.7"),
+        ({}, {"activation_bytes": 10**6, "weight_bytes": 500_000}, "activations 1.00 MB, weights 0.50 MB, by rtx 1.7"),
     ],
 )
 def test_what_info_says_of_a_record(options: dict[str, Any], record: dict[str, Any], line: str) -> None:
