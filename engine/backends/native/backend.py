@@ -43,8 +43,8 @@ class Native(Backend):
         """Load a program; BackendError when this machine cannot run it, BundleError when it is damaged."""
         precision = self.computes_in(name)
         entry = self.bundle.engine(NAME, precision, name)
-        where = str(self.bundle.path / entry.files["program"].file)
-        weights = mapped_weights(self.bundle.map_engine(entry, "weights"), where)
+        where, beside = (str(self.bundle.path / entry.files[label].file) for label in ("program", "weights"))
+        weights = mapped_weights(self.bundle.map_engine(entry, "weights"), beside)
         program = self.bundle.read_engine(entry, "program")
         return open_graph(program, weights, self.bundle.spec(name), name, precision, self.threads, where)
 
