@@ -61,7 +61,7 @@ std::string Fields::name_of(std::string_view key) const {
 
 std::vector<std::string> Fields::keys() const {
     std::vector<std::string> names;
-    for (const Member& member : raw_->members) names.push_back(member.name);
+    for (const size_t place : raw_->written) names.push_back(raw_->members[place].name);
     return names;
 }
 
@@ -173,7 +173,8 @@ std::vector<Fields> Fields::objects(std::string_view key, const std::string& exp
 Fields Fields::object(std::string_view key) { return Fields(take(key, "an object"), origin_, name_of(key)); }
 
 void Fields::done(const std::vector<std::string>& optional) const {
-    for (const Member& member : raw_->members) {
+    for (const size_t place : raw_->written) {
+        const Member& member = raw_->members[place];
         if (taken_.count(member.name) != 0) continue;
         std::set<std::string, std::less<>> known = taken_;
         known.insert(optional.begin(), optional.end());

@@ -55,7 +55,9 @@ public:
                                               [](const Member& a, const Member& b) { return a.name == b.name; });
         if (twice != members.end()) refuse("the key " + in_quotes(twice->name) + " twice in one object");
         open_.pop_back();
-        return add(Value(Object{std::move(members)}));
+        std::vector<size_t> written(members.size());
+        for (size_t i = 0; i < members.size(); ++i) written[members[i].place] = i;
+        return add(Value(Object{std::move(members), std::move(written)}));
     }
     bool start_array(size_t) { return open(false); }
     bool end_array() {
@@ -103,7 +105,7 @@ private:
         if (open_.empty()) {
             root_ = std::move(value);
         } else if (Open& parent = open_.back(); parent.object) {
-            parent.members.push_back(Member{std::move(parent.key), std::move(value)});
+            parent.members.push_back(Member{std::move(parent.key), std::move(value), parent.members.size()});
         } else {
             parent.list.push_back(std::move(value));
         }
@@ -145,9 +147,10 @@ public:
     }
     void operator()(const Object& object) {
         text += "{";
-        for (const Member& member : object.members) {
+        for (const size_t place : object.written) {
+            const Member& member = object.members[place];
             if (text.size() > kShown) return;
-            if (&member != object.members.data()) text += ", ";
+            if (place != object.written.front()) text += ", ";
             text += in_quotes(member.name) + ": ";
             std::visit(*this, member.value.any());
         }

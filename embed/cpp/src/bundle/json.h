@@ -38,11 +38,12 @@ struct Integer {
 
 using List = std::vector<Value>;
 
-// Sorted by name; every name once.
+// Sorted by name, every name once; `written` is the order in which they were written.
 struct Member;
 using Members = std::vector<Member>;
 struct Object {
     Members members;
+    std::vector<size_t> written;
     const Value* find(std::string_view name) const;
 };
 
@@ -70,6 +71,7 @@ private:
 struct Member {
     std::string name;
     Value value;
+    size_t place;  // in the order in which members were written
 };
 
 // The value of UTF-8 JSON; Error (BUNDLE) names what is wrong with it.
