@@ -8,14 +8,14 @@ import pytest
 from engine import kernels
 from engine.kernels import fallback, loader
 
-NATIVE = kernels.implementation()["name"] == "native"
+COMPILED = kernels.implementation()["name"] == "compiled"
 # Both ends of each word of a seed.
 SEEDS = np.array([0, 2**32 - 1, 2**63, 2**64 - 1], np.uint64)
 
 
 def use(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Let the public functions run on "native" or "numpy" for the rest of a test."""
-    if name == "native" and not NATIVE:
+    """Let the public functions run on "compiled" or "numpy" for the rest of a test."""
+    if name == "compiled" and not COMPILED:
         pytest.skip("the compiled kernels were not built (DIFFUSEVAE_KERNELS=numpy)")
-    chosen = loader.NativeKernels() if name == "native" else fallback.NumpyKernels("test")
+    chosen = loader.CompiledKernels() if name == "compiled" else fallback.NumpyKernels("test")
     monkeypatch.setattr(kernels, "_kernels", chosen)

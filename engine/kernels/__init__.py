@@ -27,7 +27,7 @@ _kernels = load()
 
 
 def implementation() -> dict[str, str]:
-    """What runs: {"name": "native", "isa", "path"} or {"name": "numpy", "isa", "reason"}."""
+    """What runs: {"name": "compiled", "isa", "path"} or {"name": "numpy", "isa", "reason"}."""
     return _kernels.describe()
 
 

@@ -121,7 +121,7 @@ def _row(o: Operands, e: F32, noise: F32 | None) -> tuple[F32, F32, F32]:
 
 
 class NumpyKernels:
-    """The same four kernels as loader.NativeKernels; `reason` says why numpy was taken."""
+    """The same four kernels as loader.CompiledKernels; `reason` says why numpy was taken."""
 
     def __init__(self, reason: str) -> None:
         self._reason = reason

@@ -1,6 +1,6 @@
 """The implementation of the kernels, chosen once, at import, never silently: the library beside this file, or numpy.
 
-DIFFUSEVAE_KERNELS unset or "native" demands the library; "numpy" takes the slower twin with the same bits.
+DIFFUSEVAE_KERNELS unset or "compiled" demands the library; "numpy" takes the slower twin with the same bits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from engine.kernels.errors import KernelLoadError
 from engine.kernels.operands import F32, U64, Operands
 
 VARIABLE = "DIFFUSEVAE_KERNELS"
-CHOICES = ("native", "numpy")
+CHOICES = ("compiled", "numpy")
 LIBRARY = Path(__file__).with_name("_kernels.so")
 ABI_VERSION = 2  # DV_ABI_VERSION of kernels/include/diffusevae/kernels.h
 
@@ -64,7 +64,7 @@ def _at(array: NDArray[Any] | None) -> int | None:
     return None if array is None else array.ctypes.data
 
 
-class NativeKernels:
+class CompiledKernels:
     """The compiled library, called through ctypes (which releases the interpreter lock meanwhile)."""
 
     def __init__(self, path: Path = LIBRARY) -> None:
@@ -106,7 +106,7 @@ class NativeKernels:
         return out
 
     def describe(self) -> dict[str, str]:
-        return {"name": "native", "isa": self._library.dv_isa().decode(), "path": str(self._path)}
+        return {"name": "compiled", "isa": self._library.dv_isa().decode(), "path": str(self._path)}
 
 
 def open_library(path: Path) -> ctypes.CDLL:
@@ -130,13 +130,13 @@ def load() -> Kernels:
 
     Raises KernelLoadError when the library is missing or unfit, or when the variable holds an unknown value.
     """
-    wanted = os.environ.get(VARIABLE) or "native"
+    wanted = os.environ.get(VARIABLE) or "compiled"
     if wanted == "numpy":
         return fallback.NumpyKernels(f"{VARIABLE}=numpy")
-    if wanted == "native":
-        return NativeKernels()
+    if wanted == "compiled":
+        return CompiledKernels()
     near = difflib.get_close_matches(wanted, CHOICES, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise KernelLoadError(
-        f"{VARIABLE} is {wanted!r}; expected one of {', '.join(CHOICES)}, or the variable unset for native.{hint}"
+        f"{VARIABLE} is {wanted!r}; expected one of {', '.join(CHOICES)}, or the variable unset for compiled.{hint}"
     )

@@ -119,7 +119,7 @@ def test_a_plain_row_has_the_bits_that_it_had_before_there_were_full_ones(each, 
 def test_update_has_the_same_bits_in_numpy(monkeypatch, shape, offset, kind, lanes):
     o, push = operands(shape, offset, lanes), lanes % 3
     found = []
-    for name in ("native", "numpy"):
+    for name in ("compiled", "numpy"):
         use(monkeypatch, name)
         found.append({key: floats(shape, 8 + i, offset * i) for i, key in enumerate(results(shape))})
         kernels.update(changed(ROWS[kind], push=push), **o, **found[-1])
@@ -291,7 +291,7 @@ def test_nan_stays_nan_and_touches_no_other_element(each):
 
 @pytest.mark.parametrize("kind", ROWS)
 def test_threads_change_no_bit(monkeypatch, kind):
-    use(monkeypatch, "native")
+    use(monkeypatch, "compiled")
     shape, r = (3, 1_100_001), changed(ROWS[kind], push=1)
     o, serial, parallel = operands(shape), results(shape), results(shape)
     del o["noise"]
@@ -405,7 +405,7 @@ def test_to_uint8_returns_every_byte_it_was_made_from(each):
 def test_to_uint8_has_the_same_bytes_in_numpy(monkeypatch, shape):
     x = floats(shape, 3, offset=1)
     results = []
-    for name in ("native", "numpy"):
+    for name in ("compiled", "numpy"):
         use(monkeypatch, name)
         results.append(kernels.to_uint8(x))
     assert results[0].shape == (shape[0], *shape[2:], shape[1])

@@ -28,10 +28,10 @@ def compiler_or_skip() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory) -> loader.NativeKernels:
+def installed(tmp_path_factory) -> loader.CompiledKernels:
     """The library as setup.py compiles it."""
     compiler_or_skip()
-    return loader.NativeKernels(build.compile_library(tmp_path_factory.mktemp("library") / "_kernels.so"))
+    return loader.CompiledKernels(build.compile_library(tmp_path_factory.mktemp("library") / "_kernels.so"))
 
 
 def cpu_flags() -> set[str]:
@@ -89,8 +89,8 @@ def test_every_instruction_set_gives_the_bits_of_numpy(tmp_path, flags, needs):
     compiler_or_skip()
     if needs and needs not in cpu_flags():
         pytest.skip(f"this processor has no {needs}")
-    native = loader.NativeKernels(build.compile_library(tmp_path / "_kernels.so", *flags))
-    for got, want in zip(every_result(native), every_result(fallback.NumpyKernels("test")), strict=True):
+    compiled = loader.CompiledKernels(build.compile_library(tmp_path / "_kernels.so", *flags))
+    for got, want in zip(every_result(compiled), every_result(fallback.NumpyKernels("test")), strict=True):
         assert np.array_equal(got, want)
 
 
@@ -187,7 +187,7 @@ def test_setuptools_builds_one_library_bound_to_no_python_version(monkeypatch, t
     command.ensure_finalized()
     command.run()
     built = tmp_path / "lib" / "engine" / "kernels" / "_kernels.so"
-    assert loader.NativeKernels(built).describe()["path"] == str(built)
+    assert loader.CompiledKernels(built).describe()["path"] == str(built)
     wheel = distribution.get_command_obj("bdist_wheel")
     wheel.ensure_finalized()
     assert wheel.get_tag()[:2] == ("py3", "none")
@@ -208,7 +208,7 @@ def test_the_variable_installs_without_a_compiler(monkeypatch):
 def test_a_missing_library_says_how_to_get_it(tmp_path):
     cure = r"are missing: .*_kernels\.so does not exist.*pip install.*DIFFUSEVAE_KERNELS=numpy"
     with pytest.raises(KernelLoadError, match=cure):
-        loader.NativeKernels(tmp_path / "_kernels.so")
+        loader.CompiledKernels(tmp_path / "_kernels.so")
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"not a library", b"\x7fELF" + b"\0" * 60])
@@ -216,7 +216,7 @@ def test_a_damaged_library_is_refused(tmp_path, content):
     path = tmp_path / "_kernels.so"
     path.write_bytes(content)
     with pytest.raises(KernelLoadError, match="is not a kernel library that this machine can load"):
-        loader.NativeKernels(path)
+        loader.CompiledKernels(path)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_another_library_is_refused(tmp_path, source, message):
     path = tmp_path / "_kernels.so"
     subprocess.run([*compiler, "-shared", "-fPIC", str(tmp_path / "other.cpp"), "-o", str(path)], check=True, timeout=60)
     with pytest.raises(KernelLoadError, match=message):
-        loader.NativeKernels(path)
+        loader.CompiledKernels(path)
 
 
 def test_loader_and_header_agree_on_the_interface_version():
@@ -244,7 +244,7 @@ def test_the_variable_chooses_and_an_unknown_value_is_refused(monkeypatch):
     monkeypatch.setenv(loader.VARIABLE, "numpy")
     assert loader.load().describe() == {"name": "numpy", "isa": "numpy", "reason": "DIFFUSEVAE_KERNELS=numpy"}
     monkeypatch.setenv(loader.VARIABLE, "nunpy")
-    with pytest.raises(KernelLoadError, match=r"is 'nunpy'; expected one of native, numpy.* Did you mean 'numpy'"):
+    with pytest.raises(KernelLoadError, match=r"is 'nunpy'; expected one of compiled, numpy.* Did you mean 'numpy'"):
         loader.load()
 
 

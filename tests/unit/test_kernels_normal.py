@@ -110,7 +110,7 @@ def test_fewer_elements_are_the_first_of_more(each):
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 255, 256, 257, 4099, 1_000_003])
 def test_normals_have_the_same_bits_in_numpy(monkeypatch, count):
     results = []
-    for name in ("native", "numpy"):
+    for name in ("compiled", "numpy"):
         use(monkeypatch, name)
         results.append(kernels.normal(SEEDS, 2, 9, count))
     assert same_bits(*results)
