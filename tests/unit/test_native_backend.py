@@ -244,10 +244,16 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "a negative place": (lambda raw: conv(raw, norm=True).update(bias_row=-1), r"bias_row: found -1"),
     "a number beyond 32 bits": (lambda raw: raw["ops"][1].update(kernel=2**31), r"ops\[1\]\.kernel: found 2147483648"),
     "kernel": (lambda raw: raw["ops"][1].update(kernel=2), r"ops\[1\]\.kernel \(conv\): found 2, expected 1 or 3"),
-    "kernel of an input": (lambda raw: raw["ops"][0].update(kernel=5), r"ops\[0\]\.kernel \(input\): found 5, expected 1 or 3"),
+    "kernel of an input": (
+        lambda raw: raw["ops"][0].update(kernel=5),
+        r"ops\[0\]\.kernel \(input\): found 5, expected 1 or 3",
+    ),
     "stride": (lambda raw: raw["ops"][1].update(stride=3), r"stride \(conv\): found 3, expected 1, or 2 with kernel 3"),
     "padding": (lambda raw: conv(raw, norm=True).update(pad_left=3), r"pad_left \(conv\): found 3, expected 1"),
-    "a sigmoid inside": (lambda raw: raw["ops"][1].update(activation="sigmoid"), r"activation \(conv\): found sigmoid, expected"),
+    "a sigmoid inside": (
+        lambda raw: raw["ops"][1].update(activation="sigmoid"),
+        r"activation \(conv\): found sigmoid, expected",
+    ),
     "a sigmoid to a map": (
         lambda raw: raw["ops"][1].update(output_activation="signed_sigmoid"),
         r"output_activation \(conv\): found signed_sigmoid, expected one of identity",
@@ -257,9 +263,15 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "scale": (lambda raw: kind(raw, "attention").update(scale=0.0), r"scale \(attention\): found 0, expected"),
     "rows of a map": (lambda raw: raw["ports"][0].update(rows="batch"), r"ports\[0\]\.rows: found 2, expected 0"),
     "a map of another kind": (lambda raw: raw["tensors"][1].update(rows="batch", height=1, width=1), r"of another kind"),
-    "a side": (lambda raw: raw["tensors"][1].update(height=2**20), r"tensors\[1\]\.height: found 1048576, expected 1\.\.1024"),
+    "a side": (
+        lambda raw: raw["tensors"][1].update(height=2**20),
+        r"tensors\[1\]\.height: found 1048576, expected 1\.\.1024",
+    ),
     "no output": (lambda raw: raw["ops"][1].update(output=None), r"output_port \(conv\): found null, expected a port"),
-    "weights left out": (lambda raw: raw["ops"][1].update(weights=None), r"weights: found null, expected the name of weights"),
+    "weights left out": (
+        lambda raw: raw["ops"][1].update(weights=None),
+        r"weights: found null, expected the name of weights",
+    ),
     "no operations": (lambda raw: raw.update(ops=[]), r"ops: found \[\]"),
     "output never written": (lambda raw: raw["ops"].pop(), r"found"),
 }  # fmt: skip
