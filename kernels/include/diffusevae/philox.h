@@ -1,8 +1,8 @@
 // The random numbers of (seed, stream, step, element). Philox4x32-10 and standard normals, for CPU and CUDA.
 //
-// The only C++ definition in the project: the CPU source and the CUDA source include it, kernels/fallback.py restates
-// it for numpy, and tests hold all of them to the same bits. That works because every operation below is an IEEE-754
-// float32 add, multiply, square root or conversion, in a fixed order: compile without contraction
+// The only C++ definition in the project: the CPU source and the CUDA source include it, engine/kernels/fallback.py
+// restates it for numpy, and tests hold all of them to the same bits. That works because every operation below is an
+// IEEE-754 float32 add, multiply, square root or conversion, in a fixed order: compile without contraction
 // (gcc, clang: -ffp-contract=off; nvcc: --fmad=false) and without fast-math.
 #ifndef DIFFUSEVAE_PHILOX_H
 #define DIFFUSEVAE_PHILOX_H
