@@ -93,7 +93,8 @@ bool Gpu::covered_by(const std::vector<std::string>& targets) const {
 }
 
 Plan::Plan(const Bundle& bundle, const std::string& graph, const Gpu& gpu) : gpu_(gpu) {
-    const EngineSpec& entry = bundle.engine(kTensorRt, kPlanPrecision, graph);
+    const std::string precision = bundle.spec(graph).computes_in(kPlanPrecision);
+    const EngineSpec& entry = bundle.engine(kTensorRt, precision, graph);
     where_ = bundle.path() + ", " + entry.name();
     check_before(entry);
     const std::string data = bundle.read_engine(entry, "plan");
@@ -107,7 +108,7 @@ Plan::Plan(const Bundle& bundle, const std::string& graph, const Gpu& gpu) : gpu
     if (runtime_ == nullptr) fail("to start");
     engine_.reset(runtime_->deserializeCudaEngine(data.data(), data.size()));
     if (engine_ == nullptr) fail("to load the plan");
-    const std::string key = graph + "." + kPlanPrecision;
+    const std::string key = graph + "." + precision;
     const GraphSpec& spec = bundle.spec(bundle.manifest().graph(key) != nullptr ? key : graph);
     check_tensors(spec.inputs, nvinfer1::TensorIOMode::kINPUT);
     check_tensors(spec.outputs, nvinfer1::TensorIOMode::kOUTPUT);

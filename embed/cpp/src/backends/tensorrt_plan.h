@@ -15,7 +15,7 @@
 namespace diffusevae {
 
 constexpr const char* kTensorRt = "tensorrt";
-constexpr const char* kPlanPrecision = "fp16";  // of every plan, also of graphs that compute in float32: it belongs to the set
+constexpr const char* kPlanPrecision = "fp16";  // that plans are asked for in; which graphs compute in another, the manifest says
 
 // Keeps the library's last warnings and errors: a call that fails returns null or false, and says why only here.
 class KeepingLogger : public nvinfer1::ILogger {
