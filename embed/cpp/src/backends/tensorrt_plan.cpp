@@ -108,8 +108,7 @@ Plan::Plan(const Bundle& bundle, const std::string& graph, const Gpu& gpu) : gpu
     if (runtime_ == nullptr) fail("to start");
     engine_.reset(runtime_->deserializeCudaEngine(data.data(), data.size()));
     if (engine_ == nullptr) fail("to load the plan");
-    const std::string key = graph + "." + precision;
-    const GraphSpec& spec = bundle.spec(bundle.manifest().graph(key) != nullptr ? key : graph);
+    const GraphSpec& spec = bundle.spec(graph);  // of a half graph too: it takes and gives what the one in float32 does
     check_tensors(spec.inputs, nvinfer1::TensorIOMode::kINPUT);
     check_tensors(spec.outputs, nvinfer1::TensorIOMode::kOUTPUT);
     if (size_t(engine_->getNbIOTensors()) != spec.inputs.size() + spec.outputs.size()) {
