@@ -19,10 +19,12 @@ from engine import Sampler, backends
 from engine.backends.native import graph as native
 from engine.backends.native import isa
 from engine.backends.native.backend import Native
+from engine.backends.native.loop import Loop
 from engine.backends.native.weights import Weights, weights_of
 from engine.bundle.reader import Bundle
 from engine.errors import ArgumentError, BackendError, BundleError, NumericsError
-from engine.kernels.native_library import ISAS
+from engine.kernels import ROW_FIELDS
+from engine.kernels.native_library import CANCELLED, ISAS, NONE, NativeError
 from engine.processor import Processor
 from tests.native_models import NEEDS_NATIVE, PATHS
 
@@ -138,6 +140,38 @@ def test_a_chain_that_is_not_finite_names_its_step(bundle: Bundle) -> None:
         sampler._pipeline.chain._rows = lambda *_: rows  # type: ignore[attr-defined]
         with pytest.raises(NumericsError, match=r"'denoiser' \(native, precision bf16\) returned NaN .* at step 2 of 3"):
             sampler.sample(2, seed=0, steps=3, spacing="linspace")
+
+
+def loop_of(bundle: Bundle, steps: int) -> Loop:
+    """A chain of one sample whose rows hand x on as it is."""
+    given = inputs(bundle, 1)
+    rows = np.zeros((steps, len(ROW_FIELDS)), np.float32)
+    rows[:, [ROW_FIELDS.index(name) for name in ("k_x", "clip", "c_in")]] = 1
+    return Loop(
+        x_port="x", row_port="row", e_port="eps", constants={"cond": given["cond"]},
+        embeddings=np.repeat(given["row"][None], steps, axis=0), rows=rows, weights=np.ones((steps, 1), np.float32),
+        x=given["x"], x_in=None, e=np.empty_like(given["x"]), centre=None, y=None, history=None, seeds=None, noise=None,
+    )  # fmt: skip
+
+
+def test_a_loop_ends_before_the_row_at_which_it_is_stopped(bundle: Bundle) -> None:
+    asked: list[int] = []
+
+    def interrupted() -> bool:
+        raise KeyboardInterrupt
+
+    with load(bundle) as graph:
+        loop, milliseconds = loop_of(bundle, 3), np.zeros(3)
+        call, kept = loop.call(graph._loaded.program.port_names, milliseconds, np.zeros(1))
+        library, handle = graph._loaded.library, graph._handle
+        with pytest.raises(NativeError, match="stopped before row 2") as caught:
+            library.run_steps(handle, call, stop=lambda: asked.append(0) or len(asked) == 3)
+        assert caught.value.status == CANCELLED
+        assert [ms > 0 for ms in milliseconds] == [True, True, False]
+        with pytest.raises(KeyboardInterrupt):
+            library.run_steps(handle, call, stop=interrupted)
+        assert library.run_steps(handle, call) == NONE, "the graph serves on"
+        del kept
 
 
 # ---- roles and precisions --------------------------------------------------------------------------
