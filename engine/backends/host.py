@@ -74,7 +74,9 @@ class HostChain:
         """Every value that `rows`, `step`, `after`, centre and start may need, by name."""
         values: Arrays = {**request.inputs, **request.given}
         for call in self.pipeline.before:
-            if any(name not in values for name in call.outputs.values()):
+            # A call that only makes what is given already may lack its inputs: nothing needs it.
+            fed = all(name in values for name in call.inputs.values())
+            if fed and any(name not in values for name in call.outputs.values()):
                 made = self._call(call, values)
                 # Copies: a graph's outputs are its buffers, and one graph may serve two calls.
                 values.update({name: made[name].copy() for name in made if name not in values})
