@@ -24,6 +24,7 @@ from engine.backends.host import HostChain
 from engine.bundle.manifest import Manifest
 from engine.bundle.pipeline import IMAGE
 from engine.bundle.prior import Prior, read_prior
+from engine.bundle.tensors import TensorSpec
 from engine.cleanup import run_all, undo
 from engine.device.arrays import DeviceBatch
 from engine.request import Request, Watch
@@ -110,21 +111,26 @@ class Pipeline:
             return {drawn.name: self.prior.draw(seeds).reshape(len(seeds), *shape)}
         return {drawn.name: noises.drawn(seeds, shape)}
 
-    def encode(self, pixels: F32) -> Arrays:
-        """Images [N, C, H, W] in [0, 1] through `encode`: its values by name."""
-        calls = self.spec.encode
-        range_ = next(
-            tensor.range
-            for call in calls
+    @property
+    def encoder_image(self) -> TensorSpec:
+        """The image that `encode` takes; only of a pipeline that has such calls."""
+        return next(
+            tensor
+            for call in self.spec.encode
             for tensor in self.bundle.spec(call.graph).inputs
             if call.inputs[tensor.name] == IMAGE
         )
+
+    def encode(self, pixels: F32) -> Arrays:
+        """Images [N, C, H, W] in [0, 1] through `encode`: its values by name."""
+        calls = self.spec.encode
+        unsigned = self.encoder_image.range == (0.0, 1.0)
         parts: list[Arrays] = []
         for begin in range(0, len(pixels), self.max_batch):
             image = pixels[begin : begin + self.max_batch]
-            values: Arrays = {IMAGE: image if range_ == (0.0, 1.0) else 2 * image - 1}
+            values: Arrays = {IMAGE: image if unsigned else 2 * image - 1}
             for call in calls:
-                values.update({name: array.copy() for name, array in self._host.call(call, values).items()})
+                values.update(self._host.call(call, values))
             parts.append(values)
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != IMAGE}
 
@@ -134,9 +140,7 @@ class Pipeline:
         parts = []
         for begin in range(0, n, self.max_batch):
             values: Arrays = {name: array[begin : begin + self.max_batch] for name, array in inputs.items()}
-            for call in self.spec.before:
-                if all(name in values for name in call.inputs.values()):
-                    values.update({name: array.copy() for name, array in self._host.call(call, values).items()})
+            self._host.before(values)
             parts.append(kernels.to_uint8(np.ascontiguousarray(values[str(self.spec.state.start)])))
         return np.concatenate(parts)
 

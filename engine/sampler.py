@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import backends, checks, resolve
+from engine.bundle.examples import example_inputs
 from engine.bundle.inputs import InputSpec
 from engine.bundle.reader import Bundle
 from engine.device.arrays import DeviceBatch, stream_handle
@@ -263,13 +264,9 @@ class Sampler:
         """Load every graph and run each once at batch n (and with the options of `sample`, such as guidance).
 
         The first real request then pays no first-run costs. Inputs that are not drawn are taken from `options`, else
-        zeros or the lowest value in range.
+        zeros or what is nearest to them in range, of size 1 in free dimensions.
         """
-        blank = {
-            spec.name: np.full((n, *(1 if isinstance(d, str) else d for d in spec.sample)), max(0, (spec.range or (0,))[0]))
-            .astype(spec.dtype)
-            for spec in self.inputs if spec.draw is None and spec.name not in options
-        }  # fmt: skip
+        blank = example_inputs(self.bundle.manifest, free=1) or {}
         self.sample(n, **{"steps": 1, "spacing": "linspace", "seed": 0, **blank, **options})
         if self.bundle.manifest.pipeline.encode:
             self.encode(np.zeros((n, *self._encoder_shape()), np.float32))
@@ -346,13 +343,7 @@ class Sampler:
 
     def _encoder_shape(self) -> tuple[int, int, int]:
         """[C, H, W] of the images that `encode` takes."""
-        spec = self.bundle.manifest.pipeline
-        channels, height, width = next(
-            tensor.shape[1:]
-            for call in spec.encode
-            for tensor in self.bundle.spec(call.graph).inputs
-            if call.inputs[tensor.name] == "image"
-        )
+        channels, height, width = self._pipeline.encoder_image.sample
         return int(channels), int(height), int(width)
 
     def _encoded_inputs(self, pixels: F32) -> Arrays:

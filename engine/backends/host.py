@@ -28,7 +28,7 @@ from engine.solver.table import StepTable
 KEPT_SHAPES = 4  # buffers of so many batch shapes are kept: enough for a server's few, flat over any number
 UNLIMITED = 2**31
 
-CLIP, C_IN, PUSH = (kernels.ROW_FIELDS.index(name) for name in ("clip", "c_in", "push"))
+C_IN, PUSH = (kernels.ROW_FIELDS.index(name) for name in ("c_in", "push"))
 
 
 class HostChain:
@@ -37,7 +37,7 @@ class HostChain:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.pipeline = backend.bundle.manifest.pipeline
-        self.bindings = Bindings(self.pipeline, self._call)
+        self.bindings = Bindings(self.pipeline, self.call)
         self._workspaces: OrderedDict[tuple[int, int], Workspace] = OrderedDict()
         self._kept_rows: tuple[bytes, F32] | None = None
 
@@ -54,7 +54,8 @@ class HostChain:
         """before, rows, the loop, after. See `Chain.run`."""
         work = self._workspace(len(request), request.lanes)
         with timings.clock("before_ms"):
-            values = self._before(request)
+            values: Arrays = {**request.inputs, **request.given}
+            self.before(values)
         with timings.clock("rows_ms"):
             embeddings = self._rows(request.table, values, request.lanes)
         with timings.clock("noise_ms"):
@@ -70,17 +71,13 @@ class HostChain:
 
     # ---- around the loop ---------------------------------------------------------------------------------------------
 
-    def _before(self, request: Request) -> Arrays:
-        """Every value that `rows`, `step`, `after`, centre and start may need, by name."""
-        values: Arrays = {**request.inputs, **request.given}
+    def before(self, values: Arrays) -> None:
+        """Add what `before` makes of these values to them, but for what is there already."""
         for call in self.pipeline.before:
             # A call that only makes what is given already may lack its inputs: nothing needs it.
             fed = all(name in values for name in call.inputs.values())
             if fed and any(name not in values for name in call.outputs.values()):
-                made = self._call(call, values)
-                # Copies: a graph's outputs are its buffers, and one graph may serve two calls.
-                values.update({name: made[name].copy() for name in made if name not in values})
-        return values
+                values.update({name: array for name, array in self.call(call, values).items() if name not in values})
 
     def _rows(self, table: StepTable, values: Arrays, lanes: int) -> F32:
         """The table of embeddings: [rows, 1, R], or [rows, lanes * n, R] where it depends on the sample."""
@@ -96,7 +93,7 @@ class HostChain:
         return self._kept_rows[1]
 
     def _embeddings(self, call: CallSpec, values: Arrays) -> F32:
-        return cast(F32, self._call(call, values)[ROWS]).copy()
+        return cast(F32, self.call(call, values)[ROWS])
 
     def _start(self, request: Request, work: Workspace, values: Arrays, x_T: F32) -> None:
         """x = k_noise x_T + k_start start + k_centre centre, in place in the workspace."""
@@ -111,7 +108,7 @@ class HostChain:
         """The value that becomes pixels."""
         values = values | {X: x}
         for call in self.pipeline.after:
-            values.update({name: array.copy() for name, array in self._call(call, values).items()})
+            values.update(self.call(call, values))
         return cast(F32, values[self.pipeline.image])
 
     def _results(self, request: Request, values: Arrays) -> Arrays:
@@ -119,8 +116,9 @@ class HostChain:
         return {name: array for name, array in values.items() if name in request.inputs or name == start}
 
     def call(self, call: CallSpec, values: Mapping[str, npt.NDArray[np.generic]]) -> Arrays:
-        """One call of the pipeline on values by name; its outputs by name, in buffers of the graph."""
-        return self._call(call, values)
+        """One call of the pipeline on values by name; its outputs by name, the caller's own."""
+        # Copies: a graph's outputs are its buffers, and one graph may serve two calls.
+        return {name: array.copy() for name, array in self._call(call, values).items()}
 
     def _call(self, call: CallSpec, values: Mapping[str, npt.NDArray[np.generic]]) -> Arrays:
         graph = self.backend.graph(call.graph)

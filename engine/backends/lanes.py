@@ -15,7 +15,10 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 
 class Bindings:
     """The null of every value of a pipeline. What calls make of nulls alone is made once for each shape, on one sample, and
-    kept; what they make of nulls and of values that have none is each sample's own, and made once a request."""
+    kept; what they make of nulls and of values that have none is each sample's own, and made once a request.
+
+    call: runs one call of the pipeline on values by name; its results are kept, and so no buffers of a graph.
+    """
 
     def __init__(self, pipeline: PipelineSpec, call: Callable[[CallSpec, Arrays], Arrays]) -> None:
         self._pipeline, self._call = pipeline, call
@@ -49,7 +52,7 @@ class Bindings:
         nulls = {name: self.null(name, values) for name in call.inputs.values()}
         key = (call.graph, *call.outputs.values(), *(array.shape for array in nulls.values()))  # free dimensions vary
         if key not in self._kept:
-            self._kept[key] = self._run(call, nulls)
+            self._kept[key] = self._call(call, nulls)
         return self._kept[key]
 
     def _of_request(self, call: CallSpec, values: Arrays) -> Arrays:
@@ -57,9 +60,5 @@ class Bindings:
             self._values, self._own = values, {}
         if not all(made in self._own for made in call.outputs.values()):
             nulls = {name: np.broadcast_to(self.null(name, values), values[name].shape) for name in call.inputs.values()}
-            self._own.update(self._run(call, nulls))
+            self._own.update(self._call(call, nulls))
         return self._own
-
-    def _run(self, call: CallSpec, nulls: Arrays) -> Arrays:
-        # Copies: a graph's outputs are its buffers, and one graph may serve two calls.
-        return {name: array.copy() for name, array in self._call(call, nulls).items()}

@@ -6,8 +6,8 @@ the whole-sampler graph.
 
 from __future__ import annotations
 
-from engine.backends.onnxruntime import OnnxRuntime, Runtime
-from engine.backends.onnxruntime_gpu import installed
+from engine.backends.onnxruntime import Runtime
+from engine.backends.onnxruntime_gpu import OnGpu
 
 NAME = "onnxruntime-cuda"
 PRECISIONS = ("f32", "fp16")
@@ -17,15 +17,9 @@ RUNTIME = Runtime(
 )
 
 
-class OnnxRuntimeCuda(OnnxRuntime):
+class OnnxRuntimeCuda(OnGpu):
     """ONNX Runtime on these providers."""
 
     NAME = NAME
     PRECISIONS = PRECISIONS
     RUNTIME = RUNTIME
-    BY_NAME_ONLY = True  # whether the provider works is known only once a session has been tried
-
-    @classmethod
-    def available(cls) -> tuple[bool, str]:
-        """(whether package and driver are there, what is or what to install)."""
-        return installed(RUNTIME)

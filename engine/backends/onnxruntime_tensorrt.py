@@ -6,8 +6,8 @@ fraction of the time; this one is for machines that have onnxruntime-gpu already
 
 from __future__ import annotations
 
-from engine.backends.onnxruntime import OnnxRuntime, Runtime
-from engine.backends.onnxruntime_gpu import installed
+from engine.backends.onnxruntime import Runtime
+from engine.backends.onnxruntime_gpu import OnGpu
 
 NAME = "onnxruntime-tensorrt"
 PRECISIONS = ("f32", "fp16")
@@ -19,15 +19,9 @@ RUNTIME = Runtime(
 )
 
 
-class OnnxRuntimeTensorRt(OnnxRuntime):
+class OnnxRuntimeTensorRt(OnGpu):
     """ONNX Runtime on these providers."""
 
     NAME = NAME
     PRECISIONS = PRECISIONS
     RUNTIME = RUNTIME
-    BY_NAME_ONLY = True  # whether the provider works is known only once a session has been tried
-
-    @classmethod
-    def available(cls) -> tuple[bool, str]:
-        """(whether package and driver are there, what is or what to install)."""
-        return installed(RUNTIME)

@@ -11,20 +11,21 @@ from engine.bundle.inputs import InputSpec
 from engine.bundle.manifest import Manifest
 
 
-def example_inputs(manifest: Manifest) -> dict[str, Any] | None:
+def example_inputs(manifest: Manifest, free: int | None = None) -> dict[str, Any] | None:
     """One sample of each input that must be given: zeros, or what is nearest to them in its range.
 
-    None where an input has a free dimension: which sizes the network takes is for its user to know.
+    free: the size of free dimensions. Without one the answer is None where an input has such a dimension: which sizes the
+    network takes is for its user to know.
     """
     needed = [spec for spec in manifest.inputs if spec.draw is None]
-    if any(isinstance(size, str) for spec in needed for size in spec.sample):
+    if free is None and any(isinstance(size, str) for spec in needed for size in spec.sample):
         return None
-    return {spec.name: _example(spec) for spec in needed}
+    return {spec.name: _example(spec, free or 1) for spec in needed}
 
 
-def _example(spec: InputSpec) -> npt.NDArray[Any]:
+def _example(spec: InputSpec, free: int) -> npt.NDArray[Any]:
     low, high = spec.range or (0, 0)
     nearest = min(max(0, low), high)
     if spec.dtype == "int64":
         nearest = int(np.ceil(nearest))
-    return np.full([size for size in spec.sample if isinstance(size, int)], nearest, spec.dtype)
+    return np.full([size if isinstance(size, int) else free for size in spec.sample], nearest, spec.dtype)
