@@ -29,7 +29,7 @@ def resolve_setting(recorded: Mapping[str, Any], variance: str, given: Mapping[s
     Without any of steps, method, spacing, eta and t_start the recorded setting applies whole. Naming one of
     them replaces it by the library's own (ddim, uniform or, with t_start, linspace; eta 0, temperature 1,
     guidance 0) at the recorded number of steps. temperature, guidance and variance can be given beside
-    either. `build_step_table` checks everything but guidance, which it does not see.
+    either. `build_step_table` checks what the values may be.
     """
     chosen = {name: value for name, value in given.items() if value is not None}
     base: Mapping[str, Any] = recorded
@@ -39,14 +39,6 @@ def resolve_setting(recorded: Mapping[str, Any], variance: str, given: Mapping[s
     if "guidance" in merged:
         merged["guidance"] = check_number("guidance", merged["guidance"], -math.inf)
     return Setting(clip=bool(clip), **merged)
-
-
-def check_options(given: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Refuse an option that `where` does not have."""
-    known = tuple(known)
-    for name in given:
-        if name not in known:
-            raise ArgumentError(f"{where} has no option {name!r}.{did_you_mean(name, known)} It takes: {', '.join(known)}.")
 
 
 def images_of(images: Any, shape: tuple[int, int, int]) -> F32:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -11,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import checks
-from engine.argument_checks import check_number
 from engine.bundle.inputs import InputSpec
 from engine.bundle.manifest import Manifest
 from engine.bundle.pipeline import PipelineSpec
@@ -112,7 +110,6 @@ def setting_of(manifest: Manifest, options: Mapping[str, Any], *, has_image: boo
     """The few-step setting, checked for what this bundle cannot have: guidance without nulls, a start without an image."""
     given = {name: options.get(name) for name in SETTING_OPTIONS}
     setting = checks.resolve_setting(asdict(manifest.defaults), manifest.variance, given, clip=options.get("clip", True))
-    check_number("guidance", setting.guidance, -math.inf)
     if setting.guidance != 0.0 and not manifest.pipeline.guided:
         raise ArgumentError(
             f"guidance is {setting.guidance:g}, but nothing that this bundle's network is fed has a null to be guided by; "

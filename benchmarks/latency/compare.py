@@ -11,12 +11,10 @@ repeated, for several models. Both sides are called as
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -27,55 +25,31 @@ import click
 import numpy as np
 
 from benchmarks import children
+from benchmarks.latency.process import PipedProcess
 from benchmarks.latency.report import percentiles
 from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json
 from engine.errors import EngineError
 from engine.threads import resolve_threads
 
+SIDE = Path(__file__).with_name("side.py")
 SIDES = ("base", "new")
 PAUSE = 0.05  # seconds between turns: the other side's threads stop spinning and sleep
 Say = Callable[[str], None]
 
 
-class Checkout:
+class Checkout(PipedProcess):
     """One side in its process; a method call here is a method call of side.Side there."""
 
     def __init__(self, name: str, folder: Path, threads: int) -> None:
-        self.name, self.folder = name, folder.resolve()
-        self._pipe, theirs = Pipe()
-        environment = {**os.environ, "PYTHONPATH": str(self.folder), "OMP_NUM_THREADS": str(threads)}
-        self._child = children.Child(
-            [sys.executable, str(Path(__file__).with_name("side.py")), str(theirs.fileno()), str(self.folder)],
-            pass_fds=[theirs.fileno()], env={**environment, "OPENBLAS_NUM_THREADS": "1"}, stdout=2,
-        )  # fmt: skip
-        theirs.close()
-
-    def ask(self, method: str, *arguments: Any) -> Any:
-        """Call and wait for the answer."""
-        try:
-            self._pipe.send((method, arguments))
-            kind, value = self._pipe.recv()
-        except (EOFError, ConnectionError) as error:
-            code = self._child.end(patience=10)
-            raise BenchmarkError(
-                f"{self.name}, {self.folder}: found that its process ended (exit code {code}), expected an answer; look at "
-                f"its messages above"
-            ) from error
-        if kind != "ok":
-            raise BenchmarkError(
-                f"{self.name}, {self.folder}: found {value}; expected an answer; build that checkout's kernels, and the "
-                f"bundle with that checkout"
-            )
-        return value
+        self._folder = folder.resolve()
+        cure = "build that checkout's kernels, and the bundle with that checkout"
+        super().__init__(
+            SIDE, str(self._folder), threads=threads, who=f"{name}, {self._folder}", cure=cure, PYTHONPATH=str(self._folder)
+        )
 
     def facts(self) -> dict[str, Any]:
         """The commit and what its process says of itself."""
-        return {"commit": commit_of(self.folder), **self.ask("facts")}
-
-    def close(self) -> None:
-        """End the process."""
-        self._pipe.close()
-        self._child.end(patience=10)
+        return {"commit": commit_of(self._folder), **self.ask("facts")}
 
 
 @dataclass(frozen=True)

@@ -6,73 +6,39 @@ the reason; the others go on.
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import children
 from benchmarks.latency import worker
 from benchmarks.latency.calls import F32, check_inputs
 from benchmarks.latency.field import Contestant, Run, Task
+from benchmarks.latency.process import PipedProcess
 from benchmarks.machine import BenchmarkError
 from engine.bundle.manifest import Manifest
 
-ROOT = Path(__file__).resolve().parents[2]
+WORKER = Path(worker.__file__)
 PAUSE = 0.05  # seconds between turns: the last one's threads stop spinning and sleep
 Say = Callable[[str], None]
 Outputs = tuple[list[F32], F32]  # e of each checked call, and x of a whole chain
 
 
-class Process:
-    """A contestant in its own process; a method call here is a method call there."""
+class Process(PipedProcess):
+    """A contestant in its own process: a method of its runner (or `peak_rss_mb`) is asked for by name."""
 
     def __init__(self, contestant: Contestant, task: Task) -> None:
         self.contestant = contestant
-        self._pipe, theirs = Pipe()
-        environment = {**os.environ, "OMP_NUM_THREADS": str(task.threads), "OPENBLAS_NUM_THREADS": "1"}
         started = time.monotonic()
-        self._child = children.Child(
-            [sys.executable, str(ROOT / "benchmarks" / "latency" / "worker.py"), str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            env=environment,
-            stdout=2,  # what libraries print must not mix with the benchmark's own output
-        )
-        theirs.close()
+        super().__init__(WORKER, threads=task.threads, who=contestant.name, cure="leave it out with --skip")
         try:
-            self.load_ms: float = self._exchange(worker.Start(contestant, task, started))
+            self.load_ms: float = self.exchange(worker.Start(contestant, task, started))
         except BaseException:
             self.close()
             raise
-
-    def ask(self, method: str, *arguments: Any) -> Any:
-        """Call a method of the contestant's runner (or `peak_rss_mb`) and wait for its answer."""
-        return self._exchange((method, arguments))
-
-    def _exchange(self, message: Any) -> Any:
-        try:
-            self._pipe.send(message)
-            kind, value = self._pipe.recv()
-        except (EOFError, ConnectionError) as error:
-            code = self._child.end(patience=10)
-            raise BenchmarkError(
-                f"{self.contestant.name}: found that its process ended (exit code {code}), expected an answer; "
-                f"look at its messages above, and at the free memory"
-            ) from error
-        if kind != "ok":
-            raise BenchmarkError(f"{self.contestant.name}: found {value}; expected an answer; leave it out with --skip")
-        return value
-
-    def close(self) -> None:
-        """End the process; harmless when it has ended already."""
-        self._pipe.close()  # it reads the end of the pipe, and leaves
-        self._child.end(patience=10)
 
 
 @dataclass

@@ -59,7 +59,7 @@ class Bundle:
         manifest = parse_manifest(read_manifest_file(folder), str(folder / MANIFEST_FILE))
         bundle = cls(folder, manifest)
         for spec in manifest.files:
-            bundle._verified(spec)
+            bundle._check(spec)
         return bundle
 
     # ---- graphs ----------------------------------------------------------------------------------
@@ -73,10 +73,6 @@ class Bundle:
                 f"{did_you_mean(key, graphs)}"
             )
         return graphs[key]
-
-    def graph_file(self, key: str) -> Path:
-        """The path of a graph whose size and SHA-256 have just been verified."""
-        return self._verified(self.spec(key))
 
     def read_graph(self, key: str) -> bytes:
         """The bytes of a graph, themselves verified: what the disk holds before or after does not matter."""
@@ -121,10 +117,6 @@ class Bundle:
         _check_digest(path, hashlib.sha256(mapped).hexdigest(), file.sha256)
         return mapped
 
-    def engine_file(self, spec: EngineSpec, label: str) -> Path:
-        """The path of one file of an engine whose size and SHA-256 have just been verified."""
-        return self._verified(_labelled(spec, label))
-
     def read_prior(self) -> bytes | None:
         """The bytes of the fitted prior, themselves verified; None where the bundle has none."""
         return None if self.manifest.prior is None else self._read(self.manifest.prior)
@@ -135,14 +127,13 @@ class Bundle:
 
     # ---- files -----------------------------------------------------------------------------------
 
-    def _verified(self, spec: FileSpec) -> Path:
+    def _check(self, spec: FileSpec) -> None:
         path = self.path / spec.file
         digest, buffer = hashlib.sha256(), memoryview(bytearray(CHUNK))
         with _opened(path, spec.size) as file:
             while count := file.readinto(buffer):
                 digest.update(buffer[:count])
         _check_digest(path, digest.hexdigest(), spec.sha256)
-        return path
 
     def _read(self, spec: FileSpec) -> bytes:
         path = self.path / spec.file
