@@ -219,7 +219,8 @@ def build(path: str | Path, count: int, seed: int, workers: int | None = None) -
     images = np.empty((count, SIZE, SIZE, 3), dtype=np.uint8)
     attributes = np.empty((count, len(ATTRIBUTES)), dtype=np.int16)
     jobs = ((seed, index) for index in range(count))
-    with multiprocessing.Pool(workers) as pool:
+    # Not forked: a caller with threads (a benchmark, a test) would leave its locks held in the children.
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
         # Ordered, and in chunks: a face takes milliseconds, so passing them one by one would cost as much.
         faces = pool.imap(make_face, jobs, chunksize=32)
         for index, (image, values) in enumerate(tqdm(faces, total=count, desc=path.name, unit="face")):

@@ -41,7 +41,11 @@ def gone(pids: list[int], seconds: float = 10.0) -> bool:
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_benchmark_that_is_ended_leaves_nothing_running(how: signal.Signals) -> None:
     bench = subprocess.Popen(
-        [sys.executable, "-c", BENCH.format(family=FAMILY)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", BENCH.format(family=FAMILY)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     assert bench.stdout is not None
     pids = [int(word) for word in bench.stdout.readline().split()]
