@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.kernels.native_library import ISAS
+from engine.kernels.native_library import ISAS, native_library
 from tests.kernel_build import build
 from tests.native_models import SOFTWARE_TILES_FLAGS
 
@@ -30,6 +30,10 @@ def compile_selftest(folder: Path, *flags: str) -> Path:
     except build.KernelBuildError:
         pytest.skip("no C++ compiler on this machine")
     objects = build.commands_for(compiler, folder, *flags)
+    for source in build.TARGET_FLAGS:  # what cannot run here has nothing to be caught at, and takes a minute to instrument
+        if not native_library().supports(Path(source).stem.removeprefix("target_"))[0]:
+            line = objects[folder / f"{Path(source).stem}.o"]
+            line[:] = [word for word in line if "sanitize" not in word]
     own = folder / "selftest.o"
     include = f"-I{ROOT / 'kernels' / 'include'}"
     strict = ("-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror")
@@ -57,7 +61,7 @@ def selftest(tmp_path_factory) -> Path:
 
 def compile_sanitized(folder: Path, *flags: str) -> Path:
     """The same with ASan and UBSan and little optimisation, so that functions stay functions."""
-    checks = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DDV_NO_CLONES")
+    checks = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DDV_NO_CLONES")
     try:
         return compile_selftest(folder, *checks, *flags)
     except build.KernelBuildError as error:
@@ -81,9 +85,11 @@ def test_every_kernel_family_agrees_with_the_scalar_reference(selftest, isa):
 
 def test_the_amx_kernels_agree_with_the_scalar_reference_over_tiles_in_software(tmp_path):
     """Where the processor has all that they need but tiles; sanitized: no tile reads memory unseen."""
+    there, why = native_library().supports("avx512_bf16")
+    if not there:
+        pytest.skip(f"this machine has not what lies under the tiles: {why}")
     passed, output = run_selftest(compile_sanitized(tmp_path, *SOFTWARE_TILES_FLAGS), "amx")
-    if "skipped amx" in output:
-        pytest.skip(output.splitlines()[0])
+    assert "skipped amx" not in output
     assert passed > 500
 
 
