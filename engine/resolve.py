@@ -20,6 +20,7 @@ from engine.pipeline import Arrays, Pipeline
 from engine.request import Array, Request
 from engine.result import F32, Setting
 from engine.solver import noise as noises
+from engine.solver.levels import FIXED_VARIANCES, LEARNED_RANGE
 
 SETTING_OPTIONS = ("steps", "method", "spacing", "eta", "t_start", "temperature", "guidance", "variance")
 REQUEST_OPTIONS = (*SETTING_OPTIONS, "clip", "seed", "x_T", "noise", "prior")
@@ -107,13 +108,19 @@ def choose_prior(manifest: Manifest, asked: str | None, *, draws: bool) -> str |
 
 
 def setting_of(manifest: Manifest, options: Mapping[str, Any], *, has_image: bool = False) -> Setting:
-    """The few-step setting, checked for what this bundle cannot have: guidance without nulls, a start without an image."""
+    """The few-step setting, checked for what this bundle cannot have: guidance without nulls, a learned variance
+    without a second output, a start without an image."""
     given = {name: options.get(name) for name in SETTING_OPTIONS}
     setting = checks.resolve_setting(asdict(manifest.defaults), manifest.variance, given, clip=options.get("clip", True))
     if setting.guidance != 0.0 and not manifest.pipeline.guided:
         raise ArgumentError(
             f"guidance is {setting.guidance:g}, but nothing that this bundle's network is fed has a null to be guided by; "
             "expected 0. Leave it out."
+        )
+    if setting.variance == LEARNED_RANGE and not manifest.pipeline.learns_variance:
+        raise ArgumentError(
+            f"variance is {setting.variance!r}, but this bundle's network has no second output that would say it; expected "
+            f"one of {', '.join(FIXED_VARIANCES)}."
         )
     if setting.t_start is not None and not has_image and manifest.pipeline.state.start is None:
         raise ArgumentError(

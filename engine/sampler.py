@@ -109,7 +109,7 @@ class Sampler:
                    image is the pipeline's start value (a first stage's reconstruction, say)
         guidance   w in e_c + w * (e_c - e_u), e_u from the nulls of what is conditioned on; not 0 doubles the
                    network's work
-        variance   "fixedlarge" or "fixedsmall" (ddpm); None is the bundle's own
+        variance   "fixedlarge", "fixedsmall" or, where the network has it, "learned_range" (ddpm); None is the bundle's own
         clip       limit each step's prediction of the state as the pipeline says
         prior      what the drawn input comes from: "bundle", its fitted density, or "standard", N(0, I); None is
                    the bundle's where it has one. `batch.setting.prior` says which it was

@@ -24,7 +24,7 @@ PLAIN = {
 FULL = {
     "p_y": 0.2, "p_h1": -0.1, "p_h2": 0.15, "p_h3": -0.25, "k_y": 0.35, "k_h1": -0.45, "k_h2": 0.55, "k_h3": -0.65,
     "k_g": 0.05, "q_x0": 0.11, "q_x": 0.12, "q_e": -0.13, "q_c": 0.14, "q_n": 0.16, "q_y": 0.17, "q_h1": -0.18, "q_h2": 0.19,
-    "q_h3": 0.21, "q_g": -0.22,
+    "q_h3": 0.21, "q_g": -0.22, "s_n": 0.3,
 }  # fmt: skip
 FULL_FIELDS = [kernels.ROW_FIELDS.index(name) for name in FULL]
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,10 +111,11 @@ class Run:
         self.host, self.rows = host, np.ascontiguousarray(rows.reshape(-1, len(kernels.ROW_FIELDS)))
         self.samples, self.count = shape
         self.lanes = lanes
-        offsets = iter((offset + i) % 4 if offset else 0 for i in range(9))
+        offsets = iter((offset + i) % 4 if offset else 0 for i in range(10))
         self.x, self.c, self.x0, self.y, self.g = (floats(shape, i, next(offsets)) for i in range(5))
         self.e, self.x_in = (floats((lanes, *shape), seed, next(offsets)) for seed in (5, 6))
         self.h = floats((3, *shape), 7, next(offsets))
+        self.v = floats(shape, 8, next(offsets))
         self.weights = np.tile(np.array([1.7, -0.7, 0.3][:lanes] if lanes > 1 else [1.0], np.float32), (len(self.rows), 1))
         self.seeds: np.ndarray | None = np.resize(SEEDS, self.samples)
         self.noise: np.ndarray | None = None
@@ -140,7 +141,7 @@ class Run:
             at(self.e), at(self.c), at(self.x), at(self.x_in), 0 if self.x_in is None else self.lanes, at(self.x0),
             at(self.h), at(self.table), at(self.table_row), width, self.samples, self.count,
         ]  # fmt: skip
-        words += [at(self.y), at(self.g)] if full else []
+        words += [at(self.y), at(self.g), at(self.v)] if full else []
         assert len(words) == cuda_module.KERNELS[name]
         self.host.launch(name, grid or cuda_module.launch_grid(self.count, self.samples), block, words, order)
 
@@ -157,8 +158,8 @@ class Run:
         pushed = want["h"][pushes % 3]
         kernels.update(
             row, self.x, self.e.reshape(self.lanes * self.samples, self.count), weights=self.weights[step], c=self.c,
-            y=self.y, h1=self.history(1), h2=self.history(2), h3=self.history(3), g=self.g, noise=noise, seeds=seeds,
-            step=step if seeds is not None else None, out=want["x"], x0_out=want["x0"], y_out=want["y"],
+            y=self.y, h1=self.history(1), h2=self.history(2), h3=self.history(3), g=self.g, v=self.v, noise=noise,
+            seeds=seeds, step=step if seeds is not None else None, out=want["x"], x0_out=want["x0"], y_out=want["y"],
             push_out=pushed if row[kernels.ROW_FIELDS.index("push")] else None,
         )  # fmt: skip
         if self.x_in is None:

@@ -69,12 +69,12 @@ class MockKernels:
         if step < steps and self.view(rows, (steps, len(ROW_FIELDS)), np.float32)[step, list(FULL)].any():
             self._report(control, cuda_module.BAD_FULL_ROW)
             return
-        self._dv_update_full(grid, control, rows, *words, 0, 0)
+        self._dv_update_full(grid, control, rows, *words, 0, 0, 0)
 
     def _dv_update_full(
         self, grid: Any, control: int, rows: int, weights: int, lanes: int, seeds: int, noise: int, row_stride: int,
         sample_stride: int, e: int, c: int, x: int, x_in: int, copies: int, x0: int, h: int, table: int, row: int,
-        width: int, samples: int, count: int, y: int, g: int,
+        width: int, samples: int, count: int, y: int, g: int, v: int,
     ) -> None:  # fmt: skip
         assert grid == cuda_module.launch_grid(count, samples)
         state = self.view(control, (8,), np.uint32)
@@ -104,6 +104,7 @@ class MockKernels:
             h2=past[1],
             h3=past[2],
             g=self._optional(g, shape),
+            v=self._optional(v, shape),
             noise=given,
             seeds=self.view(seeds, (samples,), np.uint64).copy() if given is None else None,
             step=step if given is None else None,

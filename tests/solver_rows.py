@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from engine.kernels import ROW_FIELDS
 from engine.solver.levels import Columns, Levels
 from engine.solver.table import exact_rows
 
-Network = Callable[[np.ndarray, int], np.ndarray]
+Network = Callable[[np.ndarray, int], Any]  # e, or e and the second output
 SLOTS = ("x0", "x", "e", "c", "n", "y", "h1", "h2", "h3")
 
 
@@ -22,8 +23,8 @@ def run_rows(timesteps, rows, network: Network, x, *, c=None, noise=None) -> lis
     states = []
     for i, (t, row) in enumerate(zip(timesteps, rows, strict=True)):
         k = dict(zip(ROW_FIELDS, row, strict=True))
-        slots["e"] = network(k["c_in"] * slots["x"], int(t))
-        slots["n"] = unset if noise is None else noise[i]
+        slots["e"], v = _outputs(network(k["c_in"] * slots["x"], int(t)))
+        slots["n"] = unset if noise is None else noise[i] if v is None else np.exp(k["s_n"] * v) * noise[i]
         slots["x0"] = np.clip(_sum("p", k, slots), -k["clip"], k["clip"])
         y = _sum("q", k, slots) if any(k[name] for name in ROW_FIELDS if name.startswith("q_")) else slots["y"]
         following = _sum("k", k, slots)
@@ -40,6 +41,10 @@ def run_solver(solver: Callable[[Levels], Columns], levels: Levels, network: Net
     return run_rows(timesteps, rows, network, x, **options)
 
 
+def _outputs(answer: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    return answer if isinstance(answer, tuple) else (answer, None)
+
+
 def _sum(which: str, k: dict[str, np.ndarray], slots: dict[str, np.ndarray]) -> np.ndarray:
     terms = [k[f"{which}_{name}"] * value for name, value in slots.items() if k.get(f"{which}_{name}", 0) != 0]
     return sum(terms, np.zeros_like(slots["x"]))
@@ -50,9 +55,9 @@ def run_kernels(timesteps, rows, network: Network, x, *, c=None, noise=None) -> 
     x, y, history = x.copy(), np.full_like(x, np.nan), [np.full_like(x, np.nan) for _ in range(3)]
     states = []
     for i, (t, row) in enumerate(zip(timesteps, rows, strict=True)):
-        e = network(row[ROW_FIELDS.index("c_in")] * x, int(t))
+        e, v = _outputs(network(row[ROW_FIELDS.index("c_in")] * x, int(t)))
         h1, h2, h3 = history
-        slots = {"c": c, "y": y, "h1": h1, "h2": h2, "h3": h3, "noise": None if noise is None else noise[i]}
+        slots = {"c": c, "y": y, "h1": h1, "h2": h2, "h3": h3, "v": v, "noise": None if noise is None else noise[i]}
         assert kernels.update(row, x, e, **slots, out=x, y_out=y, push_out=h3)
         if row[ROW_FIELDS.index("push")]:
             history = [h3, h1, h2]

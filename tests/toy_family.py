@@ -8,7 +8,8 @@ Nothing in engine, embed or kernels was written for it; it is a manifest and six
     step     denoiser(x, scale, shift, row) -> v
     after    decoder(x) -> decoded
 
-State 4 x 6 x 8, image 3 x 12 x 16. `Reference` is the same in float64 numpy, chain included, written from the papers alone.
+State 4 x 6 x 8, image 3 x 12 x 16. A variant has a denoiser that learned the variance too: its second output, `range`.
+`Reference` is the same in float64 numpy, chain included, written from the papers alone.
 """
 
 from __future__ import annotations
@@ -48,18 +49,25 @@ BACKENDS = ("onnxruntime", "openvino")
 
 
 def build_family(
-    path: str | Path, backends: Sequence[str] = BACKENDS, sampler: bytes | None = None, *, style_null: bool = True
+    path: str | Path,
+    backends: Sequence[str] = BACKENDS,
+    sampler: bytes | None = None,
+    *,
+    style_null: bool = True,
+    learned: bool = False,
 ) -> Path:
     """Write the bundle and return its folder.
 
     sampler: its whole-sampler graph, where one was composed. style_null: without, only the label has a null, and what is
-    made of both has one that is each sample's own.
+    made of both has one that is each sample's own. learned: of variance "learned_range".
     """
-    models = graphs()
+    models = graphs(learned)
     files: dict[str, bytes | Path] = {f"{name}.onnx": model.SerializeToString() for name, model in models.items()}
     raw = manifest(models, backends)
     if not style_null:
         raw["inputs"][1]["null"] = None
+    if learned:
+        raw["variance"], raw["pipeline"]["step"]["outputs"]["range"] = "learned_range", "variance"
     if sampler is not None:
         files["sampler.onnx"] = sampler
         raw["graphs"]["sampler"] = entry("sampler", onnx.load_from_string(sampler))
@@ -145,8 +153,8 @@ def entry(name: str, model: onnx.ModelProto) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def graphs() -> dict[str, onnx.ModelProto]:
-    """The six graphs by name."""
+def graphs(learned: bool = False) -> dict[str, onnx.ModelProto]:
+    """The six graphs by name; with `learned` the denoiser has its second output."""
     node, w = helper.make_node, weights()
     state, image = ["batch", *STATE], ["batch", *IMAGE]
     flat = {"flat": np.array([0, -1])}
@@ -189,9 +197,10 @@ def graphs() -> dict[str, onnx.ModelProto]:
                 node("Add", ["part", "scaled"], ["sum"]),
                 node("Add", ["shift_4d", "offset"], ["level"]),
                 node("Add", ["sum", "level"], ["v"]),
+                *([node("Add", ["bent", "scale_4d"], ["range"])] if learned else []),
             ],
             {"x": state, "scale": ["batch", STATE[0]], "shift": ["batch", STATE[0]], "row": [1, ROW]},
-            {"v": state},
+            {"v": state} | ({"range": state} if learned else {}),
             {
                 "column": np.array([0, 0, 1, 1]), "axis": np.array([1]), "ones": np.array([1, 1, 1, 1]),
                 "tenth": np.float32(0.1),
@@ -249,6 +258,13 @@ class Reference:
         level = shift[:, :, None, None] + np.mean(t * self.w["ramp"])
         return 0.1 * x + scale[:, :, None, None] * np.tanh(x) + level
 
+    def learned_variance(self, x: F64, scale: F64, now: float, then: float) -> F64:
+        """Nichol & Dhariwal 2021, eq. 15: between beta~ and beta, in logarithms, by the fraction that the network says."""
+        fraction = (np.tanh(x) + scale[:, :, None, None] + 1) / 2
+        beta = 1 - now / then
+        variance: F64 = np.exp(fraction * np.log(beta) + (1 - fraction) * np.log(beta * (1 - then) / (1 - now)))
+        return variance
+
     def decode(self, x: F64) -> F64:
         """Images [N, 3, 12, 16] in [-1, 1]: a transposed convolution whose windows do not overlap."""
         wide = np.einsum("ncij,coab->noiajb", x, self.w["D"])
@@ -266,8 +282,12 @@ class Reference:
         eta: float = 0.0,
         noise: np.ndarray | None = None,
         style_null: bool = True,
+        learned: bool = False,
     ) -> F64:
-        """The state after the last step. timesteps fall; noise [S, N, ...] is needed where eta is not 0."""
+        """The state after the last step. timesteps fall; noise [S, N, ...] is needed where eta is not 0.
+
+        learned: DDPM's steps instead, with the noise that the network says: that of lane 0, the inputs'.
+        """
         with_inputs = self.modulation(label, style)
         nulls = self.modulation(np.full_like(label, CLASSES), np.full_like(style, 0.1) if style_null else style)
         x = x_T.astype(np.float64)
@@ -279,6 +299,13 @@ class Reference:
             then = self.alpha_bar[timesteps[step + 1]] if step + 1 < len(timesteps) else 1.0
             x0 = np.sqrt(now) * x - np.sqrt(1 - now) * v
             eps = np.sqrt(1 - now) * x + np.sqrt(now) * v
+            if learned:
+                assert noise is not None
+                beta = 1 - now / then
+                mean = (np.sqrt(then) * beta * x0 + np.sqrt(1 - beta) * (1 - then) * x) / (1 - now)
+                with_noise = step + 1 < len(timesteps)
+                x = mean + (np.sqrt(self.learned_variance(x, with_inputs[0], now, then)) * noise[step] if with_noise else 0)
+                continue
             sigma = eta * np.sqrt((1 - then) / (1 - now)) * np.sqrt(1 - now / then)
             x = np.sqrt(then) * x0 + np.sqrt(1 - then - sigma**2) * eps
             if sigma > 0:

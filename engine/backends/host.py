@@ -18,7 +18,7 @@ from engine import kernels
 from engine.backends.base import Arrays, Backend
 from engine.backends.lanes import Bindings
 from engine.backends.workspace import Workspace
-from engine.bundle.pipeline import ROWS, TIMESTEPS, CallSpec, E, X
+from engine.bundle.pipeline import ROWS, TIMESTEPS, VARIANCE, CallSpec, E, X
 from engine.errors import Cancelled, NumericsError
 from engine.request import Outcome, Request
 from engine.result import F32, StepInfo, Timings
@@ -145,9 +145,9 @@ class HostChain:
             asked = perf_counter()
             # e_l = network(c_in x, what lane l is bound to, the embedding of t) in every lane with a weight
             lanes = active_lanes(table, i)
-            e = self._evaluate(work, lanes, float(row[C_IN]), constants, row_port, embeddings[i], timings)
+            e, v = self._evaluate(work, lanes, float(row[C_IN]), constants, row_port, embeddings[i], timings)
             answered = perf_counter()
-            # e = sum of w_l e_l;  x_0 = limit(p . (x, e, c, y, h));  x' = k . (x_0, x, e, c, noise, y, h)
+            # e = sum of w_l e_l;  x_0 = limit(p . (x, e, c, y, h));  x' = k . (x_0, x, e, c, exp(s_n v) noise, y, h)
             h1, h2, h3 = work.history
             finite = kernels.update(
                 row,
@@ -159,6 +159,7 @@ class HostChain:
                 h1=h1,
                 h2=h2,
                 h3=h3,
+                v=v,
                 noise=None if request.noise is None else request.noise[i],
                 seeds=request.seeds if request.noise is None else None,
                 step=i if request.noise is None else None,
@@ -185,27 +186,32 @@ class HostChain:
 
     def _evaluate(
         self, work: Workspace, lanes: int, c_in: float, constants: Arrays, row_port: str | None, row: F32, timings: Timings
-    ) -> F32:
-        """e of the first lanes, [lanes * n, C, H, W]: in one call, or one a lane where that is faster."""
+    ) -> tuple[F32, F32 | None]:
+        """e of the first lanes, [lanes * n, C, H, W], in one call or, where that is faster, one a lane; and lane 0's second
+        output, where the network has one."""
         timings.network_calls += 1
         x = work.network_input(lanes, c_in)
         if lanes == 1 or work.folded:
-            return self._network(x, 0, lanes * work.n, constants, row_port, row)
-        for lane in range(lanes):
+            e, v = self._network(x, 0, lanes * work.n, constants, row_port, row)
+            return e, None if v is None else v[: work.n]
+        for lane in reversed(range(lanes)):  # lane 0 last: its second output is then what the graph's buffer holds
             begin, end = lane * work.n, (lane + 1) * work.n
             timings.network_calls += lane > 0
-            work.e[begin:end] = self._network(x[begin:end], begin, end, constants, row_port, row)
-        return work.e[: lanes * work.n]
+            work.e[begin:end], v = self._network(x[begin:end], begin, end, constants, row_port, row)
+        return work.e[: lanes * work.n], v
 
-    def _network(self, x: F32, begin: int, end: int, constants: Arrays, row_port: str | None, row: F32) -> F32:
-        """One call of the step's graph for the entries begin..end of the lanes."""
+    def _network(
+        self, x: F32, begin: int, end: int, constants: Arrays, row_port: str | None, row: F32
+    ) -> tuple[F32, F32 | None]:
+        """e and the second output of one call of the step's graph for the entries begin..end of the lanes."""
         step = self.pipeline.step
         inputs: Arrays = {port: array[begin:end] for port, array in constants.items()}
         inputs[next(port for port, name in step.inputs.items() if name == X)] = x
         if row_port is not None:
             inputs[row_port] = row if len(row) == 1 else row[begin:end]
         outputs = self.backend.graph(step.graph)(**inputs)
-        return cast(F32, outputs[next(port for port, name in step.outputs.items() if name == E)])
+        ports = {name: port for port, name in step.outputs.items()}
+        return cast(F32, outputs[ports[E]]), cast("F32 | None", outputs.get(ports.get(VARIANCE, "")))
 
     def _workspace(self, n: int, lanes: int) -> Workspace:
         """The buffers of this batch shape; those least recently used are dropped beyond KEPT_SHAPES."""

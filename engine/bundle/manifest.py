@@ -23,12 +23,12 @@ from engine.bundle.files import FileSpec
 from engine.bundle.graphs import SAMPLER, GraphSpec, check_twins, graph_of, parse_graphs
 from engine.bundle.inputs import InputSpec, parse_inputs
 from engine.bundle.limits import FORMAT_VERSION, MAX_MANIFEST_BYTES
-from engine.bundle.pipeline import PipelineSpec, parse_pipeline
+from engine.bundle.pipeline import VARIANCE, PipelineSpec, parse_pipeline
 from engine.bundle.training import Defaults, ScheduleSpec, Source, parse_defaults, parse_schedule, parse_source
 from engine.bundle.whole import check_sampler
 from engine.errors import BundleError
+from engine.solver.levels import FIXED_VARIANCES, LEARNED_RANGE, VARIANCES
 from engine.solver.prediction import PREDICTIONS
-from engine.solver.table import VARIANCES
 
 FORMAT = "diffusevae-bundle"
 
@@ -121,6 +121,7 @@ def check_manifest(raw: object, where: str, *, hashed: bool = True) -> Manifest:
     )
     top.done()
     _check_all_used(top, manifest)
+    _check_variance(top, manifest)
     check_sampler(top, graphs, inputs, manifest.pipeline)
     manifest.check_file_names(where)
     if hashed:
@@ -139,6 +140,13 @@ def _check_all_used(top: Fields, manifest: Manifest) -> None:
     for key in manifest.graphs:
         if graph_of(key) not in used:
             top.object("graphs").refuse(key, f"graphs that the pipeline runs: {shorten(', '.join(used))}")
+
+
+def _check_variance(top: Fields, manifest: Manifest) -> None:
+    """What the network learned of the variance is its second output."""
+    if manifest.variance == LEARNED_RANGE and not manifest.pipeline.learns_variance:
+        fixed = " or ".join(map(repr, FIXED_VARIANCES))
+        top.refuse("variance", f"{fixed}, or a second output in pipeline.step.outputs, called {VARIANCE!r}")
 
 
 def _check_version(version: int, where: str) -> None:

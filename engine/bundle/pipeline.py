@@ -3,7 +3,8 @@
     encode   from an image to inputs; only for the verbs that take images
     before   once a request, from inputs to values
     rows     once a set of timesteps: everything of the network that depends on the timestep
-    step     once a row of the solver's table: x and the values above to the network's output e
+    step     once a row of the solver's table: x and the values above to the network's output e, and to `variance` where a
+             second output says how much noise each element gets
     after    once a request, from the final x to values
 
 Calls name graphs and values and nothing else; every call is checked here against the graph's own signature.
@@ -20,7 +21,7 @@ from engine.bundle.inputs import RESERVED, InputSpec
 from engine.bundle.limits import MAX_CALLS, MAX_CHANNELS, MAX_CLIP, MAX_SIDE
 from engine.bundle.tensors import BATCH, ByValue, Null, Shape, TensorSpec, parse_null
 
-X, E, ROWS, TIMESTEPS, IMAGE = "x", "e", "rows", "timesteps", "image"
+X, E, VARIANCE, ROWS, TIMESTEPS, IMAGE = "x", "e", "variance", "rows", "timesteps", "image"
 STEPS = "steps"  # the free dimension of a table of timesteps
 IMAGE_CHANNELS = (1, 3, 4)
 
@@ -93,6 +94,11 @@ class PipelineSpec(ByValue):
     def constants(self) -> dict[str, str]:
         """{name in the step's graph: value} of what stays the same in all steps."""
         return {port: value for port, value in self.step.inputs.items() if value not in (X, ROWS)}
+
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the network has a second output, which variance "learned_range" reads."""
+        return VARIANCE in self.step.outputs.values()
 
     @property
     def per_sample_rows(self) -> bool:
@@ -219,15 +225,18 @@ class _Reader:
         return call
 
     def step(self, top: Fields, state: Shape) -> CallSpec:
-        """`step`: x, the row of a timestep and values to e, which has the state's shape."""
+        """`step`: x, the row of a timestep and values to e and, from some networks, the variance, of the state's shape."""
         fields = top.object("step")
         self.values[X] = Value("float32", state)
         call, made = self._call(fields, self._usable() | {X: self.values[X], ROWS: self.values[ROWS]}, {})
         if X not in call.inputs.values():
             top.refuse("step", f"a call that takes {X!r}")
-        if list(made) != [E] or made[E] != self.values[X]:
+        if E not in made or not {E, VARIANCE} >= set(made) or any(value != self.values[X] for value in made.values()):
             found = ", ".join(f"{name} {value}" for name, value in made.items())
-            fields.refuse("outputs", f"one output, which is called {E!r} and is {self.values[X]} as the state, not {found}")
+            fields.refuse(
+                "outputs", f"one output, which is called {E!r} and is {self.values[X]} as the state, or beside it a second "
+                f"one of that kind, called {VARIANCE!r}, not {found}"
+            )  # fmt: skip
         return call
 
     def after(self, top: Fields, state: Shape) -> tuple[CallSpec, ...]:
@@ -278,7 +287,7 @@ class _Reader:
 
     def _usable(self) -> Values:
         """Inputs and values of `before`: what `rows`, `step` and `after` may take."""
-        hidden = (X, E, ROWS, *(name for name in self.encoded if name not in self.inputs))
+        hidden = (X, E, VARIANCE, ROWS, *(name for name in self.encoded if name not in self.inputs))
         return {name: value for name, value in self.values.items() if name not in hidden}
 
     def _calls(self, top: Fields, key: str) -> list[Fields]:

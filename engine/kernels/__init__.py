@@ -1,6 +1,6 @@
 """Fast work on arrays: one row of a solver, seeded normals, images to bytes; checked here, run by the compiled library.
 
-Nothing here knows networks or solvers: a row is thirty coefficients (kernels/include/diffusevae/row.h). Errors are
+Nothing here knows networks or solvers: a row is 31 coefficients (kernels/include/diffusevae/row.h). Errors are
 KernelArgumentError for arguments and, at import, KernelLoadError when the compiled library is missing.
 """
 
@@ -47,6 +47,7 @@ def update(
     h2: NDArray[np.float32] | None = None,
     h3: NDArray[np.float32] | None = None,
     g: NDArray[np.float32] | None = None,
+    v: NDArray[np.float32] | None = None,
     noise: NDArray[np.float32] | None = None,
     seeds: NDArray[np.uint64] | None = None,
     step: int | None = None,
@@ -60,10 +61,11 @@ def update(
 
         e   = w_0 e_0 + w_1 e_1 + ...
         x0  = limit(p_x x + p_e e + p_c c  [+ p_y y + p_h1 h1 + p_h2 h2 + p_h3 h3], clip)
-        x'  = k_x0 x0 + k_x x + k_e e + k_c c + k_n noise  [+ k_y y + k_h1 h1 + k_h2 h2 + k_h3 h3 + k_g g]
+        n   = exp(s_n v) noise, where s_n is not 0; otherwise the noise itself
+        x'  = k_x0 x0 + k_x x + k_e e + k_c c + k_n n  [+ k_y y + k_h1 h1 + k_h2 h2 + k_h3 h3 + k_g g]
         y'  = the same sum with q, where any q is not 0
 
-    The bracketed terms are added where the row has a coefficient of theirs or of q that is not 0. row is float32 [30] in the
+    The bracketed terms are added where the row has a coefficient of theirs or of q that is not 0. row is float32 [31] in the
     order of ROW_FIELDS; x and every operand are C-contiguous float32 of one shape [N, ...] and any length. e holds the
     lanes one behind the other, [L * N, ...], with `weights` float32 [L]; without weights it is one lane of weight 1.
     x' goes to `out` (x itself when None: in place), x0 to `x0_out`, y' to `y_out`, and what the row pushes (e or x0) to
@@ -73,11 +75,12 @@ def update(
     noise: the row's normals, [N, ...], or [1, ...] shared by the batch; or instead `seeds` (uint64 [N]) and `step`:
     the kernel generates them and needs no buffer, to the bits of normal(seeds, STREAM_STEP, step, ...). threads is
     a limit: another thread is started for every whole million (2**20) elements only.
-    Returns True when every e was finite: the NaN guard, part of the same pass.
+    v: the network's second output, of its first lane; exp is a polynomial with the same bits everywhere, s_n v limited to
+    -87 .. 88. Returns True when every e, and every v that was read, was finite: the NaN guard, part of the same pass.
     Raises KernelArgumentError.
     """
     out = x if out is None else out
-    operands = {"c": c, "y": y, "h1": h1, "h2": h2, "h3": h3, "g": g}
+    operands = {"c": c, "y": y, "h1": h1, "h2": h2, "h3": h3, "g": g, "v": v}
     results = {"out": out, "x0_out": x0_out, "y_out": y_out, "push_out": push_out}
     values = checks.row(row)
     weights = _ONE if weights is None else weights

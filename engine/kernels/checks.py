@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from engine.kernels.errors import KernelArgumentError
 from engine.kernels.operands import INDEX, PUSH_E, PUSH_NOTHING, PUSH_X0, ROW_FIELDS, USERS, Q
 
-_CLIP, _PUSH = INDEX["clip"], INDEX["push"]
+_CLIP, _PUSH, _LAST = INDEX["clip"], INDEX["push"], (INDEX["s_n"], INDEX["c_in"])
 _PUSHES = (PUSH_NOTHING, PUSH_E, PUSH_X0)
 
 
@@ -61,7 +61,7 @@ def row(value: Any) -> list[float]:
     """The coefficients as Python floats; all finite, but clip, which is 0 .. infinity, and push, which is 0, 1 or 2."""
     float32("row", value, (len(ROW_FIELDS),))
     values: list[float] = value.tolist()
-    if not math.isfinite(sum(values[:_CLIP])) or not math.isfinite(values[INDEX["c_in"]]):
+    if not math.isfinite(sum(values[:_CLIP])) or not all(math.isfinite(values[i]) for i in _LAST):
         named = zip(ROW_FIELDS, values, strict=True)
         bad = [f"{name} = {number}" for name, number in named if name != "clip" and not math.isfinite(number)]
         raise KernelArgumentError(f"the row has {', '.join(bad)}; expected finite coefficients, clip alone may be infinity")

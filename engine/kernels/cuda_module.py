@@ -33,7 +33,7 @@ BAD_ROWS, BAD_FULL_ROW, BAD_OVERRUN = 0xFFFFFFFD, 0xFFFFFFFE, 0xFFFFFFFF
 BAD_CALL = 0xFFFF0000  # + the number that the host gave a graph outside the loop (dv_finite)
 
 # Each kernel and its number of arguments, every one a 64-bit word.
-KERNELS = {"dv_update_plain": 20, "dv_update_full": 22, "dv_start": 15, "dv_finite": 4, "dv_to_uint8": 5}
+KERNELS = {"dv_update_plain": 20, "dv_update_full": 23, "dv_start": 15, "dv_finite": 4, "dv_to_uint8": 5}
 BLOCK = 128  # threads along x
 _ELEMENTS_PER_BLOCK, _GRID_LIMIT = 4 * BLOCK, 65535
 

@@ -17,6 +17,7 @@ STREAM_STEP = 2  # kStreamStep of philox.h
 
 _LOG = (-0.0763449296, 0.12761575, -0.131601825, 0.142017588, -0.166233569, 0.200012267, -0.250008196, 0.333333313)
 _SIN = (-0.00460567372, 0.0796817318, -0.645963669, 1.57079637)
+_EXP = (0.00138145592, 0.0083687352, 0.041668389, 0.166665211, 0.49999994)
 _COS = (0.000904021668, -0.0208602883, 0.253669232, -1.23370051, 1.0)
 
 
@@ -70,6 +71,19 @@ def box_muller_angle(word: U32) -> tuple[F32, F32]:
     cosine = np.where((quadrant + 1) & 2, -cosine, cosine)
     sine = np.where(quadrant & 2, -sine, sine)
     return cosine, sine
+
+
+def exponential(z: F32) -> F32:
+    """exp(z), z limited to -87 .. 88; see row.h."""
+    z = np.where(z < -87, np.float32(-87), z)
+    z = np.where(z > 88, np.float32(88), z)
+    shifted = z * np.float32(1.44269504) + np.float32(12582912)
+    k = shifted - np.float32(12582912)
+    r = z - k * np.float32(0.693359375)
+    r = r - k * np.float32(-2.12194442e-4)
+    e = (r * r) * _polynomial(r, _EXP) + r
+    scale: F32 = ((shifted.view(np.uint32) - np.uint32(0x4B400000 - 127)) << np.uint32(23)).view(np.float32)
+    return (e + np.float32(1)) * scale
 
 
 def _normal_sample(seed: int, stream: int, step: int, count: int) -> F32:
@@ -137,14 +151,16 @@ class NumpyKernels:
         if o.y_out is not None:
             o.y_out[...] = base
         o.out[...] = following
-        return bool(np.isfinite(e).all())
+        return bool(np.isfinite(e).all()) and (o.v is None or bool(np.isfinite(o.v).all()))
 
     def _noise(self, o: Operands) -> F32 | None:
-        if o.noise is not None or o.seeds is None:
-            return o.noise
-        noise = np.empty_like(o.x)
-        self.normal(o.seeds, STREAM_STEP, o.step, o.x.size // max(1, o.x.shape[0]), noise)
-        return noise
+        noise = o.noise
+        if noise is None and o.seeds is not None:
+            noise = np.empty_like(o.x)
+            self.normal(o.seeds, STREAM_STEP, o.step, o.x.size // max(1, o.x.shape[0]), noise)
+        if noise is None or o.v is None:
+            return noise
+        return exponential(o.row[INDEX["s_n"]] * o.v) * noise
 
     def normal(self, seeds: U64, stream: int, step: int, count: int, out: F32) -> None:
         rows = out.reshape(seeds.size, count)

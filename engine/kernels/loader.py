@@ -22,7 +22,7 @@ from engine.kernels.operands import F32, U64, Operands
 VARIABLE = "DIFFUSEVAE_KERNELS"
 CHOICES = ("compiled", "numpy")
 LIBRARY = Path(__file__).with_name("_kernels.so")
-ABI_VERSION = 2  # DV_ABI_VERSION of kernels/include/diffusevae/kernels.h
+ABI_VERSION = 3  # DV_ABI_VERSION of kernels/include/diffusevae/kernels.h
 
 U32 = NDArray[np.uint32]
 U8 = NDArray[np.uint8]
@@ -52,8 +52,8 @@ class _UpdateArgs(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in (
-            "row", "x", "e", "weights", "c", "y", "h1", "h2", "h3", "g", "noise", "seeds", "out", "x0_out", "y_out",
-            "push_out")),
+            "row", "x", "e", "weights", "c", "y", "h1", "h2", "h3", "g", "v", "noise", "seeds", "out", "x0_out",
+            "y_out", "push_out")),
         *((name, ctypes.c_int64) for name in ("samples", "count", "noise_stride")),
         ("step", ctypes.c_uint32),
         *((name, ctypes.c_int32) for name in ("lanes", "threads")),
@@ -88,7 +88,7 @@ class CompiledKernels:
         shared = o.noise is not None and o.noise.shape[0] != samples
         arguments = _UpdateArgs(
             _at(o.row), _at(o.x), _at(o.e), _at(o.weights), _at(o.c), _at(o.y), _at(o.h1), _at(o.h2), _at(o.h3), _at(o.g),
-            _at(o.noise), _at(o.seeds), _at(o.out), _at(o.x0_out), _at(o.y_out), _at(o.push_out), samples, count,
+            _at(o.v), _at(o.noise), _at(o.seeds), _at(o.out), _at(o.x0_out), _at(o.y_out), _at(o.push_out), samples, count,
             0 if shared else count, o.step, o.weights.size, o.threads,
         )  # fmt: skip
         return bool(self._library.dv_update(ctypes.byref(arguments)))

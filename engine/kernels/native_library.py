@@ -19,7 +19,7 @@ from engine.commands import reinstall
 from engine.kernels.errors import KernelError, KernelLoadError
 from engine.kernels.loader import LIBRARY, open_library
 
-VERSION = 2  # DV_NATIVE_VERSION
+VERSION = 3  # DV_NATIVE_VERSION
 MAX_SOURCES = 4
 MAX_THREADS = 256
 NONE = -1
@@ -104,9 +104,9 @@ class Steps(ctypes.Structure):
     """dv_native_steps."""
 
     _fields_ = [
-        *_ints("x_port", "row_port", "e_port", "constants_count"), *_pointers("constant_ports", "constants"),
+        *_ints("x_port", "row_port", "e_port", "v_port", "constants_count"), *_pointers("constant_ports", "constants"),
         *_ints("steps", "row_count", "lanes", "samples"),
-        *_pointers("embeddings", "rows", "weights", "x", "x_in", "c", "e", "x0", "y", "h", "seeds", "noise"),
+        *_pointers("embeddings", "rows", "weights", "x", "x_in", "c", "e", "v", "x0", "y", "h", "seeds", "noise"),
         *_ints("noise_shared"), *_longs("first_step"), *_pointers("step_ms", "update_ms"),
         ("stop", _Stop), *_pointers("stop_user"), *_ints("failed_step"),
     ]  # fmt: skip

@@ -15,7 +15,7 @@ ROW_FIELDS = (
     "p_x", "p_e", "p_c", "p_y", "p_h1", "p_h2", "p_h3",
     "k_x0", "k_x", "k_e", "k_c", "k_n", "k_y", "k_h1", "k_h2", "k_h3", "k_g",
     "q_x0", "q_x", "q_e", "q_c", "q_n", "q_y", "q_h1", "q_h2", "q_h3", "q_g",
-    "clip", "c_in", "push",
+    "clip", "s_n", "c_in", "push",
 )  # fmt: skip
 INDEX = {name: i for i, name in enumerate(ROW_FIELDS)}
 Q = slice(INDEX["q_x0"], INDEX["clip"])
@@ -25,9 +25,9 @@ PUSH_NOTHING, PUSH_E, PUSH_X0 = 0, 1, 2
 USERS = {
     name: tuple(INDEX[f"{letter}_{name}"] for letter in "pkq" if f"{letter}_{name}" in INDEX)
     for name in ("c", "n", "y", "h1", "h2", "h3", "g")
-}
+} | {"v": (INDEX["s_n"],)}
 # Coefficients that make a row a full one: it reads or writes more than x, e, c and n.
-FULL = tuple(sorted({*range(Q.start, Q.stop), *(i for name in ("y", "h1", "h2", "h3", "g") for i in USERS[name])}))
+FULL = tuple(sorted({*range(Q.start, Q.stop), *(i for name in ("y", "h1", "h2", "h3", "g", "v") for i in USERS[name])}))
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Operands:
     h2: F32 | None
     h3: F32 | None
     g: F32 | None
+    v: F32 | None
     noise: F32 | None
     seeds: U64 | None
     step: int

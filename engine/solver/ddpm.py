@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.solver.levels import Columns, Levels
+from engine.solver.levels import LEARNED_RANGE, Columns, Levels
 from engine.solver.prediction import predicted_x0
+from engine.solver.schedule import F64
 
 
 def ddpm(levels: Levels) -> Columns:
@@ -13,10 +14,18 @@ def ddpm(levels: Levels) -> Columns:
 
         x' = sqrt(a') beta / (1 - a) x0 + sqrt(1 - beta) (1 - a') / (1 - a) x_t + sigma n
     sigma^2: fixedlarge beta, fixedsmall beta~ (section 3.2); none where a' = 1. With a centre x_t - c has this posterior.
+
+    learned_range (Nichol & Dhariwal 2021, eq. 15): the network's second output v in about [-1, 1] says where log sigma^2
+    lies between log beta~ and log beta, so that sigma = (beta beta~)^(1/4) exp(v log(beta / beta~) / 4).
     """
     a, previous, beta = levels.alpha_bar, levels.previous, levels.beta
     k_x = np.sqrt(1.0 - beta) * (1.0 - previous) / (1.0 - a)
     sigma = np.sqrt(beta if levels.variance == "fixedlarge" else levels.posterior_variance)
+    scale: F64 | float = 0.0
+    if levels.variance == LEARNED_RANGE:
+        sigma = np.sqrt(np.sqrt(beta * levels.posterior_variance))
+        ratio = (1.0 - a) / np.where(levels.final, 1.0 - a, 1.0 - previous)  # beta / beta~; 1 where there is no noise
+        scale = np.log(ratio) / 4.0
     return Columns(
         levels.timesteps,
         predicted_x0(levels)
@@ -25,5 +34,6 @@ def ddpm(levels: Levels) -> Columns:
             "k_x": k_x,
             "k_c": levels.around_centre(k_x),
             "k_n": np.where(levels.final, 0.0, sigma),
+            "s_n": scale,
         },
     )

@@ -13,7 +13,7 @@ Feeds = dict[str, npt.NDArray[Any]]
 
 
 def step_feeds(table: StepTable) -> Feeds:
-    """timesteps [R], coefficients [R, 30], weights [R, L] and start [3] (k_noise, k_start, k_centre)."""
+    """timesteps [R], coefficients [R, 31], weights [R, L] and start [3] (k_noise, k_start, k_centre)."""
     start = table.start
     return {
         "timesteps": np.array(table.timesteps, np.int64),

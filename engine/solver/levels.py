@@ -10,6 +10,10 @@ import numpy as np
 
 from engine.solver.schedule import F64, I64
 
+# Of DDPM's noise: two that the schedule fixes, and one for networks whose second output says it.
+FIXED_VARIANCES, LEARNED_RANGE = ("fixedlarge", "fixedsmall"), "learned_range"
+VARIANCES = (*FIXED_VARIANCES, LEARNED_RANGE)
+
 
 @dataclass(frozen=True)
 class Levels:

@@ -4,6 +4,7 @@ A row (kernels.ROW_FIELDS; kernels/include/diffusevae/row.h) takes x from timest
 
     e   = sum of weight e_lane                        lanes of the network, which is given c_in x
     x0  = limit(p_x x + p_e e + p_c c  [+ p_y y + p_h1 h1 + p_h2 h2 + p_h3 h3], clip)
+    n   = exp(s_n v) noise, where s_n is not 0 (v: the network's second output); otherwise the noise itself
     x'  = k_x0 x0 + k_x x + k_e e + k_c c + k_n n  [+ k_y y + k_h1 h1 + k_h2 h2 + k_h3 h3 + k_g g]
     y'  = the same sum with q, where any q is not 0
     push: 1 puts e and 2 puts x0 in front of the history h1, h2, h3
@@ -29,7 +30,7 @@ from engine.solver.check import check_rows
 from engine.solver.ddim import ddim
 from engine.solver.ddpm import ddpm
 from engine.solver.dpmpp_2m import dpmpp_2m
-from engine.solver.levels import Columns, Levels
+from engine.solver.levels import VARIANCES, Columns, Levels
 from engine.solver.plms import plms
 from engine.solver.prediction import PREDICTIONS
 from engine.solver.schedule import F64, I64, Schedule, default_spacing, kept_timesteps
@@ -54,7 +55,6 @@ METHODS: dict[str, Method] = {
     "dpmpp_2m": Method(dpmpp_2m),
     "plms": Method(plms, predictions=("eps",)),  # its history is of eps, which for x0 and v takes the x of that time too
 }
-VARIANCES = ("fixedlarge", "fixedsmall")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class StepTable:
     """A chain, in the order of its R network calls.
 
     timesteps   int64 [R], what the network is called with
-    rows        float32 [R, 30], kernels.ROW_FIELDS
+    rows        float32 [R, 31], kernels.ROW_FIELDS
     weights     float32 [R, L], of the network's lanes: L = 1, or 2 with guidance (the inputs, their nulls)
     """
 
@@ -112,8 +112,9 @@ def build_step_table(
     steps, spacing: how many timesteps, and which. None is "uniform" (the reference's whole strides), or "linspace"
         with t_start; "quad" is dense near 0 and may merge duplicates; "trailing" ends one stride above 0, so that no
         call is spent on a clean x; "truncated" is the last `steps` of the full chain.
-    method, eta, variance: "ddim" with eta 0 (deterministic) .. 1; "ddpm" with variance "fixedlarge" or "fixedsmall" (of no
-        effect with the others); "dpmpp_2m", second order; "plms", fourth order, eps prediction, one row more than steps.
+    method, eta, variance: "ddim" with eta 0 (deterministic) .. 1; "ddpm" with variance "fixedlarge", "fixedsmall" or, for a
+        network that returns it, "learned_range" (of no effect with the others); "dpmpp_2m", second order; "plms", fourth
+        order, eps prediction, one row more than steps.
     t_start: start at this timestep from a noised image instead of from noise.
     temperature: scales the noise that the chain starts from, not that of the steps.
     clip: limit x0 to [-clip, clip] in every row, as in training; None: no limit.
@@ -181,7 +182,7 @@ def _table(chain: _Chain) -> StepTable:
 
 
 def exact_rows(solver: Callable[[Levels], Columns], levels: Levels, clip: float = math.inf) -> tuple[I64, F64]:
-    """What a solver makes of these levels: timesteps int64 [R] and rows float64 [R, 30]."""
+    """What a solver makes of these levels: timesteps int64 [R] and rows float64 [R, 31]."""
     columns = solver(levels)
     rows = np.zeros((len(columns.timesteps), len(ROW_FIELDS)))
     for name, values in {"clip": clip, "c_in": 1.0, **columns.fields}.items():

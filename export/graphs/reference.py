@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from engine.bundle.pipeline import ROWS, TIMESTEPS, CallSpec, E, PipelineSpec, X
+from engine.bundle.pipeline import ROWS, TIMESTEPS, VARIANCE, CallSpec, E, PipelineSpec, X
 from engine.kernels import ROW_FIELDS
 from export.graphs.roles import Inputs, Role
 
@@ -48,12 +48,13 @@ class WholeSampler(nn.Module):
         y, h1, h2, h3 = (torch.zeros_like(x) for _ in range(4))
         for i, row in enumerate(coefficients):
             k: Inputs = dict(zip(ROW_FIELDS, row, strict=True))
-            e = self._network(i, k["c_in"] * x, constants, rows, weights[i])
+            e, v = self._network(i, k["c_in"] * x, constants, rows, weights[i])
+            n = noise[i % len(noise)] if v is None else torch.exp(k["s_n"] * v) * noise[i % len(noise)]
             # x0 = limit(p . slots);  x' = k . slots;  y' = q . slots
             x0 = k["p_x"] * x + k["p_e"] * e + k["p_c"] * c
             x0 = x0 + (k["p_y"] * y + k["p_h1"] * h1 + k["p_h2"] * h2 + k["p_h3"] * h3)
             x0 = torch.clamp(x0, -k["clip"], k["clip"])
-            slots = {"x0": x0, "x": x, "e": e, "c": c, "n": noise[i % len(noise)], "y": y, "h1": h1, "h2": h2, "h3": h3}
+            slots = {"x0": x0, "x": x, "e": e, "c": c, "n": n, "y": y, "h1": h1, "h2": h2, "h3": h3}
             x = _sum(k, "k", slots)
             if any(bool(k[f"q_{name}"] != 0) for name in slots):
                 y = _sum(k, "q", slots)
@@ -100,8 +101,8 @@ class WholeSampler(nn.Module):
 
     def _network(
         self, i: int, x: torch.Tensor, constants: Inputs, rows: torch.Tensor, weights: torch.Tensor
-    ) -> torch.Tensor:
-        """e of row i: the lanes that have a weight, each times its own, added up."""
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """e of row i: the lanes that have a weight, each times its own, added up; and lane 0's second output, or None."""
         active = len(weights) if bool((weights[1:] != 0).any()) else 1
         count = active * len(x)
         step = self.pipeline.step
@@ -113,12 +114,10 @@ class WholeSampler(nn.Module):
                 inputs[port] = rows[i][:count] if len(rows[i]) > 1 else rows[i]
         if self.seen is not None:
             self.seen(i, inputs)
-        e = self._call_step(inputs).chunk(active)
-        return torch.stack([w * part for w, part in zip(weights, e, strict=False)]).sum(0)
-
-    def _call_step(self, inputs: Inputs) -> torch.Tensor:
-        step = self.pipeline.step
-        return next(self.roles[step.graph](inputs)[port] for port, name in step.outputs.items() if name == E)
+        outputs = self.roles[step.graph](inputs)
+        made = {name: outputs[port].chunk(active) for port, name in step.outputs.items()}
+        e = torch.stack([w * part for w, part in zip(weights, made[E], strict=False)]).sum(0)
+        return e, made[VARIANCE][0] if VARIANCE in made else None
 
 
 def _sum(k: Inputs, kind: str, slots: Inputs) -> torch.Tensor:

@@ -7,6 +7,7 @@ one file serves any solver, any number of steps and any batch, in any runtime th
     for row, weight in coefficients, weights:
         e   = sum over lanes of weight[lane] step(c_in x, the lane's bindings, the row's embedding)
         x0  = limit(p . (x, e, c, y, h1, h2, h3))
+        n   = exp(s_n v) noise, where the network has the second output v
         x   = k . (x0, x, e, c, n, y, h1, h2, h3)
         y   = q . (the same), where the row has any q;   h3, h2, h1 = h2, h1, e or x0, where it pushes
     after-calls;  images = bytes
@@ -25,7 +26,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from engine.bundle.pipeline import ROWS, TIMESTEPS, E, PipelineSpec, X
+from engine.bundle.pipeline import ROWS, TIMESTEPS, VARIANCE, E, PipelineSpec, X
 from engine.bundle.tensors import BATCH, TensorSpec
 from engine.errors import ExportError
 from engine.kernels import ROW_FIELDS
@@ -143,6 +144,8 @@ def _loop_body(
     at_least = body.op("Max", predicted, body.op("Neg", k["clip"], out="row/clip_low"), out="x0/limited_below")
     x0 = body.op("Min", at_least, k["clip"], out="x0/limited")
     noise = body.op("Gather", "noise", body.op("Gather", "noise/index", "loop/row", out="noise/number"), out="noise/row")
+    if pipeline.learns_variance:
+        noise = _scaled_noise(body, pipeline, k["s_n"], noise)
     slots = [("x0", x0), *slots, ("n", noise)]
     body.sum([(k[f"k_{slot}"], name) for slot, name in slots], "loop/x_next", on_kept["k"])
     y = body.sum([(k[f"q_{slot}"], name) for slot, name in slots], "y/next", on_kept["q"])
@@ -158,7 +161,8 @@ def _network(
     step, state = pipeline.step, pipeline.state
     x = body.op("Mul", c_in, "loop/x", out="network/x")
     weight = body.op("Gather", "weights", "loop/row", out="network/weights")
-    answer = "network/e"
+    answers = {E: "network/e", VARIANCE: "network/v"}
+    answer = answers[E]
     if pipeline.guided:
         stack = body.op("Unsqueeze", x, body.axes(0), out="network/x_stack")
         repeated = body.op("Expand", stack, "lanes/1x4", out="network/x_lanes")
@@ -166,7 +170,7 @@ def _network(
     names = {port: {X: x, ROWS: "network/embedding"}.get(name) or constants[port] for port, name in step.inputs.items()}
     if ROWS in step.inputs.values():
         _embedding(body, pipeline.per_sample_rows)
-    names |= {port: answer for port, name in step.outputs.items() if name == E}
+    names |= {port: answers[name] for port, name in step.outputs.items()}
     body.inline(parts[step.graph], step.graph, "step", names)
     if not pipeline.guided:
         return body.op("Mul", answer, weight, out="e/weighted")
@@ -175,6 +179,17 @@ def _network(
     column = body.op("Reshape", weight, body.axes(-1, 1, 1, 1, 1), out="network/weight_column")
     weighted = body.op("Mul", stack, column, out="network/e_weighted")
     return body.op("ReduceSum", weighted, body.axes(0), out="e/weighted", keepdims=0)
+
+
+def _scaled_noise(body: Sheet, pipeline: PipelineSpec, s_n: str, noise: str) -> str:
+    """exp(s_n v) noise, v being lane 0's; the noise itself where s_n is 0, since exp(0) is 1."""
+    v = "network/v"
+    if pipeline.guided:
+        shape = body.op("Concat", "lanes/count", body.axes(-1, *pipeline.state.shape), out="network/v_shape", axis=0)
+        stack = body.op("Reshape", v, shape, out="network/v_stack")
+        v = body.op("Gather", stack, body.constant("number/lane", 0), out="network/v_first", axis=0)
+    factor = body.op("Exp", body.op("Mul", s_n, v, out="noise/exponent"), out="noise/factor")
+    return body.op("Mul", factor, noise, out="noise/scaled")
 
 
 def _embedding(body: Sheet, per_sample: bool) -> None:

@@ -17,6 +17,7 @@ from engine.commands import install_extra
 from engine.errors import ExportError
 from engine.kernels import ROW_FIELDS
 from engine.solver.feeds import step_feeds
+from engine.solver.levels import LEARNED_RANGE
 from engine.solver.schedule import Schedule
 from engine.solver.table import METHODS, build_step_table
 from export.graphs.parity import LOADERS, native_failures, relative_error
@@ -34,6 +35,7 @@ CHAINS: tuple[dict[str, Any], ...] = (
     {"batch": 2, "steps": 4, "method": "dpmpp_2m"},
     {"batch": 1, "steps": 5, "method": "plms"},
 )
+LEARNED: dict[str, Any] = {"batch": 2, "steps": 3, "method": "ddpm", "variance": LEARNED_RANGE}  # for networks that have it
 BATCHES = tuple(chain["batch"] for chain in CHAINS)
 
 
@@ -120,7 +122,7 @@ def _examples(role: Role, pipeline: PipelineSpec, schedule: Schedule, prediction
     """CHAINS from the middle of the schedule, with guidance where the pipeline has it."""
     starts = pipeline.state.start is not None
     cases = []
-    for seed, chain in enumerate(CHAINS):
+    for seed, chain in enumerate((*CHAINS, *([LEARNED] if pipeline.learns_variance else []))):
         options = dict(chain)
         if prediction not in METHODS[chain.get("method", "ddim")].predictions:
             continue

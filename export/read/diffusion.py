@@ -6,8 +6,8 @@ from collections.abc import Collection
 from typing import Any
 
 from engine.errors import ArgumentError, CheckpointError, did_you_mean
+from engine.solver.levels import FIXED_VARIANCES
 from engine.solver.prediction import PREDICTIONS
-from engine.solver.table import VARIANCES
 from export.read.evidence import Claims, Facts, first, settle
 
 DEFAULTS: dict[str, Any] = {
@@ -25,7 +25,7 @@ def prediction(claims: Claims[str], origins: dict[str, str]) -> str:
 def variance(claims: Claims[str], origins: dict[str, str]) -> str:
     """The first source that speaks: it matters for method ddpm only, and can be chosen again when sampling."""
     value, origins["variance"] = first([*claims, ("assumed; --variance", "fixedlarge")])
-    return _known("variance", value, origins["variance"], VARIANCES)
+    return _known("variance", value, origins["variance"], FIXED_VARIANCES)
 
 
 def _known(name: str, value: str, origin: str, known: Collection[str]) -> str:

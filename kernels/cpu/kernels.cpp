@@ -88,6 +88,18 @@ int full_chunk(const dv::Row* row_at, float weight, const Operands* at, int64_t 
     return bad;
 }
 
+// The noise as a row with s_n reads it; 1 where some v is not finite.
+DV_CLONES
+int scale_noise_chunk(float s_n, const float* v, const float* noise, int64_t n, float* scaled) {
+    int32_t bad = 0;
+    DV_INDEPENDENT
+    for (int64_t i = 0; i < n; ++i) {
+        bad |= dv::not_finite(v[i]);
+        scaled[i] = dv::scaled_noise(s_n, v[i], noise[i]);
+    }
+    return bad;
+}
+
 DV_CLONES
 void first_lane_chunk(float weight, const float* e, int64_t n, float* sum) {
     for (int64_t i = 0; i < n; ++i) sum[i] = dv::first_lane(weight, e[i]);
@@ -171,7 +183,7 @@ struct Update {
     const dv_update_args& a;
     const dv::Row& row;
     const bool full = dv::is_full(row), sets_y = dv::sets_y(row) && a.y_out;
-    const bool draws = !a.noise && a.seeds && dv::reads_n(row);
+    const bool draws = !a.noise && a.seeds && dv::reads_n(row), scales = a.v && dv::reads_v(row);
     const bool pushes_e = row.push == dv::kPushE && a.push_out, pushes_x0 = row.push == dv::kPushX0 && a.push_out;
     const float weight = a.weights ? a.weights[0] : 1.0f;
     const bool combines = a.lanes > 1 || weight == 0.0f || pushes_e;
@@ -203,13 +215,18 @@ int update_chunk(const Update& u, int64_t sample, int64_t begin, int64_t n, Scra
         normal_range(a.seeds[sample], dv::kStreamStep, a.step, begin, n, scratch.noise);
         o.n = scratch.noise;
     }
+    int bad = 0;
+    if (u.scales) {
+        bad = scale_noise_chunk(u.row.s_n, a.v + sample * a.count + begin, o.n, n, scratch.noise);
+        o.n = scratch.noise;
+    }
     float weight = u.weight;
     if (u.combines) {
         combine_chunk(a.weights ? a.weights : &u.weight, a.lanes, o.e, a.samples * a.count, n, scratch.e);
         o.e = scratch.e;
         weight = 1.0f;
     }
-    const int bad = (u.full ? full_chunk : plain_chunk)(&u.row, weight, &o, n);
+    bad |= (u.full ? full_chunk : plain_chunk)(&u.row, weight, &o, n);
     const int64_t at = sample * a.count + begin;
     if (u.pushes_e) std::copy(scratch.e, scratch.e + n, a.push_out + at);
     if (u.pushes_x0 && a.x0_out) std::copy(o.x0_out, o.x0_out + n, a.push_out + at);

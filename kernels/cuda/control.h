@@ -16,7 +16,7 @@ struct alignas(16) Control {
     float k_noise, k_start, k_centre;  // x = k_noise x_T + k_start start + k_centre centre
 };
 static_assert(sizeof(Control) == 32, "the layout that the host writes");
-static_assert(sizeof(Row) == 120, "a row of kernels.ROW_FIELDS, without padding");
+static_assert(sizeof(Row) == 124, "a row of kernels.ROW_FIELDS, without padding");
 
 enum Bad : uint32_t { kBadRows = 0xFFFFFFFDu, kFullRow = 0xFFFFFFFEu, kOverrun = 0xFFFFFFFFu };
 

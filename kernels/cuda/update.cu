@@ -62,7 +62,7 @@ __device__ __forceinline__ void store_inputs(float* x_in, int copies, int64_t st
 // One sample's arrays in one row of the table; those that the row does not use are null. Lanes of e and copies of x lie
 // `stride` elements apart.
 struct Sample {
-    const float *e, *weights, *c, *noise, *y, *h1, *h2, *h3, *g;
+    const float *e, *weights, *c, *noise, *y, *h1, *h2, *h3, *g, *v;
     float *x, *x_in, *x0, *y_out, *pushed;
     int64_t stride;
     int lanes, copies;
@@ -72,8 +72,8 @@ struct Sample {
 
     __device__ __forceinline__ bool wide() const {
         return dv::is_wide(e) && (stride % 4 == 0 || (lanes < 2 && copies < 2)) && dv::is_wide(c) && dv::is_wide(noise)
-               && dv::is_wide(y) && dv::is_wide(h1) && dv::is_wide(h2) && dv::is_wide(h3) && dv::is_wide(g) && dv::is_wide(x)
-               && dv::is_wide(x_in) && dv::is_wide(x0) && dv::is_wide(y_out) && dv::is_wide(pushed);
+               && dv::is_wide(y) && dv::is_wide(h1) && dv::is_wide(h2) && dv::is_wide(h3) && dv::is_wide(g) && dv::is_wide(v)
+               && dv::is_wide(x) && dv::is_wide(x_in) && dv::is_wide(x0) && dv::is_wide(y_out) && dv::is_wide(pushed);
     }
 
     // The lanes' sum (combine in row.h); a lane of weight 0 is not read.
@@ -98,15 +98,22 @@ struct Sample {
     }
 };
 
-// Four elements of a row. A full row knows y, the history and a guide besides; a push may follow either kind.
+// Four elements of a row. A full row knows y, the history, a guide and v besides; a push may follow either kind.
 template <bool kFull, bool kWide>
 __device__ __forceinline__ int32_t row_block(const Sample& o, const dv::Row& row, uint32_t step, int64_t b, int n) {
     const int64_t i = 4 * b;
     const dv::Four e = o.guided<kWide>(i, n);
     const dv::Four x = dv::load<kWide>(o.x, i, n), c = dv::load<kWide>(o.c, i, n);
-    const dv::Four noise = o.draws ? normals(o.seed, dv::kStreamStep, step, b) : dv::load<kWide>(o.noise, i, n);
+    dv::Four noise = o.draws ? normals(o.seed, dv::kStreamStep, step, b) : dv::load<kWide>(o.noise, i, n);
     dv::Four next, x0;
+    int32_t bad = 0;
     if constexpr (kFull) {
+        if (o.v != nullptr) {
+            const dv::Four v = dv::load<kWide>(o.v, i, n);
+            bad = any_not_finite(v);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) noise.v[j] = dv::scaled_noise(row.s_n, v.v[j], noise.v[j]);
+        }
         const dv::Four y = dv::load<kWide>(o.y, i, n), h1 = dv::load<kWide>(o.h1, i, n), h2 = dv::load<kWide>(o.h2, i, n);
         const dv::Four h3 = dv::load<kWide>(o.h3, i, n), g = dv::load<kWide>(o.g, i, n);
         dv::Four base;
@@ -137,7 +144,7 @@ __device__ __forceinline__ int32_t row_block(const Sample& o, const dv::Row& row
         for (int j = 0; j < 4; ++j) value.v[j] = row.push == dv::kPushE ? e.v[j] : x0.v[j];
         dv::store<kWide>(o.pushed, i, n, value);
     }
-    return any_not_finite(e);
+    return bad | any_not_finite(e);
 }
 
 // The arguments of an update, as README.md lists them.
@@ -149,7 +156,7 @@ struct Update {
     const uint64_t* seeds;
     const float* noise;
     int64_t noise_row, noise_sample;
-    const float *e, *c, *g;
+    const float *e, *c, *g, *v;
     float *x, *x_in;
     int64_t copies;
     float *x0, *y, *h;
@@ -180,6 +187,7 @@ struct Update {
                 o.h2 = at<const float>(h, past(2), dv::reads_h2(row));
                 o.h3 = at<const float>(h, past(3), dv::reads_h3(row));
                 o.g = at(g, offset, dv::reads_g(row));
+                o.v = at(v, offset, dv::reads_v(row));
                 o.y_out = at(y, offset, dv::sets_y(row));
             }
             o.x = x + offset;
@@ -228,7 +236,7 @@ DV_KERNEL(8) dv_update_plain(dv::Control* control, const dv::Row* rows, const fl
                           const float* e, const float* c, float* x, float* x_in, int64_t copies, float* x0, float* h,
                           const float* table, float* table_row, int64_t width, int64_t samples, int64_t count) {
     const Update update = {control, rows, weights, lanes, seeds, noise, noise_row_stride, noise_sample_stride,
-                           e, c, nullptr, x, x_in, copies, x0, nullptr, h, table, table_row, width, samples, count};
+                           e, c, nullptr, nullptr, x, x_in, copies, x0, nullptr, h, table, table_row, width, samples, count};
     update.run<false>();
 }
 
@@ -237,9 +245,9 @@ DV_KERNEL(4) dv_update_full(dv::Control* control, const dv::Row* rows, const flo
                          const uint64_t* seeds, const float* noise, int64_t noise_row_stride, int64_t noise_sample_stride,
                          const float* e, const float* c, float* x, float* x_in, int64_t copies, float* x0, float* h,
                          const float* table, float* table_row, int64_t width, int64_t samples, int64_t count, float* y,
-                         const float* g) {
+                         const float* g, const float* v) {
     const Update update = {control, rows, weights, lanes, seeds, noise, noise_row_stride, noise_sample_stride,
-                           e, c, g, x, x_in, copies, x0, y, h, table, table_row, width, samples, count};
+                           e, c, g, v, x, x_in, copies, x0, y, h, table, table_row, width, samples, count};
     update.run<true>();
 }
 

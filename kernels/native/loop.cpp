@@ -28,6 +28,7 @@ public:
         for (int32_t i = 0; i < s_.constants_count; ++i)
             ports_[size_t(s_.constant_ports[i])] = const_cast<float*>(s_.constants[i]);
         ports_[size_t(s_.e_port)] = s_.e;
+        if (s_.v_port != DV_NATIVE_NONE) ports_[size_t(s_.v_port)] = s_.v;
         state_ = s_.samples * count_;
         for (int32_t i = 0; s_.h && i < 3; ++i) h_[i] = s_.h + i * state_;
         s_.failed_step = -1;
@@ -78,12 +79,18 @@ private:
         }
         demand(s_.row_port == p_.row_port && (s_.row_port != DV_NATIVE_NONE) == (s_.embeddings != nullptr),
                "row_port: expected the program's own, with embeddings where there is one");
+        demand((s_.v_port != DV_NATIVE_NONE) == (s_.v != nullptr), "v_port: expected v where there is one");
         if (s_.row_port != DV_NATIVE_NONE) name(s_.row_port);
+        if (s_.v_port != DV_NATIVE_NONE) name(s_.v_port);
         for (const char once : named) demand(once == 1, "ports: expected each port of the program named once");
         const dv_native_port &x = p_.port(s_.x_port), &e = p_.port(s_.e_port);
         demand(x.kind == DV_NATIVE_PORT_MAP && e.kind == DV_NATIVE_PORT_MAP && x.is_output == 0 && e.is_output == 1,
                "x_port, e_port: expected maps, an input and an output");
         demand(x.channels == e.channels && x.height == e.height && x.width == e.width, "x_port, e_port: expected one shape");
+        const dv_native_port& v = s_.v_port == DV_NATIVE_NONE ? e : p_.port(s_.v_port);
+        demand(v.kind == DV_NATIVE_PORT_MAP && v.is_output == 1 && v.channels == e.channels && v.height == e.height
+                   && v.width == e.width,
+               "v_port: expected an output map of the shape of e");
         count_ = int64_t(x.channels) * x.height * x.width;
         row_width_ = s_.row_port == DV_NATIVE_NONE ? 0 : p_.port(s_.row_port).channels;
     }
@@ -94,6 +101,7 @@ private:
         const auto has = [number](bool good, const char* what) { demand(good, what + (" of row " + std::to_string(number))); };
         has(!reads_g(row), "k_g, q_g: expected 0 without a guide, in the coefficients");
         has(s_.c || !reads_c(row), "c: expected a centre, for the coefficients");
+        has(s_.v || !reads_v(row), "v_port: expected a second output, for s_n");
         has(s_.y || (!reads_y(row) && !sets_y(row)), "y: expected a buffer, for the coefficients");
         has(row.push == kPushNothing || row.push == kPushE || row.push == kPushX0, "push: expected 0, 1 or 2, in the coefficients");
         has(s_.h || (!reads_h1(row) && !reads_h2(row) && !reads_h3(row) && row.push == kPushNothing),
@@ -150,6 +158,7 @@ private:
         a.weights = weights_of(number);
         a.lanes = active_lanes(number);
         a.c = s_.c;
+        a.v = s_.v;
         a.y = a.y_out = s_.y;
         a.h1 = h_[0], a.h2 = h_[1], a.h3 = a.push_out = h_[2];
         a.x0_out = s_.x0;

@@ -16,7 +16,7 @@ Arguments = dict[str, Any]
 INT, LONG, DOUBLE, TEXT, POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_double, ctypes.c_char_p, ctypes.c_void_p
 MAX_RANK = 8
 DTYPES = {"float32": 1, "int64": 2, "uint8": 3, "uint64": 4, "float64": 5}
-ROW_FIELDS = 30
+ROW_FIELDS = 31
 OF_ROWS = ("timesteps", "step_ms")  # outputs with one number a row of the step table
 
 

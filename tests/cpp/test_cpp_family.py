@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from engine import Sampler
+from engine.bundle.reader import Bundle
+from engine.solver.table import build_step_table
 from tests.cpp import building
 from tests.cpp.capi import ARGUMENT, Failed, Library, open_c
 from tests.toy_family import CLASSES, IMAGE, STATE, STYLE, Reference, build_family
@@ -62,6 +64,32 @@ def test_it_makes_the_bits_of_python(family: Path, run: str, library: Library) -
         same(c.sample(3, **given), python.sample(3, **given))
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"n": 3, "guidance": 1.5}, {"n": 10, "guidance": 1.5, "steps": 5}, {"n": 2}, {"n": 2, "variance": "fixedsmall"},
+        {"n": 2, "method": "ddim", "eta": 0.5},
+    ],
+)  # fmt: skip
+def test_a_learned_variance_makes_the_bits_of_python(tmp_path: Path, given: dict[str, Any], library: Library) -> None:
+    path = build_family(tmp_path / "learned.bundle", learned=True)
+    options = {"seed": 11, "label": np.array([3]), "method": "ddpm", **given}
+    with open_c(library, path, backend="openvino") as c, Sampler(path, "openvino", "f32", 2) as python:
+        n = options.pop("n")
+        same(c.sample(n, **options), python.sample(n, **options))
+
+
+def test_rows_of_a_learned_variance_are_those_of_python(tmp_path: Path, library: Library) -> None:
+    path = build_family(tmp_path / "learned.bundle", learned=True)
+    schedule = Bundle.open(path).manifest.schedule.schedule()
+    with open_c(library, path, backend="openvino") as sampler:
+        for options in ({"steps": n, "spacing": spacing} for n in (1, 2, 10, 1000) for spacing in ("linspace", "trailing")):
+            expected = build_step_table(
+                schedule, prediction="v", clip=None, method="ddpm", variance="learned_range", **options
+            )
+            assert sampler.table(method="ddpm", **options).rows.tobytes() == expected.rows.tobytes()
+
+
 @pytest.mark.parametrize("guidance", [0.0, 2.0])
 def test_it_is_the_reference(family: Path, guidance: float, library: Library) -> None:
     rng, reference = np.random.default_rng(5), Reference()
@@ -110,6 +138,7 @@ def test_a_null_that_is_each_samples_own(library: Library, tmp_path: Path) -> No
         ({"label": np.array([1]), "t_start": 500}, "t_start"),
         ({"label": np.array([1]), "method": "plms"}, "plms"),
         ({"label": np.array([1]), "prior": "bundle"}, "prior"),
+        ({"label": np.array([1]), "variance": "learned_range"}, "no second output .*; expected one of fixedlarge, fix"),
     ],
 )
 def test_bad_input_is_refused(family: Path, given: dict[str, Any], message: str, library: Library) -> None:

@@ -49,7 +49,7 @@ std::vector<Row> rows_of(bool full) {
         r.c_in = i % 2 ? 0.5f : 1.0f;
         r.push = float(i % 3);
         if (!full || i == 1) continue;
-        r.p_y = 0.1f, r.p_h1 = 0.2f, r.k_y = 0.1f, r.k_h1 = -0.2f, r.k_h2 = 0.3f, r.k_h3 = -0.1f, r.k_g = 0.4f;
+        r.p_y = 0.1f, r.p_h1 = 0.2f, r.k_y = 0.1f, r.k_h1 = -0.2f, r.k_h2 = 0.3f, r.k_h3 = -0.1f, r.k_g = 0.4f, r.s_n = 0.3f;
         r.q_x = i == 2 ? 0.0f : 1.0f;
     }
     return rows;
@@ -62,7 +62,7 @@ void launch(const char* name, int64_t samples, int64_t count, const std::vector<
     check(host_launch(name, grid, block, words.data(), int64_t(words.size()), uint32_t(count)) == 0, name);
 }
 
-// All rows, and one launch too many; bits of `present`: two lanes, c, x0, given noise, network inputs, y and g.
+// All rows, and one launch too many; bits of `present`: two lanes, c, x0, given noise, network inputs, y, g and v.
 void update(bool full, int64_t samples, int64_t count, int64_t offset, unsigned present) {
     const int64_t size = samples * count, lanes = present & 1 ? 2 : 1;
     const std::vector<Row> rows = rows_of(full);
@@ -70,13 +70,13 @@ void update(bool full, int64_t samples, int64_t count, int64_t offset, unsigned 
     Array<float> weights(lanes * kRows, 0, 0.75f), e(lanes * size, offset, 1.0f), x(size, offset, 0.5f);
     Array<float> x_in(lanes * size, offset + 3, 0.0f), x0(size, offset + 2, 0.25f), c(size, offset, 0.125f);
     Array<float> noise(kRows * count, offset + 1, 1.5f), table(kRows * count, offset, 1.0f), table_row(count, offset, 0.0f);
-    Array<float> y(size, offset + 1, 0.5f), g(size, offset, 0.25f), h(3 * size, offset + 2, 0.5f);
+    Array<float> y(size, offset + 1, 0.5f), g(size, offset, 0.25f), v(size, offset + 3, 0.5f), h(3 * size, offset + 2, 0.5f);
     const auto where = [&](unsigned bit, uint64_t address) { return present & bit ? address : 0; };
     std::vector<uint64_t> words = {
         uint64_t(&control), uint64_t(rows.data()), weights.at(), uint64_t(lanes), uint64_t(kSeeds), where(8, noise.at()),
         uint64_t(count), 0, e.at(), where(2, c.at()), x.at(), where(16, x_in.at()), where(16, uint64_t(lanes)),
         where(4, x0.at()), h.at(), table.at(), table_row.at(), uint64_t(count), uint64_t(samples), uint64_t(count)};
-    if (full) words.insert(words.end(), {where(32, y.at()), where(32, g.at())});
+    if (full) words.insert(words.end(), {where(32, y.at()), where(32, g.at()), where(32, v.at())});
     for (uint32_t row = 0; row <= kRows; ++row) launch(full ? "dv_update_full" : "dv_update_plain", samples, count, words);
     check(control.step == kRows && control.ticket == 0 && control.bad == 0xFFFFFFFFu && control.pushes == 3, "the counters");
 }

@@ -19,7 +19,7 @@ from export.graphs.sampler_graph import compose_sampler
 from export.graphs.sampler_role import sampler_role
 from tests.manifests import edit
 from tests.samplers import EACH_BACKEND
-from tests.toy_family import IMAGE, STATE, Reference, build_family
+from tests.toy_family import BACKENDS, IMAGE, STATE, Reference, build_family
 
 SEEDS = np.array([5, 2**63, 9], np.uint64)
 LABELS = np.array([3, 10, 0])
@@ -81,6 +81,16 @@ def test_it_is_the_reference(family: Path, backend: str) -> None:
     expected = reference.sample(table.timesteps.tolist(), feeds["x_T"], LABELS, feeds["style"], guidance=1.0)
     np.testing.assert_allclose(found["x"], expected, rtol=2e-5, atol=2e-5)
     assert np.abs(found["images"].astype(int) - reference.pixels(expected)).max() <= 1
+
+
+@pytest.mark.parametrize("setting", [{}, {"method": "ddpm", "guidance": 1.5}, {"method": "ddpm", "variance": "fixedlarge"}])
+def test_a_learned_variance(tmp_path: Path, setting: dict[str, Any]) -> None:
+    plain = Bundle.open(build_family(tmp_path / "plain.bundle", learned=True))
+    bundle = Bundle.open(build_family(tmp_path / "whole.bundle", learned=True, sampler=compose(plain)))
+    for backend in BACKENDS:
+        with Sampler(bundle, backend, "f32", 1) as sampler:
+            batch = sampler.sample(seed=SEEDS, label=LABELS, **setting)
+        np.testing.assert_allclose(run(bundle, backend, **setting)["x"], batch.x, rtol=2e-5, atol=2e-5)
 
 
 def test_a_null_that_is_each_samples_own(tmp_path: Path) -> None:

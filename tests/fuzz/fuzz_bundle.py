@@ -29,6 +29,7 @@ HOSTILE: list[Any] = [
     None, True, False, 0, -1, 1, 2, 2**31, 2**63, 2**64, 10**400, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", "x",
     "batch", "../../etc/passwd", "/", "\0", "\ud800", "\x1b[2J", "é" * 300, [], [[]], [None], {}, {"": {}}, [1] * 1000,
     "denoiser.onnx", "f32", "openvino", "native", "sampler.fp16", "recon", "rows", "e", "timesteps", "image", "normal",
+    "variance", "learned_range",
 ]  # fmt: skip
 
 

@@ -91,6 +91,24 @@ def test_a_row_without_weight_runs_one_lane(bundles: dict[str, Bundle], mock: Mo
     assert mock.leaks() == {}
 
 
+@pytest.mark.parametrize(
+    ("options", "full"), [({"method": "ddpm"}, True), ({"method": "ddpm", "variance": "fixedsmall"}, False), ({}, False)]
+)
+@pytest.mark.parametrize("guidance", [0.0, 1.5])
+def test_a_learned_variance_is_read_where_the_table_says_so(
+    mock: Mock, tmp_path: Path, options: dict[str, Any], full: bool, guidance: float
+) -> None:
+    def learned(models: dict[str, Any], manifest: dict[str, Any]) -> None:
+        models |= toy_family.graphs(learned=True)
+        manifest["variance"], manifest["pipeline"]["step"]["outputs"]["range"] = "learned_range", "variance"
+
+    launched, run_kernel = set(), mock.cuda.run_kernel
+    mock.cuda.run_kernel = lambda name, *rest: (launched.add(name), run_kernel(name, *rest))  # type: ignore[method-assign]
+    both(family(tmp_path / "b", learned), steps=4, guidance=guidance, label=LABELS, **options)
+    assert launched & {"dv_update_full", "dv_update_plain"} == {"dv_update_full" if full else "dv_update_plain"}
+    assert mock.leaks() == {}
+
+
 # ---- nulls -----------------------------------------------------------------------------------------------------------
 
 

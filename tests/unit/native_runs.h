@@ -12,12 +12,12 @@
 
 namespace {
 
-// A small denoiser: patches, blocks at two sizes, attention, concatenation; ports x, cond, row, eps.
+// A small denoiser: patches, blocks at two sizes, attention, concatenation; ports x, cond, row, eps, and variance where asked for.
 struct Denoiser {
     Builder b{5};
-    int32_t x, cond, eps;
+    int32_t x, cond, eps, variance = DV_NATIVE_NONE;
 
-    explicit Denoiser(bool int8, int32_t side = 8) {
+    explicit Denoiser(bool int8, int32_t side = 8, bool second = false) {
         x = b.port(DV_NATIVE_PORT_MAP, false, 3, side, side);
         cond = b.port(DV_NATIVE_PORT_MAP, false, 3, side, side);
         const int32_t stem = b.conv({b.input({x, cond}, 3)}, 32, Builder::one());
@@ -49,6 +49,7 @@ struct Denoiser {
         o.groups = 32;
         o.activation = DV_NATIVE_SILU;
         eps = b.conv({joined}, 3, o, true);
+        if (second) variance = b.conv({joined}, 3, o, true);
     }
 };
 
@@ -81,7 +82,7 @@ void check_same_bits(const char* isa) {
 struct StepsRun {
     static constexpr int64_t kSteps = 3, kSamples = 2, kCount = 3 * 8 * 8, kState = kSamples * kCount;
     Inputs in;
-    std::vector<float> embeddings, x, x_in, e, x0, y, h, c, weights;
+    std::vector<float> embeddings, x, x_in, e, v, x0, y, h, c, weights;
     std::vector<diffusevae::Row> rows;
     std::vector<uint64_t> seeds{7, uint64_t(1) << 63};
     int32_t constant_port;
@@ -106,7 +107,9 @@ struct StepsRun {
         h.assign(size_t(3 * kState), NAN);
         constant_port = d.cond;
         constants = in.ports[size_t(d.cond)].data();
-        s.x_port = d.x, s.row_port = d.b.row_port, s.e_port = d.eps;
+        s.x_port = d.x, s.row_port = d.b.row_port, s.e_port = d.eps, s.v_port = d.variance;
+        v.resize(d.variance == DV_NATIVE_NONE ? 0 : size_t(batch * kCount));
+        s.v = v.empty() ? nullptr : v.data();
         s.constants_count = 1, s.constant_ports = &constant_port, s.constants = &constants;
         s.steps = int32_t(kSteps), s.row_count = int32_t(row_count), s.lanes = lanes, s.samples = int32_t(kSamples);
         s.embeddings = embeddings.data(), s.rows = &rows[0].p_x, s.weights = weights.data(), s.x = x.data();
@@ -161,6 +164,7 @@ std::vector<float> steps_by_hand(dv_native* handle, const Denoiser& d, StepsRun&
         a.weights = weights;
         a.lanes = lanes;
         a.c = r.s.c;
+        a.v = d.variance == DV_NATIVE_NONE ? nullptr : got.ports[size_t(d.variance)].data();
         a.y = a.y_out = y.data();
         a.h1 = history[0].data(), a.h2 = history[1].data(), a.h3 = history[2].data();
         a.seeds = r.seeds.data();
@@ -179,7 +183,7 @@ std::vector<float> steps_by_hand(dv_native* handle, const Denoiser& d, StepsRun&
     return r.x;
 }
 
-void check_loops(const char* isa, Denoiser& d, const Handle& open) {
+void check_loops(const char* isa, Denoiser& d, const Handle& open, const char* network = "") {
     const struct { const char* name; int32_t lanes; float push; bool row_a_sample, one_lane_last; } cases[] = {
         {"", 1, -1.0f, false, false},
         {", two lanes", 2, -1.0f, false, false},
@@ -187,12 +191,13 @@ void check_loops(const char* isa, Denoiser& d, const Handle& open) {
         {", with y and past e", 1, diffusevae::kPushE, true, false},
         {", two lanes with y and past x0", 2, diffusevae::kPushX0, false, true}};
     for (const auto& c : cases) {
-        const std::string name = std::string(isa) + " steps in one call are the steps by hand" + c.name;
+        const std::string name = std::string(isa) + " steps in one call are the steps by hand" + network + c.name;
         if (name.find(wanted) == std::string::npos) continue;
         StepsRun whole(d, c.lanes, c.row_a_sample), hand(d, c.lanes, c.row_a_sample);
         for (StepsRun* r : {&whole, &hand}) {
             if (c.push >= 0.0f) r->use_history(c.push);
             if (c.one_lane_last) r->weights[5] = 0.0f;
+            if (d.variance != DV_NATIVE_NONE) r->rows[0].s_n = 0.7f, r->rows[2].s_n = -0.4f;
         }
         if (c.push < 0.0f) whole.s.y = whole.s.h = nullptr;
         if (c.push < 0.0f && c.lanes == 1) whole.s.x_in = nullptr;
@@ -221,6 +226,9 @@ void check_steps_refused(const char* isa, Denoiser& d, const Handle& open) {
         {"no weights", [](StepsRun& r) { r.s.weights = nullptr; }},
         {"a guide", [](StepsRun& r) { r.rows[2].k_g = 1.0f; }},
         {"no centre", [](StepsRun& r) { r.s.c = nullptr; }},
+        {"no second output", [](StepsRun& r) { r.rows[1].s_n = 0.5f; }},
+        {"room for a second output that there is not", [](StepsRun& r) { r.s.v = r.s.e; }},
+        {"x for a second output", [](StepsRun& r) { r.s.v_port = r.s.x_port, r.s.v = r.s.e; }},
         {"no y", [](StepsRun& r) { r.rows[1].q_y = 1.0f, r.s.y = nullptr; }},
         {"no history", [](StepsRun& r) { r.rows[1].push = 1.0f, r.s.h = nullptr; }},
         {"a push of 3", [](StepsRun& r) { r.rows[1].push = 3.0f; }},
@@ -240,6 +248,8 @@ void check_steps(const char* isa) {
     Denoiser d(false);
     const Handle open(d.b, isa, 2);
     check_loops(isa, d, open);
+    Denoiser learned(false, 8, true);
+    check_loops(isa, learned, Handle(learned.b, isa, 2), ", with a second output");
     char error[256];
     StepsRun bad(d, 1, false);
     bad.rows[1].k_x = NAN;  // the second row's x is NaN, the third row's e tells

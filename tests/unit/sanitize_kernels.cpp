@@ -32,7 +32,7 @@ diffusevae::Row row_of(bool full, float push) {
     row.p_x = 1.3f, row.p_e = -0.8f, row.p_c = -0.4f, row.clip = 1.0f, row.c_in = 1.0f, row.push = push;
     row.k_x0 = 0.6f, row.k_x = 0.3f, row.k_e = 0.5f, row.k_c = 0.7f, row.k_n = 0.9f;
     if (!full) return row;
-    row.p_y = row.p_h1 = row.p_h2 = row.p_h3 = 0.1f;
+    row.p_y = row.p_h1 = row.p_h2 = row.p_h3 = row.s_n = 0.1f;
     row.k_y = row.k_h1 = row.k_h2 = row.k_h3 = row.k_g = -0.2f;
     row.q_x0 = row.q_x = row.q_e = row.q_c = row.q_n = row.q_y = row.q_h1 = row.q_h2 = row.q_h3 = row.q_g = 0.3f;
     return row;
@@ -52,7 +52,7 @@ void update(int64_t samples, int64_t count, int64_t offset, unsigned present, in
     a.lanes = lanes;
     a.weights = lanes == 2 ? kWeights : nullptr;
     a.c = present & 2 ? other.at() : nullptr;
-    a.h1 = a.h2 = a.g = present & 4 ? other.at() : nullptr;
+    a.h1 = a.h2 = a.g = a.v = present & 4 ? other.at() : nullptr;
     a.noise = present & 8 ? noise.at() : nullptr;
     a.seeds = present & 16 ? kSeeds : nullptr;
     a.x0_out = present & 32 ? x0.at() : nullptr;

@@ -90,6 +90,7 @@ def test_noise_may_be_given(host, noise, count):
 
 
 ABSENT = {name: dict.fromkeys((key for key in FULL if key[1:] == f"_{name}"), 0.0) for name in ("y", "g", "h1", "h2", "h3")}
+ABSENT["v"] = {"s_n": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -98,12 +99,13 @@ ABSENT = {name: dict.fromkeys((key for key in FULL if key[1:] == f"_{name}"), 0.
         ({"p_c": 0, "k_c": 0, "q_c": 0}, "c"),
         ({"k_n": 0, "q_n": 0}, "noise"),
         (ABSENT["g"], "g"),
+        (ABSENT["v"], "v"),
         (ABSENT["y"] | {name: 0.0 for name in FULL if name.startswith("q_")}, "y"),
         (ABSENT["h1"], 1),
         (ABSENT["h2"], 2),
         (ABSENT["h3"], 3),
     ],
-    ids=["c", "noise", "g", "y", "h1", "h2", "h3"],
+    ids=["c", "noise", "g", "v", "y", "h1", "h2", "h3"],
 )
 @pytest.mark.parametrize("full", [False, True])
 def test_an_operand_that_no_coefficient_uses_is_not_read(host, fields, unread, full):
@@ -124,12 +126,12 @@ def test_an_operand_that_no_coefficient_uses_is_not_read(host, fields, unread, f
 def test_absent_operands_count_as_zeros(host):
     run = Run(host, (2, 70), row(p_c=0, k_c=0, k_n=0), lanes=1)
     want = run.expected()
-    run.c = run.x0 = run.seeds = run.x_in = run.h = run.y = run.g = None
+    run.c = run.x0 = run.seeds = run.x_in = run.h = run.y = run.g = run.v = None
     run.step()
     assert same_bits(run.x, want["x"])
 
 
-@pytest.mark.parametrize("name", [*(f for f in kernels.ROW_FIELDS[:27]), "clip"])
+@pytest.mark.parametrize("name", [*(f for f in kernels.ROW_FIELDS[:27]), "clip", "s_n"])
 def test_one_coefficient_at_a_time_reads_its_operand(host, name):
     values = dict.fromkeys(FULL, 0.0) | {"k_x": 1.0}
     run = Run(host, (2, 9), full_row(**{**values, "p_e": -0.8, name: math.inf if name == "clip" else 0.4}))

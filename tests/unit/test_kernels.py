@@ -28,10 +28,11 @@ def row(**fields: float) -> np.ndarray:
 PLAIN = row(p_x=1.3, p_e=-0.8, p_c=-0.4, k_x0=0.6, k_x=0.3, k_e=0.5, k_c=0.7, k_n=0.9, clip=1.0)
 FULL = PLAIN + row(
     p_y=0.2, p_h1=-0.3, p_h2=0.1, p_h3=0.25, k_y=0.15, k_h1=-0.2, k_h2=0.35, k_h3=-0.1, k_g=0.45, clip=0.0, q_x0=0.3,
-    q_x=-0.6, q_e=0.2, q_c=0.1, q_n=0.4, q_y=0.5, q_h1=-0.15, q_h2=0.05, q_h3=0.6, q_g=-0.7,
+    q_x=-0.6, q_e=0.2, q_c=0.1, q_n=0.4, q_y=0.5, q_h1=-0.15, q_h2=0.05, q_h3=0.6, q_g=-0.7, s_n=0.25,
 )  # fmt: skip
-ROWS = {"plain": PLAIN, "full": FULL}
-OPERANDS = ("x", "e", "c", "noise", "y", "h1", "h2", "h3", "g")
+LEARNED = PLAIN + row(clip=0.0, s_n=0.6)
+ROWS = {"plain": PLAIN, "full": FULL, "learned": LEARNED}
+OPERANDS = ("x", "e", "c", "noise", "y", "h1", "h2", "h3", "g", "v")
 WEIGHTS = np.array([1.7, -0.7], np.float32)
 
 
@@ -69,7 +70,8 @@ def all_same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
 def expected_update(r: np.ndarray, o: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The formula in float64, term by term."""
     f = {name: float(value) for name, value in zip(kernels.ROW_FIELDS, r, strict=True)}
-    v = {name: array.astype(float) for name, array in o.items() if name != "weights"} | {"n": o["noise"].astype(float)}
+    v = {name: array.astype(float) for name, array in o.items() if name != "weights"}
+    v["n"] = np.exp(f["s_n"] * v["v"]) * v["noise"]
     weights = o.get("weights", np.ones(1))
     v["e"] = np.tensordot(weights.astype(float), v["e"].reshape(weights.size, *v["x"].shape), 1)
 
@@ -137,7 +139,7 @@ def test_every_result_may_take_the_place_of_any_operand(each, kind, push):
             copy = {key: array.copy() for key, array in o.items()}
             got = results(shape) | {target: copy[name]}
             kernels.update(r, **copy, **got)
-            if kind == "plain" and target == "y_out":
+            if kind != "full" and target == "y_out":
                 want["y_out"] = copy[name]  # untouched
             assert same_bits(got[target], want[target]), (name, target)
 
@@ -164,7 +166,7 @@ def test_update_without_out_replaces_x(each):
 @pytest.mark.parametrize("kind", ROWS)
 @pytest.mark.parametrize("absent", OPERANDS[2:])
 def test_an_operand_that_no_coefficient_uses_may_be_absent_and_is_not_read(each, kind, absent):
-    letters = {f"{letter}_{'n' if absent == 'noise' else absent}": 0.0 for letter in "pkq"}
+    letters = {f"{letter}_{'n' if absent == 'noise' else absent}": 0.0 for letter in "pkq"} | {"s_n": 0.0}
     r = changed(ROWS[kind], **{name: value for name, value in letters.items() if name in kernels.ROW_FIELDS})
     o = operands((3, 600))
     o[absent][:] = np.nan
@@ -260,6 +262,42 @@ def test_noise_of_one_sample_is_shared_by_the_batch(each):
     assert same_bits(repeated, shared)
 
 
+# The noise that the network scales
+
+
+def test_the_exponential_is_right_to_1e7_over_all_that_float32_holds(each):
+    z = np.concatenate([np.linspace(-87, 88, 40_001), np.linspace(-2, 2, 20_001)]).astype(np.float32)[None]
+    out, ones = np.empty_like(z), np.ones_like(z)
+    assert kernels.update(row(k_n=1, s_n=1), 0 * z, 0 * z, noise=ones, v=z, out=out)
+    np.testing.assert_allclose(out, np.exp(z.astype(float)), rtol=1e-7, atol=0)
+    far = np.array([[-1e30, -88, 89, 1e30, 0, -0.0]], np.float32)
+    assert kernels.update(row(k_n=1, s_n=1), 0 * far, 0 * far, noise=np.ones_like(far), v=far, out=far)
+    assert far.tolist() == [[out[0, 0]] * 2 + [out[0, 40_000]] * 2 + [1, 1]], "the nearer end"
+
+
+@pytest.mark.parametrize("fields", [{"k_n": 0.7}, {"q_n": 0.7}])
+def test_scaled_noise_is_the_noise_of_seeds_times_the_exponential(each, fields):
+    shape = (2, 700)
+    o, scaled, by_hand = operands(shape), results(shape), results(shape)
+    del o["noise"]
+    factor, ones = np.empty(shape, np.float32), np.ones(shape, np.float32)
+    kernels.update(row(k_n=1, s_n=0.6), 0 * ones, 0 * ones, noise=ones, v=o["v"], out=factor)
+    noise = factor * kernels.normal(SEEDS[:2], kernels.STREAM_STEP, 3, 700)
+    kernels.update(row(p_x=1, k_x=1, s_n=0.6, **fields), **o, seeds=SEEDS[:2].copy(), step=3, **scaled)
+    kernels.update(row(p_x=1, k_x=1, **fields), **o, noise=noise, **by_hand)
+    np.testing.assert_array_equal(scaled["out"], by_hand["out"])
+    np.testing.assert_array_equal(scaled["y_out"], by_hand["y_out"])
+
+
+@pytest.mark.parametrize("at", [0, 512, 1036])
+@pytest.mark.parametrize("kind", ["full", "learned"])
+def test_guard_reports_one_bad_value_of_the_second_output(each, at, kind):
+    o = operands((1, 1037))
+    o["v"][0, at] = math.nan
+    assert not kernels.update(ROWS[kind], **o, **results((1, 1037)))
+    assert kernels.update(PLAIN, **o, **results((1, 1037))), "a row without s_n does not read it"
+
+
 # Limits and the guard
 
 
@@ -317,7 +355,7 @@ BYTES = np.zeros(65, np.uint8)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"row": row(k_x=1)[:10]}, r"row is float32 \[10\]; expected C-contiguous, aligned float32 \[30\]"),
+        ({"row": row(k_x=1)[:10]}, r"row is float32 \[10\]; expected C-contiguous, aligned float32 \[31\]"),
         ({"row": row(k_x=math.nan)}, "the row has k_x = nan; expected finite coefficients"),
         ({"row": row(q_g=math.inf)}, "the row has q_g = inf; expected finite coefficients"),
         ({"row": row(c_in=math.nan)}, "the row has c_in = nan; expected finite coefficients"),
@@ -351,6 +389,8 @@ BYTES = np.zeros(65, np.uint8)
         ({"row": row(k_h2=1)}, "k_h2 = 1.0 but h2 is absent"),
         ({"row": row(q_h3=1)}, "q_h3 = 1.0 but h3 is absent"),
         ({"row": row(k_g=1)}, "k_g = 1.0 but g is absent"),
+        ({"row": row(s_n=0.1)}, "s_n = 0.1.* but v is absent: pass v"),
+        ({"row": row(s_n=math.inf)}, "the row has s_n = inf; expected finite coefficients"),
         ({"row": row(q_x=1)}, "q_x = 1.0 but y_out is absent: pass y_out, which may be y"),
         ({"row": row(push=1)}, "push = 1 but push_out is absent: pass push_out, which may be h3"),
         ({"row": row(k_n=0.5)}, "k_n = 0.5 but no noise: pass noise, or seeds and step"),

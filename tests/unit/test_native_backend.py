@@ -148,9 +148,10 @@ def loop_of(bundle: Bundle, steps: int) -> Loop:
     rows = np.zeros((steps, len(ROW_FIELDS)), np.float32)
     rows[:, [ROW_FIELDS.index(name) for name in ("k_x", "clip", "c_in")]] = 1
     return Loop(
-        x_port="x", row_port="row", e_port="eps", constants={"cond": given["cond"]},
+        x_port="x", row_port="row", e_port="eps", v_port=None, constants={"cond": given["cond"]},
         embeddings=np.repeat(given["row"][None], steps, axis=0), rows=rows, weights=np.ones((steps, 1), np.float32),
-        x=given["x"], x_in=None, e=np.empty_like(given["x"]), centre=None, y=None, history=None, seeds=None, noise=None,
+        x=given["x"], x_in=None, e=np.empty_like(given["x"]), v=None, centre=None, y=None, history=None, seeds=None,
+        noise=None,
     )  # fmt: skip
 
 

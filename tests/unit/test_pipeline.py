@@ -70,6 +70,7 @@ REFUSED: list[tuple[str, object, str]] = [
     ("pipeline.step.inputs.cond", "z", "pipeline.step.inputs.cond: found 'z' (str), expected a value that fits cond"),
     ("pipeline.step.inputs.cond", "z_logvar", "pipeline.step.inputs.cond: found 'z_logvar' (str), expected a value that s"),
     ("pipeline.step.outputs.eps", "eps", "pipeline.step.outputs: found {'eps': 'eps'} (object), expected one output, whic"),
+    ("pipeline.step.outputs.eps", "variance", "pipeline.step.outputs: found {'eps': 'variance'} (object), expected one out"),
     # encode
     ("pipeline.encode.0.outputs.mu", "mu", "pipeline.encode: found"),
     ("pipeline.encode.0.inputs.image", "z", "pipeline.encode[0].inputs.image: found 'z' (str), expected a value that some"),

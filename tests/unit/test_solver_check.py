@@ -40,7 +40,7 @@ def changed(changes: dict[tuple[int, str], float], method: str = "ddim") -> Step
 def test_slots_may_be_read_in_any_row_after_they_are_written(changes):
     table = changed(changes)
     assert check_table(table) is None
-    assert table.rows.shape == (5, 30)
+    assert table.rows.shape == (5, 31)
 
 
 @pytest.mark.parametrize(
@@ -81,8 +81,8 @@ def test_a_guide_may_be_read_where_there_is_one():
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"rows": np.zeros((5, 10), np.float32)}, r"rows is float32 \[5, 10\]; expected float32 \[5, 30\]"),
-        ({"rows": np.zeros((5, 30))}, r"rows is float64 \[5, 30\]; expected float32"),
+        ({"rows": np.zeros((5, 10), np.float32)}, r"rows is float32 \[5, 10\]; expected float32 \[5, 31\]"),
+        ({"rows": np.zeros((5, 31))}, r"rows is float64 \[5, 31\]; expected float32"),
         ({"timesteps": np.arange(4)}, r"timesteps is int64 \[4\]; expected int64 \[5\]"),
         ({"timesteps": np.arange(5, dtype=np.int32)}, r"timesteps is int32 \[5\]; expected int64"),
         ({"weights": np.ones((4, 1), np.float32)}, r"weights is float32 \[4, 1\]; expected float32 \[5, 1\]"),

@@ -137,6 +137,40 @@ class TestChain:
         }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_family(tmp_path_factory.mktemp("learned") / "learned.bundle", learned=True)
+
+
+@EACH_BACKEND
+class TestLearnedVariance:
+    @pytest.mark.parametrize("n", [3, 10])  # lanes in one call, and in two
+    @pytest.mark.parametrize("guidance", [0.0, 1.5])
+    def test_ancestral_steps_equal_the_reference(self, backend: str, learned: Path, n: int, guidance: float) -> None:
+        inputs, steps = given(n), 6
+        noise = np.random.default_rng(9).standard_normal((steps, n, *STATE)).astype(np.float32)
+        with Sampler(learned, backend, "f32", 2) as sampler:
+            batch = sampler.sample(**inputs, noise=noise, steps=steps, method="ddpm", spacing="trailing", guidance=guidance)
+        timesteps = batch.timesteps.tolist()
+        assert batch.setting.variance == "learned_range", "what the manifest says"
+        close(batch.x, Reference().sample(timesteps, **inputs, guidance=guidance, noise=noise, learned=True))
+
+    def test_what_does_not_read_it_is_what_it_is_without(self, backend: str, learned: Path, family: Path) -> None:
+        settings: list[dict[str, Any]] = [
+            {"eta": 0.7, "steps": 5}, {"method": "dpmpp_2m"}, {"method": "ddpm", "variance": "fixedsmall"}
+        ]
+        with Sampler(learned, backend, "f32", 1) as one, Sampler(family, backend, "f32", 1) as other:
+            for setting in settings:
+                found, expected = (s.sample(seed=[1, 2], label=3, guidance=0.5, **setting) for s in (one, other))
+                np.testing.assert_array_equal(found.x, expected.x)
+            fixed = other.sample(seed=[1, 2], label=3, method="ddpm")
+            assert np.abs(one.sample(seed=[1, 2], label=3, method="ddpm").x - fixed.x).max() > 0.01, "which it changes"
+
+    def test_a_network_without_it_is_refused(self, backend: str, sampler: Sampler) -> None:
+        with pytest.raises(ArgumentError, match=r"no second output .*; expected one of fixedlarge, fixedsmall\."):
+            sampler.sample(label=1, variance="learned_range")
+
+
 @EACH_BACKEND
 class TestVerbs:
     def test_encode(self, backend: str, sampler: Sampler) -> None:

@@ -17,6 +17,7 @@ from engine.backends.native.backend import Native
 from engine.triton.serving import Serving
 from tests import fake_triton
 from tests.fake_triton import Request, TritonError
+from tests.manifests import edit
 from tests.samplers import ANY_BACKEND, CountingGraph, watch_graph
 from tests.toy_family import build_family
 from tests.triton_models import Open, Served, floats, int32, ints, loading, lone, same, texts
@@ -146,6 +147,15 @@ class TestAnotherFamily:
         expected = sampler.sample(seed=[5, 6], label=[3, 10], guidance=0.5)
         np.testing.assert_array_equal(found["image"], expected.images)
         np.testing.assert_array_equal(found["style"], expected.values["style"])
+
+    def test_a_learned_variance(self, served: Open, tmp_path: Path) -> None:
+        path = build_family(tmp_path / "learned.bundle", learned=True)
+        edit(path, "defaults.method", "ddpm")
+        found = served(path).one(seed=ints(5, 6), label=ints(3, 10), guidance=floats(0.5, 0.5))
+        with Sampler(path, ANY_BACKEND, "f32", 1) as sampler:
+            expected = sampler.sample(seed=[5, 6], label=[3, 10], guidance=0.5)
+        assert (expected.setting.method, expected.setting.variance) == ("ddpm", "learned_range")
+        np.testing.assert_array_equal(found["image"], expected.images)
 
     def test_labels_of_several_requests_run_together(self, model: Served, sampler: Sampler) -> None:
         counting = watch_graph(model.sampler)

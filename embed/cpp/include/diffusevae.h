@@ -62,7 +62,7 @@ extern "C" {
 #define DIFFUSEVAE_UNSET_NUMBER (-DBL_MAX)
 
 /* Coefficients of one row: the width of diffusevae_step_table.rows. */
-#define DIFFUSEVAE_ROW_FIELDS 30
+#define DIFFUSEVAE_ROW_FIELDS 31
 
 /* Dimensions that an array can have. */
 #define DIFFUSEVAE_MAX_RANK 8
@@ -252,7 +252,8 @@ typedef struct diffusevae_sample_options {
 
     double temperature;     /* 0 or more: scales the noise that the chain starts from */
     double guidance;        /* w in e_c + w (e_c - e_u), finite; not 0 doubles the work; 0 where nothing has a null */
-    const char* variance;   /* "fixedlarge" or "fixedsmall" (ddpm); NULL: the bundle's own */
+    const char* variance;   /* "fixedlarge", "fixedsmall" or, where the network has it, "learned_range" (ddpm); NULL: the
+                               bundle's own */
     int32_t clip;           /* 1 (as initialised): limit each row's prediction of the end as the pipeline says; 0: do not */
     const char* prior;      /* what the drawn input comes from: "bundle", its fitted density, or "standard", N(0, I); NULL:
                              * the bundle's where it has one. Refused where no input is drawn */

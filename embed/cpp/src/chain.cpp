@@ -66,6 +66,7 @@ bool run_in_one_call(const Chain& chain, Workspace& work, diffusevae_timings& ti
     Loop loop{chain.x_port,
               chain.row_port,
               chain.e_port,
+              chain.v_port,
               chain.constants,
               table.calls(),
               table.lanes,
@@ -77,6 +78,7 @@ bool run_in_one_call(const Chain& chain, Workspace& work, diffusevae_timings& ti
               work.x.floats(),
               pointer(work.x_in),
               work.e.data(),
+              pointer(work.v),
               chain.centre,
               pointer(work.y),
               pointer(work.h),
@@ -131,6 +133,7 @@ public:
         args.weights = chain_.table.weight(i);
         args.lanes = int32_t(chain_.table.active_lanes(i));
         args.c = chain_.centre;
+        args.v = pointer(work_.v);
         args.y = args.y_out = pointer(work_.y);
         args.h1 = history_[0];
         args.h2 = history_[1];
@@ -171,6 +174,7 @@ private:
         shape[0] = size;
         Arrays arrays = {Array(chain_.x_port, Dtype::kFloat32, x + begin * count_, shape),
                          Array(chain_.e_port, Dtype::kFloat32, work_.e.data() + begin * count_, shape)};
+        if (chain_.v_port) arrays.emplace_back(chain_.v_port, Dtype::kFloat32, work_.v.data() + begin * count_, shape);
         for (Array constant : chain_.constants) {
             size_t bytes = bytes_of(constant.dtype);
             for (size_t d = 1; d < constant.rank; ++d) bytes *= size_t(constant.shape[d]);
@@ -208,13 +212,14 @@ ChainNoise::ChainNoise(const Request& request, int64_t begin, const StateSpec& s
     start += request.noise_shared ? 0 : begin * count;
 }
 
-void Workspace::prepare(int64_t samples, const StepTable& table, bool watched) {
+void Workspace::prepare(int64_t samples, const StepTable& table, bool watched, bool second) {
     n = samples;
     shape[0] = samples;
     x.prepare(Dtype::kFloat32, shape);
     const size_t state = x.size() / sizeof(float);
     const size_t lanes = memory_size({table.lanes, int64_t(x.size())}) / sizeof(float);
     e.resize(lanes);
+    v.resize(second ? lanes : 0);
     x_in.resize(copies_input(table) ? lanes : 0);
     x0.resize(watched ? state : 0);
     y.resize(table.uses_y() ? state : 0);
@@ -231,7 +236,7 @@ void run_chain(const Chain& chain, Workspace& work, diffusevae_timings& timings,
         // e_l = network(c_in x, what lane l is bound to, the embedding of t) in every lane with a weight
         timings.network_calls += rows.evaluate(i);
         const double network_ms = clock.lap();
-        // e = sum of w_l e_l;  x_0 = limit(p . (x, e, c, y, h));  x' = k . (x_0, x, e, c, noise, y, h)
+        // e = sum of w_l e_l;  x_0 = limit(p . (x, e, c, y, h));  x' = k . (x_0, x, e, c, exp(s_n v) noise, y, h)
         const bool finite = rows.update(i);
         timings.update_ms += clock.lap();
         timings.network_ms += network_ms;

@@ -24,13 +24,14 @@ namespace diffusevae {
 struct Workspace {
     explicit Workspace(const StateSpec& state) : shape{0, state.channels, state.height, state.width} {}
 
-    // Room for n samples and what this table uses. watched: whether each row's x0 is to be seen.
-    void prepare(int64_t samples, const StepTable& table, bool watched);
+    // Room for n samples and what this table uses. watched: whether each row's x0 is to be seen; second: whether the network
+    // has a second output.
+    void prepare(int64_t samples, const StepTable& table, bool watched, bool second);
 
     int64_t n = 0;
     std::vector<int64_t> shape;             // of x
     Tensor x;                               // [n, C, H, W]
-    std::vector<float> x_in, e, x0, y, h;   // [lanes * n, ...] twice, [n, ...] twice, [3, n, ...]; empty where not used
+    std::vector<float> x_in, e, v, x0, y, h;  // [lanes * n, ...] thrice, [n, ...] twice, [3, n, ...]; empty where not used
 };
 
 // This chunk's part of a caller's noise, or none.
@@ -48,7 +49,7 @@ struct Chain {
     const StepTable& table;
     Graph& graph;                // of the step
     const std::string& graph_name;
-    const char *x_port, *row_port, *e_port;  // row_port: null where the graph has none
+    const char *x_port, *row_port, *e_port, *v_port;  // row_port, v_port: null where the graph has none
     Arrays constants;            // what else it takes, [lanes * n, ...]
     const float* embeddings;     // [R, row_count, row_width]
     int64_t row_count, row_width;

@@ -96,7 +96,7 @@ void Pipeline::run(const Request& request, const StepTable& table, int64_t begin
     there_.clear();
     for (auto at = nulls_there_.begin(); at != nulls_there_.end();)
         at = null_depends_on_request(*at) ? nulls_there_.erase(at) : std::next(at);
-    work_.prepare(n, table, request.callback != nullptr);
+    work_.prepare(n, table, request.callback != nullptr, spec_.learns_variance());
     const std::vector<uint64_t> seeds = request.seeds.part(begin, n);
     take_inputs(request, seeds, begin);
     timings.noise_ms += clock.lap();
@@ -108,12 +108,14 @@ void Pipeline::run(const Request& request, const StepTable& table, int64_t begin
     timings.noise_ms += clock.lap();
     const CallSpec& step = spec_.step;
     const std::string *x_port = port_of(step.inputs, kX), *row_port = port_of(step.inputs, kRows);
+    const std::string* v_port = port_of(step.outputs, kVariance);
     Chain chain{table,
                 *graphs_.at(step.graph),
                 step.graph,
                 x_port->c_str(),
                 row_port ? row_port->c_str() : nullptr,
                 port_of(step.outputs, kE)->c_str(),
+                v_port ? v_port->c_str() : nullptr,
                 {},
                 embeddings_.floats(),
                 spec_.per_sample_rows() ? table.lanes * n : 1,

@@ -25,11 +25,15 @@ void take_word(const char*& into, const char* name, const char* given, const std
     if (given) into = known(name, given, choices);
 }
 
-// Refuse what this bundle cannot have: guidance without nulls, and a start from a value that there is not.
+// Refuse what this bundle cannot have: guidance without nulls, a learned variance without a second output, and a start from
+// a value that there is not.
 void check_possible(const Setting& setting, const PipelineSpec& pipeline) {
     if (setting.guided() && !pipeline.guided())
         refuse_argument("guidance is " + brief(setting.guidance) + ", but nothing that this bundle's network is fed has a null "
                         "to be guided by; expected 0. Leave it out.");
+    if (std::string(setting.variance) == kLearnedRange && !pipeline.learns_variance())
+        refuse_argument("variance is 'learned_range', but this bundle's network has no second output that would say it; expected "
+                        "one of fixedlarge, fixedsmall.");
     if (setting.t_start && !pipeline.state.start)
         refuse_argument("t_start is " + std::to_string(*setting.t_start) + ", but this bundle's pipeline has no start value "
                         "to start from. Leave it out.");

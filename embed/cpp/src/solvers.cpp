@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "bundle/training.h"
+
 namespace diffusevae {
 namespace {
 
@@ -64,8 +66,14 @@ Columns ddpm(const Levels& levels) {
         row[kKX0] = std::sqrt(previous) * beta / (1.0 - a);
         row[kKX] = k_x;
         row[kKC] = levels.around_centre(k_x);
-        const double variance = levels.variance == "fixedlarge" ? beta : levels.posterior_variance(i);
-        row[kKN] = levels.final(i) ? 0.0 : std::sqrt(variance);
+        if (levels.final(i)) continue;  // no noise
+        const double posterior = levels.posterior_variance(i);
+        if (levels.variance == kLearnedRange) {
+            row[kKN] = std::sqrt(std::sqrt(beta * posterior));
+            row[kSN] = std::log((1.0 - a) / (1.0 - previous)) / 4.0;
+        } else {
+            row[kKN] = std::sqrt(levels.variance == "fixedlarge" ? beta : posterior);
+        }
     }
     return columns;
 }

@@ -14,7 +14,7 @@ enum RowField {
     kPX, kPE, kPC, kPY, kPH1, kPH2, kPH3,
     kKX0, kKX, kKE, kKC, kKN, kKY, kKH1, kKH2, kKH3, kKG,
     kQX0, kQX, kQE, kQC, kQN, kQY, kQH1, kQH2, kQH3, kQG,
-    kClip, kCIn, kPush, kRowWidth
+    kClip, kSN, kCIn, kPush, kRowWidth
 };
 
 struct Columns {

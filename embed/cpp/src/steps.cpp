@@ -17,7 +17,8 @@ static_assert(kRowWidth == kRowFields, "the fields of a row are those of the ker
 constexpr double kNoLimit = std::numeric_limits<double>::infinity();
 const char* const kNames[kRowWidth] = {
     "p_x", "p_e", "p_c", "p_y", "p_h1", "p_h2", "p_h3", "k_x0", "k_x", "k_e", "k_c", "k_n", "k_y", "k_h1", "k_h2", "k_h3",
-    "k_g", "q_x0", "q_x", "q_e", "q_c", "q_n", "q_y", "q_h1", "q_h2", "q_h3", "q_g", "clip", "c_in", "push"};
+    "k_g", "q_x0", "q_x", "q_e", "q_c", "q_n", "q_y", "q_h1", "q_h2", "q_h3", "q_g", "clip", "s_n",
+    "c_in", "push"};
 
 const Method& method_of(const std::string& name) {
     for (const Method& method : kSolvers)

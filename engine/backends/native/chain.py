@@ -11,7 +11,7 @@ from engine.backends.host import C_IN, PUSH, HostChain
 from engine.backends.native.graph import NativeGraph
 from engine.backends.native.loop import Loop
 from engine.backends.workspace import Workspace, Y
-from engine.bundle.pipeline import ROWS, E, X
+from engine.bundle.pipeline import ROWS, VARIANCE, E, X
 from engine.request import Request
 from engine.result import F32, Timings
 
@@ -34,12 +34,13 @@ class NativeChain(HostChain):
 
     def _call_of(self, request: Request, work: Workspace, values: Arrays, embeddings: F32) -> Loop:
         step, table, centre = self.pipeline.step, request.table, self.pipeline.state.centre
-        ports = {value: port for port, value in step.inputs.items()}
+        ports = {value: port for port, value in (*step.inputs.items(), *step.outputs.items())}
         copies = work.lanes > 1 or bool((table.rows[:, C_IN] != 1.0).any())
         return Loop(
             x_port=ports[X],
             row_port=ports.get(ROWS),
-            e_port=next(port for port, value in step.outputs.items() if value == E),
+            e_port=ports[E],
+            v_port=ports.get(VARIANCE),
             constants={port: np.ascontiguousarray(array) for port, array in self._constants(values, work).items()},
             embeddings=np.ascontiguousarray(embeddings),
             rows=np.ascontiguousarray(table.rows),
@@ -47,6 +48,7 @@ class NativeChain(HostChain):
             x=work.x,
             x_in=work.x_in if copies else None,
             e=work.e,
+            v=np.empty_like(work.e) if VARIANCE in ports else None,
             centre=None if centre is None else np.ascontiguousarray(cast(F32, values[centre])),
             y=np.empty_like(work.x) if table.rows[:, Y].any() else None,
             history=np.empty((3, *work.x.shape), np.float32) if table.rows[:, PUSH].any() else None,

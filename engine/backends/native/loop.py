@@ -18,12 +18,13 @@ from engine.result import F32
 class Loop:
     """One chain of S rows over n samples in L lanes; every array C-contiguous float32 but seeds (uint64).
 
-    x_port, row_port, e_port   names of the program's ports; row_port None where it has none
+    x_port, row_port, e_port, v_port   names of the program's ports; row_port and v_port None where it has none
     constants     {port: [L * n, ...]} of what stays the same in all steps
     embeddings    [S, 1 or L * n, R] for row_port
-    rows, weights [S, 30], [S, L] of the step table
+    rows, weights [S, 31], [S, L] of the step table
     x             [n, C, H, W], in and out
     x_in          [L * n, ...] scratch, None for one lane whose c_in is 1 throughout
+    e, v          [L * n, ...] scratch, v None without v_port
     centre        [n, ...] or None;  y [n, ...] or None;  history [3, n, ...] or None
     seeds [n] or noise [S, n or 1, ...]
     """
@@ -31,6 +32,7 @@ class Loop:
     x_port: str
     row_port: str | None
     e_port: str
+    v_port: str | None
     constants: Mapping[str, npt.NDArray[np.generic]]
     embeddings: F32
     rows: F32
@@ -38,6 +40,7 @@ class Loop:
     x: F32
     x_in: F32 | None
     e: F32
+    v: F32 | None
     centre: F32 | None
     y: F32 | None
     history: F32 | None
@@ -54,6 +57,7 @@ class Loop:
             x_port=index[self.x_port],
             row_port=NONE if self.row_port is None else index[self.row_port],
             e_port=index[self.e_port],
+            v_port=NONE if self.v_port is None else index[self.v_port],
             constants_count=len(self.constants),
             constant_ports=ctypes.cast(numbers, ctypes.c_void_p),
             constants=ctypes.cast(pointers, ctypes.c_void_p),
@@ -68,6 +72,7 @@ class Loop:
             x_in=_at(self.x_in),
             c=_at(self.centre),
             e=_at(self.e),
+            v=_at(self.v),
             x0=None,
             y=_at(self.y),
             h=_at(self.history),

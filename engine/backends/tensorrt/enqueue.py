@@ -61,7 +61,7 @@ class Enqueued:
             at("rows"), at("row"), p.row_width, n, count,
         ]  # fmt: skip
         if shape.full:
-            self._launch("dv_update_full", (count, n), *words, at("y"), 0)
+            self._launch("dv_update_full", (count, n), *words, at("y"), 0, at("v"))
         else:
             self._launch("dv_update_plain", (count, n), *words)
         self._mark(i)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from engine.backends.tensorrt.plan import Execution, Plan
 from engine.backends.tensorrt.shape import Wiring, key, null_key, result_key, spare
-from engine.bundle.pipeline import ROWS, TIMESTEPS, CallSpec, E, X
+from engine.bundle.pipeline import ROWS, TIMESTEPS, VARIANCE, CallSpec, E, X
 from engine.cleanup import undo
 from engine.device.context import release_all
 from engine.device.memory import DeviceBlock, PinnedBlock
@@ -188,9 +188,9 @@ class Prepared:
         return tensors
 
     def _step(self, lanes: int) -> Tensors:
-        """x and values of the first lanes to their e."""
+        """x and values of the first lanes to their e, and to the second output."""
         spec, entries = self.wiring.pipeline, lanes * self.shape.n
-        names = {X: self.network_input, ROWS: "row", E: "e"}
+        names = {X: self.network_input, ROWS: "row", E: "e", VARIANCE: "v"}
         tensors: Tensors = {}
         for port, name in (*spec.step.inputs.items(), *spec.step.outputs.items()):
             slot = self.arena[names.get(name, key(name))]

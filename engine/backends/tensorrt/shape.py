@@ -227,6 +227,8 @@ class Wiring:
             specs["x0"] = ((shape.n, *state), np.float32)
         if shape.y:
             specs["y"] = ((shape.n, *state), np.float32)
+        if pipeline.learns_variance:
+            specs["v"] = ((lanes, *state), np.float32)
         if shape.history:
             specs["h"] = ((3, shape.n, *state), np.float32)
         for call in (*self.before, *pipeline.after):

@@ -14,7 +14,7 @@ import torch
 
 from engine.bundle.training import ScheduleSpec
 from engine.errors import ArgumentError, CheckpointError
-from engine.solver.table import VARIANCES
+from engine.solver.levels import FIXED_VARIANCES
 from export.families.diffusevae import process
 from export.families.diffusevae.evidence import Evidence
 from export.families.diffusevae.presets import PRESETS
@@ -89,7 +89,7 @@ def _variance_claims(evidence: Evidence) -> list[tuple[str, str | None]]:
     known = evidence.preset
     return [
         ("flag", evidence.options.variance),
-        ("metadata", evidence.plain("variance", str, " or ".join(VARIANCES))),
+        ("metadata", evidence.plain("variance", str, " or ".join(FIXED_VARIANCES))),
         (evidence.preset_label, known.variance if known else None),
     ]
 

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import click
 
 from engine.cli.main import NearChoice
+from engine.solver.levels import FIXED_VARIANCES
 from engine.solver.prediction import PREDICTIONS
-from engine.solver.table import VARIANCES
 from export.families.diffusevae.presets import PRESETS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -38,7 +38,7 @@ FLAGS = (
     ),
     click.option(
         "--variance",
-        type=NearChoice(VARIANCES),
+        type=NearChoice(FIXED_VARIANCES),
         help="Variance of method ddpm that the bundle records.  [default: fixedlarge]",
     ),
     click.option(

@@ -15,13 +15,13 @@ extern "C" {
 #endif
 
 /* Raised whenever a signature or a struct below changes; the loader refuses a library of another version. */
-#define DV_ABI_VERSION 2
+#define DV_ABI_VERSION 3
 
 /* Operands of one row over `samples` x `count` float32 elements, each array contiguous and aligned as a float is.
  * An operand whose coefficients are all 0 is not read; a null one counts as zeros. A result may be any operand of the same
  * extent (in place: out = x, y_out = y, push_out = h3); partial overlap, of two results too, is not allowed. */
 typedef struct dv_update_args {
-    const float* row;         /* 30 coefficients, struct Row of row.h */
+    const float* row;         /* 31 coefficients, struct Row of row.h */
     const float* x;
     const float* e;           /* [lanes, samples, count]: the network's output, one lane behind the other */
     const float* weights;     /* [lanes]; null: 1, of one lane. Lanes of weight 0 are not read */
@@ -31,6 +31,7 @@ typedef struct dv_update_args {
     const float* h2;
     const float* h3;
     const float* g;
+    const float* v;           /* [samples, count]: the network's second output, of lane 0 */
     const float* noise;
     const uint64_t* seeds;    /* used where noise is null and the row has noise: generated, one seed a sample */
     float* out;               /* x' */
@@ -50,7 +51,7 @@ DV_API int32_t dv_abi_version(void);
 /* The instruction set chosen at run time. */
 DV_API const char* dv_isa(void);
 
-/* One row; returns 1 where every e, its lanes summed up, was finite, 0 where not. */
+/* One row; returns 1 where every e, its lanes summed up, and every v that was read was finite, 0 where not. */
 DV_API int32_t dv_update(const dv_update_args* args);
 
 /* Standard normals [samples, count]; a sample's numbers depend on its seed, stream, step and the element only. */

@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct, a number or a packed layout changes; a program of another version is refused. */
-#define DV_NATIVE_VERSION 2
+#define DV_NATIVE_VERSION 3
 
 #define DV_NATIVE_MAX_SOURCES 4  /* tensors that one operation may concatenate */
 #define DV_NATIVE_MAX_THREADS 256
@@ -162,7 +162,7 @@ typedef struct dv_native_call {
  * samples. The network works on lanes, one behind the other: a batch of lanes * samples, in which lane l has the caller's
  * constants and embeddings of its own. A row whose weights beyond lane 0 are all 0 runs lane 0 alone. */
 typedef struct dv_native_steps {
-    int32_t x_port, row_port, e_port;  /* row_port: NONE where the program has none */
+    int32_t x_port, row_port, e_port, v_port;  /* row_port, v_port: NONE where the program has none */
     int32_t constants_count;     /* of the other input ports: what stays the same in all rows */
     const int32_t* constant_ports;
     const float* const* constants;     /* [lanes * samples, ...] a port */
@@ -171,12 +171,13 @@ typedef struct dv_native_steps {
     int32_t lanes;
     int32_t samples;
     const float* embeddings;     /* [steps, row_count, channels of the row port] */
-    const float* rows;           /* [steps, 30], struct Row of row.h; no guide: k_g = q_g = 0 */
+    const float* rows;           /* [steps, 31], struct Row of row.h; no guide: k_g = q_g = 0 */
     const float* weights;        /* [steps, lanes] */
     float* x;                    /* [samples, C, H, W]: the start in, x_0 out */
     float* x_in;                 /* [lanes * samples, C, H, W] scratch, or null where one lane is given x itself throughout */
     const float* c;              /* [samples, C, H, W], the centre, or null */
     float* e;                    /* [lanes * samples, C, H, W] scratch */
+    float* v;                    /* [lanes * samples, C, H, W] scratch, or null without v_port */
     float* x0;                   /* [samples, C, H, W], x0 of the last row out, or null */
     float* y;                    /* [samples, C, H, W] scratch, or null where no row has y */
     float* h;                    /* [3, samples, C, H, W] scratch, or null where no row pushes or has h1, h2, h3 */

@@ -44,13 +44,13 @@ using Arrays = std::vector<Array>;
 
 // A whole chain: every row of a step table over the step's graph. Arrays are contiguous float32, samples n, lanes L.
 struct Loop {
-    const char *x_port, *row_port, *e_port;  // row_port: null where the graph has none
+    const char *x_port, *row_port, *e_port, *v_port;  // row_port, v_port: null where the graph has none
     Arrays constants;                        // of the other inputs, [L * n, ...]
     int64_t calls, lanes, samples;
     int64_t row_count;                       // 1 or L * n
     const float* embeddings;                 // [calls, row_count, width]
-    const float *rows, *weights;             // [calls, 30], [calls, L]
-    float *x, *x_in, *e;                     // [n, ...] in and out; [L * n, ...] scratch; x_in may be null
+    const float *rows, *weights;             // [calls, 31], [calls, L]
+    float *x, *x_in, *e, *v;                 // [n, ...] in and out; [L * n, ...] scratch; x_in and v may be null
     const float* c;                          // [n, ...] or null
     float *y, *h;                            // [n, ...], [3, n, ...] scratch, or null where no row uses them
     const uint64_t* seeds;                   // [n]

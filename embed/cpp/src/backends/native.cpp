@@ -133,6 +133,7 @@ public:
         steps.x_port = number_of(loop.x_port);
         steps.row_port = loop.row_port ? number_of(loop.row_port) : DV_NATIVE_NONE;
         steps.e_port = number_of(loop.e_port);
+        steps.v_port = loop.v_port ? number_of(loop.v_port) : DV_NATIVE_NONE;
         steps.constants_count = int32_t(constants.size());
         steps.constant_ports = numbers.data();
         steps.constants = constants.data();
@@ -147,6 +148,7 @@ public:
         steps.x_in = loop.x_in;
         steps.c = loop.c;
         steps.e = loop.e;
+        steps.v = loop.v;
         steps.y = loop.y;
         steps.h = loop.h;
         steps.seeds = loop.seeds;

@@ -119,6 +119,9 @@ Manifest parse_manifest(std::string_view data, const std::string& where) {
     parse_versions(top.object("built_with"));
     top.done();
     check_all_used(top, manifest);
+    if (manifest.variance == kLearnedRange && !manifest.pipeline.learns_variance())
+        top.refuse("variance", "'fixedlarge' or 'fixedsmall', or a second output in pipeline.step.outputs, called "
+                                   + in_quotes(kVariance));
     check_sampler(top, manifest.graphs, manifest.inputs, manifest.pipeline);
     check_file_names(manifest, origin);
     check_engine_sources(manifest.engines, manifest.graphs, manifest.source, origin);

@@ -3,7 +3,8 @@
 //     encode   from an image to inputs; only for verbs that take images
 //     before   once a request, from inputs to values
 //     rows     once a set of timesteps: everything of the network that depends on the timestep
-//     step     once a row of the solver's table: x and the values above to the network's output e
+//     step     once a row of the solver's table: x and the values above to the network's output e, and to `variance` where a
+//              second output says how much noise each element gets
 //     after    once a request, from the final x to values
 //
 // Calls name graphs and values and nothing else; every call is checked here against the graph's own signature.
@@ -24,6 +25,7 @@ namespace diffusevae {
 // Values that a pipeline has of itself.
 constexpr const char* kX = "x";
 constexpr const char* kE = "e";
+constexpr const char* kVariance = "variance";
 constexpr const char* kRows = "rows";
 constexpr const char* kTimesteps = "timesteps";
 constexpr const char* kImage = "image";
@@ -77,6 +79,8 @@ struct PipelineSpec {
     ValueKinds values;  // dtype and shape of everything that a call makes or takes
 
     std::vector<const CallSpec*> calls() const;  // every call, in the order of a request
+    // Whether the network has a second output, which variance "learned_range" reads.
+    bool learns_variance() const { return port_of(step.outputs, kVariance) != nullptr; }
     // Whether the rows depend on the sample too.
     bool per_sample_rows() const { return rows.inputs.size() > 1; }
     // The call of `before` that makes a value; null for an input.

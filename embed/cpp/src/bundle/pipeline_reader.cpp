@@ -215,7 +215,7 @@ private:
         spec_.rows = call;
     }
 
-    // x, the row of a timestep and values to e, which has the state's shape.
+    // x, the row of a timestep and values to e and, from some networks, the variance, of the state's shape.
     void step(Fields& top) {
         Fields fields = top.object("step");
         spec_.values.add(kX, state_);
@@ -224,11 +224,15 @@ private:
         there.add(kRows, *spec_.values.find(kRows));
         const auto [call, made] = read_call(fields, there, {}, false);
         if (port_of(call.inputs, kX) == nullptr) top.refuse("step", "a call that takes " + in_quotes(kX));
-        if (made.size() != 1 || made[0].first != kE || !(made[0].second == state_)) {
+        const bool fits = std::all_of(made.begin(), made.end(), [&](const auto& one) {
+            return (one.first == kE || one.first == kVariance) && one.second == state_;
+        });
+        if (!fits || port_of(call.outputs, kE) == nullptr) {
             std::vector<std::string> found;
             for (const auto& [name, kind] : made) found.push_back(name + " " + kind.text());
             fields.refuse("outputs", "one output, which is called " + in_quotes(kE) + " and is " + state_.text()
-                                         + " as the state, not " + joined(found));
+                                         + " as the state, or beside it a second one of that kind, called "
+                                         + in_quotes(kVariance) + ", not " + joined(found));
         }
         spec_.step = call;
     }
@@ -285,7 +289,7 @@ private:
     ValueKinds usable() const {
         ValueKinds found;
         for (const auto& [name, kind] : spec_.values.all()) {
-            const bool own = name == kX || name == kE || name == kRows;
+            const bool own = name == kX || name == kE || name == kVariance || name == kRows;
             if (!own && (is_input(name) || encoded_.count(name) == 0)) found.add(name, kind);
         }
         return found;

@@ -24,7 +24,8 @@ std::vector<double> parse_betas(Fields& fields, int64_t T) {
 
 const std::vector<std::string> kMethods = {"ddim", "ddpm", "dpmpp_2m", "plms"};
 const std::vector<std::string> kSpacings = {"uniform", "quad", "linspace", "trailing", "truncated"};
-const std::vector<std::string> kVariances = {"fixedlarge", "fixedsmall"};
+const char* const kLearnedRange = "learned_range";
+const std::vector<std::string> kVariances = {"fixedlarge", "fixedsmall", kLearnedRange};
 const std::vector<std::string> kPredictions = {"eps", "x0", "v"};
 
 ScheduleSpec parse_schedule(Fields fields) {

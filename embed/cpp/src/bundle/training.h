@@ -11,6 +11,7 @@
 namespace diffusevae {
 
 extern const std::vector<std::string> kMethods, kSpacings, kVariances, kPredictions;
+extern const char* const kLearnedRange;  // of kVariances: for networks whose second output says it
 
 // The recipe of the betas that the model was trained with, or the betas themselves. What a recipe does not have is 0.
 struct ScheduleSpec {
