@@ -72,11 +72,14 @@ Place = tuple[int, int]  # first byte of a storage in the file, and how many the
 
 
 class TorchFile:
-    """An open file of torch.save: `content` is the tree that was saved, with a StoredTensor for every tensor."""
+    """A file of torch.save: `content` is the tree that was saved, with a StoredTensor for every tensor.
+
+    `file` must stay open until `tensors` has been called; what that gave does not need it.
+    """
 
     def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
         """Read the index; DAMAGED or CheckpointError for what torch.save did not write."""
-        self.path = path
+        self.path, self._file = path, file
         # A private mapping: torch wants memory that it may write to, and the file is not to change.
         self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         if self._map[:4] == ZIP_MAGIC:
@@ -125,7 +128,8 @@ class TorchFile:
         if self._archive is None:
             return self._places[key]
         entry = self._archive.getinfo(f"{self._folder}data/{key}")
-        head = self._map[entry.header_offset : entry.header_offset + 30]
+        self._file.seek(entry.header_offset)
+        head = self._file.read(30)  # not from the mapping: a page touched brings its neighbours into memory
         if len(head) < 30 or head[:4] != ZIP_MAGIC:
             raise zipfile.BadZipFile(f"no local header of {entry.filename}")
         begin = entry.header_offset + 30 + sum(struct.unpack("<HH", head[26:]))

@@ -110,8 +110,8 @@ def part_of(key: str) -> str | None:
 
 def wrapper_of(key: str) -> str:
     """What stands before the model's own key in a file's: "ema.module" of "ema.module.decoder.out.2.bias"."""
-    own = own_key(key)
-    return "" if own is None else key[: max(f".{key}".find(f".{own.split('.')[0]}."), 0)].rstrip(".")
+    own, words = own_key(key), key.split(".")
+    return "" if own is None else ".".join(words[: words.index(own.split(".")[0])])
 
 
 def see_through(tensors: Mapping[str, torch.Tensor], path: Path) -> SeenThrough:
