@@ -85,7 +85,7 @@ def select(
     part: the part of the model that is looked for; flag: how messages call the option for `key`. CheckpointError with the
     list where there is no telling.
     """
-    everything = list(_walk(content))
+    everything = list(_walk(path, content))
     if not everything:
         raise CheckpointError(f"{path}: {_without_weights(content)}")
     known = [one for found in everything for one in _networks(found) if one.has(part)]
@@ -109,7 +109,7 @@ def select(
     return state, chosen.path, notes
 
 
-def _walk(content: Any) -> Iterator[Candidate]:
+def _walk(path: Path, content: Any) -> Iterator[Candidate]:
     """Every set of tensors in a tree, outer ones first. Trees may share branches: each is visited once."""
     seen: set[int] = set()
     waiting: list[tuple[tuple[str, ...], str, Any]] = [((), "", content)]
@@ -117,7 +117,7 @@ def _walk(content: Any) -> Iterator[Candidate]:
         if id(value) in seen or len(words) > MAX_DEPTH or isinstance(value, (str, bytes)):
             continue
         seen.add(id(value))
-        if isinstance(value, StandIn) and (state := _module_state(value)):
+        if isinstance(value, StandIn) and (state := _module_state(path, value)):
             yield Candidate(words, f"{access}.state_dict()", state)
             continue
         for entries, spell in _mappings(value):
@@ -154,7 +154,7 @@ def _as_leaf(value: Any) -> Any:
     return value
 
 
-def _module_state(module: StandIn) -> dict[str, Any]:
+def _module_state(path: Path, module: StandIn) -> dict[str, Any]:
     """The state dict of a pickled torch module, from what it would have had as attributes; {} for another object."""
     result: dict[str, Any] = {}
     waiting: list[tuple[str, Any]] = [("", module)]
@@ -172,8 +172,8 @@ def _module_state(module: StandIn) -> dict[str, Any]:
         waiting += [(f"{prefix}{key}.", child) for key, child in inner.items()] if isinstance(inner, dict) else []
         if len(waiting) + len(result) > MAX_KEYS or len(prefix) > 1000:
             raise CheckpointError(
-                f"found a pickled module of more than {MAX_KEYS} parts or nested without end, expected a model; save its "
-                "state_dict()"
+                f"{path}: found a pickled module of more than {MAX_KEYS} parts or nested without end, expected a model; "
+                "save its state_dict()"
             )
     return result
 
