@@ -24,6 +24,7 @@ from export.read.wrappers import CONSTANTS, NETWORKS, STAGE, own_key, part_of, w
 Leaf = StoredTensor | torch.Tensor
 MAX_DEPTH, MAX_KEYS = 16, 1_000_000
 AVERAGES = re.compile(r"(?i:(?:^|[^a-z])(?:ema|swa|polyak|avg)|shadow|averag|target_network)|[a-z](?:Ema|EMA)")
+BACKUPS = ("backup", "collected_params", "temp_stored_params")  # where averages keep the weights while they stand in
 ROOT = "."  # how --key calls what is saved itself
 SHOWN = 8
 
@@ -88,11 +89,12 @@ def select(
     everything = list(_walk(path, content))
     if not everything:
         raise CheckpointError(f"{path}: {_without_weights(content)}")
-    known = [one for found in everything for one in _networks(found) if one.has(part)]
-    lists = [one for one in everything if one.order and any(_names_of(one, base) for base in known)]
+    meant = [one for one in everything if not one.words or one.words[-1] not in BACKUPS]
+    known = [one for found in meant for one in _networks(found) if one.has(part)]
+    lists = [one for one in meant if one.order and any(_names_of(one, base) for base in known)]
     whole = [one for one in everything if one.words in ((), ("state_dict",)) and one.state]
     found = [*known, *lists] or whole[-1:] or everything
-    chosen = _choose(path, found, weights, flag) if key is None else _named(path, everything, key, flag)
+    chosen = _choose(path, found, meant, weights, flag) if key is None else _named(path, everything, key, flag)
     state, notes = _leaves(path, chosen), []
     others = [one for one in known if one is not chosen]
     if chosen.order:
@@ -132,6 +134,9 @@ def _walk(path: Path, content: Any) -> Iterator[Candidate]:
         if len(elements) > 1 and all(map(is_leaf, elements)):
             yield Candidate(words, access, order=elements)
             continue
+        if elements and all(map(_is_named, elements)):
+            yield Candidate(words, f"dict({access})", dict(elements))
+            continue
         inner = ((i, entry) for i, entry in enumerate(elements) if isinstance(entry, (dict, list, tuple, StandIn)))
         waiting += [((*words, str(i)), f"{access}[{i}]", entry) for i, entry in inner]
 
@@ -145,6 +150,11 @@ def _mappings(value: Any) -> Iterator[tuple[Mapping[Any, Any], Callable[[Any], s
     for state in attributes if isinstance(attributes, tuple) else (attributes,):
         if isinstance(state, dict):
             yield state, lambda key: f".{key}"
+
+
+def _is_named(value: Any) -> bool:
+    """Whether this is a tensor with its name, as in a list of named_parameters()."""
+    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and is_leaf(value[1])
 
 
 def _as_leaf(value: Any) -> Any:
@@ -195,10 +205,20 @@ def _under(one: Candidate, prefix: str) -> Candidate:
     return Candidate((*one.words, prefix), one.access, state)
 
 
-def _choose(path: Path, found: Sequence[Candidate], weights: str, flag: str) -> Candidate:
+def _choose(
+    path: Path, found: Sequence[Candidate], meant: Sequence[Candidate], weights: str, flag: str
+) -> Candidate:
+    """The one of `found` that names tell; `meant` has those, too, whose keys are no known model's."""
     fits = [one for one in found if (one.is_average if weights == "ema" else one.is_online)]
     if weights == "ema" and not fits:
-        fits = list(found)  # no name says "average": a file that holds just one set has no choice to offer
+        unread = next((one for one in meant if one.is_average and 2 * one.count > found[0].count), None)
+        if unread is not None and unread not in found:
+            raise CheckpointError(
+                f"{path}: found {unread.path}, {unread.count} tensors that should be the average by their name and belong "
+                f"to no known model by theirs, beside {found[0].path}; expected the same keys; save the averaged model's "
+                "state_dict(), or build with --weights online"
+            )
+        fits = list(found)  # no name says "average": a file with just one set has no choice to offer
     if len(fits) == 1:
         return fits[0]
     listing = "; ".join(f"{one.path} ({one.count} tensors)" for one in found[:SHOWN])

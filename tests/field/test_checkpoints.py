@@ -133,6 +133,12 @@ CONTAINERS = [
         "decay": 0.99, "shadow_params": list(parameters(EMA).values()), "collected_params": None}}, EMA),
     ("shadow_params of all", lambda: {"ema": {"shadow_params": [
         t for k, t in (whole(EMA) | {}).items() if k.startswith(("decoder.", "vae."))]}, "net": whole(ONLINE)}, EMA),
+    ("a list of named parameters", lambda: {"net": whole(ONLINE), "ema": list(parameters(EMA).items())}, EMA),
+    ("an average with its backup", lambda: {"net": whole(ONLINE), "ema": {
+        "shadow_params": list(parameters(EMA).values()), "collected_params": list(parameters(ONLINE).values())}}, EMA),
+    ("an average under strange names", lambda: {
+        "net": whole(ONLINE), "ema": {k.replace(".", ""): t for k, t in whole(EMA).items()}},
+     r"found ema, \d+ tensors that should be the average .*--weights online"),
     ("shadow_params alone", lambda: {"shadow_params": list(parameters(EMA).values())}, "a list of .* without names"),
     ("shadow_params of another", lambda: {"model": whole(ONLINE), "ema": [torch.ones(3), torch.ones(4)]}, ONLINE),
     ("networks as dicts", lambda: {n: under(f"{n}.") for n in (ONLINE, EMA)} | {"vae": under("vae.")}, EMA),
