@@ -32,7 +32,7 @@ from export.graphs.roles import entry_of
 from export.graphs.sampler_role import BATCHES as SAMPLER_BATCHES
 from export.latent_prior import PRIOR_FILE, FittedPrior, check_prior, read_prior_file
 from export.plan import PrecisionPlan, check_backends, plan_precisions
-from export.read.checkpoint import read_checkpoint
+from export.read.checkpoint import Selection, read_checkpoint
 from export.read.schedule import entry_of as schedule_entry
 
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino")
@@ -43,6 +43,7 @@ class Request:
     """What to build: the files, which weights, for which backends, and what was said of the model.
 
     other           a second file that the model needs, such as the checkpoint of its first stage
+    key             which of several sets of weights in the file, as the refusal lists them
     precisions      empty for float32 graphs and, for each backend with engines of its own, the precision it is best in
     options         of the model's family, by name; None is not said
     engine_options  of the builders of engines: each takes what it knows
@@ -53,6 +54,7 @@ class Request:
     other: Path | None = None
     out: Path | None = None
     weights: str = "ema"
+    key: str | None = None
     backends: tuple[str, ...] = ("onnxruntime", "openvino")
     precisions: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -131,7 +133,7 @@ def prepare(request: Request, watch: Watch) -> Prepared:
 
 def recognise(request: Request) -> Recognised:
     """Read the checkpoint and let its family settle what model it is."""
-    checkpoint = read_checkpoint(request.checkpoint)
+    checkpoint = read_checkpoint(request.checkpoint, Selection(request.weights, request.key))
     return family_of(checkpoint).recognise(checkpoint, request.other, request.weights, request.options)
 
 
@@ -216,7 +218,7 @@ def manifest_of(
         "format_version": FORMAT_VERSION,
         "name": model.name,
         "family": model.family,
-        "architecture": dict(model.architecture),
+        "architecture": {**model.architecture, "notes": list(model.notes)},
         "inputs": [dict(entry) for entry in model.inputs],
         "pipeline": dict(model.pipeline),
         "schedule": schedule_entry(model.schedule),

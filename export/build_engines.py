@@ -138,6 +138,8 @@ def summarise(built: Built) -> None:
                 entry = engine.entry
                 lines.append((entry["backend"], entry["precision"], entry["graph"], name, megabytes(data)))
         echo_table(lines)
+    for note in built.model.notes:
+        click.echo(f"\nNote: {note}.")
     click.echo(f"\nWrote {built.path}. Next:\n  {command('sample', built.path, '-n', '16', '--out', 'grid.png')}")
 
 
@@ -170,6 +172,7 @@ def echo_table(rows: Sequence[tuple[str, ...]]) -> None:
     show_default=True,
     help="The moving average of the weights, or the weights themselves.",
 )
+@click.option("--key", metavar="PATH", help="Which of several sets of weights in CHECKPOINT, such as ema.module.")
 @click.option(
     "--backends",
     multiple=True,
@@ -215,6 +218,7 @@ def main(
     vae: Path | None,
     out: Path | None,
     weights: str,
+    key: str | None,
     backends: tuple[str, ...],
     precisions: tuple[str, ...],
     keep_float32: tuple[str, ...],
@@ -226,16 +230,16 @@ def main(
 ) -> None:
     """Build a bundle from trained weights.
 
-    CHECKPOINT is a checkpoint of the reference implementation (Lightning .ckpt), a state dict saved by torch.save, or a
-    .safetensors file. The architecture is read off the weights; where they cannot tell and a wrong guess would change the
-    images, the build stops and names the option to give. Every graph is run in ONNX Runtime and in the chosen runtimes
-    and compared with torch before anything is written.
+    CHECKPOINT is a checkpoint of the reference implementation (Lightning .ckpt), anything saved by torch.save that holds
+    its weights, a .safetensors file, or the .index.json of its shards. The architecture is read off the weights; where they
+    cannot tell and a wrong guess would change the images, the build stops and names the option to give. Every graph is run
+    in ONNX Runtime and in the chosen runtimes and compared with torch before anything is written.
     """
     click.echo(f"Building from {checkpoint}")
     backends = backends or default_backends(precisions)
     graphs = GraphOptions(keep_float32, turing, whole_sampler)
     engines = take_engine_options(said, (*backends, "tensorrt_rtx") if check else backends)
-    request = Request(checkpoint, vae, out, weights, backends, precisions, said, engines, graphs, latent_prior)
+    request = Request(checkpoint, vae, out, weights, key, backends, precisions, said, engines, graphs, latent_prior)
     if check:
         report(check_request(request, Narrator()))
     else:

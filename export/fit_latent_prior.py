@@ -142,7 +142,9 @@ def encode(sampler: Sampler, posterior: Posterior, images: U8, label: str) -> tu
 
 
 @contextmanager
-def opened(source: Path, vae: Path | None, weights: str, options: Mapping[str, Any]) -> Iterator[Sampler]:
+def opened(
+    source: Path, vae: Path | None, weights: str, key: str | None, options: Mapping[str, Any]
+) -> Iterator[Sampler]:
     """A sampler on a bundle, or on one that is built of a checkpoint for as long as this takes."""
     if (source / MANIFEST_FILE).exists():
         with Sampler(source, precision="f32") as sampler:
@@ -151,7 +153,7 @@ def opened(source: Path, vae: Path | None, weights: str, options: Mapping[str, A
     with tempfile.TemporaryDirectory() as folder:
         click.echo(f"Building a bundle of {source} to encode with")
         out = Path(folder) / "encoder.bundle"
-        build(Request(source, vae, out, weights, backends=("onnxruntime",), options=options))
+        build(Request(source, vae, out, weights, key, backends=("onnxruntime",), options=options))
         with Sampler(out, "onnxruntime", "f32") as sampler:
             yield sampler
 
@@ -179,6 +181,7 @@ def opened(source: Path, vae: Path | None, weights: str, options: Mapping[str, A
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of sampling and fitting.")
 @click.option("--vae", type=click.Path(path_type=Path), help="Of a checkpoint: the VAE's own one, when it holds none.")
 @click.option("--weights", type=click.Choice(["ema", "online"]), default="ema", show_default=True, help="Of a checkpoint.")
+@click.option("--key", metavar="PATH", help="Of a checkpoint: as for build.")
 @click.option("--heads", type=click.IntRange(1), help="Of a checkpoint: as for build.")
 @click.option("--preset", metavar="NAME", help="Of a checkpoint: as for build.")
 def main(
@@ -191,6 +194,7 @@ def main(
     seed: int,
     vae: Path | None,
     weights: str,
+    key: str | None,
     heads: int | None,
     preset: str | None,
 ) -> None:
@@ -200,7 +204,7 @@ def main(
     --latent-prior OUT of build. With --heldout the log-likelihood of unseen latents is printed, which tells
     how many components are too many.
     """
-    with opened(source, vae, weights, {"heads": heads, "preset": preset}) as sampler:
+    with opened(source, vae, weights, key, {"heads": heads, "preset": preset}) as sampler:
         manifest = sampler.bundle.manifest
         posterior = posterior_of(manifest, source)
         shape = encoder_shape(sampler)

@@ -98,6 +98,7 @@ def show_contents(bundle: dict[str, Any]) -> None:
             "backends": ", ".join(bundle["backends"]),
             "auto": auto["reason"],
             "prior": prior_line(bundle["prior"]),
+            **notes_line(bundle["architecture"]),
             "built with": ", ".join(f"{name} {version}" for name, version in bundle["built_with"].items()),
         },
         indent="  ",
@@ -133,6 +134,13 @@ def show_engines(engines: list[dict[str, Any]]) -> None:
         click.echo(f"{name}{size_of(engine):>10}  {', '.join(engine['targets']) or 'any processor'}")
         if line := record_line(engine):
             click.echo(f"    {line}")
+
+
+def notes_line(architecture: dict[str, Any]) -> dict[str, str]:
+    """What the build was told and no weight confirms; a manifest's architecture is free, so it may lack this."""
+    notes = architecture.get("notes")
+    texts = [note for note in notes if isinstance(note, str)] if isinstance(notes, list) else []
+    return {"note": ". ".join(texts)} if texts else {}
 
 
 def size_line(shape: list[int]) -> str:

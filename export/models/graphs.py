@@ -15,7 +15,7 @@ from export.models.vae import VAE
 
 
 class EncoderGraph(nn.Module):
-    """image [N, 3, H, W] in [0, 1] -> mu, logvar [N, z_dim] of q(z | x)."""
+    """image [N, C, H, W] in [0, 1] -> mu, logvar [N, z_dim] of q(z | x)."""
 
     def __init__(self, vae: VAE) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class EncoderGraph(nn.Module):
 
 
 class DecoderGraph(nn.Module):
-    """z [N, z_dim] -> image [N, 3, H, W] in [-1, 1], the range that the refiner was trained on."""
+    """z [N, z_dim] -> image [N, C, H, W] in [-1, 1], the range that the refiner was trained on."""
 
     def __init__(self, vae: VAE) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ class UNetSpec:
     Attributes:
         layout: "openai" (guided-diffusion) or "ddim" (DDIM repository). Besides the keys it decides the norm's epsilon, the
             order and spacing of the sinusoids, the padding before a stride-2 convolution and the attention scale.
-        in_channels: 3, or 6 when the reconstruction is concatenated as the condition.
+        in_channels: those of the image (1, 3 or 4), or twice as many when the reconstruction is concatenated.
         attention_levels: levels (0 = full resolution) whose residual blocks are followed by self-attention.
         heads: attention heads; the weights cannot tell this number.
         z_dim: width of z when the network is conditioned on it, else None.
@@ -226,7 +226,7 @@ class UNet(nn.Module):
         return torch.cat([stage.res.emb(emb) for stage in self.stages()], dim=-1)
 
     def denoise(self, x: torch.Tensor, cond: torch.Tensor | None, row: torch.Tensor) -> torch.Tensor:
-        """Predict eps [N, 3, H, W] from x [N, 3, H, W], cond in [-1, 1] of the same shape (or None) and row [1 or N, R]."""
+        """Predict eps [N, C, H, W] from x [N, C, H, W], cond in [-1, 1] of the same shape (or None) and row [1 or N, R]."""
         rows = iter(row.split([stage.res.emb.out_features for stage in self.stages()], dim=1))
         h = self.stem(x if cond is None else torch.cat([x, cond], dim=1))
         skips = [h]

@@ -60,13 +60,14 @@ def parse_channels(text: str) -> dict[int, int]:
 
 @dataclass(frozen=True)
 class VAESpec:
-    """Architecture of a DiffuseVAE first stage: image side in pixels and the reference's four strings."""
+    """Architecture of a DiffuseVAE first stage: image side in pixels, the reference's four strings, channels."""
 
     image_size: int
     enc_blocks: str
     dec_blocks: str
     enc_channels: str
     dec_channels: str
+    channels: int = 3
 
     @property
     def z_dim(self) -> int:
@@ -113,7 +114,7 @@ class Encoder(nn.Module):
     def __init__(self, spec: VAESpec) -> None:
         super().__init__()
         channels = parse_channels(spec.enc_channels)
-        self.in_conv = nn.Conv2d(3, STEM_CHANNELS, 3, padding=1, bias=False)
+        self.in_conv = nn.Conv2d(spec.channels, STEM_CHANNELS, 3, padding=1, bias=False)
         self.block_mod = nn.Sequential(*_modules(parse_blocks(spec.enc_blocks), channels))
         self.mu = nn.Conv2d(channels[1], channels[1], 1, bias=False)
         self.logvar = nn.Conv2d(channels[1], channels[1], 1, bias=False)
@@ -130,7 +131,7 @@ class Decoder(nn.Module):
         super().__init__()
         channels = parse_channels(spec.dec_channels)
         self.block_mod = nn.Sequential(*_modules(parse_blocks(spec.dec_blocks), channels))
-        self.last_conv = nn.Conv2d(channels[spec.image_size], 3, 3, padding=1)
+        self.last_conv = nn.Conv2d(channels[spec.image_size], spec.channels, 3, padding=1)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         return torch.sigmoid(self.last_conv(self.block_mod(z[:, :, None, None])))
@@ -146,9 +147,9 @@ class VAE(nn.Module):
         self.dec = Decoder(spec)
 
     def encode(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map images [N, 3, H, W] in [0, 1] to (mu [N, z_dim], logvar [N, z_dim])."""
+        """Map images [N, C, H, W] in [0, 1] to (mu [N, z_dim], logvar [N, z_dim])."""
         return self.enc(image)
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
-        """Map latents [N, z_dim] to images [N, 3, H, W] in [0, 1]."""
+        """Map latents [N, z_dim] to images [N, C, H, W] in [0, 1]."""
         return self.dec(z)

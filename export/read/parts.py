@@ -10,19 +10,12 @@ import torch
 
 from engine.errors import ArgumentError, CheckpointError, did_you_mean
 from export.read.checkpoint import Checkpoint
+from export.read.wrappers import BUFFERS, SeenThrough, see_through
 
 Tensors = Mapping[str, torch.Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
 
 WEIGHTS = {"ema": "target_network.", "online": "online_network."}
-WRAPPERS = ("module.", "_forward_module.", "_orig_mod.")
-# The constants that the reference registers beside a network; betas and post_coeff_3 are read, the rest follows from them.
-BUFFERS = frozenset(
-    [
-        *("betas", "sqrt_alpha_bar", "minus_sqrt_alpha_bar", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod"),
-        *("post_variance", "post_log_variance_clipped", "post_coeff_1", "post_coeff_2", "post_coeff_3"),
-    ]
-)
 UNET_MARKS = ("input_blocks.", "middle_block.", "output_blocks.", "temb.dense.", "down.0.block.", "mid.block_1.")
 VAE_MARKS = ("enc.in_conv.", "enc.block_mod.", "dec.block_mod.", "dec.last_conv.")
 STRANGERS = (
@@ -72,52 +65,45 @@ class Parts:
 
 def split(checkpoint: Checkpoint) -> Parts:
     """Sort the keys of a diffusion checkpoint; CheckpointError when it is something else or holds keys of none."""
-    outer, tensors = _unwrap(checkpoint.tensors)
+    keys = see_through(checkpoint.tensors, checkpoint.path)
+    tensors = keys.tensors
     groups = {name: _under(tensors, prefix) for name, prefix in WEIGHTS.items()}
     vae = _under(tensors, "vae.")
-    stage = Stage(checkpoint, outer + "vae.", vae) if vae else None
+    stage = Stage(checkpoint, keys.prefix("vae."), vae) if vae else None
     if any(groups.values()):
         known = (*WEIGHTS.values(), "vae.")
-        strays = [key for key in tensors if not key.startswith(known)]
+        strays = [keys.spelled[key] for key in tensors if not key.startswith(known)]
         if strays:
             raise CheckpointError(
-                f"{checkpoint.path}: found unexpected keys {listed([outer + key for key in strays])}, expected keys of "
-                f"{', '.join(known)} only; save the training wrapper's own state dict"
+                f"{checkpoint.path}: found unexpected keys {listed(strays)}, expected keys of {', '.join(known)} only; save "
+                "the training wrapper's own state dict"
             )
-        networks = {name: _network(checkpoint.path, outer + WEIGHTS[name], group) for name, group in groups.items() if group}
+        networks = {name: _network(checkpoint.path, keys, WEIGHTS[name], group) for name, group in groups.items() if group}
         return Parts(networks, stage)
     rest = {key: tensor for key, tensor in tensors.items() if not key.startswith("vae.")}
     if any(key.startswith("decoder.") for key in rest) or any(key.startswith(UNET_MARKS) for key in rest):
-        return Parts({"only": _network(checkpoint.path, outer, rest)}, stage)
-    raise CheckpointError(f"{checkpoint.path}: found {_describe(tensors)}")
-
-
-def _unwrap(tensors: Tensors) -> tuple[str, dict[str, torch.Tensor]]:
-    """Strip what data-parallel and compiling wrappers put before every key."""
-    outer, result = "", dict(tensors)
-    while wrapper := next((w for w in WRAPPERS if result and all(key.startswith(w) for key in result)), None):
-        outer, result = outer + wrapper, _under(result, wrapper)
-    return outer, result
+        return Parts({"only": _network(checkpoint.path, keys, "", rest)}, stage)
+    raise CheckpointError(f"{checkpoint.path}: found {_describe(keys)}")
 
 
 def _under(tensors: Tensors, prefix: str) -> dict[str, torch.Tensor]:
     return {key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
-def _network(path: Path, prefix: str, tensors: Tensors) -> Network:
+def _network(path: Path, keys: SeenThrough, prefix: str, tensors: Tensors) -> Network:
     """A network from the keys of a diffusion module (`decoder.*` and buffers), or of a bare UNet."""
     buffers = {key: tensor for key, tensor in tensors.items() if key in BUFFERS}
     unet = {key: tensor for key, tensor in tensors.items() if key not in BUFFERS}
     inner = _under(unet, "decoder.")
     if not inner:
-        return Network(path, prefix, unet, buffers)
-    strays = [prefix + key for key in unet if not key.startswith("decoder.")]
+        return Network(path, keys.prefix(prefix), unet, buffers)
+    strays = [keys.spelled[prefix + key] for key in unet if not key.startswith("decoder.")]
     if strays:
         raise CheckpointError(
-            f"{path}: found unexpected keys {listed(strays)}, expected {prefix}decoder.* and the schedule's constants; "
-            "save the training wrapper's own state dict"
+            f"{path}: found unexpected keys {listed(strays)}, expected {keys.prefix(prefix)}decoder.* and the schedule's "
+            "constants; save the training wrapper's own state dict"
         )
-    return Network(path, prefix + "decoder.", inner, buffers)
+    return Network(path, keys.prefix(f"{prefix}decoder."), inner, buffers)
 
 
 def select(parts: Parts, weights: str, path: Path) -> Network:
@@ -138,27 +124,28 @@ def select(parts: Parts, weights: str, path: Path) -> Network:
 
 def vae_stage(checkpoint: Checkpoint) -> Stage:
     """The VAE of a file given as --vae: its own keys, or those under `vae.`."""
-    outer, tensors = _unwrap(checkpoint.tensors)
+    keys = see_through(checkpoint.tensors, checkpoint.path)
     for prefix in ("vae.", ""):
-        inner = _under(tensors, prefix)
+        inner = _under(keys.tensors, prefix)
         if any(key.startswith(VAE_MARKS) for key in inner):
-            return Stage(checkpoint, outer + prefix, inner)
+            return Stage(checkpoint, keys.prefix(prefix), inner)
     raise CheckpointError(
-        f"{checkpoint.path}: found no VAE (keys {listed(list(tensors))}), expected enc.* and dec.* of the first stage; "
-        "give --vae the checkpoint that the VAE's training wrote"
+        f"{checkpoint.path}: found no VAE (keys {listed(list(keys.spelled.values()))}), expected enc.* and dec.* of the "
+        "first stage; give --vae the checkpoint that the VAE's training wrote"
     )
 
 
-def _describe(tensors: Tensors) -> str:
+def _describe(keys: SeenThrough) -> str:
     """What a file without any diffusion network looks like, and what to do about it."""
-    if any(key.removeprefix("vae.").startswith(VAE_MARKS) for key in tensors):
+    tensors = list(keys.spelled.values())
+    if any(key.removeprefix("vae.").startswith(VAE_MARKS) for key in keys.tensors):
         return (
             "a DiffuseVAE first stage (VAE) alone, expected a diffusion network beside it or instead; give the diffusion "
             "checkpoint as the file to build from and this one with --vae"
         )
     what = next((text for mark, text in STRANGERS if any(mark in f".{key}" for key in tensors)), "another model")
     return (
-        f"what looks like {what} (keys {listed(list(tensors))}), expected DiffuseVAE weights: online_network.*, "
+        f"what looks like {what} (keys {listed(tensors)}), expected DiffuseVAE weights: online_network.*, "
         "target_network.*, decoder.* or the keys of a UNet; check that this is the right file"
     )
 

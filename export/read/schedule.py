@@ -78,6 +78,17 @@ def entry_of(spec: ScheduleSpec) -> dict[str, object]:
     return {"recipe": spec.recipe, "T": spec.T, **spec.numbers, **betas}
 
 
+def rounding(betas: torch.Tensor) -> str | None:
+    """The dtype in less than float32 that stored betas were rounded to, by name; None for full ones."""
+    grain = _stored(betas).grain
+    return None if grain in (torch.float32, torch.float64) else str(grain).removeprefix("torch.")
+
+
+def explains(spec: ScheduleSpec, betas: torch.Tensor) -> bool:
+    """Whether stored betas are those of a recipe but for their rounding."""
+    return len(betas) == spec.T and _matches(spec, _stored(betas))
+
+
 def describe(spec: ScheduleSpec) -> str:
     """A schedule in a few words, for people."""
     if spec.betas is not None:

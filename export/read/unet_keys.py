@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from engine.bundle.pipeline import IMAGE_CHANNELS
 from engine.errors import CheckpointError
 from export.models.unet import NORM_GROUPS
 from export.read.parts import Network, Tensors
@@ -104,16 +105,17 @@ def _refuse_variants(network: Network) -> None:
 
 
 def _check_channels(network: Network, in_channels: int, out_channels: int, base: int) -> None:
-    if out_channels != 3:
-        what = "a network that also learns the variance" if out_channels == 6 else "a network of another image type"
+    if out_channels not in IMAGE_CHANNELS:
+        learned = out_channels % 2 == 0 and out_channels // 2 in IMAGE_CHANNELS
+        what = "a network that also learns the variance" if learned else "a network of another image type"
         raise CheckpointError(
-            f"{network.path}: found {out_channels} output channels ({what}), expected 3 (the noise of an RGB image); this "
-            "variant is not supported"
+            f"{network.path}: found {out_channels} output channels ({what}), expected 1, 3 or 4 (the noise of a gray, RGB "
+            "or RGBA image); this variant is not supported"
         )
-    if in_channels not in (3, 6):
+    if in_channels not in (out_channels, 2 * out_channels):
         raise CheckpointError(
-            f"{network.path}: found {in_channels} input channels, expected 3 (unconditional) or 6 (the VAE's reconstruction "
-            "beside x); this variant is not supported"
+            f"{network.path}: found {in_channels} input channels, expected {out_channels} (unconditional) or "
+            f"{2 * out_channels} (the VAE's reconstruction beside x); this variant is not supported"
         )
     if base % NORM_GROUPS:
         raise CheckpointError(

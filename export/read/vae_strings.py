@@ -57,7 +57,7 @@ def _from_metadata(stage: Stage) -> VAESpec:
                 f"{min(needed - known)}, expected one entry for each resolution of {blocks!r}; {ASK}"
             )
     image_size = size if type(size) is int else parse_blocks(enc)[0].resolution
-    return VAESpec(image_size, enc, dec, enc_channels, dec_channels)
+    return VAESpec(image_size, enc, dec, enc_channels, dec_channels, _image_channels(stage))
 
 
 def _parsed(stage: Stage, text: str, parse: Callable[[str], Any]) -> Any:
@@ -86,7 +86,12 @@ def _from_blocks(stage: Stage, enc: str, dec: str) -> VAESpec:
     _check_size(dec)
     channels = [_channels(stage, half, parse_blocks(text)) for half, text in (("enc", enc), ("dec", dec))]
     texts = [",".join(f"{r}:{found[r]}" for r in sorted(found, reverse=True)) for found in channels]
-    return VAESpec(parse_blocks(enc)[0].resolution, enc, dec, texts[0], texts[1])
+    return VAESpec(parse_blocks(enc)[0].resolution, enc, dec, texts[0], texts[1], _image_channels(stage))
+
+
+def _image_channels(stage: Stage) -> int:
+    sources = [("enc.in_conv.weight", 1), ("dec.last_conv.weight", 0), ("dec.last_conv.bias", 0)]
+    return majority(stage.tensors, sources) or _missing(stage, "dec.last_conv.weight")
 
 
 def _channels(stage: Stage, half: str, blocks: list[Block]) -> dict[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import hashlib
 import io
@@ -126,17 +127,30 @@ class TestHostileFiles:
         }[attack]
         content = {"state_dict": dict(STATE), "hyper_parameters": {}, "callbacks": {}} | {place: {"x": evil}}
         path = saved(tmp_path / "evil.ckpt", content, _use_new_zipfile_serialization=new_format)
-        with pytest.raises(CheckpointError, match=r"found the pickled name .*expected tensors and plain values"):
-            read_checkpoint(path)
+        if place == "state_dict":
+            with pytest.raises(CheckpointError, match=r"without weights"):
+                read_checkpoint(path)
+        else:
+            checkpoint = read_checkpoint(path)
+            assert_is_state(checkpoint)
+            assert checkpoint.metadata == ({"x": None} if place == "hyper_parameters" else {})
         assert not canary.exists()
 
     @pytest.mark.parametrize(
-        "value", [pathlib.PurePosixPath("x"), functools.partial(int), np.float64(1)], ids=["path", "partial", "numpy"]
+        ("value", "read"),
+        [
+            (pathlib.PurePosixPath("x"), None),
+            (functools.partial(int), None),
+            (np.float64(1.5), 1.5),
+            (np.int32(-8), -8),
+            (argparse.Namespace(n=np.bool_(True)), {"n": True}),
+            (2**2000, None),
+        ],
+        ids=["path", "partial", "numpy", "numpy int", "namespace", "huge"],
     )
-    def test_exotic_hyper_parameters_are_refused_with_the_cure(self, tmp_path: Path, value: Any) -> None:
+    def test_exotic_hyper_parameters(self, tmp_path: Path, value: Any, read: Any) -> None:
         path = saved(tmp_path / "a.ckpt", {"state_dict": STATE, "hyper_parameters": {"x": value}})
-        with pytest.raises(CheckpointError, match=r"torch\.save\(\{'state_dict': torch\.load"):
-            read_checkpoint(path)
+        assert read_checkpoint(path).metadata == {"x": read}
 
     def test_a_view_may_not_claim_more_than_the_file_holds(self, tmp_path: Path) -> None:
         path = saved(tmp_path / "a.pt", {"w": torch.zeros(1).expand(10**12)})
@@ -153,7 +167,7 @@ class TestHostileFiles:
 
     def test_sparse_tensors_are_refused(self, tmp_path: Path) -> None:
         path = saved(tmp_path / "a.pt", {"w": torch.eye(3).to_sparse()})
-        with pytest.raises(CheckpointError, match=r"torch\.sparse_coo tensor .*under 'w'"):
+        with pytest.raises(CheckpointError, match=r"the weight 'w' is made by torch\._utils\._rebuild_sparse_tensor"):
             read_checkpoint(path)
 
 
@@ -219,8 +233,8 @@ class TestDamagedFiles:
             read_checkpoint(saved(tmp_path / "a.ckpt", content))
 
     def test_something_else_among_the_weights(self, tmp_path: Path) -> None:
-        with pytest.raises(CheckpointError, match=r"found int under the key 'b'"):
-            read_checkpoint(saved(tmp_path / "a.ckpt", {"state_dict": {"a": torch.ones(1), "b": 3}}))
+        with pytest.raises(CheckpointError, match=r"found int under the key 'out\.2\.bias'"):
+            read_checkpoint(saved(tmp_path / "a.ckpt", {"state_dict": {"out.2.weight": torch.ones(1), "out.2.bias": 3}}))
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
     def test_weights_that_are_not_finite(self, bad: float) -> None:

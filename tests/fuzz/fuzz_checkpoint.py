@@ -11,12 +11,14 @@ import io
 import json
 import pickle
 import random
+import re
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save
 
@@ -96,18 +98,39 @@ def mutate_pickle(rng: random.Random, data: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def encode(rng: random.Random, content: dict[str, Any]) -> tuple[str, bytes]:
-    """The file's bytes in one of the formats."""
+def contain(rng: random.Random, content: dict[str, Any]) -> tuple[str, Any]:
+    """The same as people save it: averages beside, lists, objects, wrappers in the keys."""
+    kind = rng.choice(["plain", "plain", "pair", "list", "order", "object", "wrapped", "numpy", "deep"])
+    state = content["state_dict"]
+    ema = {k.removeprefix("target_network."): v for k, v in state.items()}
+    tensors = [v for k, v in ema.items() if k.startswith("decoder.")]
+    saved: Any = {
+        "plain": content,
+        "pair": {"model": ema, "ema": {k: v for k, v in ema.items() if k.startswith("decoder.")}, "opt": {"state": {}}},
+        "list": [ema, {"shadow": state}, rng.choice(VALUES)],
+        "order": {"net": ema, "ema": {"shadow_params": tensors[rng.randrange(2) :]}},
+        "object": {"model": argparse.Namespace(**ema), "average": argparse.Namespace(module=ema, decay=np.float64(0.9))},
+        "wrapped": {re.sub(r"(\.\d+)\.", rng.choice([r"\1._w.", r"._orig_mod\1.", r"\1."]), k): v for k, v in state.items()},
+        "numpy": {k: v.numpy() if isinstance(v, torch.Tensor) and v.numel() < 1e7 else v for k, v in state.items()},
+        "deep": {"a": ({"b": [content]}, argparse.Namespace(c={"d": rng.choice(VALUES)}))},
+    }[kind]
+    return kind, saved
+
+
+def encode(rng: random.Random, content: dict[str, Any]) -> tuple[str, str, bytes]:
+    """The format, what of it in words, and the file's bytes."""
     kind = rng.choice(["zip", "legacy", "safetensors"])
     if kind == "safetensors":
         tensors = {
             k: t.contiguous() for k, t in content["state_dict"].items() if isinstance(t, torch.Tensor) and t.numel() < 1e7
         }
         texts = {str(k): json.dumps(v) for k, v in content["hyper_parameters"].items()}
-        return kind, save(tensors, {k: v for k, v in texts.items() if v.isascii()})
+        return kind, kind, save(tensors, {k: v for k, v in texts.items() if v.isascii()})
     buffer = io.BytesIO()
-    torch.save(content, buffer, _use_new_zipfile_serialization=kind == "zip")
-    return kind, buffer.getvalue()
+    container, saved = contain(rng, content)
+    protocol = rng.choice([1, 2, 2, 4, 5])
+    torch.save(saved, buffer, _use_new_zipfile_serialization=kind == "zip", pickle_protocol=protocol)
+    return kind, f"{kind} {container} {protocol}", buffer.getvalue()
 
 
 def one(seed: int, folder: Path, original: dict[str, Any], show: bool) -> str:
@@ -117,7 +140,7 @@ def one(seed: int, folder: Path, original: dict[str, Any], show: bool) -> str:
     target = rng.choice(["content", "bytes", "pickle"])
     done = mutate_content(rng, content) if target == "content" else []
     try:
-        kind, data = encode(rng, content)
+        kind, words, data = encode(rng, content)
     except (UnicodeEncodeError, pickle.PicklingError):
         return "not representable"  # a lone surrogate, for instance: no such file exists
     if target == "pickle" and kind == "zip":
@@ -125,7 +148,7 @@ def one(seed: int, folder: Path, original: dict[str, Any], show: bool) -> str:
     elif target != "content":
         data = mutate_bytes(rng, data)
     if show:
-        sys.stderr.write(f"{target} of a {kind} file of {len(data)} bytes: {done}\n")
+        sys.stderr.write(f"{target} of a {words} file of {len(data)} bytes: {done}\n")
     path = folder / "case.ckpt"
     path.write_bytes(data)
     try:

@@ -17,7 +17,7 @@ from engine.errors import ArgumentError, CheckpointError
 from engine.solver.levels import FIXED_VARIANCES
 from export.families.diffusevae import process
 from export.families.diffusevae.evidence import Evidence
-from export.families.diffusevae.presets import PRESETS
+from export.families.diffusevae.presets import PRESETS, Preset
 from export.models.layouts import expected_shapes
 from export.models.unet import UNet, UNetSpec
 from export.models.vae import VAESpec
@@ -30,7 +30,10 @@ from export.read.vae_strings import infer_vae
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything about the model but its weights. `origins` says of each field where it came from."""
+    """Everything about the model but its weights.
+
+    `origins` says of each field where it came from, `notes` what of it could be wrong without any weight telling.
+    """
 
     unet: UNetSpec
     vae: VAESpec | None
@@ -41,6 +44,7 @@ class Architecture:
     name: str
     defaults: dict[str, Any]
     origins: dict[str, str] = field(compare=False)
+    notes: tuple[str, ...] = field(compare=False, default=())
 
     @property
     def conditional(self) -> bool:
@@ -52,8 +56,9 @@ def infer(evidence: Evidence) -> Architecture:
     """Settle the whole architecture and check every key and shape of both networks against it."""
     origins: dict[str, str] = {}
     shape = infer_unet(evidence.network)
-    conditional = shape.in_channels == 6
-    vae = _vae(evidence, conditional, origins)
+    conditional = shape.in_channels == 2 * shape.out_channels
+    notes: list[str] = []
+    vae = _vae(evidence, shape, origins)
     size = _image_size(evidence, shape, vae, origins)
     spec = UNetSpec(
         shape.layout, size, shape.in_channels, shape.out_channels, shape.model_channels, shape.channel_mult,
@@ -63,13 +68,16 @@ def infer(evidence: Evidence) -> Architecture:
     with torch.device("meta"):
         shapes = expected_shapes(UNet(spec))
     require(evidence.network.unet, shapes, evidence.path, evidence.network.prefix, f"the UNet {_describe(shape)}")
+    _check_channels(evidence, spec, vae)
     _check_z(evidence, spec, vae)
     _check_preset(evidence, spec, vae)
-    schedule = process.schedule(evidence, origins)
+    if evidence.metadata.get("n_heads") is None:
+        notes.append(_heads_note(spec, vae, origins["heads"]))
+    schedule = process.schedule(evidence, origins, notes)
     return Architecture(
         unet=spec,
         vae=vae if conditional else None,
-        formulation=process.formulation(evidence, conditional, origins),
+        formulation=process.formulation(evidence, spec, origins),
         schedule=schedule,
         prediction=diffusion.prediction(
             [
@@ -82,6 +90,7 @@ def infer(evidence: Evidence) -> Architecture:
         name=_name(evidence, origins),
         defaults=diffusion.defaults(evidence, schedule.T, origins),
         origins=origins,
+        notes=tuple(notes),
     )
 
 
@@ -99,12 +108,13 @@ def _describe(shape: Shape) -> str:
     return f"({shape.layout} layout, {shape.model_channels} channels x {mults}, {shape.blocks_per_level} blocks a level)"
 
 
-def _vae(evidence: Evidence, conditional: bool, origins: dict[str, str]) -> VAESpec | None:
+def _vae(evidence: Evidence, shape: Shape, origins: dict[str, str]) -> VAESpec | None:
     """The VAE's spec. An unconditional network's checkpoint may carry one: it then only tells the image size."""
     if evidence.stage is None:
-        if conditional:
+        if shape.in_channels == 2 * shape.out_channels:
             raise CheckpointError(
-                f"{evidence.path}: found a network that refines a VAE's reconstruction (6 input channels) and no vae.* "
+                f"{evidence.path}: found a network that refines a VAE's reconstruction ({shape.in_channels} input channels) "
+                "and no vae.* "
                 "keys, expected both stages; give the VAE's checkpoint with --vae FILE"
             )
         return None
@@ -168,6 +178,28 @@ def _heads(evidence: Evidence, shape: Shape, conditional: bool, origins: dict[st
     return heads
 
 
+def _heads_note(spec: UNetSpec, vae: VAESpec | None, origin: str) -> str:
+    """That the number of heads was only said, and which published configurations of this kind have another."""
+    kind = "conditional" if spec.conditional else "unconditional"
+    published = {name: (known, known.heads(spec.conditional)) for name, known in PRESETS.items()}
+    alike = [name for name, (known, _) in published.items() if _fits(spec, vae, known)]
+    others = {name: heads for name, (_, heads) in published.items() if heads not in (None, spec.heads)}
+    against = {name: heads for name, heads in others.items() if name in alike} or (others if not alike else {})
+    said = f"{spec.heads} attention heads are from {origin} and not from the file; no weight tells, another number changes "
+    if not against:
+        return f"{said}the images, and no published {kind} configuration of this shape has another"
+    fit = "which these weights fit" if alike else f"published {kind} configuration{'s' if len(against) > 1 else ''}"
+    return f"{said}the images: preset {', '.join(f'{name} has {heads}' for name, heads in against.items())} ({fit})"
+
+
+def _check_channels(evidence: Evidence, spec: UNetSpec, vae: VAESpec | None) -> None:
+    if vae is not None and spec.conditional and vae.channels != spec.out_channels:
+        raise CheckpointError(
+            f"{evidence.path}: found a network for images of {spec.out_channels} channels and a VAE for {vae.channels}, "
+            "expected the VAE that it was trained with; give that one with --vae"
+        )
+
+
 def _check_z(evidence: Evidence, spec: UNetSpec, vae: VAESpec | None) -> None:
     if spec.z_dim is None:
         return
@@ -188,7 +220,20 @@ def _check_preset(evidence: Evidence, spec: UNetSpec, vae: VAESpec | None) -> No
     known = evidence.preset
     if known is None:
         return
-    fields: list[tuple[str, object, tuple[object, ...]]] = [
+    for name, found, expected in _promises(spec, vae, known):
+        if found not in expected:
+            raise CheckpointError(
+                f"{evidence.path}: found {name} = {found}, expected {' or '.join(map(str, expected))} for "
+                f"{evidence.preset_label}; name the right preset, or give --heads and --variance instead"
+            )
+
+
+Promise = tuple[str, object, tuple[object, ...]]  # a field, what the weights say, what the preset allows
+
+
+def _promises(spec: UNetSpec, vae: VAESpec | None, known: Preset) -> list[Promise]:
+    fields: list[Promise] = [
+        ("out_channels", spec.out_channels, (3,)),
         ("channel_mult", spec.channel_mult, (known.channel_mult,)),
         ("(model_channels, blocks_per_level)", (spec.model_channels, spec.blocks_per_level), known.widths),
         ("attention_levels", spec.attention_levels, (known.attention_levels(spec.layout),)),
@@ -196,12 +241,12 @@ def _check_preset(evidence: Evidence, spec: UNetSpec, vae: VAESpec | None) -> No
     if vae is not None:
         names = ("enc_blocks", "dec_blocks", "enc_channels", "dec_channels")
         fields += [(f"vae.{name}", getattr(vae, name), (getattr(known.vae, name),)) for name in names]
-    for name, found, expected in fields:
-        if found not in expected:
-            raise CheckpointError(
-                f"{evidence.path}: found {name} = {found}, expected {' or '.join(map(str, expected))} for "
-                f"{evidence.preset_label}; name the right preset, or give --heads and --variance instead"
-            )
+    return fields
+
+
+def _fits(spec: UNetSpec, vae: VAESpec | None, known: Preset) -> bool:
+    same_size = spec.image_size == known.image_size
+    return same_size and all(found in expected for _, found, expected in _promises(spec, vae, known))
 
 
 def _name(evidence: Evidence, origins: dict[str, str]) -> str:

@@ -29,7 +29,8 @@ FLAGS = (
         type=(float, float, int),
         metavar="BETA_1 BETA_T T",
         default=None,
-        help="Linear noise schedule, for files without betas; the reference's is 0.0001 0.02 1000.",
+        help="Linear noise schedule, for files without betas, or whose betas were rounded or contradict their "
+        "hyper-parameters; the reference's is 0.0001 0.02 1000.",
     ),
     click.option(
         "--prediction",
@@ -45,6 +46,7 @@ FLAGS = (
         "--vae-enc-blocks", metavar="TEXT", help="Block string of the VAE's encoder, if outside the reference's convention."
     ),
     click.option("--vae-dec-blocks", metavar="TEXT", help="Block string of its decoder."),
+    click.option("--vae-key", metavar="PATH", help="Which of several sets of weights in the file of --vae."),
 )
 
 

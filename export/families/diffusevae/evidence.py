@@ -23,6 +23,7 @@ class Options:
     name: str | None = None
     vae_enc_blocks: str | None = None
     vae_dec_blocks: str | None = None
+    vae_key: str | None = None
 
 
 @dataclass(frozen=True)

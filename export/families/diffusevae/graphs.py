@@ -15,7 +15,7 @@ STAGE = {"int8": "bf16"}
 def roles(unet: UNet, vae: VAE | None, T: int, prediction: str = "eps") -> dict[str, Role]:
     """The graphs of a bundle by name, in the order in which sampling uses them."""
     spec = unet.spec
-    image = ("batch", 3, spec.image_size, spec.image_size)
+    image = ("batch", spec.out_channels, spec.image_size, spec.image_size)
     result: list[Role] = []
     if vae is not None:
         z = tensor("z", ("batch", vae.spec.z_dim))

@@ -19,25 +19,26 @@ from export.families.diffusevae.pipeline import inputs, pipeline
 from export.models.layouts import from_checkpoint
 from export.models.unet import UNet
 from export.models.vae import VAE
-from export.read.checkpoint import Checkpoint, as_float32, read_checkpoint
-from export.read.parts import UNET_MARKS, VAE_MARKS, WEIGHTS, Network, Stage, select, split, vae_stage
+from export.read.checkpoint import Checkpoint, Selection, as_float32, read_checkpoint
+from export.read.parts import WEIGHTS, Network, Stage, select, split, vae_stage
 from export.read.schedule import describe
+from export.read.wrappers import NETWORK, STAGE, part_of
 
 NAME = "diffusevae"
 
 
 def claims(checkpoint: Checkpoint) -> bool:
     """Whether the keys are those of a DiffuseVAE training wrapper, or of a bare UNet or VAE of its kind."""
-    marks = (*WEIGHTS.values(), *UNET_MARKS, *VAE_MARKS, *(f"decoder.{mark}" for mark in UNET_MARKS))
-    return any(key.startswith(marks) for key in checkpoint.tensors)
+    return any(part_of(key) in (NETWORK, STAGE) for key in checkpoint.tensors)
 
 
 def recognise(checkpoint: Checkpoint, other: Path | None, weights: str, options: Mapping[str, Any]) -> Found:
     """The model in a checkpoint; `other`, the VAE's own file, replaces a VAE inside it."""
     parts = split(checkpoint)
-    network = select(parts, weights, checkpoint.path)
-    stage = parts.vae if other is None else vae_stage(read_checkpoint(other))
-    evidence = Evidence(checkpoint.path, checkpoint.metadata, network, stage, _options(options))
+    network, said = select(parts, weights, checkpoint.path), _options(options)
+    meant = Selection(weights, said.vae_key, STAGE, "--vae-key")
+    stage = parts.vae if other is None else vae_stage(read_checkpoint(other, meant))
+    evidence = Evidence(checkpoint.path, checkpoint.metadata, network, stage, said)
     architecture = infer(evidence)
     second = stage.checkpoint if stage and stage.checkpoint is not checkpoint and architecture.conditional else None
     return Found(Source(checkpoint, second, weights), architecture, network, stage)
@@ -103,8 +104,17 @@ class Found:
                 "unet": dataclasses.asdict(a.unet),
                 "vae": dataclasses.asdict(a.vae) if a.vae else None,
             },
+            notes=self.notes(),
             encoder=self.stage.checkpoint if self.stage is not None and a.conditional else None,
         )
+
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know who asks later why the images are what they are."""
+        files = [file for file in (self.source.checkpoint, self.source.other) if file is not None]
+        kinds = {str(t.dtype).removeprefix("torch.") for t in self.network.unet.values() if t.dtype.itemsize < 4}
+        stored = f"the weights are stored in {' and '.join(sorted(kinds))}: rounded, if they were trained in float32"
+        rounded = [stored] if kinds else []
+        return (*(note for file in files for note in file.notes), *rounded, *self.architecture.notes)
 
     def lines(self) -> dict[str, str]:
         """What was inferred, each line with where it came from."""
@@ -112,10 +122,12 @@ class Found:
         kind = f"formulation {a.formulation}" if a.conditional else "unconditional"
         mults = ",".join(map(str, unet.channel_mult))
         attention = ", ".join(str(unet.image_size >> level) for level in unet.attention_levels)
-        single = "" if self.network.prefix.startswith(tuple(WEIGHTS.values())) else " (the only network in the file)"
+        prefix, key = self.network.prefix, self.source.checkpoint.key
+        chosen = "" if key in (".", "state_dict") else f"{key}: "
+        single = "" if chosen or any(mark in prefix for mark in WEIGHTS.values()) else " (the only network in the file)"
         lines = {
             "name": (a.name, origins["name"]),
-            "weights": (f"{self.source.weights}{single}", self.network.prefix + "*"),
+            "weights": (f"{self.source.weights}{single}", f"{chosen}{prefix}*"),
             "model": (kind, origins["formulation"]),
             "image size": (f"{unet.image_size} x {unet.image_size}", origins["image_size"]),
             "UNet": (
