@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
-from engine.bundle.limits import MAX_GRAPH_BYTES
+from engine.bundle.files import MAX_GRAPH_BYTES
 from engine.bundle.prior import FIT, Prior, check_width, checked_prior, parse_prior
 from engine.commands import install_extra
 from engine.errors import ArgumentError, ExportError

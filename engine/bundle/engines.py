@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from engine.bundle.fields import REBUILD, SHA256, Fields, shorten
-from engine.bundle.files import HEXADECIMAL, FileSpec, parse_file
+from engine.bundle.fields import REBUILD, Fields, is_text, shorten
+from engine.bundle.files import MAX_GRAPH_BYTES, FileSpec
 from engine.bundle.graphs import PRECISIONS, SAMPLER, GraphSpec, graph_of
 from engine.bundle.inputs import InputSpec
-from engine.bundle.limits import MAX_COMPONENTS, MAX_ENGINE_BYTES, MAX_TEXT
+from engine.bundle.schema import read, take
 from engine.bundle.training import Source
 from engine.errors import BundleError
 
@@ -28,15 +28,15 @@ class EngineSpec:
     `options` is what a rebuild must match, `record` what was measured; both are the backend's own.
     """
 
-    backend: str
-    precision: str
-    graph: str
+    backend: Annotated[str, Fields.choice, tuple(ENGINE_FILES)]
+    precision: Annotated[str, Fields.choice, PRECISIONS]
+    graph: Annotated[str, Fields.choice, "graphs"]
     files: dict[str, FileSpec]
-    source_sha256: str
-    made_with: dict[str, str]
-    targets: tuple[str, ...]
-    options: dict[str, Any]
-    record: dict[str, Any]
+    source_sha256: Annotated[str, Fields.sha256]
+    made_with: Annotated[dict[str, str], parse_versions]
+    targets: Annotated[tuple[str, ...], parse_targets]
+    options: Annotated[dict[str, Any], Fields.free]
+    record: Annotated[dict[str, Any], Fields.free]
 
     @property
     def name(self) -> str:
@@ -53,9 +53,10 @@ class EngineSpec:
 class PriorSpec(FileSpec):
     """The density that an input is drawn from instead of N(0, I), and the file that holds it."""
 
-    input: str
-    kind: str
-    components: int
+    size: Annotated[int, Fields.integer, 1, MAX_GRAPH_BYTES]
+    input: Annotated[str, Fields.choice, "drawn"]
+    kind: Annotated[str, Fields.choice, ("gaussian_mixture",)]
+    components: Annotated[int, Fields.integer, 1, 65_536]
 
 
 def parse_engines(top: Fields, graphs: Mapping[str, GraphSpec]) -> tuple[EngineSpec, ...]:
@@ -71,43 +72,26 @@ def parse_engines(top: Fields, graphs: Mapping[str, GraphSpec]) -> tuple[EngineS
 
 
 def _engine(fields: Fields, graphs: tuple[str, ...]) -> EngineSpec:
-    backend = fields.choice("backend", tuple(ENGINE_FILES))
-    files = fields.object("files")
-    engine = EngineSpec(
-        backend=backend,
-        precision=fields.choice("precision", PRECISIONS),
-        graph=fields.choice("graph", graphs),
-        files={label: _file(files.object(label)) for label in ENGINE_FILES[backend]},
-        source_sha256=fields.matching("source_sha256", SHA256, HEXADECIMAL),
-        made_with=parse_versions(fields.object("made_with")),
-        targets=_targets(fields),
-        options=fields.free("options"),
-        record=fields.free("record"),
-    )
+    found, files = take(EngineSpec, fields, graphs=graphs), fields.object("files")
+    specs = {label: read(FileSpec, files.object(label)) for label in ENGINE_FILES[found["backend"]]}
     files.done()
     fields.done()
-    return engine
+    return EngineSpec(**found, files=specs)
 
 
-def _file(fields: Fields) -> FileSpec:
-    spec = parse_file(fields, MAX_ENGINE_BYTES)
-    fields.done()
-    return spec
-
-
-def _targets(fields: Fields) -> tuple[str, ...]:
+def parse_targets(fields: Fields, key: str) -> tuple[str, ...]:
+    """Printable texts, or none."""
     expected = "a list of printable texts, which may be empty"
-    targets = fields.array("targets", expected)
-    if not all(type(text) is str and 1 <= len(text) <= MAX_TEXT and text.isprintable() for text in targets):
-        fields.refuse("targets", expected)
+    targets = fields.array(key, expected)
+    if not all(is_text(text) for text in targets):
+        fields.refuse(key, expected)
     return tuple(targets)
 
 
-def parse_versions(fields: Fields) -> dict[str, str]:
-    """{name: version} under any names."""
-    versions = {key: fields.text(key) for key in fields}
-    fields.done()
-    return versions
+def parse_versions(fields: Fields, key: str) -> dict[str, str]:
+    """{program: version} under any names."""
+    versions = fields.object(key)
+    return {name: versions.text(name) for name in versions}
 
 
 def parse_prior(top: Fields, inputs: tuple[InputSpec, ...]) -> PriorSpec | None:
@@ -117,18 +101,7 @@ def parse_prior(top: Fields, inputs: tuple[InputSpec, ...]) -> PriorSpec | None:
     drawn = [spec.name for spec in inputs if spec.draw is not None]
     if not drawn:
         top.refuse("prior", "null, since no input is drawn")
-    fields = top.object("prior")
-    file = parse_file(fields)
-    prior = PriorSpec(
-        file=file.file,
-        size=file.size,
-        sha256=file.sha256,
-        input=fields.choice("input", drawn),
-        kind=fields.choice("kind", ("gaussian_mixture",)),
-        components=fields.integer("components", 1, MAX_COMPONENTS),
-    )
-    fields.done()
-    return prior
+    return read(PriorSpec, top.object("prior"), drawn=drawn)
 
 
 def check_engine_sources(

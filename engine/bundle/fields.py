@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from engine.bundle.limits import MAX_DIGITS, MAX_TEXT
@@ -15,6 +15,7 @@ from engine.errors import BundleError, did_you_mean
 REBUILD = f"rebuild the bundle with: {command('build', 'CKPT', '--out', 'PATH')}"
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
+HEXADECIMAL = "a SHA-256 of 64 lower-case hexadecimal digits"
 
 
 def parse_json(data: bytes, where: str) -> Any:
@@ -72,6 +73,11 @@ def refuse(where: str, field: str, found: object, expected: str) -> NoReturn:
     raise BundleError(f"{where}, {field}: found {what}, expected {expected}; {REBUILD}")
 
 
+def is_text(value: object) -> bool:
+    """Whether a value is a text of 1..MAX_TEXT printable characters."""
+    return type(value) is str and 1 <= len(value) <= MAX_TEXT and value.isprintable()
+
+
 def _hint(word: str, choices: Iterable[str]) -> str:
     hint = did_you_mean(word[:80], choices).strip()
     return f" ({hint[0].lower()}{hint[1:]})" if hint else ""
@@ -111,46 +117,55 @@ class Fields:
         """Refuse the value that this field holds."""
         refuse(self.where, self.name_of(key), self._raw[key], expected)
 
-    def is_null(self, key: str) -> bool:
-        """Whether the field is there and null."""
-        return key in self._raw and self._raw[key] is None
+    def take_null(self, key: str) -> bool:
+        """Whether a field that may be null is so, which takes it."""
+        null = key in self._raw and self._raw[key] is None
+        self._taken.update([key] if null else [])
+        return null
 
-    def integer(self, key: str, low: int, high: int) -> int:
-        """An integer in low..high."""
-        expected = f"an integer in {low}..{high}"
+    def checked(self, key: str, expected: str, fits: Callable[[Any], Any]) -> Any:
+        """The raw value of a field that must be there and fit."""
         value = self.take(key, expected)
-        if type(value) is not int or not low <= value <= high:
+        if not fits(value):
             self.refuse(key, expected)
-        return int(value)
+        return value
+
+    def integer(self, key: str, low: int, high: int, also: str = "") -> int:
+        """An integer in low..high. also: what else there might be, for messages."""
+        expected = f"an integer in {low}..{high}{also}"
+        return int(self.checked(key, expected, lambda value: type(value) is int and low <= value <= high))
+
+    def integer_or_null(self, key: str, low: int, high: int) -> int:
+        """An integer in low..high where null would do as well."""
+        return self.integer(key, low, high, ", or null")
 
     def number(self, key: str, low: float, high: float) -> float:
         """A number in low..high."""
         expected = f"a number in {low:g}..{high:g}"
-        value = self.take(key, expected)
-        if type(value) not in (int, float) or not low <= value <= high:
-            self.refuse(key, expected)
-        return float(value)
+        return float(self.checked(key, expected, lambda value: type(value) in (int, float) and low <= value <= high))
 
     def boolean(self, key: str) -> bool:
         """True or false."""
-        value = self.take(key, "true or false")
-        if type(value) is not bool:
-            self.refuse(key, "true or false")
-        return bool(value)
+        return bool(self.checked(key, "true or false", lambda value: type(value) is bool))
 
     def text(self, key: str, expected: str = f"a text of 1..{MAX_TEXT} printable characters") -> str:
         """A short printable text."""
-        value = self.take(key, expected)
-        if type(value) is not str or not 1 <= len(value) <= MAX_TEXT or not value.isprintable():
-            self.refuse(key, expected)
-        return str(value)
+        return str(self.checked(key, expected, is_text))
 
-    def matching(self, key: str, pattern: re.Pattern[str], expected: str) -> str:
-        """A text that matches the whole pattern."""
-        value = self.take(key, expected)
-        if type(value) is not str or not pattern.fullmatch(value):
-            self.refuse(key, expected)
-        return str(value)
+    def label(self, key: str) -> str:
+        """A text of the same letters as a file name."""
+        return self._matching(key, FILE_NAME, "a label of letters, digits, '.', '_' and '-'")
+
+    def file_name(self, key: str) -> str:
+        """The name of a file inside the bundle."""
+        return self._matching(key, FILE_NAME, "a plain file name inside the bundle (letters, digits, '.', '_', '-')")
+
+    def sha256(self, key: str) -> str:
+        """A SHA-256 in hexadecimal."""
+        return self._matching(key, SHA256, HEXADECIMAL)
+
+    def _matching(self, key: str, pattern: re.Pattern[str], expected: str) -> str:
+        return str(self.checked(key, expected, lambda value: type(value) is str and pattern.fullmatch(value)))
 
     def choice(self, key: str, choices: Sequence[str]) -> str:
         """One of a few words."""
@@ -162,24 +177,15 @@ class Fields:
 
     def free(self, key: str) -> dict[str, Any]:
         """An object that is not checked here."""
-        value = self.take(key, "an object")
-        if type(value) is not dict:
-            self.refuse(key, "an object")
-        return dict(value)
+        return dict(self.checked(key, "an object", lambda value: type(value) is dict))
 
     def array(self, key: str, expected: str) -> list[Any]:
         """A list, which may be empty."""
-        value = self.take(key, expected)
-        if type(value) is not list:
-            self.refuse(key, expected)
-        return list(value)
+        return list(self.checked(key, expected, lambda value: type(value) is list))
 
     def items(self, key: str, expected: str) -> list[Any]:
         """A list that is not empty."""
-        value = self.array(key, expected)
-        if not value:
-            self.refuse(key, expected)
-        return value
+        return list(self.checked(key, expected, lambda value: type(value) is list and value))
 
     def objects(self, key: str, expected: str, *, empty: bool = False) -> list[Fields]:
         """A list of objects."""

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from engine.bundle.fields import FILE_NAME, SHA256, Fields
-from engine.bundle.limits import MAX_GRAPH_BYTES
+from engine.bundle.fields import Fields
 
 MANIFEST_FILE = "manifest.json"
-HEXADECIMAL = "a SHA-256 of 64 lower-case hexadecimal digits"
+MAX_GRAPH_BYTES = 2**31 - 1  # a protobuf message, and so an ONNX file, ends below 2 GiB
 
 
 @dataclass(frozen=True)
 class FileSpec:
     """One file of a bundle."""
 
-    file: str
-    size: int
-    sha256: str
+    file: Annotated[str, parse_file_name]
+    size: Annotated[int, Fields.integer, 1, 2**40]
+    sha256: Annotated[str, Fields.sha256]
 
 
-def parse_file(fields: Fields, limit: int = MAX_GRAPH_BYTES) -> FileSpec:
-    """The fields `file`, `size` and `sha256` of an entry."""
-    spec = FileSpec(
-        file=fields.matching("file", FILE_NAME, "a plain file name inside the bundle (letters, digits, '.', '_', '-')"),
-        size=fields.integer("size", 1, limit),
-        sha256=fields.matching("sha256", SHA256, HEXADECIMAL),
-    )
-    if spec.file.lower() == MANIFEST_FILE:
-        fields.refuse("file", f"another name than {MANIFEST_FILE}")
-    return spec
+def parse_file_name(fields: Fields, key: str) -> str:
+    """The name of a file that is not the manifest itself."""
+    name = fields.file_name(key)
+    if name.lower() == MANIFEST_FILE:
+        fields.refuse(key, f"another name than {MANIFEST_FILE}")
+    return name

@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 from engine.bundle.fields import Fields
-from engine.bundle.files import FileSpec, parse_file
-from engine.bundle.limits import MAX_OPSET
+from engine.bundle.files import MAX_GRAPH_BYTES, FileSpec
+from engine.bundle.schema import nested, read
 from engine.bundle.tensors import TensorSpec, parse_tensors
 
 SAMPLER = "sampler"
@@ -25,10 +26,10 @@ GRAPH_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 class Parity:
     """What was measured against the reference when the graph was exported."""
 
-    reference: str
-    max_relative_error: float
-    batches: tuple[int, ...]
-    runtimes: dict[str, float]
+    reference: Annotated[str, Fields.text]
+    max_relative_error: Annotated[float, Fields.number, 0.0, 1e9]
+    batches: Annotated[tuple[int, ...], parse_batches]
+    runtimes: Annotated[dict[str, float], parse_runtimes]
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,13 @@ class GraphSpec(FileSpec):
     off enters every step, so it stays in float32, and int8 may be the denoiser's alone.
     """
 
-    precision: str
-    opset: int
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    parity: Parity
-    compute: dict[str, str]
+    size: Annotated[int, Fields.integer, 1, MAX_GRAPH_BYTES]
+    precision: Annotated[str, Fields.choice, "precisions"]
+    opset: Annotated[int, Fields.integer, 1, 1000]
+    inputs: Annotated[tuple[TensorSpec, ...], parse_tensors]
+    outputs: Annotated[tuple[TensorSpec, ...], parse_tensors]
+    parity: Annotated[Parity, nested, Parity]
+    compute: Annotated[dict[str, str], parse_compute]
 
     def computes_in(self, asked: str) -> str:
         """The precision that this graph runs in when `asked` is what the caller wants."""
@@ -68,7 +70,7 @@ def parse_graphs(fields: Fields) -> dict[str, GraphSpec]:
         name, _, suffix = key.partition(".")
         if not GRAPH_NAME.fullmatch(name) or suffix not in ("", *GRAPH_PRECISIONS[1:]) or key.endswith("."):
             fields.refuse(key, "a graph under NAME or NAME.fp16, NAME of lower-case letters, digits and '_'")
-        graphs[key] = _graph(fields.object(key), suffix or "f32")
+        graphs[key] = read(GraphSpec, fields.object(key), precisions=(suffix or "f32",))
     fields.done()
     return graphs
 
@@ -87,43 +89,23 @@ def check_twins(top: Fields, graphs: Mapping[str, GraphSpec]) -> None:
             fields.refuse(key, f"the inputs and outputs of {name}")
 
 
-def _graph(fields: Fields, precision: str) -> GraphSpec:
-    file = parse_file(fields)
-    graph = GraphSpec(
-        file=file.file,
-        size=file.size,
-        sha256=file.sha256,
-        precision=fields.choice("precision", (precision,)),
-        opset=fields.integer("opset", 1, MAX_OPSET),
-        inputs=parse_tensors(fields, "inputs"),
-        outputs=parse_tensors(fields, "outputs"),
-        parity=_parity(fields.object("parity")),
-        compute=_compute(fields.object("compute")),
-    )
-    for direction in ("inputs", "outputs"):
-        names = [tensor.name for tensor in getattr(graph, direction)]
-        if len(set(names)) < len(names):
-            fields.refuse(direction, "a name of its own for each tensor")
-    fields.done()
-    return graph
-
-
-def _compute(fields: Fields) -> dict[str, str]:
-    compute = {asked: fields.choice(asked, PRECISIONS) for asked in fields if asked in PRECISIONS}
-    fields.done(PRECISIONS)
+def parse_compute(fields: Fields, key: str) -> dict[str, str]:
+    """{precision: precision}, any of them or none."""
+    entries = fields.object(key)
+    compute = {asked: entries.choice(asked, PRECISIONS) for asked in entries if asked in PRECISIONS}
+    entries.done(PRECISIONS)
     return compute
 
 
-def _parity(fields: Fields) -> Parity:
-    batches = fields.items("batches", "a list of batch sizes")
+def parse_batches(fields: Fields, key: str) -> tuple[int, ...]:
+    """Batch sizes, at least one."""
+    batches = fields.items(key, "a list of batch sizes")
     if any(type(n) is not int or n < 1 for n in batches):
-        fields.refuse("batches", "a list of batch sizes of at least 1")
-    runtimes = fields.object("runtimes")
-    parity = Parity(
-        reference=fields.text("reference"),
-        max_relative_error=fields.number("max_relative_error", 0.0, 1e9),
-        batches=tuple(batches),
-        runtimes={key: runtimes.number(key, 0.0, 1e9) for key in runtimes},
-    )
-    fields.done()
-    return parity
+        fields.refuse(key, "a list of batch sizes of at least 1")
+    return tuple(batches)
+
+
+def parse_runtimes(fields: Fields, key: str) -> dict[str, float]:
+    """{runtime: relative error} under any names."""
+    runtimes = fields.object(key)
+    return {name: runtimes.number(name, 0.0, 1e9) for name in runtimes}

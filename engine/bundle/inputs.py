@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
 from engine.bundle.fields import Fields
 from engine.bundle.limits import MAX_INPUTS
-from engine.bundle.tensors import BATCH, ByValue, Null, TensorSpec, parse_null, parse_range, parse_shape
+from engine.bundle.schema import take
+from engine.bundle.tensors import BATCH, ByValue, Null, TensorSpec, parse_null
 
 # Names with a meaning of their own in a pipeline, a request or a result.
 RESERVED = (
@@ -27,7 +29,8 @@ class InputSpec(ByValue, TensorSpec):
     null   one sample of what stands for "nothing" under guidance, an array that broadcasts to it; None: it has none
     """
 
-    draw: str | None
+    dtype: Annotated[str, Fields.choice, INPUT_DTYPES]
+    draw: Annotated[str, Fields.choice, ("normal",)] | None
     null: Null | None
 
 
@@ -48,21 +51,18 @@ def parse_inputs(top: Fields) -> tuple[InputSpec, ...]:
 
 
 def _input(fields: Fields) -> InputSpec:
-    name = fields.text("name")
-    if not name.isidentifier() or name in RESERVED:
+    found = take(InputSpec, fields)
+    shape, limits = found["shape"], found["range"]
+    if not found["name"].isidentifier() or found["name"] in RESERVED:
         fields.refuse("name", f"an identifier, and none of {', '.join(RESERVED)}")
-    dtype = fields.choice("dtype", INPUT_DTYPES)
-    shape = parse_shape(fields)
     if shape[0] != BATCH or BATCH in shape[1:]:
         fields.refuse("shape", f"{BATCH!r} as the first dimension, and only there")
-    limits = parse_range(fields)
-    draw = None if fields.is_null("draw") else fields.choice("draw", ("normal",))
-    fields.take("draw", "'normal' or null")
-    if draw is not None and (dtype != "float32" or any(isinstance(d, str) for d in shape[1:]) or limits is not None):
+    drawable = found["dtype"] == "float32" and limits is None and not any(isinstance(d, str) for d in shape[1:])
+    if found["draw"] is not None and not drawable:
         fields.refuse("draw", "null, unless the input is float32, unbounded and of fixed dimensions")
-    null = parse_null(fields, "null", shape[1:], dtype, limits)
+    null = parse_null(fields, "null", shape[1:], found["dtype"], limits)
     fields.done()
-    return InputSpec(name, dtype, shape, limits, draw, null)
+    return InputSpec(**found, null=null)
 
 
 def null_of(shape: tuple[int, ...], null: Null) -> Null:

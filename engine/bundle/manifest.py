@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from engine.bundle.engines import (
     EngineSpec,
@@ -24,7 +24,8 @@ from engine.bundle.graphs import SAMPLER, GraphSpec, check_twins, graph_of, pars
 from engine.bundle.inputs import InputSpec, parse_inputs
 from engine.bundle.limits import FORMAT_VERSION, MAX_MANIFEST_BYTES
 from engine.bundle.pipeline import VARIANCE, PipelineSpec, parse_pipeline
-from engine.bundle.training import Defaults, ScheduleSpec, Source, parse_defaults, parse_schedule, parse_source
+from engine.bundle.schema import read, take
+from engine.bundle.training import Defaults, ScheduleSpec, Source, parse_schedule, parse_source
 from engine.bundle.whole import check_sampler
 from engine.errors import BundleError
 from engine.solver.levels import FIXED_VARIANCES, LEARNED_RANGE, VARIANCES
@@ -37,21 +38,21 @@ FORMAT = "diffusevae-bundle"
 class Manifest:
     """A manifest that passed every check; `graphs` by key: `denoiser`, `denoiser.fp16`, `sampler`, ... (`graph_key`)."""
 
-    name: str
-    family: str
-    architecture: dict[str, Any]
+    name: Annotated[str, Fields.text]
+    family: Annotated[str, Fields.label]
+    architecture: Annotated[dict[str, Any], Fields.free]
     inputs: tuple[InputSpec, ...]
     pipeline: PipelineSpec
     schedule: ScheduleSpec
-    prediction: str
-    variance: str
+    prediction: Annotated[str, Fields.choice, tuple(PREDICTIONS)]
+    variance: Annotated[str, Fields.choice, VARIANCES]
     defaults: Defaults
-    source: Source
-    backends: tuple[str, ...]
+    source: Annotated[Source, parse_source]
+    backends: Annotated[tuple[str, ...], parse_backends]
     graphs: dict[str, GraphSpec]
     prior: PriorSpec | None
     engines: tuple[EngineSpec, ...]
-    built_with: dict[str, str]
+    built_with: Annotated[dict[str, str], parse_versions]
 
     @property
     def drawn(self) -> InputSpec | None:
@@ -103,21 +104,14 @@ def check_manifest(raw: object, where: str, *, hashed: bool = True) -> Manifest:
     check_twins(top, graphs)
     schedule = parse_schedule(top.object("schedule"))
     manifest = Manifest(
-        name=top.text("name"),
-        family=top.matching("family", FILE_NAME, "a label of letters, digits, '.', '_' and '-'"),
-        architecture=top.free("architecture"),
+        **take(Manifest, top),
         inputs=inputs,
         pipeline=parse_pipeline(top.object("pipeline"), inputs, _single(graphs)),
         schedule=schedule,
-        prediction=top.choice("prediction", tuple(PREDICTIONS)),
-        variance=top.choice("variance", VARIANCES),
-        defaults=parse_defaults(top.object("defaults"), schedule.T),
-        source=parse_source(top.object("source")),
-        backends=_backends(top),
+        defaults=read(Defaults, top.object("defaults"), T=schedule.T, last=schedule.T - 1),
         graphs=graphs,
         prior=parse_prior(top, inputs),
         engines=parse_engines(top, graphs),
-        built_with=parse_versions(top.object("built_with")),
     )
     top.done()
     _check_all_used(top, manifest)
@@ -160,11 +154,10 @@ def _check_version(version: int, where: str) -> None:
     )
 
 
-def _backends(top: Fields) -> tuple[str, ...]:
+def parse_backends(fields: Fields, key: str) -> tuple[str, ...]:
+    """Names, each once; any are let through, as a bundle may hold graphs for a runtime that only a later engine knows."""
     expected = "a list of different backend names"
-    names = top.items("backends", expected)
-    # Any name is let through, not only those of this engine: a bundle may hold graphs for a runtime that a
-    # later engine, or the C++ one, knows.
+    names = fields.items(key, expected)
     if any(type(name) is not str or not FILE_NAME.fullmatch(name) for name in names) or len(set(names)) < len(names):
-        top.refuse("backends", expected)
+        fields.refuse(key, expected)
     return tuple(names)

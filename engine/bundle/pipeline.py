@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 from engine.bundle.fields import Fields, shorten
 from engine.bundle.graphs import GraphSpec
 from engine.bundle.inputs import RESERVED, InputSpec
-from engine.bundle.limits import MAX_CALLS, MAX_CHANNELS, MAX_CLIP, MAX_SIDE
+from engine.bundle.limits import MAX_CALLS
+from engine.bundle.schema import nested
 from engine.bundle.tensors import BATCH, ByValue, Null, Shape, TensorSpec, parse_null
 
 X, E, VARIANCE, ROWS, TIMESTEPS, IMAGE = "x", "e", "variance", "rows", "timesteps", "image"
@@ -53,12 +55,12 @@ class CallSpec:
 class StateSpec:
     """What the loop carries: its size, the limit of x0 (None: none), and the values it is centred on and may start from."""
 
-    channels: int
-    height: int
-    width: int
-    clip: float | None
-    centre: str | None
-    start: str | None
+    channels: Annotated[int, Fields.integer, 1, 65_536]
+    height: Annotated[int, Fields.integer, 1, 65_536]
+    width: Annotated[int, Fields.integer, 1, 65_536]
+    clip: Annotated[float, Fields.number, 1e-6, 1e6] | None
+    centre: Annotated[str, Fields.text] | None
+    start: Annotated[str, Fields.text] | None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -133,7 +135,7 @@ class PipelineSpec(ByValue):
 def parse_pipeline(fields: Fields, inputs: tuple[InputSpec, ...], graphs: Mapping[str, GraphSpec]) -> PipelineSpec:
     """The field `pipeline`, each call held against its graph and against what is there by then."""
     reader = _Reader(graphs, {spec.name: Value(spec.dtype, spec.shape) for spec in inputs})
-    state = _state(fields.object("state"))
+    state = nested(fields, "state", StateSpec)
     shape: Shape = (BATCH, *state.shape)
     encode = reader.encode(fields)
     before = reader.section(fields, "before", dict(reader.values))
@@ -143,24 +145,8 @@ def parse_pipeline(fields: Fields, inputs: tuple[InputSpec, ...], graphs: Mappin
     after = reader.after(fields, shape)
     image = reader.image(fields, after)
     nulls = {spec.name: spec.null for spec in inputs if spec.null is not None} | reader.nulls(fields, before)
-    fields.take("state", "an object")
     fields.done()
     return PipelineSpec(encode, before, rows, step, after, nulls, state, image, reader.values)
-
-
-def _state(fields: Fields) -> StateSpec:
-    state = StateSpec(
-        channels=fields.integer("channels", 1, MAX_CHANNELS),
-        height=fields.integer("height", 1, MAX_SIDE),
-        width=fields.integer("width", 1, MAX_SIDE),
-        clip=None if fields.is_null("clip") else fields.number("clip", 1e-6, MAX_CLIP),
-        centre=None if fields.is_null("centre") else fields.text("centre"),
-        start=None if fields.is_null("start") else fields.text("start"),
-    )
-    for key in ("clip", "centre", "start"):
-        fields.take(key, "a value or null")
-    fields.done()
-    return state
 
 
 class _Reader:
@@ -179,6 +165,7 @@ class _Reader:
         calls: list[CallSpec] = []
         for fields in self._calls(top, "encode"):
             call, made = self._call(fields, there, {}, image=True)
+            _check_samples(fields, call, made)
             for port, name in call.outputs.items():
                 known = self.values.get(name) if name in self.inputs else None
                 if known is not None and made[name] != known:
@@ -200,6 +187,7 @@ class _Reader:
         for index, fields in enumerate(entries):
             pending = {name: index + offset for offset, names in enumerate(later[index:]) for name in names}
             call, made = self._call(fields, there, pending)
+            _check_samples(fields, call, made)
             for port, name in call.outputs.items():
                 if name in self.values or name in RESERVED:
                     fields.object("outputs").refuse(port, "a new name: a value has one maker, and some names are reserved")
@@ -316,6 +304,10 @@ class _Reader:
                 _refuse_value(ins, tensor.name, value, there, pending)
             _fit(ins, tensor, there[value], bound)
         results = dict(_wires(outs, graph.outputs))
+        for tensor in graph.outputs:
+            free = next((d for d in tensor.shape if isinstance(d, str) and d not in (BATCH, *bound)), None)
+            if free is not None:
+                outs.refuse(tensor.name, f"an output whose sizes follow from the inputs: {free!r} of {tensor} is in none")
         if len(set(results.values())) < len(results):
             fields.refuse("outputs", "a name of its own for each output")
         made = {results[t.name]: Value(t.dtype, tuple(bound.get(d, d) if isinstance(d, str) else d for d in t.shape))
@@ -343,6 +335,14 @@ def _refuse_value(fields: Fields, port: str, value: str, there: Values, pending:
         fields.refuse(port, f"a value that is there by then ({known}): a call makes it that comes no earlier than this one, "
                             f"which is a cycle")  # fmt: skip
     fields.refuse(port, f"a value that something makes: {shorten(known)}")
+
+
+def _check_samples(fields: Fields, call: CallSpec, made: Values) -> None:
+    """What is made outside of the loop is of samples: "batch" comes first, and only there."""
+    for port, name in call.outputs.items():
+        if made[name].shape[0] != BATCH or BATCH in made[name].shape[1:]:
+            expected = f"a value with {BATCH!r} as the first dimension, and only there, not {made[name]}"
+            fields.object("outputs").refuse(port, expected)
 
 
 def _check_image(fields: Fields, tensor: TensorSpec) -> None:

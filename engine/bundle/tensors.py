@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.bundle.fields import Fields
 from engine.bundle.limits import MAX_DIMENSION, MAX_RANK
+from engine.bundle.schema import read
 
 DTYPES = ("float32", "int64", "uint8")
 BATCH = "batch"  # the dimension of samples
 
 Shape = tuple[int | str, ...]
+Range = tuple[float, float] | None
 
 
 @dataclass(frozen=True)
 class TensorSpec:
     """One tensor: a text in `shape` is a free dimension; `range` None means unbounded, else both ends belong to it."""
 
-    name: str
-    dtype: str
-    shape: Shape
-    range: tuple[float, float] | None
+    name: Annotated[str, Fields.text]
+    dtype: Annotated[str, Fields.choice, DTYPES]
+    shape: Annotated[Shape, parse_shape]
+    range: Annotated[Range, parse_range]
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype}[{', '.join(map(str, self.shape))}]"
@@ -37,41 +39,33 @@ class TensorSpec:
 
 
 def parse_tensors(fields: Fields, key: str) -> tuple[TensorSpec, ...]:
-    """A list of tensors, at least one."""
-    return tuple(_tensor(tensor) for tensor in fields.objects(key, "a list of tensors"))
+    """A list of tensors, at least one, each under its own name."""
+    tensors = tuple(read(TensorSpec, entry) for entry in fields.objects(key, "a list of tensors"))
+    if len({tensor.name for tensor in tensors}) < len(tensors):
+        fields.refuse(key, "a name of its own for each tensor")
+    return tensors
 
 
-def _tensor(fields: Fields) -> TensorSpec:
-    tensor = TensorSpec(
-        name=fields.text("name"),
-        dtype=fields.choice("dtype", DTYPES),
-        shape=parse_shape(fields),
-        range=parse_range(fields),
-    )
-    fields.done()
-    return tensor
-
-
-def parse_shape(fields: Fields) -> Shape:
-    """The field `shape`: names of free dimensions and positive integers."""
-    dims = fields.items("shape", "a list of dimensions")
+def parse_shape(fields: Fields, key: str) -> Shape:
+    """Names of free dimensions and positive integers."""
+    dims = fields.items(key, "a list of dimensions")
     if len(dims) > MAX_RANK:
-        fields.refuse("shape", f"at most {MAX_RANK} dimensions")
+        fields.refuse(key, f"at most {MAX_RANK} dimensions")
     if not all((type(d) is str and d.isidentifier()) or (type(d) is int and 1 <= d <= MAX_DIMENSION) for d in dims):
-        fields.refuse("shape", "dimensions that are names or positive integers")
+        fields.refuse(key, "dimensions that are names or positive integers")
     return tuple(dims)
 
 
-def parse_range(fields: Fields) -> tuple[float, float] | None:
-    """The field `range`: None where it is unbounded."""
+def parse_range(fields: Fields, key: str) -> Range:
+    """[low, high], or None where it is unbounded."""
     expected = "'unbounded' or [low, high]"
-    value = fields.take("range", expected)
+    value = fields.take(key, expected)
     if value == "unbounded":
         return None
     if type(value) is not list or len(value) != 2 or any(type(v) not in (int, float) for v in value):
-        fields.refuse("range", expected)
+        fields.refuse(key, expected)
     if not value[0] < value[1]:
-        fields.refuse("range", "[low, high] with low < high")
+        fields.refuse(key, "[low, high] with low < high")
     return float(value[0]), float(value[1])
 
 
@@ -110,13 +104,14 @@ def parse_null(fields: Fields, key: str, shape: Shape, dtype: str, limits: tuple
     else:
         expected = "a number, a nested list, or null"
         numbers = [value]
-    kinds = (int,) if dtype == "int64" else (int, float)
+    kinds, kind = ((int,), "integers") if dtype == "int64" else ((int, float), "numbers")
     if any(type(number) not in kinds for number in numbers):
-        fields.refuse(key, f"{'integers' if dtype == 'int64' else 'numbers'} of {dtype}")
+        fields.refuse(key, f"{kind} of {dtype}")
     if limits is not None and not all(limits[0] <= number <= limits[1] for number in numbers):
         fields.refuse(key, f"numbers within the range [{limits[0]:g}, {limits[1]:g}]")
-    if dtype == "int64" and any(abs(number) >= 2**63 for number in numbers):
-        fields.refuse(key, "integers of int64")
+    highest = 2**63 - 1 if dtype == "int64" else float(np.finfo(np.float32).max)
+    if any(abs(number) > highest for number in numbers):
+        fields.refuse(key, f"{kind} of {dtype}")
     array = np.array(numbers, dtype)
     return array.reshape(tuple(fixed)) if type(value) is list else array.reshape(())
 

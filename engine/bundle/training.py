@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from engine.bundle.fields import SHA256, Fields, refuse
-from engine.bundle.files import HEXADECIMAL
-from engine.bundle.limits import MAX_GUIDANCE, MAX_T, MAX_TEMPERATURE
+from engine.bundle.fields import HEXADECIMAL, Fields
+from engine.bundle.limits import MAX_T
+from engine.bundle.schema import read, take
 from engine.solver.schedule import SPACINGS, Schedule
 from engine.solver.table import METHODS
 
 # Numbers of each recipe beside T, with their limits; "table" has betas instead.
+BETA = (1e-12, 0.999999)
 RECIPES: dict[str, dict[str, tuple[float, float]]] = {
-    "linear": {"start": (1e-12, 0.999999), "end": (1e-12, 0.999999)},
-    "scaled_linear": {"start": (1e-12, 0.999999), "end": (1e-12, 0.999999)},
-    "cosine": {"s": (0.0, 1.0), "max_beta": (1e-12, 0.999999)},
+    "linear": {"start": BETA, "end": BETA},
+    "scaled_linear": {"start": BETA, "end": BETA},
+    "cosine": {"s": (0.0, 1.0), "max_beta": BETA},
     "table": {},
 }
 
@@ -23,8 +25,8 @@ RECIPES: dict[str, dict[str, tuple[float, float]]] = {
 class ScheduleSpec:
     """The recipe of the betas that the model was trained with, or the betas themselves."""
 
-    recipe: str
-    T: int
+    recipe: Annotated[str, Fields.choice, tuple(RECIPES)]
+    T: Annotated[int, Fields.integer, 1, MAX_T]
     numbers: dict[str, float]
     betas: tuple[float, ...] | None
 
@@ -37,36 +39,36 @@ class ScheduleSpec:
 class Defaults:
     """The sampling options that apply where a caller names none."""
 
-    steps: int
-    method: str
-    spacing: str | None
-    t_start: int | None
-    eta: float
-    temperature: float
-    guidance: float
+    steps: Annotated[int, Fields.integer, 1, "T"]
+    method: Annotated[str, Fields.choice, tuple(METHODS)]
+    spacing: Annotated[str, Fields.choice, tuple(SPACINGS)] | None
+    t_start: Annotated[int, Fields.integer_or_null, 0, "last"] | None
+    eta: Annotated[float, Fields.number, 0.0, 1.0]
+    temperature: Annotated[float, Fields.number, 0.0, 100.0]
+    guidance: Annotated[float, Fields.number, -100.0, 100.0]
 
 
 @dataclass(frozen=True)
 class Source:
     """The checkpoint that the bundle was built from, and the second one where there were two."""
 
-    file: str
-    sha256: str
-    weights: str
-    other_file: str | None
-    other_sha256: str | None
+    file: Annotated[str, Fields.text]
+    sha256: Annotated[str, Fields.sha256]
+    weights: Annotated[str, Fields.choice, ("ema", "online")]
+    other_file: Annotated[str, Fields.text] | None
+    other_sha256: Annotated[str, Fields.sha256] | None
 
 
 def parse_schedule(fields: Fields) -> ScheduleSpec:
     """The field `schedule`."""
-    recipe = fields.choice("recipe", tuple(RECIPES))
-    T = fields.integer("T", 1, MAX_T)
+    found = take(ScheduleSpec, fields)
+    recipe, T = found["recipe"], found["T"]
     numbers = {key: fields.number(key, low, high) for key, (low, high) in RECIPES[recipe].items()}
     if numbers.get("end", 1.0) < numbers.get("start", 0.0):
         fields.refuse("end", f"at least schedule.start = {numbers['start']:g}")
     betas = _betas(fields, T) if recipe == "table" else None
     fields.done()
-    return ScheduleSpec(recipe, T, numbers, betas)
+    return ScheduleSpec(**found, numbers=numbers, betas=betas)
 
 
 def _betas(fields: Fields, T: int) -> tuple[float, ...]:
@@ -77,44 +79,10 @@ def _betas(fields: Fields, T: int) -> tuple[float, ...]:
     return tuple(betas)
 
 
-def parse_defaults(fields: Fields, T: int) -> Defaults:
-    """The field `defaults`."""
-    defaults = Defaults(
-        steps=fields.integer("steps", 1, T),
-        method=fields.choice("method", tuple(METHODS)),
-        spacing=None if fields.is_null("spacing") else fields.choice("spacing", tuple(SPACINGS)),
-        t_start=_nullable_integer(fields, "t_start", 0, T - 1),
-        eta=fields.number("eta", 0.0, 1.0),
-        temperature=fields.number("temperature", 0.0, MAX_TEMPERATURE),
-        guidance=fields.number("guidance", -MAX_GUIDANCE, MAX_GUIDANCE),
-    )
-    fields.take("spacing", "a spacing or null")
-    fields.done()
-    return defaults
-
-
-def parse_source(fields: Fields) -> Source:
+def parse_source(fields: Fields, key: str) -> Source:
     """The field `source`."""
-    has_other = not fields.is_null("other_file")
-    source = Source(
-        file=fields.text("file"),
-        sha256=fields.matching("sha256", SHA256, HEXADECIMAL),
-        weights=fields.choice("weights", ("ema", "online")),
-        other_file=fields.text("other_file") if has_other else None,
-        other_sha256=fields.matching("other_sha256", SHA256, HEXADECIMAL) if has_other else None,
-    )
-    fields.take("other_file", "a file name or null")
-    if fields.take("other_sha256", f"{HEXADECIMAL}, or null") is not None and not has_other:
-        fields.refuse("other_sha256", "null, since source.other_file is null")
-    fields.done()
+    entry = fields.object(key)
+    source = read(Source, entry)
+    if (source.other_file is None) != (source.other_sha256 is None):
+        entry.refuse("other_sha256", HEXADECIMAL if source.other_file else f"null, since {key}.other_file is null")
     return source
-
-
-def _nullable_integer(fields: Fields, key: str, low: int, high: int) -> int | None:
-    expected = f"an integer in {low}..{high}, or null"
-    value = fields.take(key, expected)
-    if value is None:
-        return None
-    if type(value) is not int or not low <= value <= high:
-        refuse(fields.where, fields.name_of(key), value, expected)
-    return int(value)

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from engine.bundle.inputs import RESERVED
 from engine.bundle.writer import write_bundle
 from tests import toy
 from tests.cpp import capi
@@ -121,13 +120,10 @@ def test_a_graph_that_the_pipeline_never_runs_is_refused(library: Library, plain
     assert "graphs.vae_encoder: found" in check_same_refusal(library, plain)
 
 
-def test_limits_are_those_of_python(library: Library) -> None:
-    """src/bundle/limits.h is what generate_limits.py writes, and the names with a meaning of their own are one list."""
-    generator = runpy.run_path(str(SOURCE / "generate_limits.py"))
-    assert (SOURCE / "src" / "bundle" / "limits.h").read_text() == generator["header"](generator["limits"]())
-    text = (SOURCE / "src" / "bundle" / "inputs.cpp").read_text()
-    (block,) = re.findall(r"kReserved = \{(.*?)\};", text, re.DOTALL)
-    assert tuple(re.findall(r'"(\w+)"', block)) == RESERVED
+def test_fields_and_limits_are_those_of_python() -> None:
+    """The headers with the fields of a manifest, their limits and words are what generate_schema.py writes."""
+    for name, text in runpy.run_path(str(SOURCE / "generate_schema.py"))["HEADERS"].items():
+        assert (SOURCE / "src" / "bundle" / name).read_text() == text(), "python embed/cpp/generate_schema.py"
 
 
 @pytest.mark.parametrize("field", ["name", "architecture"])

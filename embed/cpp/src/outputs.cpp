@@ -94,7 +94,7 @@ std::vector<OutputSpec> outputs_of(const Manifest& manifest) {
 
 void describe_input(const InputSpec& input, diffusevae_array_info& info) {
     describe(input.name, dtype_of(input.dtype), input.shape, info);
-    info.drawn = input.drawn ? 1 : 0;
+    info.drawn = input.draw ? 1 : 0;
     info.has_null = input.null ? 1 : 0;
     info.bounded = input.range ? 1 : 0;
     info.low = input.range ? input.range->first : 0.0;

@@ -150,7 +150,7 @@ const InputSpec* drawn_input(const Manifest& manifest, const std::vector<const d
     std::vector<std::string> missing;
     for (const InputSpec* input : needed_inputs(manifest)) {
         if (find(arrays, input->name) != nullptr) continue;
-        if (input->drawn) {
+        if (input->draw) {
             drawn = input;
         } else {
             missing.push_back(input->name);

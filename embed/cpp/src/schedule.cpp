@@ -133,7 +133,7 @@ using Betas = std::vector<double>;
 // both ends with fused multiply-adds: here products and sums are exact in float64 and rounded once.
 Betas linear(const ScheduleSpec& spec) {
     const int64_t T = spec.T;
-    const float first = float(spec.start), last = float(spec.end);
+    const float first = float(spec.numbers.at("start")), last = float(spec.numbers.at("end"));
     const double step = double((last - first) / float(std::max<int64_t>(1, T - 1)));
     Betas betas;
     for (int64_t t = 0; t < T; ++t) {
@@ -146,7 +146,7 @@ Betas linear(const ScheduleSpec& spec) {
 
 // Square roots of the betas evenly from start to end.
 Betas scaled_linear(const ScheduleSpec& spec) {
-    const double first = std::sqrt(spec.start), last = std::sqrt(spec.end);
+    const double first = std::sqrt(spec.numbers.at("start")), last = std::sqrt(spec.numbers.at("end"));
     const double step = spec.T > 1 ? (last - first) / double(spec.T - 1) : 0.0;
     Betas betas;
     for (int64_t t = 0; t < spec.T; ++t) {
@@ -161,11 +161,11 @@ Betas cosine(const ScheduleSpec& spec) {
     constexpr double kHalfPi = 3.141592653589793 / 2.0;
     std::vector<double> f;
     for (int64_t t = 0; t <= spec.T; ++t) {
-        const double root = std::cos((double(t) / double(spec.T) + spec.s) / (1.0 + spec.s) * kHalfPi);
+        const double root = std::cos((double(t) / double(spec.T) + spec.numbers.at("s")) / (1.0 + spec.numbers.at("s")) * kHalfPi);
         f.push_back(root * root);
     }
     Betas betas;
-    for (size_t t = 0; t + 1 < f.size(); ++t) betas.push_back(std::min(1.0 - f[t + 1] / f[t], spec.max_beta));
+    for (size_t t = 0; t + 1 < f.size(); ++t) betas.push_back(std::min(1.0 - f[t + 1] / f[t], spec.numbers.at("max_beta")));
     return betas;
 }
 

@@ -2,34 +2,11 @@
 
 #include <algorithm>
 
-#include "bundle/limits.h"
+#include "bundle/schema.h"
 #include "text.h"
 
 namespace diffusevae {
 namespace {
-
-const std::vector<std::string> kBackends = {"native", "tensorrt_rtx", "tensorrt"};
-
-std::vector<std::string> labels_of(const std::string& backend) {
-    if (backend == "native") return {"program", "weights"};
-    return {"plan"};
-}
-
-FileSpec parse_engine_file(Fields fields) {
-    const FileSpec spec = parse_file(fields, kMaxEngineBytes);
-    fields.done();
-    return spec;
-}
-
-std::vector<std::string> parse_targets(Fields& fields) {
-    const char* const expected = "a list of printable texts, which may be empty";
-    std::vector<std::string> targets;
-    for (const Value& value : fields.array("targets", expected)) {
-        if (!is_text(value)) fields.refuse("targets", expected);
-        targets.push_back(*value.text());
-    }
-    return targets;
-}
 
 // The graphs that an engine may be of: each once, the whole sampler last where it has none of its own.
 std::vector<std::string> names_of(const std::vector<GraphSpec>& graphs) {
@@ -44,17 +21,11 @@ std::vector<std::string> names_of(const std::vector<GraphSpec>& graphs) {
 
 EngineSpec parse_engine(Fields& fields, const std::vector<std::string>& graphs) {
     EngineSpec engine;
-    engine.backend = fields.choice("backend", kBackends);
+    take(fields, engine, graphs);
     Fields files = fields.object("files");
-    engine.precision = fields.choice("precision", kPrecisions);
-    engine.graph = fields.choice("graph", graphs);
-    for (const std::string& label : labels_of(engine.backend))
-        engine.files.emplace_back(label, parse_engine_file(files.object(label)));
-    engine.source_sha256 = fields.sha256("source_sha256");
-    engine.made_with = parse_versions(fields.object("made_with"));
-    engine.targets = parse_targets(fields);
-    fields.free("options");
-    fields.free("record");
+    for (const EngineFile& file : kEngineFiles)
+        if (file.backend == engine.backend)
+            engine.files.emplace_back(file.label, read<FileSpec>(files.object(file.label)));
     files.done();
     fields.done();
     return engine;
@@ -90,21 +61,25 @@ std::optional<PriorSpec> parse_prior(Fields& top, const std::vector<InputSpec>& 
     if (top.take("prior", "an object or null").is_null()) return std::nullopt;
     std::vector<std::string> drawn;
     for (const InputSpec& input : inputs)
-        if (input.drawn) drawn.push_back(input.name);
+        if (input.draw) drawn.push_back(input.name);
     if (drawn.empty()) top.refuse("prior", "null, since no input is drawn");
-    Fields fields = top.object("prior");
-    PriorSpec prior;
-    static_cast<FileSpec&>(prior) = parse_file(fields, kMaxGraphBytes);
-    prior.input = fields.choice("input", drawn);
-    prior.kind = fields.choice("kind", {"gaussian_mixture"});
-    prior.components = fields.integer("components", 1, kMaxComponents);
-    fields.done();
-    return prior;
+    return read<PriorSpec>(top.object("prior"), drawn);
 }
 
-Versions parse_versions(Fields fields) {
+std::vector<std::string> parse_targets(Fields& fields, const char* key) {
+    const char* const expected = "a list of printable texts, which may be empty";
+    std::vector<std::string> targets;
+    for (const Value& value : fields.array(key, expected)) {
+        if (!is_text(value)) fields.refuse(key, expected);
+        targets.push_back(*value.text());
+    }
+    return targets;
+}
+
+Versions parse_versions(Fields& fields, const char* key) {
+    Fields named = fields.object(key);
     Versions versions;
-    for (const std::string& name : fields.keys()) versions.emplace_back(name, fields.text(name));
+    for (const std::string& name : named.keys()) versions.emplace_back(name, named.text(name));
     return versions;
 }
 

@@ -36,8 +36,8 @@ struct PriorSpec : FileSpec {
 std::vector<EngineSpec> parse_engines(Fields& top, const std::vector<GraphSpec>& graphs);
 std::optional<PriorSpec> parse_prior(Fields& top, const std::vector<InputSpec>& inputs);
 
-// {name: version} under any names.
-Versions parse_versions(Fields fields);
+std::vector<std::string> parse_targets(Fields& fields, const char* key);
+Versions parse_versions(Fields& fields, const char* key);  // under any names
 
 // Refuses an engine that was built from other graphs or another checkpoint than those of this bundle.
 void check_engine_sources(const std::vector<EngineSpec>& engines, const std::vector<GraphSpec>& graphs,

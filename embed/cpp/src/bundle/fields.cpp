@@ -1,24 +1,19 @@
 #include "bundle/fields.h"
 
 #include <algorithm>
+#include <optional>
 
-#include "bundle/limits.h"
+#include "bundle/constants.h"
 #include "text.h"
 
 namespace diffusevae {
 namespace {
 
 constexpr size_t kMaxName = 60, kMaxFileName = 128, kSha256Digits = 64;
-const char* const kFileExpected = "a plain file name inside the bundle (letters, digits, '.', '_', '-')";
-const char* const kSha256Expected = "a SHA-256 of 64 lower-case hexadecimal digits";
 
 std::string text_expected() { return "a text of 1.." + std::to_string(kMaxText) + " printable characters"; }
 
 bool is_letter_or_digit(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9'); }
-
-std::string range(int64_t low, int64_t high) {
-    return "an integer in " + std::to_string(low) + ".." + std::to_string(high);
-}
 
 std::string hint(std::string_view word, const std::vector<std::string>& choices) {
     const std::string near = nearest(word, choices);
@@ -65,9 +60,11 @@ std::vector<std::string> Fields::keys() const {
     return names;
 }
 
-bool Fields::is_null(std::string_view key) const {
+bool Fields::take_null(std::string_view key) {
     const Value* value = raw_->find(key);
-    return value != nullptr && value->is_null();
+    const bool null = value != nullptr && value->is_null();
+    if (null) taken_.emplace(key);
+    return null;
 }
 
 const Value& Fields::take(std::string_view key, const std::string& expected) {
@@ -79,20 +76,17 @@ const Value& Fields::take(std::string_view key, const std::string& expected) {
     return *value;
 }
 
-int64_t Fields::integer(std::string_view key, int64_t low, int64_t high) {
-    const std::string expected = range(low, high);
+int64_t Fields::integer(std::string_view key, int64_t low, int64_t high) { return integer(key, low, high, ""); }
+
+int64_t Fields::integer_or_null(std::string_view key, int64_t low, int64_t high) {
+    return integer(key, low, high, ", or null");
+}
+
+int64_t Fields::integer(std::string_view key, int64_t low, int64_t high, const char* also) {
+    const std::string expected = "an integer in " + std::to_string(low) + ".." + std::to_string(high) + also;
     const std::optional<int64_t> value = take(key, expected).integer();
     if (!value || *value < low || *value > high) refuse(key, expected);
     return *value;
-}
-
-std::optional<int64_t> Fields::nullable_integer(std::string_view key, int64_t low, int64_t high) {
-    const std::string expected = range(low, high) + ", or null";
-    const Value& found = take(key, expected);
-    if (found.is_null()) return std::nullopt;
-    const std::optional<int64_t> value = found.integer();
-    if (!value || *value < low || *value > high) refuse(key, expected);
-    return value;
 }
 
 double Fields::number(std::string_view key, double low, double high) {
@@ -116,24 +110,21 @@ std::string Fields::text(std::string_view key, const std::string& expected) {
     return *value.text();
 }
 
-std::string Fields::file_name(std::string_view key) {
-    const std::string* value = take(key, kFileExpected).text();
-    if (value == nullptr || !is_file_name(*value)) refuse(key, kFileExpected);
+std::string Fields::matching(std::string_view key, bool (*fits)(std::string_view), const char* expected) {
+    const std::string* value = take(key, expected).text();
+    if (value == nullptr || !fits(*value)) refuse(key, expected);
     return *value;
+}
+
+std::string Fields::file_name(std::string_view key) {
+    return matching(key, is_file_name, "a plain file name inside the bundle (letters, digits, '.', '_', '-')");
 }
 
 std::string Fields::label(std::string_view key) {
-    const char* const expected = "a label of letters, digits, '.', '_' and '-'";
-    const std::string* value = take(key, expected).text();
-    if (value == nullptr || !is_file_name(*value)) refuse(key, expected);
-    return *value;
+    return matching(key, is_file_name, "a label of letters, digits, '.', '_' and '-'");
 }
 
-std::string Fields::sha256(std::string_view key) {
-    const std::string* value = take(key, kSha256Expected).text();
-    if (value == nullptr || !is_sha256(*value)) refuse(key, kSha256Expected);
-    return *value;
-}
+std::string Fields::sha256(std::string_view key) { return matching(key, is_sha256, kHexadecimal); }
 
 std::string Fields::choice(std::string_view key, const std::vector<std::string>& choices) {
     const std::string expected = "one of " + in_quotes(choices);

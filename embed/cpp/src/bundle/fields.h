@@ -3,7 +3,6 @@
 #define DIFFUSEVAE_FIELDS_H
 
 #include <memory>
-#include <optional>
 #include <set>
 #include <string>
 #include <string_view>
@@ -32,11 +31,11 @@ public:
     std::string name_of(std::string_view key) const;
     std::vector<std::string> keys() const;
     bool has(std::string_view key) const { return raw_->find(key) != nullptr; }
-    bool is_null(std::string_view key) const;
+    bool take_null(std::string_view key);  // whether a field that may be null is so, which takes it
 
     const Value& take(std::string_view key, const std::string& expected);
     int64_t integer(std::string_view key, int64_t low, int64_t high);
-    std::optional<int64_t> nullable_integer(std::string_view key, int64_t low, int64_t high);
+    int64_t integer_or_null(std::string_view key, int64_t low, int64_t high);  // where null would do as well
     double number(std::string_view key, double low, double high);
     bool boolean(std::string_view key);
     std::string text(std::string_view key);
@@ -57,6 +56,8 @@ public:
     [[noreturn]] void refuse(std::string_view key, const std::string& expected) const;
 
 private:
+    int64_t integer(std::string_view key, int64_t low, int64_t high, const char* also);
+    std::string matching(std::string_view key, bool (*fits)(std::string_view), const char* expected);
     Fields(const Value& value, std::shared_ptr<const Origin> origin, std::string field);
     [[noreturn]] void refuse_value(const std::string& name, const Value& found, const std::string& expected) const;
 
@@ -65,6 +66,20 @@ private:
     const Object* raw_;
     std::set<std::string, std::less<>> taken_;
 };
+
+// An object whose fields the function `take` of bundle/schema.h reads, and which has no others.
+template <class Spec, class... Given>
+Spec read(Fields fields, const Given&... given) {
+    Spec into;
+    take(fields, into, given...);
+    fields.done();
+    return into;
+}
+
+template <class Spec>
+Spec nested(Fields& fields, const char* key) {
+    return read<Spec>(fields.object(key));
+}
 
 }  // namespace diffusevae
 

@@ -14,16 +14,14 @@
 
 namespace diffusevae {
 
-constexpr const char* kManifestFile = "manifest.json";
-constexpr const char* kSampler = "sampler";
+using Compute = std::vector<std::pair<std::string, std::string>>;  // {precision asked for, precision computed in}
 
-extern const std::vector<std::string> kPrecisions;  // that a caller may ask for; a backend has some of them
+struct Parity {};  // what was measured when the graph was exported: checked, and not kept
 
 struct GraphSpec : FileSpec {
     std::string key, precision;
     std::vector<TensorSpec> inputs, outputs;
-    // {precision asked for, precision that this graph runs in}, where they differ.
-    std::vector<std::pair<std::string, std::string>> compute;
+    Compute compute;  // where the two differ
 
     // The precision that this graph runs in when `asked` is what the caller wants.
     std::string computes_in(const std::string& asked) const;
@@ -32,8 +30,10 @@ struct GraphSpec : FileSpec {
 // The name of the graph under a key: "denoiser" of "denoiser.fp16".
 std::string graph_of(const std::string& key);
 
-// The file, size and sha256 of an entry; size up to `limit`.
-FileSpec parse_file(Fields& fields, int64_t limit);
+std::string parse_file_name(Fields& fields, const char* key);  // not the manifest's
+Compute parse_compute(Fields& fields, const char* key);
+void parse_batches(Fields& fields, const char* key);
+void parse_runtimes(Fields& fields, const char* key);
 
 std::vector<GraphSpec> parse_graphs(Fields fields);
 

@@ -12,7 +12,7 @@ namespace diffusevae {
 
 // A declared input. shape[0] is "batch".
 struct InputSpec : TensorSpec {
-    bool drawn = false;  // of the sample's own stream, or from the bundle's fitted prior; otherwise it must be given
+    std::optional<std::string> draw;  // of the sample's own stream, or from the bundle's fitted prior; nothing: it must be given
     std::optional<Null> null;
 
     Dimensions sample() const { return Dimensions(shape.begin() + 1, shape.end()); }

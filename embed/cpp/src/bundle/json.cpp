@@ -4,7 +4,7 @@
 #include <charconv>
 #include <nlohmann/json.hpp>
 
-#include "bundle/limits.h"
+#include "bundle/constants.h"
 #include "error.h"
 #include "text.h"
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <set>
 
-#include "bundle/limits.h"
+#include "bundle/schema.h"
 #include "text.h"
 
 namespace diffusevae {
@@ -17,19 +17,6 @@ void check_version(int64_t version, const Origin& origin) {
     refuse(Origin{origin.where, "", newer ? "upgrade this library to that engine's version" : origin.cure},
            "format_version", std::to_string(version),
            std::to_string(kFormatVersion) + ": the bundle was written by " + writer);
-}
-
-// Any name is let through: a bundle may hold graphs for a runtime that only a later engine knows.
-std::vector<std::string> parse_backends(Fields& top) {
-    const char* const expected = "a list of different backend names";
-    std::vector<std::string> names;
-    for (const Value& value : top.items("backends", expected)) {
-        const std::string* name = value.text();
-        if (name == nullptr || !is_file_name(*name) || std::find(names.begin(), names.end(), *name) != names.end())
-            top.refuse("backends", expected);
-        names.push_back(*name);
-    }
-    return names;
 }
 
 // A graph that the pipeline never runs is a misspelt name, or weights that nothing needs.
@@ -78,7 +65,7 @@ const InputSpec* Manifest::input(const std::string& name) const {
 
 const InputSpec* Manifest::drawn() const {
     for (const InputSpec& input : inputs)
-        if (input.drawn) return &input;
+        if (input.draw) return &input;
     return nullptr;
 }
 
@@ -88,6 +75,19 @@ std::vector<FileSpec> Manifest::files() const {
     return specs;
 }
 
+// Any name is let through: a bundle may hold graphs for a runtime that only a later engine knows.
+std::vector<std::string> parse_backends(Fields& fields, const char* key) {
+    const char* const expected = "a list of different backend names";
+    std::vector<std::string> names;
+    for (const Value& value : fields.items(key, expected)) {
+        const std::string* name = value.text();
+        if (name == nullptr || !is_file_name(*name) || std::find(names.begin(), names.end(), *name) != names.end())
+            fields.refuse(key, expected);
+        names.push_back(*name);
+    }
+    return names;
+}
+
 Manifest parse_manifest(std::string_view data, const std::string& where) {
     const Origin origin = manifest_origin(where);
     if (data.size() > size_t(kMaxManifestBytes))
@@ -95,28 +95,22 @@ Manifest parse_manifest(std::string_view data, const std::string& where) {
                "at most " + std::to_string(kMaxManifestBytes));
     const Value raw = parse_json(data, origin);
     Fields top(raw, origin);
-    top.choice("format", {"diffusevae-bundle"});
+    top.choice("format", {kFormat});
     check_version(top.integer("format_version", 0, int64_t(1) << 31), origin);
     Manifest manifest;
     manifest.inputs = parse_inputs(top);
     manifest.graphs = parse_graphs(top.object("graphs"));
     check_twins(top, manifest.graphs);
     manifest.schedule = parse_schedule(top.object("schedule"));
-    manifest.name = top.text("name");
-    manifest.family = top.label("family");
-    top.free("architecture");
+    take(top, manifest);
     std::vector<const GraphSpec*> named;  // what a pipeline may name: those in float32 but the whole sampler
     for (const GraphSpec& graph : manifest.graphs)
         if (graph.key == graph_of(graph.key) && graph.key != kSampler) named.push_back(&graph);
     manifest.pipeline = parse_pipeline(top.object("pipeline"), manifest.inputs, named);
-    manifest.prediction = top.choice("prediction", kPredictions);
-    manifest.variance = top.choice("variance", kVariances);
-    manifest.defaults = parse_defaults(top.object("defaults"), manifest.schedule.T);
-    manifest.source = parse_source(top.object("source"));
-    manifest.backends = parse_backends(top);
+    const int64_t T = manifest.schedule.T;
+    manifest.defaults = read<Defaults>(top.object("defaults"), T, T - 1);
     manifest.prior = parse_prior(top, manifest.inputs);
     manifest.engines = parse_engines(top, manifest.graphs);
-    parse_versions(top.object("built_with"));
     top.done();
     check_all_used(top, manifest);
     if (manifest.variance == kLearnedRange && !manifest.pipeline.learns_variance())

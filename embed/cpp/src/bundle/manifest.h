@@ -34,6 +34,8 @@ struct Manifest {
     std::vector<FileSpec> files() const;                   // every file beside the manifest itself
 };
 
+std::vector<std::string> parse_backends(Fields& fields, const char* key);
+
 // Error (BUNDLE) names the field, what was found and what was expected.
 Manifest parse_manifest(std::string_view data, const std::string& where);
 

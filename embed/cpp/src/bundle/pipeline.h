@@ -22,14 +22,6 @@
 
 namespace diffusevae {
 
-// Values that a pipeline has of itself.
-constexpr const char* kX = "x";
-constexpr const char* kE = "e";
-constexpr const char* kVariance = "variance";
-constexpr const char* kRows = "rows";
-constexpr const char* kTimesteps = "timesteps";
-constexpr const char* kImage = "image";
-
 // What a call may be fed: dtype and shape, "batch" first but for `timesteps`.
 struct ValueKind {
     std::string dtype;

@@ -3,15 +3,13 @@
 #include <optional>
 #include <set>
 
-#include "bundle/limits.h"
-#include "bundle/pipeline.h"
+#include "bundle/schema.h"
 #include "diffusevae/row.h"
 #include "text.h"
 
 namespace diffusevae {
 namespace {
 
-const char* const kStepsName = "steps";  // the free dimension of a table of timesteps
 const char* const kImageChannels = "1 or 3 or 4";
 
 bool is_image_channels(const Dimension& dimension) {
@@ -20,19 +18,6 @@ bool is_image_channels(const Dimension& dimension) {
 }
 
 bool is_fixed(const Dimension& dimension) { return std::holds_alternative<int64_t>(dimension); }
-
-StateSpec parse_state(Fields fields) {
-    StateSpec state;
-    state.channels = fields.integer("channels", 1, kMaxChannels);
-    state.height = fields.integer("height", 1, kMaxSide);
-    state.width = fields.integer("width", 1, kMaxSide);
-    if (!fields.is_null("clip")) state.clip = fields.number("clip", 1e-6, double(kMaxClip));
-    if (!fields.is_null("centre")) state.centre = fields.text("centre");
-    if (!fields.is_null("start")) state.start = fields.text("start");
-    for (const char* key : {"clip", "centre", "start"}) fields.take(key, "a value or null");
-    fields.done();
-    return state;
-}
 
 // {name in the graph, value} for exactly the graph's tensors.
 Wires parse_wires(Fields& fields, const std::vector<TensorSpec>& tensors) {
@@ -114,7 +99,7 @@ public:
     }
 
     void read(Fields& top) {
-        spec_.state = parse_state(top.object("state"));
+        spec_.state = nested<StateSpec>(top, "state");
         const StateSpec& s = spec_.state;
         state_ = {kFloat32, {Dimension(kBatch), s.channels, s.height, s.width}};
         encode(top);
@@ -143,6 +128,7 @@ private:
         bool to_input = false;
         for (Fields& fields : calls(top, "encode")) {
             const auto [call, made] = read_call(fields, there, {}, true);
+            check_samples(fields, call, made);
             for (size_t i = 0; i < made.size(); ++i) {
                 const ValueKind* known = is_input(made[i].first) ? spec_.values.find(made[i].first) : nullptr;
                 to_input = to_input || known != nullptr;
@@ -178,6 +164,7 @@ private:
             std::set<std::string> pending;
             for (size_t j = i; j < later.size(); ++j) pending.insert(later[j].begin(), later[j].end());
             const auto [call, made] = read_call(entries[i], there, pending, false);
+            check_samples(entries[i], call, made);
             for (const auto& [port, name] : call.outputs)
                 if (spec_.values.find(name) != nullptr || is_reserved(name))
                     entries[i].object("outputs").refuse(
@@ -195,9 +182,9 @@ private:
     void rows(Fields& top) {
         Fields fields = top.object("rows");
         ValueKinds there = usable();
-        there.add(kTimesteps, {kInt64, {Dimension(kStepsName)}});
+        there.add(kTimesteps, {kInt64, {Dimension(kSteps)}});
         const auto [call, made] = read_call(fields, there, {}, false);
-        Dimensions expected = {Dimension(kStepsName)};
+        Dimensions expected = {Dimension(kSteps)};
         if (call.inputs.size() > 1) expected.emplace_back(kBatch);
         if (port_of(call.inputs, kTimesteps) == nullptr)
             top.refuse("rows", "a call that takes " + in_quotes(kTimesteps));
@@ -283,6 +270,17 @@ private:
         }
     }
 
+    // What is made outside of the loop is of samples: "batch" comes first, and only there.
+    static void check_samples(Fields& fields, const CallSpec& call, const Made& made) {
+        for (size_t i = 0; i < made.size(); ++i) {
+            const Dimensions& shape = made[i].second.shape;
+            if (shape[0] != Dimension(kBatch) || std::count(shape.begin(), shape.end(), Dimension(kBatch)) != 1)
+                fields.object("outputs").refuse(call.outputs[i].first,
+                                                "a value with " + in_quotes(kBatch) + " as the first dimension, and only "
+                                                "there, not " + made[i].second.text());
+        }
+    }
+
     // ---- one call ------------------------------------------------------------------------------------------------------
 
     // Inputs and values of `before`: what `rows`, `step` and `after` may take.
@@ -329,6 +327,11 @@ private:
             fit(ins, tensor, *kind, bound);
         }
         call.outputs = parse_wires(outs, graph.outputs);
+        for (const TensorSpec& tensor : graph.outputs)
+            for (const Dimension& size : tensor.shape)
+                if (!is_fixed(size) && size != Dimension(kBatch) && bound_to(bound, std::get<std::string>(size)) == nullptr)
+                    outs.refuse(tensor.name, "an output whose sizes follow from the inputs: " + in_quotes(text_of(size))
+                                                 + " of " + tensor.text() + " is in none");
         Made made;
         for (size_t i = 0; i < graph.outputs.size(); ++i) {
             const TensorSpec& tensor = graph.outputs[i];

@@ -9,7 +9,7 @@
 #include <tuple>
 #include <vector>
 
-#include "bundle/limits.h"
+#include "bundle/constants.h"
 #include "text.h"
 
 namespace diffusevae {

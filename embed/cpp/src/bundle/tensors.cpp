@@ -1,24 +1,17 @@
 #include "bundle/tensors.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
+#include <set>
 
-#include "bundle/limits.h"
+#include "bundle/schema.h"
 #include "text.h"
 
 namespace diffusevae {
 namespace {
 
 bool is_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_'; }
-
-TensorSpec parse_tensor(Fields fields) {
-    TensorSpec tensor;
-    tensor.name = fields.text("name");
-    tensor.dtype = fields.choice("dtype", {kFloat32, kInt64, "uint8"});
-    tensor.shape = parse_shape(fields);
-    tensor.range = parse_range(fields);
-    fields.done();
-    return tensor;
-}
 
 // The shape of a nested list, nothing where it is ragged or empty; a number has the shape [].
 std::optional<std::vector<int64_t>> shape_of(const Value& value) {
@@ -84,11 +77,11 @@ bool is_identifier(const std::string& text) {
            && std::all_of(text.begin(), text.end(), [](char c) { return is_letter(c) || (c >= '0' && c <= '9'); });
 }
 
-Dimensions parse_shape(Fields& fields) {
+Dimensions parse_shape(Fields& fields, const char* key) {
     Dimensions shape;
-    const List& dimensions = fields.items("shape", "a list of dimensions");
+    const List& dimensions = fields.items(key, "a list of dimensions");
     if (int64_t(dimensions.size()) > kMaxRank)
-        fields.refuse("shape", "at most " + std::to_string(kMaxRank) + " dimensions");
+        fields.refuse(key, "at most " + std::to_string(kMaxRank) + " dimensions");
     for (const Value& value : dimensions) {
         const std::optional<int64_t> size = value.integer();
         const std::string* name = value.text();
@@ -97,27 +90,32 @@ Dimensions parse_shape(Fields& fields) {
         } else if (name != nullptr && is_identifier(*name)) {
             shape.emplace_back(*name);
         } else {
-            fields.refuse("shape", "dimensions that are names or positive integers");
+            fields.refuse(key, "dimensions that are names or positive integers");
         }
     }
     return shape;
 }
 
-Range parse_range(Fields& fields) {
+Range parse_range(Fields& fields, const char* key) {
     const char* const expected = "'unbounded' or [low, high]";
-    const Value& value = fields.take("range", expected);
+    const Value& value = fields.take(key, expected);
     if (value.text() != nullptr && *value.text() == "unbounded") return std::nullopt;
     const List* list = value.list();
-    if (list == nullptr || list->size() != 2) fields.refuse("range", expected);
+    if (list == nullptr || list->size() != 2) fields.refuse(key, expected);
     const std::optional<long double> low = (*list)[0].number(), high = (*list)[1].number();
-    if (!low || !high) fields.refuse("range", expected);
-    if (!(*low < *high)) fields.refuse("range", "[low, high] with low < high");
+    if (!low || !high) fields.refuse(key, expected);
+    if (!(*low < *high)) fields.refuse(key, "[low, high] with low < high");
     return std::make_pair(double(*low), double(*high));
 }
 
 std::vector<TensorSpec> parse_tensors(Fields& fields, const char* key) {
     std::vector<TensorSpec> tensors;
-    for (Fields& tensor : fields.objects(key, "a list of tensors")) tensors.push_back(parse_tensor(std::move(tensor)));
+    std::set<std::string> names;
+    for (Fields& entry : fields.objects(key, "a list of tensors")) {
+        tensors.push_back(read<TensorSpec>(entry));
+        names.insert(tensors.back().name);
+    }
+    if (names.size() < tensors.size()) fields.refuse(key, "a name of its own for each tensor");
     return tensors;
 }
 
@@ -143,12 +141,12 @@ std::optional<Null> parse_null(Fields& fields, const std::string& key, const Dim
             fields.refuse(key, "numbers within the range [" + short_number(range->first) + ", "
                                    + short_number(range->second) + "]");
     for (const Value* number : numbers) {
-        if (!whole) {
+        if (!whole && std::fabs(*number->number()) <= std::numeric_limits<float>::max()) {
             null.floats.push_back(float(double(*number->number())));
-        } else if (const std::optional<int64_t> integer = number->integer(); integer && *integer != INT64_MIN) {
+        } else if (const std::optional<int64_t> integer = number->integer(); whole && integer && *integer != INT64_MIN) {
             null.integers.push_back(*integer);
         } else {
-            fields.refuse(key, "integers of int64");
+            fields.refuse(key, (whole ? "integers of " : "numbers of ") + dtype);
         }
     }
     return null;

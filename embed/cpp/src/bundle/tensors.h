@@ -9,11 +9,11 @@
 #include <variant>
 #include <vector>
 
+#include "bundle/constants.h"
 #include "bundle/fields.h"
 
 namespace diffusevae {
 
-constexpr const char* kBatch = "batch";  // the dimension of samples
 constexpr const char* kFloat32 = "float32";
 constexpr const char* kInt64 = "int64";
 
@@ -45,8 +45,8 @@ struct Null {
 // Whether a text is a name as Python's identifiers of ASCII letters are.
 bool is_identifier(const std::string& text);
 
-Dimensions parse_shape(Fields& fields);
-Range parse_range(Fields& fields);
+Dimensions parse_shape(Fields& fields, const char* key);
+Range parse_range(Fields& fields, const char* key);
 std::vector<TensorSpec> parse_tensors(Fields& fields, const char* key);
 
 // The null in the field `key`, nothing where it is null. shape: of one sample. A number fills it; a nested list must have

@@ -2,22 +2,21 @@
 #ifndef DIFFUSEVAE_BUNDLE_TRAINING_H
 #define DIFFUSEVAE_BUNDLE_TRAINING_H
 
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "bundle/constants.h"
 #include "bundle/fields.h"
 
 namespace diffusevae {
 
-extern const std::vector<std::string> kMethods, kSpacings, kVariances, kPredictions;
-extern const char* const kLearnedRange;  // of kVariances: for networks whose second output says it
-
-// The recipe of the betas that the model was trained with, or the betas themselves. What a recipe does not have is 0.
+// The recipe of the betas that the model was trained with and its numbers, or the betas themselves.
 struct ScheduleSpec {
     std::string recipe;
     int64_t T = 0;
-    double start = 0, end = 0, s = 0, max_beta = 0;
+    std::map<std::string, double> numbers;
     std::vector<double> betas;
 };
 
@@ -37,8 +36,7 @@ struct Source {
 };
 
 ScheduleSpec parse_schedule(Fields fields);
-Defaults parse_defaults(Fields fields, int64_t T);
-Source parse_source(Fields fields);
+Source parse_source(Fields& fields, const char* key);
 
 }  // namespace diffusevae
 

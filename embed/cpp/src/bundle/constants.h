@@ -1,0 +1,51 @@
+// Limits, names and words of a manifest. Written by embed/cpp/generate_schema.py from engine/bundle: change it there.
+#ifndef DIFFUSEVAE_BUNDLE_CONSTANTS_H
+#define DIFFUSEVAE_BUNDLE_CONSTANTS_H
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace diffusevae {
+
+constexpr int64_t kFormatVersion = 3;
+constexpr int64_t kMaxT = 1000000;
+constexpr int64_t kMaxManifestBytes = 4194304;
+constexpr int64_t kMaxDimension = 2147483648;
+constexpr int64_t kMaxRank = 8;
+constexpr int64_t kMaxInputs = 32;
+constexpr int64_t kMaxCalls = 64;
+constexpr int64_t kMaxText = 200;
+constexpr int64_t kMaxDigits = 20;
+constexpr const char* kFormat = "diffusevae-bundle";
+constexpr const char* kManifestFile = "manifest.json";
+constexpr const char* kHexadecimal = "a SHA-256 of 64 lower-case hexadecimal digits";
+constexpr const char* kBatch = "batch";
+constexpr const char* kX = "x";
+constexpr const char* kE = "e";
+constexpr const char* kVariance = "variance";
+constexpr const char* kRows = "rows";
+constexpr const char* kTimesteps = "timesteps";
+constexpr const char* kImage = "image";
+constexpr const char* kSteps = "steps";
+constexpr const char* kSampler = "sampler";
+inline const std::vector<std::string> kPrecisions = {"f32", "bf16", "fp16", "int8"};
+inline const std::vector<std::string> kReserved = {"x", "x_T", "noise", "timesteps", "rows", "e", "image", "images", "seeds",
+    "weights", "start", "coefficients", "n", "steps", "seed", "method", "spacing", "eta", "t_start", "temperature",
+    "guidance", "variance", "clip", "prior", "callback", "progress", "stream", "a", "b", "mode", "step_ms"};
+inline const std::vector<std::string> kMethods = {"ddim", "ddpm", "dpmpp_2m", "plms"};
+inline const std::vector<std::string> kPredictions = {"eps", "x0", "v"};
+constexpr const char* kLearnedRange = "learned_range";
+inline const std::vector<std::string> kVariances = {"fixedlarge", "fixedsmall", "learned_range"};
+inline const std::vector<std::string> kSpacings = {"uniform", "quad", "linspace", "trailing", "truncated"};
+struct RecipeNumber { const char *recipe, *name; double low, high; };
+constexpr RecipeNumber kRecipeNumbers[] = {{"linear", "start", 1e-12, 0.999999}, {"linear", "end", 1e-12, 0.999999},
+    {"scaled_linear", "start", 1e-12, 0.999999}, {"scaled_linear", "end", 1e-12, 0.999999}, {"cosine", "s", 0.0, 1.0},
+    {"cosine", "max_beta", 1e-12, 0.999999}};
+struct EngineFile { const char *backend, *label; };
+constexpr EngineFile kEngineFiles[] = {{"native", "program"}, {"native", "weights"}, {"tensorrt_rtx", "plan"}, {"tensorrt",
+    "plan"}};
+
+}  // namespace diffusevae
+
+#endif  // DIFFUSEVAE_BUNDLE_CONSTANTS_H
