@@ -14,7 +14,8 @@ import click
 from engine.errors import EngineError
 
 INTERRUPTED, PIPE_CLOSED = 130, 141  # 128 + SIGINT, 128 + SIGPIPE: what a shell reports of a program that these end
-FALLBACK = "diffusevae.ascii"
+FALLBACK = "diffusevae.fallback"
+ASCII = "diffusevae_ascii"  # under its own name click takes it for a mistake, and writes UTF-8
 _ASCII = {"×": "x", "–": "-", "—": "-", "−": "-", "·": "*", "→": "->", "≤": "<=", "≥": ">=", "µ": "u", "’": "'"}
 
 
@@ -28,7 +29,8 @@ class Program(click.Command):
         stdout = sys.stdout
         for stream in (stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors=FALLBACK)
+                ascii = codecs.lookup(stream.encoding).name == "ascii"
+                stream.reconfigure(encoding=ASCII if ascii else stream.encoding, errors=FALLBACK)
         try:
             return super().main(*arguments, **options)
         except SystemExit:
@@ -78,4 +80,10 @@ def _ascii(character: str) -> str:
     return _ASCII.get(character) or plain or character.encode("ascii", "backslashreplace").decode()
 
 
+def _same_as_ascii(name: str) -> codecs.CodecInfo | None:
+    found = codecs.lookup("ascii")
+    return codecs.CodecInfo(*found, found.incrementalencoder, found.incrementaldecoder, ASCII) if name == ASCII else None
+
+
 codecs.register_error(FALLBACK, _in_ascii)
+codecs.register(_same_as_ascii)
