@@ -19,6 +19,7 @@ from engine.bundle.prior import Prior
 from engine.checks import input_of
 from engine.errors import ArgumentError
 from engine.pipeline import table_of
+from engine.places import check_file
 from engine.resolve import setting_of
 from engine.solver import noise as noises
 from engine.solver.feeds import Feeds, no_noise, step_feeds
@@ -71,10 +72,8 @@ def _for_each(array: npt.NDArray[Any], n: int, name: str) -> npt.NDArray[Any]:
 
 def write_feeds(path: str | os.PathLike[str], feeds: Feeds) -> Path:
     """Write feeds as one .npz file and return its path; ArgumentError when that is impossible."""
-    target = Path(path)
-    if target.suffix.lower() != ".npz" or target.is_dir():
-        raise ArgumentError(f"{target}: found no file name ending in .npz, expected one; numpy adds it otherwise")
     arrays: dict[str, Any] = dict(feeds)
+    target = check_file(path, sum(array.nbytes for array in feeds.values()), (".npz",))  # numpy adds the suffix otherwise
     try:
         np.savez(target, **arrays)
     except OSError as error:

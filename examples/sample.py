@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 
 from engine import Sampler
-from engine.imaging import save_images
+from engine.imaging import check_target, save_images
 
 
 def main(bundle: str, out: str, n: str = "8") -> None:
+    check_target(out)  # before the work
     with Sampler(bundle) as sampler:
         sampler.warmup(int(n))
         batch = sampler.sample(int(n), seed=0)

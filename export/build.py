@@ -13,12 +13,11 @@ from typing import Any
 import torch
 
 import engine
-from engine.bundle.files import MANIFEST_FILE
 from engine.bundle.graphs import SAMPLER
 from engine.bundle.limits import FORMAT_VERSION
 from engine.bundle.manifest import FORMAT
 from engine.bundle.reader import Bundle
-from engine.bundle.writer import write_bundle
+from engine.bundle.writer import check_place, write_bundle
 from engine.errors import ArgumentError, BundleError, CheckpointError, ExportError
 from engine.solver.table import build_step_table
 from export.context import Graph, Watch
@@ -112,15 +111,17 @@ def prepare(request: Request, watch: Watch) -> Prepared:
     for builder in builders.values():
         builder.check(request.engine_options)
     if request.out is not None:
-        check_out(request.out)
+        check_place(request.out)
     prior = read_prior_file(request.latent_prior) if request.latent_prior else None
     with watch.stage("read"):
         found = recognise(request)
     watch.inferred(found)
     path = request.out or Path(f"{found.name}.bundle")
+    check_place(path)
     options = request.graph_options.for_targets(request.engine_options.get("targets") or ())
     with watch.stage("load weights"):
         model = options.of(found.load(), plan.graphs)
+    check_place(path, size_of(model, plan, options))
     check_defaults(model, found.source)
     if prior is not None:
         check_prior(prior, model)
@@ -196,13 +197,11 @@ def _previous(path: Path) -> Bundle | None:
         return None
 
 
-def check_out(path: Path) -> None:
-    """Refuse a place that writing would refuse a minute later: a file, or a folder that holds no bundle."""
-    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / MANIFEST_FILE).exists()):
-        raise ArgumentError(
-            f"--out {path}: found {'a file' if path.is_file() else 'a folder that is no bundle'}, expected nothing, an "
-            "empty folder or an older bundle; choose another --out"
-        )
+def size_of(model: Model, plan: PrecisionPlan, options: GraphOptions) -> int:
+    """About how many bytes the bundle will have: a graph of the whole sampler has all weights again, others half of them."""
+    parameters = {id(p): p for role in model.roles.values() for p in role.module.parameters()}
+    copies = 1 + options.whole_sampler + (len(plan.graphs) + len(plan.engines)) / 2
+    return int(sum(p.nbytes for p in parameters.values()) * copies)
 
 
 def manifest_of(

@@ -33,8 +33,8 @@ from tqdm import tqdm
 from engine.bundle.graphs import PRECISIONS
 from engine.cli.main import NearChoice
 from engine.cli.output import echo_fields
+from engine.cli.terminal import Program
 from engine.commands import command
-from engine.errors import EngineError
 from export.build import Built, Request, build
 from export.context import Watch
 from export.engine_options import engine_options, take_engine_options
@@ -53,21 +53,15 @@ NAMES: dict[str, tuple[str, ...]] = {  # options that take several words
 }
 
 
-class BuildCommand(click.Command):
-    """Accepts `--backends a b` beside `--backends a --backends b`, and shows our errors without a traceback."""
+class BuildCommand(Program):
+    """Accepts `--backends a b` beside `--backends a --backends b`."""
+
+    interrupted = "Interrupted; no bundle was written, an older one is untouched."
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         for option, names in NAMES.items():
             args = spread(args, option, names)
         return super().parse_args(ctx, args)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except EngineError as error:
-            raise click.ClickException(str(error)) from error
-        except KeyboardInterrupt:
-            raise click.ClickException("interrupted; no bundle was written, an older one is untouched") from None
 
 
 def spread(args: list[str], option: str, names: Collection[str]) -> list[str]:

@@ -24,8 +24,9 @@ import onnx
 from engine.backends.base import read_onnx
 from engine.bundle.graphs import SAMPLER, graph_of
 from engine.bundle.reader import Bundle
+from engine.cli.terminal import Program
 from engine.commands import install_extra
-from engine.errors import BackendError, EngineError, ExportError
+from engine.errors import BackendError, ExportError
 from engine.feeds import Feeds, noise_feeds, setting_feeds
 from engine.solver.noise import resolve_seeds
 from export.graphs.parity import relative_error
@@ -149,7 +150,7 @@ def graphs_of(bundle: Bundle, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names) or halves or tuple(bundle.manifest.graphs)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "terminal_width": 100})
+@click.command(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "terminal_width": 100})
 @click.argument("path", metavar="BUNDLE")
 @click.option("--graph", "names", multiple=True, metavar="NAME", help="Graph to compare; repeatable.  [default: half ones]")
 @click.option("--batch", type=click.IntRange(1), default=2, show_default=True, help="Samples in the inputs.")
@@ -162,17 +163,14 @@ def main(
 ) -> None:
     """Compare graphs of BUNDLE across runtimes with polygraphy; the reference is the float32 graph in ONNX Runtime."""
     worst = 0.0
-    try:
-        bundle = Bundle.open(path)
-        for key in graphs_of(bundle, names):
-            if show:
-                click.echo(inspect(bundle, key))
-            for runner, errors in compare(bundle, key, batch=batch, tensorrt=tensorrt).items():
-                listed = ", ".join(f"{name} {error:.2e}" for name, error in errors.items())
-                click.echo(f"{runner:<40} {listed}")
-                worst = max(worst, *errors.values())
-    except EngineError as error:
-        raise click.ClickException(str(error)) from error
+    bundle = Bundle.open(path)
+    for key in graphs_of(bundle, names):
+        if show:
+            click.echo(inspect(bundle, key))
+        for runner, errors in compare(bundle, key, batch=batch, tensorrt=tensorrt).items():
+            listed = ", ".join(f"{name} {error:.2e}" for name, error in errors.items())
+            click.echo(f"{runner:<40} {listed}")
+            worst = max(worst, *errors.values())
     passed = worst <= tolerance
     click.echo(f"{'within' if passed else 'NOT within'} {tolerance:g}: largest relative error {worst:.2e}")
     ctx.exit(0 if passed else 1)

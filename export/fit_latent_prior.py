@@ -38,8 +38,10 @@ from engine import Sampler
 from engine.bundle.files import MANIFEST_FILE
 from engine.bundle.manifest import Manifest
 from engine.bundle.pipeline import IMAGE
-from engine.errors import ArgumentError, EngineError
-from engine.imaging import READABLE, load_images
+from engine.cli.terminal import Program, shows_progress
+from engine.errors import ArgumentError
+from engine.imaging import load_images
+from engine.places import check_file
 from export.build import Request, build
 from export.latent_prior import fit, log_likelihood, sample_posterior, standard_prior, write_prior
 
@@ -49,23 +51,11 @@ BATCH = 64
 KEY = "images"
 
 
-class FitCommand(click.Command):
-    """Shows our errors without a traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except EngineError as error:
-            raise click.ClickException(str(error)) from error
-        except KeyboardInterrupt:
-            raise click.ClickException("interrupted; nothing was written") from None
-
-
 def bar(label: str, unit: str) -> Callable[[Iterable[int]], Iterable[int]]:
     """What shows on stderr how far a loop is, once it takes more than two seconds."""
     from tqdm import tqdm
 
-    return lambda steps: tqdm(steps, desc=label, unit=unit, delay=2, leave=False)
+    return lambda steps: tqdm(steps, desc=label, unit=unit, delay=2, leave=False, disable=not shows_progress())
 
 
 def read_images(path: Path, shape: tuple[int, int, int]) -> U8:
@@ -88,13 +78,13 @@ def read_images(path: Path, shape: tuple[int, int, int]) -> U8:
 
 
 def _read_folder(path: Path, shape: tuple[int, int, int]) -> U8:
-    images, notes = load_images([path], shape)
-    if notes:
+    loaded = load_images([path], shape)
+    if notes := loaded.notes:
         raise ArgumentError(
-            f"--images {path}: found {len(notes)} pictures of another size ({notes[0]}), expected {shape[2]}x{shape[1]} as "
-            f"in training; resize them as the model's training data was ({', '.join(READABLE)})"
+            f"--images {path}: found {len(notes)} pictures that would be changed ({notes[0]}), expected "
+            f"{shape[2]}x{shape[1]} as in training; convert them as the model's training data was"
         )
-    return images
+    return loaded.images
 
 
 @dataclass(frozen=True)
@@ -158,7 +148,7 @@ def opened(
             yield sampler
 
 
-@click.command(cls=FitCommand, context_settings={"help_option_names": ["-h", "--help"], "terminal_width": 100})
+@click.command(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "terminal_width": 100})
 @click.argument("source", metavar="CKPT_OR_BUNDLE", type=click.Path(path_type=Path))
 @click.option(
     "--images",
@@ -204,6 +194,7 @@ def main(
     --latent-prior OUT of build. With --heldout the log-likelihood of unseen latents is printed, which tells
     how many components are too many.
     """
+    check_file(out)
     with opened(source, vae, weights, key, {"heads": heads, "preset": preset}) as sampler:
         manifest = sampler.bundle.manifest
         posterior = posterior_of(manifest, source)

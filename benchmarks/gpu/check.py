@@ -29,8 +29,10 @@ from benchmarks.machine import BenchmarkError, machine_facts, now, write_json
 from engine import Sampler
 from engine.backends import available
 from engine.bundle.reader import Bundle
+from engine.cli.terminal import Program
 from engine.device.context import Device, open_device
-from engine.errors import BackendError, EngineError
+from engine.errors import BackendError
+from engine.places import check_file
 
 ROOT = Path(__file__).resolve().parents[2]
 # What half precision may cost: images in [-1, 1], against float32. Clipping makes single pixels chaotic: the mean counts.
@@ -224,7 +226,7 @@ def check(
         device.release()
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(cls=Program, context_settings={"show_default": True})
 @click.argument("checkpoint", type=click.Path(path_type=Path), default=ROOT / "examples/avatars/avatars.ckpt")
 @click.option("--backend", type=click.Choice(GPU_BACKENDS), default=None, help="[default: the one that is installed]")
 @click.option("--device", type=int, default=0, help="Number of the GPU.")
@@ -236,11 +238,9 @@ def main(
     checkpoint: Path, backend: str | None, device: int, batches: tuple[int, ...], steps: int, repeats: int, out: Path
 ) -> None:
     """Build for this machine's GPU, check the results and time them; exit code 1 when something is wrong."""
-    try:
-        report = check(checkpoint, backend, device, batches, steps, repeats, out, click.echo)
-        write_json(out, report)
-    except EngineError as error:
-        raise click.ClickException(str(error)) from error
+    check_file(out)
+    report = check(checkpoint, backend, device, batches, steps, repeats, out, click.echo)
+    write_json(out, report)
     click.echo(f"wrote {out}: {'all within tolerance' if report['ok'] else 'NOT within tolerance'}")
     sys.exit(0 if report["ok"] else 1)
 

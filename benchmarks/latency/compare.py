@@ -28,7 +28,8 @@ from benchmarks import children
 from benchmarks.latency.process import PipedProcess
 from benchmarks.latency.report import percentiles
 from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json
-from engine.errors import EngineError
+from engine.cli.terminal import Program
+from engine.places import check_file
 from engine.threads import resolve_threads
 
 SIDE = Path(__file__).with_name("side.py")
@@ -148,7 +149,7 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(cls=Program, context_settings={"show_default": True})
 @click.argument("base", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("new", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
@@ -170,18 +171,16 @@ def main(
     batches: tuple[int, ...], steps: int, rounds: int, repeats: int, tolerance: float, least: float, out: Path,
 ) -> None:  # fmt: skip
     """Time the checkout NEW against the checkout BASE, each with its own kernels and bundles, in alternating turns."""
-    try:
-        facts = machine_facts()  # now, while the load average is not yet our own
-        click.echo(describe(facts))
-        plan = Plan(backend, precision, resolve_threads(threads), batches, steps, rounds, repeats, tolerance)
-        head = {"format": "diffusevae-compare", "format_version": 1, "date": now(), "machine": facts}
-        protocol = {"steps": steps, "rounds": rounds, "repeats": repeats, "tolerance": tolerance, "least": least}
-        result = {**head, **protocol, **measure({"base": base, "new": new}, bundles, plan, click.echo)}
-        write_json(out, result)
-        click.echo(table(result))
-        click.echo(f"wrote {out}")
-    except EngineError as error:
-        raise click.ClickException(str(error)) from error
+    check_file(out)
+    facts = machine_facts()  # now, while the load average is not yet our own
+    click.echo(describe(facts))
+    plan = Plan(backend, precision, resolve_threads(threads), batches, steps, rounds, repeats, tolerance)
+    head = {"format": "diffusevae-compare", "format_version": 1, "date": now(), "machine": facts}
+    protocol = {"steps": steps, "rounds": rounds, "repeats": repeats, "tolerance": tolerance, "least": least}
+    result = {**head, **protocol, **measure({"base": base, "new": new}, bundles, plan, click.echo)}
+    write_json(out, result)
+    click.echo(table(result))
+    click.echo(f"wrote {out}")
     slow = [row for model in result["models"] for row in model["results"] if row["ratio"] < least]
     if slow:
         raise click.ClickException(f"found {len(slow)} rows in which the new commit is slower than {least:g} times the base")

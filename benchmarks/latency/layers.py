@@ -25,7 +25,7 @@ from engine import backends
 from engine.backends.native.backend import Native
 from engine.backends.native.graph import NativeGraph, OperationTime
 from engine.bundle.reader import Bundle
-from engine.errors import EngineError
+from engine.cli.terminal import Program
 from engine.threads import resolve_threads
 
 SECONDS = 1.0  # of warming up, and of runs with the clocks on
@@ -94,24 +94,21 @@ def table(rows: Sequence[Row], peaks: dict[str, float | None]) -> str:
     return "\n".join([*lines, f"all operations {total / 1e3:.3f} ms, {preparing:.1f} % of it preparing operands"])
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(cls=Program, context_settings={"show_default": True})
 @click.argument("path", metavar="BUNDLE", type=Path)
 @click.option("--batch", type=click.IntRange(1), default=1)
 @click.option("--precision", type=click.Choice(Native.PRECISIONS), default="bf16")
 @click.option("--threads", type=int, default=None, help="[default: what affinity and container allow]")
 def main(path: Path, batch: int, precision: str, threads: int | None) -> None:
     """Time every operation of a bundle's denoiser in backend native."""
-    try:
-        bundle = Bundle.open(path)
-        click.echo(describe(machine_facts()))  # before anything runs: the load average is to be others'
-        isa, step, operations = measure(bundle, batch, precision, threads)
-        roof = roofline.measure(resolve_threads(threads))
-        click.echo(
-            f"{bundle.manifest.name}, native {precision} on {isa}, batch {batch}: {step:.3f} ms a step without clocks"
-        )
-        click.echo(table(summed(operations), roof["tflops"]))
-    except EngineError as error:
-        raise click.ClickException(str(error)) from error
+    bundle = Bundle.open(path)
+    click.echo(describe(machine_facts()))  # before anything runs: the load average is to be others'
+    isa, step, operations = measure(bundle, batch, precision, threads)
+    roof = roofline.measure(resolve_threads(threads))
+    click.echo(
+        f"{bundle.manifest.name}, native {precision} on {isa}, batch {batch}: {step:.3f} ms a step without clocks"
+    )
+    click.echo(table(summed(operations), roof["tflops"]))
 
 
 if __name__ == "__main__":

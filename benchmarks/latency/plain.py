@@ -28,6 +28,8 @@ from benchmarks.latency.field import Contestant, Run, Task
 from engine.backends import onnxruntime as ort
 from engine.backends import openvino
 from engine.bundle.reader import Bundle
+from engine.cli.terminal import Program
+from engine.places import check_file
 from engine.solver import noise as noises
 
 
@@ -105,12 +107,13 @@ def export_plain(checkpoint: Path, options: dict[str, Any], out: Path) -> None:
     os.replace(part, out)
 
 
-@click.command()
+@click.command(cls=Program)
 @click.argument("checkpoint", type=Path)
 @click.option("--options", type=json.loads, default="{}", help="What the weights cannot tell, as JSON.")
 @click.option("--out", type=Path, required=True)
 def main(checkpoint: Path, options: dict[str, Any], out: Path) -> None:
     """Write the plain export of a checkpoint's UNet."""
+    check_file(out)
     export_plain(checkpoint, options, out)
 
 

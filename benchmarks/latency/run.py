@@ -24,7 +24,8 @@ from benchmarks.machine import BenchmarkError, describe, machine_facts, now, wri
 from engine.backends import available
 from engine.backends.native.isa import instruction_set, runs_here
 from engine.bundle.reader import Bundle
-from engine.errors import EngineError
+from engine.cli.terminal import Program
+from engine.places import check_file
 from engine.processor import this_processor
 from engine.threads import resolve_threads
 
@@ -154,7 +155,7 @@ def document(result: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(cls=Program, context_settings={"show_default": True})
 @click.option(
     "--preset", "presets", multiple=True, default=bundles.PRESETS, type=click.Choice(bundles.PRESETS),
     help="A published configuration with random weights, or the trained avatars; repeat for several.",
@@ -177,23 +178,22 @@ def main(
     plot: Path,
 ) -> None:  # fmt: skip
     """Time every contestant on the same networks in alternating turns."""
-    try:
-        facts = machine_facts()  # now: later the load average is that of builds and contestants
-        click.echo(describe(facts))
-        count, competing = resolve_threads(threads), wanted(skip)
-        if bundle is None:
-            tasks = [bundles.task_of(preset, out.parent, steps, count, competing) for preset in presets]
-        else:
-            tasks = [bundles.task_from(bundle, checkpoint, steps, count, out.parent, competing)]
-        schedule = Schedule(batches, duel.Plan(rounds, repeats, seconds), skip, longest)
-        result = measure(tasks, schedule, facts, click.echo)
-        write_json(out, result)
-        click.echo(as_text(result))
-        write_text(out.with_suffix(".md"), document(result))
-        plots.draw_latency(result, plot)
-        click.echo(f"wrote {out}, {out.with_suffix('.md')} and {plot}")
-    except EngineError as error:
-        raise click.ClickException(str(error)) from error
+    for place in (out, out.with_suffix(".md"), plot):
+        check_file(place)
+    facts = machine_facts()  # now: later the load average is that of builds and contestants
+    click.echo(describe(facts))
+    count, competing = resolve_threads(threads), wanted(skip)
+    if bundle is None:
+        tasks = [bundles.task_of(preset, out.parent, steps, count, competing) for preset in presets]
+    else:
+        tasks = [bundles.task_from(bundle, checkpoint, steps, count, out.parent, competing)]
+    schedule = Schedule(batches, duel.Plan(rounds, repeats, seconds), skip, longest)
+    result = measure(tasks, schedule, facts, click.echo)
+    write_json(out, result)
+    click.echo(as_text(result))
+    write_text(out.with_suffix(".md"), document(result))
+    plots.draw_latency(result, plot)
+    click.echo(f"wrote {out}, {out.with_suffix('.md')} and {plot}")
     failed = [(model["name"], failure) for model in result["models"] for failure in model["failures"]]
     if failed:
         names = "; ".join(f"{name}, batch {f['batch']}: {f['contestant']}" for name, f in failed)

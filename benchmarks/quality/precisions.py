@@ -28,7 +28,8 @@ from engine import Sampler
 from engine.backends import available
 from engine.bundle.graphs import graph_key
 from engine.bundle.reader import Bundle
-from engine.errors import EngineError
+from engine.cli.terminal import Program
+from engine.places import check_file
 from engine.processor import this_processor
 
 U8 = npt.NDArray[np.uint8]
@@ -143,7 +144,7 @@ def measure(
     }
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(cls=Program, context_settings={"show_default": True})
 @click.option("--bundle", type=Path, default=Path("out/avatars.bundle"))
 @click.option("--heldout", type=Path, default=Path("data/heldout.npz"), help="Held-out images; rendered where missing.")
 @click.option("--samples", type=click.IntRange(2), default=1000, help="Images of each precision and setting.")
@@ -152,15 +153,14 @@ def measure(
 @click.option("--picture", type=Path, default=Path("out/precisions.png"))
 def main(bundle: Path, heldout: Path, samples: int, threads: int | None, out: Path, picture: Path) -> None:
     """Compare float32, bf16 and int8 on the same seeds; exit code 1 where one costs more than its bound."""
-    try:
-        facts = machine_facts()  # now, while the load average is not yet our own
-        click.echo(describe(facts))
-        result = measure(facts, bundle, faces.held_out(heldout, out.parent), samples, threads, picture)
-        write_json(out, result)
-        click.echo(table(result))
-        click.echo(f"wrote {out} and {picture}")
-    except EngineError as error:
-        raise click.ClickException(str(error)) from error
+    for place in (out, picture):
+        check_file(place)
+    facts = machine_facts()  # now, while the load average is not yet our own
+    click.echo(describe(facts))
+    result = measure(facts, bundle, faces.held_out(heldout, out.parent), samples, threads, picture)
+    write_json(out, result)
+    click.echo(table(result))
+    click.echo(f"wrote {out} and {picture}")
     beyond = [row for way in result["ways"] for row in way["rows"] if not row["within"]]
     if beyond:
         raise click.ClickException(f"{len(beyond)} of the rows above are beyond their bound")

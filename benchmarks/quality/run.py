@@ -20,7 +20,8 @@ from benchmarks.machine import BenchmarkError, describe, machine_facts, now, wri
 from benchmarks.quality import cases, faces, features, plots, study
 from benchmarks.quality.cases import Case
 from engine import Sampler
-from engine.errors import EngineError
+from engine.cli.terminal import Program
+from engine.places import check_file
 
 PICTURED = 12  # seeds in the picture
 
@@ -144,7 +145,7 @@ def estimate(subject: study.Study, wanted: Sequence[Case], samples: int) -> str:
     )
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(cls=Program, context_settings={"show_default": True})
 @click.option("--bundle", type=Path, default=Path("out/avatars.bundle"), help="The DiffuseVAE.")
 @click.option("--baseline", type=Path, default=None, help="An unconditional model of the same size.")
 @click.option("--heldout", type=Path, default=Path("data/heldout.npz"), help="Held-out images; rendered where missing.")
@@ -163,27 +164,26 @@ def main(
     backend: str, precision: str, threads: int | None, out: Path, plot: Path, picture: Path,
 ) -> None:  # fmt: skip
     """Measure quality against time for every way to sample, and find the best few-step setting."""
-    try:
-        facts = machine_facts()  # now, while the load average is not yet our own
-        click.echo(describe(facts))
-        heldout = faces.held_out(heldout, out.parent)
-        images = faces.load_faces(heldout)
-        beside = train or heldout.with_name("train.npz")
-        trained = faces.load_faces(beside) if train is not None or beside.exists() else None
-        sampler = Sampler(bundle, backend, precision, threads)
-        other = Sampler(baseline, backend, precision, threads) if baseline is not None else None
-        result = header(facts, sampler, other, heldout, images, samples)
-        result["settings"] = earlier_rows(out, result) if resume else []
-        extractor = study.open_extractor(sampler.threads)
-        with study.progress(len(images) + (samples if trained is not None else 0), "held-out images") as tick:
-            reference, result["floors"] = study.floors(images, trained, samples, extractor, tick)
-        subject = study.Study(sampler, other, extractor, reference)
-        wanted = cases.quick() if quick else cases.full()
-        click.echo(estimate(subject, wanted, samples))
-        run(subject, wanted, samples, result, out)
-        click.echo(table(result))
-        plots.draw_quality(result, plot)
-        plots.draw_rows(sample_rows(subject, result), picture)
-        click.echo(f"wrote {out}, {plot} and {picture}")
-    except EngineError as error:
-        raise click.ClickException(str(error)) from error
+    for place in (out, plot, picture):
+        check_file(place)
+    facts = machine_facts()  # now, while the load average is not yet our own
+    click.echo(describe(facts))
+    heldout = faces.held_out(heldout, out.parent)
+    images = faces.load_faces(heldout)
+    beside = train or heldout.with_name("train.npz")
+    trained = faces.load_faces(beside) if train is not None or beside.exists() else None
+    sampler = Sampler(bundle, backend, precision, threads)
+    other = Sampler(baseline, backend, precision, threads) if baseline is not None else None
+    result = header(facts, sampler, other, heldout, images, samples)
+    result["settings"] = earlier_rows(out, result) if resume else []
+    extractor = study.open_extractor(sampler.threads)
+    with study.progress(len(images) + (samples if trained is not None else 0), "held-out images") as tick:
+        reference, result["floors"] = study.floors(images, trained, samples, extractor, tick)
+    subject = study.Study(sampler, other, extractor, reference)
+    wanted = cases.quick() if quick else cases.full()
+    click.echo(estimate(subject, wanted, samples))
+    run(subject, wanted, samples, result, out)
+    click.echo(table(result))
+    plots.draw_quality(result, plot)
+    plots.draw_rows(sample_rows(subject, result), picture)
+    click.echo(f"wrote {out}, {plot} and {picture}")

@@ -180,5 +180,5 @@ def identity(sampler: Sampler) -> dict[str, Any]:
 @contextmanager
 def progress(total: int, label: str) -> Iterator[Progress]:
     """A bar that vanishes when it is done."""
-    with tqdm(total=total, desc=label, unit="img", leave=False, mininterval=1) as bar:
+    with tqdm(total=total, desc=label, unit="img", leave=False, mininterval=1, disable=None) as bar:
         yield lambda count: bar.update(count) and None

@@ -25,7 +25,8 @@ import numpy as np
 from benchmarks import children
 from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json
 from engine import Sampler
-from engine.errors import EngineError
+from engine.cli.terminal import Program
+from engine.places import check_file
 
 ROOT = Path(__file__).resolve().parents[2]
 BACKEND = "native"
@@ -117,7 +118,7 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(cls=Program, context_settings={"show_default": True})
 @click.option("--bundle", type=Path, default=Path("out/avatars.bundle"))
 @click.option("--programs", type=Path, default=Path("build/cpp/plain/examples"), help="Folder of the compiled examples.")
 @click.option("--batch", "batches", type=click.IntRange(1), multiple=True, default=(1, 16))
@@ -126,16 +127,14 @@ def table(result: dict[str, Any]) -> str:
 @click.option("--out", type=Path, default=Path("out/embedding.json"))
 def main(bundle: Path, programs: Path, batches: tuple[int, ...], rounds: int, repeats: int, out: Path) -> None:
     """Time the C++ library against Python, in turns; exit code 1 where their images differ."""
-    try:
-        facts = machine_facts()
-        click.echo(describe(facts))
-        result = measure(programs.resolve(), bundle.resolve(), batches, rounds, repeats)
-        head = {"format": "diffusevae-embedding", "format_version": 1, "date": now(), "machine": facts}
-        write_json(out, {**head, **result})
-        click.echo(table(result))
-        click.echo(f"wrote {out}")
-    except EngineError as error:
-        raise click.ClickException(str(error)) from error
+    check_file(out)
+    facts = machine_facts()
+    click.echo(describe(facts))
+    result = measure(programs.resolve(), bundle.resolve(), batches, rounds, repeats)
+    head = {"format": "diffusevae-embedding", "format_version": 1, "date": now(), "machine": facts}
+    write_json(out, {**head, **result})
+    click.echo(table(result))
+    click.echo(f"wrote {out}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ import click
 from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json
 from benchmarks.serving import load, report
 from engine import Sampler
-from engine.errors import EngineError
+from engine.cli.terminal import Program
+from engine.places import check_file
 from engine.triton.local_server import LocalServer
 from engine.triton.repository import write_repository
 from engine.triton.serving import Serving, Settled
@@ -158,7 +159,7 @@ def measure(
     }
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(cls=Program, context_settings={"show_default": True})
 @click.option("--bundle", type=Path, default=Path("out/avatars.bundle"))
 @click.option("--backend", "backends", multiple=True, default=("native", "onnxruntime"), help="Repeat for several.")
 @click.option("--precision", default="auto", help="Of every backend.")
@@ -177,19 +178,18 @@ def main(
     max_batch: int, delay_us: int, steps: int | None, threads: int | None, python: str | None, out: Path, plot: Path,
 ) -> None:  # fmt: skip
     """Load a real Triton server with concurrent clients; exit code 1 when any request fails or any image is wrong."""
-    try:
-        load.client_library()
-        facts = machine_facts()  # now, while the load average is not yet our own
-        click.echo(describe(facts))
-        chosen = Serving(max_batch=max_batch, delay_us=delay_us, threads=threads, precision=precision)
-        schedule = Schedule(tuple(sorted(set(clients))), rounds, seconds, steps)
-        result = measure(facts, bundle, backends, chosen, schedule, python, click.echo)
-        write_json(out, result)
-        click.echo(report.table(result))
-        report.draw(result, plot)
-        click.echo(f"wrote {out} and {plot}")
-    except EngineError as error:
-        raise click.ClickException(str(error)) from error
+    for place in (out, plot):
+        check_file(place)
+    load.client_library()
+    facts = machine_facts()  # now, while the load average is not yet our own
+    click.echo(describe(facts))
+    chosen = Serving(max_batch=max_batch, delay_us=delay_us, threads=threads, precision=precision)
+    schedule = Schedule(tuple(sorted(set(clients))), rounds, seconds, steps)
+    result = measure(facts, bundle, backends, chosen, schedule, python, click.echo)
+    write_json(out, result)
+    click.echo(report.table(result))
+    report.draw(result, plot)
+    click.echo(f"wrote {out} and {plot}")
     errors = sum(row["errors"] for row in result["results"])
     if errors:
         raise click.ClickException(f"found {errors} requests that failed, expected none; {out} has the first of each kind")

@@ -5,6 +5,7 @@ A run may end anywhere, by Ctrl-C or kill -9: the same call goes on with the sha
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from engine.bulk.files import JobFolder
 from engine.bulk.job import Job, Shard
 from engine.bulk.maker import Maker, Means
 from engine.bundle.reader import Bundle
+from engine.places import check_folder
 
 
 class Progress(Protocol):
@@ -99,6 +101,9 @@ def generate(
         for shard in damaged:
             progress.note(f"{folder.path / shard.file} is damaged or gone; it is made again")
         images = sum(shard.n for shard in missing)
+        if job.features is None:  # how much a model of features puts out is not known yet
+            each = math.prod(bundle.manifest.pipeline.image_shape)
+            check_folder(out, images * each // (1 if job.format == "npy" else 2))
         progress.start(job.n, job.n - images)
         if missing:
             make(Run(bundle, means, folder, missing, progress))

@@ -29,6 +29,7 @@ from engine.bundle.files import MANIFEST_FILE
 from engine.bundle.manifest import FORMAT, check_manifest
 from engine.bundle.reader import ASIDE, CHUNK, hidden_beside, read_manifest_file
 from engine.errors import BundleError
+from engine.places import check_folder
 
 WRITING = ".writing"
 ATTEMPTS = 100
@@ -61,6 +62,17 @@ def write_bundle(path: str | os.PathLike[str], manifest: Mapping[str, Any], file
             f"{target}: found that the bundle cannot be written ({error.strerror or error}: {error.filename}), expected "
             f"a folder with room and write permission; the bundle that was there, if any, is whole"
         ) from error
+
+
+def check_place(path: str | os.PathLike[str], nbytes: int = 0) -> None:
+    """Refuse, before the work is done, a place where `write_bundle` would refuse to write; nbytes: of all files, about.
+
+    ArgumentError where nothing can be written, BundleError where something else would be replaced.
+    """
+    check_folder(path)
+    target = Path(os.path.realpath(path))
+    check_folder(target.parent, nbytes)  # where the hidden folder will be
+    _check_replaceable(target)
 
 
 @contextmanager

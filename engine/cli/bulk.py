@@ -20,7 +20,9 @@ from engine.bulk.run import Result, generate, in_this_process
 from engine.bundle.reader import Bundle
 from engine.cli.inputs import take_inputs
 from engine.cli.output import echo_fields, echo_json
+from engine.cli.terminal import shows_progress
 from engine.errors import ArgumentError
+from engine.imaging import check_target, kind_of
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 BULK = ("shard_size", "format", "features", "ray", "workers")
@@ -90,6 +92,8 @@ class Bar:
 def sample_in_bulk(path: str, n: int | None, bulk: dict[str, Any], given: dict[str, Any]) -> None:
     """Run the job of these options in the folder --out, or go on with it, and report it."""
     out, as_json, seed = _folder(given.pop("out")), given.pop("as_json"), given.pop("seed")
+    if given.pop("add"):
+        raise ArgumentError("add: found it with shards, whose folder holds one job alone; leave it out")
     if given.pop("with_start"):
         raise ArgumentError("with-start: found it with shards, which hold the images alone; leave it out")
     if bulk["workers"] is not None and bulk["ray"] is None:
@@ -103,7 +107,7 @@ def sample_in_bulk(path: str, n: int | None, bulk: dict[str, Any], given: dict[s
     kept: dict[str, Any] = {"shard_size": size, "format": format, "features": features}
     job = describe(bundle, n, seed=seed, inputs=inputs, **kept, **given)
     make = in_this_process if bulk["ray"] is None else on_ray(Cluster(bulk["ray"], bulk["workers"]))
-    bar, started = Bar(not as_json), perf_counter()
+    bar, started = Bar(not as_json and shows_progress()), perf_counter()
     try:
         means = Means(**machine, features=features, inputs=inputs)
         with redirect_stdout(sys.stderr):  # where Ray's own remarks belong: they would end up amid --json
@@ -117,10 +121,9 @@ def sample_in_bulk(path: str, n: int | None, bulk: dict[str, Any], given: dict[s
 
 
 def _folder(out: str) -> Path:
-    folder = Path(out)
-    if folder.suffix.lower() in (".png", ".npy", ".npz", ".tar") and not folder.is_dir():
+    if kind_of(out):
         raise ArgumentError(f"out: found {out}, expected a folder for the shards of a bulk job; give one: --out shards")
-    return folder
+    return check_target(out, add=True)
 
 
 def _report(result: Result, out: Path, seconds: float, as_json: bool) -> None:

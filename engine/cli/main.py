@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import repeat
 from typing import Any, TypeVar
 
 import click
@@ -13,15 +14,17 @@ from engine.bundle.manifest import Manifest
 from engine.bundle.pipeline import X
 from engine.bundle.prior import PRIORS, read_prior
 from engine.bundle.reader import Bundle
-from engine.checks import check_inputs, count_of
+from engine.checks import check_inputs, count_of, input_of
 from engine.cli.bulk import bulk_options, sample_in_bulk, take_bulk
 from engine.cli.elsewhere import commands as commands_elsewhere
 from engine.cli.info import info, verify
 from engine.cli.inputs import INPUT, take_inputs
-from engine.cli.output import finish
-from engine.errors import ArgumentError, EngineError, did_you_mean
+from engine.cli.output import check_out, check_results, finish
+from engine.cli.terminal import Program, shows_progress
+from engine.errors import ArgumentError, did_you_mean
 from engine.feeds import noise_feeds, setting_feeds, write_feeds
-from engine.imaging import check_target, load_images
+from engine.imaging import FITS, load_images
+from engine.places import check_file
 from engine.resolve import SETTING_OPTIONS
 from engine.result import Batch
 from engine.sampler import Sampler
@@ -34,23 +37,14 @@ HELP_WIDTH = {"max_content_width": 100, "terminal_width": 100}
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class Suggesting(click.Group):
-    """Answers an unknown command with the nearest one, and our errors with a line instead of a traceback."""
+class Suggesting(Program, click.Group):
+    """Answers an unknown command with the nearest one."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             names = self.list_commands(ctx)
             ctx.fail(f"No such command {args[0]!r}.{did_you_mean(args[0], names)} There are: {', '.join(names)}.")
         return super().resolve_command(ctx, args)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except EngineError as error:
-            raise click.ClickException(str(error)) from error
-        except KeyboardInterrupt:
-            click.echo("\nInterrupted; nothing was written after this point.", err=True)
-            ctx.exit(130)
 
 
 class NearChoice(click.Choice):
@@ -124,36 +118,61 @@ NOISE_SEED = click.option("--seed", type=Seeds(), help="Of the starting noise. D
 
 
 def output(default: str) -> Callable[[Command], Command]:
-    """Where results go; without a suffix `--out` is a folder."""
+    """Where results go; with any other suffix than those two, or none, `--out` is a folder."""
     return options(
         click.option(
             "--out",
             default=default,
             show_default=True,
-            help="A .png grid, a .npy array, or a folder for single files.",
+            help="A .png grid, a .npy array, a folder for single files, or - for a grid on standard output.",
         ),
+        click.option("--add", is_flag=True, help="Write into a folder that holds other pictures too."),
         click.option("--with-start", is_flag=True, help="Show the image that each chain may start from above it."),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text."),
     )
 
 
-def open_sampler(bundle: str, given: dict[str, Any]) -> Sampler:
-    """The Sampler that the machine options in `given` describe; takes them out of it. Refuses a bad --out first."""
-    check_target(given["out"])
-    machine = {name: given.pop(name) for name in ("backend", "precision", "threads")}
+READING = options(
+    click.option("--background", default="white", show_default=True, help="Below what is transparent: colour or #rrggbb."),
+    click.option(
+        "--fit",
+        type=NearChoice(FITS),
+        default=FITS[0],
+        show_default=True,
+        help="Pictures of other proportions lose their edges, or get edges of the background.",
+    ),
+    click.option("--strict", is_flag=True, help="Stop at the first picture that cannot be read, with nothing done."),
+)
+
+
+def open_bundle(bundle: str, given: dict[str, Any]) -> Bundle:
+    """The bundle; refuses an --out that cannot be written and a start image that cannot be shown, in this order."""
+    check_out(given["out"], given["as_json"])
     opened = Bundle.open(bundle)
     if given["with_start"] and not has_start_image(opened.manifest):
         raise ArgumentError(
             f"with-start: found {opened.path}, whose chains start from noise or from no picture, expected a bundle with an "
             f"image to start from; leave --with-start out"
         )
+    return opened
+
+
+def open_sampler(opened: Bundle, given: dict[str, Any]) -> Sampler:
+    """The Sampler that the machine options in `given` describe; takes them out of it."""
+    machine = {name: given.pop(name) for name in ("backend", "precision", "threads")}
     return Sampler(opened, max_batch=given.pop("batch"), **machine)
 
 
-def run_options(sampler: Sampler, given: dict[str, Any]) -> dict[str, Any]:
+def run_options(manifest: Manifest, given: dict[str, Any]) -> dict[str, Any]:
     """The options and inputs of one `Sampler.sample` call; takes them out of `given`."""
     options = {name: given.pop(name) for name in (*SETTING_OPTIONS, "seed")}
-    return {**options, **take_inputs(given, sampler.bundle.manifest), "progress": not given["as_json"]}
+    return {**options, **take_inputs(given, manifest), "progress": not given["as_json"] and shows_progress()}
+
+
+def sampled_count(n: int | None, manifest: Manifest, run: Mapping[str, Any]) -> int:
+    """How many images a call of `Sampler.sample` makes: as many as are asked for, or as it is given seeds or inputs."""
+    lengths = [len(input_of(spec, run[spec.name])) for spec in manifest.inputs if spec.name in run]
+    return max([count_of(n) or 1, *lengths, len(run["seed"]) if isinstance(run["seed"], list) else 1])
 
 
 def has_start_image(manifest: Manifest) -> bool:
@@ -169,9 +188,13 @@ def cli() -> None:
 
 def _run_on_images(bundle: str, images: tuple[str, ...], run: Callable[..., Batch], given: dict[str, Any]) -> None:
     """Read the pictures at the bundle's size, run a Sampler's method on them, and write what came out."""
-    with open_sampler(bundle, given) as sampler:
-        pixels, notes = load_images(images, sampler.bundle.manifest.pipeline.image_shape)
-        finish(sampler, run(sampler, pixels, **run_options(sampler, given)), notes=notes, **given)
+    opened = open_bundle(bundle, given)
+    reading = {name: given.pop(name) for name in ("background", "fit", "strict")}
+    loaded = load_images(images, opened.manifest.pipeline.image_shape, **reading)
+    options = run_options(opened.manifest, given)
+    check_results(opened.manifest, len(loaded.images), options["seed"], **given)
+    with open_sampler(opened, given) as sampler:
+        finish(sampler, run(sampler, loaded.images, **options), loaded=loaded, **given)
 
 
 @cli.command()
@@ -196,9 +219,11 @@ def sample(bundle: str, n: int | None, prior: str | None, **given: Any) -> None:
     if bulk is not None:
         sample_in_bulk(bundle, n, bulk, {**given, "prior": prior})
         return
-    with open_sampler(bundle, given) as sampler:
-        batch = sampler.sample(n, prior=prior, **run_options(sampler, given))
-        finish(sampler, batch, **given)
+    opened = open_bundle(bundle, given)
+    options = run_options(opened.manifest, given)
+    check_results(opened.manifest, sampled_count(n, opened.manifest, options), options["seed"], **given)
+    with open_sampler(opened, given) as sampler:
+        finish(sampler, sampler.sample(n, prior=prior, **options), **given)
 
 
 @cli.command(short_help="Encode images, and sample from what the encoder makes of them.")
@@ -208,6 +233,7 @@ def sample(bundle: str, n: int | None, prior: str | None, **given: Any) -> None:
 @INPUT
 @SETTING
 @MACHINE
+@READING
 @output("reconstructions.png")
 def reconstruct(bundle: str, images: tuple[str, ...], **given: Any) -> None:
     """Encode IMAGES (files, folders or .npy), and sample from what the bundle's encoder makes of them."""
@@ -221,6 +247,7 @@ def reconstruct(bundle: str, images: tuple[str, ...], **given: Any) -> None:
 @INPUT
 @SETTING
 @MACHINE
+@READING
 @output("refined.png")
 def refine(bundle: str, images: tuple[str, ...], **given: Any) -> None:
     """Refine IMAGES (files, folders or .npy) themselves: denoise, sharpen. --with-start shows them above."""
@@ -247,9 +274,13 @@ def refine(bundle: str, images: tuple[str, ...], **given: Any) -> None:
 @output("interpolation.png")
 def interpolate(bundle: str, a: int, b: int, n: int, mode: str, prior: str | None, **given: Any) -> None:
     """Walk from the image of seed A to that of seed B: the drawn input moves, the noise stays."""
-    with open_sampler(bundle, given) as sampler:
-        batch = sampler.interpolate(a, b, n, mode=mode, prior=prior, **run_options(sampler, given))
-        finish(sampler, batch, **given)
+    opened = open_bundle(bundle, given)
+    options = run_options(opened.manifest, given)
+    shared = a if options["seed"] is None else options["seed"]
+    count = count_of(n) or 1
+    check_results(opened.manifest, count, repeat(shared, count), **given)
+    with open_sampler(opened, given) as sampler:
+        finish(sampler, sampler.interpolate(a, b, n, mode=mode, prior=prior, **options), **given)
 
 
 @cli.command("steps", short_help="Write a setting as input arrays of the whole-sampler graph.")
@@ -265,6 +296,7 @@ def write_steps(bundle: str, n: int | None, seed: int | list[int] | None, out: s
     With -n or --seed also the inputs, x_T and noise that `diffusevae sample` draws from these seeds, so that any ONNX
     runtime makes the same images. See examples/whole_sampler.py.
     """
+    check_file(out, suffixes=(".npz",))
     opened = Bundle.open(bundle)
     manifest = opened.manifest
     inputs = take_inputs(given, manifest)

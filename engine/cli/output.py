@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,28 +13,85 @@ from typing import Any
 import click
 import numpy as np
 
-from engine.imaging import save_images
+from engine.bundle.manifest import Manifest
+from engine.errors import ArgumentError
+from engine.imaging import Loaded, check_target, file_names, grid_bytes, save_images
 from engine.result import Batch, Timings
 from engine.sampler import Sampler
+from engine.solver.noise import resolve_seeds
+
+STDOUT = "-"
 
 
-def finish(sampler: Sampler, batch: Batch, *, out: str, with_start: bool, as_json: bool, notes: Sequence[str] = ()) -> None:
-    """Save a batch to `out` and report it on stdout; notes go to stderr."""
-    for note in notes:
+def check_out(out: str, as_json: bool) -> None:
+    """Refuse a place that cannot be written, first of all; `-` is standard output where that is free and no terminal."""
+    if out != STDOUT:
+        check_target(out, add=True)
+    elif as_json or sys.stdout.buffer.isatty():
+        there = "--json" if as_json else "a terminal"
+        raise ArgumentError(f"out: found - with {there} there, expected standard output for a picture; name a .png file")
+
+
+def check_results(
+    manifest: Manifest, count: int, seed: int | Iterable[int] | None, *, out: str, with_start: bool, add: bool, **_: Any
+) -> None:
+    """Refuse a place without room for so many images, or a folder where they would be mixed with others."""
+
+    def names() -> Iterator[str]:
+        if seed is not None:
+            seeds = resolve_seeds(seed, count).tolist() if isinstance(seed, int) else seed
+            yield from file_names(names_of(seeds), with_start)
+
+    if out != STDOUT:
+        nbytes = count * math.prod(manifest.pipeline.image_shape) * (2 if with_start else 1)
+        check_target(out, nbytes, names=names(), add=add)
+
+
+def names_of(seeds: Iterable[int]) -> Iterator[str]:
+    """The names of a folder's files, without suffix."""
+    return (f"{index:05d}-seed{seed}" for index, seed in enumerate(seeds))
+
+
+def finish(
+    sampler: Sampler, batch: Batch, *, out: str, with_start: bool, add: bool, as_json: bool, loaded: Loaded | None = None
+) -> None:
+    """Save a batch to `out` and report it on stdout, or on stderr where `out` is stdout; notes go to stderr.
+
+    Where pictures could not be read this ends the command with exit code 1.
+    """
+    start = batch.start if with_start else None
+    for note in (*loaded.notes, *loaded.ignored) if loaded else ():
         click.echo(f"note: {note}", err=True)
-    names = [f"{index:05d}-seed{seed}" for index, seed in enumerate(batch.seeds.tolist())]
-    files = save_images(out, batch.images, start=batch.start if with_start else None, names=names)
+    if out == STDOUT:
+        stream = sys.stdout.buffer
+        stream.write(grid_bytes(batch.images, start))
+        stream.flush()
+        files = []
+    else:
+        names = list(names_of(batch.seeds.tolist()))
+        files = save_images(out, batch.images, start=start, names=names, add=add)
     if as_json:
-        echo_json(describe(sampler, batch, files))
-        return
+        read = {"sources": loaded.sources, "unreadable": loaded.unreadable} if loaded else {}
+        echo_json(describe(sampler, batch, files) | read)
+    else:
+        _report(sampler, batch, files)
+    if loaded and loaded.unreadable:
+        for line in loaded.unreadable:
+            click.echo(f"not read: {line}", err=True)
+        raise click.ClickException(f"{len(loaded.unreadable)} of the places given could not be read; the rest is done")
+
+
+def _report(sampler: Sampler, batch: Batch, files: Sequence[Path]) -> None:
+    wrote = ", ".join(map(str, files[:3])) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
     echo_fields(
         {
             "bundle": f"{sampler.bundle.manifest.name} on {sampler.backend}, {sampler.precision}",
             "setting": setting_line(batch),
             "seeds": seeds_line(batch.seeds.tolist()),
             "time": timing_line(batch.timings),
-            "wrote": ", ".join(map(str, files[:3])) + (f" and {len(files) - 3} more" if len(files) > 3 else ""),
-        }
+            "wrote": wrote or "a picture to standard output",
+        },
+        err=not files,
     )
 
 
@@ -103,8 +162,8 @@ def echo_json(value: Mapping[str, Any]) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-def echo_fields(fields: Mapping[str, str], indent: str = "") -> None:
+def echo_fields(fields: Mapping[str, str], indent: str = "", err: bool = False) -> None:
     """Aligned `name  value` lines."""
     width = max((len(name) for name in fields), default=0)
     for name, value in fields.items():
-        click.echo(f"{indent}{name:<{width}}  {value}")
+        click.echo(f"{indent}{name:<{width}}  {value}", err=err)

@@ -14,6 +14,7 @@ from engine.bundle.manifest import Manifest
 from engine.bundle.reader import Bundle, read_manifest_file
 from engine.bundle.writer import replacing, write_bundle
 from engine.errors import EngineError
+from engine.places import check_folder
 from engine.triton.config import model_config
 from engine.triton.graph_config import GraphModel, graph_config, graph_model
 from engine.triton.pbtxt import Value, quoted, text_of
@@ -56,6 +57,7 @@ def write_repository(
     Everything is checked before anything is written. A model of that name is replaced only with `replace`, and only when
     this function wrote it. RepositoryError, BundleError, BackendError or ArgumentError otherwise.
     """
+    check_folder(out)
     opened = Bundle.open(bundle)
     settled = settle(opened, chosen or Serving())
     stock = graph_model(opened, settled)
@@ -63,6 +65,7 @@ def write_repository(
     model, graph = folder / settled.name, folder / (settled.name + GRAPH_SUFFIX)
     for target in (model, graph):
         _check_free(target, replace)
+    check_folder(out, sum(spec.size for spec in opened.manifest.files) + (len(stock.data) if stock else 0))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write_model(model, lambda inside: _fill_served(inside, opened, settled), replace)

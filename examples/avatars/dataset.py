@@ -223,7 +223,7 @@ def build(path: str | Path, count: int, seed: int, workers: int | None = None) -
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         # Ordered, and in chunks: a face takes milliseconds, so passing them one by one would cost as much.
         faces = pool.imap(make_face, jobs, chunksize=32)
-        for index, (image, values) in enumerate(tqdm(faces, total=count, desc=path.name, unit="face")):
+        for index, (image, values) in enumerate(tqdm(faces, total=count, desc=path.name, unit="face", disable=None)):
             images[index], attributes[index] = image, values
     buffer = io.BytesIO()
     np.savez_compressed(
@@ -272,6 +272,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)  # found out now where it cannot be
 
     print(f"{count_combinations():,} different faces are possible")
     sets = {"train": (options.train, options.seed)}

@@ -16,6 +16,7 @@ import numpy as np
 
 from engine import Batch, Sampler
 from engine.imaging import grid
+from engine.places import check_file
 
 COLUMNS, SCALE, SEED = 12, 3, 0
 TEN: dict[str, Any] = {"steps": 10, "spacing": "trailing", "t_start": 400, "eta": 1.0}  # the best ten that were measured
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--out", type=Path, default=Path("out/avatars.png"))
     args = parser.parse_args()
+    check_file(args.out)
     with Sampler(args.bundle) as sampler:
         print(f"{args.bundle.name}: {sampler.backend} {sampler.precision}, {sampler.threads} threads")
         sampler.warmup(COLUMNS)

@@ -165,7 +165,7 @@ class Run:
 def batches(run: Run, count: int) -> Iterator[torch.Tensor]:
     """Indices of random batches until the recipe's images are seen, saving the run every 100 steps and at the end."""
     recipe = run.recipe
-    with tqdm(total=recipe.images, initial=run.step * recipe.batch, unit="img", mininterval=5) as bar:
+    with tqdm(total=recipe.images, initial=run.step * recipe.batch, unit="img", mininterval=5, disable=None) as bar:
         while run.step * recipe.batch < recipe.images:
             yield torch.randint(count, (recipe.batch,), generator=run.generator)
             bar.update(recipe.batch)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from safetensors.torch import save_file
 from engine import backends
 from engine.bundle.reader import Bundle
 from engine.commands import command
-from engine.errors import ArgumentError, BackendError, CheckpointError, ExportError
+from engine.errors import ArgumentError, BackendError, BundleError, CheckpointError, ExportError
 from export import build as building
 from export import plan as planning
 from export.build import Request, build, recognise
@@ -150,10 +151,16 @@ class TestRefusals:
         Bundle.open(old)
 
     def test_a_place_that_is_taken(self, checkpoint: Path) -> None:
-        with pytest.raises(ArgumentError, match=r"--out .*: found a folder that is no bundle"):
+        with pytest.raises(BundleError, match="found a folder that is not a bundle"):
             build(Request(checkpoint, out=checkpoint.parent, options={"heads": 2}))
-        with pytest.raises(ArgumentError, match=r"--out .*form1.ckpt: found a file"):
+        with pytest.raises(ArgumentError, match=r"out .*form1.ckpt: found a file"):
             build(Request(checkpoint, out=checkpoint, options={"heads": 2}))
+
+    def test_a_disk_that_is_too_small(self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(building, "export_graphs", lambda *_: pytest.fail("the work began"))
+        monkeypatch.setattr("engine.places.shutil.disk_usage", lambda _: SimpleNamespace(free=100))
+        with pytest.raises(ArgumentError, match=r"0\.0 MB free, expected about"):
+            build(Request(checkpoint, out=tmp_path / "a.bundle", options={"heads": 2}))
 
     def test_defaults_that_cannot_be_sampled(self, tmp_path: Path) -> None:
         content = {

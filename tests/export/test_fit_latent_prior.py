@@ -238,7 +238,7 @@ class TestCommand:
             ("text.npz", "found nothing that can be read"),
             ("zip.npz", "found nothing that can be read"),
             ("absent.npz", "found nothing that can be read"),
-            ("folder", "found 1 pictures of another size"),
+            ("folder", "found 1 pictures that would be changed"),
         ):
             result = self.run(bundle, "--images", tmp_path / name, "--components", 1, "--out", tmp_path / "prior")
             assert (result.exit_code, message in result.output) == (1, True), result.output

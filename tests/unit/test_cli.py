@@ -162,7 +162,7 @@ class TestFromImages:
         Image.fromarray(np.full((SIZE, SIZE, 3), 90, np.uint8)).save(tmp_path / "fits.jpg", quality=100)
         out = tmp_path / "out.npy"
         result = succeed("reconstruct", bundle(), tmp_path, "--seed", "0", "--out", out, *HERE)
-        assert "wide.png: 30x20 cropped and resized to 8x8" in result.stderr
+        assert "wide.png: 30x20 cropped to 20x20 and resized to 8x8" in result.stderr
         assert "fits.jpg" not in result.stderr
         assert np.load(out).shape == (2, SIZE, SIZE, 3)
 
