@@ -22,7 +22,7 @@ from engine.kernels.operands import F32, U64, Operands
 VARIABLE = "DIFFUSEVAE_KERNELS"
 CHOICES = ("compiled", "numpy")
 LIBRARY = Path(__file__).with_name("_kernels.so")
-ABI_VERSION = 2  # DV_ABI_VERSION of kernels/include/diffusevae/kernels.h
+ABI_VERSION = 3  # DV_ABI_VERSION of kernels/include/diffusevae/kernels.h
 
 U32 = NDArray[np.uint32]
 U8 = NDArray[np.uint8]

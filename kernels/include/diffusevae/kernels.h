@@ -15,7 +15,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a signature or a struct below changes; the loader refuses a library of another version. */
-#define DV_ABI_VERSION 2
+#define DV_ABI_VERSION 3
 
 /* Operands of one row over `samples` x `count` float32 elements, each array contiguous and aligned as a float is.
  * An operand whose coefficients are all 0 is not read; a null one counts as zeros. A result may be any operand of the same
