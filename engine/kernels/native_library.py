@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from engine.commands import reinstall
 from engine.kernels.errors import KernelError, KernelLoadError
-from engine.kernels.loader import LIBRARY, open_library
+from engine.kernels.loader import LIBRARY, declare, open_library
 
 VERSION = 2  # DV_NATIVE_VERSION
 MAX_SOURCES = 4
@@ -173,12 +173,7 @@ class NativeLibrary:
                 [text, text, ctypes.c_int32, ctypes.c_double, ctypes.POINTER(ctypes.c_double), text, size],
                 ctypes.c_int32),
         }  # fmt: skip
-        try:
-            for name, (arguments, result) in signatures.items():
-                function = getattr(self._library, name)
-                function.argtypes, function.restype = arguments, result
-        except AttributeError as error:
-            raise KernelLoadError(f"{path} holds no native engine ({error}). Run `{reinstall()}`.") from error
+        declare(self._library, signatures, path)
         version = int(self._library.dv_native_version())
         if version != VERSION:
             raise KernelLoadError(
@@ -260,7 +255,7 @@ class NativeLibrary:
 
     def _in_slices(self, name: str, handle: int, call: Call | Steps) -> None:
         """Run a call to its end. In the main thread it comes back here between slices, where Python runs the handlers of
-        signals that have arrived: what one raises (KeyboardInterrupt, for instance) ends the run, and the handle serves on."""
+        signals that have arrived: what one raises (KeyboardInterrupt, say) ends the run, and the handle serves on."""
         function, error = getattr(self._library, name), ctypes.create_string_buffer(_ERROR_SIZE)
         if threading.get_ident() == threading.main_thread().ident:
             call.slice.ms = SLICE_MS
