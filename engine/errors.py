@@ -26,6 +26,10 @@ class DeviceError(BackendError):
     """A GPU or its driver is missing or refused a call; the message has the driver's own text."""
 
 
+class HostMemoryError(EngineError, MemoryError):
+    """The machine, or this process by its limits, has no memory for a request."""
+
+
 class DeviceMemoryError(DeviceError):
     """The GPU, or the host's pinned memory, has no room for a request."""
 

@@ -56,9 +56,10 @@ def resolve_request(
     x_T, noise, seed = (options.get(name) for name in ("x_T", "noise", "seed"))
     x_T = None if x_T is None else _x_T(pipeline, x_T)
     noise = None if noise is None else checks.step_noise_of(noise, manifest.pipeline.state.shape)
+    listed = noises.listed_seeds(seed)
     counts = {
         "n": checks.count_of(n),
-        "seed": None if seed is None or np.ndim(seed) == 0 else len(seed),
+        "seed": None if listed is None else len(listed),
         "images": None if start is None else len(start),
         "x_T": None if x_T is None else len(x_T),
         "noise": None if noise is None else noise.shape[1],

@@ -9,19 +9,19 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from engine import backends, checks, resolve
+from engine import backends, checks, kernels, resolve
+from engine.argument_checks import is_integer
 from engine.bundle.examples import example_inputs
 from engine.bundle.inputs import InputSpec
 from engine.bundle.reader import Bundle
 from engine.device.arrays import DeviceBatch, stream_handle
-from engine.errors import ArgumentError, SamplerStateError
+from engine.errors import ArgumentError, BundleError, HostMemoryError, SamplerStateError
 from engine.pipeline import Arrays, Pipeline
 from engine.request import Request, Watch
 from engine.resolve import OPTIONS, REQUEST_OPTIONS, SETTING_OPTIONS
@@ -29,7 +29,7 @@ from engine.result import F32, U8, Batch
 from engine.solver import noise as noises
 from engine.threads import resolve_threads
 
-Seed: TypeAlias = "int | Sequence[int] | npt.NDArray[np.integer[Any]] | None"
+Seed: TypeAlias = "SupportsIndex | Sequence[SupportsIndex] | npt.NDArray[np.integer[Any]] | None"
 
 class Sampler:
     """Samples from one bundle on one backend; serves one thread at a time (`clone()` gives each its own).
@@ -58,13 +58,15 @@ class Sampler:
     ) -> None:
         if max_batch < 1:
             raise ArgumentError(f"max_batch is {max_batch}; expected at least 1.")
+        kernels.implementation()  # a missing library is said before anything is loaded
         self.bundle = path if isinstance(path, Bundle) else Bundle.open(path)
+        self._opened_with = (backend, precision, threads, max_batch, device)
         self.backend, self.precision, self.choice = backends.choose(self.bundle, backend, precision)
         self.threads = resolve_threads(threads)
         opened = backends.open_backend(self.bundle, self.backend, self.precision, self.threads, device)
         self._pipeline = Pipeline.open(opened, int(max_batch))
         self.max_batch = self._pipeline.max_batch
-        self._lock = threading.Lock()
+        self._lock, self._process = threading.Lock(), os.getpid()
         self._closed = False
 
     @property
@@ -103,8 +105,8 @@ class Sampler:
                    a whole, its temperature and guidance included; naming any replaces it by ddim, uniform
                    spacing (linspace with t_start), eta 0, no t_start, temperature 1, guidance 0, at the
                    recorded number of steps
-        seed       int: sample i uses seed + i. A list: one a sample. None: drawn from the OS, see
-                   `batch.seeds`. A sample depends on its own seed only, never on the batch around it
+        seed       int (of any kind, numpy's too): sample i uses seed + i. A list or array: one a sample. None: drawn
+                   from the OS, see `batch.seeds`. A sample depends on its own seed only, never on the batch around it
         t_start    start from sqrt(alpha_bar_t) * image + sqrt(1 - alpha_bar_t) * noise at this timestep, where
                    image is the pipeline's start value (a first stage's reconstruction, say)
         guidance   w in e_c + w * (e_c - e_u), e_u from the nulls of what is conditioned on; not 0 doubles the
@@ -162,7 +164,7 @@ class Sampler:
         n: int = 8,
         *,
         mode: str = "lerp",
-        seed: int | None = None,
+        seed: Seed = None,
         prior: str | None = None,
         **options: Any,
     ) -> Batch:
@@ -180,12 +182,12 @@ class Sampler:
         checks.check_inputs(options, self.inputs, OPTIONS, "interpolate")
         count = checks.count_of(n) or 1
         from_prior = resolve.choose_prior(
-            self.bundle.manifest, prior, draws=any(isinstance(end, (int, np.integer)) for end in (a, b))
+            self.bundle.manifest, prior, draws=any(is_integer(end) for end in (a, b))
         )
         ends = [self._end(end, name, drawn, from_prior) for end, name in ((a, "a"), (b, "b"))]
         path = checks.between(ends[0].ravel(), ends[1].ravel(), count, mode).reshape(count, *ends[0].shape)
-        if seed is None and isinstance(a, (int, np.integer)):
-            seed = int(a)
+        if seed is None and is_integer(a):
+            seed = a
         shared = noises.resolve_seeds(seed, 1)
         given: dict[str, Any] = {drawn.name: path, "seed": np.repeat(shared, count)}
         batch = self.sample(**given, **options)
@@ -276,15 +278,37 @@ class Sampler:
 
         Can be called while this one runs; each of the two is closed by itself.
         """
+        self._check_process()
         self._check_open()
-        twin = copy(self)
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
         twin._pipeline = self._pipeline.clone()
         twin._lock = threading.Lock()
         return twin
 
+    def __copy__(self) -> Sampler:
+        return self.clone()
+
+    def __deepcopy__(self, memo: object) -> Sampler:
+        return self.clone()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle holds what this was opened with, and the bundle's hash; unpickling opens the bundle again."""
+        self._check_open()
+        device = self._opened_with[-1]
+        if device is not None and not isinstance(device, int):
+            raise ArgumentError(
+                f"device: found {device!r}, which belongs to this process, expected None or a number for a Sampler that is "
+                "pickled; open it with the GPU's number"
+            )
+        return _open_again, (type(self), os.path.abspath(self.bundle.path), self.bundle.digest, *self._opened_with)
+
     def close(self) -> None:
         """Free graphs and buffers; closing twice does no harm."""
         if self._closed:
+            return
+        if self._process != os.getpid():
+            self._closed = True  # a child's copy: what it holds is the parent's
             return
         with self._exclusive():
             self._closed = True
@@ -304,6 +328,7 @@ class Sampler:
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
         """One run at a time: a second one would overwrite the graphs' and buffers' contents of the first."""
+        self._check_process()
         if not self._lock.acquire(blocking=False):
             raise SamplerStateError(
                 "This Sampler is running already, in another thread or below the callback that called it; "
@@ -312,8 +337,21 @@ class Sampler:
         try:
             self._check_open()
             yield
+        except MemoryError as error:
+            raise HostMemoryError(
+                f"found no memory for this request ({error or type(error).__name__}), expected room for all results "
+                "at once; ask for fewer images at a time, or lower max_batch"
+            ) from error
         finally:
             self._lock.release()
+
+    def _check_process(self) -> None:
+        """In a child of fork: locks of its own, as those of the parent may be held for ever; or a refusal where the
+        backend's threads stayed in the parent."""
+        if self._process == os.getpid():
+            return
+        self._pipeline.backend.enter_child()
+        self._lock, self._process = threading.Lock(), os.getpid()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -333,8 +371,8 @@ class Sampler:
 
     def _end(self, end: Any, name: str, drawn: InputSpec, prior: str | None) -> F32:
         """One end of an interpolation as one sample of the drawn input: of a seed, or as given."""
-        if isinstance(end, (int, np.integer)):
-            seeds = noises.resolve_seeds(int(end), 1)
+        if is_integer(end) or isinstance(end, (bool, np.bool_)):
+            seeds = noises.resolve_seeds(end, 1)  # refuses a bool
             return self._pipeline.draw(seeds, prior)[drawn.name][0]
         found = checks.input_of(replace(drawn, name=name), end)
         if len(found) != 1:
@@ -374,3 +412,23 @@ class Sampler:
             f"{what} needs {needed}, which this bundle lacks: it takes {takes}, and holds the graphs "
             f"{', '.join(manifest.graphs)}. Build a bundle from a checkpoint that has it."
         )
+
+
+def _open_again(
+    kind: type[Sampler],
+    path: str,
+    digest: str,
+    backend: str,
+    precision: str,
+    threads: int | None,
+    max_batch: int,
+    device: Any,
+) -> Sampler:
+    """What a pickle calls; BundleError when another bundle lies there now."""
+    bundle = Bundle.open(path)
+    if bundle.digest != digest:
+        raise BundleError(
+            f"{path}: found the bundle {bundle.digest}, expected {digest} as when the Sampler was pickled; it was built "
+            f"again since: open it anew with Sampler({path!r})"
+        )
+    return kind(bundle, backend, precision, threads, max_batch=max_batch, device=device)

@@ -18,4 +18,4 @@ def use(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     if name == "compiled" and not COMPILED:
         pytest.skip("the compiled kernels were not built (DIFFUSEVAE_KERNELS=numpy)")
     chosen = loader.CompiledKernels() if name == "compiled" else fallback.NumpyKernels("test")
-    monkeypatch.setattr(kernels, "_kernels", chosen)
+    monkeypatch.setattr(kernels, "_kernels", lambda: chosen)

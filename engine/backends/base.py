@@ -6,7 +6,10 @@ request through the pipeline: on the host step by step, in one native call, or o
 
 from __future__ import annotations
 
+import ctypes
+import os
 import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -68,12 +71,14 @@ class Backend(ABC):
     PRECISIONS     those it has; the first is its own choice where a bundle leaves one
     ON_DEVICE      whether arrays live on a device, which `open` then takes
     BY_NAME_ONLY   never chosen by "auto"
+    FORKS          whether a child of fork() goes on with what its parent opened
     """
 
     NAME: ClassVar[str]
     PRECISIONS: ClassVar[tuple[str, ...]]
     ON_DEVICE: ClassVar[bool] = False
     BY_NAME_ONLY: ClassVar[bool] = False
+    FORKS: ClassVar[bool] = False
 
     def __init__(self, bundle: Bundle, precision: str, threads: int) -> None:
         self.bundle, self.precision, self.threads = bundle, precision, threads
@@ -130,6 +135,14 @@ class Backend(ABC):
                 self._graphs[name] = self.load(name)
             return self._graphs[name]
 
+    def enter_child(self) -> None:
+        """Make this usable in a child of fork(); BackendError where its threads or its device stayed in the parent."""
+        if not self.FORKS:
+            raise forked(f"backend {self.NAME!r}")
+        self._loading = threading.Lock()
+        for graph in self._graphs.values():
+            graph._lock = threading.Lock()
+
     def computes_in(self, name: str) -> str:
         """The precision of a graph on this backend."""
         return self.bundle.spec(name).computes_in(self.precision)
@@ -164,6 +177,14 @@ class Backend(ABC):
         run_all([graph.close for graph in graphs.values()])
 
 
+def forked(what: str) -> BackendError:
+    """The refusal of what was opened before a fork()."""
+    return BackendError(
+        f"{what}: found that it was opened by the parent of this process, whose threads a fork() leaves behind; expected "
+        "one of this process; open the bundle again here, or start processes by 'spawn'"
+    )
+
+
 class Graph(ABC):
     """One graph of a bundle, ready to run: `graph(**inputs) -> {output name: array}`.
 
@@ -185,6 +206,8 @@ class Graph(ABC):
         self._inputs = {tensor.name: _Input(name, tensor) for tensor in spec.inputs}
         self._lock = threading.Lock()
         self._closed = False
+        self._opened_in = os.getpid()
+        _graphs.add(self)
         self._shapes: dict[str, int] = {}
         self._outputs: Arrays = {}
 
@@ -206,6 +229,9 @@ class Graph(ABC):
 
     def close(self) -> None:
         """Give the runtime's memory back; harmless when closed already. Not while another thread runs the graph."""
+        if self._opened_in != os.getpid() and not self._closed:
+            self._closed = True  # the parent's: `_leave_behind` has seen to it
+            return
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -214,6 +240,7 @@ class Graph(ABC):
 
     def clone(self) -> Graph:
         """The same weights, not loaded again, with buffers of its own; for another thread. BackendError when closed."""
+        self._check_process()
         self._check_open()
         return self._twin()
 
@@ -234,6 +261,10 @@ class Graph(ABC):
     def _run(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
         """Run on contiguous inputs and fill the bound outputs."""
 
+    def _held(self) -> tuple[object, ...]:
+        """The runtime's objects whose end waits for threads."""
+        return ()
+
     @abstractmethod
     def _release(self) -> None:
         """Drop whatever holds native memory."""
@@ -245,6 +276,7 @@ class Graph(ABC):
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
         """One thread at a time, and none once closed."""
+        self._check_process()
         if not self._lock.acquire(blocking=False):
             raise BackendError(
                 f"{self.backend} graph {self.name!r}: found a second thread calling it while one runs, expected one "
@@ -255,6 +287,11 @@ class Graph(ABC):
             yield
         finally:
             self._lock.release()
+
+    def _check_process(self) -> None:
+        """BackendError where this process has but a copy of the graph, without the threads that run it."""
+        if self._opened_in != os.getpid():
+            raise forked(f"{self.backend} graph {self.name!r}")
 
     def _check_open(self) -> None:
         if self._closed:
@@ -391,3 +428,16 @@ def check_tensors(bundle: Bundle, key: str, found: Mapping[str, tuple[str, list[
             f"{bundle.path}, graph {key!r}: found {', '.join(sorted(extra))} in the file beside the tensors of the "
             f"manifest, expected none; rebuild the bundle"
         )
+
+
+_graphs: weakref.WeakSet[Graph] = weakref.WeakSet()
+
+
+def _leave_behind() -> None:
+    """In a child of fork(): the parent's sessions are never destroyed, as that would wait for threads that are not here."""
+    for graph in _graphs:
+        for held in graph._held():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))
+
+
+os.register_at_fork(after_in_child=_leave_behind)

@@ -189,6 +189,9 @@ class OrtGraph(Graph):
         self._session.run_with_iobinding(self._binding)
         self._binding.clear_binding_inputs()  # the caller's arrays are not kept alive
 
+    def _held(self) -> tuple[object, ...]:
+        return self._session, self._binding
+
     def _release(self) -> None:
         self._session = self._binding = None
 

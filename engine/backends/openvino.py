@@ -143,14 +143,19 @@ class OpenVinoGraph(Graph):
 
     def _run(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
         self._set(arrays)
-        self._request.start_async()
-        self._request.wait()
+        try:
+            self._request.start_async()
+        finally:
+            self._request.wait()  # also where a signal's handler has raised: the request must not run on
 
     def _set(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
         from openvino import Tensor
 
         for name, array in arrays.items():
             self._request.set_tensor(name, Tensor(array, shared_memory=True))
+
+    def _held(self) -> tuple[object, ...]:
+        return self._compiled, self._request
 
     def _release(self) -> None:
         self._request = self._compiled = None

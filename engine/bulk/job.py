@@ -25,6 +25,7 @@ from engine.errors import ArgumentError, BulkError, did_you_mean
 from engine.feeds import setting_feeds
 from engine.resolve import choose_prior, setting_of
 from engine.result import Setting
+from engine.solver.noise import listed_seeds
 
 Inputs = Mapping[str, npt.ArrayLike]
 FORMATS = ("npy", "tar")
@@ -183,9 +184,9 @@ def _draws(manifest: Manifest, given: Mapping[str, npt.NDArray[Any]]) -> bool:
 
 
 def _seed(value: object) -> int:
-    if isinstance(value, (list, tuple)):
+    if (listed := listed_seeds(value)) is not None:
         raise ArgumentError(
-            f"seed: found a list of {len(value)}, expected one whole number: sample i of a bulk job has seed + i; give the "
+            f"seed: found a list of {len(listed)}, expected one whole number: sample i of a bulk job has seed + i; give the "
             f"first"
         )
     seed = check_integer("seed", value)

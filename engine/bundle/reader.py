@@ -33,10 +33,12 @@ OPEN_ATTEMPTS = 5
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle. `path` is its folder; `manifest` holds every checked field."""
+    """A verified bundle. `path` is its folder; `manifest` holds every checked field; `digest` is the SHA-256 of
+    manifest.json, which has that of every other file."""
 
     path: Path
     manifest: Manifest
+    digest: str
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
@@ -56,9 +58,9 @@ class Bundle:
 
     @classmethod
     def _verify(cls, folder: Path) -> Bundle:
-        manifest = parse_manifest(read_manifest_file(folder), str(folder / MANIFEST_FILE))
-        bundle = cls(folder, manifest)
-        for spec in manifest.files:
+        data = read_manifest_file(folder)
+        bundle = cls(folder, parse_manifest(data, str(folder / MANIFEST_FILE)), hashlib.sha256(data).hexdigest())
+        for spec in bundle.manifest.files:
             bundle._check(spec)
         return bundle
 

@@ -1,11 +1,12 @@
 """Fast work on arrays: one row of a solver, seeded normals, images to bytes; checked here, run by the compiled library.
 
 Nothing here knows networks or solvers: a row is 31 coefficients (kernels/include/diffusevae/row.h). Errors are
-KernelArgumentError for arguments and, at import, KernelLoadError when the compiled library is missing.
+KernelArgumentError for arguments and, at the first call, KernelLoadError when the compiled library is missing.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from engine.kernels import checks
 from engine.kernels.errors import KernelArgumentError, KernelError, KernelLoadError
-from engine.kernels.loader import load
+from engine.kernels.loader import Kernels, load
 from engine.kernels.operands import INDEX, ROW_FIELDS, USERS, Operands, Q
 
 __all__ = [
@@ -23,12 +24,16 @@ __all__ = [
 
 STREAM_Z, STREAM_X_T, STREAM_STEP, STREAM_PRIOR = 0, 1, 2, 3
 
-_kernels = load()
+
+@functools.cache
+def _kernels() -> Kernels:
+    """The implementation, chosen at the first call: importing the package must not fail where a library is missing."""
+    return load()
 
 
 def implementation() -> dict[str, str]:
-    """What runs: {"name": "compiled", "isa", "path"} or {"name": "numpy", "isa", "reason"}."""
-    return _kernels.describe()
+    """What runs: {"name": "compiled", "isa", "path"} or {"name": "numpy", "isa", "reason"}; or a KernelLoadError."""
+    return _kernels().describe()
 
 
 _ONE = np.ones(1, np.float32)
@@ -91,7 +96,7 @@ def update(
     used = {name: None if not any(values[i] for i in USERS[name]) else operands[name] for name in operands}
     if not any(values[i] for i in USERS["n"]):
         noise = seeds = None
-    return _kernels.update(
+    return _kernels().update(
         Operands(
             row, x, e, weights, **used, noise=noise, seeds=seeds, step=number, out=out, x0_out=x0_out,
             y_out=y_out if any(values[Q]) else None, push_out=push_out if values[_PUSH] else None, threads=max(1, threads),
@@ -116,7 +121,7 @@ def normal(
         out = np.empty((seeds.size, count), np.float32)
     else:
         checks.float32("out", out, (seeds.size, count), writable=True)
-    _kernels.normal(seeds, stream, step, count, out)
+    _kernels().normal(seeds, stream, step, count, out)
     return out
 
 
@@ -130,7 +135,7 @@ def to_uint8(x: NDArray[np.float32], out: NDArray[np.uint8] | None = None) -> ND
         out = np.empty(shape, np.uint8)
     else:
         checks.array("out", out, np.uint8, (shape,), writable=True)
-    _kernels.to_uint8(x, out)
+    _kernels().to_uint8(x, out)
     return out
 
 
@@ -139,4 +144,4 @@ def philox4x32(counter: Any, key: Any) -> NDArray[np.uint32]:
     words = np.asarray(counter, np.uint32), np.asarray(key, np.uint32)
     if words[0].shape != (4,) or words[1].shape != (2,):
         raise KernelArgumentError(f"counter and key have {words[0].size} and {words[1].size} words; expected 4 and 2")
-    return _kernels.philox4x32(*words)
+    return _kernels().philox4x32(*words)

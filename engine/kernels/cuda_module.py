@@ -104,7 +104,13 @@ def cache_folder() -> Path:
     if chosen:
         return Path(chosen) / "cuda"
     base = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "diffusevae" / "cuda"
+    home = os.path.expanduser("~")
+    if not base and home == "~":
+        raise KernelLoadError(
+            f"the cache of compiled CUDA kernels: found neither HOME nor a home of user {os.getuid()}, expected a place; "
+            f"set {CACHE_VARIABLE}=FOLDER"
+        )
+    return (Path(base) if base else Path(home) / ".cache") / "diffusevae" / "cuda"
 
 
 # ---- the fatbin --------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
-"""Exceptions of the kernels, a small family of their own: this package imports nothing of the engine."""
+"""Exceptions of the kernels."""
 
 from __future__ import annotations
+
+from engine.errors import BackendError
 
 
 class KernelError(Exception):
@@ -11,5 +13,5 @@ class KernelArgumentError(KernelError, ValueError):
     """An array or a number handed to a kernel has the wrong type, shape, layout or range."""
 
 
-class KernelLoadError(KernelError, ImportError):
+class KernelLoadError(KernelError, BackendError):
     """The compiled library is missing, damaged, or of another version; the message says how to mend it."""

@@ -1,4 +1,4 @@
-"""The implementation of the kernels, chosen once, at import, never silently: the library beside this file, or numpy.
+"""The implementation of the kernels, chosen once, never silently: the library beside this file, or numpy.
 
 DIFFUSEVAE_KERNELS unset or "compiled" demands the library; "numpy" takes the slower twin with the same bits.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import difflib
 import os
+import platform
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +24,8 @@ VARIABLE = "DIFFUSEVAE_KERNELS"
 CHOICES = ("compiled", "numpy")
 LIBRARY = Path(__file__).with_name("_kernels.so")
 ABI_VERSION = 3  # DV_ABI_VERSION of kernels/include/diffusevae/kernels.h
+
+_ELF_MACHINES = {"x86_64": 62, "aarch64": 183, "riscv64": 243}
 
 U32 = NDArray[np.uint32]
 U8 = NDArray[np.uint8]
@@ -78,9 +81,7 @@ class CompiledKernels:
             "dv_to_uint8": ([pointer, size, size, size, pointer], None),
             "dv_philox4x32": ([pointer, pointer, pointer], None),
         }
-        for name, (arguments, result) in signatures.items():
-            function = getattr(self._library, name)
-            function.argtypes, function.restype = arguments, result
+        declare(self._library, signatures, path)
 
     def update(self, o: Operands) -> bool:
         samples = o.x.shape[0]
@@ -114,6 +115,7 @@ def open_library(path: Path) -> ctypes.CDLL:
     if not path.exists():
         raise KernelLoadError(f"The compiled kernels are missing: {path} does not exist. {_CURE}")
     try:
+        _check_elf(path)
         library = ctypes.CDLL(str(path))
         version = int(library.dv_abi_version())
     except (OSError, AttributeError) as error:
@@ -123,6 +125,33 @@ def open_library(path: Path) -> ctypes.CDLL:
             f"{path} was built from other sources: it has interface version {version}, expected {ABI_VERSION}. {_CURE}"
         )
     return library
+
+
+def declare(library: ctypes.CDLL, signatures: dict[str, tuple[list[Any], Any]], path: Path) -> None:
+    """Give functions their types; KernelLoadError for one that the library lacks."""
+    try:
+        for name, (arguments, result) in signatures.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = arguments, result
+    except AttributeError as error:
+        raise KernelLoadError(f"{path} was built from other sources ({error}). {_CURE}") from error
+
+
+def _check_elf(path: Path) -> None:
+    """OSError for what the system's loader answers badly: it dies of a file that is cut short (SIGBUS), and says of another
+    machine's library that there is none."""
+    with open(path, "rb") as file:
+        size, header = os.fstat(file.fileno()).st_size, file.read(64)
+    if header[:4] != b"\x7fELF" or len(header) < 64 or header[4:6] != b"\2\1":
+        return  # of another system's format, or no library at all: the loader says so
+    machine, table = int.from_bytes(header[18:20], "little"), int.from_bytes(header[40:48], "little")
+    end = table + int.from_bytes(header[58:60], "little") * int.from_bytes(header[60:62], "little")
+    if size < end:
+        raise OSError(f"it is cut short: {size} bytes of {end}")
+    wanted = _ELF_MACHINES.get(platform.machine())
+    if wanted is not None and machine != wanted:
+        named = next((name for name, number in _ELF_MACHINES.items() if number == machine), f"ELF machine {machine}")
+        raise OSError(f"it was compiled for {named}, and this machine is {platform.machine()}")
 
 
 def load() -> Kernels:

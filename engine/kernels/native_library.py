@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +19,19 @@ from numpy.typing import NDArray
 
 from engine.commands import reinstall
 from engine.kernels.errors import KernelError, KernelLoadError
-from engine.kernels.loader import LIBRARY, open_library
+from engine.kernels.loader import LIBRARY, declare, open_library
 
-VERSION = 3  # DV_NATIVE_VERSION
+VERSION = 2  # DV_NATIVE_VERSION
 MAX_SOURCES = 4
 MAX_THREADS = 256
 NONE = -1
 ISAS = ("amx", "avx512_bf16", "avx512", "avx2")  # best first
 
-OK, BAD_PROGRAM, BAD_CALL, NO_MEMORY, NO_THREADS, UNSUPPORTED, BUSY, FORKED, NOT_FINITE, CANCELLED = range(10)
+OK, BAD_PROGRAM, BAD_CALL, NO_MEMORY, NO_THREADS, UNSUPPORTED, BUSY, FORKED, NOT_FINITE, CANCELLED, PAUSED = range(11)
+SLICE_MS = 10.0  # a signal is answered after so long, and the row or tile that is being worked on
+_PATIENCE = 50.0
 _ERROR_SIZE = 1024
 _Sources = ctypes.c_int32 * MAX_SOURCES
-_Stop = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)
 
 
 class NativeError(KernelError):
@@ -94,10 +97,18 @@ class Program(ctypes.Structure):
     ]
 
 
+class Slice(ctypes.Structure):
+    """dv_native_slice."""
+
+    _fields_ = [("ms", ctypes.c_double), ("left_ms", ctypes.c_double), *_longs("rows", "samples")]
+
+
 class Call(ctypes.Structure):
     """dv_native_call."""
 
-    _fields_ = [*_pointers("ports"), *_ints("ports_count", "row_count"), *_longs("batch", "steps")]
+    _fields_ = [
+        *_pointers("ports"), *_ints("ports_count", "row_count"), *_longs("batch", "steps"), ("slice", Slice),
+    ]  # fmt: skip
 
 
 class Steps(ctypes.Structure):
@@ -108,7 +119,7 @@ class Steps(ctypes.Structure):
         *_ints("steps", "row_count", "lanes", "samples"),
         *_pointers("embeddings", "rows", "weights", "x", "x_in", "c", "e", "v", "x0", "y", "h", "seeds", "noise"),
         *_ints("noise_shared"), *_longs("first_step"), *_pointers("step_ms", "update_ms"),
-        ("stop", _Stop), *_pointers("stop_user"), *_ints("failed_step"),
+        *_pointers("stop", "stop_user"), *_ints("failed_step"), ("slice", Slice),
     ]  # fmt: skip
 
 
@@ -162,12 +173,7 @@ class NativeLibrary:
                 [text, text, ctypes.c_int32, ctypes.c_double, ctypes.POINTER(ctypes.c_double), text, size],
                 ctypes.c_int32),
         }  # fmt: skip
-        try:
-            for name, (arguments, result) in signatures.items():
-                function = getattr(self._library, name)
-                function.argtypes, function.restype = arguments, result
-        except AttributeError as error:
-            raise KernelLoadError(f"{path} holds no native engine ({error}). Run `{reinstall()}`.") from error
+        declare(self._library, signatures, path)
         version = int(self._library.dv_native_version())
         if version != VERSION:
             raise KernelLoadError(
@@ -211,21 +217,13 @@ class NativeLibrary:
         """Run a program on one array a port."""
         ports = (ctypes.c_void_p * len(addresses))(*addresses)
         call = Call(ctypes.addressof(ports), len(addresses), row_count, batch, steps)
-        self._call("dv_native_run", handle, ctypes.byref(call))
+        self._in_slices("dv_native_run", handle, call)
 
-    def run_steps(self, handle: int, steps: Steps, stop: Callable[[], bool] | None = None) -> int:
-        """Run a whole chain; the first row whose e was not finite, or NONE.
-
-        stop: asked before every row; where it answers True the run ends with a NativeError of status CANCELLED, and what it
-        raises (KeyboardInterrupt, for one) is raised here.
-        """
-        asked = _Asked(stop)
-        steps.stop = asked.callback
+    def run_steps(self, handle: int, steps: Steps) -> int:
+        """Run a whole chain; the first row whose e was not finite, or NONE."""
         try:
-            self._call("dv_native_run_steps", handle, ctypes.byref(steps))
+            self._in_slices("dv_native_run_steps", handle, steps)
         except NativeError as error:
-            if asked.raised is not None:
-                raise asked.raised from None
             if error.status != NOT_FINITE:
                 raise
             return int(steps.failed_step)
@@ -255,6 +253,17 @@ class NativeLibrary:
         )
         return float(result.value)
 
+    def _in_slices(self, name: str, handle: int, call: Call | Steps) -> None:
+        """Run a call to its end. In the main thread it comes back here between slices, where Python runs the handlers of
+        signals that have arrived: what one raises (KeyboardInterrupt, say) ends the run, and the handle serves on."""
+        function, error = getattr(self._library, name), ctypes.create_string_buffer(_ERROR_SIZE)
+        if threading.get_ident() == threading.main_thread().ident:
+            call.slice.ms = SLICE_MS
+        while (status := function(handle, ctypes.byref(call), error, _ERROR_SIZE)) == PAUSED:
+            # Where other threads hold the interpreter, coming back takes milliseconds: then it is done the more rarely.
+            call.slice.ms = max(SLICE_MS, _PATIENCE * (1e3 * time.monotonic() - call.slice.left_ms))
+        self._check(status, error.value)
+
     def _call(self, name: str, *arguments: Any) -> None:
         error = ctypes.create_string_buffer(_ERROR_SIZE)
         self._check(getattr(self._library, name)(*arguments, error, _ERROR_SIZE), error.value)
@@ -262,23 +271,6 @@ class NativeLibrary:
     def _check(self, status: int, text: bytes) -> None:
         if status != OK:
             raise NativeError(status, text.decode(errors="replace") or f"status {status}")
-
-
-class _Asked:
-    """A stop function as the library calls it; an exception cannot cross C, so that it is kept and the run stopped."""
-
-    def __init__(self, stop: Callable[[], bool] | None) -> None:
-        self._stop = stop
-        self.raised: BaseException | None = None
-        self.callback = _Stop() if stop is None else _Stop(self._answer)
-
-    def _answer(self, _: object) -> int:
-        assert self._stop is not None
-        try:
-            return int(bool(self._stop()))
-        except BaseException as error:
-            self.raised = error
-            return 1
 
 
 @functools.cache

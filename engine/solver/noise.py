@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine import kernels
+from engine.argument_checks import check_integer
 from engine.errors import ArgumentError
 
 Seeds = NDArray[np.uint64]
@@ -20,16 +22,22 @@ _SEED_END = 2**64
 
 
 def _one_seed(value: object) -> int:
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise ArgumentError(
-            f"seed is {value!r}, a {type(value).__name__}; expected an integer in 0 .. 2**64 - 1, a list of them, or None"
-        )
-    if not 0 <= int(value) < _SEED_END:
+    number = check_integer("seed", value, "an integer in 0 .. 2**64 - 1, a list of them, or None")
+    if not 0 <= number < _SEED_END:
         raise ArgumentError(f"seed is {value}; expected 0 .. 2**64 - 1: take it modulo 2**64, or hash it")
-    return int(value)
+    return number
 
 
-def resolve_seeds(seed: int | Sequence[int] | NDArray[np.integer] | None, n: int | None = None) -> Seeds:
+def listed_seeds(seed: Any) -> Seeds | None:
+    """The seeds of a list, tuple, range or array of one dimension, uint64 [N]; None for what is no list."""
+    if isinstance(seed, (str, bytes)) or not hasattr(seed, "__len__") or not hasattr(seed, "__getitem__"):
+        return None
+    if isinstance(seed, Mapping) or getattr(seed, "ndim", 1) == 0:
+        return None
+    return np.array([_one_seed(value) for value in seed], np.uint64)
+
+
+def resolve_seeds(seed: SupportsIndex | Sequence[SupportsIndex] | NDArray[np.integer] | None, n: int | None = None) -> Seeds:
     """One seed a sample, uint64 [N].
 
     seed: an integer gives sample i the seed (seed + i) mod 2**64; a list is taken as it is, and n must be None or its
@@ -39,16 +47,16 @@ def resolve_seeds(seed: int | Sequence[int] | NDArray[np.integer] | None, n: int
     """
     if n is not None and n < 0:
         raise ArgumentError(f"n is {n}; expected a number of samples, 0 or more")
-    if isinstance(seed, (Sequence, np.ndarray)) and not isinstance(seed, (str, bytes)):
-        listed = [_one_seed(value) for value in seed]
+    listed = listed_seeds(seed)
+    if listed is not None:
         if n is not None and n != len(listed):
             raise ArgumentError(
                 f"seed lists {len(listed)} seeds for n = {n} samples: expected one seed a sample; "
                 "pass as many, leave n out, or give one integer"
             )
-        return np.array(listed, np.uint64)
+        return listed
     first = int.from_bytes(os.urandom(8), "little") if seed is None else _one_seed(seed)
-    return np.array([(first + i) % _SEED_END for i in range(1 if n is None else n)], np.uint64)
+    return np.arange(1 if n is None else n, dtype=np.uint64) + np.uint64(first)  # modulo 2**64, as unsigned sums are
 
 
 def drawn(seeds: Seeds, shape: Sequence[int]) -> F32:

@@ -81,10 +81,15 @@ void Interpreter::check(const dv_native_call& call) const {
            std::string("steps: expected ") + (steps ? "1 or more" : "0") + found(call.steps));
 }
 
-void Interpreter::run(const dv_native_call& call) {
+void Interpreter::run(const dv_native_call& call, Watch& watch) {
     check(call);
     if (layout_->program.of_rows) return run_rows(call);
-    for (int64_t done = 0; done < call.batch;) {
+    int64_t& done = watch.slice().samples;
+    if (done < 0 || done >= call.batch)
+        throw Failure(DV_NATIVE_BAD_CALL, "slice.samples: expected 0.." + std::to_string(call.batch - 1) + ", found "
+                                              + std::to_string(done));
+    while (done < call.batch) {
+        watch.look();
         const int64_t left = call.batch - done;
         const bool side_by_side = tiling_.each > 0 && left >= threads();
         const int64_t count = side_by_side ? std::min<int64_t>(tiling_.each, left / threads()) * threads()
@@ -92,6 +97,7 @@ void Interpreter::run(const dv_native_call& call) {
         run_tile(call, done, int32_t(count), side_by_side);
         done += count;
     }
+    done = 0;
 }
 
 void Interpreter::run_tile(const dv_native_call& call, int64_t sample, int32_t count, bool side_by_side) {

@@ -8,6 +8,7 @@
 #include "memory.h"
 #include "layout.h"
 #include "team.h"
+#include "watch.h"
 
 namespace diffusevae {
 namespace native {
@@ -23,8 +24,8 @@ class Interpreter {
 public:
     Interpreter(std::shared_ptr<const Layout> layout, int32_t threads);
 
-    // Throws Failure for a bad call.
-    void run(const dv_native_call& call);
+    // Throws Failure for a bad call, and what `watch` throws between two tiles; goes on from watch.slice().samples.
+    void run(const dv_native_call& call, Watch& watch);
 
     void profile(bool on);
     const std::vector<dv_native_timing>& timings() const { return timings_; }

@@ -1,7 +1,7 @@
-// Arguments are checked once, before the first row; then nothing but a stop or a value that is not finite ends the loop.
+// Arguments are checked before the first row of a slice; then nothing but its end, a stop or a value that is not finite ends
+// the loop.
 #include "loop.h"
 
-#include <chrono>
 #include <cstring>
 
 #include "diffusevae/row.h"
@@ -14,13 +14,10 @@ void demand(bool good, const std::string& what) {
     if (!good) throw Failure(DV_NATIVE_BAD_CALL, what);
 }
 
-double now_ms() {
-    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
 class Loop {
 public:
-    Loop(Interpreter& interpreter, dv_native_steps& steps) : i_(interpreter), p_(i_.layout().program), s_(steps) {
+    Loop(Interpreter& interpreter, dv_native_steps& steps)
+        : i_(interpreter), p_(i_.layout().program), s_(steps), watch_(steps.slice, steps.stop, steps.stop_user) {
         check_sizes();
         check_ports();
         for (int32_t row = 0; row < s_.steps; ++row) check_row(row);
@@ -31,20 +28,28 @@ public:
         if (s_.v_port != DV_NATIVE_NONE) ports_[size_t(s_.v_port)] = s_.v;
         state_ = s_.samples * count_;
         for (int32_t i = 0; s_.h && i < 3; ++i) h_[i] = s_.h + i * state_;
+        for (int64_t row = 0; row < s_.slice.rows; ++row) rotate(int32_t(row));
         s_.failed_step = -1;
-        if (s_.update_ms) *s_.update_ms = 0.0;
+        if (s_.slice.rows == 0 && s_.slice.samples == 0 && s_.update_ms) *s_.update_ms = 0.0;
     }
 
     void run() {
-        for (int32_t row = 0; row < s_.steps; ++row) {
-            if (s_.stop && s_.stop(s_.stop_user) != 0)
-                throw Failure(DV_NATIVE_CANCELLED, "the run was stopped before row " + std::to_string(row));
+        while (s_.slice.rows < s_.steps) {
+            const int32_t row = int32_t(s_.slice.rows);
             const double begin = now_ms();
-            evaluate(row);
+            if (s_.step_ms && s_.slice.samples == 0) s_.step_ms[row] = 0.0;
+            try {
+                evaluate(row);
+            } catch (const Failure& failure) {
+                if (failure.status() == DV_NATIVE_CANCELLED) s_.failed_step = row;
+                if (s_.step_ms && failure.status() == DV_NATIVE_PAUSED) s_.step_ms[row] += now_ms() - begin;
+                throw;
+            }
             const double answered = now_ms();
             const bool finite = update(row);
-            if (s_.step_ms) s_.step_ms[row] = answered - begin;
+            if (s_.step_ms) s_.step_ms[row] += answered - begin;
             if (s_.update_ms) *s_.update_ms += now_ms() - answered;
+            ++s_.slice.rows;
             if (finite) continue;
             s_.failed_step = row;
             throw Failure(DV_NATIVE_NOT_FINITE, "NaN or infinity at row " + std::to_string(row));
@@ -58,6 +63,7 @@ private:
         demand(s_.steps >= 1 && s_.samples >= 1 && s_.lanes >= 1, "steps, samples, lanes: expected 1 or more");
         demand(batch() <= INT32_MAX, "lanes * samples: expected at most 2^31 - 1");
         demand(s_.row_count == 1 || s_.row_count == batch(), "row_count: expected 1 or lanes * samples");
+        demand(s_.slice.rows >= 0 && s_.slice.rows < s_.steps, "slice.rows: expected 0 or more, fewer than steps");
         demand(s_.x && s_.e && s_.rows && s_.weights, "x, e, rows and weights: expected no null pointer");
         demand(s_.constants_count >= 0 && (s_.constants_count == 0 || (s_.constant_ports && s_.constants)),
                "constants_count: expected 0 or more, with constant_ports and constants");
@@ -147,7 +153,7 @@ private:
             row_count = s_.row_count == 1 ? 1 : int32_t(active);
             ports_[size_t(s_.row_port)] = const_cast<float*>(s_.embeddings + int64_t(number) * s_.row_count * row_width_);
         }
-        i_.run(dv_native_call{ports_.data(), int32_t(ports_.size()), row_count, active, 0});
+        i_.run(dv_native_call{ports_.data(), int32_t(ports_.size()), row_count, active, 0, {}}, watch_);
     }
 
     bool update(int32_t number) {
@@ -170,16 +176,21 @@ private:
         a.step = uint32_t(s_.first_step + number);
         a.threads = i_.threads();
         const bool finite = dv_update(&a) == 1;
-        if (row_of(number).push != kPushNothing) {  // h3 <- h2 <- h1 <- what h3's buffer now holds
-            float* newest = h_[2];
-            h_[2] = h_[1], h_[1] = h_[0], h_[0] = newest;
-        }
+        rotate(number);
         return finite;
+    }
+
+    // After a push: h3 <- h2 <- h1 <- what h3's buffer now holds.
+    void rotate(int32_t number) {
+        if (row_of(number).push == kPushNothing) return;
+        float* newest = h_[2];
+        h_[2] = h_[1], h_[1] = h_[0], h_[0] = newest;
     }
 
     Interpreter& i_;
     const Program& p_;
     dv_native_steps& s_;
+    Watch watch_;
     std::vector<void*> ports_;
     int64_t count_ = 0, row_width_ = 0, state_ = 0;
     float* h_[3] = {nullptr, nullptr, nullptr};

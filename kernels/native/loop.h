@@ -7,7 +7,7 @@
 namespace diffusevae {
 namespace native {
 
-// Throws Failure for bad arguments, a row that is not finite, and a stop.
+// Throws Failure for bad arguments, a row that is not finite, a stop, and the end of a slice.
 void run_steps(Interpreter& interpreter, dv_native_steps& steps);
 
 }  // namespace native

@@ -136,11 +136,12 @@ void dv_native_close(dv_native* handle) {
     if (handle && handle->process == getpid()) delete handle;
 }
 
-int32_t dv_native_run(dv_native* handle, const dv_native_call* call, char* error, size_t error_size) {
+int32_t dv_native_run(dv_native* handle, dv_native_call* call, char* error, size_t error_size) {
     return guarded(error, error_size, [&] {
         const Entered entered(handle);
         demand(call != nullptr, "the call is null");
-        handle->interpreter.run(*call);
+        native::Watch watch(call->slice);
+        handle->interpreter.run(*call, watch);
     });
 }
 

@@ -262,8 +262,16 @@ void check_steps(const char* isa) {
     status = dv_native_run_steps(open.handle, &stopped.s, error, sizeof error);
     two.s.steps = 2;
     const bool same = dv_native_run_steps(open.handle, &two.s, error, sizeof error) == DV_NATIVE_OK && two.x == stopped.x;
-    report(status == DV_NATIVE_CANCELLED && asked == 3 && same && stopped.s.failed_step == -1,
+    report(status == DV_NATIVE_CANCELLED && asked == 3 && same && stopped.s.failed_step == 2,
            std::string(isa) + " steps end before the row that stop refuses", error);
+    StepsRun whole(d, 2, true), sliced(d, 2, true);
+    for (StepsRun* r : {&whole, &sliced}) r->use_history(diffusevae::kPushX0);
+    sliced.s.slice.ms = 1e-6;  // over at every look
+    int32_t slices = 1;
+    for (; (status = dv_native_run_steps(open.handle, &sliced.s, error, sizeof error)) == DV_NATIVE_PAUSED; ++slices) continue;
+    const bool whole_is_good = dv_native_run_steps(open.handle, &whole.s, error, sizeof error) == DV_NATIVE_OK;
+    report(whole_is_good && status == DV_NATIVE_OK && slices >= sliced.s.steps && sliced.x == whole.x,
+           std::string(isa) + " steps in slices are the steps in one", error);
     check_steps_refused(isa, d, open);
 }
 

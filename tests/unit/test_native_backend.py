@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -23,8 +24,8 @@ from engine.backends.native.loop import Loop
 from engine.backends.native.weights import Weights, weights_of
 from engine.bundle.reader import Bundle
 from engine.errors import ArgumentError, BackendError, BundleError, NumericsError
-from engine.kernels import ROW_FIELDS
-from engine.kernels.native_library import CANCELLED, ISAS, NONE, NativeError
+from engine.kernels import ROW_FIELDS, native_library
+from engine.kernels.native_library import ISAS, NONE
 from engine.processor import Processor
 from tests.native_models import NEEDS_NATIVE, PATHS
 
@@ -155,24 +156,38 @@ def loop_of(bundle: Bundle, steps: int) -> Loop:
     )  # fmt: skip
 
 
-def test_a_loop_ends_before_the_row_at_which_it_is_stopped(bundle: Bundle) -> None:
-    asked: list[int] = []
+@pytest.mark.parametrize("answer", ["goes on", "raises"])
+def test_a_signal_is_answered_between_two_slices(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    def arrived(*_: object) -> None:
+        seen.append(0)
+        if answer == "raises":
+            raise TimeoutError
 
-    def interrupted() -> bool:
-        raise KeyboardInterrupt
-
-    with load(bundle) as graph:
-        loop, milliseconds = loop_of(bundle, 3), np.zeros(3)
-        call, kept = loop.call(graph._loaded.program.port_names, milliseconds, np.zeros(1))
-        library, handle = graph._loaded.library, graph._handle
-        with pytest.raises(NativeError, match="stopped before row 2") as caught:
-            library.run_steps(handle, call, stop=lambda: asked.append(0) or len(asked) == 3)
-        assert caught.value.status == CANCELLED
-        assert [ms > 0 for ms in milliseconds] == [True, True, False]
-        with pytest.raises(KeyboardInterrupt):
-            library.run_steps(handle, call, stop=interrupted)
-        assert library.run_steps(handle, call) == NONE, "the graph serves on"
-        del kept
+    seen: list[int] = []
+    before = signal.signal(signal.SIGUSR1, arrived)
+    try:
+        with load(bundle) as graph:
+            library, handle, names = graph._loaded.library, graph._handle, graph._loaded.program.port_names
+            loop, milliseconds = loop_of(bundle, 1000), np.zeros(1000)
+            call, kept = loop.call(names, milliseconds, np.zeros(1))
+            monkeypatch.setattr(native_library, "SLICE_MS", 1e-6)  # over after every row
+            monkeypatch.setattr(native_library, "_PATIENCE", 0.0)
+            threading.Timer(0.005, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+            if answer == "raises":
+                with pytest.raises(TimeoutError):
+                    library.run_steps(handle, call)
+                assert 0 < call.slice.rows < 1000, "the rows that were left are not run"
+                call, kept = (loop := loop_of(bundle, 1000)).call(names, milliseconds, np.zeros(1))
+            assert library.run_steps(handle, call) == NONE, "the handle serves on"
+            assert seen == [0]
+            assert (milliseconds > 0).all(), "every row was clocked, in whichever slice"
+            monkeypatch.undo()
+            whole, also_kept = (undivided := loop_of(bundle, 1000)).call(names, milliseconds, np.zeros(1))
+            assert library.run_steps(handle, whole) == NONE
+            np.testing.assert_array_equal(loop.x, undivided.x)
+            del kept, also_kept
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 # ---- roles and precisions --------------------------------------------------------------------------

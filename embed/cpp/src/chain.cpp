@@ -37,17 +37,10 @@ bool copies_input(const StepTable& table) { return table.lanes > 1 || table.any(
 
 // ---- in one call -------------------------------------------------------------------------------------------------------
 
-// Asked before each row; counts them, so that a message can say where a run was stopped.
-struct Stop {
-    const std::atomic<bool>& cancelled;
-    int64_t asked;
-
-    static int32_t ask(void* user) {
-        Stop& stop = *static_cast<Stop*>(user);
-        ++stop.asked;
-        return stop.cancelled.load(std::memory_order_relaxed) ? 1 : 0;
-    }
-};
+// Asked before each row, and between the tiles of a large batch.
+int32_t is_cancelled(void* user) {
+    return static_cast<const std::atomic<bool>*>(user)->load(std::memory_order_relaxed) ? 1 : 0;
+}
 
 // Noise of this chunk as one array, [R, n, ...]: a copy where it lies inside that of a larger batch.
 const float* contiguous_noise(const Chain& chain, int64_t n, int64_t count, std::vector<float>& copy) {
@@ -62,7 +55,6 @@ bool run_in_one_call(const Chain& chain, Workspace& work, diffusevae_timings& ti
     const StepTable& table = chain.table;
     std::vector<float> noise;
     const float* const given = contiguous_noise(chain, work.n, int64_t(work.x.sample_size() / sizeof(float)), noise);
-    Stop stop{chain.cancelled, 0};
     Loop loop{chain.x_port,
               chain.row_port,
               chain.e_port,
@@ -85,12 +77,12 @@ bool run_in_one_call(const Chain& chain, Workspace& work, diffusevae_timings& ti
               given ? nullptr : chain.seeds,
               given,
               chain.noise.sample_stride == 0,
-              Stop::ask,
-              &stop,
+              is_cancelled,
+              const_cast<std::atomic<bool>*>(&chain.cancelled),
               {}};
     const LoopEnd end = chain.graph.run_loop(loop);
     if (end == LoopEnd::kUnavailable) return false;
-    if (end == LoopEnd::kStopped) fail_cancelled(chain, stop.asked - 1);
+    if (end == LoopEnd::kStopped) fail_cancelled(chain, loop.failed);
     if (end == LoopEnd::kNotFinite) fail_not_finite(chain, loop.failed);
     for (size_t i = 0; i < loop.step_ms.size(); ++i) {
         step_ms[i] += loop.step_ms[i];

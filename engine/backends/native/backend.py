@@ -20,6 +20,7 @@ class Native(Backend):
 
     NAME = NAME
     PRECISIONS = PRECISIONS
+    FORKS = True
 
     @classmethod
     def available(cls) -> tuple[bool, str]:

@@ -152,6 +152,9 @@ class NativeGraph(Graph):
                 row_count=row_count,
             )  # fmt: skip
 
+    def _check_process(self) -> None:
+        """A child gets a handle of its own, with its first call."""
+
     def _own_handle(self) -> int:
         """The handle, made again after a fork: threads stay behind in the process that started them."""
         if self._process != os.getpid():

@@ -18,8 +18,8 @@
 extern "C" {
 #endif
 
-/* Raised whenever a struct, a number or a packed layout changes; a program of another version is refused. */
-#define DV_NATIVE_VERSION 3
+/* Raised whenever a program's structs, numbers or packed layouts change; a program of another version is refused. */
+#define DV_NATIVE_VERSION 2
 
 #define DV_NATIVE_MAX_SOURCES 4  /* tensors that one operation may concatenate */
 #define DV_NATIVE_MAX_THREADS 256
@@ -35,7 +35,8 @@ enum dv_native_status {
     DV_NATIVE_BUSY = 6,          /* another thread is inside this handle */
     DV_NATIVE_FORKED = 7,        /* the handle was opened in another process: open it again in this one */
     DV_NATIVE_NOT_FINITE = 8,    /* dv_native_run_steps: NaN or infinity; `failed_step` says where */
-    DV_NATIVE_CANCELLED = 9      /* dv_native_run_steps: `stop` ended it */
+    DV_NATIVE_CANCELLED = 9,     /* dv_native_run_steps: `stop` ended it before row `failed_step` was done */
+    DV_NATIVE_PAUSED = 10        /* the slice is over, see dv_native_slice: the same call again goes on */
 };
 
 /* What a caller hands in and gets back, one array a port. Float arrays are contiguous float32. */
@@ -149,6 +150,15 @@ typedef struct dv_native_program {
 
 typedef struct dv_native dv_native;
 
+/* A run in slices, for a caller who has something to look after meanwhile: with `ms` other than 0 a run returns PAUSED between
+ * two tiles of samples, or two rows, once so many milliseconds are over, and the same struct handed in again goes on from there.
+ * The bits are the same. Between two slices the handle must not run anything else. */
+typedef struct dv_native_slice {
+    double ms;                   /* 0: run to the end */
+    double left_ms;              /* out: when it returned PAUSED, by the system's monotonic clock */
+    int64_t rows, samples;       /* 0 at first: rows of the table and samples of the batch that are done */
+} dv_native_slice;
+
 /* What one run gets. `ports` holds one pointer a port, in the program's order. */
 typedef struct dv_native_call {
     void* const* ports;
@@ -156,6 +166,7 @@ typedef struct dv_native_call {
     int32_t row_count;           /* rows of the ROW port: 1 (shared) or batch; 0 where there is no such port */
     int64_t batch;               /* any size from 1: worked off in tiles, so memory does not grow with it */
     int64_t steps;               /* length of the STEPS port; 0 where there is none */
+    dv_native_slice slice;
 } dv_native_call;
 
 /* The loop of a sampler in one call: S rows of a step table, each of them the network and then dv_update, for `samples`
@@ -187,9 +198,10 @@ typedef struct dv_native_steps {
     int64_t first_step;          /* added to the step number of generated noise */
     double* step_ms;             /* [steps] milliseconds of the network alone, or null */
     double* update_ms;           /* sum over the updates, or null */
-    int32_t (*stop)(void*);      /* asked before every row; other than 0 ends the run as CANCELLED. May be null */
+    int32_t (*stop)(void*);      /* asked before every row and tile; other than 0 ends the run as CANCELLED. May be null */
     void* stop_user;
-    int32_t failed_step;         /* out: first row whose e was not finite, or -1 */
+    int32_t failed_step;         /* out: first row whose e was not finite, or that a stop left undone; else -1 */
+    dv_native_slice slice;
 } dv_native_steps;
 
 /* Time spent in one operation since dv_native_profile switched it on: seen by the first thread, barriers included. */
@@ -220,7 +232,7 @@ DV_API int32_t dv_native_clone(const dv_native* handle, int32_t threads, dv_nati
 /* Ends the threads and gives the memory back; null is fine. Not while another thread is inside. */
 DV_API void dv_native_close(dv_native* handle);
 
-DV_API int32_t dv_native_run(dv_native* handle, const dv_native_call* call, char* error, size_t error_size);
+DV_API int32_t dv_native_run(dv_native* handle, dv_native_call* call, char* error, size_t error_size);
 DV_API int32_t dv_native_run_steps(dv_native* handle, dv_native_steps* steps, char* error, size_t error_size);
 
 typedef struct dv_native_info {

@@ -61,7 +61,7 @@ struct Loop {
 
     std::vector<double> step_ms;             // out: milliseconds of the network in each row
     double update_ms = 0.0;                  // out
-    int64_t failed = 0;                      // out: the row after which a run was not finite
+    int64_t failed = 0;                      // out: the row after which a run was not finite, or that a stop left undone
 };
 
 enum class LoopEnd { kUnavailable, kDone, kNotFinite, kStopped };

@@ -113,7 +113,7 @@ public:
           ports_(loaded_->program.ports.size()) {}
 
     void run(const Arrays& arrays) override {
-        dv_native_call call{ports_.data(), int32_t(ports_.size()), 0, 1, 0};
+        dv_native_call call{ports_.data(), int32_t(ports_.size()), 0, 1, 0, {}};
         std::fill(ports_.begin(), ports_.end(), nullptr);
         for (const Array& array : arrays) bind(array, call);
         Message message;
