@@ -81,10 +81,10 @@ def every_result(kernels: loader.Kernels) -> list[np.ndarray]:
     seeds = np.array([1, 2**63, 2**64 - 1], np.uint64)
     results: list[np.ndarray] = []
     for count in (1, 5, 16, 513, 4099):
-        x, c, y, h1, h2, h3, g = (rng.standard_normal((3, count), np.float32) * 100 for _ in range(7))
+        x, c, y, h1, h2, h3, g, v = (rng.standard_normal((3, count), np.float32) * 100 for _ in range(8))
         e, weights = rng.standard_normal((6, count), np.float32), np.array([1.7, -0.7], np.float32)
         noise = np.empty_like(x)
-        for row, more, set_ in ((plain, (None,) * 5, ()), (full, (y, h1, h2, h3, g), ("y_out",))):
+        for row, more, set_ in ((plain, (None,) * 6, ()), (full, (y, h1, h2, h3, g, v), ("y_out",))):
             got = {name: np.zeros_like(x) for name in ("out", "x0_out", "push_out", *set_)}
             others = {"noise": None, "seeds": seeds, "step": 4, "threads": 1, "y_out": None}
             kernels.update(Operands(row, x, e, weights, c, *more, **(others | got)))
