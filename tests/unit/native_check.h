@@ -64,7 +64,7 @@ Result run(dv_native* handle, const Builder& b, Inputs in, int64_t batch, int32_
         if (b.ports[p].is_output == 1) result.ports[p].assign(size_t(port_size(b.ports[p], batch, rows, count)), NAN);
         pointers.push_back(b.ports[p].kind == DV_NATIVE_PORT_STEPS ? static_cast<void*>(in.timesteps.data()) : result.ports[p].data());
     }
-    const dv_native_call call{pointers.data(), int32_t(pointers.size()), rows, batch, count};
+    dv_native_call call{pointers.data(), int32_t(pointers.size()), rows, batch, count, {}};
     result.status = dv_native_run(handle, &call, error, sizeof error);
     result.error = error;
     return result;
