@@ -27,7 +27,7 @@ def check_file(path: str | os.PathLike[str], nbytes: int = 0, suffixes: Sequence
         try:
             os.close(os.open(target, os.O_WRONLY))
         except OSError as error:
-            raise _unwritable(target, error) from error
+            raise unwritable(target, error) from error
     _check_room(target, nbytes)
     return target
 
@@ -63,7 +63,7 @@ def _mode(target: Path) -> int | None:
     except NotADirectoryError as error:
         raise _refused(target, "a file where a folder is needed", "folders above it") from error
     except (OSError, ValueError) as error:
-        raise _unwritable(target, error) from error
+        raise unwritable(target, error) from error
 
 
 def _check_room(target: Path, nbytes: int) -> None:
@@ -75,7 +75,7 @@ def _check_room(target: Path, nbytes: int) -> None:
         tempfile.TemporaryFile(dir=folder).close()
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise _unwritable(target, error) from error
+        raise unwritable(target, error) from error
     if free < nbytes:
         raise _refused(target, f"{_megabytes(free)} free", f"about {_megabytes(nbytes)}", "make room")
 
@@ -84,7 +84,8 @@ def _megabytes(nbytes: int) -> str:
     return f"{nbytes / 1e6:,.1f} MB"
 
 
-def _unwritable(target: Path, error: Exception) -> ArgumentError:
+def unwritable(target: Path, error: Exception) -> ArgumentError:
+    """What the system said of a place, as the error to raise."""
     reason = getattr(error, "strerror", None) or error
     return ArgumentError(f"Cannot write {target}: {reason}. Choose a place that can be written.")
 

@@ -88,6 +88,15 @@ class Timings:
         else:
             self.other_steps_ms.append(milliseconds)
 
+    def add(self, other: Timings) -> None:
+        """Book the figures of a further run, as if its chunks were this one's."""
+        for step, milliseconds in enumerate((other.first_step_ms, *other.other_steps_ms)):
+            self.add_step(step, milliseconds)
+        stages = ("before_ms", "rows_ms", "noise_ms", "update_ms", "after_ms", "post_ms", "total_ms")
+        for name in (*stages, "network_calls", "chunks"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.launch = other.launch
+
     def as_dict(self) -> dict[str, Any]:
         """The same figures as plain numbers and lists, for JSON."""
         return {**asdict(self), "network_ms": self.network_ms}

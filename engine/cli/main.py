@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import repeat
 from typing import Any, TypeVar
 
@@ -14,12 +14,13 @@ from engine.bundle.manifest import Manifest
 from engine.bundle.pipeline import X
 from engine.bundle.prior import PRIORS, read_prior
 from engine.bundle.reader import Bundle
-from engine.checks import check_inputs, count_of, input_of
+from engine.checks import check_inputs, count_of
 from engine.cli.bulk import bulk_options, sample_in_bulk, take_bulk
 from engine.cli.elsewhere import commands as commands_elsewhere
 from engine.cli.info import info, verify
 from engine.cli.inputs import INPUT, take_inputs
 from engine.cli.output import check_out, check_results, finish
+from engine.cli.stream import Resumable, Run, sample_to
 from engine.cli.terminal import Program, shows_progress
 from engine.errors import ArgumentError, did_you_mean
 from engine.feeds import noise_feeds, setting_feeds, write_feeds
@@ -114,6 +115,7 @@ SEED = click.option("--seed", type=Seeds(), help="Image i uses SEED + i; or one 
 PRIOR = click.option(
     "--prior", type=NearChoice(PRIORS), help="What the drawn input comes from; default: the bundle's, if any."
 )
+FIRST = "Leave the first K of the images out: the rest of a run that was stopped."
 NOISE_SEED = click.option("--seed", type=Seeds(), help="Of the starting noise. Default: A where A is a seed, else random.")
 
 
@@ -169,12 +171,6 @@ def run_options(manifest: Manifest, given: dict[str, Any]) -> dict[str, Any]:
     return {**options, **take_inputs(given, manifest), "progress": not given["as_json"] and shows_progress()}
 
 
-def sampled_count(n: int | None, manifest: Manifest, run: Mapping[str, Any]) -> int:
-    """How many images a call of `Sampler.sample` makes: as many as are asked for, or as it is given seeds or inputs."""
-    lengths = [len(input_of(spec, run[spec.name])) for spec in manifest.inputs if spec.name in run]
-    return max([count_of(n) or 1, *lengths, len(run["seed"]) if isinstance(run["seed"], list) else 1])
-
-
 def has_start_image(manifest: Manifest) -> bool:
     """Whether a chain may start from a picture: from a value of the state, where the state itself is the image."""
     return manifest.pipeline.state.start is not None and manifest.pipeline.image == X
@@ -197,17 +193,18 @@ def _run_on_images(bundle: str, images: tuple[str, ...], run: Callable[..., Batc
         finish(sampler, run(sampler, loaded.images, **options), loaded=loaded, **given)
 
 
-@cli.command()
+@cli.command(cls=Resumable)
 @click.argument("bundle")
 @click.option("-n", "--n", "--number", "n", type=int, help="Images. Default: one, or one a seed.")
 @SEED
+@click.option("--first", metavar="K", type=click.IntRange(min=0), default=0, help=FIRST)
 @INPUT
 @SETTING
 @PRIOR
 @MACHINE
 @output("samples.png")
 @bulk_options
-def sample(bundle: str, n: int | None, prior: str | None, **given: Any) -> None:
+def sample(bundle: str, n: int | None, first: int, prior: str | None, **given: Any) -> None:
     """Sample images from BUNDLE.
 
     Without --steps, --method, --spacing, --eta and --t-start the bundle's recorded setting applies; any one
@@ -217,13 +214,15 @@ def sample(bundle: str, n: int | None, prior: str | None, **given: Any) -> None:
     """
     bulk = take_bulk(given)
     if bulk is not None:
+        if first:
+            raise ArgumentError("first: found it with shards, which go on where they were stopped anyway; leave it out")
         sample_in_bulk(bundle, n, bulk, {**given, "prior": prior})
         return
     opened = open_bundle(bundle, given)
-    options = run_options(opened.manifest, given)
-    check_results(opened.manifest, sampled_count(n, opened.manifest, options), options["seed"], **given)
+    run = Run.of(opened.manifest, n, first, {**run_options(opened.manifest, given), "prior": prior})
+    check_results(opened.manifest, run.count, run.options["seed"], first=first, **given)
     with open_sampler(opened, given) as sampler:
-        finish(sampler, sampler.sample(n, prior=prior, **options), **given)
+        sample_to(sampler, run, **given)
 
 
 @cli.command(short_help="Encode images, and sample from what the encoder makes of them.")

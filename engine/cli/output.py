@@ -15,8 +15,8 @@ import numpy as np
 
 from engine.bundle.manifest import Manifest
 from engine.errors import ArgumentError
-from engine.imaging import Loaded, check_target, file_names, grid_bytes, save_images
-from engine.result import Batch, Timings
+from engine.imaging import Loaded, check_grid, check_target, file_names, grid_bytes, kind_of, save_images
+from engine.result import U8, Batch, Timings
 from engine.sampler import Sampler
 from engine.solver.noise import resolve_seeds
 
@@ -33,61 +33,92 @@ def check_out(out: str, as_json: bool) -> None:
 
 
 def check_results(
-    manifest: Manifest, count: int, seed: int | Iterable[int] | None, *, out: str, with_start: bool, add: bool, **_: Any
+    manifest: Manifest,
+    count: int,
+    seed: int | Iterable[int] | None,
+    *,
+    out: str,
+    with_start: bool,
+    add: bool,
+    first: int = 0,
+    **_: Any,
 ) -> None:
-    """Refuse a place without room for so many images, or a folder where they would be mixed with others."""
+    """Refuse a place without room for so many images, a folder where they would be mixed with others, or a huge grid.
+
+    first: how many of them an earlier run made, and this one leaves out.
+    """
 
     def names() -> Iterator[str]:
         if seed is not None:
-            seeds = resolve_seeds(seed, count).tolist() if isinstance(seed, int) else seed
+            base = int(resolve_seeds(seed, 1)[0]) if isinstance(seed, int) else 0
+            seeds = ((base + index) % 2**64 for index in range(count)) if isinstance(seed, int) else seed
             yield from file_names(names_of(seeds), with_start)
 
+    if out == STDOUT or kind_of(out) == ".png":
+        check_grid(out, count - first, manifest.pipeline.image_shape, with_start)
     if out != STDOUT:
-        nbytes = count * math.prod(manifest.pipeline.image_shape) * (2 if with_start else 1)
-        check_target(out, nbytes, names=names(), add=add)
+        check_target(out, results_bytes(manifest, count - first, with_start), names=names(), add=add)
 
 
-def names_of(seeds: Iterable[int]) -> Iterator[str]:
-    """The names of a folder's files, without suffix."""
-    return (f"{index:05d}-seed{seed}" for index, seed in enumerate(seeds))
+def results_bytes(manifest: Manifest, count: int, with_start: bool) -> int:
+    """How much memory so many images take."""
+    return count * math.prod(manifest.pipeline.image_shape) * (2 if with_start else 1)
+
+
+def names_of(seeds: Iterable[int], first: int = 0) -> Iterator[str]:
+    """The names of a folder's files, without suffix; `first` is the index of the first."""
+    return (f"{index:05d}-seed{seed}" for index, seed in enumerate(seeds, first))
+
+
+def write(out: str, images: U8, start: U8 | None, names: Sequence[str], add: bool = False) -> list[Path]:
+    """Write images to `out`, or as a grid to stdout; the files."""
+    if out != STDOUT:
+        return save_images(out, images, start=start, names=names, add=add)
+    stream = sys.stdout.buffer
+    stream.write(grid_bytes(images, start))
+    stream.flush()
+    return []
 
 
 def finish(
-    sampler: Sampler, batch: Batch, *, out: str, with_start: bool, add: bool, as_json: bool, loaded: Loaded | None = None
+    sampler: Sampler,
+    batch: Batch,
+    *,
+    out: str,
+    with_start: bool,
+    add: bool,
+    as_json: bool,
+    loaded: Loaded | None = None,
+    first: int = 0,
 ) -> None:
     """Save a batch to `out` and report it on stdout, or on stderr where `out` is stdout; notes go to stderr.
 
-    Where pictures could not be read this ends the command with exit code 1.
+    first: the index of its first image among those of a folder. Where pictures could not be read this ends the command
+    with exit code 1.
     """
-    start = batch.start if with_start else None
     for note in (*loaded.notes, *loaded.ignored) if loaded else ():
         click.echo(f"note: {note}", err=True)
-    if out == STDOUT:
-        stream = sys.stdout.buffer
-        stream.write(grid_bytes(batch.images, start))
-        stream.flush()
-        files = []
-    else:
-        names = list(names_of(batch.seeds.tolist()))
-        files = save_images(out, batch.images, start=start, names=names, add=add)
+    seeds = batch.seeds.tolist()
+    files = write(out, batch.images, batch.start if with_start else None, list(names_of(seeds, first)), add or first > 0)
     if as_json:
         read = {"sources": loaded.sources, "unreadable": loaded.unreadable} if loaded else {}
         echo_json(describe(sampler, batch, files) | read)
     else:
-        _report(sampler, batch, files)
+        report(sampler, batch, files, seeds_line(seeds))
     if loaded and loaded.unreadable:
         for line in loaded.unreadable:
             click.echo(f"not read: {line}", err=True)
         raise click.ClickException(f"{len(loaded.unreadable)} of the places given could not be read; the rest is done")
 
 
-def _report(sampler: Sampler, batch: Batch, files: Sequence[Path]) -> None:
+def report(sampler: Sampler, batch: Batch, files: Sequence[Path], seeds: str) -> None:
+    """A few lines about a run."""
     wrote = ", ".join(map(str, files[:3])) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
     echo_fields(
         {
             "bundle": f"{sampler.bundle.manifest.name} on {sampler.backend}, {sampler.precision}",
             "setting": setting_line(batch),
-            "seeds": seeds_line(batch.seeds.tolist()),
+            "seeds": seeds,
             "time": timing_line(batch.timings),
             "wrote": wrote or "a picture to standard output",
         },

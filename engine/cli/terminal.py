@@ -42,9 +42,15 @@ class Program(click.Command):
             raise
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; EngineError becomes its message and exit code 1."""
+        """Run the command; EngineError becomes its message and exit code 1, and so does memory that is not there."""
         try:
             return super().invoke(ctx)
+        except MemoryError as error:  # also one that the Sampler has put in its own words, which name no options
+            cause = error.__cause__ or error
+            raise click.ClickException(
+                f"found no memory for this ({str(cause) or type(cause).__name__}), expected room for it; ask for fewer "
+                "images with a smaller -n, or for fewer at a time with a smaller --batch"
+            ) from error
         except EngineError as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:

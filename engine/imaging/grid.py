@@ -9,8 +9,10 @@ import numpy as np
 from engine.errors import ArgumentError
 from engine.result import U8
 
+PAD = 2  # pixels around each picture
 
-def grid(images: U8, *, columns: int | None = None, pad: int = 2, background: int = 255) -> U8:
+
+def grid(images: U8, *, columns: int | None = None, pad: int = PAD, background: int = 255) -> U8:
     """Lay uint8 [N, H, W, C] out as one picture, row by row; `columns` None makes it nearly square."""
     if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
         raise ArgumentError(f"A grid takes uint8 [N, H, W, C], N at least 1; found {images.dtype} {list(images.shape)}.")

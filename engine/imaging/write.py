@@ -5,18 +5,20 @@ from __future__ import annotations
 import io
 import math
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from engine.errors import ArgumentError
-from engine.imaging.grid import grid, paired_rows
+from engine.imaging.grid import PAD, grid, paired_rows
 from engine.imaging.read import SUFFIXES, natural
-from engine.places import check_file, check_folder
+from engine.places import check_file, check_folder, unwritable
 from engine.result import U8
 
 WRITTEN = (".png", ".npy")
+GRID_PIXELS = 89_478_485  # above this Pillow warns whoever opens the file
 # What is surely meant as a file: one of these is refused rather than made a folder. samples_t0.8 is a folder.
 OTHER_FILES = (*SUFFIXES, ".npz", ".tar", ".zip", ".gz", ".tgz", ".pt", ".pth", ".ckpt", ".safetensors", ".onnx", ".h5",
                ".json", ".txt", ".csv", ".html", ".pdf", ".svg", ".mp4")  # fmt: skip
@@ -76,9 +78,7 @@ def save_images(
             return _save_arrays(target, images, start)
         return _save_folder(target, images, start, names)
     except OSError as error:
-        raise ArgumentError(
-            f"Cannot write {target}: {error.strerror or error}. Choose a place that can be written."
-        ) from error
+        raise unwritable(target, error) from error
 
 
 def file_names(names: Iterable[str], with_start: bool) -> Iterable[str]:
@@ -91,8 +91,29 @@ def file_names(names: Iterable[str], with_start: bool) -> Iterable[str]:
 
 def grid_bytes(images: U8, start: U8 | None = None) -> bytes:
     """One PNG of all images, each row of `start` above its row of images."""
-    columns = math.ceil(math.sqrt(len(images))) if start is None else min(len(images), 8)
+    columns = _columns(len(images), start is not None)
     return png_bytes(grid(images if start is None else paired_rows(start, images, columns), columns=columns))
+
+
+def check_grid(path: str, count: int, image_shape: Sequence[int], with_start: bool) -> None:
+    """Refuse a grid of more pixels than viewers open, and than fit in memory at ease: Pillow's limit is taken for both.
+
+    image_shape: [C, H, W].
+    """
+    _, height, width = image_shape
+    columns = _columns(count, with_start)
+    rows = math.ceil(count / columns) * (2 if with_start else 1)
+    pixels = (rows * (height + PAD) + PAD) * (columns * (width + PAD) + PAD)
+    if pixels > GRID_PIXELS:
+        folder = Path(path).stem if path != "-" else "samples"
+        raise ArgumentError(
+            f"out {path}: found {count:,} images, a grid of {pixels / 1e6:,.0f} million pixels, expected at most "
+            f"{GRID_PIXELS / 1e6:.0f} million; write them to a folder: --out {shlex.quote(folder)}"
+        )
+
+
+def _columns(count: int, with_start: bool) -> int:
+    return min(count, 8) if with_start else math.ceil(math.sqrt(count))
 
 
 def png_bytes(image: U8) -> bytes:
@@ -112,11 +133,12 @@ def _check_unmixed(folder: Path, names: Iterable[str]) -> None:
         return
     except OSError as error:
         raise ArgumentError(f"Cannot read {folder}: {error.strerror or error}. Choose another folder.") from error
-    if not there:
-        return
-    ours = {f"{name}.png" for name in names}
-    others = sorted((entry for entry in there if entry not in ours), key=natural)
-    if others:
+    left = set(there)
+    for name in names if there else ():  # which may be a million
+        left.discard(f"{name}.png")
+        if not left:
+            break
+    if others := sorted(left, key=natural):
         raise ArgumentError(
             f"out {folder}: found {len(others)} pictures that this run would not replace, such as {others[0]}, expected "
             "none, as two runs would be mixed; choose another --out, or give --add to keep both there"
