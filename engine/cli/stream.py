@@ -109,7 +109,7 @@ def sample_to(sampler: Sampler, run: Run, *, out: str, with_start: bool, add: bo
                 end += len(batch)
                 timings.add(batch.timings)
                 bar.made(len(batch))
-        except (KeyboardInterrupt, EngineError) as error:
+        except (KeyboardInterrupt, EngineError, MemoryError) as error:
             if end > run.first or isinstance(error, KeyboardInterrupt):
                 bar.note(place.stop(end))
             raise
