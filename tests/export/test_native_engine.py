@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from export.families.diffusevae.graphs import roles
 from export.families.diffusevae.pipeline import inputs, pipeline
 from export.graphs.roles import Role, tensor
 from export.models.unet import UNet, UNetSpec
-from export.native import pack
+from export.native import measure, pack
 from export.native.builder import lower
 from export.native.int8 import Layer, _fill, choose_layers, parse_budget
 from export.native.program import Assembler, Value
@@ -250,3 +251,19 @@ def test_the_manifest_records_what_was_measured(native_bundle: Callable[..., Pat
     assert len(calibration["timesteps"]) == 4
     assert all(layer["int8"] for layer in calibration["layers"]), "budget 'all'"
     assert calibration["int8_error"] <= 0.1
+
+
+class Constant(nn.Module):
+    def forward(self) -> torch.Tensor:
+        return torch.full((1, 3, 2, 2), 0.01)
+
+
+def test_an_image_that_is_gray_all_over_is_measured_over_its_range(monkeypatch):
+    """In [-1, 1] it is all but 0, so that a bf16 error of its pixels would be many times itself."""
+    graph = MagicMock(isa="avx2", return_value={"image": np.full((1, 3, 2, 2), 0.018, np.float32)})
+    graph.__enter__.return_value = graph
+    monkeypatch.setattr(measure, "open_assembled", lambda *_: graph)
+    for bounds, error in (((-1.0, 1.0), 0.008 / 1.01), (None, 0.8)):
+        role = Role("decoder", Constant(), (), (tensor("image", ("batch", 3, 2, 2), range=bounds),))
+        record = measure.measure_program(role, MagicMock(), "bf16", lambda *_: {}, bound=1.0)
+        assert record["relative_error"] == pytest.approx(error, rel=1e-3)

@@ -124,7 +124,7 @@ def test_the_example_needs_nothing_of_ours(with_sampler: Path, golden_bundle: Go
     steps = tmp_path / "steps.npz"
     done = CliRunner().invoke(cli, ["steps", str(golden_bundle("form1")), "--steps", "4", "--eta", "1", "--out", str(steps)])
     assert done.exit_code == 0, done.output
-    assert "4 calls of ddim; timesteps [4], coefficients [4, 30], weights [4, 1], start [3]" in done.output
+    assert "4 calls of ddim; timesteps [4], coefficients [4, 31], weights [4, 1], start [3]" in done.output
     assert "holds no sampler graph; build it with --whole-sampler" in done.output
     code = (
         "import runpy, sys\n"

@@ -27,7 +27,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     precisions = ("f32", "bf16", "int8") if native else ("f32",)
     prior = FOLDER / "latent_prior.safetensors"
     backends = ("onnxruntime", "openvino", *native)
-    build(Request(FOLDER / "avatars.ckpt", None, path, "ema", backends, precisions, latent_prior=prior))
+    build(Request(FOLDER / "avatars.ckpt", out=path, backends=backends, precisions=precisions, latent_prior=prior))
     return path
 
 
