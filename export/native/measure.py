@@ -35,8 +35,8 @@ def measure_program(
             found = graph(**{name: value.contiguous().numpy() for name, value in inputs.items()})
             exact = role(inputs)
             for output in role.outputs:
-                low = _origin(output)
-                errors.append(relative_error(np.asarray(found[output.name], np.float64) - low, exact[output.name].numpy() - low))
+                low, got = _origin(output), np.asarray(found[output.name], np.float64)
+                errors.append(relative_error(got - low, exact[output.name].numpy() - low))
         isa = graph.isa
     worst = float(np.max(errors))  # NaN is the largest of all
     if not worst <= bound:
