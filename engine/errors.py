@@ -66,3 +66,9 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the choice nearest to `word`, or an empty string when none is near."""
     near = difflib.get_close_matches(str(word), list(choices), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library said, cut to 200 characters; the kind of error where it said nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -117,7 +117,8 @@ def prepare(request: Request, watch: Watch) -> Prepared:
         found = recognise(request)
     watch.inferred(found)
     path = request.out or Path(f"{found.name}.bundle")
-    check_place(path)
+    if request.out is None:
+        check_place(path)
     options = request.graph_options.for_targets(request.engine_options.get("targets") or ())
     with watch.stage("load weights"):
         model = options.of(found.load(), plan.graphs)

@@ -26,7 +26,7 @@ from engine.bundle.graphs import SAMPLER, graph_of
 from engine.bundle.reader import Bundle
 from engine.cli.terminal import Program
 from engine.commands import install_extra
-from engine.errors import BackendError, ExportError
+from engine.errors import BackendError, ExportError, first_line
 from engine.feeds import Feeds, noise_feeds, setting_feeds
 from engine.solver.noise import resolve_seeds
 from export.graphs.parity import relative_error
@@ -55,7 +55,7 @@ def compare(bundle: Bundle, key: str, *, batch: int = 2, tensorrt: bool = False)
         results = Comparator.run(runners, data_loader=[feeds])
     except polygraphy.exception.PolygraphyException as error:
         raise ExportError(
-            f"{bundle.path}, graph {key}: found that polygraphy cannot run it ({str(error).strip().splitlines()[0][:200]}), "
+            f"{bundle.path}, graph {key}: found that polygraphy cannot run it ({first_line(error)}), "
             "expected a result from every runner; its own messages above say which one failed"
         ) from error
     outputs = {name: iterations[0] for name, iterations in results}
@@ -127,7 +127,7 @@ def _tensorrt(key: str, model: bytes, feeds: Feeds) -> Any:
         version = trt.__version__  # polygraphy imports TensorRT at the first look into it
     except PolygraphyException as error:
         raise BackendError(
-            f"--tensorrt: found that TensorRT cannot be imported ({str(error).splitlines()[0]}), expected it and a GPU; "
+            f"--tensorrt: found that TensorRT cannot be imported ({first_line(error)}), expected it and a GPU; "
             "install tensorrt, or tensorrt-rtx-cu13 and set POLYGRAPHY_USE_TENSORRT_RTX=1"
         ) from error
     profile = Profile()

@@ -11,7 +11,7 @@ import onnx
 import torch
 
 from engine.commands import install_extra
-from engine.errors import ExportError
+from engine.errors import ExportError, first_line
 from export.graphs.roles import Role, entry_of, example
 
 # 18 keeps GroupNorm as Reshape, InstanceNormalization, Reshape, Mul, Add: ONNX Runtime has a kernel for it and OpenVINO
@@ -49,7 +49,7 @@ def export_onnx(role: Role) -> bytes:
     except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
         raise ExportError(
             f"graph {role.name}: found that torch {torch.__version__} cannot export it "
-            f"({str(error).strip().splitlines()[0][:200]}), expected an ONNX graph of opset {OPSET}; install the "
+            f"({first_line(error)}), expected an ONNX graph of opset {OPSET}; install the "
             f"versions of the extra export: {install_extra('export')}"
         ) from error
     assert program is not None, "torch.onnx.export returns a program when dynamo=True"

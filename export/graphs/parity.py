@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.backends import onnxruntime, openvino
 from engine.commands import install_extra
-from engine.errors import ExportError
+from engine.errors import ExportError, first_line
 from engine.threads import default_threads
 from export.graphs.roles import Example, Inputs, Role, example
 
@@ -73,7 +73,7 @@ def _measure_one(
         found = [run({key: value.numpy() for key, value in case.items()}) for case in cases]
     except native_failures() as error:
         raise ExportError(
-            f"graph {role.name}: found that {name} cannot run it ({str(error).strip().splitlines()[0][:200]}), expected "
+            f"graph {role.name}: found that {name} cannot run it ({first_line(error)}), expected "
             f"it to run; install the versions of the extra export: {install_extra('export')}"
         ) from error
     errors = [relative_error(f[key], e[key]) for f, e in zip(found, expected, strict=True) for key in e]

@@ -28,7 +28,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engine.bundle.pipeline import ROWS, TIMESTEPS, VARIANCE, E, PipelineSpec, X
 from engine.bundle.tensors import BATCH, TensorSpec
-from engine.errors import ExportError
+from engine.errors import ExportError, first_line
 from engine.kernels import ROW_FIELDS
 from export.graphs.onnx_export import label_graph
 from export.graphs.roles import Role
@@ -257,6 +257,6 @@ def _check(model: onnx.ModelProto, role: Role) -> None:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(
-            f"graph {role.name}: found that its parts do not fit together ({str(error).strip().splitlines()[0][:200]}), "
+            f"graph {role.name}: found that its parts do not fit together ({first_line(error)}), "
             "expected a sound ONNX graph; report this message with the version of onnx"
         ) from error

@@ -14,7 +14,7 @@ from engine.bundle.inputs import InputSpec
 from engine.bundle.pipeline import PipelineSpec, X
 from engine.bundle.tensors import BATCH, TensorSpec
 from engine.commands import install_extra
-from engine.errors import ExportError
+from engine.errors import ExportError, first_line
 from engine.kernels import ROW_FIELDS
 from engine.solver.feeds import step_feeds
 from engine.solver.levels import LEARNED_RANGE
@@ -85,7 +85,7 @@ def measure_sampler(
             found = [run({key: value.numpy() for key, value in case.items()}) for case in cases]
         except native_failures() as error:
             raise ExportError(
-                f"graph {role.name}: found that {name} cannot run it ({str(error).strip().splitlines()[0][:200]}), "
+                f"graph {role.name}: found that {name} cannot run it ({first_line(error)}), "
                 f"expected it to run; install the versions of the extra export: {install_extra('export')}"
             ) from error
         names = [spec.name for spec in role.outputs[1:]]  # images are x, rounded

@@ -17,10 +17,10 @@ from typing import Any, BinaryIO
 
 import torch
 
-from engine.errors import CheckpointError
+from engine.errors import CheckpointError, first_line
 from export.read.candidates import select
 from export.read.pickles import StandIn
-from export.read.safetensors_file import INDEX_SUFFIX, MAX_INDEX, first_line, read_index, read_safetensors
+from export.read.safetensors_file import INDEX_SUFFIX, MAX_INDEX, read_index, read_safetensors
 from export.read.torch_file import DAMAGED, LEGACY_MAGIC, ZIP_MAGIC, StoredTensor, TorchFile, numpy_value
 from export.read.wrappers import NETWORK
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from engine.errors import CheckpointError
+from engine.errors import CheckpointError, first_line
 
 INDEX_SUFFIX = ".index.json"
 DAMAGED = (ValueError, TypeError, LookupError, AttributeError, OSError, MemoryError, RuntimeError)
@@ -76,9 +76,3 @@ def _from_text(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return text
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what a library said."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
