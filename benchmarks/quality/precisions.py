@@ -22,8 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json
-from benchmarks.quality import faces, features, plots, study
-from benchmarks.quality.frechet import Moments, frechet_distance, moments
+from benchmarks.quality import faces, plots, study
 from engine import Sampler
 from engine.backends import available
 from engine.bundle.graphs import graph_key
@@ -31,6 +30,7 @@ from engine.bundle.reader import Bundle
 from engine.cli.terminal import Program
 from engine.places import check_file
 from engine.processor import this_processor
+from export.fitting.frechet import Moments, frechet_distance, moments
 
 U8 = npt.NDArray[np.uint8]
 REFERENCE = ("onnxruntime", "f32")
@@ -137,7 +137,7 @@ def measure(
         "date": now(),
         "machine": facts,
         "bundle": study.identity(samplers[0]),
-        "metric": features.METRIC,
+        "metric": study.METRIC,
         "heldout": len(held),
         "samples": samples,
         "ways": ways,

@@ -17,11 +17,12 @@ from typing import Any
 import click
 
 from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json
-from benchmarks.quality import cases, faces, features, plots, study
+from benchmarks.quality import cases, faces, plots, study
 from benchmarks.quality.cases import Case
 from engine import Sampler
 from engine.cli.terminal import Program
 from engine.places import check_file
+from export.fitting import features
 
 PICTURED = 12  # seeds in the picture
 
@@ -37,7 +38,7 @@ def header(
         "date": now(),
         "machine": facts,
         "engine": {"backend": sampler.backend, "precision": sampler.precision, "threads": sampler.threads},
-        "metric": {"name": features.METRIC, "features": features.WIDTH, "image_side": features.SIZE},
+        "metric": {"name": study.METRIC, "features": study.NETWORK.width, "image_side": features.SIZE},
         "inputs": {
             "bundle": study.identity(sampler),
             "baseline": study.identity(baseline) if baseline is not None else None,

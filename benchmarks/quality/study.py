@@ -14,14 +14,15 @@ from tqdm import tqdm
 
 from benchmarks.machine import BenchmarkError
 from benchmarks.quality.cases import BASELINE, VAE, Case
-from benchmarks.quality.features import Extractor
-from benchmarks.quality.frechet import Moments, frechet_distance, moments
 from engine import Sampler
+from export.fitting.features import DEFAULT, NETWORKS, EfficientNet, Features
+from export.fitting.frechet import Moments, frechet_distance, moments
 
 U8 = npt.NDArray[np.uint8]
-Features = Callable[[U8], npt.NDArray[np.float32]]
 Progress = Callable[[int], object]
 
+NETWORK = NETWORKS[DEFAULT]
+METRIC = f"FD ({NETWORK.title})"
 WARMUPS, REPEATS = 2, 7  # of a batch-1 timing
 CHUNK = 64  # images sampled at a time
 FIRST_SEED = 1_000_000  # sample i is seed FIRST_SEED + i in every setting, the unconditional ones included
@@ -158,9 +159,9 @@ def extract(features: Features, images: U8, tick: Progress) -> npt.NDArray[np.fl
     return np.concatenate(parts)
 
 
-def open_extractor(threads: int) -> Extractor:
+def open_extractor(threads: int) -> EfficientNet:
     """The extractor of the metric; a function of its own so that tests can measure with a cheaper one."""
-    return Extractor(threads)
+    return EfficientNet(NETWORK, threads)
 
 
 def identity(sampler: Sampler) -> dict[str, Any]:

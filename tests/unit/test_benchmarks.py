@@ -12,13 +12,13 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.latency.plots import draw_latency
-from benchmarks.machine import BenchmarkError, describe, machine_facts, write_json
+from benchmarks.machine import describe, machine_facts, write_json
 from benchmarks.quality import cases, faces, plots, precisions, run, study
 from benchmarks.quality.cases import Case
-from benchmarks.quality.frechet import Moments, frechet_distance, moments
 from engine import __version__
 from engine.errors import ArgumentError
 from engine.solver.table import Schedule, build_step_table
+from export.fitting.frechet import moments
 from tests import toy
 
 jsonschema = pytest.importorskip("jsonschema", reason="the package jsonschema is not installed")
@@ -27,70 +27,6 @@ SCHEMAS = Path(__file__).parents[2] / "benchmarks" / "schema"
 
 def check_schema(name: str, result: Any) -> None:
     jsonschema.validate(result, json.loads((SCHEMAS / f"{name}.schema.json").read_text(encoding="utf-8")))
-
-
-# --- The distance -----------------------------------------------------------------------------------------------------
-
-
-def gaussian(mean: list[float], covariance: Any) -> Moments:
-    return Moments(np.array(mean, float), np.array(covariance, float), 100)
-
-
-def test_distance_of_a_set_to_itself_is_zero_even_with_fewer_images_than_features() -> None:
-    features = np.random.default_rng(0).standard_normal((20, 60))
-    assert frechet_distance(moments(features), moments(features)) == pytest.approx(0.0, abs=1e-5)
-
-
-def test_distance_of_gaussians_with_diagonal_covariances() -> None:
-    a, b = gaussian([0, 1, 2], np.diag([1.0, 4.0, 9.0])), gaussian([1, 1, 0], np.diag([4.0, 4.0, 1.0]))
-    assert frechet_distance(a, b) == pytest.approx(1 + 4 + (1 - 2) ** 2 + 0 + (3 - 1) ** 2)
-
-
-def test_distance_of_gaussians_whose_covariances_do_not_commute() -> None:
-    a, b = gaussian([0, 0], [[2.0, 1.0], [1.0, 3.0]]), gaussian([1, 2], [[5.0, -2.0], [-2.0, 1.5]])
-    product = a.covariance @ b.covariance
-    # In two dimensions tr sqrt(P) = sqrt(tr P + 2 sqrt(det P)).
-    cross = np.sqrt(np.trace(product) + 2 * np.sqrt(np.linalg.det(product)))
-    expected = 5 + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross
-    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-12)
-    assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-12)
-
-
-def test_moments_are_those_of_numpy_in_float64() -> None:
-    features = np.random.default_rng(1).standard_normal((50, 7)).astype(np.float32)
-    fitted = moments(features)
-    assert fitted.count == 50
-    assert fitted.covariance.dtype == np.float64
-    np.testing.assert_allclose(fitted.covariance, np.cov(features.astype(float).T), rtol=1e-10)
-
-
-@pytest.mark.parametrize(
-    ("features", "message"),
-    [
-        (np.zeros((1, 3)), "found the shape \\[1, 3\\], expected \\[N, D\\]"),
-        (np.array([[0.0, np.nan], [1, 1]]), "found NaN or infinity"),
-    ],
-)
-def test_features_without_a_distance_are_refused(features: np.ndarray, message: str) -> None:
-    with pytest.raises(BenchmarkError, match=message):
-        moments(features)
-
-
-def test_features_of_two_extractors_are_refused() -> None:
-    with pytest.raises(BenchmarkError, match="found 2 and 1 numbers an image"):
-        frechet_distance(gaussian([0, 0], np.eye(2)), gaussian([0], np.eye(1)))
-
-
-def test_extractor_gives_the_same_features_in_any_batch_and_tells_images_apart() -> None:
-    pytest.importorskip("efficientnet_lite_pytorch", reason="the package efficientnet-lite-pytorch is not installed")
-    extract = study.open_extractor(1)
-    images = np.random.default_rng(2).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
-    features = extract(images)
-    assert features.shape == (3, 1280)
-    np.testing.assert_allclose(extract(images[1:2])[0], features[1], atol=1e-3)
-    assert np.abs(features[0] - features[1]).max() > 0.1
-    with pytest.raises(BenchmarkError, match="expected uint8"):
-        extract(images.astype(np.float32))
 
 
 # --- The settings -----------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.machine import BenchmarkError
+from engine.errors import ArgumentError
 
 F64 = npt.NDArray[np.float64]
 
@@ -39,11 +39,11 @@ def moments(features: npt.ArrayLike) -> Moments:
     """Fit a Gaussian to features [N, D], N at least 2; covariance over N - 1."""
     array = np.asarray(features, np.float64)
     if array.ndim != 2 or len(array) < 2:
-        raise BenchmarkError(
+        raise ArgumentError(
             f"features: found the shape {list(array.shape)}, expected [N, D] with N of at least 2; sample more images"
         )
     if not np.isfinite(array).all():
-        raise BenchmarkError("features: found NaN or infinity, expected finite numbers; look at the images that gave them")
+        raise ArgumentError("features: found NaN or infinity, expected finite numbers; look at the images that gave them")
     mean = array.mean(axis=0)
     centred = array - mean
     return Moments(mean, centred.T @ centred / (len(array) - 1), len(array))
@@ -52,7 +52,7 @@ def moments(features: npt.ArrayLike) -> Moments:
 def frechet_distance(a: Moments, b: Moments) -> float:
     """The distance defined above; `a` is the one whose root is computed (and kept)."""
     if a.mean.shape != b.mean.shape:
-        raise BenchmarkError(
+        raise ArgumentError(
             f"features: found {len(a.mean)} and {len(b.mean)} numbers an image, expected the same; "
             f"use one extractor for both"
         )

@@ -1,0 +1,92 @@
+"""How good the pictures of a setting are: a Fréchet distance on features, and the drift of colour that bounds it.
+
+FD alone is an unsafe judge: on the shipped model a chain from far back has the lowest of all and paints faces magenta.
+Colour is the Fréchet distance of the means of each channel over a 4x4 grid, on images in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine import Sampler
+from engine.errors import ArgumentError
+from engine.result import F32, U8
+from export.fitting.features import Features
+from export.fitting.frechet import frechet_distance, moments
+
+F64 = npt.NDArray[np.float64]
+
+CHUNK = 64  # images sampled at a time
+GRID = 4
+COLOUR_SLACK = 0.02  # above the colour distance of the start images, or of the training images among themselves
+Chunks = Callable[[Iterable[int]], Iterable[int]]
+
+
+@dataclass(frozen=True)
+class Score:
+    """fd and colour, the two distances to the training images; excess, how far colour is above its bound (0: within)."""
+
+    fd: float
+    colour: float
+    excess: float
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Smaller is better: first the bound, then FD."""
+        return (self.excess, self.fd)
+
+
+class Objective:
+    """Scores over a fixed set of seeds: two settings are compared on the same noise."""
+
+    def __init__(
+        self, sampler: Sampler, features: Features, images: U8, seeds: Sequence[int], image: bool, chunks: Chunks = iter
+    ) -> None:
+        """images: training images uint8 [N, H, W, C]; image: whether chains start from the pipeline's start image."""
+        if len(images) < 4:
+            raise ArgumentError(f"images holds {len(images)}; expected a few hundred training images")
+        self.sampler, self.features, self.seeds = sampler, features, list(seeds)
+        self.reference = moments(self._extracted(images, chunks))
+        self.colours = moments(colour_means(images))
+        self.bound = self._floor(images, image) + COLOUR_SLACK
+
+    def score(self, options: dict[str, Any], chunks: Chunks = iter) -> Score:
+        """Sample every seed with these options of `Sampler.sample`."""
+        extracted, colours = [], []
+        for begin in chunks(range(0, len(self.seeds), CHUNK)):
+            images = self.sampler.sample(seed=self.seeds[begin : begin + CHUNK], **options).images
+            extracted.append(self.features(images))
+            colours.append(colour_means(images))
+        colour = frechet_distance(self.colours, moments(np.concatenate(colours)))
+        fd = frechet_distance(self.reference, moments(np.concatenate(extracted)))
+        return Score(fd, colour, max(0.0, colour - self.bound))
+
+    def _extracted(self, images: U8, chunks: Chunks) -> F32:
+        parts = [self.features(images[begin : begin + CHUNK]) for begin in chunks(range(0, len(images), CHUNK))]
+        return np.concatenate(parts)
+
+    def _floor(self, images: U8, image: bool) -> float:
+        """The colour distance that no setting can help: of these seeds' start images, or of as many training images."""
+        pipeline = self.sampler.bundle.manifest.pipeline
+        if image and not pipeline.after:  # otherwise what the chain starts from is no image
+            starts = [self._starts(self.seeds[begin : begin + CHUNK]) for begin in range(0, len(self.seeds), CHUNK)]
+            return frechet_distance(self.colours, moments(colour_means(np.concatenate(starts))))
+        half = min(len(self.seeds), len(images) // 2)
+        return frechet_distance(moments(colour_means(images[half:])), moments(colour_means(images[:half])))
+
+    def _starts(self, seeds: list[int]) -> U8:
+        pixels = self.sampler.sample(seed=seeds, steps=1, spacing="linspace", setting="plain").start
+        assert pixels is not None, "a chain from the start image has one"
+        return pixels
+
+
+def colour_means(images: U8) -> F64:
+    """The mean of every channel in every cell of a GRID x GRID grid, float64 [N, GRID * GRID * C], of images in [-1, 1]."""
+    rows, columns = (np.array_split(np.arange(images.shape[axis]), GRID) for axis in (1, 2))
+    cells = [images[:, row[0] : row[-1] + 1, column[0] : column[-1] + 1] for row in rows for column in columns]
+    return np.concatenate([cell.mean(axis=(1, 2), dtype=np.float64) for cell in cells], axis=1) / 127.5 - 1.0
