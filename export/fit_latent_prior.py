@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import sys
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,15 +39,14 @@ from engine.bundle.manifest import Manifest
 from engine.bundle.pipeline import IMAGE
 from engine.cli.terminal import Program, shows_progress
 from engine.errors import ArgumentError
-from engine.imaging import load_images
 from engine.places import check_file
 from export.build import Request, build
 from export.latent_prior import fit, log_likelihood, sample_posterior, standard_prior, write_prior
+from export.training_images import KEY, read_images
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 BATCH = 64
-KEY = "images"
 
 
 def bar(label: str, unit: str) -> Callable[[Iterable[int]], Iterable[int]]:
@@ -56,35 +54,6 @@ def bar(label: str, unit: str) -> Callable[[Iterable[int]], Iterable[int]]:
     from tqdm import tqdm
 
     return lambda steps: tqdm(steps, desc=label, unit=unit, delay=2, leave=False, disable=not shows_progress())
-
-
-def read_images(path: Path, shape: tuple[int, int, int]) -> U8:
-    """uint8 [N, H, W, C] of an .npz file (key `images`) or of a folder of pictures; shape: the [C, H, W] that each has."""
-    if path.is_dir():
-        return _read_folder(path, shape)
-    channels, height, width = shape
-    size = f"[N, {height}, {width}, {channels}]"
-    expected = f"an .npz file with {KEY!r}, uint8 {size}, or a folder of pictures of that size"
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            images = content[KEY] if isinstance(content, np.lib.npyio.NpzFile) and KEY in content else None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ArgumentError(f"--images {path}: found nothing that can be read ({error}), expected {expected}") from error
-    if images is None:
-        raise ArgumentError(f"--images {path}: found no array {KEY!r}, expected {expected}")
-    if images.dtype != np.uint8 or images.shape[1:] != (height, width, channels) or not len(images):
-        raise ArgumentError(f"--images {path}: found {images.dtype} {list(images.shape)}, expected {expected}; convert them")
-    return np.asarray(images)
-
-
-def _read_folder(path: Path, shape: tuple[int, int, int]) -> U8:
-    loaded = load_images([path], shape)
-    if notes := loaded.notes:
-        raise ArgumentError(
-            f"--images {path}: found {len(notes)} pictures that would be changed ({notes[0]}), expected "
-            f"{shape[2]}x{shape[1]} as in training; convert them as the model's training data was"
-        )
-    return loaded.images
 
 
 @dataclass(frozen=True)

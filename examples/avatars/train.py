@@ -8,8 +8,8 @@
 
 Stage one fits the VAE. Stage two fits the DDPM of DiffuseVAE's formulation 1: eps(x_t, t, reconstruction), the condition
 dropped for one sample in ten so that classifier-free guidance works. The baseline is what the paper compares with: the
-same network, images seen and optimiser without the condition. `pack` writes the EMA weights in the reference's key layout,
-with the setting that `make quality` recommended.
+same network, images seen and optimiser without the condition. `pack` writes the EMA weights of the stages that were run in
+the reference's key layout, with the setting that `make quality` recommended.
 
 The shipped networks saw 115,000 images each like this, and then 95,000 more for the colour drift of few-step sampling:
     python examples/avatars/train.py diffuse  --data data --out runs --images 210000 --weighting few-step
@@ -301,8 +301,7 @@ def pack(out: Path, to: Path, stage: str, defaults: dict[str, object] | None, pr
     keys = {f"{prefix}decoder.{key}": tensor for key, tensor in layouts.to_checkpoint(net, state).items()}
     keys |= {f"{prefix}{key}": tensor for key, tensor in diffusion_buffers().items()}
     if conditional:
-        vae = torch.load(out / "vae.state", weights_only=True)["ema"]
-        keys |= {f"vae.{key}": tensor.contiguous() for key, tensor in vae.items()}
+        keys |= {f"vae.{key}": tensor.contiguous() for key, tensor in load_vae(out).state_dict().items()}
     hyper = {
         "name": "avatars" if conditional else "avatars-baseline", "type": "form1" if conditional else "uncond",
         "image_size": 32, "n_heads": HEADS, "variance": "fixedlarge", "prediction": prediction,
@@ -345,8 +344,9 @@ def main() -> None:
     if args.stage == "vae":
         train_vae(args.data, args.out, Recipe(images=args.images or 90_000, batch=32, lr=1e-3))
     elif args.stage == "pack":
-        print(pack(args.out, args.to, "diffuse", args.defaults, args.prediction))
-        print(pack(args.out, args.to, "baseline", None))
+        for stage, defaults in (("diffuse", args.defaults), ("baseline", None)):
+            if (args.out / f"{stage}.state").exists():
+                print(pack(args.out, args.to, stage, defaults, args.prediction))
     else:
         recipe = Recipe(
             images=args.images or 115_000, batch=args.batch, lr=args.lr, ema_decay=args.ema, weighting=args.weighting,

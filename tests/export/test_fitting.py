@@ -16,6 +16,7 @@ from export.fitting.candidate import Candidate, nearest, resampled
 from export.fitting.features import NETWORKS, EfficientNet, check_network
 from export.fitting.frechet import Moments, frechet_distance, moments
 from export.fitting.gits import Trajectory
+from export.fitting.neighbours import precision_recall
 from export.fitting.objective import Score, colour_means
 from export.fitting.search import Record, Search
 
@@ -224,3 +225,24 @@ def test_a_record_of_something_else_is_refused(tmp_path: Path, content: str, of:
     path.write_text(content, encoding="utf-8")
     with pytest.raises(ArgumentError, match=words):
         Record.open(path, of)
+
+
+# --- Precision and recall ---------------------------------------------------------------------------------------------
+
+
+def test_precision_and_recall_of_one_set_and_of_sets_far_apart() -> None:
+    rng = np.random.default_rng(3)
+    a, b = rng.standard_normal((700, 4)), rng.standard_normal((700, 4))
+    assert precision_recall(a, a) == (1.0, 1.0)
+    assert precision_recall(a, a + 100) == (0.0, 0.0)
+    assert min(precision_recall(a, b)) > 0.9
+
+
+def test_a_set_of_few_kinds_has_precision_without_recall() -> None:
+    rng = np.random.default_rng(4)
+    real = np.concatenate([rng.standard_normal((300, 3)), rng.standard_normal((300, 3)) + 50])
+    precision, recall = precision_recall(real, rng.standard_normal((600, 3)))
+    assert precision > 0.9
+    assert 0.4 < recall < 0.55
+    with pytest.raises(ArgumentError, match="of more than 5 images"):
+        precision_recall(real, real[:5])

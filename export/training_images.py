@@ -1,0 +1,44 @@
+"""Training images as fitting takes them: an .npz file, or a folder of pictures that are of the right size already."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import ArgumentError
+from engine.imaging import load_images
+
+U8 = npt.NDArray[np.uint8]
+KEY = "images"
+
+
+def read_images(path: Path, shape: tuple[int, int, int]) -> U8:
+    """uint8 [N, H, W, C] of an .npz file (key `images`) or of a folder of pictures; shape: the [C, H, W] that each has."""
+    if path.is_dir():
+        return _read_folder(path, shape)
+    channels, height, width = shape
+    size = f"[N, {height}, {width}, {channels}]"
+    expected = f"an .npz file with {KEY!r}, uint8 {size}, or a folder of pictures of that size"
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            images = content[KEY] if isinstance(content, np.lib.npyio.NpzFile) and KEY in content else None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ArgumentError(f"--images {path}: found nothing that can be read ({error}), expected {expected}") from error
+    if images is None:
+        raise ArgumentError(f"--images {path}: found no array {KEY!r}, expected {expected}")
+    if images.dtype != np.uint8 or images.shape[1:] != (height, width, channels) or not len(images):
+        raise ArgumentError(f"--images {path}: found {images.dtype} {list(images.shape)}, expected {expected}; convert them")
+    return np.asarray(images)
+
+
+def _read_folder(path: Path, shape: tuple[int, int, int]) -> U8:
+    loaded = load_images([path], shape)
+    if notes := loaded.notes:
+        raise ArgumentError(
+            f"--images {path}: found {len(notes)} pictures that would be changed ({notes[0]}), expected "
+            f"{shape[2]}x{shape[1]} as in training; convert them as the model's training data was"
+        )
+    return loaded.images
