@@ -1,4 +1,4 @@
-"""Checks of single numbers among a caller's arguments; each returns the plain Python number or raises ArgumentError."""
+"""Checks of numbers among a caller's arguments; each returns plain Python numbers or raises ArgumentError."""
 
 from __future__ import annotations
 
@@ -40,3 +40,30 @@ def check_number(name: str, value: object, low: float, high: float = math.inf) -
             wanted = f"a number of at least {low:g}" if math.isfinite(low) else "a finite number"
         raise ArgumentError(f"{name} is {value}; expected {wanted}")
     return float(value)
+
+
+Numbers = float | tuple[float, ...]  # one for all steps of a chain, or one a step
+
+
+def check_numbers(name: str, value: object, low: float, high: float = math.inf) -> Numbers:
+    """One number as `check_number` takes it, or a list of them, which becomes a tuple."""
+    listed = _listed(value)
+    return check_number(name, value, low, high) if listed is None else tuple(
+        check_number(f"{name}[{i}]", entry, low, high) for i, entry in enumerate(listed)
+    )
+
+
+def check_integers(name: str, value: object) -> tuple[int, ...]:
+    """Refuses what is no list of whole numbers, and an empty one."""
+    listed = _listed(value)
+    if not listed:
+        found = "empty" if listed is not None else f"{value!r}, a {type(value).__name__}"
+        raise ArgumentError(f"{name} is {found}; expected a list of integers")
+    return tuple(check_integer(f"{name}[{i}]", entry) for i, entry in enumerate(listed))
+
+
+def _listed(value: object) -> list[Any] | None:
+    """The entries of a list, tuple, range or array of one dimension; None for anything else."""
+    if isinstance(value, (list, tuple, range)):
+        return list(value)
+    return list(value) if isinstance(value, np.ndarray) and value.ndim == 1 else None

@@ -13,28 +13,34 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.argument_checks import check_integer, check_number
+from engine.argument_checks import check_integer, check_integers, check_number, check_numbers
 from engine.bundle.inputs import InputSpec
 from engine.errors import ArgumentError, did_you_mean
 from engine.result import F32, Setting
 
 # Naming any of these replaces the bundle's recorded setting as a whole: half of one few-step setting and half of another
 # (a recorded t_start with other steps, say) is a setting that was never measured.
-REPLACES_RECORDED = ("steps", "method", "spacing", "eta", "t_start")
+REPLACES_RECORDED = ("steps", "timesteps", "spacing", "rho", "method", "eta", "t_start")
 
 
 def resolve_setting(recorded: Mapping[str, Any], variance: str, given: Mapping[str, Any], *, clip: bool = True) -> Setting:
     """Merge a caller's options (None = not given) with the bundle's recorded setting.
 
-    Without any of steps, method, spacing, eta and t_start the recorded setting applies whole. Naming one of
-    them replaces it by the library's own (ddim, uniform or, with t_start, linspace; eta 0, temperature 1,
-    guidance 0) at the recorded number of steps. temperature, guidance and variance can be given beside
+    Without any of REPLACES_RECORDED the recorded setting applies whole. Naming one of them replaces it by the library's
+    own (ddim, uniform or, with t_start, linspace; eta 0, temperature 1, scales 1, guidance 0) at the recorded number of
+    steps, or that of the timesteps. temperature, noise_scale, eps_scale, guidance and variance can be given beside
     either. `build_step_table` checks what the values may be.
     """
     chosen = {name: value for name, value in given.items() if value is not None}
     base: Mapping[str, Any] = recorded
     if any(name in chosen for name in REPLACES_RECORDED):
         base = {"steps": recorded["steps"]}
+    if "timesteps" in chosen:
+        chosen["timesteps"] = check_integers("timesteps", chosen["timesteps"])
+        base = {"steps": len(chosen["timesteps"])}
+    for name, high in (("eta", 1.0), ("noise_scale", math.inf), ("eps_scale", math.inf)):
+        if name in chosen:
+            chosen[name] = check_numbers(name, chosen[name], 0.0, high)
     merged = {"variance": variance, **base, **chosen}
     if "guidance" in merged:
         merged["guidance"] = check_number("guidance", merged["guidance"], -math.inf)

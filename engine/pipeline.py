@@ -44,12 +44,16 @@ def table_of(manifest: Manifest, schedule: Schedule, setting: Setting) -> StepTa
         prediction=manifest.prediction,
         centred=state.centre is not None,
         steps=setting.steps,
-        method=setting.method,
+        timesteps=setting.timesteps,
         spacing=setting.spacing,
+        rho=setting.rho,
+        method=setting.method,
         eta=setting.eta,
         variance=setting.variance,
         t_start=setting.t_start,
         temperature=setting.temperature,
+        noise_scale=setting.noise_scale,
+        eps_scale=setting.eps_scale,
         clip=state.clip if setting.clip else None,
         guidance=setting.guidance,
     )
@@ -91,12 +95,13 @@ class Pipeline:
     # ---- parts that are of use by themselves -------------------------------------------------------------------------
 
     def table(self, setting: Setting, *, noised_image: bool = False) -> StepTable:
-        """The rows of `setting`; with `noised_image` and no t_start, from the image noised to T - 1."""
+        """The rows of `setting`; with `noised_image` and no t_start, from the image noised to the first of the listed
+        timesteps, or to T - 1."""
         table = table_of(self.manifest, self.schedule, setting)
         if not noised_image or setting.t_start is not None:
             return table
         # q(x_T-1 | image) = N(sqrt(alpha_bar) * image, 1 - alpha_bar): what the reference encodes images to.
-        alpha_bar = float(self.schedule.alpha_bar[-1])
+        alpha_bar = float(self.schedule.alpha_bar[setting.timesteps[0] if setting.timesteps else -1])
         noise_scale = setting.temperature * math.sqrt(1 - alpha_bar)
         return replace(table, start=replace(table.start, k_start=math.sqrt(alpha_bar), k_noise=noise_scale))
 

@@ -22,7 +22,10 @@ from engine.result import F32, Setting
 from engine.solver import noise as noises
 from engine.solver.levels import FIXED_VARIANCES, LEARNED_RANGE
 
-SETTING_OPTIONS = ("steps", "method", "spacing", "eta", "t_start", "temperature", "guidance", "variance")
+SETTING_OPTIONS = (
+    "steps", "timesteps", "spacing", "rho", "method", "eta", "t_start", "temperature", "noise_scale", "eps_scale",
+    "guidance", "variance",
+)  # fmt: skip
 REQUEST_OPTIONS = (*SETTING_OPTIONS, "clip", "seed", "x_T", "noise", "prior")
 OPTIONS = (*REQUEST_OPTIONS, "callback", "progress")
 

@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import kernels
+from engine.argument_checks import Numbers
 from engine.errors import ArgumentError, did_you_mean
+from engine.solver.timesteps import RHO
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
@@ -22,15 +24,21 @@ U8 = npt.NDArray[np.uint8]
 class Setting:
     """One complete few-step setting: the arguments of `build_step_table`, and what the drawn input came from.
 
+    timesteps: falling, where they were listed; None where `spacing` chose them (None: its default).
+    eta, noise_scale, eps_scale: one number, or a tuple of one a step.
     prior: "bundle" (its fitted density) or "standard", N(0, I); None where no input was drawn.
     """
 
     steps: int
-    method: str = "ddim"
+    timesteps: tuple[int, ...] | None = None
     spacing: str | None = None
-    eta: float = 0.0
+    rho: float = RHO
+    method: str = "ddim"
+    eta: Numbers = 0.0
     t_start: int | None = None
     temperature: float = 1.0
+    noise_scale: Numbers = 1.0
+    eps_scale: Numbers = 1.0
     guidance: float = 0.0
     variance: str = "fixedlarge"
     clip: bool = True

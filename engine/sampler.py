@@ -30,6 +30,8 @@ from engine.solver import noise as noises
 from engine.threads import resolve_threads
 
 Seed: TypeAlias = "SupportsIndex | Sequence[SupportsIndex] | npt.NDArray[np.integer[Any]] | None"
+Scale: TypeAlias = "float | Sequence[float] | npt.NDArray[np.floating[Any]] | None"  # one number, or one a step
+
 
 class Sampler:
     """Samples from one bundle on one backend; serves one thread at a time (`clone()` gives each its own).
@@ -82,11 +84,15 @@ class Sampler:
         *,
         steps: int | None = None,
         seed: Seed = None,
-        method: str | None = None,
+        timesteps: Sequence[int] | npt.NDArray[np.integer[Any]] | None = None,
         spacing: str | None = None,
-        eta: float | None = None,
+        rho: float | None = None,
+        method: str | None = None,
+        eta: Scale = None,
         t_start: int | None = None,
         temperature: float | None = None,
+        noise_scale: Scale = None,
+        eps_scale: Scale = None,
         guidance: float | None = None,
         variance: str | None = None,
         clip: bool = True,
@@ -100,15 +106,19 @@ class Sampler:
         """Sample N images.
 
         n          number of images; may be left out where seed (a list), x_T, noise or an input says it, else 1
-        steps, method, spacing, eta, t_start
-                   the few-step setting. With none of the five given the bundle's recorded setting applies as
-                   a whole, its temperature and guidance included; naming any replaces it by ddim, uniform
-                   spacing (linspace with t_start), eta 0, no t_start, temperature 1, guidance 0, at the
+        steps, timesteps, spacing, rho, method, eta, t_start
+                   the few-step setting. With none of them given the bundle's recorded setting applies as
+                   a whole, its scales and guidance included; naming any replaces it by ddim, uniform
+                   spacing (linspace with t_start), eta 0, no t_start, scales 1, guidance 0, at the
                    recorded number of steps
+        timesteps  the network's own, falling, such as [400, 244, 111, 38, 9], in place of steps and spacing
         seed       int (of any kind, numpy's too): sample i uses seed + i. A list or array: one a sample. None: drawn
                    from the OS, see `batch.seeds`. A sample depends on its own seed only, never on the batch around it
         t_start    start from sqrt(alpha_bar_t) * image + sqrt(1 - alpha_bar_t) * noise at this timestep, where
-                   image is the pipeline's start value (a first stage's reconstruction, say)
+                   image is the pipeline's start value (a first stage's reconstruction, say); with timesteps the first
+        temperature, noise_scale, eps_scale
+                   scale the noise of the start, that of the steps, and the network's eps. The last two and eta are one
+                   number, or one a step
         guidance   w in e_c + w * (e_c - e_u), e_u from the nulls of what is conditioned on; not 0 doubles the
                    network's work
         variance   "fixedlarge", "fixedsmall" or, where the network has it, "learned_range" (ddpm); None is the bundle's own
@@ -128,7 +138,8 @@ class Sampler:
         Cancelled.
         """
         # In the order of SETTING_OPTIONS, so that the two cannot drift apart unnoticed.
-        values = (steps, method, spacing, eta, t_start, temperature, guidance, variance)
+        scales = (temperature, noise_scale, eps_scale)
+        values = (steps, timesteps, spacing, rho, method, eta, t_start, *scales, guidance, variance)
         setting = dict(zip(SETTING_OPTIONS, values, strict=True))
         options = {"clip": clip, "seed": seed, "x_T": x_T, "noise": noise, "prior": prior, "callback": callback, **inputs}
         with self._exclusive():

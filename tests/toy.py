@@ -16,6 +16,11 @@ ROW_WIDTH = 6
 OPSET = 21
 IR_VERSION = 10
 
+DEFAULTS: dict[str, Any] = {
+    "steps": 10, "timesteps": None, "spacing": "uniform", "rho": 7.0, "method": "ddim", "eta": 0.0, "t_start": None,
+    "temperature": 1.0, "noise_scale": 1.0, "eps_scale": 1.0, "guidance": 0.0,
+}  # fmt: skip
+
 
 def build_bundle(
     path: str | Path,
@@ -66,8 +71,6 @@ def manifest_of(
     defaults: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The manifest of these models, without the sizes and hashes that `write_bundle` fills in."""
-    standard = {"steps": 10, "method": "ddim", "spacing": "uniform", "t_start": None}
-    standard |= {"eta": 0.0, "temperature": 1.0, "guidance": 0.0}
     return {
         "format": "diffusevae-bundle",
         "format_version": 3,
@@ -78,7 +81,7 @@ def manifest_of(
         "schedule": {"recipe": "linear", "T": T, "start": 1e-4, "end": 0.02},
         "prediction": "eps",
         "variance": "fixedlarge",
-        "defaults": standard | (defaults or {}),
+        "defaults": DEFAULTS | (defaults or {}),
         "source": {
             "file": "toy.ckpt",
             "sha256": "0" * 64,

@@ -116,8 +116,8 @@ def manifest(models: dict[str, onnx.ModelProto], backends: Sequence[str]) -> dic
         "prediction": "v",
         "variance": "fixedsmall",
         "defaults": {
-            "steps": 6, "method": "ddim", "spacing": "trailing", "t_start": None, "eta": 0.0, "temperature": 1.0,
-            "guidance": 0.0,
+            "steps": 6, "timesteps": None, "spacing": "trailing", "rho": 7.0, "method": "ddim", "eta": 0.0, "t_start": None,
+            "temperature": 1.0, "noise_scale": 1.0, "eps_scale": 1.0, "guidance": 0.0,
         },
         "source": {"file": "toy.ckpt", "sha256": "0" * 64, "weights": "ema", "other_file": None, "other_sha256": None},
         "backends": list(backends),

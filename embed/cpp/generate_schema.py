@@ -16,13 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from engine.bundle import engines, fields, files, graphs, inputs, limits, manifest, pipeline, tensors, training  # noqa: E402
 from engine.bundle.schema import Entry, entries  # noqa: E402
-from engine.solver import levels, schedule, table  # noqa: E402
+from engine.solver import levels, table, timesteps  # noqa: E402
 
 NAMES = {  # integers, texts, and lists of words
     limits: " ".join(name for name in vars(limits) if name.isupper()), manifest: "FORMAT", files: "MANIFEST_FILE",
     fields: "HEXADECIMAL", tensors: "BATCH", pipeline: "X E VARIANCE ROWS TIMESTEPS IMAGE STEPS",
     graphs: "SAMPLER PRECISIONS", inputs: "RESERVED", table: "METHODS PREDICTIONS", levels: "LEARNED_RANGE VARIANCES",
-    schedule: "SPACINGS",
+    timesteps: "SPACINGS",
 }  # fmt: skip
 SPECS = (
     tensors.TensorSpec, inputs.InputSpec, files.FileSpec, graphs.Parity, graphs.GraphSpec, pipeline.StateSpec,

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NoReturn
 
 from engine.bundle.limits import MAX_DIGITS, MAX_TEXT
@@ -143,6 +144,25 @@ class Fields:
         """A number in low..high."""
         expected = f"a number in {low:g}..{high:g}"
         return float(self.checked(key, expected, lambda value: type(value) in (int, float) and low <= value <= high))
+
+    def numbers(self, key: str, low: float, high: float) -> float | tuple[float, ...]:
+        """A number in low..high, or a list of some, one a step."""
+
+        def fits(value: Any) -> bool:
+            return type(value) in (int, float) and bool(low <= value <= high)
+
+        expected = f"a number in {low:g}..{high:g}, or a list of them, one a step"
+        found = self.checked(key, expected, lambda value: all(map(fits, value)) if type(value) is list else fits(value))
+        return tuple(map(float, found)) if type(found) is list else float(found)
+
+    def falling(self, key: str, low: int, high: int) -> tuple[int, ...]:
+        """A list of integers in low..high that fall, where null would do as well."""
+
+        def fits(value: Any) -> bool:
+            inside = type(value) is list and all(type(one) is int and low <= one <= high for one in value)
+            return inside and bool(value) and all(a > b for a, b in pairwise(value))
+
+        return tuple(self.checked(key, f"a falling list of integers in {low}..{high}, or null", fits))
 
     def boolean(self, key: str) -> bool:
         """True or false."""

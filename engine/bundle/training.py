@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from engine.argument_checks import Numbers
 from engine.bundle.fields import HEXADECIMAL, Fields
 from engine.bundle.limits import MAX_T
 from engine.bundle.schema import read, take
-from engine.solver.schedule import SPACINGS, Schedule
+from engine.solver.schedule import Schedule
 from engine.solver.table import METHODS
+from engine.solver.timesteps import RHO_LIMITS, SPACINGS
 
 # Numbers of each recipe beside T, with their limits; "table" has betas instead.
 BETA = (1e-12, 0.999999)
@@ -37,14 +39,18 @@ class ScheduleSpec:
 
 @dataclass(frozen=True)
 class Defaults:
-    """The sampling options that apply where a caller names none."""
+    """The sampling options that apply where a caller names none; `build_step_table` says what each of them is."""
 
     steps: Annotated[int, Fields.integer, 1, "T"]
-    method: Annotated[str, Fields.choice, tuple(METHODS)]
+    timesteps: Annotated[tuple[int, ...], Fields.falling, 0, "last"] | None
     spacing: Annotated[str, Fields.choice, tuple(SPACINGS)] | None
+    rho: Annotated[float, Fields.number, RHO_LIMITS[0], RHO_LIMITS[1]]
+    method: Annotated[str, Fields.choice, tuple(METHODS)]
+    eta: Annotated[Numbers, Fields.numbers, 0.0, 1.0]
     t_start: Annotated[int, Fields.integer_or_null, 0, "last"] | None
-    eta: Annotated[float, Fields.number, 0.0, 1.0]
     temperature: Annotated[float, Fields.number, 0.0, 100.0]
+    noise_scale: Annotated[Numbers, Fields.numbers, 0.0, 100.0]
+    eps_scale: Annotated[Numbers, Fields.numbers, 0.0, 100.0]
     guidance: Annotated[float, Fields.number, -100.0, 100.0]
 
 

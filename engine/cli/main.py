@@ -30,8 +30,8 @@ from engine.resolve import SETTING_OPTIONS
 from engine.result import Batch
 from engine.sampler import Sampler
 from engine.solver.noise import resolve_seeds
-from engine.solver.schedule import SPACINGS
 from engine.solver.table import METHODS, VARIANCES
+from engine.solver.timesteps import SPACINGS
 
 # A fixed width: --help is the same text in every terminal (and in tests/help).
 HELP_WIDTH = {"max_content_width": 100, "terminal_width": 100}
@@ -73,6 +73,21 @@ class Seeds(click.ParamType):
         return numbers[0] if len(numbers) == 1 else numbers
 
 
+class Listed(click.ParamType):
+    """Numbers with commas between them; single: where there is one, that number."""
+
+    def __init__(self, number: type[int] | type[float], example: str, single: bool) -> None:
+        self.name, self._number, self._example, self._single = ("number" if single else "list"), number, example, single
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            numbers = [self._number(word) for word in str(value).split(",")]
+        except ValueError:
+            one = "a number, or several with commas" if self._single else "a list of whole numbers with commas"
+            self.fail(f"{value!r} is not {one}: {self._example}.", param, ctx)
+        return numbers[0] if self._single and len(numbers) == 1 else numbers
+
+
 def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """Several options as one decorator, in the order of --help."""
 
@@ -84,13 +99,19 @@ def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Co
     return decorate
 
 
+TIMESTEPS = Listed(int, "400,244,111,38,9", single=False)
+SCALE = Listed(float, "0.84 or 0.9,0.8,0.7", single=True)
 SETTING = options(
     click.option("--steps", type=int, help="Denoising steps."),
-    click.option("--method", type=NearChoice(METHODS), help="Solver."),
+    click.option("--timesteps", type=TIMESTEPS, help="The timesteps themselves, falling: 400,244,111,38,9."),
     click.option("--spacing", type=NearChoice(SPACINGS), help="Which timesteps are kept."),
-    click.option("--eta", type=float, help="DDIM's share of fresh noise: 0 none, 1 as much as DDPM."),
+    click.option("--rho", type=float, help="Of karras spacing; default: 7."),
+    click.option("--method", type=NearChoice(METHODS), help="Solver."),
+    click.option("--eta", type=SCALE, help="DDIM's share of fresh noise: 0 none, 1 as much as DDPM; or one a step."),
     click.option("--t-start", type=int, help="Start from the noised start image (or the one given) at this timestep."),
     click.option("--temperature", type=float, help="Scale of the starting noise."),
+    click.option("--noise-scale", type=SCALE, help="Scale of the steps' noise; or one a step: 0.9,0.8,0.7."),
+    click.option("--eps-scale", type=SCALE, help="Scale of the network's eps; or one a step."),
     click.option("--guidance", type=float, help="Guidance weight; not 0 doubles the network's work."),
     click.option("--variance", type=NearChoice(VARIANCES), help="DDPM's variance; default: the bundle's."),
 )
@@ -207,8 +228,8 @@ def _run_on_images(bundle: str, images: tuple[str, ...], run: Callable[..., Batc
 def sample(bundle: str, n: int | None, first: int, prior: str | None, **given: Any) -> None:
     """Sample images from BUNDLE.
 
-    Without --steps, --method, --spacing, --eta and --t-start the bundle's recorded setting applies; any one
-    of them replaces it by ddim, uniform spacing, eta 0, from pure noise.
+    Without --steps, --timesteps, --spacing, --rho, --method, --eta and --t-start the bundle's recorded setting
+    applies; any one of them replaces it by ddim, uniform spacing, eta 0, from pure noise.
 
     With one of the last five options --out is a folder of shards, which are the same whoever makes them.
     """

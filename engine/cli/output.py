@@ -171,8 +171,9 @@ def setting_line(batch: Batch) -> str:
         words.append("from a noised image")
     if setting.prior == "bundle":
         words.append("from the bundle's prior")
-    plain = {"eta": 0.0, "temperature": 1.0, "guidance": 0.0}
-    words += [f"{name} {getattr(setting, name):g}" for name, usual in plain.items() if getattr(setting, name) != usual]
+    plain = {"eta": 0.0, "temperature": 1.0, "noise_scale": 1.0, "eps_scale": 1.0, "guidance": 0.0}
+    found = {name: getattr(setting, name) for name, usual in plain.items() if getattr(setting, name) != usual}
+    words += [f"{name} {' '.join(f'{one:g}' for one in np.atleast_1d(value))}" for name, value in found.items()]
     return ", ".join(words)
 
 

@@ -27,6 +27,6 @@ def ddim(levels: Levels) -> Columns:
             "k_x": k_x,
             "k_e": along * of.eps_e,
             "k_c": levels.around_centre(k_x),
-            "k_n": sigma,
+            "k_n": levels.noise_scale * sigma,
         },
     )

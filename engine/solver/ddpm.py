@@ -33,7 +33,7 @@ def ddpm(levels: Levels) -> Columns:
             "k_x0": np.sqrt(previous) * beta / (1.0 - a),
             "k_x": k_x,
             "k_c": levels.around_centre(k_x),
-            "k_n": np.where(levels.final, 0.0, sigma),
+            "k_n": np.where(levels.final, 0.0, levels.noise_scale * sigma),
             "s_n": scale,
         },
     )

@@ -24,8 +24,10 @@ class Levels:
     previous    float64 [S], a': the level after it; 1 where no noise is left, so that the step returns x0 itself
     prediction  what the network returns: a name of PREDICTIONS
     centred     whether the noise lies around a centre c: x_t = sqrt(a) x0 + c + sqrt(1 - a) eps
-    eta         share of DDPM's posterior noise that ddim adds
+    eta         share of DDPM's posterior noise that ddim adds, one or [S]
     variance    of ddpm's noise: a name of VARIANCES
+    noise_scale what the noise of each step is multiplied by, one or [S]
+    eps_scale   what eps is multiplied by before anything is made of it, one or [S]
     """
 
     timesteps: I64
@@ -33,8 +35,10 @@ class Levels:
     previous: F64
     prediction: str = "eps"
     centred: bool = False
-    eta: float = 0.0
+    eta: F64 | float = 0.0
     variance: str = "fixedlarge"
+    noise_scale: F64 | float = 1.0
+    eps_scale: F64 | float = 1.0
 
     @property
     def steps(self) -> int:

@@ -50,8 +50,20 @@ PREDICTIONS: dict[str, Callable[[F64], Prediction]] = {"eps": _eps, "x0": _x0, "
 
 
 def predicted(levels: Levels) -> Prediction:
-    """The coefficients at every level of a chain."""
-    return PREDICTIONS[levels.prediction](levels.alpha_bar)
+    """The coefficients at every level of a chain. Where eps is scaled by s, x0 follows it: x_t stays what it is, so that
+
+        eps' = s eps,   x0' = (x_t - sqrt(1 - a) eps') / sqrt(a) = x0 - (s - 1) sqrt(1/a - 1) eps
+    """
+    of, scale = PREDICTIONS[levels.prediction](levels.alpha_bar), levels.eps_scale
+    if np.all(scale == 1.0):
+        return of
+    more = (scale - 1.0) * np.sqrt(1.0 / levels.alpha_bar - 1.0)
+    return Prediction(
+        x0_x=of.x0_x - more * of.eps_x,
+        x0_e=of.x0_e - more * of.eps_e,
+        eps_x=scale * of.eps_x,
+        eps_e=scale * of.eps_e,
+    )
 
 
 def predicted_x0(levels: Levels) -> dict[str, Number]:

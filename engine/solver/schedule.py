@@ -1,4 +1,4 @@
-"""Noise levels of the trained timesteps, and the timesteps that a short chain keeps."""
+"""Noise levels of the trained timesteps."""
 
 from __future__ import annotations
 
@@ -16,9 +16,6 @@ from engine.errors import ArgumentError, did_you_mean
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
-
-
-# --- Noise levels -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +68,16 @@ class Schedule:
         return _frozen(np.cumprod(1.0 - self.betas))
 
 
+def log_ratio(alpha_bar: float) -> float:
+    """lambda, half the logarithm of the signal-to-noise ratio: infinite at alpha_bar = 1 and minus that at 0.
+
+    By the C library's functions: numpy's own differ in the last bit from one processor to another.
+    """
+    if alpha_bar in (0.0, 1.0):
+        return math.inf if alpha_bar else -math.inf
+    return 0.5 * (math.log(alpha_bar) - math.log1p(-alpha_bar))
+
+
 def _linear(T: int, start: float, end: float) -> F64:
     """Betas evenly from start to end (DDPM section 4), as float32 values.
 
@@ -121,102 +128,3 @@ LIMITS = {"start": (0.0, 1.0), "end": (0.0, 1.0), "s": (0.0, 1.0), "max_beta": (
 def _frozen(array: NDArray[Any]) -> F64:
     array.setflags(write=False)
     return array
-
-
-# --- Which timesteps --------------------------------------------------------------------------------------------------
-
-
-def _uniform(T: int, steps: int, t_start: int | None) -> I64:
-    """range(0, T, i) for the smallest stride i that keeps exactly `steps`, as the reference."""
-    if t_start is not None:
-        raise ArgumentError(
-            "spacing='uniform' counts from 0 in whole strides and would miss t_start: use spacing='linspace' or 'quad'"
-        )
-    # ceil(T / i) timesteps at stride i < T; T = 1 has the single one.
-    stride = next((i for i in range(1, max(2, T)) if -(-T // i) == steps), None)
-    if stride is None:
-        raise ArgumentError(_uniform_counts(T, steps))
-    return np.arange(0, T, stride, dtype=np.int64)
-
-
-def _uniform_counts(T: int, steps: int) -> str:
-    counts = sorted({-(-T // i) for i in range(1, max(2, T))})
-    near = [count for count in counts if count < steps][-1:] + [count for count in counts if count > steps][:1]
-    run = next((i for i, count in enumerate(counts) if count != counts[0] + i), len(counts))  # without a gap
-    there = f"{counts[0]} to {counts[run - 1]}" if run > 1 else f"{counts[0]}"
-    if counts[run:]:
-        there += f", {counts[run]}, ..., {', '.join(map(str, counts[-3:]))}" if len(counts) > run + 4 else (
-            f", {', '.join(map(str, counts[run:]))}")
-    return (
-        f"steps is {steps}, which no whole stride gives: uniform spacing over T={T} exists for {there}; nearest to "
-        f"{steps}: {' and '.join(map(str, near))}; or use spacing='linspace', which takes any count"
-    )
-
-
-def _quad(T: int, steps: int, t_start: int | None) -> I64:
-    """Squares of evenly spaced numbers, dense near 0; the reference ends at 0.8 T. Duplicates are kept once."""
-    if steps == 1:
-        if t_start is None:
-            raise ArgumentError("steps is 1, which quad spacing would spend at t = 0: use spacing='linspace' or t_start=")
-        return np.array([t_start], np.int64)
-    end = T * 0.8 if t_start is None else float(t_start)
-    kept = (np.linspace(0, np.sqrt(end), steps) ** 2).astype(np.int64)
-    if t_start is not None:
-        kept[-1] = t_start  # sqrt(t_start)**2 may fall just short of it
-    return np.unique(kept)
-
-
-def _linspace(T: int, steps: int, t_start: int | None) -> I64:
-    """Evenly from 0 to the start, rounded half up, any count; a single step is the start itself."""
-    last = T - 1 if t_start is None else t_start
-    if steps == 1:
-        return np.array([last], np.int64)
-    return (2 * last * np.arange(steps, dtype=np.int64) + steps - 1) // (2 * (steps - 1))
-
-
-def _trailing(T: int, steps: int, t_start: int | None) -> I64:
-    """Evenly from the start down to one stride above 0, any count: no network call is spent at t = 0, where x is clean."""
-    count = T if t_start is None else t_start + 1
-    return (2 * count * np.arange(1, steps + 1, dtype=np.int64) + steps) // (2 * steps) - 1
-
-
-def _truncated(T: int, steps: int, t_start: int | None) -> I64:
-    """The last `steps` timesteps of the full chain, steps - 1 .. 0."""
-    if t_start not in (None, steps - 1):
-        raise ArgumentError(
-            f"spacing='truncated' with {steps} steps starts at t = {steps - 1}, but t_start is {t_start}: "
-            f"pass steps={t_start + 1 if t_start is not None else steps}, leave t_start out, or use spacing='linspace'"
-        )
-    return np.arange(steps, dtype=np.int64)
-
-
-SPACINGS: dict[str, Callable[[int, int, int | None], I64]] = {
-    "uniform": _uniform,
-    "quad": _quad,
-    "linspace": _linspace,
-    "trailing": _trailing,
-    "truncated": _truncated,
-}
-
-
-def kept_timesteps(T: int, steps: int, spacing: str, t_start: int | None = None) -> I64:
-    """The original timesteps that a chain keeps, ascending, int64; with t_start the last one is t_start.
-
-    Up to `steps` of them: quad spacing merges duplicates at its dense end. Raises ArgumentError saying what can be had.
-    """
-    if spacing not in SPACINGS:
-        raise ArgumentError(
-            f"spacing is {spacing!r}; expected one of {', '.join(SPACINGS)}.{did_you_mean(spacing, SPACINGS)}"
-        )
-    if t_start is not None and not 0 <= t_start < T:
-        raise ArgumentError(f"t_start is {t_start}; expected a timestep in 0 .. {T - 1}, e.g. {round(0.45 * T)}")
-    available = T if t_start is None else t_start + 1
-    if not 1 <= steps <= available:
-        what = f"T = {T}" if t_start is None else f"t_start = {t_start}"
-        raise ArgumentError(f"steps is {steps}; expected 1 .. {available}, the timesteps there are with {what}")
-    return SPACINGS[spacing](T, steps, t_start)
-
-
-def default_spacing(t_start: int | None) -> str:
-    """uniform, as the reference; linspace where a chain starts at t_start."""
-    return "uniform" if t_start is None else "linspace"

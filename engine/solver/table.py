@@ -15,7 +15,7 @@ A solver is a function from `Levels` to `Columns` in a file of its own, and a li
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -23,17 +23,27 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.argument_checks import check_integer, check_number
+from engine.argument_checks import Numbers, check_integer, check_integers, check_number, check_numbers
 from engine.errors import ArgumentError, did_you_mean
 from engine.kernels import ROW_FIELDS
 from engine.solver.check import check_rows
 from engine.solver.ddim import ddim
 from engine.solver.ddpm import ddpm
-from engine.solver.dpmpp_2m import dpmpp_2m
+from engine.solver.dpmpp_2m import dpmpp_2m, sde_dpmpp_2m
+from engine.solver.ipndm import ipndm
 from engine.solver.levels import VARIANCES, Columns, Levels
 from engine.solver.plms import plms
 from engine.solver.prediction import PREDICTIONS
-from engine.solver.schedule import F64, I64, Schedule, default_spacing, kept_timesteps
+from engine.solver.schedule import F64, I64, Schedule
+from engine.solver.timesteps import (
+    RHO,
+    RHO_LIMITS,
+    check_beside_timesteps,
+    default_spacing,
+    kept_timesteps,
+    listed_timesteps,
+)
+from engine.solver.unipc_2 import unipc_2
 
 __all__ = ["METHODS", "PREDICTIONS", "VARIANCES", "Schedule", "Start", "StepTable", "build_step_table", "check_table"]
 
@@ -53,7 +63,11 @@ METHODS: dict[str, Method] = {
     "ddim": Method(ddim, takes=("eta",)),
     "ddpm": Method(ddpm, takes=("variance",)),
     "dpmpp_2m": Method(dpmpp_2m),
-    "plms": Method(plms, predictions=("eps",)),  # its history is of eps, which for x0 and v takes the x of that time too
+    "sde_dpmpp_2m": Method(sde_dpmpp_2m),
+    "unipc_2": Method(unipc_2),
+    # Their history is of eps, which for x0 and v takes the x of that time too.
+    "ipndm": Method(ipndm, predictions=("eps",)),
+    "plms": Method(plms, predictions=("eps",)),
 }
 
 
@@ -80,7 +94,7 @@ class StepTable:
     weights: F32
     start: Start
     method: str
-    spacing: str
+    spacing: str | None  # None where the timesteps were listed
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -96,13 +110,17 @@ def build_step_table(
     *,
     prediction: str = "eps",
     centred: bool = False,
-    steps: int,
-    method: str = "ddim",
+    steps: int | None = None,
+    timesteps: Sequence[int] | None = None,
     spacing: str | None = None,
-    eta: float = 0.0,
+    rho: float = RHO,
+    method: str = "ddim",
+    eta: float | Sequence[float] = 0.0,
     variance: str = "fixedlarge",
     t_start: int | None = None,
     temperature: float = 1.0,
+    noise_scale: float | Sequence[float] = 1.0,
+    eps_scale: float | Sequence[float] = 1.0,
     clip: float | None = 1.0,
     guidance: float = 0.0,
 ) -> StepTable:
@@ -111,29 +129,46 @@ def build_step_table(
     prediction, centred: what the network returns, and whether the state lies around a centre (`Levels`).
     steps, spacing: how many timesteps, and which. None is "uniform" (the reference's whole strides), or "linspace"
         with t_start; "quad" is dense near 0 and may merge duplicates; "trailing" ends one stride above 0, so that no
-        call is spent on a clean x; "truncated" is the last `steps` of the full chain.
+        call is spent on a clean x; "truncated" is the last `steps` of the full chain; "karras" is even in
+        sigma^(1 / rho), rho 1 .. 100, and "logsnr" in lambda, both ending one stride above t = 0.
+    timesteps: the timesteps themselves, falling, in place of steps, spacing and rho.
     method, eta, variance: "ddim" with eta 0 (deterministic) .. 1; "ddpm" with variance "fixedlarge", "fixedsmall" or, for a
-        network that returns it, "learned_range" (of no effect with the others); "dpmpp_2m", second order; "plms", fourth
-        order, eps prediction, one row more than steps.
-    t_start: start at this timestep from a noised image instead of from noise.
-    temperature: scales the noise that the chain starts from, not that of the steps.
+        network that returns it, "learned_range" (of no effect with the others); "dpmpp_2m" and, with noise, "sde_dpmpp_2m",
+        second order; "unipc_2", the same with a corrector; "ipndm" and "plms", fourth order, eps prediction, of which "plms"
+        begins with a row more.
+    t_start: start at this timestep from a noised image instead of from noise; with `timesteps`, the first of them.
+    temperature: scales the noise that the chain starts from, noise_scale that of the steps.
+    eps_scale: scales eps wherever it is used.
+    eta, noise_scale and eps_scale are one number, or one a step.
     clip: limit x0 to [-clip, clip] in every row, as in training; None: no limit.
     guidance: w in e = e_0 + w (e_0 - e_1), lane 0 with the inputs and lane 1 with their nulls. 0 is one lane.
     Raises ArgumentError, which says what can be had.
     """
-    _check_solver(method, prediction, variance, check_number("eta", eta, 0.0, 1.0))
+    eta = check_numbers("eta", eta, 0.0, 1.0)
+    _check_solver(method, prediction, variance, eta)
     t_start = None if t_start is None else check_integer("t_start", t_start)
+    rho = check_number("rho", rho, *RHO_LIMITS)
+    if timesteps is not None:
+        timesteps = check_integers("timesteps", timesteps)
+        check_beside_timesteps(timesteps, None if steps is None else check_integer("steps", steps), spacing, t_start, rho)
+        steps = len(timesteps)
+    elif spacing is None:
+        spacing = default_spacing(t_start)
     chain = _Chain(
         schedule=schedule,
         prediction=prediction,
         centred=bool(centred),
         steps=check_integer("steps", steps),
+        timesteps=timesteps,
+        spacing=spacing,
+        rho=rho,
         method=method,
-        spacing=default_spacing(t_start) if spacing is None else spacing,
-        eta=float(eta),
+        eta=eta,
         variance=variance,
         t_start=t_start,
         temperature=check_number("temperature", temperature, 0.0),
+        noise_scale=check_numbers("noise_scale", noise_scale, 0.0),
+        eps_scale=check_numbers("eps_scale", eps_scale, 0.0),
         clip=math.inf if clip is None else check_number("clip", clip, 0.0),
         guidance=check_number("guidance", guidance, -math.inf),
     )
@@ -147,19 +182,38 @@ class _Chain(NamedTuple):
     prediction: str
     centred: bool
     steps: int
+    timesteps: tuple[int, ...] | None
+    spacing: str | None
+    rho: float
     method: str
-    spacing: str
-    eta: float
+    eta: Numbers
     variance: str
     t_start: int | None
     temperature: float
+    noise_scale: Numbers
+    eps_scale: Numbers
     clip: float
     guidance: float
+
+    def kept(self) -> I64:
+        """The timesteps, ascending."""
+        if self.timesteps is not None or self.spacing is None:
+            return listed_timesteps(self.timesteps or (), self.schedule.T)
+        return kept_timesteps(self.schedule.alpha_bar, self.steps, self.spacing, self.t_start, self.rho)
+
+    def each_step(self, name: str, steps: int) -> F64 | float:
+        """An option that is one number, or one a step."""
+        value: Numbers = getattr(self, name)
+        if not isinstance(value, tuple):
+            return value
+        if len(value) != steps:
+            raise ArgumentError(f"{name} lists {len(value)} numbers; expected one, or {steps}, one a step")
+        return np.array(value)
 
 
 @lru_cache(maxsize=64)  # a service asks for the same few settings again and again; deriving one takes 0.3 ms
 def _table(chain: _Chain) -> StepTable:
-    kept = kept_timesteps(chain.schedule.T, chain.steps, chain.spacing, chain.t_start)
+    kept = chain.kept()
     ascending = chain.schedule.alpha_bar[kept]
     levels = Levels(
         timesteps=kept[::-1].copy(),
@@ -167,8 +221,10 @@ def _table(chain: _Chain) -> StepTable:
         previous=np.concatenate([[1.0], ascending[:-1]])[::-1],  # the last step of every chain returns x0
         prediction=chain.prediction,
         centred=chain.centred,
-        eta=chain.eta,
+        eta=chain.each_step("eta", len(kept)),
         variance=chain.variance,
+        noise_scale=chain.each_step("noise_scale", len(kept)),
+        eps_scale=chain.each_step("eps_scale", len(kept)),
     )
     with np.errstate(all="ignore"):  # rows of a schedule beyond float32 are refused below, with the field's name
         timesteps, exact = exact_rows(METHODS[chain.method].solver, levels, chain.clip)
@@ -218,16 +274,17 @@ def _start(chain: _Chain) -> Start:
     return Start(chain.temperature * math.sqrt(1.0 - alpha_bar), math.sqrt(alpha_bar), centre)
 
 
-def _check_solver(method: str, prediction: str, variance: str, eta: float) -> None:
+def _check_solver(method: str, prediction: str, variance: str, eta: Numbers) -> None:
     for name, value, choices in (
         ("method", method, METHODS), ("prediction", prediction, PREDICTIONS), ("variance", variance, VARIANCES)
     ):  # fmt: skip
         if value not in choices:
             raise ArgumentError(f"{name} is {value!r}; expected one of {', '.join(choices)}.{did_you_mean(value, choices)}")
-    if eta != 0 and "eta" not in METHODS[method].takes:
+    if np.any(eta) and "eta" not in METHODS[method].takes:
         takes = [name for name, other in METHODS.items() if "eta" in other.takes]
+        found = next(f"eta[{i}] is {one}" for i, one in enumerate(eta) if one) if isinstance(eta, tuple) else f"eta is {eta}"
         raise ArgumentError(
-            f"eta is {eta} with method={method!r}; only {', '.join(takes)} takes eta: leave it 0 or use method={takes[0]!r}"
+            f"{found} with method={method!r}; only {', '.join(takes)} takes eta: leave it 0 or use method={takes[0]!r}"
         )
     if prediction not in METHODS[method].predictions:
         others = [repr(name) for name, other in METHODS.items() if prediction in other.predictions]

@@ -80,7 +80,7 @@ class Reader:
         return n
 
     def _setting(self, given: Mapping[str, np.ndarray], i: int, n: int) -> Setting:
-        options = tuple((name, _plain(name, given[name][i, 0])) for name in self.options if name in given)
+        options = tuple((name, _option(name, given[name][i])) for name in self.options if name in given)
         try:
             return self._settle(options)
         except ArgumentError as error:
@@ -112,6 +112,12 @@ def _words(tensor: Tensor, n: int) -> str:
     """A tensor of n samples in words: FP32 [2, 4]."""
     dims = ", ".join("any" if size == FREE else str(size) for size in (n, *tensor.dims))
     return f"{tensor.kind.removeprefix('TYPE_')} [{dims}]"
+
+
+def _option(name: str, values: np.ndarray) -> Any:
+    """An option of one sample: what stands alone is a number or name, but for timesteps, which are a list."""
+    plain = tuple(_plain(name, value) for value in values)
+    return plain[0] if len(plain) == 1 and name != "timesteps" else plain
 
 
 def _plain(name: str, value: Any) -> Any:

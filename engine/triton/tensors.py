@@ -41,10 +41,14 @@ SEED = Tensor("seed", "TYPE_INT64", optional=False)
 # The setting of a sample, named as for `Sampler.sample`.
 SETTING = (
     Tensor("steps", "TYPE_INT32"),
-    Tensor("method", "TYPE_STRING"),
+    Tensor("timesteps", "TYPE_INT32", (FREE,)),
     Tensor("spacing", "TYPE_STRING"),
-    Tensor("eta", "TYPE_FP32"),
+    Tensor("rho", "TYPE_FP32"),
+    Tensor("method", "TYPE_STRING"),
+    Tensor("eta", "TYPE_FP32", (FREE,)),  # this and the scales: one number, or one a step
     Tensor("temperature", "TYPE_FP32"),
+    Tensor("noise_scale", "TYPE_FP32", (FREE,)),
+    Tensor("eps_scale", "TYPE_FP32", (FREE,)),
 )
 T_START = Tensor("t_start", "TYPE_INT32")  # needs an image to start from
 GUIDANCE = Tensor("guidance", "TYPE_FP32")  # needs a null

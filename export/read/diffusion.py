@@ -8,10 +8,12 @@ from typing import Any
 from engine.errors import ArgumentError, CheckpointError, did_you_mean
 from engine.solver.levels import FIXED_VARIANCES
 from engine.solver.prediction import PREDICTIONS
+from engine.solver.timesteps import RHO
 from export.read.evidence import Claims, Facts, first, settle
 
 DEFAULTS: dict[str, Any] = {
-    "steps": 10, "method": "ddim", "spacing": "uniform", "t_start": None, "eta": 0.0, "temperature": 1.0, "guidance": 0.0,
+    "steps": 10, "timesteps": None, "spacing": "uniform", "rho": RHO, "method": "ddim", "eta": 0.0, "t_start": None,
+    "temperature": 1.0, "noise_scale": 1.0, "eps_scale": 1.0, "guidance": 0.0,
 }  # fmt: skip
 
 
@@ -49,4 +51,6 @@ def defaults(facts: Facts, T: int, origins: dict[str, str]) -> dict[str, Any]:
     common = dict(DEFAULTS)
     if T % 10:  # uniform spacing keeps every T/10th step, which such a T does not have
         common |= {"spacing": "linspace", "steps": min(10, T)}
+    if isinstance(given.get("timesteps"), (list, tuple)):
+        common |= {"spacing": None, "steps": len(given["timesteps"])}
     return common | given

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from engine.errors import ArgumentError
 from engine.solver.levels import FIXED_VARIANCES
-from engine.solver.schedule import SPACINGS
 from engine.solver.table import METHODS, Schedule, StepTable, build_step_table
+from engine.solver.timesteps import SPACINGS
 from tests.cpp import capi
 from tests.cpp.capi import ARGUMENT, Arguments, CSampler, Failed, Library, open_c
 from tests.cpp.changed import changed_bundle

@@ -21,6 +21,7 @@ from export.models.layouts import expected_shapes
 from export.models.unet import UNet, UNetSpec
 from export.models.vae import VAE, VAESpec
 from export.read.checkpoint import Checkpoint
+from export.read.diffusion import DEFAULTS
 from export.read.parts import select, split
 from export.read.schedule import linear
 from export.synthetic import schedule_constants
@@ -353,10 +354,7 @@ class TestSchedule:
 
     def test_a_count_that_ten_does_not_divide(self) -> None:
         state = state_of() | {"target_network.betas": torch.linspace(1e-4, 0.02, 7).double()}
-        assert infer_from(state, heads=2).defaults | {"x": 0} == {
-            "steps": 7, "method": "ddim", "spacing": "linspace", "t_start": None, "eta": 0.0, "temperature": 1.0,
-            "guidance": 0.0, "x": 0,
-        }  # fmt: skip
+        assert infer_from(state, heads=2).defaults == DEFAULTS | {"steps": 7, "spacing": "linspace"}
 
     @pytest.mark.parametrize("betas", [torch.zeros(10), torch.ones(1) / 2, torch.full((3, 3), 0.1), torch.arange(4)])
     def test_betas_that_are_none(self, betas: torch.Tensor) -> None:
@@ -397,6 +395,9 @@ class TestMetadata:
         assert (found.unet.heads, found.variance, found.name) == (4, "fixedsmall", "faces-of-M-rz")
         assert found.defaults["t_start"] == 450
         assert found.defaults["method"] == "ddim"
+        listed = {"timesteps": [450, 20], "t_start": 450, "noise_scale": [0.8, 1.0]}
+        found = infer_from(state_of(), copy.deepcopy(self.OWN) | {"defaults": listed})
+        assert found.defaults == DEFAULTS | {"steps": 2, "spacing": None, **listed}
 
     @pytest.mark.parametrize(
         ("change", "says"),

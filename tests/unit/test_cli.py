@@ -169,10 +169,13 @@ class TestFromImages:
     def test_refine_takes_arrays(self, tmp_path: Path) -> None:
         pixels = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), np.uint8)
         np.save(tmp_path / "in.npy", pixels)
-        options = ["--steps", "3", "--t-start", "300", "--seed", "4", "--with-start", "--out", tmp_path / "out.npy"]
-        succeed("refine", bundle(), tmp_path / "in.npy", *options, *HERE)
+        options = ["--timesteps", "300,150,20", "--t-start", "300", "--eta", "1,0.5,0", "--noise-scale", "0.84"]
+        options += ["--seed", "4", "--with-start", "--out", tmp_path / "out.npy"]
+        result = succeed("refine", bundle(), tmp_path / "in.npy", *options, *HERE)
+        setting = {"timesteps": [300, 150, 20], "t_start": 300, "eta": [1, 0.5, 0], "noise_scale": 0.84}
         with open_toy() as sampler:
-            batch = sampler.refine(pixels, steps=3, t_start=300, seed=4)
+            batch = sampler.refine(pixels, seed=4, **setting)
+        assert "3 steps ddim, t 300 to 20, from a noised image, eta 1 0.5 0, noise_scale 0.84" in result.output
         np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), batch.images)
         np.testing.assert_array_equal(np.load(tmp_path / "out.start.npy"), pixels)
 
@@ -197,6 +200,8 @@ class TestMistakes:
             (["sample", "{bundle}", "--seed", "-1"], 2, "'-1' is not a whole number"),
             (["sample", "{bundle}", "--seed", str(2**64)], 1, "expected 0 .. 2**64 - 1"),
             (["sample", "{bundle}", "--steps", "0"], 1, "steps is 0; expected 1 .. 1000"),
+            (["sample", "{bundle}", "--timesteps", "9;3"], 2, "'9;3' is not a list of whole numbers with commas"),
+            (["sample", "{bundle}", "--eta", "1,x"], 2, "'1,x' is not a number, or several with commas: 0.84 or"),
             (["sample", "{bundle}", "-n", "0"], 1, "n is 0; expected at least 1 image"),
             (["sample", "{bundle}", "--backend", "openvno"], 1, "Did you mean 'openvino'?"),
             (["sample", "{bundle}", "--out", "grid.jpg"], 1, "grid.jpg ends in .jpg; expected a .png grid"),

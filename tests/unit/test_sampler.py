@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 
 from engine import kernels
 from engine.backends import available
+from engine.sampler import Sampler
 from engine.solver import noise as noises
-from tests.samplers import EACH_BACKEND, SIZE, Z_DIM, T, open_toy, watch_graph
+from tests import toy
+from tests.samplers import ANY_BACKEND, EACH_BACKEND, SIZE, Z_DIM, T, open_toy, watch_graph
 
 ALPHA_BAR = np.cumprod(1 - np.linspace(1e-4, 0.02, T))
 SHAPE = (3, SIZE, SIZE)
@@ -241,6 +244,36 @@ class TestSetting:
         assert (warmer.t_start, warmer.temperature, warmer.guidance) == (450, 1.5, 0.25)
         assert (named.steps, named.t_start, named.temperature, named.guidance) == (4, None, 1.0, 0.0)
         np.testing.assert_array_equal(counted.timesteps, range(900, -1, -100))
+
+    def test_a_setting_of_lists_is_run_reported_and_recorded(self, tmp_path: Path) -> None:
+        setting: dict[str, Any] = {
+            "timesteps": (400, 150, 25), "t_start": 400, "eta": (1.0, 1.0, 0.0), "noise_scale": (0.84, 0.5, 1.0),
+            "eps_scale": 1.02,
+        }  # fmt: skip
+        noise = np.random.default_rng(0).standard_normal((3, 1, 3, 8, 8))
+        louder = noise * np.reshape(setting["noise_scale"], (3, 1, 1, 1, 1))
+        with open_toy() as sampler:
+            found = sampler.sample(seed=0, **setting)
+            given = sampler.sample(seed=0, noise=noise, **setting)
+            plain = sampler.sample(seed=0, noise=louder, **setting | {"noise_scale": 1.0})
+            images = sampler.sample(2, seed=0).images
+            start = sampler.reconstruct(images, seed=0, timesteps=[400, 150, 25])
+            same = sampler.reconstruct(images, seed=0, timesteps=[400, 150, 25], t_start=400)
+        np.testing.assert_array_equal(found.timesteps, [400, 150, 25])
+        assert {name: getattr(found.setting, name) for name in ("steps", "spacing", *setting)} == {
+            "steps": 3, "spacing": None, **setting,
+        }  # fmt: skip
+        np.testing.assert_allclose(given.x, plain.x, atol=1e-5)
+        np.testing.assert_array_equal(start.x, same.x)
+        defaults = {"steps": 3, "spacing": None, **setting}
+        path = toy.build_bundle(tmp_path / "lists.bundle", defaults=defaults)
+        with Sampler(path, ANY_BACKEND, threads=1) as sampler:
+            recorded, quieter = sampler.sample(seed=0), sampler.sample(seed=0, noise_scale=[0.5] * 3).setting
+            counted = sampler.sample(seed=0, steps=4).setting
+        np.testing.assert_array_equal(recorded.x, found.x)
+        assert recorded.setting == found.setting
+        assert (quieter.timesteps, quieter.noise_scale) == (setting["timesteps"], (0.5, 0.5, 0.5))
+        assert (counted.timesteps, counted.noise_scale, counted.eta) == (None, 1.0, 0.0)
 
     def test_steps_changed_between_calls_take_effect(self) -> None:
         with open_toy() as sampler:

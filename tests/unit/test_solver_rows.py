@@ -112,7 +112,7 @@ def test_true_noise_gives_x0_and_keeps_the_marginal(steps, centred, method, eta,
 @pytest.mark.parametrize("steps", COUNTS)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("centred", [False, True])
-@pytest.mark.parametrize("method", ["ddim", "dpmpp_2m"])
+@pytest.mark.parametrize("method", ["ddim", "dpmpp_2m", "unipc_2"])
 def test_without_noise_x0_and_eps_stay_what_they_are(steps, prediction, centred, method):
     """A network that knows the truth keeps it: x' = sqrt(a') x0 + c + sqrt(1 - a') e with the same e, past x0 included."""
     of = table(steps, centred=centred, prediction=prediction, method=method)
@@ -127,7 +127,7 @@ def test_without_noise_x0_and_eps_stay_what_they_are(steps, prediction, centred,
         of_c = float(name == "c")
         x0 = k["p_x"] * x[name] + k["p_e"] * network[name] + k["p_c"] * of_c
         np.testing.assert_allclose(x0, float(name == "x0"), atol=3e-7 * max(1, size))
-        past = k["k_h1"] * float(name == "x0")
+        past = (k["k_h1"] + k["k_h2"]) * float(name == "x0")
         following = k["k_x0"] * float(name == "x0") + k["k_x"] * x[name] + k["k_e"] * network[name] + k["k_c"] * of_c + past
         np.testing.assert_allclose(following, expected[name], atol=1e-6 * max(1, np.abs(k["k_x"]).max()))
 
@@ -195,6 +195,24 @@ def test_plms_starts_with_two_calls_and_goes_on_with_up_to_three_past_eps():
     for depth, first in ((1, 1), (2, 3), (3, 4)):
         assert (k[f"p_h{depth}"] != 0).tolist() == [first <= i and (depth == 1 or i > 1) for i in range(8)]
     assert table(1, method="plms").timesteps.tolist() == [999, 999]
+
+
+def test_unipc_2_reads_up_to_two_past_x0_and_the_last_row_none():
+    k = columns(table(6, method="unipc_2"))
+    assert (k["k_h1"] != 0).tolist() == [0 < i < 5 for i in range(6)]
+    assert (k["k_h2"] != 0).tolist() == [1 < i < 5 for i in range(6)]
+    assert k["push"].tolist() == [2, 2, 2, 2, 0, 0]
+
+
+def test_scales_are_folded_into_the_rows():
+    plain, scaled = (columns(table(4, method="ddpm", noise_scale=scale)) for scale in (1.0, [1.0, 0.5, 2.0, 1.0]))
+    assert (scaled["k_n"] / np.where(plain["k_n"], plain["k_n"], 1)).tolist() == [1.0, 0.5, 2.0, 0.0]
+    assert all(np.array_equal(plain[name], scaled[name]) for name in plain if name != "k_n")
+    plain, scaled = (columns(table(4, eps_scale=scale)) for scale in (1.0, 1.03))
+    for name in plain:
+        np.testing.assert_allclose(scaled[name], plain[name] * (1.03 if name in ("p_e", "k_e") else 1.0), rtol=1e-6)
+    listed = table(4, eps_scale=[1.0] * 4, noise_scale=np.ones(4), eta=[0.5] * 4)
+    assert np.array_equal(listed.rows, table(4, eta=0.5).rows)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -285,6 +303,16 @@ def test_an_option_as_another_number_of_the_same_value_is_the_same_chain():
         ({"steps": 5, "eta": 0.5, "method": "ddpm"}, "only ddim takes eta: leave it 0 or use method='ddim'"),
         ({"steps": 5, "eta": 0.5, "method": "dpmpp_2m"}, "only ddim takes eta: leave it 0 or use method='ddim'"),
         ({"steps": 5, "eta": 1, "method": "plms"}, "eta is 1.0 with method='plms'; only ddim takes eta"),
+        ({"steps": 5, "eta": [0, 0.5, 0, 0, 0], "method": "unipc_2"}, r"eta\[1\] is 0.5 with method='unipc_2'; only ddim"),
+        ({"steps": 5, "eta": 0.5, "method": "sde_dpmpp_2m"}, "only ddim takes eta: leave it 0 or use method='ddim'"),
+        ({"steps": 5, "eta": [0, 0.5, 0, 0, 1.5]}, r"eta\[4\] is 1.5; expected a number in 0 \.\. 1"),
+        ({"steps": 5, "eta": [0.5] * 4}, "eta lists 4 numbers; expected one, or 5, one a step"),
+        ({"steps": 5, "noise_scale": [0.5]}, "noise_scale lists 1 numbers; expected one, or 5, one a step"),
+        ({"steps": 5, "noise_scale": -0.5}, "noise_scale is -0.5; expected a number of at least 0"),
+        ({"steps": 5, "noise_scale": [1, 1, math.nan, 1, 1]}, r"noise_scale\[2\] is nan; expected a number of at least 0"),
+        ({"steps": 5, "eps_scale": math.nan}, "eps_scale is nan; expected a number of at least 0"),
+        ({"steps": 5, "eps_scale": "1"}, "eps_scale is '1', a str; expected a number"),
+        ({"steps": 5, "eps_scale": np.ones((5, 1))}, "a ndarray; expected a number"),
         ({"steps": 5, "temperature": -1}, "temperature is -1; expected a number of at least 0"),
         ({"steps": 5, "temperature": math.inf}, "temperature is inf"),
         ({"steps": 5, "guidance": math.inf}, "guidance is inf; expected a finite number"),
@@ -292,6 +320,7 @@ def test_an_option_as_another_number_of_the_same_value_is_the_same_chain():
         ({"steps": 5, "clip": -1.0}, "clip is -1.0; expected a number of at least 0"),
         ({"steps": 5, "clip": True}, "clip is True, a bool; expected a number"),
         ({"steps": 5, "method": "plms", "prediction": "v"}, "predicts v: use method='ddim' or 'ddpm' or 'dpmpp_2m'"),
+        ({"steps": 5, "method": "ipndm", "prediction": "v"}, "'ipndm', which is for eps prediction; .* predicts v"),
         ({"steps": 5, "method": "plms", "prediction": "x0"}, "'plms', which is for eps prediction; .* predicts x0"),
     ],
 )

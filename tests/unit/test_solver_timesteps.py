@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 
 from engine.errors import ArgumentError
-from engine.solver.schedule import SPACINGS, Schedule, kept_timesteps
+from engine.solver.schedule import Schedule
 from engine.solver.table import StepTable, build_step_table
+from engine.solver.timesteps import SPACINGS, kept_timesteps
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDERS = sorted(path.parent.name for path in GOLDEN.glob("*/expected.npz"))
@@ -68,7 +70,7 @@ def test_every_count_there_is_starts_at_t_start_and_ends_at_0():
     for t_start in (1, 2, 7, 100, 450, 999):
         for spacing in ("linspace", "quad"):
             for steps in range(2, min(t_start + 1, 120) + 1):
-                kept = kept_timesteps(1000, steps, spacing, t_start)
+                kept = kept_timesteps(SCHEDULE.alpha_bar, steps, spacing, t_start)
                 assert kept[0] == 0
                 assert kept[-1] == t_start
                 assert (np.diff(kept) > 0).all()
@@ -78,13 +80,59 @@ def test_every_count_there_is_starts_at_t_start_and_ends_at_0():
 def test_trailing_starts_at_t_start_takes_every_count_and_keeps_its_stride():
     for t_start in (1, 2, 7, 100, 450, 999):
         for steps in range(1, min(t_start + 1, 120) + 1):
-            kept = kept_timesteps(1000, steps, "trailing", t_start)
+            kept = kept_timesteps(SCHEDULE.alpha_bar, steps, "trailing", t_start)
             assert kept[-1] == t_start
             assert kept[0] >= 0
             assert len(kept) == steps
             strides = np.diff(np.concatenate([[-1], kept]))
             assert strides.min() >= 1
             assert np.ptp(strides) <= 1
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [  # of the few-step study, on this schedule
+        [400, 244, 111, 38, 9], [400, 150, 25], [400, 303, 206, 125, 68, 33, 13, 4], [500, 336, 163, 54, 11],
+        [400, 323, 244, 171, 111, 68, 38, 20, 9, 3], [640, 486, 277, 93, 17],
+        [999, 944, 880, 804, 711, 593, 434, 233, 77, 15],
+    ],
+)  # fmt: skip
+def test_karras(expected):
+    start = {} if expected[0] == 999 else {"t_start": expected[0]}
+    assert table(len(expected), spacing="karras", **start).timesteps.tolist() == expected
+
+
+@pytest.mark.parametrize(("spacing", "rho"), [("logsnr", None), ("karras", 3.0), ("karras", 20.0)])
+def test_spacings_of_the_noise_level_are_even_in_it(spacing, rho):
+    kept = table(6, spacing=spacing, **({} if rho is None else {"rho": rho}), t_start=900).timesteps
+    sigma = np.sqrt(1 / SCHEDULE.alpha_bar[[*kept, 0]] - 1)
+    distances = np.diff(-np.log(sigma) if rho is None else sigma ** (1 / rho))
+    np.testing.assert_allclose(distances, distances.mean(), rtol=0.03)
+
+
+def test_spacings_of_the_noise_level_keep_every_count_there_is():
+    worn_out = np.array([1 - 2.0**-53, 1.0, 0.5, 1e-300, 0.0, 0.0])  # levels beyond what a logarithm tells apart
+    for alpha_bar in (SCHEDULE.alpha_bar, worn_out, np.ones(1)):
+        for last in {0, 5, 60, len(alpha_bar) - 1} & set(range(len(alpha_bar))):
+            counts = {1, 2, last // 2 + 1, last + 1} & set(range(1, last + 2))
+            for spacing, steps in itertools.product(("karras", "logsnr"), counts):
+                kept = kept_timesteps(alpha_bar, steps, spacing, last)
+                assert len(kept) == steps
+                assert (np.diff(kept) > 0).all()
+                assert (kept[0] >= 0) & (kept[-1] == last)
+
+
+def test_listed_timesteps_are_those_of_the_chain():
+    kept = [400, 244, 111, 38, 9]
+    spaced = table(5, spacing="karras", t_start=400, eta=1.0)
+    for given in (kept, tuple(kept), np.array(kept, np.int32)):
+        for beside in ({}, {"steps": 5}):
+            listed = build_step_table(SCHEDULE, timesteps=given, t_start=400, eta=1.0, **beside)
+            assert listed.timesteps.tolist() == kept
+            assert np.array_equal(listed.rows, spaced.rows)
+            assert (listed.start, listed.spacing) == (spaced.start, None)
+    assert build_step_table(SCHEDULE, timesteps=kept).start.k_start == 0, "from noise, at the first timestep"
+    assert build_step_table(SCHEDULE, timesteps=range(999, -1, -1)).timesteps[-1] == 0
 
 
 def test_quad_merges_duplicates_as_the_reference_does():
@@ -122,6 +170,8 @@ REFUSED = [
     ({"steps": 1, "spacing": "quad"}, "quad spacing would spend at t = 0: use spacing='linspace' or t_start="),
     ({"steps": 5, "spacing": "uniform", "t_start": 400}, "would miss t_start: use spacing='linspace' or 'quad'"),
     ({"steps": 5, "spacing": "truncated", "t_start": 400}, "starts at t = 4, but t_start is 400: pass steps=401"),
+    ({"steps": 5, "rho": 3.0}, "rho is 3.0 with spacing='linspace'; only karras takes rho: leave it out or use spacing="),
+    ({"steps": 5, "spacing": "karras", "rho": 0.5}, r"rho is 0.5; expected a number in 1 \.\. 100"),
     ({"steps": 5, "spacing": "quadd"}, "spacing is 'quadd'; expected one of uniform, .* Did you mean 'quad'"),
 ]
 
@@ -132,15 +182,36 @@ def test_timesteps_that_cannot_be_had_are_refused(options, message):
         table(**options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"timesteps": []}, "timesteps is empty; expected a list of integers"),
+        ({"timesteps": 5}, "timesteps is 5, a int; expected a list of integers"),
+        ({"timesteps": [5, 2.0]}, r"timesteps\[1\] is 2.0, a float; expected an integer"),
+        ({"timesteps": [1000, 2]}, r"timesteps\[0\] is 1000; expected a timestep in 0 \.\. 999"),
+        ({"timesteps": [5, -1]}, r"timesteps\[1\] is -1; expected a timestep in 0 \.\. 999"),
+        ({"timesteps": [5, 7]}, r"timesteps\[1\] is 7 after 5; expected a smaller one: each comes once"),
+        ({"timesteps": [5, 5]}, r"timesteps\[1\] is 5 after 5; expected a smaller one"),
+        ({"timesteps": [5, 2], "steps": 3}, "steps is 3, but timesteps lists 2: leave steps out, the list says it"),
+        ({"timesteps": [5, 2], "spacing": "quad"}, "spacing is 'quad' beside timesteps, which need no spacing: leave one"),
+        ({"timesteps": [5, 2], "rho": 3.0}, "rho is 3.0 beside timesteps, which need no spacing"),
+        ({"timesteps": [5, 2], "t_start": 6}, "t_start is 6, but timesteps begin at 5: pass t_start=5 to start from an"),
+    ],
+)
+def test_lists_that_are_no_chain_are_refused(options, message):
+    with pytest.raises(ArgumentError, match=message):
+        build_step_table(SCHEDULE, **options)
+
+
 def test_uniform_refusals_name_only_counts_that_exist():
     for T in (2, 3, 10, 100, 1000):
         exists = {len(range(0, T, i)) for i in range(1, T)}
         for steps in range(1, T + 1):
             if steps in exists:
-                assert len(kept_timesteps(T, steps, "uniform")) == steps
+                assert len(kept_timesteps(np.ones(T), steps, "uniform")) == steps
                 continue
             with pytest.raises(ArgumentError) as refusal:
-                kept_timesteps(T, steps, "uniform")
+                kept_timesteps(np.ones(T), steps, "uniform")
             nearest = str(refusal.value).split(f"nearest to {steps}: ")[1].split(";")[0]
             assert {int(count) for count in nearest.split(" and ")} <= exists
-    assert list(SPACINGS) == ["uniform", "quad", "linspace", "trailing", "truncated"]
+    assert list(SPACINGS) == ["uniform", "quad", "linspace", "trailing", "truncated", "karras", "logsnr"]

@@ -64,6 +64,10 @@ def as_dict(config: Path) -> dict[str, Any]:
     return dict(numbers(json_format.MessageToDict(message, preserving_proto_field_name=True)))
 
 
+SETTING = ("steps", "timesteps", "spacing", "rho", "method", "eta", "temperature", "noise_scale", "eps_scale")
+LISTS = ("timesteps", "eta", "noise_scale", "eps_scale")
+
+
 class TestConfig:
     @pytest.mark.parametrize("kind", ["form1", "form2", "zcond", "uncond", "recorded"])
     def test_triton_reads_back_what_was_meant(self, kind: str, tmp_path: Path) -> None:
@@ -76,8 +80,8 @@ class TestConfig:
         config = parsed(write_repository(bundle(), tmp_path).model / "config.pbtxt")
         assert (config.name, config.backend, config.max_batch_size) == ("toy", "python", 16)
         names = {tensor.name: list(tensor.dims) for tensor in config.input}
-        scalars = ("seed", "steps", "method", "spacing", "eta", "temperature", "t_start", "guidance")
-        assert names == {"z": [4]} | {name: [1] for name in scalars}
+        one = ("seed", "steps", "spacing", "rho", "method", "temperature", "t_start", "guidance")
+        assert names == {"z": [4]} | {name: [1] for name in one} | {name: [-1] for name in LISTS}
         assert [tensor.name for tensor in config.input if not tensor.optional] == ["seed"]
         assert {tensor.name: list(tensor.dims) for tensor in config.output} == {
             "image": [8, 8, 3], "recon": [8, 8, 3], "z": [4],
@@ -96,7 +100,7 @@ class TestConfig:
 
     def test_a_model_without_inputs(self, tmp_path: Path) -> None:
         config = parsed(write_repository(bundle("uncond"), tmp_path).model / "config.pbtxt")
-        assert [tensor.name for tensor in config.input] == ["seed", "steps", "method", "spacing", "eta", "temperature"]
+        assert [tensor.name for tensor in config.input] == ["seed", *SETTING]
         assert [tensor.name for tensor in config.output] == ["image"]
 
     def test_another_family(self, tmp_path: Path) -> None:
@@ -104,8 +108,7 @@ class TestConfig:
         path = build_family(tmp_path / "latents.bundle")
         config_file = write_repository(path, tmp_path / "repo").model / "config.pbtxt"
         config = parsed(config_file)
-        names = ["seed", "label", "style", "steps", "method", "spacing", "eta", "temperature", "guidance"]
-        assert [tensor.name for tensor in config.input] == names
+        assert [tensor.name for tensor in config.input] == ["seed", "label", "style", *SETTING, "guidance"]
         assert [tensor.name for tensor in config.input if not tensor.optional] == ["seed", "label"]
         kinds = {tensor["name"]: (tensor["data_type"], tensor["dims"]) for tensor in as_dict(config_file)["input"]}
         assert (kinds["label"], kinds["style"]) == (("TYPE_INT64", [1]), ("TYPE_FP32", [5]))

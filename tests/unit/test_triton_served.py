@@ -119,6 +119,16 @@ class TestGroups:
         one, two = Request(seed=ints(1), steps=int32(2)), Request(seed=ints(2), steps=int32(3))
         assert self.runs(served(), one, two) == [1] * 5
 
+    def test_lists_are_as_for_the_sampler(self, served: Open) -> None:
+        model, timesteps = served(), np.array([[400, 150, 25]], np.int32)
+        lists = {"timesteps": timesteps, "t_start": int32(400), "eta": floats(1.0), "noise_scale": floats(0.84, 0.9, 1).T}
+        expected = model.sampler.sample(seed=1, timesteps=timesteps[0], t_start=400, eta=1.0, noise_scale=[0.84, 0.9, 1])
+        counting: CountingGraph = watch_graph(model.sampler)
+        found = model.answer(Request(seed=ints(1), **lists), Request(seed=ints(1), **lists))
+        assert counting.batches == [2] * 3
+        for response in found:
+            np.testing.assert_array_equal(response.arrays()["image"][0], expected.images[0])
+
     def test_samples_of_one_request_may_differ(self, served: Open) -> None:
         assert self.runs(served(), Request(seed=ints(1, 2, 3), steps=int32(2, 4, 2))) == [2, 2, 1, 1, 1, 1]
 
@@ -208,13 +218,18 @@ BAD = {
     "too many steps": ({"steps": int32(51)}, "steps is 51; this server takes 1 .. 50"),
     "steps that uniform spacing has not": ({"steps": int32(49), "spacing": texts("uniform")}, "which no whole stride gives"),
     "method": (
-        {"method": texts("ddimm")}, "method is 'ddimm'; expected one of ddim, ddpm, dpmpp_2m, plms. Did you mean 'ddim'?"
+        {"method": texts("ddimm")}, "one of ddim, ddpm, dpmpp_2m, sde_dpmpp_2m, unipc_2, ipndm, plms. Did you mean 'ddim'?"
     ),
-    "empty method": ({"method": texts("")}, "method is ''; expected one of ddim, ddpm, dpmpp_2m, plms"),
+    "empty method": ({"method": texts("")}, "method is ''; expected one of ddim, ddpm"),
     "method that is no text": ({"method": texts(b"\xff\x00")}, r"method is '\\xff\x00'; expected one of"),
     "long method": ({"method": texts("d" * 5000)}, "method holds 5000 bytes; expected a name of at most 64"),
     "spacing": ({"spacing": texts("linspac")}, "Did you mean 'linspace'?"),
     "eta": ({"eta": floats(1.5)}, "eta is 1.5; expected a number in 0 .. 1"),
+    "eta of other steps": ({"eta": floats(1.0, 0.5).T, "steps": int32(3)}, "eta lists 2 numbers; expected one, or 3"),
+    "no eta": ({"eta": np.zeros((1, 0), np.float32)}, "eta lists 0 numbers; expected one"),
+    "timesteps": ({"timesteps": int32(5, 5).T}, "timesteps[1] is 5 after 5; expected a smaller one"),
+    "too many timesteps": ({"timesteps": np.arange(51, -1, -1, np.int32)[None]}, "steps is 52; this server takes 1 .. 50"),
+    "noise scale": ({"noise_scale": floats(np.nan)}, "noise_scale is nan; expected a number of at least 0"),
     "eta with ddpm": ({"eta": floats(0.5), "method": texts("ddpm")}, "eta is 0.5 with method='ddpm'; only ddim takes eta"),
     "guidance NaN": ({"guidance": floats(np.nan)}, "guidance is nan; expected a finite number"),
     "guidance inf": ({"guidance": floats(np.inf)}, "guidance is inf; expected a finite number"),
