@@ -16,7 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DISTRIBUTION = "diffusevae-engine"
 PROGRAM = "diffusevae"
-SCRIPTS = {"build": "export/build_engines.py", "fit-prior": "export/fit_latent_prior.py"}  # run by path in a checkout
+SCRIPTS = {
+    "build": "export/build_engines.py", "fit-prior": "export/fit_latent_prior.py", "fit-setting": "export/fit_setting.py",
+}  # run by path in a checkout
 
 
 def command(name: str, *arguments: str | os.PathLike[str], root: Path = ROOT) -> str:

@@ -14,8 +14,10 @@ from engine.bundle.inputs import InputSpec
 from engine.bundle.manifest import Manifest
 from engine.bundle.pipeline import PipelineSpec
 from engine.bundle.prior import resolve_prior
+from engine.bundle.training import Defaults
+from engine.commands import command
 from engine.device.arrays import is_on_device
-from engine.errors import ArgumentError
+from engine.errors import ArgumentError, did_you_mean
 from engine.pipeline import Arrays, Pipeline
 from engine.request import Array, Request
 from engine.result import F32, Setting
@@ -26,7 +28,8 @@ SETTING_OPTIONS = (
     "steps", "timesteps", "spacing", "rho", "method", "eta", "t_start", "temperature", "noise_scale", "eps_scale",
     "guidance", "variance",
 )  # fmt: skip
-REQUEST_OPTIONS = (*SETTING_OPTIONS, "clip", "seed", "x_T", "noise", "prior")
+REQUEST_OPTIONS = (*SETTING_OPTIONS, "setting", "clip", "seed", "x_T", "noise", "prior")
+SETTINGS = ("fitted", "plain")
 OPTIONS = (*REQUEST_OPTIONS, "callback", "progress")
 
 
@@ -115,7 +118,10 @@ def setting_of(manifest: Manifest, options: Mapping[str, Any], *, has_image: boo
     """The few-step setting, checked for what this bundle cannot have: guidance without nulls, a learned variance
     without a second output, a start without an image."""
     given = {name: options.get(name) for name in SETTING_OPTIONS}
-    setting = checks.resolve_setting(asdict(manifest.defaults), manifest.variance, given, clip=options.get("clip", True))
+    recorded = manifest.defaults
+    if fitted := _fitted(manifest, given, options.get("setting")):
+        recorded, given["steps"] = fitted, None
+    setting = checks.resolve_setting(asdict(recorded), manifest.variance, given, clip=options.get("clip", True))
     if setting.guidance != 0.0 and not manifest.pipeline.guided:
         raise ArgumentError(
             f"guidance is {setting.guidance:g}, but nothing that this bundle's network is fed has a null to be guided by; "
@@ -132,6 +138,27 @@ def setting_of(manifest: Manifest, options: Mapping[str, Any], *, has_image: boo
             "call refine(images, t_start=...)."
         )
     return setting
+
+
+def _fitted(manifest: Manifest, given: Mapping[str, Any], asked: str | None) -> Defaults | None:
+    """The fitted setting that is meant: of the steps named, or of the recorded ones where nothing of a setting is.
+
+    asked: "fitted" insists on one, "plain" wants none, None takes one where there is one.
+    """
+    if asked not in (None, *SETTINGS):
+        raise ArgumentError(f"setting is {asked!r}; expected one of {', '.join(SETTINGS)}.{did_you_mean(asked, SETTINGS)}")
+    others = [name for name in checks.REPLACES_RECORDED if name != "steps" and given[name] is not None]
+    steps = manifest.defaults.steps if given["steps"] is None else given["steps"]
+    found = None if manifest.fitted is None or others else manifest.fitted.get(steps)
+    if asked == "fitted" and found is None:
+        there = [] if manifest.fitted is None else [setting.steps for setting in manifest.fitted.settings]
+        raise ArgumentError(
+            f"setting is 'fitted', but {others[0]} is given, which a fitted setting says itself: leave one of the two out."
+            if others
+            else f"setting is 'fitted', but this bundle has none of {steps} steps; expected one of those it has: "
+            f"{', '.join(map(str, sorted(there))) or 'none yet'}. Fit some with: {command('fit-setting', 'BUNDLE')}"
+        )
+    return None if asked == "plain" else found
 
 
 def _check_all_given(manifest: Manifest, missing: list[InputSpec], where: str) -> None:

@@ -83,6 +83,7 @@ class Sampler:
         n: int | None = None,
         *,
         steps: int | None = None,
+        setting: str | None = None,
         seed: Seed = None,
         timesteps: Sequence[int] | npt.NDArray[np.integer[Any]] | None = None,
         spacing: str | None = None,
@@ -111,6 +112,8 @@ class Sampler:
                    a whole, its scales and guidance included; naming any replaces it by ddim, uniform
                    spacing (linspace with t_start), eta 0, no t_start, scales 1, guidance 0, at the
                    recorded number of steps
+        setting    "fitted", the bundle's own for this number of steps (`diffusevae fit-setting`), or "plain", as above;
+                   None is the fitted one where there is one and nothing but steps is named
         timesteps  the network's own, falling, such as [400, 244, 111, 38, 9], in place of steps and spacing
         seed       int (of any kind, numpy's too): sample i uses seed + i. A list or array: one a sample. None: drawn
                    from the OS, see `batch.seeds`. A sample depends on its own seed only, never on the batch around it
@@ -140,10 +143,10 @@ class Sampler:
         # In the order of SETTING_OPTIONS, so that the two cannot drift apart unnoticed.
         scales = (temperature, noise_scale, eps_scale)
         values = (steps, timesteps, spacing, rho, method, eta, t_start, *scales, guidance, variance)
-        setting = dict(zip(SETTING_OPTIONS, values, strict=True))
+        named = dict(zip(SETTING_OPTIONS, values, strict=True)) | {"setting": setting}
         options = {"clip": clip, "seed": seed, "x_T": x_T, "noise": noise, "prior": prior, "callback": callback, **inputs}
         with self._exclusive():
-            return self._pipeline.run(self._request({**setting, **options}, "sample", n=n), progress)
+            return self._pipeline.run(self._request({**named, **options}, "sample", n=n), progress)
 
     def sample_on_device(self, n: int | None = None, *, stream: object = None, **options: Any) -> DeviceBatch:
         """As `sample`, with the results left on the GPU: arrays that torch, CuPy and pycuda take without a copy.

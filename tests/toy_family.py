@@ -122,6 +122,7 @@ def manifest(models: dict[str, onnx.ModelProto], backends: Sequence[str]) -> dic
         "source": {"file": "toy.ckpt", "sha256": "0" * 64, "weights": "ema", "other_file": None, "other_sha256": None},
         "backends": list(backends),
         "graphs": {name: entry(name, model) for name, model in models.items()},
+        "fitted": None,
         "prior": None,
         "engines": [],
         "built_with": {"onnx": onnx.__version__},

@@ -15,7 +15,7 @@ from engine.bundle.tensors import BATCH, ByValue, Null, TensorSpec, parse_null
 # Names with a meaning of their own in a pipeline, a request or a result.
 RESERVED = (
     "x", "x_T", "noise", "timesteps", "rows", "e", "image", "images", "seeds", "weights", "start", "coefficients",
-    "n", "steps", "seed", "spacing", "rho", "method", "eta", "t_start", "temperature", "noise_scale", "eps_scale",
+    "n", "steps", "setting", "seed", "spacing", "rho", "method", "eta", "t_start", "temperature", "noise_scale", "eps_scale",
     "guidance", "variance", "clip", "prior", "callback", "progress", "stream", "a", "b", "mode", "step_ms",
 )  # fmt: skip
 INPUT_DTYPES = ("float32", "int64")

@@ -20,6 +20,7 @@ from engine.bundle.engines import (
 )
 from engine.bundle.fields import FILE_NAME, REBUILD, Fields, parse_json, refuse, shorten
 from engine.bundle.files import FileSpec
+from engine.bundle.fitted import Fitted, check_fitted, parse_fitted
 from engine.bundle.graphs import SAMPLER, GraphSpec, check_twins, graph_of, parse_graphs
 from engine.bundle.inputs import InputSpec, parse_inputs
 from engine.bundle.limits import FORMAT_VERSION, MAX_MANIFEST_BYTES
@@ -47,6 +48,7 @@ class Manifest:
     prediction: Annotated[str, Fields.choice, tuple(PREDICTIONS)]
     variance: Annotated[str, Fields.choice, VARIANCES]
     defaults: Defaults
+    fitted: Fitted | None
     source: Annotated[Source, parse_source]
     backends: Annotated[tuple[str, ...], parse_backends]
     graphs: dict[str, GraphSpec]
@@ -109,6 +111,7 @@ def check_manifest(raw: object, where: str, *, hashed: bool = True) -> Manifest:
         pipeline=parse_pipeline(top.object("pipeline"), inputs, _single(graphs)),
         schedule=schedule,
         defaults=read(Defaults, top.object("defaults"), T=schedule.T, last=schedule.T - 1),
+        fitted=parse_fitted(top, schedule.T),
         graphs=graphs,
         prior=parse_prior(top, inputs),
         engines=parse_engines(top, graphs),
@@ -120,6 +123,7 @@ def check_manifest(raw: object, where: str, *, hashed: bool = True) -> Manifest:
     manifest.check_file_names(where)
     if hashed:
         check_engine_sources(manifest.engines, manifest.graphs, manifest.source, where)
+        check_fitted(manifest, where)
     return manifest
 
 

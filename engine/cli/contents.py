@@ -36,6 +36,7 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "prediction": manifest.prediction,
         "variance": manifest.variance,
         "defaults": asdict(manifest.defaults),
+        "fitted": asdict(manifest.fitted) if manifest.fitted else None,
         "source": asdict(manifest.source),
         "backends": list(manifest.backends),
         "auto": auto,
@@ -94,6 +95,7 @@ def show_contents(bundle: dict[str, Any]) -> None:
             "schedule": ", ".join(f"{name} {value}" for name, value in bundle["schedule"].items()),
             "prediction": f"{bundle['prediction']}, variance {bundle['variance']}",
             "defaults": ", ".join(f"{name} {value}" for name, value in bundle["defaults"].items() if value is not None),
+            **fitted_line(bundle["fitted"]),
             "source": f"{source['file']} ({source['weights']} weights, SHA-256 {source['sha256'][:12]}…)",
             "backends": ", ".join(bundle["backends"]),
             "auto": auto["reason"],
@@ -113,6 +115,15 @@ def show_contents(bundle: dict[str, Any]) -> None:
         click.echo(f"  {line}")
     show_graphs(bundle)
     show_engines(bundle["engines"])
+
+
+def fitted_line(fitted: dict[str, Any] | None) -> dict[str, str]:
+    """The counts of steps that have a fitted setting."""
+    if fitted is None:
+        return {}
+    counts = sorted(setting["steps"] for setting in fitted["settings"])
+    date = str(fitted["record"].get("date", "an unknown date"))[:10]
+    return {"fitted": f"settings of {', '.join(map(str, counts))} steps, of {date}"}
 
 
 def show_graphs(bundle: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from engine.errors import ArgumentError, did_you_mean
 from engine.feeds import noise_feeds, setting_feeds, write_feeds
 from engine.imaging import FITS, load_images
 from engine.places import check_file
-from engine.resolve import SETTING_OPTIONS
+from engine.resolve import SETTING_OPTIONS, SETTINGS
 from engine.result import Batch
 from engine.sampler import Sampler
 from engine.solver.noise import resolve_seeds
@@ -103,6 +103,9 @@ TIMESTEPS = Listed(int, "400,244,111,38,9", single=False)
 SCALE = Listed(float, "0.84 or 0.9,0.8,0.7", single=True)
 SETTING = options(
     click.option("--steps", type=int, help="Denoising steps."),
+    click.option(
+        "--setting", type=NearChoice(SETTINGS), help="Fitted: the bundle's own for these steps; default where it has one."
+    ),
     click.option("--timesteps", type=TIMESTEPS, help="The timesteps themselves, falling: 400,244,111,38,9."),
     click.option("--spacing", type=NearChoice(SPACINGS), help="Which timesteps are kept."),
     click.option("--rho", type=float, help="Of karras spacing; default: 7."),
@@ -188,7 +191,7 @@ def open_sampler(opened: Bundle, given: dict[str, Any]) -> Sampler:
 
 def run_options(manifest: Manifest, given: dict[str, Any]) -> dict[str, Any]:
     """The options and inputs of one `Sampler.sample` call; takes them out of `given`."""
-    options = {name: given.pop(name) for name in (*SETTING_OPTIONS, "seed")}
+    options = {name: given.pop(name) for name in (*SETTING_OPTIONS, "setting", "seed")}
     return {**options, **take_inputs(given, manifest), "progress": not given["as_json"] and shows_progress()}
 
 
@@ -229,7 +232,8 @@ def sample(bundle: str, n: int | None, first: int, prior: str | None, **given: A
     """Sample images from BUNDLE.
 
     Without --steps, --timesteps, --spacing, --rho, --method, --eta and --t-start the bundle's recorded setting
-    applies; any one of them replaces it by ddim, uniform spacing, eta 0, from pure noise.
+    applies; any one of them replaces it by ddim, uniform spacing, eta 0, from pure noise. Where settings were fitted to
+    the bundle, that of the same number of steps takes the place of either, unless --setting plain says otherwise.
 
     With one of the last five options --out is a folder of shards, which are the same whoever makes them.
     """

@@ -34,8 +34,8 @@ class Candidate:
     @property
     def options(self) -> dict[str, Any]:
         """What `Sampler.sample` is called with."""
-        found = asdict(self)
-        return {**found, "timesteps": list(self.timesteps), "t_start": self.timesteps[0] if found.pop("image") else None}
+        found = asdict(self) | {"timesteps": list(self.timesteps)}
+        return found | {"t_start": self.timesteps[0] if found.pop("image") else None}
 
     def moved(self, log_snr: F64, where: Sequence[int], share: float) -> Candidate | None:
         """With these timesteps moved by `share` of the gap to their neighbour, evenly in log SNR; None where nothing moves.

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from engine import Sampler
 from engine.result import StepInfo
+from export.fitting.objective import Score
 
 F64 = npt.NDArray[np.float64]
 GRID = 40  # calls of the teacher
@@ -47,25 +48,44 @@ class Trajectory:
         return tuple(path[::-1])
 
 
-def teach(sampler: Sampler, seeds: list[int], image: bool, t_start: int) -> Trajectory:
-    """Run the teacher: GRID calls of DDIM without noise, from the start image at t_start or from noise."""
-    seen: list[tuple[int, Any, Any]] = []
+class Imitation:
+    """Scores without images: how far a short chain ends from where the teacher takes the same noise."""
+
+    def __init__(self, sampler: Sampler, seeds: list[int], image: bool, t_start: int, inputs: dict[str, Any]) -> None:
+        self.sampler, self.seeds = sampler, seeds
+        self.options = teacher_options(image, t_start)
+        self.ends = sampler.sample(seed=seeds, **self.options, **inputs).x
+
+    def score(self, options: dict[str, Any]) -> Score:
+        """The mean squared difference, as `fd`; colour has no part in it."""
+        found = self.sampler.sample(seed=self.seeds, **options, clip=False).x
+        return Score(float(np.square(found - self.ends, dtype=np.float64).mean()), 0.0, 0.0)
+
+
+def teacher_options(image: bool, t_start: int) -> dict[str, Any]:
+    """The teacher's chain: GRID calls of DDIM without noise, from the start image at t_start or from noise."""
+    return {
+        "steps": min(GRID, t_start + 1), "spacing": "trailing", "method": "ddim", "eta": 0.0, "clip": False,
+        "t_start": t_start if image else None,
+    }  # fmt: skip
+
+
+def teach(sampler: Sampler, seeds: list[int], image: bool, t_start: int, inputs: dict[str, Any]) -> Trajectory:
+    """Run the teacher once, and cost every step that a short chain could take."""
+    seen: list[tuple[Any, Any]] = []
 
     def keep(info: StepInfo) -> None:
-        seen.append((info.timestep, info.x.astype(np.float64), info.x0.astype(np.float64)))
+        seen.append((info.x.astype(np.float64), info.x0.astype(np.float64)))
 
-    batch = sampler.sample(
-        seed=seeds, steps=min(GRID, t_start + 1), method="ddim", eta=0.0, clip=False, spacing="trailing",
-        t_start=t_start if image else None, callback=keep, setting="plain",
-    )  # fmt: skip
+    batch = sampler.sample(seed=seeds, callback=keep, **teacher_options(image, t_start), **inputs)
     name = sampler.bundle.manifest.pipeline.state.centre
     centre = 0.0 if name is None else batch.values[name].astype(np.float64)
     alpha_bar = sampler.bundle.manifest.schedule.schedule().alpha_bar
     timesteps = batch.timesteps
-    # What a callback sees after a row is the x of the next timestep; the first x follows from the second.
+    # What a callback sees after a row is the x of the next timestep; eps follows from that and x0.
     levels = np.append(alpha_bar[timesteps], 1.0)
-    after = [x - centre for _, x, _ in seen[:-1]] + [seen[-1][2]]
-    clean = [x0 for _, _, x0 in seen]
+    after = [x - centre for x, _ in seen[:-1]] + [seen[-1][1]]
+    clean = [x0 for _, x0 in seen]
     noise = [
         (x - np.sqrt(level) * x0) / np.sqrt(1.0 - level)
         for x, x0, level in zip(after[:-1], clean[:-1], levels[1:-1], strict=True)

@@ -1,8 +1,8 @@
 """Precision and recall of a set of images on features (Kynkäänniemi et al. 2019, arXiv 1904.06991).
 
-Around every feature vector of a set lies a ball that reaches its k-th nearest neighbour in that set; together the balls are an
-estimate of where the set has its mass. Precision is the share of generated images within that of the real ones, recall the
-share of real images within that of the generated ones. Both sets should be of one size.
+Around every feature vector of a set lies a ball that reaches its k-th nearest neighbour in that set; together the balls
+are an estimate of where the set has its mass. Precision is the share of generated images within that of the real ones,
+recall the share of real images within that of the generated ones. Both sets should be of one size.
 """
 
 from __future__ import annotations

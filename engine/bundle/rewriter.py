@@ -1,0 +1,52 @@
+"""Putting fitted settings into a bundle that is there: only manifest.json changes, in one step for every reader."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.bundle.files import MANIFEST_FILE
+from engine.bundle.fitted import step_digest
+from engine.bundle.manifest import check_manifest, parse_manifest
+from engine.bundle.reader import read_manifest_file
+from engine.bundle.writer import flush_folder
+from engine.errors import BundleError
+from engine.places import check_file
+
+
+def check_rewritable(path: str | os.PathLike[str]) -> None:
+    """ArgumentError where the manifest of a bundle cannot be written, said before the work."""
+    check_file(Path(path) / MANIFEST_FILE)
+
+
+def write_fitted(
+    path: str | os.PathLike[str], settings: Sequence[Mapping[str, Any]], record: Mapping[str, Any]
+) -> None:
+    """Put settings, each as `as_defaults` makes them, in place of those that the bundle has; none: `fitted` is null.
+
+    record: how they were found, as plain JSON values. BundleError where the bundle refuses them or cannot be written.
+    """
+    target = Path(path) / MANIFEST_FILE
+    data = read_manifest_file(Path(path))
+    manifest = parse_manifest(data, str(target))
+    raw = json.loads(data)
+    fitted = {"of": step_digest(manifest), "settings": list(settings), "record": dict(record)}
+    raw["fitted"] = fitted if settings else None
+    check_manifest(json.loads(json.dumps(raw, allow_nan=False)), str(target))
+    part = target.with_name(f".{MANIFEST_FILE}.{os.getpid()}")
+    try:
+        with open(part, "xb") as file:
+            file.write((json.dumps(raw, indent=1, ensure_ascii=False) + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, target)
+        flush_folder(target.parent)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise BundleError(
+            f"{target}: found that it cannot be written ({error.strerror or error}), expected a folder with room and write "
+            "permission; the bundle is as it was"
+        ) from error

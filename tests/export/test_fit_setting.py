@@ -1,0 +1,96 @@
+"""`diffusevae fit-setting` on a toy: what it finds holds, is written down, and is what `sample` then uses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from engine import Sampler
+from engine.bundle.files import MANIFEST_FILE
+from export.fit_setting import main
+from tests import toy
+from tests.bulk_jobs import extractor
+from tests.samplers import ANY_BACKEND
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = ["--backend", ANY_BACKEND, "--precision", "f32", "--threads", 1]
+QUICK = ["--calls", 2, "--calls", 3, "--seeds", 16, "--proof", 16, "--minutes", 0.05]
+
+
+def fit(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in (*arguments, *HERE)])
+
+
+def fitted(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((path / MANIFEST_FILE).read_bytes())["fitted"]
+    return found
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """What the toy itself makes in many steps, for training images."""
+    with Sampler(toy.build_bundle(tmp_path / "teacher.bundle"), ANY_BACKEND, "f32", threads=1) as sampler:
+        np.savez(tmp_path / "train.npz", images=sampler.sample(48, seed=0, steps=20, t_start=500, eta=1.0).images)
+    return tmp_path / "train.npz"
+
+
+@pytest.mark.parametrize("start", ["image", "noise"])
+def test_fitted_to_images(tmp_path: Path, images: Path, start: str) -> None:
+    bundle, network = toy.build_bundle(tmp_path / "a.bundle"), tmp_path / "features.onnx"
+    network.write_bytes(extractor())
+    given = [bundle, "--images", images, "--network", network, "--start", start, *QUICK]
+    result = fit(*given)
+    assert result.exit_code == 0, result.output
+    found = fitted(bundle)
+    record = {fit["calls"]: fit for fit in found["record"]["fits"]}
+    assert set(record) == {2, 3}
+    assert found["record"]["objective"] == "FD (features.onnx)"
+    with Sampler(bundle, ANY_BACKEND, "f32", threads=1) as sampler:
+        for setting in found["settings"]:
+            proof = record[setting["steps"]]
+            assert (proof["score"]["excess"], proof["score"]["fd"]) <= (proof["plain"]["excess"], proof["plain"]["fd"])
+            assert (setting["t_start"] is None) == (start == "noise")
+            assert sampler.sample(1, seed=0, steps=setting["steps"]).timesteps.tolist() == setting["timesteps"]
+    known = json.loads((tmp_path / "a.bundle.settings.json").read_bytes())["scores"]
+    assert len(known) == sum(fit["evaluations"] for fit in record.values())
+    assert "calls" in result.output
+    assert fit(*given, "--dry-run").exit_code == 0
+    assert fitted(bundle) == found, "a dry run writes nothing"
+    assert "scores of another bundle" in fit(*given, "--seeds", 17).output
+
+
+def test_fitted_to_the_teacher(tmp_path: Path) -> None:
+    bundle = toy.build_bundle(tmp_path / "a.bundle", formulation=2)
+    result = fit(bundle, *QUICK)
+    assert result.exit_code == 0, result.output
+    for proof in fitted(bundle)["record"]["fits"]:
+        if proof["candidate"] is not None:
+            assert proof["score"]["fd"] <= proof["plain"]["fd"]
+            assert len(proof["candidate"]["timesteps"]) == proof["calls"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "words"),
+    [
+        (None, ["--start", "image"], "has no start image; expected 'noise'"),
+        (1, ["--images", "absent.npz"], "found nothing that can be read"),
+        (1, ["--images", "absent.npz", "--network", "lite"], "network is 'lite'; expected one of efficientnet-lite0"),
+        (1, ["--record", "."], "found a folder"),
+    ],
+)
+def test_refusals(tmp_path: Path, kind: int | None, options: list[str], words: str) -> None:
+    bundle = toy.build_bundle(tmp_path / "a.bundle", kind)
+    result = fit(bundle, *options, *QUICK)
+    assert (result.exit_code, words in result.output) == (1, True), result.output
+    assert fitted(bundle) is None
+
+
+def test_help_is_the_checked_in_text() -> None:
+    found = fit("--help").output.replace("Usage: main ", "Usage: fit_setting.py ")
+    hint = "update it with: python export/fit_setting.py --help > tests/help/fit_setting.txt"
+    assert found == (ROOT / "tests/help/fit_setting.txt").read_text(), hint
