@@ -25,6 +25,7 @@ if __name__ == "__main__":
         raise SystemExit(f"Error: found no {', '.join(missing)}, expected them; install with: {install_extra('export')}")
 
 import click
+import numpy as np
 
 from engine import Sampler, __version__
 from engine.bundle.fitted import as_defaults, step_digest
@@ -33,11 +34,14 @@ from engine.cli.inputs import INPUT, typed_inputs
 from engine.cli.terminal import Program, shows_progress
 from engine.errors import ArgumentError
 from engine.places import check_file
+from engine.result import U8
 from export.fitting.features import DEFAULT, NETWORKS, check_network, open_features, title_of
 from export.fitting.fit import CALLS, FIRST_SEED, UNSEEN, Fit, Fitting
 from export.fitting.objective import Objective
 from export.fitting.search import Record
 from export.training_images import read_images
+
+MAX_IMAGES = 3000
 
 
 class Interruptible(Program):
@@ -120,7 +124,7 @@ def main(
             about |= {"objective": "the teacher's end", "seeds": [FIRST_SEED, fitting.teacher_seeds]}
             found = list(fitting.imitate(counts, unseen))
         else:
-            training = read_images(images, sampler.bundle.manifest.pipeline.image_shape)
+            training = thinned(read_images(images, sampler.bundle.manifest.pipeline.image_shape))
             features = open_features(network, sampler.bundle.manifest.pipeline.image_shape, sampler.threads)
             about |= {
                 "objective": f"FD ({title_of(network)})",
@@ -139,6 +143,14 @@ def main(
     click.echo(
         f"Wrote {len(settings)} fitted settings into {bundle}: `sample --steps K` uses them, `--setting plain` does not."
     )
+
+
+def thinned(images: U8) -> U8:
+    """At most MAX_IMAGES, evenly from the whole: more cost minutes and hardly move the reference."""
+    if len(images) <= MAX_IMAGES:
+        return images
+    click.echo(f"Using {MAX_IMAGES} of {len(images)} images, evenly from the whole")
+    return images[np.linspace(0, len(images) - 1, MAX_IMAGES).round().astype(np.int64)]
 
 
 def ordered(found: list[Fit]) -> list[Fit]:
