@@ -37,7 +37,7 @@ from engine.places import check_file
 from engine.result import U8
 from export.fitting.features import DEFAULT, NETWORKS, check_network, open_features, title_of
 from export.fitting.fit import CALLS, FIRST_SEED, UNSEEN, Fit, Fitting
-from export.fitting.objective import Objective
+from export.fitting.objective import Objective, Reference
 from export.fitting.search import Record
 from export.training_images import read_images
 
@@ -131,7 +131,8 @@ def main(
                 "seeds": [FIRST_SEED, seeds],
                 "images": [len(training), hashlib.sha256(training.tobytes()).hexdigest()],
             }
-            objective, held = (Objective(sampler, features, training, of, fitting.image) for of in (searched, unseen))
+            reference = Reference(features, training)
+            objective, held = (Objective(sampler, reference, of, fitting.image) for of in (searched, unseen))
             found = list(fitting.run(objective, held, Record.open(record, about), counts, 60 * minutes))
     for line in table(found):
         click.echo(line)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from engine import Sampler
 from engine.errors import ArgumentError
-from engine.result import F32, U8
+from engine.result import U8
 from export.fitting.features import Features
 from export.fitting.frechet import frechet_distance, moments
 
@@ -41,41 +41,43 @@ class Score:
         return (self.excess, self.fd)
 
 
+class Reference:
+    """What settings are measured against: training images uint8 [N, H, W, C] on features, and their colours."""
+
+    def __init__(self, features: Features, images: U8, chunks: Chunks = iter) -> None:
+        if len(images) < 4:
+            raise ArgumentError(f"images holds {len(images)}; expected a few hundred training images")
+        self.features, self.images = features, images
+        parts = [features(images[begin : begin + CHUNK]) for begin in chunks(range(0, len(images), CHUNK))]
+        self.moments = moments(np.concatenate(parts))
+        self.colours = moments(colour_means(images))
+
+
 class Objective:
     """Scores over a fixed set of seeds: two settings are compared on the same noise."""
 
-    def __init__(
-        self, sampler: Sampler, features: Features, images: U8, seeds: Sequence[int], image: bool, chunks: Chunks = iter
-    ) -> None:
-        """images: training images uint8 [N, H, W, C]; image: whether chains start from the pipeline's start image."""
-        if len(images) < 4:
-            raise ArgumentError(f"images holds {len(images)}; expected a few hundred training images")
-        self.sampler, self.features, self.seeds = sampler, features, list(seeds)
-        self.reference = moments(self._extracted(images, chunks))
-        self.colours = moments(colour_means(images))
-        self.bound = self._floor(images, image) + COLOUR_SLACK
+    def __init__(self, sampler: Sampler, reference: Reference, seeds: Sequence[int], image: bool) -> None:
+        """image: whether chains start from the pipeline's start image."""
+        self.sampler, self.reference, self.seeds = sampler, reference, list(seeds)
+        self.bound = self._floor(reference.images, image) + COLOUR_SLACK
 
     def score(self, options: dict[str, Any], chunks: Chunks = iter) -> Score:
         """Sample every seed with these options of `Sampler.sample`."""
         extracted, colours = [], []
         for begin in chunks(range(0, len(self.seeds), CHUNK)):
             images = self.sampler.sample(seed=self.seeds[begin : begin + CHUNK], **options).images
-            extracted.append(self.features(images))
+            extracted.append(self.reference.features(images))
             colours.append(colour_means(images))
-        colour = frechet_distance(self.colours, moments(np.concatenate(colours)))
-        fd = frechet_distance(self.reference, moments(np.concatenate(extracted)))
+        colour = frechet_distance(self.reference.colours, moments(np.concatenate(colours)))
+        fd = frechet_distance(self.reference.moments, moments(np.concatenate(extracted)))
         return Score(fd, colour, max(0.0, colour - self.bound))
-
-    def _extracted(self, images: U8, chunks: Chunks) -> F32:
-        parts = [self.features(images[begin : begin + CHUNK]) for begin in chunks(range(0, len(images), CHUNK))]
-        return np.concatenate(parts)
 
     def _floor(self, images: U8, image: bool) -> float:
         """The colour distance that no setting can help: of these seeds' start images, or of as many training images."""
         pipeline = self.sampler.bundle.manifest.pipeline
         if image and not pipeline.after:  # otherwise what the chain starts from is no image
             starts = [self._starts(self.seeds[begin : begin + CHUNK]) for begin in range(0, len(self.seeds), CHUNK)]
-            return frechet_distance(self.colours, moments(colour_means(np.concatenate(starts))))
+            return frechet_distance(self.reference.colours, moments(colour_means(np.concatenate(starts))))
         half = min(len(self.seeds), len(images) // 2)
         return frechet_distance(moments(colour_means(images[half:])), moments(colour_means(images[:half])))
 
