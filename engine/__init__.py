@@ -9,12 +9,13 @@ from engine.errors import (
     BackendError,
     BundleError,
     Cancelled,
+    DeadlineError,
     DeviceError,
     EngineError,
     NumericsError,
     SamplerStateError,
 )
-from engine.result import Batch, Setting, StepInfo, Timings
+from engine.result import Batch, Deadline, Setting, StepInfo, Timings
 from engine.sampler import Sampler
 
 __version__ = "0.2.0"
@@ -26,6 +27,8 @@ __all__ = [
     "Bundle",
     "BundleError",
     "Cancelled",
+    "Deadline",
+    "DeadlineError",
     "DeviceArray",
     "DeviceBatch",
     "DeviceError",

@@ -58,6 +58,10 @@ class Cancelled(EngineError):
     """A callback asked a run to stop."""
 
 
+class DeadlineError(EngineError):
+    """No setting keeps the budget of time that a caller gave."""
+
+
 class SamplerStateError(EngineError, RuntimeError):
     """A Sampler was used while it runs in another thread (or in its own callback), or after close()."""
 

@@ -14,6 +14,7 @@ from engine.solver.table import StepTable
 
 Array = Any  # a numpy array, or a DeviceArray where the backend runs on a device
 Watch = Callable[[StepInfo], object]
+FINISH = object()  # a watcher's answer, on the host: the row's x0 is the result, the rows after it are left out
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,27 @@ class StepInfo:
 
 
 @dataclass(frozen=True)
+class Deadline:
+    """What became of a budget of time.
+
+    budget_ms, expected_ms  what was asked for, and what 99 of 100 runs of the chosen setting keep
+    took_ms                 from the call of `sample` to its return
+    calls, done             of the network: those of the setting, and those that were made (fewer with anytime)
+    """
+
+    budget_ms: float
+    expected_ms: float
+    took_ms: float
+    calls: int
+    done: int
+
+    @property
+    def kept(self) -> bool:
+        """Whether the images were there in time."""
+        return self.took_ms <= self.budget_ms
+
+
+@dataclass(frozen=True)
 class Batch:
     """The result of a run over N samples; every array is the caller's own.
 
@@ -138,6 +159,7 @@ class Batch:
                may start from, float32 [N, C, H, W]
     seeds      uint64 [N]: sample i again is `sample(seed=int(seeds[i]))`
     timesteps  int64 [rows], in the order used (falling): one a call of the network
+    deadline   of a run with a budget of time
     """
 
     images: U8
@@ -148,6 +170,7 @@ class Batch:
     setting: Setting
     timings: Timings
     start_name: str | None = None
+    deadline: Deadline | None = None
 
     def __len__(self) -> int:
         return int(self.images.shape[0])

@@ -20,7 +20,7 @@ from engine.backends.lanes import Bindings
 from engine.backends.workspace import Workspace
 from engine.bundle.pipeline import ROWS, TIMESTEPS, VARIANCE, CallSpec, E, X
 from engine.errors import Cancelled, NumericsError
-from engine.request import Outcome, Request
+from engine.request import FINISH, Outcome, Request
 from engine.result import F32, StepInfo, Timings
 from engine.solver import noise as noises
 from engine.solver.table import StepTable
@@ -175,8 +175,9 @@ class HostChain:
             timings.update_ms += 1e3 * (perf_counter() - answered)
             if not finite:
                 raise self._not_finite(table, i)
-            if request.watch is not None:
-                report(request, i, int(t), work)
+            if request.watch is not None and report(request, i, int(t), work):
+                np.copyto(work.x, cast(F32, work.x0))
+                break
 
     def _constants(self, values: Arrays, work: Workspace) -> Arrays:
         """What the step's graph takes beside x and the row, stacked over the lanes, by its own names."""
@@ -240,19 +241,21 @@ def active_lanes(table: StepTable, i: int) -> int:
     return int(table.weights.shape[1]) if table.weights[i, 1:].any() else 1
 
 
-def report(request: Request, i: int, t: int, work: Workspace) -> None:
-    """Show a finished row to the watcher; stop when it says so."""
+def report(request: Request, i: int, t: int, work: Workspace) -> bool:
+    """Show a finished row to the watcher; stop when it says so. Whether it wants this row's x0 for the result."""
     assert request.watch is not None
     assert work.x0 is not None
     views = work.x.view(), work.x0.view()
     for view in views:
         view.flags.writeable = False
     steps = len(request.table.rows)
-    if request.watch(StepInfo(i, steps, t, *views, first=request.first)):
+    answer = request.watch(StepInfo(i, steps, t, *views, first=request.first))
+    if answer and answer is not FINISH:
         raise Cancelled(
             f"The callback stopped the run after step {i + 1} of {steps} (timestep {t}). "
             f"No batch was made; the sampler is ready for the next call."
         )
+    return answer is FINISH
 
 
 def _value(values: Arrays, name: str | None) -> npt.NDArray[np.generic] | None:

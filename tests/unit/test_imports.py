@@ -26,6 +26,7 @@ LAYERS = (
     ("engine.backends",),
     ("engine.pipeline",),
     ("engine.resolve",),
+    ("engine.deadline",),
     ("engine.feeds", "engine.sampler"),
     ("engine",),
     ("engine.bulk", "engine.triton"),
