@@ -1,8 +1,9 @@
 """Sampling within a budget of time: which fitted setting this machine can keep, and what became of the promise.
 
-Times are those of the runs themselves, on this backend, in this precision, with these threads and this many samples: a run of K
-calls takes about r + K s milliseconds, of which the medians of the last runs are known, and a machine with neighbours now and
-then takes a multiple of that. The quantile of that multiple makes of the usual time one that is kept in 99 of 100 runs.
+Times are those of the runs themselves, on this backend, in this precision, with these threads and this many samples: a run
+of K calls takes about r + K s milliseconds, of which the medians of the last runs are known, and a machine with neighbours
+now and then takes a multiple of that. The quantile of that multiple makes of the usual time one that is kept in 99 of 100
+runs.
 """
 
 from __future__ import annotations
@@ -149,8 +150,8 @@ class Deadlines:
         raise DeadlineError(
             f"budget_ms is {budget.milliseconds:g}, which no fitted setting keeps here: found {fastest.steps} "
             f"{'call' if fastest.steps == 1 else 'calls'} for {n} {'image' if n == 1 else 'images'} in "
-            f"{times.kept(fastest.steps):.3g} ms (99 of 100 runs; half of them in {times.usual(fastest.steps):.3g}); expected "
-            "no more than the budget. Pass at_most=True to take that, ask for fewer images at a time, or raise the budget."
+            f"{times.kept(fastest.steps):.3g} ms (99 of 100 runs; half of them in {times.usual(fastest.steps):.3g}); "
+            "expected no more than the budget. Pass at_most=True to take that, ask for fewer images at a time, or raise the budget."
         )
 
 

@@ -140,6 +140,11 @@ PRIOR = click.option(
     "--prior", type=NearChoice(PRIORS), help="What the drawn input comes from; default: the bundle's, if any."
 )
 FIRST = "Leave the first K of the images out: the rest of a run that was stopped."
+BUDGET = options(
+    click.option("--budget-ms", type=float, help="Take the best fitted setting that keeps this time a batch."),
+    click.option("--at-most", is_flag=True, help="With it: where none does, the fastest."),
+    click.option("--anytime", is_flag=True, help="With it: end a late chain with what it has."),
+)
 NOISE_SEED = click.option("--seed", type=Seeds(), help="Of the starting noise. Default: A where A is a seed, else random.")
 
 
@@ -226,6 +231,7 @@ def _run_on_images(bundle: str, images: tuple[str, ...], run: Callable[..., Batc
 @SETTING
 @PRIOR
 @MACHINE
+@BUDGET
 @output("samples.png")
 @bulk_options
 def sample(bundle: str, n: int | None, first: int, prior: str | None, **given: Any) -> None:
@@ -237,14 +243,16 @@ def sample(bundle: str, n: int | None, first: int, prior: str | None, **given: A
 
     With one of the last five options --out is a folder of shards, which are the same whoever makes them.
     """
-    bulk = take_bulk(given)
+    bulk, budget = take_bulk(given), {name: given.pop(name) for name in ("budget_ms", "at_most", "anytime")}
     if bulk is not None:
         if first:
             raise ArgumentError("first: found it with shards, which go on where they were stopped anyway; leave it out")
+        if any(budget.values()):
+            raise ArgumentError("budget_ms: found one with shards, which are the same whoever makes them; leave it out")
         sample_in_bulk(bundle, n, bulk, {**given, "prior": prior})
         return
     opened = open_bundle(bundle, given)
-    run = Run.of(opened.manifest, n, first, {**run_options(opened.manifest, given), "prior": prior})
+    run = Run.of(opened.manifest, n, first, {**run_options(opened.manifest, given), "prior": prior, **budget})
     check_results(opened.manifest, run.count, run.options["seed"], first=first, **given)
     with open_sampler(opened, given) as sampler:
         sample_to(sampler, run, **given)

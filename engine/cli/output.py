@@ -16,7 +16,7 @@ import numpy as np
 from engine.bundle.manifest import Manifest
 from engine.errors import ArgumentError
 from engine.imaging import Loaded, check_grid, check_target, file_names, grid_bytes, kind_of, save_images
-from engine.result import U8, Batch, Timings
+from engine.result import U8, Batch, Deadline, Timings
 from engine.sampler import Sampler
 from engine.solver.noise import resolve_seeds
 
@@ -120,6 +120,7 @@ def report(sampler: Sampler, batch: Batch, files: Sequence[Path], seeds: str) ->
             "setting": setting_line(batch),
             "seeds": seeds,
             "time": timing_line(batch.timings),
+            **({} if batch.deadline is None else {"budget": deadline_line(batch.deadline)}),
             "wrote": wrote or "a picture to standard output",
         },
         err=not files,
@@ -140,6 +141,7 @@ def describe(sampler: Sampler, batch: Batch, files: Sequence[Path]) -> dict[str,
         "setting": asdict(batch.setting),
         "timesteps": batch.timesteps.tolist(),
         "timings": batch.timings.as_dict(),
+        "deadline": None if batch.deadline is None else asdict(batch.deadline) | {"kept": batch.deadline.kept},
         "files": [str(path) for path in files],
     }
 
@@ -175,6 +177,13 @@ def setting_line(batch: Batch) -> str:
     found = {name: getattr(setting, name) for name, usual in plain.items() if getattr(setting, name) != usual}
     words += [f"{name} {' '.join(f'{one:g}' for one in np.atleast_1d(value))}" for name, value in found.items()]
     return ", ".join(words)
+
+
+def deadline_line(deadline: Deadline) -> str:
+    """A budget and what became of it."""
+    word = "kept" if deadline.kept else "missed"
+    calls = f"{deadline.done} of {deadline.calls} calls" if deadline.done < deadline.calls else f"{deadline.calls} calls"
+    return f"{deadline.budget_ms:g} ms, {word}: {deadline.took_ms:.1f} ms for {calls}, expected {deadline.expected_ms:.1f}"
 
 
 def timing_line(timings: Timings) -> str:

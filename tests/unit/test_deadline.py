@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from engine import ArgumentError, DeadlineError, Sampler, StepInfo
 from engine.bundle.fitted import as_defaults
 from engine.bundle.rewriter import write_fitted
+from engine.cli.main import cli
 from engine.deadline import PROBES, Budget, RunTimes
 from engine.result import Timings
 from tests import toy
@@ -133,3 +136,19 @@ def test_a_bundle_without_fitted_settings(tmp_path: Path) -> None:
 def test_a_budget_is_milliseconds() -> None:
     assert Budget.of(None, False, False) is None
     assert Budget.of(12, False, True) == Budget(12.0, anytime=True)
+
+
+def test_the_command_line(sampler: Sampler, tmp_path: Path) -> None:
+    def run(*arguments: str) -> Any:
+        command = ["sample", str(sampler.bundle.path), "--seed", "4", "--out", str(tmp_path / "a.npy"), *arguments]
+        return CliRunner().invoke(cli, command)
+
+    told = json.loads(run("--budget-ms", "100000", "--json").stdout)
+    assert told["timesteps"] == CHAINS[5]
+    assert told["deadline"]["kept"] is True
+    assert (told["deadline"]["calls"], told["deadline"]["budget_ms"]) == (5, 100000.0)
+    assert "100000 ms, kept: " in run("--budget-ms", "100000").stdout
+    refused = run("--budget-ms", "0.0001")
+    assert (refused.exit_code, "no fitted setting keeps here" in refused.output) == (1, True)
+    assert "beside it" in run("--anytime").output
+    assert "leave it out" in run("--budget-ms", "9", "--shard-size", "4").output
