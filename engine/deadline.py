@@ -151,7 +151,8 @@ class Deadlines:
             f"budget_ms is {budget.milliseconds:g}, which no fitted setting keeps here: found {fastest.steps} "
             f"{'call' if fastest.steps == 1 else 'calls'} for {n} {'image' if n == 1 else 'images'} in "
             f"{times.kept(fastest.steps):.3g} ms (99 of 100 runs; half of them in {times.usual(fastest.steps):.3g}); "
-            "expected no more than the budget. Pass at_most=True to take that, ask for fewer images at a time, or raise the budget."
+            "expected no more than the budget. Pass at_most=True to take that, ask for fewer images at a time, or raise the "
+            "budget."
         )
 
 
