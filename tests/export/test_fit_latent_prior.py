@@ -197,7 +197,11 @@ class TestCommand:
         with np.load(images) as content:
             for i, pixels in enumerate(content["images"]):
                 Image.fromarray(pixels).save(folder / f"{i:03d}.png")
-        again = self.run(bundle, "--images", folder, "--components", 2, "--out", tmp_path / "again")
+        linked = tmp_path / "linked"
+        linked.mkdir()
+        for file in bundle.iterdir():
+            (linked / file.name).symlink_to(file)
+        again = self.run(linked, "--allow-links", bundle, "--images", folder, "--components", 2, "--out", tmp_path / "again")
         assert again.exit_code == 0, again.output
         assert (tmp_path / "again").read_bytes() == out.read_bytes()
 
