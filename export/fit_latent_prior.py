@@ -45,7 +45,7 @@ from engine.errors import ArgumentError
 from engine.imaging import load_images
 from engine.places import check_file
 from export.build import Request, build
-from export.latent_prior import fit, log_likelihood, sample_posterior, standard_prior, write_prior
+from export.latent_prior import fit, log_likelihood, sample_posterior, size_of_prior, standard_prior, write_prior
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
@@ -202,6 +202,7 @@ def main(
     with opened(source, allow_links, vae, weights, key, {"heads": heads, "preset": preset}) as sampler:
         manifest = sampler.bundle.manifest
         posterior = posterior_of(manifest, source)
+        check_file(out, size_of_prior(components, posterior.width))
         shape = encoder_shape(sampler)
         fitted = encode(sampler, posterior, read_images(images, shape), "encode")
         unseen = encode(sampler, posterior, read_images(heldout, shape), "encode held-out") if heldout else None
