@@ -16,7 +16,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import TypeAlias
 
-from engine.bundle.fields import REBUILD
+from engine.bundle.fields import REBUILD, shorten
 from engine.errors import ArgumentError, BundleError
 
 Place: TypeAlias = "str | os.PathLike[str]"
@@ -74,16 +74,17 @@ def _open(path: Path, stores: Sequence[str]) -> int:
         if not path.is_symlink():
             raise
         raise BundleError(
-            f"{path}: found a link to {os.readlink(path)}, where there is nothing, expected one to a file; copy the bundle "
-            f"together with what its links lead to (cp -rL), or {REBUILD}"
+            f"{path}: found a link to {_shown(os.readlink(path))}, where there is nothing, expected one to a file; copy the "
+            f"bundle together with what its links lead to (cp -rL), or {REBUILD}"
         ) from error
     real, roots = os.path.realpath(path), (os.path.realpath(path.parent), *stores)
     root = next((root for root in roots if _lies_in(real, root)), None)
     if root is None:
-        option = shlex.join(["--allow-links", _store_for(path.parent, real, roots)])
+        store = _store_for(path.parent, real, roots)
+        option = shlex.join(["--allow-links", store if store.isprintable() else "STORE"])
         raise BundleError(
-            f"{path}: found a link to {real}, expected one that ends in {' or '.join(roots)}; if that place is to be "
-            f"trusted, name it: {option} (in code: allow_links)"
+            f"{path}: found a link to {_shown(real)}, expected one that ends in {' or '.join(roots)}; if that place is to "
+            f"be trusted, name it: {option} (in code: allow_links)"
         )
     descriptor = _walk(root, Path(real).relative_to(root).parts)
     try:
@@ -110,6 +111,11 @@ def _walk(root: str, parts: Sequence[str]) -> int:
 def _check_regular(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
         raise BundleError(f"{path}: found no regular file, expected one, or a link to one; {REBUILD}")
+
+
+def _shown(path: str) -> str:
+    """A path as a terminal may get it: where a link leads is untrusted text."""
+    return path if path.isprintable() else shorten(path)
 
 
 def _lies_in(path: str, root: str) -> bool:

@@ -22,17 +22,14 @@ from tests.samplers import ANY_BACKEND, bundle, open_toy
 from tests.unit.test_cli import run, succeed
 
 
-def plain(folder: Path, kind: str = "form1") -> Path:
-    """A toy's files in a folder of their own."""
-    folder.mkdir(parents=True)
-    for file in bundle(kind).iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    return folder
+def plain(folder: Path, source: Path | None = None) -> Path:
+    """A bundle's files in a folder of their own, those of the toy unless another is named."""
+    return shutil.copytree(source or bundle(), folder)
 
 
-def hugging_face(root: Path) -> tuple[Path, Path]:
+def hugging_face(root: Path, source: Path | None = None) -> tuple[Path, Path]:
     """models--me--toy/snapshots/COMMIT/manifest.json -> ../../blobs/SHA256."""
-    path, blobs = plain(root / "models--me--toy" / "snapshots" / "0a1b"), root / "models--me--toy" / "blobs"
+    path, blobs = plain(root / "models--me--toy" / "snapshots" / "0a1b", source), root / "models--me--toy" / "blobs"
     blobs.mkdir()
     for file in sorted(path.iterdir()):
         blob = blobs / hashlib.sha256(file.read_bytes()).hexdigest()
@@ -41,9 +38,9 @@ def hugging_face(root: Path) -> tuple[Path, Path]:
     return path, blobs
 
 
-def dvc(root: Path) -> tuple[Path, Path]:
+def dvc(root: Path, source: Path | None = None) -> tuple[Path, Path]:
     """toy.bundle/manifest.json -> /.../my cache/files/md5/0a/1b2c; the paths are to be quoted."""
-    path, store = plain(root / "toy.bundle"), root / "my cache" / "files" / "md5"
+    path, store = plain(root / "toy.bundle", source), root / "my cache" / "files" / "md5"
     for file in sorted(path.iterdir()):
         digest = hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
         place = store / digest[:2] / digest[2:]
@@ -53,10 +50,10 @@ def dvc(root: Path) -> tuple[Path, Path]:
     return path, store
 
 
-def config_map(root: Path) -> Path:
+def config_map(root: Path, source: Path | None = None) -> Path:
     """toy/manifest.json -> ..data/manifest.json, ..data -> ..2024: no link leaves the folder."""
     path = root / "toy"
-    for file in sorted(plain(path / "..2024").iterdir()):
+    for file in sorted(plain(path / "..2024", source).iterdir()):
         (path / file.name).symlink_to(Path("..data") / file.name)
     (path / "..data").symlink_to("..2024")
     return path
@@ -86,7 +83,7 @@ def test_links_inside_of_the_bundle_need_no_option(tmp_path: Path, expected: np.
 
 def test_a_config_map_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, open_file, count = config_map(tmp_path), links.opened, iter(range(100))
-    plain(path / "..2025", "uncond")
+    plain(path / "..2025", bundle("uncond"))
 
     def kubelet_comes(*arguments: Any) -> Any:
         if next(count) == 1:  # between the manifest and the first graph
