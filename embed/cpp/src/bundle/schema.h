@@ -8,7 +8,7 @@ namespace diffusevae {
 
 inline void take(Fields& fields, TensorSpec& into) {
     into.name = fields.text("name");
-    into.dtype = fields.choice("dtype", {kFloat32, kInt64, kUint8});
+    into.dtype = fields.choice("dtype", {"float32", "int64", "uint8"});
     into.shape = parse_shape(fields, "shape");
     into.range = parse_range(fields, "range");
 }
