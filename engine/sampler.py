@@ -19,6 +19,7 @@ from engine import backends, checks, kernels, resolve
 from engine.argument_checks import is_integer
 from engine.bundle.examples import example_inputs
 from engine.bundle.inputs import InputSpec
+from engine.bundle.links import AllowLinks
 from engine.bundle.reader import Bundle
 from engine.deadline import Budget, Deadlines
 from engine.device.arrays import DeviceBatch, stream_handle
@@ -44,6 +45,8 @@ class Sampler:
                profile can make it smaller
     device     of a GPU backend: None for the CUDA context that is current in this thread, else the first GPU; a GPU's
                number; or a CUDA context with `.handle` (pycuda's), which must outlive the Sampler
+    allow_links  where links among the bundle's files may end beside its own folder: a store of files (such as the Hugging
+               Face cache), several, or True for any place. An open Bundle has its own
 
     Attributes: `bundle`, `backend`, `precision`, `threads`, `max_batch`, and `choice`, the sentence that says
     why this backend and precision. Raises BundleError, BackendError or ArgumentError.
@@ -58,11 +61,16 @@ class Sampler:
         *,
         max_batch: int = 64,
         device: object = None,
+        allow_links: AllowLinks = False,
     ) -> None:
         if max_batch < 1:
             raise ArgumentError(f"max_batch is {max_batch}; expected at least 1.")
         kernels.implementation()  # a missing library is said before anything is loaded
-        self.bundle = path if isinstance(path, Bundle) else Bundle.open(path)
+        if isinstance(path, Bundle) and allow_links:
+            raise ArgumentError(
+                f"allow_links: found {allow_links!r} with a Bundle that is open, expected none; give it to Bundle.open"
+            )
+        self.bundle = path if isinstance(path, Bundle) else Bundle.open(path, allow_links)
         self._opened_with = (backend, precision, threads, max_batch, device)
         self.backend, self.precision, self.choice = backends.choose(self.bundle, backend, precision)
         self.threads = resolve_threads(threads)
@@ -328,7 +336,8 @@ class Sampler:
                 f"device: found {device!r}, which belongs to this process, expected None or a number for a Sampler that is "
                 "pickled; open it with the GPU's number"
             )
-        return _open_again, (type(self), os.path.abspath(self.bundle.path), self.bundle.digest, *self._opened_with)
+        bundle = self.bundle
+        return _open_again, (type(self), os.path.abspath(bundle.path), bundle.stores, bundle.digest, *self._opened_with)
 
     def close(self) -> None:
         """Free graphs and buffers; closing twice does no harm."""
@@ -444,6 +453,7 @@ class Sampler:
 def _open_again(
     kind: type[Sampler],
     path: str,
+    stores: tuple[str, ...],
     digest: str,
     backend: str,
     precision: str,
@@ -452,7 +462,7 @@ def _open_again(
     device: Any,
 ) -> Sampler:
     """What a pickle calls; BundleError when another bundle lies there now."""
-    bundle = Bundle.open(path)
+    bundle = Bundle.open(path, stores)
     if bundle.digest != digest:
         raise BundleError(
             f"{path}: found the bundle {bundle.digest}, expected {digest} as when the Sampler was pickled; it was built "

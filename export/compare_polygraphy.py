@@ -24,6 +24,7 @@ import onnx
 from engine.backends.base import read_onnx
 from engine.bundle.graphs import SAMPLER, graph_of
 from engine.bundle.reader import Bundle
+from engine.cli.inputs import LINKS
 from engine.cli.terminal import Program
 from engine.commands import install_extra
 from engine.errors import BackendError, ExportError, first_line
@@ -157,13 +158,21 @@ def graphs_of(bundle: Bundle, names: Sequence[str]) -> tuple[str, ...]:
 @click.option("--tensorrt", is_flag=True, help="Build and run in TensorRT too, on this machine's GPU.")
 @click.option("--tolerance", type=float, default=TOLERANCE, show_default=True, help="Largest relative error that passes.")
 @click.option("--inspect", "show", is_flag=True, help="Print polygraphy's summary of each graph first.")
+@LINKS
 @click.pass_context
 def main(
-    ctx: click.Context, path: str, names: tuple[str, ...], batch: int, tensorrt: bool, tolerance: float, show: bool
+    ctx: click.Context,
+    path: str,
+    names: tuple[str, ...],
+    batch: int,
+    tensorrt: bool,
+    tolerance: float,
+    show: bool,
+    allow_links: tuple[str, ...],
 ) -> None:
     """Compare graphs of BUNDLE across runtimes with polygraphy; the reference is the float32 graph in ONNX Runtime."""
     worst = 0.0
-    bundle = Bundle.open(path)
+    bundle = Bundle.open(path, allow_links)
     for key in graphs_of(bundle, names):
         if show:
             click.echo(inspect(bundle, key))

@@ -35,14 +35,20 @@ import numpy.typing as npt
 
 from engine import Sampler
 from engine.bundle.files import MANIFEST_FILE
+from engine.bundle.links import AllowLinks
 from engine.bundle.manifest import Manifest
 from engine.bundle.pipeline import IMAGE
+from engine.cli.inputs import LINKS
 from engine.cli.terminal import Program, shows_progress
 from engine.errors import ArgumentError
 from engine.places import check_file
 from export.build import Request, build
+<<<<<<< HEAD
 from export.latent_prior import fit, log_likelihood, sample_posterior, standard_prior, write_prior
 from export.training_images import KEY, read_images
+=======
+from export.latent_prior import fit, log_likelihood, sample_posterior, size_of_prior, standard_prior, write_prior
+>>>>>>> links
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
@@ -102,11 +108,11 @@ def encode(sampler: Sampler, posterior: Posterior, images: U8, label: str) -> tu
 
 @contextmanager
 def opened(
-    source: Path, vae: Path | None, weights: str, key: str | None, options: Mapping[str, Any]
+    source: Path, links: AllowLinks, vae: Path | None, weights: str, key: str | None, options: Mapping[str, Any]
 ) -> Iterator[Sampler]:
     """A sampler on a bundle, or on one that is built of a checkpoint for as long as this takes."""
     if (source / MANIFEST_FILE).exists():
-        with Sampler(source, precision="f32") as sampler:
+        with Sampler(source, precision="f32", allow_links=links) as sampler:
             yield sampler
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -143,6 +149,7 @@ def opened(
 @click.option("--key", metavar="PATH", help="Of a checkpoint: as for build.")
 @click.option("--heads", type=click.IntRange(1), help="Of a checkpoint: as for build.")
 @click.option("--preset", metavar="NAME", help="Of a checkpoint: as for build.")
+@LINKS
 def main(
     source: Path,
     images: Path,
@@ -156,6 +163,7 @@ def main(
     key: str | None,
     heads: int | None,
     preset: str | None,
+    allow_links: tuple[str, ...],
 ) -> None:
     """Fit a density to the latents that a model's VAE encodes its training images to.
 
@@ -164,9 +172,10 @@ def main(
     how many components are too many.
     """
     check_file(out)
-    with opened(source, vae, weights, key, {"heads": heads, "preset": preset}) as sampler:
+    with opened(source, allow_links, vae, weights, key, {"heads": heads, "preset": preset}) as sampler:
         manifest = sampler.bundle.manifest
         posterior = posterior_of(manifest, source)
+        check_file(out, size_of_prior(components, posterior.width))
         shape = encoder_shape(sampler)
         fitted = encode(sampler, posterior, read_images(images, shape), "encode")
         unseen = encode(sampler, posterior, read_images(heldout, shape), "encode held-out") if heldout else None

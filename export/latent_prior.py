@@ -121,6 +121,11 @@ class FittedPrior:
         return {"input": name, "kind": "gaussian_mixture", "components": self.prior.components, "file": PRIOR_FILE}
 
 
+def size_of_prior(components: int, width: int) -> int:
+    """The bytes of a prior's file, but for its header."""
+    return 4 * components * (1 + width + width**2)  # float32: weight, mean and triangle of each
+
+
 def to_bytes(prior: Prior, checkpoint_sha256: str | None = None) -> bytes:
     """The content of latent_prior.safetensors."""
     tensors = {"weights": prior.weights, "means": prior.means, "scale_tril": prior.scale_tril}

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from engine.backends.base import Arrays, Backend, Graph, check_tensors, package_available, read_onnx
 from engine.backends.host import HostChain
+from engine.backends.telemetry import silenced
 from engine.bundle.graphs import GraphSpec, graph_key
 from engine.bundle.reader import Bundle
 from engine.commands import command
@@ -129,7 +130,8 @@ def _other_providers(runtime: Runtime, ort: Any, found: str) -> BackendError:
 
 def _import() -> Any:
     try:
-        import onnxruntime
+        with silenced():
+            import onnxruntime
     except ImportError as error:
         raise BackendError(
             f"backend 'onnxruntime': found that it cannot be imported ({error}), expected the package; "

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from engine.backends.base import Arrays, Backend, Graph, check_tensors, package_available, read_onnx
 from engine.backends.host import HostChain
+from engine.backends.telemetry import silenced
 from engine.bundle.graphs import GraphSpec
 from engine.bundle.reader import Bundle
 from engine.errors import BackendError
@@ -99,7 +100,8 @@ def compile_model(data: bytes, precision: str, threads: int) -> Any:
 def _core() -> Any:
     """The process's one OpenVINO core."""
     try:
-        import openvino
+        with silenced():
+            import openvino
     except ImportError as error:
         raise BackendError(
             f"backend 'openvino': found that it cannot be imported ({error}), expected the package; "

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from engine.argument_checks import check_integer
 from engine.bundle.files import MANIFEST_FILE
 from engine.bundle.manifest import Manifest, parse_manifest
-from engine.bundle.reader import Bundle, read_manifest_file
+from engine.bundle.reader import Bundle
 from engine.checks import check_free_dimensions, check_inputs, count_of, input_of
 from engine.errors import ArgumentError, BulkError, did_you_mean
 from engine.feeds import setting_feeds
@@ -164,7 +164,7 @@ def digest_of(bundle: Bundle) -> str:
 
 def manifest_bytes(bundle: Bundle) -> bytes:
     """manifest.json of an open bundle; BulkError when another bundle has taken its place since it was opened."""
-    data = read_manifest_file(bundle.path)
+    data = bundle.read_manifest()
     if parse_manifest(data, str(bundle.path / MANIFEST_FILE)) != bundle.manifest:
         raise BulkError(
             f"{bundle.path}: found another bundle than the one that was opened, expected the same until the job is "

@@ -1,7 +1,8 @@
 """Opening a bundle: everything is verified before a native parser sees a byte.
 
 A bundle is a folder: manifest.json and the files it names (graphs, engines, a prior), flat. Other files in the folder are
-ignored (file managers leave some), links are refused. Writing one is `engine.bundle.writer`.
+ignored (file managers leave some); which links are followed is said in `engine.bundle.links`. Writing one is
+`engine.bundle.writer`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -22,6 +23,7 @@ from engine.bundle.fields import REBUILD, shorten
 from engine.bundle.files import MANIFEST_FILE, FileSpec
 from engine.bundle.graphs import GraphSpec
 from engine.bundle.limits import MAX_MANIFEST_BYTES
+from engine.bundle.links import AllowLinks, opened, stores_of
 from engine.bundle.manifest import Manifest, parse_manifest
 from engine.commands import command
 from engine.errors import ArgumentError, BundleError, did_you_mean
@@ -34,35 +36,42 @@ OPEN_ATTEMPTS = 5
 @dataclass(frozen=True)
 class Bundle:
     """A verified bundle. `path` is its folder; `manifest` holds every checked field; `digest` is the SHA-256 of
-    manifest.json, which has that of every other file."""
+    manifest.json, which has that of every other file; `stores` are the folders outside where its links may end."""
 
     path: Path
     manifest: Manifest
     digest: str
+    stores: tuple[str, ...] = ()
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Bundle:
+    def open(cls, path: str | os.PathLike[str], allow_links: AllowLinks = False) -> Bundle:
         """Verify the manifest, and size and SHA-256 of every file it names; BundleError names what does not match.
 
+        allow_links: where links in the folder may end beside the folder itself: a store, several, or True for any place.
         A builder may replace the folder meanwhile: then the new bundle is opened, never a mixture of both.
         """
-        asked = Path(path)
+        asked, stores = Path(path), stores_of(allow_links)
         for _ in range(OPEN_ATTEMPTS - 1):
             folder, before = _locate(asked)
             try:
-                return cls._verify(folder)
+                return cls._verify(folder, stores)
             except BundleError:
                 if _locate(asked) == (folder, before):
                     raise
-        return cls._verify(_locate(asked)[0])
+        return cls._verify(_locate(asked)[0], stores)
 
     @classmethod
-    def _verify(cls, folder: Path) -> Bundle:
-        data = read_manifest_file(folder)
-        bundle = cls(folder, parse_manifest(data, str(folder / MANIFEST_FILE)), hashlib.sha256(data).hexdigest())
+    def _verify(cls, folder: Path, stores: tuple[str, ...]) -> Bundle:
+        data = read_manifest_file(folder, stores)
+        manifest = parse_manifest(data, str(folder / MANIFEST_FILE))
+        bundle = cls(folder, manifest, hashlib.sha256(data).hexdigest(), stores)
         for spec in bundle.manifest.files:
             bundle._check(spec)
         return bundle
+
+    def read_manifest(self) -> bytes:
+        """The bytes of manifest.json as they are now: of another bundle, if this one was replaced meanwhile."""
+        return read_manifest_file(self.path, self.stores)
 
     # ---- graphs ----------------------------------------------------------------------------------
 
@@ -106,11 +115,11 @@ class Bundle:
         """One file of an engine, mapped read-only; what was hashed is the mapping itself, not a file of the same name."""
         file = _labelled(spec, label)
         path = self.path / file.file
-        with _opened(path, file.size) as opened:
+        with self._opened(file) as source:
             try:
                 # Read ahead at once: the first step would otherwise stop at every page of every layer.
                 flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_POPULATE", 0)
-                mapped = mmap.mmap(opened.fileno(), file.size, flags=flags, prot=mmap.PROT_READ)
+                mapped = mmap.mmap(source.fileno(), file.size, flags=flags, prot=mmap.PROT_READ)
             except OSError as error:
                 raise BundleError(
                     f"{path}: found a file that cannot be mapped ({error.strerror or error}), expected one that can; check "
@@ -123,6 +132,12 @@ class Bundle:
         """The bytes of the fitted prior, themselves verified; None where the bundle has none."""
         return None if self.manifest.prior is None else self._read(self.manifest.prior)
 
+    def chunks(self, spec: FileSpec) -> Iterator[bytes]:
+        """The bytes of a file piece by piece, for who copies it and computes its SHA-256 on the way."""
+        with self._opened(spec) as file:
+            while chunk := file.read(CHUNK):
+                yield chunk
+
     def _find_engine(self, backend: str, precision: str, graph: str) -> EngineSpec | None:
         asked = (backend, precision, graph)
         return next((e for e in self.manifest.engines if (e.backend, e.precision, e.graph) == asked), None)
@@ -130,19 +145,20 @@ class Bundle:
     # ---- files -----------------------------------------------------------------------------------
 
     def _check(self, spec: FileSpec) -> None:
-        path = self.path / spec.file
         digest, buffer = hashlib.sha256(), memoryview(bytearray(CHUNK))
-        with _opened(path, spec.size) as file:
+        with self._opened(spec) as file:
             while count := file.readinto(buffer):
                 digest.update(buffer[:count])
-        _check_digest(path, digest.hexdigest(), spec.sha256)
+        _check_digest(self.path / spec.file, digest.hexdigest(), spec.sha256)
 
     def _read(self, spec: FileSpec) -> bytes:
-        path = self.path / spec.file
-        with _opened(path, spec.size) as file:
+        with self._opened(spec) as file:
             data = file.read(spec.size + 1)
-        _check_digest(path, hashlib.sha256(data).hexdigest(), spec.sha256)
+        _check_digest(self.path / spec.file, hashlib.sha256(data).hexdigest(), spec.sha256)
         return data
+
+    def _opened(self, spec: FileSpec) -> AbstractContextManager[BufferedReader]:
+        return opened(self.path / spec.file, spec.size, self.stores)
 
 
 def _labelled(spec: EngineSpec, label: str) -> FileSpec:
@@ -154,7 +170,7 @@ def _labelled(spec: EngineSpec, label: str) -> FileSpec:
     return spec.files[label]
 
 
-def read_manifest_file(folder: Path) -> bytes:
+def read_manifest_file(folder: Path, stores: tuple[str, ...] = ()) -> bytes:
     """The bytes of a folder's manifest.json, cut one byte past the limit; BundleError when there is none."""
     path = folder / MANIFEST_FILE
     if not path.exists() and not path.is_symlink():
@@ -162,7 +178,7 @@ def read_manifest_file(folder: Path) -> bytes:
             f"{folder}: found a folder without {MANIFEST_FILE}, expected a bundle; give the folder that the "
             f"build wrote, or {REBUILD}"
         )
-    with _opened(path, None) as file:
+    with opened(path, None, stores) as file:
         return file.read(MAX_MANIFEST_BYTES + 1)
 
 
@@ -200,34 +216,6 @@ def hidden_beside(path: Path, *suffixes: str) -> list[Path]:
             return [Path(e.path) for e in entries if pattern.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return []
-
-
-@contextmanager
-def _opened(path: Path, size: int | None) -> Iterator[BufferedReader]:
-    """A regular file of exactly `size` bytes, opened without following a link; OSError becomes BundleError."""
-    try:
-        mode = path.lstat().st_mode
-        if not stat.S_ISREG(mode):
-            kind = "a link" if stat.S_ISLNK(mode) else "no regular file"
-            raise BundleError(
-                f"{path}: found {kind}, expected a regular file inside the bundle (nothing may lead out of it); {REBUILD}"
-            )
-        with open(path, "rb", opener=_open_no_follow) as file:
-            found = os.fstat(file.fileno()).st_size
-            if size is not None and found != size:
-                raise BundleError(
-                    f"{path}: found {found} bytes, expected {size}: the file is truncated or of another build; {REBUILD}"
-                )
-            yield file
-    except OSError as error:
-        raise BundleError(
-            f"{path}: found a file that cannot be read ({error.strerror or error}), expected a file of the bundle; "
-            f"check its permissions and disk, or {REBUILD}"
-        ) from error
-
-
-def _open_no_follow(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0))
 
 
 def _check_digest(path: Path, found: str, expected: str) -> None:

@@ -70,6 +70,8 @@ def parse_range(fields: Fields, key: str) -> Range:
 
 
 Null = npt.NDArray[Any]
+_INTEGERS = {"int64": (-(2**63) + 1, 2**63 - 1), "uint8": (0, 255)}
+_FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
 class ByValue:
@@ -104,13 +106,13 @@ def parse_null(fields: Fields, key: str, shape: Shape, dtype: str, limits: tuple
     else:
         expected = "a number, a nested list, or null"
         numbers = [value]
-    kinds, kind = ((int,), "integers") if dtype == "int64" else ((int, float), "numbers")
+    kinds, kind = ((int,), "integers") if dtype in _INTEGERS else ((int, float), "numbers")
     if any(type(number) not in kinds for number in numbers):
         fields.refuse(key, f"{kind} of {dtype}")
     if limits is not None and not all(limits[0] <= number <= limits[1] for number in numbers):
         fields.refuse(key, f"numbers within the range [{limits[0]:g}, {limits[1]:g}]")
-    highest = 2**63 - 1 if dtype == "int64" else float(np.finfo(np.float32).max)
-    if any(abs(number) > highest for number in numbers):
+    lowest, highest = _INTEGERS.get(dtype, (-_FLOAT_MAX, _FLOAT_MAX))
+    if not all(lowest <= number <= highest for number in numbers):
         fields.refuse(key, f"{kind} of {dtype}")
     array = np.array(numbers, dtype)
     return array.reshape(tuple(fixed)) if type(value) is list else array.reshape(())

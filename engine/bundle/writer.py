@@ -16,10 +16,10 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 if sys.platform != "win32":
     import fcntl
@@ -31,6 +31,7 @@ from engine.bundle.reader import ASIDE, CHUNK, hidden_beside, read_manifest_file
 from engine.errors import BundleError
 from engine.places import check_folder
 
+Content: TypeAlias = "bytes | Path | Iterable[bytes]"
 WRITING = ".writing"
 ATTEMPTS = 100
 _AT_FDCWD = -100
@@ -41,12 +42,12 @@ _NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.ENOTSUP)
 _NO_LOCKS = (errno.ENOSYS, errno.EINVAL, errno.ENOLCK, errno.ENOTSUP)
 
 
-def write_bundle(path: str | os.PathLike[str], manifest: Mapping[str, Any], files: Mapping[str, bytes | Path]) -> None:
+def write_bundle(path: str | os.PathLike[str], manifest: Mapping[str, Any], files: Mapping[str, Content]) -> None:
     """Write a bundle under `path`, in one step for every reader.
 
     manifest: as in manifest.json; `size` and `sha256` of every file (graphs, prior, engines) are filled in where
     they are missing.
-    files: {file name: content, or a path to copy from}, exactly the files that the manifest names.
+    files: {file name: content, whole or in pieces, or a path to copy from}, exactly the files that the manifest names.
     An older bundle under `path` is replaced; any other folder with content is not. BundleError when the manifest is
     not valid, a file is missing or differs from what the manifest says, or the disk refuses.
     """
@@ -101,7 +102,7 @@ def _plain(manifest: Mapping[str, Any], target: Path) -> dict[str, Any]:
         ) from error
 
 
-def _entries(raw: dict[str, Any], files: Mapping[str, bytes | Path], target: Path) -> list[dict[str, Any]]:
+def _entries(raw: dict[str, Any], files: Mapping[str, Content], target: Path) -> list[dict[str, Any]]:
     """The entries with a file of a manifest that is valid but for the sizes and hashes that are still to be found."""
     trial = json.loads(json.dumps(raw))
     for entry in _file_entries(trial):
@@ -125,7 +126,7 @@ def _file_entries(raw: dict[str, Any]) -> list[dict[str, Any]]:
     return [entry for entry in entries if isinstance(entry, dict)]
 
 
-def _fill(folder: Path, target: Path, manifest: Mapping[str, Any], files: Mapping[str, bytes | Path]) -> None:
+def _fill(folder: Path, target: Path, manifest: Mapping[str, Any], files: Mapping[str, Content]) -> None:
     """Write the files, then the manifest that describes exactly what was written."""
     raw = _plain(manifest, target)
     for entry in _entries(raw, files, target):
@@ -140,11 +141,11 @@ def _fill(folder: Path, target: Path, manifest: Mapping[str, Any], files: Mappin
     _write_file(folder / MANIFEST_FILE, (json.dumps(raw, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def _write_file(path: Path, content: bytes | Path) -> tuple[int, str]:
+def _write_file(path: Path, content: Content) -> tuple[int, str]:
     """Write and flush one file; its size and SHA-256."""
     digest, size = hashlib.sha256(), 0
     with open(path, "xb") as file:
-        for chunk in [content] if isinstance(content, bytes) else _chunks(content):
+        for chunk in _chunks(content):
             file.write(chunk)
             digest.update(chunk)
             size += len(chunk)
@@ -153,13 +154,18 @@ def _write_file(path: Path, content: bytes | Path) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
+def _chunks(content: Content) -> Iterator[bytes]:
+    if not isinstance(content, Path):
+        yield from [content] if isinstance(content, bytes) else content
+        return
     try:
-        with open(path, "rb") as file:
+        with open(content, "rb") as file:
             while chunk := file.read(CHUNK):
                 yield chunk
     except OSError as error:
-        raise BundleError(f"{path}: found a file that cannot be read ({error.strerror}), expected one to copy") from error
+        raise BundleError(
+            f"{content}: found a file that cannot be read ({error.strerror}), expected one to copy"
+        ) from error
 
 
 def flush_folder(folder: Path) -> None:

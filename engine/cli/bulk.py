@@ -100,7 +100,7 @@ def sample_in_bulk(path: str, n: int | None, bulk: dict[str, Any], given: dict[s
         raise ArgumentError("workers: found it without --ray, expected both; add --ray, or use --threads")
     features = None if bulk["features"] is None else read_extractor(bulk["features"])
     machine = {name: given.pop(name) for name in ("backend", "precision", "threads")}
-    bundle = Bundle.open(path)
+    bundle = Bundle.open(path, given.pop("allow_links"))
     size = SHARD_SIZE if bulk["shard_size"] is None else bulk["shard_size"]
     format = bulk["format"] or FORMATS[0]
     inputs = take_inputs(given, bundle.manifest)

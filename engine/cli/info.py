@@ -14,7 +14,7 @@ from engine.bundle.examples import example_inputs
 from engine.bundle.graphs import SAMPLER
 from engine.bundle.reader import Bundle
 from engine.cli.contents import describe_bundle, show_contents
-from engine.cli.inputs import INPUT, take_inputs
+from engine.cli.inputs import INPUT, LINKS, take_inputs
 from engine.cli.output import echo_fields, echo_json
 from engine.errors import EngineError
 from engine.processor import this_processor
@@ -29,11 +29,12 @@ MEAN_BOUNDS = {"fp16": 1e-2, "bf16": 3e-2, "int8": 1e-1}
 
 @click.command(short_help="Show what this machine has, and what is in a bundle.")
 @click.argument("bundle", required=False)
+@LINKS
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-def info(bundle: str | None, as_json: bool) -> None:
+def info(bundle: str | None, allow_links: tuple[str, ...], as_json: bool) -> None:
     """Show what this machine has and, with BUNDLE, what is in it and which backend would run it, and why."""
     machine = machine_facts()
-    contents = describe_bundle(Bundle.open(bundle)) if bundle is not None else None
+    contents = describe_bundle(Bundle.open(bundle, allow_links)) if bundle is not None else None
     if as_json:
         echo_json({"machine": machine, "bundle": contents})
         return
@@ -48,16 +49,19 @@ def info(bundle: str | None, as_json: bool) -> None:
 @click.option("-n", "--number", "n", type=click.IntRange(min=1), default=2, show_default=True, help="Images to sample.")
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Seed of the first image.")
 @INPUT
+@LINKS
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @click.pass_context
-def verify(ctx: click.Context, bundle: str, n: int, seed: int, as_json: bool, **given: Any) -> None:
+def verify(
+    ctx: click.Context, bundle: str, n: int, seed: int, allow_links: tuple[str, ...], as_json: bool, **given: Any
+) -> None:
     """Check every hash of BUNDLE, load each graph on each backend it lists, sample, and compare the results.
 
     An input that must be given, and is not, is the value nearest to zero that it may have.
 
     Exit code 1 when the bundle is refused, when no backend could run it, or when two backends disagree.
     """
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, allow_links)
     inputs = (example_inputs(opened.manifest) or {}) | take_inputs(given, opened.manifest)
     report = check_backends(opened, n, seed, inputs)
     if as_json:

@@ -1,4 +1,4 @@
-"""The option --input NAME=VALUE: what a caller hands in for the inputs that a bundle declares."""
+"""What a command is handed beside a bundle's path: inputs by name (--input), and where its links may end (--allow-links)."""
 
 from __future__ import annotations
 
@@ -35,6 +35,13 @@ INPUT = click.option(
     multiple=True,
     help="An input of the bundle (`diffusevae info` lists them): a number, or a .npy file of one sample or one an image. "
     "Again for each.",
+)
+
+LINKS = click.option(
+    "--allow-links",
+    metavar="STORE",
+    multiple=True,
+    help="A folder where links among the bundle's files may end, beside the bundle itself; / for any place. Again for each.",
 )
 
 

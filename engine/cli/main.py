@@ -18,7 +18,7 @@ from engine.checks import check_inputs, count_of
 from engine.cli.bulk import bulk_options, sample_in_bulk, take_bulk
 from engine.cli.elsewhere import commands as commands_elsewhere
 from engine.cli.info import info, verify
-from engine.cli.inputs import INPUT, take_inputs
+from engine.cli.inputs import INPUT, LINKS, take_inputs
 from engine.cli.output import check_out, check_results, finish
 from engine.cli.stream import Resumable, Run, sample_to
 from engine.cli.terminal import Program, shows_progress
@@ -119,6 +119,7 @@ SETTING = options(
     click.option("--variance", type=NearChoice(VARIANCES), help="DDPM's variance; default: the bundle's."),
 )
 MACHINE = options(
+    LINKS,
     click.option("--backend", default="auto", show_default=True, help="Runtime, one that the bundle lists, or auto."),
     click.option(
         "--precision",
@@ -179,7 +180,7 @@ READING = options(
 def open_bundle(bundle: str, given: dict[str, Any]) -> Bundle:
     """The bundle; refuses an --out that cannot be written and a start image that cannot be shown, in this order."""
     check_out(given["out"], given["as_json"])
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, given.pop("allow_links"))
     if given["with_start"] and not has_start_image(opened.manifest):
         raise ArgumentError(
             f"with-start: found {opened.path}, whose chains start from noise or from no picture, expected a bundle with an "
@@ -321,15 +322,18 @@ def interpolate(bundle: str, a: int, b: int, n: int, mode: str, prior: str | Non
 @SEED
 @INPUT
 @SETTING
+@LINKS
 @click.option("--out", default="steps.npz", show_default=True, help="File to write, .npz.")
-def write_steps(bundle: str, n: int | None, seed: int | list[int] | None, out: str, **given: Any) -> None:
+def write_steps(
+    bundle: str, n: int | None, seed: int | list[int] | None, allow_links: tuple[str, ...], out: str, **given: Any
+) -> None:
     """Write what a few-step setting is to BUNDLE's sampler.onnx: timesteps, coefficients, weights and start.
 
     With -n or --seed also the inputs, x_T and noise that `diffusevae sample` draws from these seeds, so that any ONNX
     runtime makes the same images. See examples/whole_sampler.py.
     """
     check_file(out, suffixes=(".npz",))
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, allow_links)
     manifest = opened.manifest
     inputs = take_inputs(given, manifest)
     check_inputs(inputs, manifest.inputs, (), "steps")

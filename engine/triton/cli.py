@@ -26,13 +26,14 @@ from engine.triton.serving import KINDS, Serving
 @click.option("--max-steps", type=int, help="Most steps that a request may ask for; default: 100 or what is recorded.")
 @click.option("--max-queue", default=0, show_default=True, help="Requests that may wait; more are refused. 0: any number.")
 @click.option("--replace", is_flag=True, help="Replace a model of this name that this command wrote.")
-def triton_repo(bundle: str, out: str, replace: bool, **given: Any) -> None:
+@click.option("--allow-links", metavar="STORE", multiple=True, help="As for `diffusevae sample`; again for each.")
+def triton_repo(bundle: str, out: str, replace: bool, allow_links: tuple[str, ...], **given: Any) -> None:
     """Write a model repository for Triton Inference Server that serves BUNDLE.
 
     OUT/NAME holds config.pbtxt, derived from the bundle, and a verified copy of the bundle; the server's Python needs this
     package. Where the bundle has a whole-sampler graph, OUT/NAME_graph serves it on servers without the package.
     """
-    report(write_repository(bundle, out, Serving(**given), replace=replace), out)
+    report(write_repository(bundle, out, Serving(**given), replace=replace, allow_links=allow_links), out)
 
 
 def report(written: Written, out: str) -> None:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine import __version__
+from engine.bundle.links import AllowLinks
 from engine.bundle.manifest import Manifest
-from engine.bundle.reader import Bundle, read_manifest_file
+from engine.bundle.reader import Bundle
 from engine.bundle.writer import replacing, write_bundle
 from engine.errors import EngineError
 from engine.places import check_folder
@@ -50,15 +51,21 @@ class Written:
 
 
 def write_repository(
-    bundle: str | os.PathLike[str], out: str | os.PathLike[str], chosen: Serving | None = None, *, replace: bool = False
+    bundle: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    chosen: Serving | None = None,
+    *,
+    replace: bool = False,
+    allow_links: AllowLinks = False,
 ) -> Written:
     """Write OUT/NAME, and OUT/NAME_graph where the bundle has a whole-sampler graph.
 
     Everything is checked before anything is written. A model of that name is replaced only with `replace`, and only when
-    this function wrote it. RepositoryError, BundleError, BackendError or ArgumentError otherwise.
+    this function wrote it. allow_links: as for `Sampler`; what is written holds no links. RepositoryError, BundleError,
+    BackendError or ArgumentError otherwise.
     """
     check_folder(out)
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, allow_links)
     settled = settle(opened, chosen or Serving())
     stock = graph_model(opened, settled)
     folder = Path(os.path.realpath(out))
@@ -116,8 +123,8 @@ def _fill_served(inside: Path, opened: Bundle, settled: Settled) -> None:
     """config.pbtxt, 1/model.py and 1/bundle, a copy whose every hash was checked while it was written."""
     version = inside / VERSION
     version.mkdir()
-    files: Mapping[str, bytes | Path] = {spec.file: opened.path / spec.file for spec in opened.manifest.files}
-    write_bundle(version / BUNDLE, json.loads(read_manifest_file(opened.path)), files)
+    files = {spec.file: opened.chunks(spec) for spec in opened.manifest.files}
+    write_bundle(version / BUNDLE, json.loads(opened.read_manifest()), files)
     if Bundle.open(version / BUNDLE).manifest != opened.manifest:
         raise RepositoryError(
             f"{opened.path}: found another bundle than a moment ago, expected it not to be rebuilt while it is copied; "

@@ -60,7 +60,10 @@ class ArrayInfo(ctypes.Structure):
 class OpenOptions(ctypes.Structure):
     """diffusevae_open_options."""
 
-    _fields_ = [("size", ctypes.c_size_t), ("backend", TEXT), ("precision", TEXT), ("threads", LONG), ("max_batch", LONG)]
+    _fields_ = [
+        ("size", ctypes.c_size_t), ("backend", TEXT), ("precision", TEXT), ("threads", LONG), ("max_batch", LONG),
+        ("allow_links", ctypes.POINTER(TEXT)), ("allow_links_count", LONG),
+    ]  # fmt: skip
 
 
 class Setting(ctypes.Structure):
@@ -346,8 +349,11 @@ class CSampler:
 
 
 def open_c(library: Library, path: Path, **given: Any) -> CSampler:
-    """Open a bundle; options as in diffusevae_open_options, two threads unless named."""
+    """Open a bundle; options as in diffusevae_open_options, two threads unless named; allow_links: a list of texts."""
     options = library.made(OpenOptions, "open_options")
+    if (stores := given.pop("allow_links", None)) is not None:
+        options.allow_links = (TEXT * len(stores))(*(None if store is None else store.encode() for store in stores))
+        options.allow_links_count = len(stores)
     for name, value in {"threads": 2, **given}.items():
         setattr(options, name, value.encode() if isinstance(value, str) else value)
     handle = POINTER()

@@ -15,12 +15,15 @@ from typing import Any
 
 import pytest
 
+from engine.bundle.reader import Bundle
 from engine.bundle.writer import write_bundle
+from engine.errors import BundleError
 from tests import toy
 from tests.cpp import capi
 from tests.cpp.building import ROOT, SOURCE
-from tests.cpp.capi import Library, open_c
+from tests.cpp.capi import Failed, Library, open_c
 from tests.cpp.refusals import ask_both, ask_cpp
+from tests.field import test_links as links
 from tests.manifests import ABSENT, EXTRA_FILES, damages, edit, full_files, full_manifest
 from tests.native_models import NEEDS_NATIVE
 from tests.unit import test_bundle as bundles
@@ -218,6 +221,15 @@ def test_numbers_at_the_limits_are_read_alike(library: Library, plain: Path) -> 
         assert (NO_ENGINES in ours.text, NO_ENGINES in theirs.text) == (sound, sound), (field, value, theirs.text)
 
 
+def test_the_null_of_a_value_of_uint8(library: Library, plain: Path) -> None:
+    for null in (255, [0, 255]):
+        pipelines.with_mask(plain, null)
+        assert NO_ENGINES in ask_both(library, plain)[1].text
+    for null in pipelines.NOT_UINT8:
+        pipelines.with_mask(plain, null)
+        assert "pipeline.nulls.mask: found " in check_same_refusal(library, plain)
+
+
 # ---- files -----------------------------------------------------------------------------------------
 
 NAMES = [
@@ -234,13 +246,56 @@ def test_only_plain_file_names_are_taken(library: Library, plain: Path, name: ob
     assert "expected a plain file name" in text or "expected another name" in text
 
 
-def test_links_and_pipes_are_refused(library: Library, plain: Path, tmp_path: Path) -> None:
-    graph, outside = plain / "denoiser.onnx", tmp_path / "outside.onnx"
-    graph.rename(outside)
-    for goal in (outside, Path("vae_decoder.onnx"), Path("nowhere")):
-        graph.unlink(missing_ok=True)
-        graph.symlink_to(goal)
-        assert "denoiser.onnx: found a link, expected a regular file" in check_same_refusal(library, plain)
+@pytest.mark.parametrize("layout", [links.hugging_face, links.dvc])
+def test_links_end_in_a_store_that_is_named(
+    library: Library, copy: Path, tmp_path: Path, layout: Callable[..., tuple[Path, Path]]
+) -> None:
+    path, store = layout(tmp_path, source=copy)
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(BundleError) as ours:
+        Bundle.open(path, other)
+    with pytest.raises(Failed) as theirs:
+        open_c(library, path, allow_links=[str(other)])
+    assert str(theirs.value) == f"BUNDLE: {ours.value}"
+    for allowed in ([str(store)], [str(other), os.path.relpath(store.parent)], ["/"]):
+        with open_c(library, path, allow_links=allowed) as sampler:
+            assert sampler.info.name == b"form1"
+
+
+def test_links_inside_of_the_bundle_need_no_option(library: Library, copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "latest").symlink_to(links.config_map(tmp_path, source=copy))
+    with open_c(library, tmp_path / "latest") as sampler:
+        assert sampler.info.name == b"form1"
+
+
+@pytest.mark.parametrize("spoil", links.REFUSED)
+def test_what_is_refused_wherever_links_may_end(
+    library: Library, plain: Path, tmp_path: Path, spoil: Callable[[Path, Path], None]
+) -> None:
+    graph, outside = plain / "denoiser.onnx", tmp_path / "a b\x1b[31m"
+    outside.mkdir()
+    graph.unlink()
+    spoil(graph, outside)
+    with pytest.raises(BundleError) as ours:
+        Bundle.open(plain, True)
+    with pytest.raises(Failed) as theirs:
+        open_c(library, plain, allow_links=["/"])
+    text, rebuild = str(ours.value), "rebuild the bundle with: "
+    assert str(theirs.value).split(rebuild)[0] == f"BUNDLE: {text.split(rebuild)[0]}"
+    assert text.isprintable()
+
+
+def test_what_is_no_store(library: Library, plain: Path) -> None:
+    for wrong in (["nowhere"], [""], [str(plain / "manifest.json")], [None]):
+        with pytest.raises(Failed, match=r"ARGUMENT: allow_links: found .*, expected a folder where a bundle's links"):
+            open_c(library, plain, allow_links=wrong)
+    with pytest.raises(Failed, match=r"allow_links_count is 0; expected at least 1"):
+        open_c(library, plain, allow_links=[])
+
+
+def test_pipes_and_folders_are_refused(library: Library, plain: Path) -> None:
+    graph = plain / "denoiser.onnx"
     graph.unlink()
     assert "denoiser.onnx: found a file that cannot be read (No such file" in check_same_refusal(library, plain)
     os.mkfifo(graph)
@@ -248,11 +303,6 @@ def test_links_and_pipes_are_refused(library: Library, plain: Path, tmp_path: Pa
     graph.unlink()
     graph.mkdir()
     assert "denoiser.onnx: found no regular file" in check_same_refusal(library, plain)
-    graph.rmdir()
-    outside.rename(graph)
-    (plain / "manifest.json").rename(tmp_path / "m.json")
-    (plain / "manifest.json").symlink_to(tmp_path / "m.json")
-    assert "manifest.json: found a link" in check_same_refusal(library, plain)
 
 
 def test_wrong_places_say_what_to_give(library: Library, plain: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from export.latent_prior import (
     log_likelihood,
     read_prior_file,
     sample_posterior,
+    size_of_prior,
     standard_prior,
     to_bytes,
     write_prior,
@@ -197,9 +199,25 @@ class TestCommand:
         with np.load(images) as content:
             for i, pixels in enumerate(content["images"]):
                 Image.fromarray(pixels).save(folder / f"{i:03d}.png")
-        again = self.run(bundle, "--images", folder, "--components", 2, "--out", tmp_path / "again")
+        linked = tmp_path / "linked"
+        linked.mkdir()
+        for file in bundle.iterdir():
+            (linked / file.name).symlink_to(file)
+        again = self.run(linked, "--allow-links", bundle, "--images", folder, "--components", 2, "--out", tmp_path / "again")
         assert again.exit_code == 0, again.output
         assert (tmp_path / "again").read_bytes() == out.read_bytes()
+
+    def test_room_is_estimated_before_the_work(
+        self, bundle: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        out = tmp_path / "prior"
+        assert self.run(bundle, "--images", images, "--components", 3, "--out", out).exit_code == 0
+        size = size_of_prior(3, 4)
+        assert size < out.stat().st_size < size + 500
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=size_of_prior(300, 4) - 1))
+        monkeypatch.setattr(command, "encode", lambda *_: pytest.fail("the work began"))
+        result = self.run(bundle, "--images", images, "--components", 300, "--out", out)
+        assert (result.exit_code, "0.0 MB free, expected about 0.0 MB" in result.output) == (1, True), result.output
 
     def test_of_a_checkpoint(
         self, bundle: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

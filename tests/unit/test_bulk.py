@@ -234,7 +234,7 @@ class TestRefusals:
 
     def test_a_bundle_that_was_replaced(self, monkeypatch: pytest.MonkeyPatch) -> None:
         old, new = opened(), (bundle("form2") / "manifest.json").read_bytes()
-        monkeypatch.setattr("engine.bulk.job.read_manifest_file", lambda _: new)
+        monkeypatch.setattr("engine.bundle.reader.Bundle.read_manifest", lambda _: new)
         with pytest.raises(BulkError, match=r"found another bundle than the one that was opened"):
             describe(old, 3)
 

@@ -188,22 +188,6 @@ def test_only_plain_file_names_are_taken(bundle: Path, name: object) -> None:
         Bundle.open(bundle)
 
 
-def test_links_are_refused_wherever_they_lead(bundle: Path, tmp_path: Path) -> None:
-    graph, outside = bundle / "denoiser.onnx", tmp_path / "outside.onnx"
-    graph.rename(outside)
-    for goal in (outside, Path("vae_decoder.onnx"), Path("nowhere")):
-        graph.unlink(missing_ok=True)
-        graph.symlink_to(goal)
-        with pytest.raises(BundleError, match=r"denoiser\.onnx: found a link, expected a regular file"):
-            Bundle.open(bundle)
-    graph.unlink()
-    outside.rename(graph)
-    (bundle / "manifest.json").rename(tmp_path / "m.json")
-    (bundle / "manifest.json").symlink_to(tmp_path / "m.json")
-    with pytest.raises(BundleError, match=r"manifest\.json: found a link"):
-        Bundle.open(bundle)
-
-
 def test_a_link_to_the_whole_bundle_is_fine(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "latest").symlink_to(bundle)
     assert Bundle.open(tmp_path / "latest").manifest.name == "toy"
@@ -213,7 +197,7 @@ def test_a_link_to_the_whole_bundle_is_fine(bundle: Path, tmp_path: Path) -> Non
 def test_a_pipe_does_not_hang_the_reader(bundle: Path) -> None:
     (bundle / "denoiser.onnx").unlink()
     os.mkfifo(bundle / "denoiser.onnx")
-    with pytest.raises(BundleError, match=r"found no regular file"):
+    with pytest.raises(BundleError, match=r"found no regular file, expected one, or a link to one"):
         Bundle.open(bundle)
 
 

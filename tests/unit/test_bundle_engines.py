@@ -177,7 +177,7 @@ def test_a_damaged_file_is_refused_when_opening_and_when_reading(bundle: Path, n
                 attempt()
     (bundle / name).unlink()
     (bundle / name).symlink_to(bundle / "denoiser.onnx")
-    with pytest.raises(BundleError, match=r"found a link, expected a regular file"):
+    with pytest.raises(BundleError, match=rf"{name}: found \d+ bytes, expected"):
         Bundle.open(bundle)
 
 

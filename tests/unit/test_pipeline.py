@@ -149,6 +149,28 @@ def test_which_values_have_a_null(tmp_path: Path) -> None:
     assert Bundle.open(tmp_path / "c").manifest.pipeline.null_is_computed("recon"), "made by the decoder from z's null"
 
 
+NOT_UINT8 = [300, -1, 256, 0.5, [[0]], True, "0"]
+
+
+def with_mask(bundle: Path, null: Any) -> None:
+    """Let the decoder make a uint8 value too, of which this is the null."""
+    outputs = json.loads((bundle / "manifest.json").read_text())["graphs"]["vae_decoder"]["outputs"]
+    mask = {"name": "mask", "dtype": "uint8", "shape": ["batch", 2], "range": "unbounded"}
+    edit(bundle, "graphs.vae_decoder.outputs", [outputs[0], mask])
+    edit(bundle, "pipeline.before.0.outputs.mask", "mask")
+    edit(bundle, "pipeline.nulls.mask", null)
+
+
+def test_the_null_of_a_value_of_uint8(bundle: Path) -> None:
+    for null in (255, [0, 255]):
+        with_mask(bundle, null)
+        assert Bundle.open(bundle).manifest.pipeline.nulls["mask"].tolist() == null
+    for null in NOT_UINT8:
+        with_mask(bundle, null)
+        with pytest.raises(BundleError, match=r"pipeline\.nulls\.mask: found .*(integers of uint8|or a list)"):
+            Bundle.open(bundle)
+
+
 @pytest.mark.parametrize(
     ("value", "dtype", "shape", "expected"),
     [(0, "int64", (), np.array(0)), (1000, "int64", (2,), np.array(1000)), ([1, 2], "float32", (2,), np.float32([1, 2])),

@@ -141,6 +141,8 @@ typedef struct diffusevae_open_options {
                              * affinity and the container's CPU quota allow */
     int64_t max_batch;      /* 1 .. 2^20, as initialised 64: larger requests run in chunks of this many samples, with the
                              * same result; memory stays bounded */
+    const char* const* allow_links;  /* folders where links among the bundle's files may end, beside the bundle's own: such as */
+    int64_t allow_links_count;       /* the Hugging Face cache's "blobs"; "/" for any place. NULL and 0: none */
 } diffusevae_open_options;
 
 DIFFUSEVAE_API void diffusevae_open_options_init(diffusevae_open_options* options);

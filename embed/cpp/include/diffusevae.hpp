@@ -36,6 +36,10 @@ public:
         c.precision = options.precision.c_str();
         c.threads = options.threads.value_or(DIFFUSEVAE_UNSET);
         c.max_batch = options.max_batch;
+        std::vector<const char*> stores;
+        for (const std::string& store : options.allow_links) stores.push_back(store.c_str());
+        c.allow_links = stores.empty() ? nullptr : stores.data();
+        c.allow_links_count = int64_t(stores.size());
         diffusevae_sampler* opened = nullptr;
         check(diffusevae_open(path.c_str(), &c, &opened));
         adopt(opened);

@@ -168,6 +168,7 @@ struct OpenOptions {
     std::string precision = "auto";
     std::optional<int64_t> threads;  // nullopt: what affinity and the container's CPU quota allow
     int64_t max_batch = 64;
+    std::vector<std::string> allow_links;  // folders where links among the bundle's files may end, beside the bundle's own
 };
 
 using StepInfo = diffusevae_step;

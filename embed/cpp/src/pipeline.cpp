@@ -266,20 +266,14 @@ const Tensor& Pipeline::null_of(const std::string& name) {
     const auto own = spec_.nulls.find(name);
     if (own == spec_.nulls.end() && !spec_.null_is_computed(name)) return value(name);
     if (own != spec_.nulls.end()) {
-        const Null& null = own->second;
+        const Null& null = own->second;  // all of a sample, or one number that fills it
         const Tensor& like = value(name);
         std::vector<int64_t> shape = like.shape();
         shape[0] = 1;
         Tensor& made = nulls_[name];
         made.prepare(like.dtype(), shape);
-        const bool whole = like.dtype() == Dtype::kInt64;
-        const void* numbers = whole ? static_cast<const void*>(null.integers.data()) : null.floats.data();
-        const size_t each = bytes_of(like.dtype());
-        if (!null.shape.empty()) {
-            std::memcpy(made.data(), numbers, made.size());
-        } else {
-            for (size_t at = 0; at < made.size(); at += each) std::memcpy(static_cast<char*>(made.data()) + at, numbers, each);
-        }
+        for (size_t at = 0; at < made.size(); at += null.size())
+            std::memcpy(static_cast<char*>(made.data()) + at, null.data(), null.size());
         return made;
     }
     if (nulls_there_.count(name) != 0) return nulls_.at(name);

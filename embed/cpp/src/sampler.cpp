@@ -61,7 +61,7 @@ size_t checked_index(int64_t index, size_t count, const char* what) {
 Opened::Opened(const std::string& path, const diffusevae_open_options& options)
     : max_batch(checked_max_batch(options.max_batch)),
       threads(resolve_threads(given(options.threads))),
-      bundle(Bundle::open(path)),
+      bundle(Bundle::open(path, stores_of(options.allow_links, options.allow_links_count))),
       schedule(bundle.manifest().schedule),
       prior(read_prior(bundle)),
       outputs(outputs_of(bundle.manifest())),

@@ -143,6 +143,11 @@ void refusals(diffusevae::Sampler& sampler, const std::string& path) {
     options = {};
     options.threads = 0;
     expect_thrown<diffusevae::ArgumentError>("threads: found 0", [&] { diffusevae::Sampler other(path, options); });
+    options = {};
+    options.allow_links = {"/", path + ".nowhere"};
+    expect_thrown<diffusevae::ArgumentError>("allow_links: found", [&] { diffusevae::Sampler other(path, options); });
+    options.allow_links.pop_back();
+    expect(diffusevae::Sampler(path, options).info().max_batch == 64, "links may end anywhere");
 }
 
 void callbacks(diffusevae::Sampler& sampler) {

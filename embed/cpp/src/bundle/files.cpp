@@ -1,10 +1,7 @@
 #include "bundle/files.h"
 
-#include <fcntl.h>
 #include <openssl/evp.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <cerrno>
 #include <memory>
@@ -18,63 +15,6 @@ namespace diffusevae {
 namespace {
 
 constexpr size_t kChunk = size_t(1) << 20;
-
-[[noreturn]] void refuse(const std::string& path, const std::string& found, const std::string& expected) {
-    refuse(Origin{path, "", kRebuild}, "", found, expected);
-}
-
-[[noreturn]] void refuse_unreadable(const std::string& path, int error) {
-    refuse(Origin{path, "", std::string("check its permissions and disk, or ") + kRebuild}, "",
-           "a file that cannot be read (" + std::generic_category().message(error) + ")", "a file of the bundle");
-}
-
-void check_regular(const std::string& path, const struct stat& found) {
-    if (S_ISREG(found.st_mode)) return;
-    refuse(path, S_ISLNK(found.st_mode) ? "a link" : "no regular file",
-           "a regular file inside the bundle (nothing may lead out of it)");
-}
-
-// A regular file, opened for reading without following a link.
-class OpenFile {
-public:
-    explicit OpenFile(std::string path) : path_(std::move(path)) {
-        struct stat found = {};
-        if (lstat(path_.c_str(), &found) != 0) refuse_unreadable(path_, errno);
-        check_regular(path_, found);  // before it is opened: a pipe would wait for its writer
-        handle_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-        if (handle_ < 0) refuse_unreadable(path_, errno);
-    }
-    ~OpenFile() { ::close(handle_); }
-    OpenFile(const OpenFile&) = delete;
-    OpenFile& operator=(const OpenFile&) = delete;
-
-    int handle() const { return handle_; }
-
-    void check_size(int64_t size) const {
-        struct stat found = {};
-        if (fstat(handle_, &found) != 0) refuse_unreadable(path_, errno);
-        check_regular(path_, found);  // once more: another may have been put there before it was opened
-        if (found.st_size != size)
-            refuse(path_, std::to_string(found.st_size) + " bytes",
-                   std::to_string(size) + ": the file is truncated or of another build");
-    }
-
-    // Up to `size` bytes; fewer only at the end of the file.
-    size_t read(char* to, size_t size) const {
-        size_t done = 0;
-        while (done < size) {
-            const ssize_t count = ::read(handle_, to + done, size - done);
-            if (count == 0) break;
-            if (count < 0 && errno != EINTR) refuse_unreadable(path_, errno);
-            if (count > 0) done += size_t(count);
-        }
-        return done;
-    }
-
-private:
-    std::string path_;
-    int handle_ = -1;
-};
 
 class Sha256 {
 public:
@@ -106,7 +46,7 @@ private:
 
 void check_digest(const std::string& path, const std::string& found, const FileSpec& spec) {
     if (found != spec.sha256)
-        refuse(path, "SHA-256 " + found, spec.sha256 + ": the file is damaged or of another build");
+        refuse_file(path, "SHA-256 " + found, spec.sha256 + ": the file is damaged or of another build");
 }
 
 }  // namespace
@@ -117,8 +57,8 @@ std::string sha256_of(std::string_view bytes) {
     return digest.hexadecimal();
 }
 
-void verify_file(const std::string& path, const FileSpec& spec) {
-    const OpenFile file(path);
+void verify_file(const std::string& path, const FileSpec& spec, const Stores& stores) {
+    const OpenFile file(path, stores);
     file.check_size(spec.size);
     Sha256 digest;
     std::vector<char> buffer(kChunk);
@@ -126,8 +66,8 @@ void verify_file(const std::string& path, const FileSpec& spec) {
     check_digest(path, digest.hexadecimal(), spec);
 }
 
-std::string read_file(const std::string& path, const FileSpec& spec) {
-    const OpenFile file(path);
+std::string read_file(const std::string& path, const FileSpec& spec, const Stores& stores) {
+    const OpenFile file(path, stores);
     file.check_size(spec.size);
     std::string data(size_t(spec.size) + 1, '\0');  // one more: a file that grew meanwhile has another SHA-256
     data.resize(file.read(data.data(), data.size()));
@@ -135,15 +75,15 @@ std::string read_file(const std::string& path, const FileSpec& spec) {
     return data;
 }
 
-std::string read_start(const std::string& path, size_t limit) {
-    const OpenFile file(path);
+std::string read_start(const std::string& path, size_t limit, const Stores& stores) {
+    const OpenFile file(path, stores);
     std::string data(limit, '\0');
     data.resize(file.read(data.data(), data.size()));
     return data;
 }
 
-MappedFile::MappedFile(const std::string& path, const FileSpec& spec) {
-    const OpenFile file(path);
+MappedFile::MappedFile(const std::string& path, const FileSpec& spec, const Stores& stores) {
+    const OpenFile file(path, stores);
     file.check_size(spec.size);
 #ifdef MAP_POPULATE
     constexpr int kFlags = MAP_PRIVATE | MAP_POPULATE;  // else the first step would stop at every page of every layer

@@ -1,4 +1,4 @@
-// The reading of a bundle's files: without following links, of exactly the size and SHA-256 that the manifest says.
+// The reading of a bundle's files: of exactly the size and SHA-256 that the manifest says.
 #ifndef DIFFUSEVAE_FILES_H
 #define DIFFUSEVAE_FILES_H
 
@@ -6,7 +6,7 @@
 #include <string>
 #include <string_view>
 
-#include "error.h"
+#include "bundle/open_file.h"
 
 namespace diffusevae {
 
@@ -19,20 +19,21 @@ struct FileSpec {
 
 std::string sha256_of(std::string_view bytes);  // in hexadecimal
 
-// Refuses a file (Error, BUNDLE) that is a link, not regular, unreadable, or not of this size and SHA-256.
-void verify_file(const std::string& path, const FileSpec& spec);
+// Refuses a file (Error, BUNDLE) that ends elsewhere than in the bundle and the stores, is not regular, unreadable, or not of
+// this size and SHA-256.
+void verify_file(const std::string& path, const FileSpec& spec, const Stores& stores);
 
 // The same, and its bytes: those that were hashed.
-std::string read_file(const std::string& path, const FileSpec& spec);
+std::string read_file(const std::string& path, const FileSpec& spec, const Stores& stores);
 
 // The first bytes of a regular file, at most `limit`.
-std::string read_start(const std::string& path, size_t limit);
+std::string read_start(const std::string& path, size_t limit, const Stores& stores);
 
 // A verified file mapped read-only, read ahead at once; begins at a page, hence at a multiple of 64 bytes.
 class MappedFile {
 public:
     MappedFile() = default;
-    MappedFile(const std::string& path, const FileSpec& spec);
+    MappedFile(const std::string& path, const FileSpec& spec, const Stores& stores);
     ~MappedFile();
     MappedFile(MappedFile&& other) noexcept;
     MappedFile& operator=(MappedFile&& other) noexcept;

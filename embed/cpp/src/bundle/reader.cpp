@@ -94,33 +94,33 @@ Place locate(const std::string& asked) {
     refuse(Origin{in_quotes(asked), "", cure}, "", "nothing that can be read (" + why + ")", "a bundle folder");
 }
 
-std::string read_manifest_file(const std::string& folder) {
+std::string read_manifest_file(const std::string& folder, const Stores& stores) {
     const std::string path = folder + "/" + kManifestFile;
     struct stat found = {};
     if (lstat(path.c_str(), &found) != 0 && errno == ENOENT)
         refuse(Origin{folder, "", std::string("give the folder that the build wrote, or ") + kRebuild}, "",
                std::string("a folder without ") + kManifestFile, "a bundle");
-    return read_start(path, size_t(kMaxManifestBytes) + 1);
+    return read_start(path, size_t(kMaxManifestBytes) + 1, stores);
 }
 
 }  // namespace
 
-Bundle Bundle::open(const std::string& path) {
+Bundle Bundle::open(const std::string& path, const Stores& stores) {
     const std::string asked = trimmed(path);
     for (int attempt = 1; attempt < kOpenAttempts; ++attempt) {
         const Place place = locate(asked);
         try {
-            return verified(place.folder);
+            return verified(place.folder, stores);
         } catch (const Error& error) {
             if (error.status() != DIFFUSEVAE_BUNDLE || locate(asked) == place) throw;
         }
     }
-    return verified(locate(asked).folder);
+    return verified(locate(asked).folder, stores);
 }
 
-Bundle Bundle::verified(const std::string& folder) {
-    Bundle bundle(folder, parse_manifest(read_manifest_file(folder), folder + "/" + kManifestFile));
-    for (const FileSpec& spec : bundle.manifest_.files()) verify_file(bundle.path_of(spec), spec);
+Bundle Bundle::verified(const std::string& folder, const Stores& stores) {
+    Bundle bundle(folder, parse_manifest(read_manifest_file(folder, stores), folder + "/" + kManifestFile), stores);
+    for (const FileSpec& spec : bundle.manifest_.files()) verify_file(bundle.path_of(spec), spec, stores);
     return bundle;
 }
 
@@ -134,7 +134,7 @@ const GraphSpec& Bundle::spec(const std::string& key) const {
 
 std::string Bundle::read_graph(const std::string& key) const {
     const GraphSpec& graph = spec(key);
-    return read_file(path_of(graph), graph);
+    return read_file(path_of(graph), graph, stores_);
 }
 
 bool Bundle::has_engine(const std::string& backend, const std::string& precision, const std::string& graph) const {
@@ -153,17 +153,17 @@ const EngineSpec& Bundle::engine(const std::string& backend, const std::string& 
 
 std::string Bundle::read_engine(const EngineSpec& engine, const std::string& label) const {
     const FileSpec& file = engine.file(label);
-    return read_file(path_of(file), file);
+    return read_file(path_of(file), file, stores_);
 }
 
 MappedFile Bundle::map_engine(const EngineSpec& engine, const std::string& label) const {
     const FileSpec& file = engine.file(label);
-    return MappedFile(path_of(file), file);
+    return MappedFile(path_of(file), file, stores_);
 }
 
 std::optional<std::string> Bundle::read_prior() const {
     if (!manifest_.prior) return std::nullopt;
-    return read_file(path_of(*manifest_.prior), *manifest_.prior);
+    return read_file(path_of(*manifest_.prior), *manifest_.prior, stores_);
 }
 
 std::string Bundle::path_of(const FileSpec& spec) const { return path_ + "/" + spec.file; }

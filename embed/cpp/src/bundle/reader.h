@@ -14,8 +14,9 @@ namespace diffusevae {
 class Bundle {
 public:
     // Verifies the manifest, and size and SHA-256 of every file it names; Error (BUNDLE) names what does not match.
-    // A builder may replace the folder meanwhile: then the new bundle is opened, never a mixture of both.
-    static Bundle open(const std::string& path);
+    // Links in the folder may end in it or in a store. A builder may replace the folder meanwhile: then the new bundle is
+    // opened, never a mixture of both.
+    static Bundle open(const std::string& path, const Stores& stores);
 
     const std::string& path() const { return path_; }
     const Manifest& manifest() const { return manifest_; }
@@ -34,13 +35,15 @@ public:
     std::string path_of(const FileSpec& spec) const;
 
 private:
-    Bundle(std::string path, Manifest manifest) : path_(std::move(path)), manifest_(std::move(manifest)) {}
-    static Bundle verified(const std::string& folder);
+    Bundle(std::string path, Manifest manifest, Stores stores)
+        : path_(std::move(path)), manifest_(std::move(manifest)), stores_(std::move(stores)) {}
+    static Bundle verified(const std::string& folder, const Stores& stores);
     const EngineSpec* find_engine(const std::string& backend, const std::string& precision,
                                   const std::string& graph) const;
 
     std::string path_;
     Manifest manifest_;
+    Stores stores_;
 };
 
 }  // namespace diffusevae

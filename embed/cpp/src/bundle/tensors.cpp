@@ -34,6 +34,12 @@ void flatten(const Value& value, std::vector<const Value*>& into) {
     }
 }
 
+template <class Number>
+void append(std::vector<char>& bytes, Number number) {
+    const char* const from = reinterpret_cast<const char*>(&number);
+    bytes.insert(bytes.end(), from, from + sizeof number);
+}
+
 // The fixed sizes of a shape, nothing where one is free.
 std::optional<std::vector<int64_t>> fixed(const Dimensions& shape) {
     std::vector<int64_t> sizes;
@@ -128,25 +134,27 @@ std::optional<Null> parse_null(Fields& fields, const std::string& key, const Dim
     if (value.list() != nullptr) {
         const auto sizes = fixed(shape), found = shape_of(value);
         if (!sizes || !found || *found != *sizes) fields.refuse(key, "a number, or a list of shape " + shown_shape(shape));
-        null.shape = *sizes;
     }
     std::vector<const Value*> numbers;
     flatten(value, numbers);
-    const bool whole = dtype == kInt64;
+    const bool whole = dtype != kFloat32;
+    const std::string fitting = (whole ? "integers of " : "numbers of ") + dtype;
     for (const Value* number : numbers)
-        if (!number->number() || (whole && !std::holds_alternative<Integer>(number->any())))
-            fields.refuse(key, (whole ? "integers of " : "numbers of ") + dtype);
+        if (!number->number() || (whole && !std::holds_alternative<Integer>(number->any()))) fields.refuse(key, fitting);
     for (const Value* number : numbers)
         if (range && !(*number->number() >= range->first && *number->number() <= range->second))
             fields.refuse(key, "numbers within the range [" + short_number(range->first) + ", "
                                    + short_number(range->second) + "]");
     for (const Value* number : numbers) {
+        const std::optional<int64_t> integer = number->integer();
         if (!whole && std::fabs(*number->number()) <= std::numeric_limits<float>::max()) {
-            null.floats.push_back(float(double(*number->number())));
-        } else if (const std::optional<int64_t> integer = number->integer(); whole && integer && *integer != INT64_MIN) {
-            null.integers.push_back(*integer);
+            append(null, float(double(*number->number())));
+        } else if (dtype == kInt64 && integer && *integer != INT64_MIN) {
+            append(null, *integer);
+        } else if (dtype == kUint8 && integer && *integer >= 0 && *integer <= UINT8_MAX) {
+            append(null, uint8_t(*integer));
         } else {
-            fields.refuse(key, (whole ? "integers of " : "numbers of ") + dtype);
+            fields.refuse(key, fitting);
         }
     }
     return null;

@@ -16,6 +16,7 @@ namespace diffusevae {
 
 constexpr const char* kFloat32 = "float32";
 constexpr const char* kInt64 = "int64";
+constexpr const char* kUint8 = "uint8";
 
 using Dimension = std::variant<int64_t, std::string>;  // a name is a free dimension
 using Dimensions = std::vector<Dimension>;
@@ -35,12 +36,8 @@ struct TensorSpec {
 bool operator==(const TensorSpec& a, const TensorSpec& b);
 inline bool operator!=(const TensorSpec& a, const TensorSpec& b) { return !(a == b); }
 
-// What stands for "nothing" under guidance: one number for a whole sample, or each number of a sample of this shape.
-struct Null {
-    std::vector<int64_t> shape;     // empty: one number
-    std::vector<float> floats;      // of float32
-    std::vector<int64_t> integers;  // of int64
-};
+// What stands for "nothing" under guidance, as bytes of the value's dtype: all of a sample, or one number that fills it.
+using Null = std::vector<char>;
 
 // Whether a text is a name as Python's identifiers of ASCII letters are.
 bool is_identifier(const std::string& text);
