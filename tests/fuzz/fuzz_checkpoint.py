@@ -6,7 +6,6 @@ Each seed is one case, the same on every machine: `--replay SEED` runs it alone 
 from __future__ import annotations
 
 import argparse
-import collections
 import io
 import json
 import pickle
@@ -25,6 +24,7 @@ from safetensors.torch import save
 from engine.errors import EngineError
 from export.build import Request, check_defaults, recognise
 from tests import golden_models
+from tests.fuzz import seeds
 
 VALUES: list[Any] = [
     None, True, 0, -1, 2**63, 0.5, float("nan"), "", "x", "form2", "\ud800", "x" * 5000, [], [[]], {}, {"steps": 0},
@@ -162,21 +162,9 @@ def one(seed: int, folder: Path, original: dict[str, Any], show: bool) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=1000, help="how many seeds")
-    parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--replay", type=int, metavar="SEED", help="run this seed alone and say what was changed")
-    options = parser.parse_args()
-    seeds = range(options.first, options.first + options.count)
-    if options.replay is not None:
-        seeds = range(options.replay, options.replay + 1)
-    counts: collections.Counter[str] = collections.Counter()
     original = contents()
     with tempfile.TemporaryDirectory() as folder:
-        for seed in seeds:
-            sys.stderr.write(f"seed {seed}\n")  # the last one written is the one to replay
-            counts[one(seed, Path(folder), original, options.replay is not None)] += 1
-    sys.stdout.write(json.dumps(counts) + "\n")
+        seeds.run(seeds.parser(__doc__).parse_args(), lambda seed, show: one(seed, Path(folder), original, show))
 
 
 if __name__ == "__main__":
