@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 
 from engine.errors import CheckpointError, first_line
-from export.read.candidates import select
+from export.read.candidates import ROOT, select
 from export.read.pickles import StandIn
 from export.read.safetensors_file import INDEX_SUFFIX, MAX_INDEX, read_index, read_safetensors
 from export.read.torch_file import DAMAGED, LEGACY_MAGIC, ZIP_MAGIC, StoredTensor, TorchFile, numpy_value
@@ -133,7 +134,7 @@ def _read_shards(path: Path, data: bytes, digest: Any) -> dict[str, torch.Tensor
     """The tensors of all shards of an index, each from the one that it is said to be in."""
     tensors: dict[str, torch.Tensor] = {}
     for name, keys in read_index(path, data).items():
-        shard = read_checkpoint(path.parent / name)
+        shard = read_checkpoint(path.parent / name, Selection(key=ROOT))  # all of it: what is meant, the whole tells
         digest.update(bytes.fromhex(shard.sha256))
         missing = next((key for key in keys if key not in shard.tensors), None)
         if missing is not None:
@@ -189,7 +190,7 @@ def _plain(value: Any, done: dict[int, Any]) -> Any:
     if isinstance(value, StandIn):
         array = numpy_value(value)
         if array is not None:
-            return array.item() if not array.ndim else None
+            return _plain_number(array) if not array.ndim else None
         done[id(value)] = None
         inner = value.entries or (value.state if isinstance(value.state, dict) else None)
         if isinstance(inner, dict) and "_val" in inner:  # a value of OmegaConf's
@@ -204,6 +205,12 @@ def _plain(value: Any, done: dict[int, Any]) -> Any:
     elif isinstance(value, (list, tuple)):
         done[id(value)] = [_plain(item, done) for item in value]
     return done[id(value)]
+
+
+def _plain_number(scalar: np.ndarray) -> Any:
+    """A scalar of NumPy as Python's; 0.02 in float32 is 0.02, and not what that is in float64."""
+    narrow = scalar.dtype.kind == "f" and scalar.dtype.itemsize < 8
+    return float(str(scalar[()])) if narrow else scalar.item()
 
 
 def as_float32(tensors: Mapping[str, torch.Tensor], path: Path, prefix: str = "") -> dict[str, torch.Tensor]:

@@ -30,6 +30,7 @@ VALUES: list[Any] = [
     None, True, 0, -1, 2**63, 0.5, float("nan"), "", "x", "form2", "\ud800", "x" * 5000, [], [[]], {}, {"steps": 0},
     "16x99999999", "16d0,16t8", "1u0", "0:0", "1:", "16x1,16d2,16t8,8x1,8d2,8t4,4x1,4d4,4t1,1x1",
 ]  # fmt: skip
+DTYPES = [torch.int8, torch.bool, torch.complex64, torch.float16, torch.float64, torch.float8_e4m3fn]
 NAMES = [
     "n_heads", "image_size", "type", "variance", "prediction", "name", "defaults", "input_res", "enc_block_str",
     "dec_block_str", "enc_channel_str", "dec_channel_str",
@@ -59,7 +60,7 @@ def mutate_content(rng: random.Random, content: dict[str, Any]) -> list[str]:
         elif action == 3:
             state[key] = torch.full_like(state[key], rng.choice([float("nan"), float("inf"), -1.0, 0.0, 1e-300, 1e30]))
         elif action == 4:
-            state[key] = state[key].to(rng.choice([torch.int8, torch.bool, torch.complex64, torch.float16, torch.float64]))
+            state[key] = state[key].to(rng.choice(DTYPES))
         elif action == 5:
             state[key] = rng.choice(VALUES)
         else:
@@ -100,7 +101,8 @@ def mutate_pickle(rng: random.Random, data: bytes) -> bytes:
 
 def contain(rng: random.Random, content: dict[str, Any]) -> tuple[str, Any]:
     """The same as people save it: averages beside, lists, objects, wrappers in the keys."""
-    kind = rng.choice(["plain", "plain", "pair", "list", "order", "object", "wrapped", "numpy", "deep"])
+    kinds = ["plain", "plain", "pair", "list", "order", "object", "wrapped", "numpy", "deep", "flat", "apart"]
+    kind = rng.choice(kinds)
     state = content["state_dict"]
     ema = {k.removeprefix("target_network."): v for k, v in state.items()}
     tensors = [v for k, v in ema.items() if k.startswith("decoder.")]
@@ -112,6 +114,8 @@ def contain(rng: random.Random, content: dict[str, Any]) -> tuple[str, Any]:
         "object": {"model": argparse.Namespace(**ema), "average": argparse.Namespace(module=ema, decay=np.float64(0.9))},
         "wrapped": {re.sub(r"(\.\d+)\.", rng.choice([r"\1._w.", r"._orig_mod\1.", r"\1."]), k): v for k, v in state.items()},
         "numpy": {k: v.numpy() if isinstance(v, torch.Tensor) and v.numel() < 1e7 else v for k, v in state.items()},
+        "flat": {f"{rng.choice(['', 'ema.'])}{k}": v for k, v in state.items()} | {f"net.{k}": v for k, v in ema.items()},
+        "apart": {"model": {k: v for k, v in ema.items() if "." in k}, **{k: v for k, v in ema.items() if "." not in k}},
         "deep": {"a": ({"b": [content]}, argparse.Namespace(c={"d": rng.choice(VALUES)}))},
     }[kind]
     return kind, saved
