@@ -272,7 +272,7 @@ def _leaves(path: Path, one: Candidate) -> dict[str, Leaf]:
         elif isinstance(key, str) and isinstance(value, StandIn) and (own_key(key) or _needs_code(value)):
             raise CheckpointError(f"{path}: {_why_not(path, one, key, value)}")
         elif is_leaf(value) or (isinstance(key, str) and own_key(key)):
-            kind = "a tensor" if is_leaf(value) else f"a {type(value).__name__}"
+            kind = "tensor" if is_leaf(value) else type(value).__name__
             name = key.name if isinstance(key, StandIn) else repr(str(key)[:80])
             raise CheckpointError(
                 f"{path}: found {kind} under the key {name}, expected a tensor under a text key; save "
