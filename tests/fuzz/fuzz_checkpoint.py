@@ -99,6 +99,11 @@ def mutate_pickle(rng: random.Random, data: bytes) -> bytes:
     return buffer.getvalue()
 
 
+def is_array(value: Any) -> bool:
+    """Whether NumPy can have it, and the disk."""
+    return isinstance(value, torch.Tensor) and value.numel() < 1e7 and value.dtype != torch.float8_e4m3fn
+
+
 def contain(rng: random.Random, content: dict[str, Any]) -> tuple[str, Any]:
     """The same as people save it: averages beside, lists, objects, wrappers in the keys."""
     kinds = ["plain", "plain", "pair", "list", "order", "object", "wrapped", "numpy", "deep", "flat", "apart"]
@@ -113,7 +118,7 @@ def contain(rng: random.Random, content: dict[str, Any]) -> tuple[str, Any]:
         "order": {"net": ema, "ema": {"shadow_params": tensors[rng.randrange(2) :]}},
         "object": {"model": argparse.Namespace(**ema), "average": argparse.Namespace(module=ema, decay=np.float64(0.9))},
         "wrapped": {re.sub(r"(\.\d+)\.", rng.choice([r"\1._w.", r"._orig_mod\1.", r"\1."]), k): v for k, v in state.items()},
-        "numpy": {k: v.numpy() if isinstance(v, torch.Tensor) and v.numel() < 1e7 else v for k, v in state.items()},
+        "numpy": {k: v.numpy() if is_array(v) else v for k, v in state.items()},
         "flat": {f"{rng.choice(['', 'ema.'])}{k}": v for k, v in state.items()} | {f"net.{k}": v for k, v in ema.items()},
         "apart": {"model": {k: v for k, v in ema.items() if "." in k}, **{k: v for k, v in ema.items() if "." not in k}},
         "deep": {"a": ({"b": [content]}, argparse.Namespace(c={"d": rng.choice(VALUES)}))},
