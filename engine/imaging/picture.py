@@ -35,6 +35,7 @@ PREVIEW = (254, 50706)  # TIFF's NewSubfileType, where 1 says "of a larger pictu
 # What people take for pictures, by how it starts, and what helps.
 TO_PNG = "Convert it to PNG."
 STRANGERS = (
+    (rb"\xff\xd8\xff|\x89PNG|GIF8|RIFF....WEBP|II\*\0|MM\0\*", "a picture whose start is damaged", "Copy it again."),
     (b"....ftyp(?:hei|hev|mif|msf)", "HEIC", TO_PNG),
     (b"....ftypavi[fs]", "AVIF", TO_PNG),  # where Pillow was built without it
     (b"....ftyp", "a film", "Save one frame as PNG."),

@@ -210,6 +210,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
         for format, data in ((format, encoded(WHOLE, format)) for format in FORMATS)
     },
     "an empty file": (file("a.png", b""), "found an empty file, expected one of the formats PNG, JPEG"),
+    "a JPEG of three bytes": (file("a.jpg", b"\xff\xd8\xff"), "found a picture whose start is damaged"),
     "a web page": (file("a.png", b"<html>404</html>"), "found a web page, expected one of the formats PNG, JPEG"),
     "a pointer": (file("a.png", b"version https://git-lfs.github.com/spec/v1"), "Fetch the file itself: git lfs pull"),
     "HEIC": (file("a.heic", b"\0\0\0\x18ftypheic\0\0\0\0"), "found HEIC, expected one of the formats PNG"),
