@@ -27,6 +27,7 @@ from export.read.wrappers import NETWORK
 
 CHUNK = 1 << 20
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 MAX_CONTAINERS = 10_000  # in hyper-parameters
 MAX_INTEGER_BITS = 1024  # of a hyper-parameter: Python does not even print integers of any length
 # Files that people hand over by mistake, recognised by how they start.
@@ -93,6 +94,11 @@ def read_checkpoint(path: str | os.PathLike[str], selection: Selection | None = 
                 return _chosen(path, *read_safetensors(path), selection, digest)
             _check_magic(path, head, size)
             return _read_torch(path, file, size, selection, digest)
+    except IsADirectoryError as error:
+        files = sorted(os.listdir(path))
+        inside = [name for suffix in (INDEX_SUFFIX, SUFFIXES) for name in files if name.endswith(suffix)]
+        cure = f"give one of those inside, such as {path / inside[0]}" if inside else "none is inside, check the path"
+        raise CheckpointError(f"{path}: found a folder, expected a checkpoint file; {cure}") from error
     except OSError as error:
         raise CheckpointError(
             f"{path}: found nothing to read ({error.strerror}), expected a checkpoint file; check the path"

@@ -214,6 +214,10 @@ class TestShards:
         save_file(changed, tmp_path / "m-00001-of-00002.safetensors")
         assert read_checkpoint(path).sha256 != before, "the bundle's source is every byte of the shards"
 
+    def test_the_folder_instead(self, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match=r"found a folder, .* such as .*/m\.safetensors\.index\.json$"):
+            read_checkpoint(self.write(tmp_path).parent)
+
     @pytest.mark.parametrize(
         ("name", "says"),
         [
