@@ -36,6 +36,21 @@ def parameters(network: str) -> State:
     return {k: t for k, t in under(f"{network}.").items() if k.startswith("decoder.")}
 
 
+def flat() -> State:
+    """Two networks in one dict, each under a name of its own."""
+    return {f"{n}.{k}": t for n, m in (("network", ONLINE), ("ema_network", EMA)) for k, t in under(f"{m}.").items()}
+
+
+def constants() -> State:
+    """What the schedule registers."""
+    return {k: t for k, t in under(f"{EMA}.").items() if not k.startswith("decoder.")}
+
+
+def loose() -> State:
+    """Averaged network and VAE without constants."""
+    return parameters(EMA) | {k: t for k, t in golden().items() if k.startswith("vae.")}
+
+
 def renamed(pattern: str, by: str) -> State:
     """Everything, with other keys."""
     return {re.sub(pattern, by, key): tensor for key, tensor in golden().items()}

@@ -12,6 +12,17 @@ from engine.kernels import native_library
 from engine.kernels.native_library import NativeLibrary
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How long the table of tests/field/ is, so that a run says it."""
+    cases = {
+        outcome: sum(report.nodeid.startswith("tests/field/") for report in terminalreporter.stats.get(outcome, ()))
+        for outcome in ("passed", "failed", "error", "skipped")
+    }
+    if any(cases.values()):
+        words = ", ".join(f"{count} {outcome}" for outcome, count in cases.items() if count)
+        terminalreporter.write_line(f"field cases: {sum(cases.values())} ({words})")
+
+
 @pytest.fixture(scope="session")
 def golden_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """golden_bundle(name): the bundle of a golden model, built once per session."""

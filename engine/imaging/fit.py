@@ -6,7 +6,6 @@ is Lanczos. Both work on the values in the file (not in linear light), as browse
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -44,7 +43,7 @@ def fitted(picture: Any, size: Size, fit: str, background: tuple[int, int, int])
     else:
         box = _crop(found, size)
         kept = (box[2] - box[0], box[3] - box[1])
-        picture = _scaled(picture.crop(box), size)
+        picture = _scaled(picture if kept == found else picture.crop(box), size)
         words += [f"cropped to {kept[0]}x{kept[1]}"] * (kept != found)
         words += [f"resized to {size[0]}x{size[1]}"] * (kept != size)
     array = np.asarray(picture, np.uint8)
@@ -78,8 +77,9 @@ def _scaled(picture: Any, size: Size) -> Any:
     if shrunk != picture.size:
         mode = picture.mode
         weighed = picture.convert("RGBa") if mode == "RGBA" else picture
-        means = _means(np.asarray(weighed), shrunk[1])
-        means = _means(means.swapaxes(0, 1), shrunk[0]).swapaxes(0, 1)
+        means: npt.NDArray[Any] = np.asarray(weighed)
+        for axis in np.argsort(means.shape[:2])[::-1]:  # the longer side first: what is between is small then
+            means = _means(means.swapaxes(0, axis), shrunk[1 - axis]).swapaxes(0, axis)
         small = Image.frombytes(weighed.mode, shrunk, np.rint(means).astype(np.uint8).tobytes())
         picture = small.convert(mode)
     return picture if shrunk == size else picture.resize(size, Image.Resampling.LANCZOS)
@@ -87,11 +87,11 @@ def _scaled(picture: Any, size: Size) -> Any:
 
 def _means(array: npt.NDArray[Any], count: int) -> npt.NDArray[np.float64]:
     """`count` means of equal stretches along the first axis; what a stretch covers in part counts by that part."""
-    edges = [len(array) * i / count for i in range(count + 1)]
     means = np.empty((count, *array.shape[1:]))
-    for index, (low, high) in enumerate(pairwise(edges)):
+    for index in range(count):
+        low, high = len(array) * index / count, len(array) * (index + 1) / count
         first, last = int(low), min(int(np.ceil(high)), len(array))
-        places = np.arange(first, last)
-        covered = np.minimum(high, places + 1) - np.maximum(low, places)
-        means[index] = np.tensordot(covered / covered.sum(), array[first:last].astype(np.float64), 1)
+        # All of the stretch, without the parts that belong to its neighbours: no array of floats as large as a picture.
+        total = array[first:last].sum(0, dtype=np.float64) - (low - first) * array[first]
+        means[index] = (total - (last - high) * array[last - 1]) / (high - low)
     return means

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import warnings
 from pathlib import Path
@@ -28,6 +29,26 @@ TURNS = {
 # 16-bit gray in a file becomes Pillow's 32-bit mode in these formats, scaled to 16 bits; elsewhere its white is unknown.
 SIXTEEN_IN_I = ("PNG", "PPM", "JPEG2000")
 SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab ": "LAB"}  # of ICC profiles: Pillow's mode
+GAMMA, GAMMA_OFF = 1 / 2.2, 0.05  # a PNG's that is sRGB's, up to the share that viewers leave alone, too
+CHROMATICITIES = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)  # a PNG's in its order: sRGB's white, red, green, blue
+PREVIEW = (254, 50706)  # TIFF's NewSubfileType, where 1 says "of a larger picture", and DNGVersion
+# What people take for pictures, by how it starts, and what helps.
+TO_PNG = "Convert it to PNG."
+STRANGERS = (
+    (rb"\xff\xd8\xff|\x89PNG|GIF8|RIFF....WEBP|II\*\0|MM\0\*", "a picture whose start is damaged", "Copy it again."),
+    (b"....ftyp(?:hei|hev|mif|msf)", "HEIC", TO_PNG),
+    (b"....ftypavi[fs]", "AVIF", TO_PNG),  # where Pillow was built without it
+    (b"....ftyp", "a film", "Save one frame as PNG."),
+    (rb"\xff\x0a|\0\0\0\x0cJXL ", "JPEG XL", TO_PNG),
+    (b"8BPS", "a Photoshop file", TO_PNG),
+    (b"%PDF|%!PS", "PDF or PostScript", TO_PNG),
+    (rb"(?i:\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)?<svg)", "SVG", TO_PNG),
+    (rb"(?i:\s*<(?:!doctype )?html)", "a web page", "Download it again."),
+    (b"version https://git-lfs", "a Git LFS pointer", "Fetch the file itself: git lfs pull"),
+    (b"\x93NUMPY", "an array", "Give it the suffix .npy."),
+    (b"PK\3\4|\x1f\x8b", "an archive", "Unpack it."),
+    (rb"\Z", "an empty file", "Copy it again."),
+)
 
 
 def parse_background(text: str) -> RGB:
@@ -61,7 +82,7 @@ def read_picture(path: Path, channels: int, background: RGB) -> tuple[Any, list[
             with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as opened:
                 picture, raw = _first_frame(opened, notes)
                 colour, alpha = _layers(picture, raw, opened.format or "", path, notes)
-                colour = _in_srgb(colour, opened.info.get("icc_profile"), notes)
+                colour = _in_srgb(colour, opened.info, notes)
         said = [warning for warning in said if warning.category is not Image.DecompressionBombWarning]
         notes += [" ".join(str(warning.message).split()) for warning in said]
     except ArgumentError:
@@ -74,10 +95,16 @@ def read_picture(path: Path, channels: int, background: RGB) -> tuple[Any, list[
 def _unreadable(path: Path, error: Exception) -> str:
     from PIL import Image, UnidentifiedImageError
 
-    if isinstance(error, Image.DecompressionBombError):
-        return f"{path} cannot be read as an image: found more pixels than are safe to decode ({error}). Make it smaller."
+    if isinstance(error, (Image.DecompressionBombError, MemoryError)):
+        what = f"more pixels than are safe to decode ({error})" if str(error) else "more pixels than there is memory for"
+        return f"{path} cannot be read as an image: found {what}. Make it smaller."
     if isinstance(error, UnidentifiedImageError):
-        return f"{path} cannot be read as an image: found none of the formats {', '.join(FORMATS)}. Convert it to PNG."
+        with open(path, "rb") as file:
+            head = file.read(1000)
+        known = ((what, cure) for start, what, cure in STRANGERS if re.match(start, head, re.DOTALL))
+        what, cure = next(known, ("an unknown format", TO_PNG))
+        formats = ", ".join(name for name in FORMATS if name in Image.OPEN)
+        return f"{path} cannot be read as an image: found {what}, expected one of the formats {formats}. {cure}"
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return f"{path} cannot be read as an image: {reason}. Export or copy it again."
 
@@ -91,8 +118,16 @@ def _first_frame(opened: Any, notes: list[str]) -> tuple[Any, str]:
         notes.append(f"the first of {frames} frames")
         if getattr(opened, "default_image", False):
             opened.seek(1)  # the picture before it is for programs that show no animation
+    tags = getattr(opened, "tag_v2", {})
+    if PREVIEW[1] in tags or tags.get(PREVIEW[0]) == 1:
+        raise ArgumentError(
+            f"{opened.filename}: found a camera's raw file, of which just the preview can be read, expected a picture; "
+            "develop it and save it as PNG"
+        )
     arguments = opened.tile[0][3] if opened.tile else ""
     raw = arguments if isinstance(arguments, str) else str(arguments[0]) if arguments else ""
+    if opened.format == "PPM" and opened.mode == "RGB" and not isinstance(arguments, str) and arguments[-1] > 255:
+        raw += ";16"
     opened.load()
     try:
         orientation = opened.getexif().get(ORIENTATION)
@@ -100,7 +135,7 @@ def _first_frame(opened: Any, notes: list[str]) -> tuple[Any, str]:
         notes.append("its EXIF data is damaged, so that it may lie on its side")
         orientation = None
     turn = TURNS.get(orientation)
-    return opened.transpose(Image.Transpose[turn]) if turn else opened.copy(), raw
+    return opened.transpose(Image.Transpose[turn]) if turn else opened, raw
 
 
 def _layers(picture: Any, raw: str, format: str, path: Path, notes: list[str]) -> tuple[Any, Any | None]:
@@ -146,8 +181,11 @@ def _gray(array: U8) -> Any:
     return Image.fromarray(array)
 
 
-def _in_srgb(colour: Any, profile: bytes | None, notes: list[str]) -> Any:
-    """L or RGB in sRGB; a profile that cannot be used is noted, and sRGB assumed."""
+def _in_srgb(colour: Any, info: dict[str, Any], notes: list[str]) -> Any:
+    """L or RGB in sRGB, by what the file says of its colours; a profile that cannot be used is noted, and sRGB assumed."""
+    profile = info.get("icc_profile")
+    if not profile and "srgb" not in info:
+        colour = _without_gamma(colour, info, notes)
     try:
         from PIL import ImageCms
 
@@ -175,6 +213,20 @@ def _in_srgb(colour: Any, profile: bytes | None, notes: list[str]) -> Any:
     return colour if colour.mode in ("L", "RGB") else colour.convert("RGB")
 
 
+def _without_gamma(colour: Any, info: dict[str, Any], notes: list[str]) -> Any:
+    """A PNG's samples by its gamma (gAMA) as those of sRGB, as browsers show them; its primaries (cHRM) are left alone."""
+    chromaticities = info.get("chromaticity", CHROMATICITIES)
+    if not np.allclose(chromaticities, CHROMATICITIES, atol=0.01):
+        notes.append("its primaries are taken as those of sRGB")
+    gamma = info.get("gamma") or GAMMA
+    if not isinstance(gamma, float) or not 0.01 < gamma < 100 or abs(gamma / GAMMA - 1) < GAMMA_OFF:
+        return colour
+    light = np.linspace(0, 1, 256) ** (1 / gamma)
+    shown = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    notes.append(f"its gamma of {gamma:.3g} became that of sRGB")
+    return colour.point(np.rint(255 * shown).astype(int).tolist() * len(colour.getbands()))
+
+
 def _composed(colour: Any, alpha: Any | None, channels: int, background: RGB, notes: list[str]) -> Any:
     """Colours and alpha in the mode of so many channels."""
     from PIL import Image
@@ -193,4 +245,4 @@ def _composed(colour: Any, alpha: Any | None, channels: int, background: RGB, no
         pixels = np.asarray(colour)
         if (pixels != pixels[..., :1]).any():
             notes.append("its colours became luminance")
-    return colour.convert(MODES[channels])
+    return colour if colour.mode == MODES[channels] else colour.convert(MODES[channels])

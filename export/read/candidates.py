@@ -19,11 +19,12 @@ from engine.commands import command
 from engine.errors import ArgumentError, CheckpointError, did_you_mean
 from export.read.pickles import StandIn
 from export.read.torch_file import StoredTensor, numpy_value
-from export.read.wrappers import CONSTANTS, NETWORKS, STAGE, own_key, part_of, wrapper_of
+from export.read.wrappers import CONSTANTS, NETWORK, NETWORKS, STAGE, own_key, part_of, wrapper_of
 
 Leaf = StoredTensor | torch.Tensor
 MAX_DEPTH, MAX_KEYS = 16, 1_000_000
 AVERAGES = re.compile(r"(?i:(?:^|[^a-z])(?:ema|swa|polyak|avg)|shadow|averag|target_network)|[a-z](?:Ema|EMA)")
+TRAINED = re.compile(r"(?i:online)")  # beside an average, inside the object that keeps both
 BACKUPS = ("backup", "collected_params", "temp_stored_params")  # where averages keep the weights while they stand in
 ROOT = "."  # how --key calls what is saved itself
 SHOWN = 8
@@ -66,7 +67,9 @@ class Candidate:
         return any(isinstance(key, str) and part_of(key) == part for key in self.state)
 
     def _is_named_so(self) -> bool:
-        return bool(AVERAGES.search(" ".join(self.words)))
+        """By the innermost name that says anything: "ema.online_model" is none."""
+        signs = ((AVERAGES.search(word), TRAINED.search(word)) for word in reversed(self.words))
+        return next((bool(average) for average, trained in signs if average or trained), False)
 
     def _has(self, network: str) -> bool:
         return any(isinstance(key, str) and (own_key(key) or "").startswith(f"{network}.") for key in self.state)
@@ -90,11 +93,11 @@ def select(
     if not everything:
         raise CheckpointError(f"{path}: {_without_weights(content)}")
     meant = [one for one in everything if not one.words or one.words[-1] not in BACKUPS]
-    known = [one for found in meant for one in _networks(found) if one.has(part)]
+    known = [one for found in meant for one in _networks(found, part) if one.has(part)]
     lists = [one for one in meant if one.order and any(_names_of(one, base) for base in known)]
     whole = [one for one in everything if one.words in ((), ("state_dict",)) and one.state]
     found = [*known, *lists] or whole[-1:] or everything
-    chosen = _choose(path, found, meant, weights, flag) if key is None else _named(path, everything, key, flag)
+    chosen = _choose(path, found, meant, weights, flag) if key is None else _named(path, everything, key, part, flag)
     state, notes = _leaves(path, chosen), []
     others = [one for one in known if one is not chosen]
     if chosen.order:
@@ -103,6 +106,9 @@ def select(
     elif (base := next((one for one in others if _completed(state, _leaves(path, one))), None)) is not None:  # type: ignore
         state = _completed(state, _leaves(path, base))
         notes.append(f"{chosen.path} has parameters of the network only: constants and the rest are those of {base.path}")
+    if part != STAGE and not any(part_of(name) == CONSTANTS for name in state):
+        state, more = _with_constants(state, everything)
+        notes += more
     stages = [one for one in everything if one.has(STAGE) and not one.has(part)]
     if part != STAGE and len(stages) == 1 and not any(part_of(name) == STAGE for name in state):
         stage = {own_key(name) or name: value for name, value in _leaves(path, stages[0]).items()}
@@ -188,14 +194,23 @@ def _module_state(path: Path, module: StandIn) -> dict[str, Any]:
     return result
 
 
-def _networks(one: Candidate) -> list[Candidate]:
-    """A state dict that holds a model twice, each under a name of its own ("model.…", "model_ema.…"), as one for each."""
+def _networks(one: Candidate, part: str) -> list[Candidate]:
+    """A state dict that holds a model twice, each under a name of its own ("model.…", "model_ema.…"), as one for each.
+
+    What stands there once and under no such name, as a first stage does, belongs to each of them.
+    """
     wrappers = {key: wrapper_of(key) for key in one.state if isinstance(key, str) and own_key(key)}
-    clashes = max(Counter(own_key(key) for key in wrappers).values(), default=0) > 1
-    names = list(dict.fromkeys(wrappers.values()))
-    if not clashes or "" in names:
+    clashes = {key for key, count in Counter(map(own_key, wrappers)).items() if count > 1}
+    if not clashes:
         return [one]
-    return [_under(one, name) for name in names]
+    if part == STAGE and not any(part_of(str(key)) == STAGE for key in clashes):
+        stage = {key: value for key, value in one.state.items() if key in wrappers and part_of(key) == STAGE}
+        return [Candidate(one.words, one.access, stage)]
+    bare = {key: one.state[key] for key, wrapper in wrappers.items() if not wrapper}
+    shared = {key: value for key, value in bare.items() if key not in clashes and part_of(key) != NETWORK}
+    named = [_under(one, name) for name in dict.fromkeys(filter(None, wrappers.values()))]
+    found = [Candidate(each.words, each.access, {**shared, **each.state}) for each in named]
+    return [*([Candidate(one.words, one.access, bare)] if len(bare) > len(shared) else []), *found]
 
 
 def _under(one: Candidate, prefix: str) -> Candidate:
@@ -210,6 +225,8 @@ def _choose(
 ) -> Candidate:
     """The one of `found` that names tell; `meant` has those, too, whose keys are no known model's."""
     fits = [one for one in found if (one.is_average if weights == "ema" else one.is_online)]
+    if weights == "online" and len(fits) > 1:  # what an averaging object keeps is a copy
+        fits = [one for one in fits if not AVERAGES.search(" ".join(one.words))] or fits
     if weights == "ema" and not fits:
         unread = next((one for one in meant if one.is_average and 2 * one.count > found[0].count), None)
         if unread is not None and unread not in found:
@@ -230,11 +247,11 @@ def _choose(
     )
 
 
-def _named(path: Path, everything: Sequence[Candidate], key: str, flag: str) -> Candidate:
+def _named(path: Path, everything: Sequence[Candidate], key: str, part: str, flag: str) -> Candidate:
     """The candidate of this path; what stands behind its path may be a prefix of its keys."""
-    for one in everything:
-        if one.path == key:
-            return one
+    for each in [*everything, *(network for one in everything for network in _networks(one, part))]:
+        if each.path == key:
+            return each
     for one in everything:
         inner = key if one.path == ROOT else key.removeprefix(f"{one.path}.")
         if (one.path == ROOT or inner != key) and _under(one, inner).state:
@@ -256,8 +273,9 @@ def _leaves(path: Path, one: Candidate) -> dict[str, Leaf]:
             raise CheckpointError(f"{path}: {_why_not(path, one, key, value)}")
         elif is_leaf(value) or (isinstance(key, str) and own_key(key)):
             kind = "tensor" if is_leaf(value) else type(value).__name__
+            name = key.name if isinstance(key, StandIn) else repr(str(key)[:80])
             raise CheckpointError(
-                f"{path}: found {kind} under the key {str(key)[:80]!r}, expected a tensor under a text key; save "
+                f"{path}: found {kind} under the key {name}, expected a tensor under a text key; save "
                 "module.state_dict() alone"
             )
     return result
@@ -286,6 +304,24 @@ def _without_weights(content: Any) -> str:
     return (
         f"found a {kind} without weights ({shown}), expected a state dict or {{'state_dict': …}}; save module.state_dict()"
     )
+
+
+def _with_constants(state: dict[str, Leaf], everything: Sequence[Candidate]) -> tuple[dict[str, Leaf], list[str]]:
+    """The weights and the schedule's constants that lie elsewhere in the file, where there is one such place."""
+    found = [(one, {own: value for key, value in one.state.items() if (own := _constant(key, value))}) for one in everything]
+    places = [(one, constants) for one, constants in found if "betas" in constants]
+    if len(places) != 1:
+        return state, []
+    (one, constants), names = places[0], {(own_key(key) or "").partition(".")[0] for key in state}
+    prefixes = [f"{name}." for name in NETWORKS if name in names] or [""]
+    more = {f"{prefix}{key}": value for prefix in prefixes for key, value in constants.items()}
+    return state | more, [f"the schedule's constants are those of {one.path if one.words else 'the outermost level'}"]
+
+
+def _constant(key: Any, value: Any) -> str | None:
+    """The name of a schedule's constant; "betas" may be those of Adam, which are two."""
+    own = own_key(key) if isinstance(key, str) and is_leaf(value) and len(value.shape) == 1 else None
+    return own.rpartition(".")[2] if own and part_of(own) == CONSTANTS and value.shape[0] > 2 else None
 
 
 def _with_names(path: Path, chosen: Candidate, others: Sequence[Candidate]) -> tuple[dict[str, Leaf], Candidate]:

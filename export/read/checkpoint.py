@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 
 from engine.errors import CheckpointError, first_line
-from export.read.candidates import select
+from export.read.candidates import ROOT, select
 from export.read.pickles import StandIn
 from export.read.safetensors_file import INDEX_SUFFIX, MAX_INDEX, read_index, read_safetensors
 from export.read.torch_file import DAMAGED, LEGACY_MAGIC, ZIP_MAGIC, StoredTensor, TorchFile, numpy_value
@@ -26,6 +27,7 @@ from export.read.wrappers import NETWORK
 
 CHUNK = 1 << 20
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 MAX_CONTAINERS = 10_000  # in hyper-parameters
 MAX_INTEGER_BITS = 1024  # of a hyper-parameter: Python does not even print integers of any length
 # Files that people hand over by mistake, recognised by how they start.
@@ -92,6 +94,11 @@ def read_checkpoint(path: str | os.PathLike[str], selection: Selection | None = 
                 return _chosen(path, *read_safetensors(path), selection, digest)
             _check_magic(path, head, size)
             return _read_torch(path, file, size, selection, digest)
+    except IsADirectoryError as error:
+        files = sorted(os.listdir(path))
+        inside = [name for suffix in (INDEX_SUFFIX, SUFFIXES) for name in files if name.endswith(suffix)]
+        cure = f"give one of those inside, such as {path / inside[0]}" if inside else "none is inside, check the path"
+        raise CheckpointError(f"{path}: found a folder, expected a checkpoint file; {cure}") from error
     except OSError as error:
         raise CheckpointError(
             f"{path}: found nothing to read ({error.strerror}), expected a checkpoint file; check the path"
@@ -133,7 +140,7 @@ def _read_shards(path: Path, data: bytes, digest: Any) -> dict[str, torch.Tensor
     """The tensors of all shards of an index, each from the one that it is said to be in."""
     tensors: dict[str, torch.Tensor] = {}
     for name, keys in read_index(path, data).items():
-        shard = read_checkpoint(path.parent / name)
+        shard = read_checkpoint(path.parent / name, Selection(key=ROOT))  # all of it: what is meant, the whole tells
         digest.update(bytes.fromhex(shard.sha256))
         missing = next((key for key in keys if key not in shard.tensors), None)
         if missing is not None:
@@ -189,7 +196,7 @@ def _plain(value: Any, done: dict[int, Any]) -> Any:
     if isinstance(value, StandIn):
         array = numpy_value(value)
         if array is not None:
-            return array.item() if not array.ndim else None
+            return _plain_number(array) if not array.ndim else None
         done[id(value)] = None
         inner = value.entries or (value.state if isinstance(value.state, dict) else None)
         if isinstance(inner, dict) and "_val" in inner:  # a value of OmegaConf's
@@ -204,6 +211,12 @@ def _plain(value: Any, done: dict[int, Any]) -> Any:
     elif isinstance(value, (list, tuple)):
         done[id(value)] = [_plain(item, done) for item in value]
     return done[id(value)]
+
+
+def _plain_number(scalar: np.ndarray) -> Any:
+    """A scalar of NumPy as Python's; 0.02 in float32 is 0.02, and not what that is in float64."""
+    narrow = scalar.dtype.kind == "f" and scalar.dtype.itemsize < 8
+    return float(str(scalar[()])) if narrow else scalar.item()
 
 
 def as_float32(tensors: Mapping[str, torch.Tensor], path: Path, prefix: str = "") -> dict[str, torch.Tensor]:

@@ -42,7 +42,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any
 def read_index(path: Path, data: bytes) -> dict[str, tuple[str, ...]]:
     """The shards that an index names, each with its keys; CheckpointError for one that leads out of the index's folder."""
     try:
-        content = json.loads(data)
+        content = json.loads(data, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: found no JSON ({first_line(error)}), expected an index of shards; copy or download it again"
@@ -68,6 +68,15 @@ def read_index(path: Path, data: bytes) -> dict[str, tuple[str, ...]]:
                 f"{path}: found no {name} beside it, expected all {len(shards)} shards that it names; copy or download it"
             )
     return {name: tuple(keys) for name, keys in shards.items()}
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; ValueError for one that says something twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
+        raise ValueError(f"the key {twice[:80]!r} twice")
+    return found
 
 
 def _from_text(text: str) -> Any:

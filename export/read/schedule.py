@@ -48,7 +48,7 @@ class _Stored:
 
 def read_schedule(betas: torch.Tensor, name: str, path: Path) -> ScheduleSpec:
     """The recipe that betas [T] were made by, or the betas themselves; CheckpointError for what is no schedule."""
-    if betas.ndim != 1 or len(betas) < 2 or not betas.is_floating_point() or not bool(torch.isfinite(betas).all()):
+    if betas.ndim != 1 or len(betas) < 2 or betas.dtype not in GRAINS or not bool(torch.isfinite(betas).all()):
         raise CheckpointError(
             f"{path}: found {name} of shape {list(betas.shape)} and dtype {betas.dtype}, expected at least two betas "
             "between 0 and 1; use the checkpoint as it was written"

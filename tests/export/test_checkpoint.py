@@ -224,7 +224,7 @@ class TestDamagedFiles:
     def test_no_file(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"nothing to read"):
             read_checkpoint(tmp_path / "absent.ckpt")
-        with pytest.raises(CheckpointError, match=r"nothing to read"):
+        with pytest.raises(CheckpointError, match=r"found a folder, .*; none is inside, check the path"):
             read_checkpoint(tmp_path)
 
     @pytest.mark.parametrize("content", [{"epoch": 3}, [1, 2], {}, {"state_dict": {}}, 5])

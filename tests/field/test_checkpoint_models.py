@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from safetensors.torch import save_file
 
 from engine import Sampler
@@ -24,7 +26,7 @@ from export.models.layouts import expected_shapes, to_checkpoint
 from export.models.unet import UNet, UNetSpec
 from export.models.vae import VAE, VAESpec
 from export.read.checkpoint import read_checkpoint
-from tests.checkpoint_files import EMA, golden, save, under
+from tests.checkpoint_files import EMA, ONLINE, constants, flat, golden, loose, save, under
 
 BETAS = torch.linspace(1e-4, 0.02, 1000).double()
 
@@ -37,6 +39,33 @@ def found_in(path: Path, **options: Any) -> Found:
 
 def notes(path: Path, **options: Any) -> str:
     return "\n".join(found_in(path, **options).notes())
+
+
+@pytest.mark.parametrize(
+    ("others", "says"),
+    [
+        ({"a": 1.0, "b": 1.1}, "found no betas, expected"),  # two that disagree are none
+        ({"optimizer": None}, "found no betas, expected"),  # Adam's
+    ],
+)
+def test_constants_that_are_not_taken(tmp_path: Path, others: dict[str, float | None], says: str) -> None:
+    places = {k: {"betas": constants()["betas"] * f if f else torch.tensor([0.9, 0.999])} for k, f in others.items()}
+    with pytest.raises(CheckpointError, match=says):
+        recognise(Request(save(tmp_path, {"model": loose(), **places}), options={"heads": 2}))
+
+
+@pytest.mark.parametrize("weights", ["ema", "online"])
+def test_a_file_with_two_networks_is_its_own_first_stage(tmp_path: Path, weights: str) -> None:
+    path = save(tmp_path, flat() | {k: t for k, t in golden().items() if k.startswith("vae.")})
+    found = recognise(Request(path, other=path, weights=weights, options={"heads": 2}))
+    expected = under(f"{EMA if weights == 'ema' else ONLINE}.decoder.")
+    assert [key for key, t in expected.items() if not torch.equal(found.network.unet[key], t)] == []
+
+
+def test_numbers_of_numpy_in_float32_are_what_they_print(tmp_path: Path) -> None:
+    hyper = {"n_heads": np.int32(2), "beta1": np.float32(1e-4), "beta2": np.float32(0.02), "n_timesteps": np.int64(1000)}
+    found = recognise(Request(save(tmp_path, {"state_dict": golden(), "hyper_parameters": hyper})))
+    assert found.architecture.schedule.numbers == {"start": 1e-4, "end": 0.02}
 
 
 class TestRounding:
@@ -128,16 +157,24 @@ def tiny(channels: int, conditional: bool) -> dict[str, torch.Tensor]:
 
 
 class TestChannels:
-    def test_gray_from_the_file_to_the_image(self, tmp_path: Path) -> None:
-        path, out = save(tmp_path, tiny(1, False)), tmp_path / "a.bundle"
+    @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (4, "RGBA")])
+    def test_from_the_file_to_the_picture(self, tmp_path: Path, channels: int, mode: str) -> None:
+        path, out = save(tmp_path, tiny(channels, False)), tmp_path / "a.bundle"
         arguments = [path, "--heads", "2", "--out", out, "--backends", "onnxruntime", "--image-size", "4"]
         built = CliRunner().invoke(main, list(map(str, arguments)))
         assert built.exit_code == 0, built.output
         assert "Note: 2 attention heads are from --heads and not from the file" in built.output
-        with Sampler(out) as sampler:
-            assert sampler.sample(2, steps=2).images.shape == (2, 4, 4, 1)
         shown = CliRunner().invoke(cli, ["info", str(out)]).output
         assert "2 attention heads are from --heads and not from the file" in " ".join(shown.split())
+        samples = ["sample", out, "-n", "2", "--steps", "2", "--seed", "0", "--out", tmp_path / "out"]
+        assert CliRunner().invoke(cli, list(map(str, samples))).exit_code == 0
+        pictures = [Image.open(file) for file in sorted((tmp_path / "out").iterdir())]
+        assert [(picture.format, picture.mode, picture.size) for picture in pictures] == [("PNG", mode, (4, 4))] * 2
+        with Sampler(out) as sampler:
+            images = sampler.sample(2, steps=2, seed=0).images
+        assert images.shape == (2, 4, 4, channels)
+        assert [np.asarray(picture).reshape(images[0].shape).tolist() for picture in pictures] == images.tolist()
+        assert len(np.unique(images)) > 2
 
     @pytest.mark.parametrize(("channels", "conditional"), [(1, True), (4, True), (4, False)])
     def test_every_graph_has_the_images_channels(self, tmp_path: Path, channels: int, conditional: bool) -> None:
@@ -176,6 +213,10 @@ class TestShards:
         changed = {key: golden()[key] for key in others} | {first: golden()[first] + 1}
         save_file(changed, tmp_path / "m-00001-of-00002.safetensors")
         assert read_checkpoint(path).sha256 != before, "the bundle's source is every byte of the shards"
+
+    def test_the_folder_instead(self, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match=r"found a folder, .* such as .*/m\.safetensors\.index\.json$"):
+            read_checkpoint(self.write(tmp_path).parent)
 
     @pytest.mark.parametrize(
         ("name", "says"),

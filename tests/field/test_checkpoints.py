@@ -31,7 +31,7 @@ from torch import nn
 from engine.errors import ArgumentError, CheckpointError, EngineError
 from export.read.checkpoint import Checkpoint, Selection, read_checkpoint
 from export.read.parts import Network, Stage, select, split
-from tests.checkpoint_files import EMA, ONLINE, State, golden, parameters, renamed, save, under, whole
+from tests.checkpoint_files import EMA, ONLINE, State, constants, golden, loose, parameters, renamed, save, under, whole
 
 
 class Foreign:
@@ -109,6 +109,7 @@ WRAPPED = [
     ("a wrapper named as a part", lambda: renamed(r"network\.decoder\.", "network.decoder.decoder."), EMA),
     ("a list around all", lambda: renamed("^", "0."), EMA),
     ("AveragedModel's counter", lambda: renamed("^", "module.") | {"n_averaged": torch.tensor(7)}, EMA),
+    ("a wrapper between all names", lambda: renamed(r"\.", "._orig_mod.module."), EMA),
     (
         "two that collide",
         lambda: renamed("^", "") | {"target_network.decoder._orig_mod.out.2.bias": torch.ones(3)},
@@ -144,6 +145,20 @@ CONTAINERS = [
     ("networks as dicts", lambda: {n: under(f"{n}.") for n in (ONLINE, EMA)} | {"vae": under("vae.")}, EMA),
     ("flat, each under a name", lambda: {
         f"{n}.{k}": t for n, m in (("online_model", ONLINE), ("ema_model", EMA)) for k, t in whole(m).items()}, EMA),
+    ("flat, one of them bare", lambda: whole(ONLINE) | {f"ema.{k}": t for k, t in under(f"{EMA}.").items()}, EMA),
+    ("a model and its averaging object", lambda: {"model": whole(ONLINE), "ema": {
+        f"{n}.{k}": t for n, m in (("online_model", ONLINE), ("ema_model", EMA)) for k, t in whole(m).items()}}, EMA),
+    ("an average in a callback's state", lambda: {
+        "state_dict": {k: t for k, t in golden().items() if not k.startswith(EMA)},
+        "callbacks": {"EMA": {"weights": list(parameters(EMA).values())}, "Checkpoint": {"best": torch.ones(())}},
+        "loops": {"fit_loop": {}}, "optimizer_states": [adam(whole(ONLINE))]}, EMA),
+    ("constants at the outermost level", lambda: {"model": loose(), **constants()}, EMA),
+    ("constants in an object of their own", lambda: {"model": loose(), "diffusion": constants()}, EMA),
+    ("constants as NumPy arrays", lambda: {"model": loose(), "d": {k: t.numpy() for k, t in constants().items()}}, EMA),
+    ("constants beside two networks", lambda: {
+        "nets": {k: t for k, t in golden().items() if "decoder." in k or k.startswith("vae.")}, **constants()}, EMA),
+    ("all in parts", lambda: {"unet": under(f"{EMA}.decoder."), "autoencoder": under("vae."), **constants()}, EMA),
+    ("bytes as a key", lambda: {b"a": torch.ones(2)} | golden(), r"found tensor under the key _codecs\.encode, expected"),
     ("a counter in the dict", lambda: golden() | {"epoch": 3}, EMA),
     ("NumPy arrays", lambda: {k: t.numpy() for k, t in golden().items()}, EMA),
     ("parameters, not tensors", lambda: {k: nn.Parameter(t) for k, t in golden().items()}, EMA),

@@ -82,6 +82,11 @@ def png(depth: int, kind: int, rows: bytes, trns: bytes = b"", size: tuple[int, 
     return b"\x89PNG\r\n\x1a\n" + header + key + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
+def told(data: bytes, **chunks: bytes) -> bytes:
+    """A PNG with further chunks before its pixels."""
+    return data[:33] + b"".join(chunk(name.encode(), content) for name, content in chunks.items()) + data[33:]
+
+
 def swapped_profile() -> bytes:
     """An ICC profile (gamma 2.2) whose red is sRGB's blue and the other way round, as no program would guess it."""
 
@@ -107,7 +112,10 @@ def lab(letters: str) -> Image.Image:
     )
 
 
+MPO = {"save_all": True, "append_images": [picture("WW/WW")], "quality": 100}  # Pillow leaves marks on what is appended
 RGBK, INDEXED = picture("RG/BK"), picture("RG/BK").quantize(4)
+GRAY_55 = png(8, 0, b"\0\0\x37\0\xff\x37")  # a share of 0.216 of white, which sRGB stores as 128
+LINEAR, WIDE = struct.pack(">I", 100_000), struct.pack(">8I", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)
 RED_16 = (b"\0" + b"\xff\xff\0\0\0\0" * 2) * 2
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 SIXTEEN = Image.fromarray(np.array([[0, 25700], [32896, 65535]], np.uint16))  # K, 4, 8, W
@@ -171,11 +179,24 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "ICC profile and alpha": (file("a.png", veiled("RB/RB", 0), icc_profile=swapped_profile()), "WW/WW", ON_WHITE),
     "ICC profile sRGB": (file("a.png", picture("RG/B4"), icc_profile=SRGB), "RG/B4"),
     "ICC profile that is damaged": (file("a.png", RGBK, icc_profile=b"no profile"), "RG/BK", "profile cannot be used"),
+    "gamma of linear light": (file("a.png", told(GRAY_55, gAMA=LINEAR)), "K8/W8", "its gamma of 1 became that of sRGB"),
+    "gamma of sRGB": (file("a.png", told(encoded(RGBK), gAMA=struct.pack(">I", 45_455))), "RG/BK"),
+    "gamma of nothing": (file("a.png", told(encoded(RGBK), gAMA=bytes(4))), "RG/BK"),
+    "gamma, and sRGB beside it": (file("a.png", told(encoded(picture("48/KW")), gAMA=LINEAR, sRGB=b"\0")), "48/KW"),
+    "primaries of a wide screen": (file("a.png", told(encoded(RGBK), cHRM=WIDE)), "RG/BK", "primaries are taken as"),
+    "16 bits colour in a PPM": (file("a.ppm", b"P6 2 2 65535 " + b"\xff\xff\0\0\0\0" * 4), "RR/RR", DEEP),
+    "a phone's two pictures": (file("a.jpg", encoded(picture("RR/RR"), "MPO", **MPO)), "RR/RR", TWO, 3),
+    "animated WebP with alpha": (file("a.webp", veiled("RR/RR", 0), lossless=True, **MOVING), "WW/WW", f"{TWO}, {ON_WHITE}"),
+    "bytes behind the end": (file("a.jpg", encoded(picture("RR/RR"), "JPEG", quality=100) + b"trailer"), "RR/RR", "", 3),
+    "a scan, white as 0": (file("a.tif", encoded(picture("48/KW", "L"), "TIFF", tiffinfo={262: 0})), "48/KW"),
+    "a fax": (file("a.tif", picture("KW/WK", "1"), compression="group4"), "KW/WK"),
     "a JPEG called .png": (file("a.png", encoded(picture("RR/RR"), "JPEG", quality=100)), "RR/RR", "", 3),
     "BMP": (file("a.bmp", picture("RG/BK")), "RG/BK"),
     "gray model, colours": (file("a.png", picture("RR/48")), "ll/48", "its colours became luminance", 0, {}, 1),
     "gray model, gray picture": (file("a.png", picture("4W/8K")), "4W/8K", "", 0, {}, 1),
     "gray model, transparent": (file("a.png", veiled("KK/KK", 0)), "ll/ll", "#ff0000", 0, {"background": "red"}, 1),
+    "model with alpha, gray picture": (file("a.png", picture("4W/8K", "L")), "4W/8K", "", 0, {}, 4),
+    "model with alpha, CMYK": (file("a.tif", picture("RG/BK", "CMYK")), "RG/BK", "", 0, {}, 4),
 }  # fmt: skip
 
 WHOLE = picture("RG/BK", times=32)
@@ -188,12 +209,23 @@ REFUSED: dict[str, tuple[Make, str]] = {
         f"a {format} that ends early": (file("a.x", data[: len(data) * 2 // 3]), "cannot be read as an image")
         for format, data in ((format, encoded(WHOLE, format)) for format in FORMATS)
     },
-    "an empty file": (file("a.png", b""), "found none of the formats PNG, JPEG"),
-    "text": (file("a.png", b"<html>404</html>"), "found none of the formats PNG, JPEG"),
-    "PostScript, which starts a program": (file("a.eps", encoded(picture("RG/BK"), "EPS")), "found none of the formats"),
+    "an empty file": (file("a.png", b""), "found an empty file, expected one of the formats PNG, JPEG"),
+    "a JPEG of three bytes": (file("a.jpg", b"\xff\xd8\xff"), "found a picture whose start is damaged"),
+    "a web page": (file("a.png", b"<html>404</html>"), "found a web page, expected one of the formats PNG, JPEG"),
+    "a pointer": (file("a.png", b"version https://git-lfs.github.com/spec/v1"), "Fetch the file itself: git lfs pull"),
+    "HEIC": (file("a.heic", b"\0\0\0\x18ftypheic\0\0\0\0"), "found HEIC, expected one of the formats PNG"),
+    "a film": (file("a.png", b"\0\0\0\x18ftypisom"), "found a film"),
+    "JPEG XL": (file("a.jxl", b"\xff\x0a\0"), "found JPEG XL, expected one of the formats PNG"),
+    "Photoshop": (file("a.psd", b"8BPS\0\1"), "found a Photoshop file"),
+    "SVG": (file("a.svg", b'<?xml version="1.0"?>\n<svg/>'), "found SVG"),
+    "TGA, known by its suffix alone": (file("a.tga", encoded(RGBK, "TGA")), "found an unknown format, expected one of"),
+    "a camera's raw file": (file("a.dng", encoded(RGBK, "TIFF", tiffinfo={50706: b"\1\4\0\0"})), "a camera's raw file"),
+    "a preview": (file("a.nef", encoded(RGBK, "TIFF", tiffinfo={254: 1})), "found a camera's raw file"),
+    "PostScript, which starts a program": (file("a.eps", encoded(picture("RG/BK"), "EPS")), "found PDF or PostScript"),
     "no pixels": (file("a.png", png(8, 0, b"", size=(0, 2))), "cannot be read as an image"),
     "a bomb": (file("a.png", png(1, 0, b"", size=(60000, 60000))), "more pixels than are safe to decode"),
-    "several arrays": (file("a.npz", b"PK\3\4"), "found none of the formats"),
+    "several arrays": (file("a.npz", b"PK\3\4"), "found an archive"),
+    "a folder called a picture": (lambda folder: (folder / "a.png").mkdir() or folder / "a.png", "a.png holds no images"),
     "a pipe": (lambda folder: os.mkfifo(folder / "a.png") or folder / "a.png", "found no regular file"),
     "nothing there": (lambda folder: folder / "a.png", "does not exist"),
 }
@@ -217,7 +249,7 @@ FITTED: dict[str, tuple[list[list[int]], str, tuple[int, int], list[list[int]], 
 def test_what_a_viewer_shows(case: tuple[Any, ...], tmp_path: Path) -> None:
     make, letters, note, tolerance, options, channels = (*case, *("", 0, {}, 3)[len(case) - 2 :])
     loaded = load_images([make(tmp_path)], (channels, 2, 2), **options)
-    expected = np.asarray(picture(letters), int)[..., :channels]
+    expected = np.asarray(picture(letters, "RGBA"), int)[..., :channels]
     assert np.abs(loaded.images[0] - expected).max() <= tolerance, loaded.images[0].tolist()
     assert note in "".join(loaded.notes)
     assert bool(note) == bool(loaded.notes)

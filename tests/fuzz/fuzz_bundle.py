@@ -5,8 +5,6 @@ Each seed is one case, the same on every machine: `--replay SEED` runs it alone 
 
 from __future__ import annotations
 
-import argparse
-import collections
 import json
 import random
 import sys
@@ -22,6 +20,7 @@ from engine.bundle.reader import Bundle
 from engine.bundle.writer import write_bundle
 from engine.errors import BackendError, BundleError
 from tests import toy
+from tests.fuzz import seeds
 from tests.manifests import full_files, full_manifest
 
 GRAPH_BACKENDS = ["onnxruntime", "openvino"]  # which parse the graphs themselves
@@ -130,30 +129,14 @@ def fuzz_onnx(seed: int, bundle: Path, show: bool) -> str:
 TARGETS: dict[str, Callable[[int, Path, bool], str]] = {"manifest": fuzz_manifest, "onnx": fuzz_onnx}
 
 
-def run(target: str, seeds: range, show: bool = False) -> collections.Counter[str]:
-    """How often each outcome came; an exception that the target does not expect ends it."""
-    counts: collections.Counter[str] = collections.Counter()
+def main() -> None:
+    parser = seeds.parser(__doc__)
+    parser.add_argument("--target", choices=sorted(TARGETS), default="manifest")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         models, bundle = toy.models_of(1, 8, 4, False), Path(folder) / "toy.bundle"
         write_bundle(bundle, full_manifest(models), full_files(models))
-        for seed in seeds:
-            sys.stderr.write(f"seed {seed}\n")  # the last one written is the one to replay
-            counts[TARGETS[target](seed, bundle, show)] += 1
-    return counts
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--target", choices=sorted(TARGETS), default="manifest")
-    parser.add_argument("--count", type=int, default=1000, help="how many seeds")
-    parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--replay", type=int, metavar="SEED", help="run this seed alone and show its input")
-    options = parser.parse_args()
-    seeds = range(options.first, options.first + options.count)
-    if options.replay is not None:
-        seeds = range(options.replay, options.replay + 1)
-    outcomes = run(options.target, seeds, show=options.replay is not None)
-    sys.stdout.write(json.dumps(outcomes) + "\n")
+        seeds.run(options, lambda seed, show: TARGETS[options.target](seed, bundle, show))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Each seed is one case, the same on every machine: `--replay SEED` runs it alone 
 from __future__ import annotations
 
 import argparse
-import collections
 import io
 import json
 import pickle
@@ -25,11 +24,13 @@ from safetensors.torch import save
 from engine.errors import EngineError
 from export.build import Request, check_defaults, recognise
 from tests import golden_models
+from tests.fuzz import seeds
 
 VALUES: list[Any] = [
     None, True, 0, -1, 2**63, 0.5, float("nan"), "", "x", "form2", "\ud800", "x" * 5000, [], [[]], {}, {"steps": 0},
     "16x99999999", "16d0,16t8", "1u0", "0:0", "1:", "16x1,16d2,16t8,8x1,8d2,8t4,4x1,4d4,4t1,1x1",
 ]  # fmt: skip
+DTYPES = [torch.int8, torch.bool, torch.complex64, torch.float16, torch.float64, torch.float8_e4m3fn]
 NAMES = [
     "n_heads", "image_size", "type", "variance", "prediction", "name", "defaults", "input_res", "enc_block_str",
     "dec_block_str", "enc_channel_str", "dec_channel_str",
@@ -59,7 +60,7 @@ def mutate_content(rng: random.Random, content: dict[str, Any]) -> list[str]:
         elif action == 3:
             state[key] = torch.full_like(state[key], rng.choice([float("nan"), float("inf"), -1.0, 0.0, 1e-300, 1e30]))
         elif action == 4:
-            state[key] = state[key].to(rng.choice([torch.int8, torch.bool, torch.complex64, torch.float16, torch.float64]))
+            state[key] = state[key].to(rng.choice(DTYPES))
         elif action == 5:
             state[key] = rng.choice(VALUES)
         else:
@@ -98,9 +99,15 @@ def mutate_pickle(rng: random.Random, data: bytes) -> bytes:
     return buffer.getvalue()
 
 
+def is_array(value: Any) -> bool:
+    """Whether NumPy can have it, and the disk."""
+    return isinstance(value, torch.Tensor) and value.numel() < 1e7 and value.dtype != torch.float8_e4m3fn
+
+
 def contain(rng: random.Random, content: dict[str, Any]) -> tuple[str, Any]:
     """The same as people save it: averages beside, lists, objects, wrappers in the keys."""
-    kind = rng.choice(["plain", "plain", "pair", "list", "order", "object", "wrapped", "numpy", "deep"])
+    kinds = ["plain", "plain", "pair", "list", "order", "object", "wrapped", "numpy", "deep", "flat", "apart"]
+    kind = rng.choice(kinds)
     state = content["state_dict"]
     ema = {k.removeprefix("target_network."): v for k, v in state.items()}
     tensors = [v for k, v in ema.items() if k.startswith("decoder.")]
@@ -111,7 +118,9 @@ def contain(rng: random.Random, content: dict[str, Any]) -> tuple[str, Any]:
         "order": {"net": ema, "ema": {"shadow_params": tensors[rng.randrange(2) :]}},
         "object": {"model": argparse.Namespace(**ema), "average": argparse.Namespace(module=ema, decay=np.float64(0.9))},
         "wrapped": {re.sub(r"(\.\d+)\.", rng.choice([r"\1._w.", r"._orig_mod\1.", r"\1."]), k): v for k, v in state.items()},
-        "numpy": {k: v.numpy() if isinstance(v, torch.Tensor) and v.numel() < 1e7 else v for k, v in state.items()},
+        "numpy": {k: v.numpy() if is_array(v) else v for k, v in state.items()},
+        "flat": {f"{rng.choice(['', 'ema.'])}{k}": v for k, v in state.items()} | {f"net.{k}": v for k, v in ema.items()},
+        "apart": {"model": {k: v for k, v in ema.items() if "." in k}, **{k: v for k, v in ema.items() if "." not in k}},
         "deep": {"a": ({"b": [content]}, argparse.Namespace(c={"d": rng.choice(VALUES)}))},
     }[kind]
     return kind, saved
@@ -162,21 +171,9 @@ def one(seed: int, folder: Path, original: dict[str, Any], show: bool) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=1000, help="how many seeds")
-    parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--replay", type=int, metavar="SEED", help="run this seed alone and say what was changed")
-    options = parser.parse_args()
-    seeds = range(options.first, options.first + options.count)
-    if options.replay is not None:
-        seeds = range(options.replay, options.replay + 1)
-    counts: collections.Counter[str] = collections.Counter()
     original = contents()
     with tempfile.TemporaryDirectory() as folder:
-        for seed in seeds:
-            sys.stderr.write(f"seed {seed}\n")  # the last one written is the one to replay
-            counts[one(seed, Path(folder), original, options.replay is not None)] += 1
-    sys.stdout.write(json.dumps(counts) + "\n")
+        seeds.run(seeds.parser(__doc__).parse_args(), lambda seed, show: one(seed, Path(folder), original, show))
 
 
 if __name__ == "__main__":

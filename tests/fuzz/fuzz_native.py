@@ -5,8 +5,6 @@ Each seed is one case, the same on every machine: `--replay SEED` runs it alone 
 
 from __future__ import annotations
 
-import argparse
-import collections
 import json
 import random
 import sys
@@ -23,6 +21,7 @@ from export.families.diffusevae.graphs import roles
 from export.models.unet import UNet, UNetSpec
 from export.native.program import Assembled
 from export.native.unet import lower_denoiser
+from tests.fuzz import seeds
 from tests.fuzz.fuzz_bundle import mutate_bytes, mutate_json
 
 SPEC = UNetSpec("openai", 8, 6, 3, 32, (1, 2), 1, (1,), 2)
@@ -73,27 +72,10 @@ def _mutated(rng: random.Random, raw: Any) -> Any:
     return raw
 
 
-def run(seeds: range, show: bool = False) -> collections.Counter[str]:
-    """How often each outcome came; an exception that is not ours ends it."""
-    files, spec = model()
-    counts: collections.Counter[str] = collections.Counter()
-    for seed in seeds:
-        sys.stderr.write(f"seed {seed}\n")  # the last one written is the one to replay
-        sys.stderr.flush()
-        counts[fuzz(seed, files, spec, show)] += 1
-    return counts
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=1000, help="how many seeds")
-    parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--replay", type=int, metavar="SEED", help="run this seed alone and show its program")
-    options = parser.parse_args()
-    seeds = range(options.first, options.first + options.count)
-    if options.replay is not None:
-        seeds = range(options.replay, options.replay + 1)
-    sys.stdout.write(json.dumps(run(seeds, show=options.replay is not None)) + "\n")
+    options = seeds.parser(__doc__).parse_args()
+    files, spec = model()
+    seeds.run(options, lambda seed, show: fuzz(seed, files, spec, show))
 
 
 if __name__ == "__main__":
