@@ -26,6 +26,7 @@ from engine.bundle.tensors import TensorSpec
 from engine.cleanup import run_all, undo
 from engine.commands import command
 from engine.errors import ArgumentError, BackendError, did_you_mean
+from engine.forks import OneProcess, forked
 from engine.processor import Processor
 from engine.request import Outcome, Request
 from engine.result import Timings
@@ -72,6 +73,7 @@ class Backend(ABC):
     ON_DEVICE      whether arrays live on a device, which `open` then takes
     BY_NAME_ONLY   never chosen by "auto"
     FORKS          whether a child of fork() goes on with what its parent opened
+    ONE_PROCESS    the runtime, where it has state of the whole process; such a child cannot open it again either
     """
 
     NAME: ClassVar[str]
@@ -79,6 +81,7 @@ class Backend(ABC):
     ON_DEVICE: ClassVar[bool] = False
     BY_NAME_ONLY: ClassVar[bool] = False
     FORKS: ClassVar[bool] = False
+    ONE_PROCESS: ClassVar[OneProcess | None] = None
 
     def __init__(self, bundle: Bundle, precision: str, threads: int) -> None:
         self.bundle, self.precision, self.threads = bundle, precision, threads
@@ -138,7 +141,7 @@ class Backend(ABC):
     def enter_child(self) -> None:
         """Make this usable in a child of fork(); BackendError where its threads or its device stayed in the parent."""
         if not self.FORKS:
-            raise forked(f"backend {self.NAME!r}")
+            raise forked(f"backend {self.NAME!r}", self.ONE_PROCESS)
         self._loading = threading.Lock()
         for graph in self._graphs.values():
             graph._lock = threading.Lock()
@@ -177,14 +180,6 @@ class Backend(ABC):
         run_all([graph.close for graph in graphs.values()])
 
 
-def forked(what: str) -> BackendError:
-    """The refusal of what was opened before a fork()."""
-    return BackendError(
-        f"{what}: found that it was opened by the parent of this process, whose threads a fork() leaves behind; expected "
-        "one of this process; open the bundle again here, or start processes by 'spawn'"
-    )
-
-
 class Graph(ABC):
     """One graph of a bundle, ready to run: `graph(**inputs) -> {output name: array}`.
 
@@ -197,6 +192,7 @@ class Graph(ABC):
 
     backend: str
     _failures: tuple[type[Exception], ...]  # what the runtime's native half raises
+    _one_process: OneProcess | None = None  # as Backend.ONE_PROCESS
 
     def __init__(self, name: str, spec: GraphSpec, precision: str, threads: int) -> None:
         self.name = name
@@ -291,7 +287,7 @@ class Graph(ABC):
     def _check_process(self) -> None:
         """BackendError where this process has but a copy of the graph, without the threads that run it."""
         if self._opened_in != os.getpid():
-            raise forked(f"{self.backend} graph {self.name!r}")
+            raise forked(f"{self.backend} graph {self.name!r}", self._one_process)
 
     def _check_open(self) -> None:
         if self._closed:

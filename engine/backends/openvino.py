@@ -14,12 +14,15 @@ from engine.backends.host import HostChain
 from engine.bundle.graphs import GraphSpec
 from engine.bundle.reader import Bundle
 from engine.errors import BackendError
+from engine.forks import OneProcess
 from engine.processor import BF16_FEATURES, Processor, this_processor
 
 NAME = "openvino"
 PRECISIONS = ("f32", "bf16")
 # Its exceptions arrive as RuntimeError; the bindings add the other types.
 NATIVE_FAILURES = (RuntimeError, TypeError, ValueError, MemoryError)
+# Its thread pool is the process's: in a child of fork() it has no workers, and a model compiled anew may wait for ever.
+ONE_PROCESS = OneProcess("OpenVINO")
 _DTYPES = {"f32": "float32", "i64": "int64"}
 
 
@@ -28,6 +31,7 @@ class OpenVino(Backend):
 
     NAME = NAME
     PRECISIONS = PRECISIONS
+    ONE_PROCESS = ONE_PROCESS
 
     @classmethod
     def available(cls) -> tuple[bool, str]:
@@ -83,9 +87,11 @@ def load_graph(bundle: Bundle, name: str, precision: str, threads: int) -> OpenV
 def compile_model(data: bytes, precision: str, threads: int) -> Any:
     """A compiled model over an ONNX model's bytes, as every graph here runs; no file beside the bytes is read.
 
-    BackendError where the package is missing; what the runtime itself raises is in NATIVE_FAILURES.
+    BackendError where the package is missing, or was in use when this process was forked; what the runtime itself raises
+    is in NATIVE_FAILURES.
     """
     core = _core()
+    ONE_PROCESS.enter()
     return core.compile_model(core.read_model(data), "CPU", _config(core, precision, threads))
 
 
@@ -132,6 +138,7 @@ class OpenVinoGraph(Graph):
 
     backend = NAME
     _failures = NATIVE_FAILURES
+    _one_process = ONE_PROCESS
 
     def __init__(self, name: str, spec: GraphSpec, precision: str, threads: int, compiled: Any, request: Any) -> None:
         super().__init__(name, spec, precision, threads)

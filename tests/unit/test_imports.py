@@ -13,7 +13,10 @@ ROOT = Path(__file__).parents[2]
 # From the ground up; what stands in one line may not import each other, but for modules of one package.
 LAYERS = (
     ("engine.errors",),
-    ("engine.argument_checks", "engine.cleanup", "engine.commands", "engine.places", "engine.processor", "engine.threads"),
+    (
+        "engine.argument_checks", "engine.cleanup", "engine.commands", "engine.forks", "engine.places", "engine.processor",
+        "engine.threads",
+    ),
     ("engine.kernels",),
     ("engine.solver",),
     ("engine.bundle",),
