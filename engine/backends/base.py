@@ -6,10 +6,8 @@ request through the pipeline: on the host step by step, in one native call, or o
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
-import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +24,7 @@ from engine.bundle.tensors import TensorSpec
 from engine.cleanup import run_all, undo
 from engine.commands import command
 from engine.errors import ArgumentError, BackendError, did_you_mean
-from engine.forks import OneProcess, forked
+from engine.forks import OneProcess, forked, leave_to_parent
 from engine.processor import Processor
 from engine.request import Outcome, Request
 from engine.result import Timings
@@ -203,7 +201,7 @@ class Graph(ABC):
         self._lock = threading.Lock()
         self._closed = False
         self._opened_in = os.getpid()
-        _graphs.add(self)
+        leave_to_parent(self)
         self._shapes: dict[str, int] = {}
         self._outputs: Arrays = {}
 
@@ -226,7 +224,7 @@ class Graph(ABC):
     def close(self) -> None:
         """Give the runtime's memory back; harmless when closed already. Not while another thread runs the graph."""
         if self._opened_in != os.getpid() and not self._closed:
-            self._closed = True  # the parent's: `_leave_behind` has seen to it
+            self._closed = True  # the parent's, who ends it
             return
         with self._lock:
             if not self._closed:
@@ -257,8 +255,8 @@ class Graph(ABC):
     def _run(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
         """Run on contiguous inputs and fill the bound outputs."""
 
-    def _held(self) -> tuple[object, ...]:
-        """The runtime's objects whose end waits for threads."""
+    def held(self) -> tuple[object, ...]:
+        """The runtime's objects, where their end waits for threads: left to the parent in a child of fork()."""
         return ()
 
     @abstractmethod
@@ -424,16 +422,3 @@ def check_tensors(bundle: Bundle, key: str, found: Mapping[str, tuple[str, list[
             f"{bundle.path}, graph {key!r}: found {', '.join(sorted(extra))} in the file beside the tensors of the "
             f"manifest, expected none; rebuild the bundle"
         )
-
-
-_graphs: weakref.WeakSet[Graph] = weakref.WeakSet()
-
-
-def _leave_behind() -> None:
-    """In a child of fork(): the parent's sessions are never destroyed, as that would wait for threads that are not here."""
-    for graph in _graphs:
-        for held in graph._held():
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))
-
-
-os.register_at_fork(after_in_child=_leave_behind)

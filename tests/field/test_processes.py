@@ -20,6 +20,7 @@ from engine.errors import ArgumentError, BundleError, EngineError
 from engine.kernels import native_library
 from engine.kernels.loader import LIBRARY, open_library
 from engine.solver.noise import resolve_seeds
+from tests.forked import forked
 from tests.native_models import NEEDS_NATIVE
 
 SETTING: dict[str, Any] = {"seed": 7, "steps": 3, "spacing": "linspace"}
@@ -61,26 +62,6 @@ def test_seeds_go_on_from_zero_after_the_last() -> None:
 def sampler(request: pytest.FixtureRequest, native_bundle: Callable[..., Path]) -> Any:
     with Sampler(native_bundle("form1"), request.param, threads=2) as opened:
         yield opened
-
-
-def forked(work: Callable[[], str]) -> str:
-    """What `work` returns in a child of fork(), or the error that it raises; a hang is ended by an alarm."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(60)
-        try:
-            text = work()
-        except EngineError as error:
-            text = str(error)
-        os.write(write, text.encode())
-        os._exit(0)
-    os.close(write)
-    with os.fdopen(read, "rb") as pipe:
-        said = pipe.read().decode()
-    assert os.waitpid(child, 0)[1] == 0, "the child hung or died"
-    return said
 
 
 def test_a_child_of_fork_has_the_same_images_or_is_told_what_does(sampler: Sampler) -> None:
