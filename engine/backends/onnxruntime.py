@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.backends.base import Arrays, Backend, Graph, check_tensors, package_available, read_onnx
+from engine.backends.base import Backend, check_tensors, package_available, read_onnx
+from engine.backends.graph import Arrays, Graph
 from engine.backends.host import HostChain
 from engine.bundle.graphs import GraphSpec, graph_key
 from engine.bundle.reader import Bundle

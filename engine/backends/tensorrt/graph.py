@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.backends.base import Arrays, Graph
+from engine.backends.graph import Arrays, Graph
 from engine.backends.tensorrt.plan import Execution, Plan
 from engine.cleanup import noting, undo
 from engine.device.context import Device, release_all
