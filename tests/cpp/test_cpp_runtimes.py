@@ -17,7 +17,7 @@ from engine import Sampler
 from tests import mock_tensorrt, samplers, toy_family
 from tests.cpp import building, bundles
 from tests.cpp.capi import Failed, Library, open_c
-from tests.forked import forked
+from tests.processes import forked
 
 KINDS = ("form1", "form2", "zcond", "uncond")
 RUNS: dict[str, dict[str, Any]] = {

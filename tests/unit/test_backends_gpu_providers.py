@@ -24,7 +24,7 @@ from engine.bundle.reader import Bundle
 from engine.bundle.writer import write_bundle
 from engine.errors import ArgumentError, BackendError, DeviceError
 from tests import toy
-from tests.forked import forked
+from tests.processes import forked
 
 GPU = [OnnxRuntimeCuda, OnnxRuntimeTensorRt]
 NAMES = ("onnxruntime-cuda", "onnxruntime-tensorrt")

@@ -19,8 +19,8 @@ from engine.device.driver import BINDINGS, CALLS, load_driver
 from engine.device.memory import ALIGNMENT, DeviceBlock, PinnedBlock
 from engine.device.stream import Event, Lru, Stream, capture
 from engine.errors import ArgumentError, BackendError, CaptureError, DeviceError, DeviceMemoryError, EngineError
-from tests.forked import forked
 from tests.mock_cuda import MockCuda
+from tests.processes import forked
 
 
 def install(monkeypatch: pytest.MonkeyPatch, **machine: Any) -> MockCuda:

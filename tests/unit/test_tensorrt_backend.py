@@ -17,8 +17,8 @@ from engine.backends.tensorrt.plan import covers
 from engine.bundle.reader import Bundle
 from engine.errors import ArgumentError, BackendError, BundleError, DeviceError
 from tests import toy
-from tests.forked import forked
 from tests.mock_tensorrt import VERSION, Mock, build_bundle, plan_of
+from tests.processes import forked
 
 PROFILE = {"batch": (1, 4, 16), "steps": (1, 10, 1000)}
 REBUILD = r"rebuild with: \S*python export/build_engines\.py CKPT --out \S+ --backends tensorrt_rtx --precision fp16"

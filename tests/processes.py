@@ -1,12 +1,21 @@
-"""A child of fork(), for tests of what its parent opened."""
+"""Other processes, for tests of what their parent opened or sends; spawned workers import this and the engine only."""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections.abc import Callable
+from typing import Any
 
+from engine import Sampler
 from engine.errors import EngineError
+
+SETTING: dict[str, Any] = {"seed": 7, "steps": 3, "spacing": "linspace"}
+
+
+def images_of(sampler: Sampler) -> bytes:
+    """What a worker makes of a Sampler that it is given."""
+    return sampler.sample(2, **SETTING).images.tobytes()
 
 
 def forked(work: Callable[[], str]) -> str:
