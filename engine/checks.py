@@ -195,9 +195,9 @@ def count_of(n: Any) -> int | None:
     return count
 
 
-def between(a: F32, b: F32, n: int, mode: str) -> F32:
-    """n vectors [n, D] from a to b, both included (n = 1 gives a): "lerp" straight, "slerp" by the arc."""
-    u = np.linspace(0.0, 1.0, n)[:, None]
+def between(a: F32, b: F32, n: int, mode: str, part: slice) -> F32:
+    """A part of n vectors [n, D] from a to b, both included (n = 1 gives a): "lerp" straight, "slerp" by the arc."""
+    u = np.linspace(0.0, 1.0, n)[part, None]
     if mode == "lerp":
         return ((1 - u) * a + u * b).astype(np.float32)
     if mode != "slerp":

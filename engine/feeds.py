@@ -6,6 +6,7 @@ repeated exactly, each sample's own inputs, x_T and noise.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,13 +26,19 @@ from engine.solver import noise as noises
 from engine.solver.feeds import Feeds, no_noise, step_feeds
 from engine.solver.table import StepTable
 
-__all__ = ["Feeds", "no_noise", "noise_feeds", "setting_feeds", "step_feeds", "write_feeds"]
+__all__ = ["Feeds", "no_noise", "noise_bytes", "noise_feeds", "setting_feeds", "step_feeds", "write_feeds"]
 
 
 def setting_feeds(manifest: Manifest, given: Mapping[str, Any]) -> tuple[Feeds, StepTable]:
     """The feeds of a setting, named as for `Sampler.sample` (None: the bundle's recorded one). ArgumentError otherwise."""
     table = table_of(manifest, manifest.schedule.schedule(), setting_of(manifest, given))
     return step_feeds(table), table
+
+
+def noise_bytes(manifest: Manifest, table: StepTable, n: int) -> int:
+    """How many bytes `noise_feeds` makes for n samples whose inputs are drawn; those that are given come on top."""
+    noise = (1 + (len(table) if table.stochastic else 0)) * math.prod(manifest.pipeline.state.shape)
+    return 4 * n * (noise + (0 if manifest.drawn is None else math.prod(map(int, manifest.drawn.sample))))
 
 
 def noise_feeds(
@@ -50,7 +57,9 @@ def noise_feeds(
     n, shape = len(seeds), manifest.pipeline.state.shape
     feeds: Feeds = {"x_T": noises.initial(seeds, shape), "noise": no_noise(n, shape)}
     if table.stochastic:
-        feeds["noise"] = np.stack([noises.step_noise(seeds, row, shape) for row in range(len(table))])
+        feeds["noise"] = np.empty((len(table), n, *shape), np.float32)
+        for row, noise in enumerate(feeds["noise"]):
+            noises.step_noise(seeds, row, shape, noise)
     for spec in manifest.inputs:
         given = (inputs or {}).get(spec.name)
         if given is not None:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from engine import backends, checks, kernels, resolve
+from engine import abilities, backends, checks, kernels, resolve
 from engine.argument_checks import is_integer
 from engine.bundle.examples import example_inputs
 from engine.bundle.inputs import InputSpec
@@ -27,12 +26,30 @@ from engine.errors import ArgumentError, BundleError, HostMemoryError, SamplerSt
 from engine.pipeline import Arrays, Pipeline
 from engine.request import Request, Watch
 from engine.resolve import OPTIONS, REQUEST_OPTIONS, SETTING_OPTIONS
-from engine.result import F32, U8, Batch
+from engine.result import U8, Batch
 from engine.solver import noise as noises
 from engine.threads import resolve_threads
 
 Seed: TypeAlias = "SupportsIndex | Sequence[SupportsIndex] | npt.NDArray[np.integer[Any]] | None"
 Scale: TypeAlias = "float | Sequence[float] | npt.NDArray[np.floating[Any]] | None"  # one number, or one a step
+
+
+
+class _NoMemory:
+    """A `with` block whose lack of memory is a sentence."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, where: object) -> None:
+        if isinstance(error, MemoryError):
+            raise HostMemoryError(
+                f"found no memory for this request ({error or type(error).__name__}), expected room for all results "
+                "at once; ask for fewer images at a time, or lower max_batch"
+            ) from error
+
+
+_NO_MEMORY = _NoMemory()
 
 
 class Sampler:
@@ -163,7 +180,7 @@ class Sampler:
         named = dict(zip(SETTING_OPTIONS, values, strict=True)) | {"setting": setting}
         options = {"clip": clip, "seed": seed, "x_T": x_T, "noise": noise, "prior": prior, "callback": callback, **inputs}
         budget = Budget.of(budget_ms, at_most, anytime)
-        with self._exclusive():
+        with _NO_MEMORY, self._turn():
             if budget is not None:
                 return self._deadlines.sample(budget, {**named, **options}, n, progress)
             return self._pipeline.run(self._request({**named, **options}, "sample", n=n), progress)
@@ -178,7 +195,7 @@ class Sampler:
         progress. Only on a GPU backend.
         """
         checks.check_inputs(options, self.inputs, REQUEST_OPTIONS, "sample_on_device")
-        with self._exclusive():
+        with _NO_MEMORY, self._turn():
             chain = self._pipeline.backend.device_chain()
             if stream is not None:
                 chain.wait_for(stream_handle(stream))
@@ -186,9 +203,9 @@ class Sampler:
 
     def draw(self, n: int | None = None, *, seed: Seed = None, prior: str | None = None) -> Arrays:
         """The drawn input as `sample` would draw it for these seeds from this prior: {name: float32 [N, ...]}."""
-        self._drawn("draw")
-        seeds = noises.resolve_seeds(seed, n)
-        with self._exclusive():
+        abilities.drawn_input(self.bundle.manifest, "draw")
+        with _NO_MEMORY, self._turn():
+            seeds = noises.resolve_seeds(seed, n)
             return self._pipeline.draw(seeds, resolve.choose_prior(self.bundle.manifest, prior, draws=True))
 
     def interpolate(
@@ -200,6 +217,7 @@ class Sampler:
         mode: str = "lerp",
         seed: Seed = None,
         prior: str | None = None,
+        part: tuple[int, int] | None = None,
         **options: Any,
     ) -> Batch:
         """n images from a to b: the drawn input z moves, x_T and the steps' noise stay those of one seed.
@@ -210,20 +228,23 @@ class Sampler:
         prior what the z of a seed is drawn from, as for `sample`
         seed  of the shared noise; None is a where a is a seed (the first image is then `sample(seed=a)`),
               else drawn
+        part  (begin, end): only these of the n images, as range(begin, end) counts them; None for all
         The other options are those of `sample`.
         """
-        drawn = self._drawn("interpolate")
+        drawn = abilities.drawn_input(self.bundle.manifest, "interpolate")
         checks.check_inputs(options, self.inputs, OPTIONS, "interpolate")
+        if options.pop(drawn.name, None) is not None:
+            raise ArgumentError(f"interpolate moves {drawn.name} from a to b; expected it not given too. Leave it out.")
         count = checks.count_of(n) or 1
-        from_prior = resolve.choose_prior(
-            self.bundle.manifest, prior, draws=any(is_integer(end) for end in (a, b))
-        )
-        ends = [self._end(end, name, drawn, from_prior) for end, name in ((a, "a"), (b, "b"))]
-        path = checks.between(ends[0].ravel(), ends[1].ravel(), count, mode).reshape(count, *ends[0].shape)
-        if seed is None and is_integer(a):
-            seed = a
-        shared = noises.resolve_seeds(seed, 1)
-        given: dict[str, Any] = {drawn.name: path, "seed": np.repeat(shared, count)}
+        begin, end = part or (0, count)
+        if not 0 <= begin < end <= count:
+            raise ArgumentError(f"part is {part!r}; expected (begin, end) with 0 <= begin < end <= n, which is {count}.")
+        from_prior = resolve.choose_prior(self.bundle.manifest, prior, draws=any(is_integer(end) for end in (a, b)))
+        ends = [abilities.end_of(self._pipeline, end, name, drawn, from_prior) for end, name in ((a, "a"), (b, "b"))]
+        shared = noises.resolve_seeds(a if seed is None and is_integer(a) else seed, 1)
+        with _NO_MEMORY:
+            path = checks.between(ends[0].ravel(), ends[1].ravel(), count, mode, slice(begin, end))
+            given: dict[str, Any] = {drawn.name: path.reshape(-1, *ends[0].shape), "seed": np.repeat(shared, end - begin)}
         batch = self.sample(**given, **options)
         return replace(batch, setting=replace(batch.setting, prior=from_prior))
 
@@ -236,11 +257,11 @@ class Sampler:
         and the encoded inputs apart.
         """
         checks.check_inputs(options, self.inputs, OPTIONS, "reconstruct")
-        self._needs_encoder("reconstruct")
-        pixels = self._start_pixels(images, "reconstruct")
-        with self._exclusive():
-            encoded = self._encoded_inputs(pixels)
-            self._refuse_given(options, encoded, "reconstruct")
+        abilities.need_encoder(self.bundle.manifest, "reconstruct")
+        with _NO_MEMORY, self._turn():
+            pixels = abilities.start_pixels(self.bundle.manifest, images, "reconstruct")
+            encoded = abilities.encoded_inputs(self._pipeline, pixels)
+            abilities.refuse_given(options, encoded, "reconstruct")
             request = self._request({**options, **encoded}, "reconstruct", start=2 * pixels - 1, noised_image=True)
             return self._pipeline.run(request, bool(options.get("progress")))
 
@@ -253,16 +274,17 @@ class Sampler:
         start knows the image. The options are those of `sample`, n apart.
         """
         checks.check_inputs(options, self.inputs, OPTIONS, "refine")
-        pixels = self._start_pixels(images, "refine")
-        image = 2 * pixels - 1
         start = self.bundle.manifest.pipeline.state.start
-        with self._exclusive():
+        with _NO_MEMORY, self._turn():
+            pixels = abilities.start_pixels(self.bundle.manifest, images, "refine")
+            image = 2 * pixels - 1
             given = {} if start is None else {start: image}
             needed = [spec.name for spec in resolve.needed_inputs(self.bundle.manifest, given)]
             encoded: Arrays = {}
             if self.bundle.manifest.pipeline.encode:
                 missing = [name for name in needed if name not in options]
-                encoded = {k: v for k, v in (self._encoded_inputs(pixels) if missing else {}).items() if k in missing}
+                found = abilities.encoded_inputs(self._pipeline, pixels) if missing else {}
+                encoded = {name: value for name, value in found.items() if name in missing}
             request = self._request({**options, **encoded}, "refine", start=image, given=given)
             if start is None and request.setting.t_start is None:
                 raise ArgumentError(
@@ -273,9 +295,9 @@ class Sampler:
 
     def encode(self, images: npt.ArrayLike) -> Arrays:
         """What the pipeline's encoder makes of images (as `reconstruct` takes them), by value name: [N, ...] each."""
-        self._needs_encoder("encode")
-        pixels = checks.images_of(images, self._encoder_shape())
-        with self._exclusive():
+        abilities.need_encoder(self.bundle.manifest, "encode")
+        with _NO_MEMORY, self._turn():
+            pixels = checks.images_of(images, abilities.encoder_shape(self._pipeline))
             return self._pipeline.encode(pixels)
 
     def decode(self, value: npt.ArrayLike | None = None, **inputs: npt.ArrayLike) -> U8:
@@ -285,15 +307,15 @@ class Sampler:
         """
         start = self.bundle.manifest.pipeline.state.start
         if start is None or start in [spec.name for spec in self.inputs]:
-            raise self._lacks("decode", "a start value that its pipeline makes of inputs")
+            raise abilities.lacks(self.bundle.manifest, "decode", "a start value that its pipeline makes of inputs")
         if value is not None:
-            inputs = {self._drawn("decode").name: value, **inputs}
+            inputs = {abilities.drawn_input(self.bundle.manifest, "decode").name: value, **inputs}
         checks.check_inputs(inputs, self.inputs, (), "decode")
         arrays = {spec.name: checks.input_of(spec, inputs[spec.name]) for spec in self.inputs if spec.name in inputs}
         needed = [spec.name for spec in resolve.needed_inputs(self.bundle.manifest, {}, (start,))]
         if missing := [name for name in needed if name not in arrays]:
             raise ArgumentError(f"decode: found no {', '.join(missing)}, expected {', '.join(needed)}. Pass them by name.")
-        with self._exclusive():
+        with _NO_MEMORY, self._turn():
             return self._pipeline.decode(arrays)
 
     def warmup(self, n: int = 1, **options: Any) -> None:
@@ -305,7 +327,7 @@ class Sampler:
         blank = example_inputs(self.bundle.manifest, free=1) or {}
         self.sample(n, **{"steps": 1, "spacing": "linspace", "seed": 0, **blank, **options})
         if self.bundle.manifest.pipeline.encode:
-            self.encode(np.zeros((n, *self._encoder_shape()), np.float32))
+            self.encode(np.zeros((n, *abilities.encoder_shape(self._pipeline)), np.float32))
 
     def clone(self) -> Sampler:
         """A Sampler over the same weights with states and buffers of its own, for another thread.
@@ -346,7 +368,7 @@ class Sampler:
         if self._process != os.getpid():
             self._closed = True  # a child's copy: what it holds is the parent's
             return
-        with self._exclusive():
+        with _NO_MEMORY, self._turn():
             self._closed = True
             self._pipeline.close()
 
@@ -361,25 +383,20 @@ class Sampler:
 
     # ---- state -------------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """One run at a time: a second one would overwrite the graphs' and buffers' contents of the first."""
+    def _turn(self) -> threading.Lock:
+        """What a run holds: a second one would overwrite the graphs' and buffers' contents of the first, and is refused.
+
+        The lock itself, for `with`: Python runs no signal's handler between taking it and the block, so that none can raise
+        and leave it taken. Of two threads that ask at the same instant one waits.
+        """
         self._check_process()
-        if not self._lock.acquire(blocking=False):
+        self._check_open()
+        if self._lock.locked():
             raise SamplerStateError(
                 "This Sampler is running already, in another thread or below the callback that called it; "
                 "expected one request at a time. Give each thread its own with sampler.clone()."
             )
-        try:
-            self._check_open()
-            yield
-        except MemoryError as error:
-            raise HostMemoryError(
-                f"found no memory for this request ({error or type(error).__name__}), expected room for all results "
-                "at once; ask for fewer images at a time, or lower max_batch"
-            ) from error
-        finally:
-            self._lock.release()
+        return self._lock
 
     def _check_process(self) -> None:
         """In a child of fork: locks of its own, as those of the parent may be held for ever; or a refusal where the
@@ -393,61 +410,8 @@ class Sampler:
         if self._closed:
             raise SamplerStateError("This Sampler is closed; expected an open one. Open the bundle again.")
 
-    # ---- what the pipeline declares ----------------------------------------------------------------------------------
-
     def _request(self, options: dict[str, Any], where: str, **more: Any) -> Request:
         return resolve.resolve_request(self._pipeline, options, where, **more)
-
-    def _drawn(self, what: str) -> InputSpec:
-        """The drawn input; ArgumentError where there is none."""
-        drawn = self.bundle.manifest.drawn
-        if drawn is None:
-            raise self._lacks(what, "an input that is drawn")
-        return drawn
-
-    def _end(self, end: Any, name: str, drawn: InputSpec, prior: str | None) -> F32:
-        """One end of an interpolation as one sample of the drawn input: of a seed, or as given."""
-        if is_integer(end) or isinstance(end, (bool, np.bool_)):
-            seeds = noises.resolve_seeds(end, 1)  # refuses a bool
-            return self._pipeline.draw(seeds, prior)[drawn.name][0]
-        found = checks.input_of(replace(drawn, name=name), end)
-        if len(found) != 1:
-            raise ArgumentError(f"{name} holds {len(found)} samples of {drawn.name}; expected one, or an int seed.")
-        return found[0]
-
-    def _encoder_shape(self) -> tuple[int, int, int]:
-        """[C, H, W] of the images that `encode` takes."""
-        channels, height, width = self._pipeline.encoder_image.sample
-        return int(channels), int(height), int(width)
-
-    def _encoded_inputs(self, pixels: F32) -> Arrays:
-        """Those values of `encode` that are inputs."""
-        declared = [spec.name for spec in self.inputs]
-        return {name: value for name, value in self._pipeline.encode(pixels).items() if name in declared}
-
-    def _start_pixels(self, images: npt.ArrayLike, what: str) -> F32:
-        """Images that the chain can start from; ArgumentError where its state is no image."""
-        spec = self.bundle.manifest.pipeline
-        if spec.image != "x":
-            raise self._lacks(what, f"a state that is the image: it decodes one of {list(spec.state.shape)}")
-        return checks.images_of(images, spec.state.shape)
-
-    def _needs_encoder(self, what: str) -> None:
-        if not self.bundle.manifest.pipeline.encode:
-            raise self._lacks(what, "an encoder (`pipeline.encode`)")
-
-    def _refuse_given(self, options: dict[str, Any], encoded: Arrays, what: str) -> None:
-        for name in encoded:
-            if options.get(name) is not None:
-                raise ArgumentError(f"{what} encodes {name} from the images; expected none beside them. Leave {name} out.")
-
-    def _lacks(self, what: str, needed: str) -> ArgumentError:
-        manifest = self.bundle.manifest
-        takes = ", ".join(str(spec) for spec in manifest.inputs) or "no inputs"
-        return ArgumentError(
-            f"{what} needs {needed}, which this bundle lacks: it takes {takes}, and holds the graphs "
-            f"{', '.join(manifest.graphs)}. Build a bundle from a checkpoint that has it."
-        )
 
 
 def _open_again(

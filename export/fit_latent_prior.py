@@ -43,12 +43,8 @@ from engine.cli.terminal import Program, shows_progress
 from engine.errors import ArgumentError
 from engine.places import check_file
 from export.build import Request, build
-<<<<<<< HEAD
-from export.latent_prior import fit, log_likelihood, sample_posterior, standard_prior, write_prior
-from export.training_images import KEY, read_images
-=======
 from export.latent_prior import fit, log_likelihood, sample_posterior, size_of_prior, standard_prior, write_prior
->>>>>>> links
+from export.training_images import KEY, read_images
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]

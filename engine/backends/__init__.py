@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import NamedTuple
 
-from engine.backends.base import Backend, Graph, check_precision
+from engine.backends.base import Backend, check_precision
+from engine.backends.graph import Graph
 from engine.bundle.graphs import PRECISIONS
 from engine.bundle.reader import Bundle
 from engine.commands import command

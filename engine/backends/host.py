@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import kernels
-from engine.backends.base import Arrays, Backend
+from engine.backends.base import Backend
+from engine.backends.graph import Arrays
 from engine.backends.lanes import Bindings
 from engine.backends.workspace import Workspace
 from engine.bundle.pipeline import ROWS, TIMESTEPS, VARIANCE, CallSpec, E, X

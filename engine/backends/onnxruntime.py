@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.backends.base import Arrays, Backend, Graph, check_tensors, package_available, read_onnx
+from engine.backends.base import Backend, check_tensors, package_available, read_onnx
+from engine.backends.graph import Arrays, Graph
 from engine.backends.host import HostChain
 from engine.backends.telemetry import silenced
 from engine.bundle.graphs import GraphSpec, graph_key
 from engine.bundle.reader import Bundle
 from engine.commands import command
 from engine.errors import BackendError
+from engine.forks import CUDA, OneProcess
 
 NAME = "onnxruntime"
 PRECISIONS = ("f32", "fp16")  # half graphs run here too, by casts: no faster, but what a GPU will compute can be seen
@@ -37,6 +39,11 @@ class Runtime:
     providers: Mapping[str, Mapping[str, str]]
     precisions: tuple[str, ...]
     install: str
+
+    @property
+    def one_process(self) -> OneProcess | None:
+        """What a child of fork() cannot open again: the CPU's threads are each session's own, a device is the process's."""
+        return None if set(self.providers) <= {_CPU} else CUDA
 
 
 CPU = Runtime(NAME, {_CPU: {}}, PRECISIONS, "pip install onnxruntime")
@@ -87,13 +94,14 @@ def load_on(runtime: Runtime, bundle: Bundle, name: str, precision: str, threads
             f"with: {runtime.install}"
         ) from error
     check_tensors(bundle, key, tensors)
-    return OrtGraph(name, bundle.spec(key), obtained, threads, session, runtime.name)
+    return OrtGraph(name, bundle.spec(key), obtained, threads, session, runtime)
 
 
 def open_session(data: bytes, threads: int, runtime: Runtime = CPU) -> Any:
     """An InferenceSession over an ONNX model's bytes, on exactly the providers asked for.
 
-    BackendError where the package or a provider is missing; what the runtime itself raises is in native_failures().
+    BackendError where the package or a provider is missing, DeviceError after a fork() that left CUDA behind; what the
+    runtime itself raises is in native_failures().
     """
     ort, asked = _import(), list(runtime.providers)
     # A provider that this build does not have, or whose libraries or device are missing, is passed over with no more than
@@ -101,6 +109,8 @@ def open_session(data: bytes, threads: int, runtime: Runtime = CPU) -> Any:
     built_in = ort.get_available_providers()
     if not set(asked) <= set(built_in):
         raise _other_providers(runtime, ort, f"has the providers {', '.join(built_in)}")
+    if runtime.one_process is not None:
+        runtime.one_process.enter()
     advice = _preload(runtime, ort)
     # Its own fallback retries on the same CPU provider and prints to stdout.
     providers = [(name, dict(options)) for name, options in runtime.providers.items()]
@@ -172,10 +182,11 @@ class OrtGraph(Graph):
     backend = NAME
 
     def __init__(
-        self, name: str, spec: GraphSpec, precision: str, threads: int, session: Any, backend: str = NAME
+        self, name: str, spec: GraphSpec, precision: str, threads: int, session: Any, runtime: Runtime
     ) -> None:
         super().__init__(name, spec, precision, threads)
-        self.backend = backend
+        self.backend = runtime.name
+        self._runtime, self._one_process = runtime, runtime.one_process
         self._failures = native_failures()
         self._session = session
         self._binding = session.io_binding()
@@ -191,11 +202,11 @@ class OrtGraph(Graph):
         self._session.run_with_iobinding(self._binding)
         self._binding.clear_binding_inputs()  # the caller's arrays are not kept alive
 
-    def _held(self) -> tuple[object, ...]:
+    def held(self) -> tuple[object, ...]:
         return self._session, self._binding
 
     def _release(self) -> None:
         self._session = self._binding = None
 
     def _twin(self) -> OrtGraph:
-        return OrtGraph(self.name, self.spec, self.precision, self.threads, self._session, self.backend)
+        return OrtGraph(self.name, self.spec, self.precision, self.threads, self._session, self._runtime)

@@ -6,6 +6,7 @@ from ctypes.util import find_library
 from importlib import metadata
 
 from engine.backends.onnxruntime import OnnxRuntime, Runtime
+from engine.forks import CUDA
 
 PACKAGE = "onnxruntime-gpu"
 
@@ -25,6 +26,7 @@ def installed(runtime: Runtime) -> tuple[bool, str]:
 class OnGpu(OnnxRuntime):
     """ONNX Runtime on the providers of RUNTIME, which a subclass names."""
 
+    ONE_PROCESS = CUDA
     BY_NAME_ONLY = True  # whether the provider works is known only once a session has been tried
 
     @classmethod

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.backends.base import Arrays, Backend, Graph, check_tensors, package_available, read_onnx
+from engine.backends.base import Backend, check_tensors, package_available, read_onnx
+from engine.backends.graph import Arrays, Graph
 from engine.backends.host import HostChain
 from engine.backends.telemetry import silenced
 from engine.bundle.graphs import GraphSpec
@@ -23,7 +24,7 @@ PRECISIONS = ("f32", "bf16")
 # Its exceptions arrive as RuntimeError; the bindings add the other types.
 NATIVE_FAILURES = (RuntimeError, TypeError, ValueError, MemoryError)
 # Its thread pool is the process's: in a child of fork() it has no workers, and a model compiled anew may wait for ever.
-ONE_PROCESS = OneProcess("OpenVINO")
+ONE_PROCESS = OneProcess("OpenVINO", "native or onnxruntime")
 _DTYPES = {"f32": "float32", "i64": "int64"}
 
 
@@ -163,7 +164,7 @@ class OpenVinoGraph(Graph):
         for name, array in arrays.items():
             self._request.set_tensor(name, Tensor(array, shared_memory=True))
 
-    def _held(self) -> tuple[object, ...]:
+    def held(self) -> tuple[object, ...]:
         return self._compiled, self._request
 
     def _release(self) -> None:

@@ -112,9 +112,8 @@ def sample_in_bulk(path: str, n: int | None, bulk: dict[str, Any], given: dict[s
         means = Means(**machine, features=features, inputs=inputs)
         with redirect_stdout(sys.stderr):  # where Ray's own remarks belong: they would end up amid --json
             result = generate(job, bundle, out, means, adopt_seed=seed is None, make=make, progress=bar)
-    except KeyboardInterrupt:
-        bar.note(f"stopped; {out} keeps the finished shards, and the same command goes on from there")
-        raise
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"{out} keeps the finished shards, and the same command goes on from there") from error
     finally:
         bar.close()
     _report(result, out, perf_counter() - started, as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from itertools import repeat
 from typing import Any, TypeVar
@@ -20,10 +21,10 @@ from engine.cli.elsewhere import commands as commands_elsewhere
 from engine.cli.info import info, verify
 from engine.cli.inputs import INPUT, LINKS, take_inputs
 from engine.cli.output import check_out, check_results, finish
-from engine.cli.stream import Resumable, Run, sample_to
+from engine.cli.stream import Resumable, Run, Walk, sample_to
 from engine.cli.terminal import Program, shows_progress
 from engine.errors import ArgumentError, did_you_mean
-from engine.feeds import noise_feeds, setting_feeds, write_feeds
+from engine.feeds import noise_bytes, noise_feeds, setting_feeds, write_feeds
 from engine.imaging import FITS, load_images
 from engine.places import check_file
 from engine.resolve import SETTING_OPTIONS, SETTINGS
@@ -140,7 +141,13 @@ SEED = click.option("--seed", type=Seeds(), help="Image i uses SEED + i; or one 
 PRIOR = click.option(
     "--prior", type=NearChoice(PRIORS), help="What the drawn input comes from; default: the bundle's, if any."
 )
-FIRST = "Leave the first K of the images out: the rest of a run that was stopped."
+FIRST = click.option(
+    "--first",
+    metavar="K",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Leave the first K of the images out: the rest of a run that was stopped.",
+)
 BUDGET = options(
     click.option("--budget-ms", type=float, help="Take the best fitted setting that keeps this time a batch."),
     click.option("--at-most", is_flag=True, help="With it: where none does, the fastest."),
@@ -227,7 +234,7 @@ def _run_on_images(bundle: str, images: tuple[str, ...], run: Callable[..., Batc
 @click.argument("bundle")
 @click.option("-n", "--n", "--number", "n", type=int, help="Images. Default: one, or one a seed.")
 @SEED
-@click.option("--first", metavar="K", type=click.IntRange(min=0), default=0, help=FIRST)
+@FIRST
 @INPUT
 @SETTING
 @PRIOR
@@ -287,7 +294,7 @@ def refine(bundle: str, images: tuple[str, ...], **given: Any) -> None:
     _run_on_images(bundle, images, Sampler.refine, given)
 
 
-@cli.command(short_help="Walk from the image of one seed to that of another.")
+@cli.command(cls=Resumable, short_help="Walk from the image of one seed to that of another.")
 @click.argument("bundle")
 @click.argument("a", type=click.IntRange(0, 2**64 - 1))
 @click.argument("b", type=click.IntRange(0, 2**64 - 1))
@@ -299,21 +306,24 @@ def refine(bundle: str, images: tuple[str, ...], **given: Any) -> None:
     show_default=True,
     help="Path of the drawn input.",
 )
+@FIRST
 @NOISE_SEED
 @INPUT
 @SETTING
 @PRIOR
 @MACHINE
 @output("interpolation.png")
-def interpolate(bundle: str, a: int, b: int, n: int, mode: str, prior: str | None, **given: Any) -> None:
+def interpolate(bundle: str, a: int, b: int, n: int, mode: str, first: int, prior: str | None, **given: Any) -> None:
     """Walk from the image of seed A to that of seed B: the drawn input moves, the noise stays."""
     opened = open_bundle(bundle, given)
     options = run_options(opened.manifest, given)
     shared = a if options["seed"] is None else options["seed"]
-    count = count_of(n) or 1
-    check_results(opened.manifest, count, repeat(shared, count), **given)
+    run = Walk.of(
+        opened.manifest, n, first, {**options, "seed": shared}, ends=(a, b), how={"mode": mode, "prior": prior}
+    )
+    check_results(opened.manifest, run.count, repeat(shared, run.count), first=first, **given)
     with open_sampler(opened, given) as sampler:
-        finish(sampler, sampler.interpolate(a, b, n, mode=mode, prior=prior, **options), **given)
+        sample_to(sampler, run, **given)
 
 
 @cli.command("steps", short_help="Write a setting as input arrays of the whole-sampler graph.")
@@ -339,6 +349,7 @@ def write_steps(
     check_inputs(inputs, manifest.inputs, (), "steps")
     feeds, table = setting_feeds(manifest, given)
     if n is not None or seed is not None or inputs:
+        _check_memory(n, noise_bytes(manifest, table, len(seed) if isinstance(seed, list) else count_of(n) or 1))
         seeds = resolve_seeds(seed, count_of(n))
         feeds |= noise_feeds(manifest, table, seeds, read_prior(opened), inputs)
     target = write_feeds(out, feeds)
@@ -346,6 +357,16 @@ def write_steps(
     click.echo(f"{target}: {len(table.rows)} calls of {table.method}; {arrays}")
     if SAMPLER not in manifest.graphs:
         click.echo("note: this bundle holds no sampler graph; build it with --whole-sampler to have one", err=True)
+
+
+def _check_memory(n: int | None, nbytes: int) -> None:
+    """Refuse arrays of one file that this machine could not hold."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if nbytes > memory:
+        raise ArgumentError(
+            f"n: found {n:,}, which is {nbytes / 1e9:,.1f} GB of arrays in one file, expected no more than the "
+            f"{memory / 1e9:,.1f} GB of memory of this machine; write several files, each with its --seed"
+        )
 
 
 cli.add_command(info)

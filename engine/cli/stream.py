@@ -1,4 +1,5 @@
-"""`diffusevae sample` of many images: in pieces of one batch, each written before the next is made; memory stays bounded."""
+"""`diffusevae sample` and `interpolate` of many images: in pieces of one batch, each written before the next is made, so
+that memory stays bounded."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import numpy as np
@@ -40,6 +41,7 @@ from engine.solver.noise import resolve_seeds
 AT_ONCE = 4  # batches; a run of no more is one call, held in memory as a whole
 _WORDS = "diffusevae.words"
 _SEED_END = 2**64
+Kind = TypeVar("Kind", bound="Run")
 
 
 class Resumable(click.Command):
@@ -65,7 +67,7 @@ class Run:
     inputs: Mapping[str, np.ndarray]
 
     @classmethod
-    def of(cls, manifest: Manifest, n: int | None, first: int, options: dict[str, Any]) -> Run:
+    def of(cls: type[Kind], manifest: Manifest, n: int | None, first: int, options: dict[str, Any], **more: Any) -> Kind:
         """Check the numbers and inputs of a command. ArgumentError where they contradict each other."""
         inputs = {spec.name: input_of(spec, options.pop(spec.name)) for spec in manifest.inputs if spec.name in options}
         seed = options["seed"]
@@ -75,23 +77,38 @@ class Run:
             raise ArgumentError(f"first: found {first} without a seed, expected that of the run to go on with; add --seed")
         if first >= count:
             raise ArgumentError(f"first is {first}; expected less than the {count} images of the whole run. Lower it.")
-        return cls(count, first, options, inputs)
+        return cls(count, first, options, inputs, **more)
 
-    def part(self, begin: int, end: int) -> dict[str, Any]:
-        """The arguments of `Sampler.sample` for images begin..end of all."""
+    def make(self, sampler: Sampler, begin: int, end: int, **more: Any) -> Batch:
+        """Images begin..end of all. more: options in the place of the run's."""
         seed = self.options["seed"]
         if isinstance(seed, list):
             seed = seed[begin:end]
         elif begin:
             seed = (int(resolve_seeds(seed, 1)[0]) + begin) % _SEED_END
-        cut = {name: array[begin:end] if len(array) == self.count else array for name, array in self.inputs.items()}
-        return {**self.options, **cut, "seed": seed, "n": end - begin}
+        return sampler.sample(**{**self.options, **self._cut(begin, end), "seed": seed, "n": end - begin, **more})
+
+    def _cut(self, begin: int, end: int) -> dict[str, np.ndarray]:
+        return {name: array[begin:end] if len(array) == self.count else array for name, array in self.inputs.items()}
+
+
+@dataclass(frozen=True)
+class Walk(Run):
+    """A run of `Sampler.interpolate` from seed to seed; its images share the seed of the noise."""
+
+    ends: tuple[int, int]
+    how: Mapping[str, Any]  # mode and prior
+
+    def make(self, sampler: Sampler, begin: int, end: int, **more: Any) -> Batch:
+        """Images begin..end of all."""
+        options = {**self.options, **self.how, **self._cut(begin, end), **more}
+        return sampler.interpolate(*self.ends, self.count, part=(begin, end), **options)
 
 
 def sample_to(sampler: Sampler, run: Run, *, out: str, with_start: bool, add: bool, as_json: bool) -> None:
     """Make the images of a run, write them to `out` and report them: in one call where they are few, else in pieces."""
     if run.count - run.first <= AT_ONCE * sampler.max_batch:
-        batch = sampler.sample(**run.part(run.first, run.count))
+        batch = run.make(sampler, run.first, run.count)
         finish(sampler, batch, out=out, with_start=with_start, add=add, as_json=as_json, first=run.first)
         return
     if run.options["seed"] is None:
@@ -99,37 +116,41 @@ def sample_to(sampler: Sampler, run: Run, *, out: str, with_start: bool, add: bo
     images = run.count - run.first
     megabytes = results_bytes(sampler.bundle.manifest, images, with_start) / 1e6
     click.echo(f"{images:,} images, {megabytes:,.1f} MB of pixels, {sampler.max_batch} at a time", err=True)
-    end, timings = run.first, Timings()
+    end, timings, begun = run.first, Timings(), 0
     with closing(Bar(not as_json and shows_progress())) as bar, closing(_place(out, run, with_start)) as place:
         bar.start(run.count, run.first)
         try:
             for batch in _pieces(sampler, run):
                 seeds = batch.seeds.tolist()
+                begun = seeds[0] if end == run.first else begun
                 place.write(batch.images, batch.start if with_start else None, seeds, end)
                 end += len(batch)
                 timings.add(batch.timings)
                 bar.made(len(batch))
         except (KeyboardInterrupt, EngineError, MemoryError) as error:
-            if end > run.first or isinstance(error, KeyboardInterrupt):
-                bar.note(place.stop(end))
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(place.stop(end)) from error
+            if end > run.first:
+                bar.note(f"stopped; {place.stop(end)}")
             raise
         files = place.finish()
-    _report(sampler, run, replace(batch, timings=timings), files, as_json)
+    _report(sampler, run, begun, replace(batch, timings=timings), files, as_json)
 
 
 def _pieces(sampler: Sampler, run: Run) -> Iterator[Batch]:
     for begin in range(run.first, run.count, sampler.max_batch):
-        yield sampler.sample(**{**run.part(begin, min(begin + sampler.max_batch, run.count)), "progress": False})
+        yield run.make(sampler, begin, min(begin + sampler.max_batch, run.count), progress=False)
 
 
-def _report(sampler: Sampler, run: Run, last: Batch, files: list[Path], as_json: bool) -> None:
-    """The report of all pieces; last: the last one, with the timings of all."""
+def _report(sampler: Sampler, run: Run, begun: int, last: Batch, files: list[Path], as_json: bool) -> None:
+    """The report of all pieces; begun: the first seed; last: the last piece, with the timings of all."""
     listed = run.options["seed"] if isinstance(run.options["seed"], list) else None
-    ends = {"first": int(run.part(run.first, run.count)["seed"]), "last": int(last.seeds[-1])} if listed is None else {}
-    if not as_json:
-        report(sampler, last, files, seeds_line(listed[run.first :]) if listed else f"{ends['first']} to {ends['last']}")
-        return
+    ends = {"first": begun, "last": int(last.seeds[-1])}
     count = run.count - run.first
+    if not as_json:
+        line = f"{begun}, for all {count}" if begun == ends["last"] else f"{begun} to {ends['last']}"
+        report(sampler, last, files, seeds_line(listed[run.first :]) if listed else line)
+        return
     values = {name: last.values[name] for name in declared(sampler, last)}
     inputs = {name: f"{value.dtype.name} {[count, *value.shape[1:]]}" for name, value in values.items()}
     seeds = listed[run.first :] if listed else ends
@@ -144,7 +165,7 @@ def _resume(run: Run, end: int, out: str | None = None) -> str:
     if not any(word.partition("=")[0] == "--seed" for word in words):
         more = ["--seed", str(run.options["seed"]), *more]
     at = kept.index("--") if "--" in kept else len(kept)
-    return command("sample", *kept[:at], *more, *kept[at:])
+    return command(str(click.get_current_context().info_name), *kept[:at], *more, *kept[at:])
 
 
 def _without(words: list[str], options: list[str]) -> list[str]:
@@ -174,7 +195,7 @@ class _Folder:
 
     def stop(self, end: int) -> str:
         """What is kept of images up to `end`, and how to go on."""
-        return f"stopped; {self.out} holds {end} of {self.run.count} images; go on with: {_resume(self.run, end)}"
+        return f"{self.out} holds {end} of {self.run.count} images; go on with: {_resume(self.run, end)}"
 
     def close(self) -> None:
         """Nothing is open."""
@@ -215,14 +236,14 @@ class _Arrays:
         """Keep the images up to `end` as an array of so many; how to make the others."""
         made = end - self.run.first
         if not made:
-            return f"stopped; nothing was made; the same again: {_resume(self.run, end)}"
+            return f"nothing was made; the same again: {_resume(self.run, end)}"
         with _writing(self.target):
             at = self._head(made)
             for file in self.files.values():
                 file.truncate(at + made * math.prod(self.shape))
         self.finish()
         rest = self.target.with_name(f"{self.target.stem}-from{end}.npy")
-        return f"stopped; {self.target} holds {made} images; make the others with: {_resume(self.run, end, str(rest))}"
+        return f"{self.target} holds {made} images; make the others with: {_resume(self.run, end, str(rest))}"
 
     def close(self) -> None:
         """Remove what was not finished."""
@@ -260,7 +281,7 @@ class _Grid:
 
     def stop(self, end: int) -> str:
         """What is lost."""
-        return "stopped; a grid is written when all its images are made: give a folder or a .npy to keep what is done"
+        return "nothing was written, as a grid needs all its images: give a folder or a .npy to keep what is done"
 
     def close(self) -> None:
         """Nothing is open."""

@@ -22,7 +22,7 @@ _ASCII = {"×": "x", "–": "-", "—": "-", "−": "-", "·": "*", "→": "->",
 class Program(click.Command):
     """A command whose errors are a line each, and that no terminal, pipe or Ctrl-C makes a traceback of."""
 
-    interrupted = "Interrupted; nothing was written after this point."
+    interrupted = "Interrupted."  # unless the KeyboardInterrupt says more
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         """Run as a program; `| head` ends it quietly, with the code that the signal has."""
@@ -53,8 +53,8 @@ class Program(click.Command):
             ) from error
         except EngineError as error:
             raise click.ClickException(str(error)) from error
-        except KeyboardInterrupt:
-            click.echo(f"\n{self.interrupted}", err=True)
+        except KeyboardInterrupt as stopped:
+            click.echo(f"\nInterrupted; {stopped}" if str(stopped) else f"\n{self.interrupted}", err=True)
             ctx.exit(INTERRUPTED)
 
 

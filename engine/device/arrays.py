@@ -102,7 +102,7 @@ class Allocation:
 
 def _free(block: DeviceBlock, device: Device) -> None:
     try:
-        if device.driver.lost is None:
+        if not device.driver.gone:
             with device.current():
                 block.close()
     finally:

@@ -74,7 +74,7 @@ class Device:
         with self._lock:
             self._users -= 1
             last = self._users == 0
-        if last and self._primary and self.driver.lost is None:
+        if last and self._primary and not self.driver.gone:
             self.driver("cuDevicePrimaryCtxRelease", self._handle)
 
 
@@ -139,8 +139,9 @@ def _adopted(driver: Driver, context: int) -> Device:
 
 
 def release_all(device: Device, steps: Sequence[Callable[[], object]]) -> None:
-    """`run_all`, but nothing on a lost device: there nothing can be freed, and the driver has taken everything back."""
-    if device.driver.lost is None:
+    """`run_all`, but nothing on a lost device, or in a child of fork(): there nothing can be freed, and the driver has taken
+    everything back, or the parent will."""
+    if not device.driver.gone:
         run_all(steps)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from engine.commands import install_extra
 from engine.errors import DeviceError, DeviceMemoryError
+from engine.forks import CUDA
 
 BINDINGS = "cuda.bindings.driver"
 INSTALL = f"install it with: {install_extra('cuda')}"
@@ -42,10 +43,16 @@ class Driver:
 
     def __call__(self, name: str, *arguments: Any, purpose: str = "") -> Any:
         """Call `name`. purpose: what the call was for, in the message of its failure."""
+        CUDA.check()
         status, *values = self._invoke(name, arguments)
         if int(status) != SUCCESS:
             raise self._failure(name, int(status), purpose)
         return values[0] if len(values) == 1 else tuple(values) or None
+
+    @property
+    def gone(self) -> bool:
+        """Whether nothing can be given back any more: the context is lost, or that of the process this was forked from."""
+        return self.lost is not None or CUDA.elsewhere
 
     def _invoke(self, name: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         try:
@@ -101,7 +108,7 @@ def _decoded(value: Any = None) -> str:
 
 
 def load_driver() -> Driver:
-    """The initialised driver; DeviceError when bindings or driver are missing or too old."""
+    """The initialised driver; DeviceError when bindings or driver are missing or too old, or left behind by a fork()."""
     try:
         api = importlib.import_module(BINDINGS)
     except ImportError as error:
@@ -117,6 +124,7 @@ def load_driver() -> Driver:
         )
     driver = Driver(api)
     driver("cuInit", 0)
+    CUDA.enter()
     version = int(driver("cuDriverGetVersion"))
     if version < MIN_DRIVER:
         raise DeviceError(

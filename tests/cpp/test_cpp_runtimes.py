@@ -17,6 +17,7 @@ from engine import Sampler
 from tests import mock_tensorrt, samplers, toy_family
 from tests.cpp import building, bundles
 from tests.cpp.capi import Failed, Library, open_c
+from tests.processes import forked
 
 KINDS = ("form1", "form2", "zcond", "uncond")
 RUNS: dict[str, dict[str, Any]] = {
@@ -210,6 +211,26 @@ def test_tensorrt_has_fp16_only_and_a_bundle_without_plans_is_told(library: Libr
     with pytest.raises(Failed, match=r"BACKEND: .*tensorrt.*expected one that the bundle lists"):
         open_c(library, samplers.bundle("form1"), backend="tensorrt")
     assert mock_tensorrt.VERSION != bundles.STAND_IN_VERSION
+
+
+# ---- a child of fork() -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["openvino", "tensorrt"])
+def test_a_child_of_fork_is_refused_and_nothing_hangs(backend: str, library: Library, tmp_path: Path) -> None:
+    bundle = samplers.bundle("form1") if backend == "openvino" else bundles.with_plans(tmp_path / "toy.bundle")
+    with open_c(library, bundle, backend=backend) as sampler:
+        expected = sampler.sample(2, seed=1, steps=2).images
+
+        def others() -> str:
+            for call in (lambda: sampler.sample(1), sampler.clone, lambda: open_c(library, bundle, backend=backend)):
+                with pytest.raises(Failed, match=r"BACKEND: .*fork\(\) leaves behind; .*with backend native"):
+                    call()
+            sampler.free()
+            return "refused"
+
+        assert forked(others) == "refused"
+        np.testing.assert_array_equal(sampler.sample(2, seed=1, steps=2).images, expected)
 
 
 # ---- a library without them --------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -21,8 +22,8 @@ from engine.kernels import native_library
 from engine.kernels.loader import LIBRARY, open_library
 from engine.solver.noise import resolve_seeds
 from tests.native_models import NEEDS_NATIVE
+from tests.processes import SETTING, forked, images_of
 
-SETTING: dict[str, Any] = {"seed": 7, "steps": 3, "spacing": "linspace"}
 BACKENDS = [pytest.param("native", marks=NEEDS_NATIVE), "onnxruntime", "openvino"]
 
 
@@ -63,26 +64,6 @@ def sampler(request: pytest.FixtureRequest, native_bundle: Callable[..., Path]) 
         yield opened
 
 
-def forked(work: Callable[[], str]) -> str:
-    """What `work` returns in a child of fork(), or the error that it raises; a hang is ended by an alarm."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(60)
-        try:
-            text = work()
-        except EngineError as error:
-            text = str(error)
-        os.write(write, text.encode())
-        os._exit(0)
-    os.close(write)
-    with os.fdopen(read, "rb") as pipe:
-        said = pipe.read().decode()
-    assert os.waitpid(child, 0)[1] == 0, "the child hung or died"
-    return said
-
-
 def test_a_child_of_fork_has_the_same_images_or_is_told_what_does(sampler: Sampler) -> None:
     expected = sampler.sample(2, **SETTING).images.tobytes()
 
@@ -119,6 +100,21 @@ def test_a_copy_gives_the_same_images(sampler: Sampler, duplicate: Callable[[Sam
     with duplicate(sampler) as twin:
         assert (twin.backend, twin.precision, twin.threads) == (sampler.backend, sampler.precision, sampler.threads)
         np.testing.assert_array_equal(twin.sample(2, **SETTING).images, sampler.sample(2, **SETTING).images)
+
+
+@pytest.mark.parametrize("pool", ["spawn", "loky"])
+def test_a_worker_that_is_given_a_sampler_makes_the_same_images(pool: str, native_bundle: Callable[..., Path]) -> None:
+    with Sampler(native_bundle("form1"), threads=1) as sampler:
+        expected = images_of(sampler)
+        if pool == "spawn":
+            with multiprocessing.get_context("spawn").Pool(1) as workers:
+                found = workers.apply_async(images_of, [sampler]).get(timeout=120)
+        else:
+            joblib = pytest.importorskip("joblib")
+            found, _ = joblib.Parallel(n_jobs=2, backend="loky", timeout=120)(
+                joblib.delayed(images_of)(sampler) for _ in range(2)
+            )
+    assert found == expected
 
 
 def test_a_pickle_notices_another_bundle(native_bundle: Callable[..., Path], tmp_path: Path) -> None:

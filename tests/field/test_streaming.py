@@ -1,4 +1,4 @@
-"""`diffusevae sample` of many images: the same files as at once, memory bounded, stopped and gone on with."""
+"""`diffusevae sample` and `interpolate` of many images: the same files, memory bounded, stopped and gone on with."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def words_to_go_on(stderr: str) -> list[str]:
     """The arguments of the command that a stopped run prints."""
-    found = re.search(r"with: .*? sample (.*)$", stderr, re.MULTILINE)
+    found = re.search(r"with: .*? (sample|interpolate) (.*)$", stderr, re.MULTILINE)
     assert found, stderr
-    return ["sample", *shlex.split(found[1])]
+    return [found[1], *shlex.split(found[2])]
 
 
 def interrupt_after(pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +41,7 @@ def interrupt_after(pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
     sample, calls = Sampler.sample, []
 
     def counted(self: Sampler, *arguments: Any, **options: Any) -> Any:
-        calls.append(options["n"])
+        calls.append(options["seed"])
         if len(calls) == pieces + 1:
             raise KeyboardInterrupt
         return sample(self, *arguments, **options)
@@ -81,7 +81,8 @@ def test_a_stopped_folder_goes_on_twice(tmp_path: Path, monkeypatch: pytest.Monk
         with monkeypatch.context() as patch:
             interrupt_after(1, patch)
             result = run(*words)
-        assert (result.exit_code, f"holds {done} of 11 images" in result.stderr) == (130, True), result.output
+        last = f"Interrupted; {tmp_path / 'images'} holds {done} of 11 images; go on with: "
+        assert (result.exit_code, result.stderr.splitlines()[-1].startswith(last)) == (130, True), result.output
         assert len(contents(tmp_path / "images")) == done
         words = words_to_go_on(result.stderr)
         assert words[-2:] == ["--first", str(done)]
@@ -90,6 +91,22 @@ def test_a_stopped_folder_goes_on_twice(tmp_path: Path, monkeypatch: pytest.Monk
     seed = words[words.index("--seed") + 1]
     succeed("sample", bundle(), *MANY, "--seed", seed, "--out", tmp_path / "whole")
     assert contents(tmp_path / "images") == contents(tmp_path / "whole")
+
+
+def test_a_walk_in_pieces_is_the_same_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words: list[Any] = ["interpolate", bundle(), "3", "8", "--mode", "slerp", "--with-start", *MANY]
+    with monkeypatch.context() as patch:
+        interrupt_after(2, patch)
+        stopped = run(*words, "--out", tmp_path / "pieces")
+    assert (stopped.exit_code, stopped.stderr.splitlines()[-1][:12]) == (130, "Interrupted;"), stopped.output
+    monkeypatch.setattr(stream, "AT_ONCE", 1)
+    resumed = succeed(*words_to_go_on(stopped.stderr), "--json")
+    report = json.loads(resumed.stdout)
+    assert (report["n"], report["seeds"], report["inputs"]) == (7, {"first": 3, "last": 3}, {"z": "float32 [7, 4]"})
+    monkeypatch.setattr(stream, "AT_ONCE", 11)
+    succeed(*words, "--out", tmp_path / "whole")
+    assert contents(tmp_path / "pieces") == contents(tmp_path / "whole")
+    assert len(contents(tmp_path / "whole")) == 22
 
 
 def test_a_stopped_array_holds_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,14 +124,17 @@ def test_a_stopped_array_holds_what_is_done(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["-n", "1000000"], "a grid of 100 million pixels, expected at most 89 million; write them to a folder"),
-        (["-n", "5", "--first", "2"], "first: found 2 without a seed"),
-        (["-n", "5", "--seed", "0", "--first", "5"], "first is 5; expected less than the 5 images"),
-        (["-n", "5", "--first", "2", "--shard-size", "2", "--out", "a"], "first: found it with shards"),
+        (["sample", "-n", "1000000"], "a grid of 100 million pixels, expected at most 89 million; write them to a folder"),
+        (["sample", "-n", "5", "--first", "2"], "first: found 2 without a seed"),
+        (["sample", "-n", "5", "--seed", "0", "--first", "5"], "first is 5; expected less than the 5 images"),
+        (["sample", "-n", "5", "--first", "2", "--shard-size", "2", "--out", "a"], "first: found it with shards"),
+        (["interpolate", "1", "2", "-n", "1000000"], "a grid of 100 million pixels"),
+        (["interpolate", "1", "2", "-n", "5", "--first", "5"], "first is 5; expected less than the 5 images"),
+        (["steps", "-n", "1000000000", "--eta", "1"], "n: found 1,000,000,000, which is 8,464.0 GB of arrays in one file"),
     ],
 )  # fmt: skip
 def test_refused_before_the_work(options: list[str], message: str) -> None:
-    result = run("sample", bundle(), *options)
+    result = run(options[0], bundle(), *options[1:])
     assert (result.exit_code, message in result.stderr) == (1, True), result.output
 
 

@@ -22,8 +22,9 @@ from engine.backends.onnxruntime_cuda import OnnxRuntimeCuda
 from engine.backends.onnxruntime_tensorrt import OnnxRuntimeTensorRt
 from engine.bundle.reader import Bundle
 from engine.bundle.writer import write_bundle
-from engine.errors import ArgumentError, BackendError
+from engine.errors import ArgumentError, BackendError, DeviceError
 from tests import toy
+from tests.processes import forked
 
 GPU = [OnnxRuntimeCuda, OnnxRuntimeTensorRt]
 NAMES = ("onnxruntime-cuda", "onnxruntime-tensorrt")
@@ -117,6 +118,24 @@ class TestOneCodePath:
             OnnxRuntime.open(bundle, "bf16", 1)
         with pytest.raises(BackendError, match=r"onnxruntime-cuda: found precision 'bf16', expected .*: f32, fp16"):
             OnnxRuntimeCuda.open(bundle, "bf16", 1)
+
+
+@pytest.mark.parametrize("kind", GPU)
+def test_a_child_of_fork_opens_none_and_is_told(
+    bundle: Bundle, kind: type[OnnxRuntime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    providers = [*kind.RUNTIME.providers, "CPUExecutionProvider"]
+    asked = pretend(monkeypatch, providers, providers)
+    opened = kind.open(bundle, "f32", 1)
+    graph = opened.graph("denoiser")
+
+    def calls() -> str:
+        for call in (lambda: graph(**inputs()), opened.enter_child, lambda: kind.open(bundle, "f32", 1).load("denoiser")):
+            with pytest.raises(DeviceError, match=r"fork.*before CUDA is first used"):
+                call()
+        return f"{len(asked)} opened"
+
+    assert forked(calls) == "1 opened"
 
 
 class TestAnotherProvider:

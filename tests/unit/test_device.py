@@ -20,6 +20,7 @@ from engine.device.memory import ALIGNMENT, DeviceBlock, PinnedBlock
 from engine.device.stream import Event, Lru, Stream, capture
 from engine.errors import ArgumentError, BackendError, CaptureError, DeviceError, DeviceMemoryError, EngineError
 from tests.mock_cuda import MockCuda
+from tests.processes import forked
 
 
 def install(monkeypatch: pytest.MonkeyPatch, **machine: Any) -> MockCuda:
@@ -257,6 +258,27 @@ def test_an_allocation_lives_as_long_as_its_arrays(device: Device, cuda: MockCud
     del part
     gc.collect()
     assert cuda.leaks() == {}
+
+
+def test_a_child_of_fork_is_refused_and_gives_nothing_back(device: Device, cuda: MockCuda) -> None:
+    with device.current():
+        stream = Stream(device)
+        kept = [Allocation(device, {"x": ((4, 2), np.float32)}, stream.handle).array("x")]
+
+    def calls() -> str:
+        told, before = [], len(cuda.calls)
+        for call in (load_driver, open_device, stream.synchronize, lambda: device("cuMemGetInfo")):
+            with pytest.raises(DeviceError, match=r"CUDA: .*a fork.* leaves behind.*native or openvino.*'spawn'") as error:
+                call()
+            told.append(error)
+        kept.clear()
+        gc.collect()
+        release_all(device, [stream.close])
+        device.release()
+        return f"{len(told)} refused, {len(cuda.calls) - before} calls"
+
+    assert forked(calls) == "4 refused, 0 calls"
+    assert kept[0].numpy().tolist() == [[0, 0]] * 4, "the parent is untouched"
 
 
 # ---- streams, events, graphs -------------------------------------------------------------------------

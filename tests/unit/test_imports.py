@@ -25,7 +25,7 @@ LAYERS = (
     ("engine.device",),
     ("engine.backends",),
     ("engine.pipeline",),
-    ("engine.resolve",),
+    ("engine.abilities", "engine.resolve"),
     ("engine.deadline",),
     ("engine.feeds", "engine.sampler"),
     ("engine",),

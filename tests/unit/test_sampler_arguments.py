@@ -166,6 +166,11 @@ def test_interpolate_refuses(sampler: Sampler) -> None:
         sampler.interpolate(1, np.zeros((2, Z_DIM)))
     with pytest.raises(ArgumentError, match=r"interpolate has no option 'gidance', .*Did you mean 'guidance'"):
         sampler.interpolate(1, 2, gidance=1)
+    with pytest.raises(ArgumentError, match=r"interpolate moves z from a to b; expected it not given too"):
+        sampler.interpolate(1, 2, z=np.zeros((8, Z_DIM)))
+    for part in ((0, 0), (2, 9), (-1, 2)):
+        with pytest.raises(ArgumentError, match=r"part is .*; expected \(begin, end\) with .* end <= n, which is 8"):
+            sampler.interpolate(1, 2, part=part)
 
 
 def test_opening_refuses() -> None:

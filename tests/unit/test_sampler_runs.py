@@ -31,6 +31,33 @@ def test_the_manifest_says_which_graph_computes_in_what(tmp_path: Path, monkeypa
     backend.close()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Python drops what a generator's end raises
+@pytest.mark.parametrize("verb", ["draw", "graph"])
+def test_an_interrupt_at_any_moment_leaves_nothing_taken(verb: str) -> None:
+    """Python runs handlers where a function begins and where a call has returned: one raises at each such moment in turn."""
+    moments = [-1]
+
+    def handler(frame: object, event: str, _: object) -> None:
+        if event in ("call", "c_return"):
+            moments[-1] -= 1
+            if moments[-1] == -1:
+                raise KeyboardInterrupt
+
+    with open_toy(threads=1) as sampler, backends.load(sampler.bundle, "timestep_table", backend=sampler.backend) as graph:
+        call = {"draw": lambda: sampler.draw(1, seed=0), "graph": lambda: graph(timesteps=np.array([1]))}[verb]
+        while moments[-1] < 0:  # until a call has fewer moments
+            moments.append(len(moments))
+            try:
+                sys.setprofile(handler)
+                call()
+            except KeyboardInterrupt:
+                sys.setprofile(None)
+                call()  # while the error, and what it refers to, is alive
+            finally:
+                sys.setprofile(None)
+    assert len(moments) > 20
+
+
 class TestCallback:
     @EACH_BACKEND
     @pytest.mark.parametrize("guidance", [0.0, 0.5])

@@ -18,6 +18,7 @@ from engine.bundle.reader import Bundle
 from engine.errors import ArgumentError, BackendError, BundleError, DeviceError
 from tests import toy
 from tests.mock_tensorrt import VERSION, Mock, build_bundle, plan_of
+from tests.processes import forked
 
 PROFILE = {"batch": (1, 4, 16), "steps": (1, 10, 1000)}
 REBUILD = r"rebuild with: \S*python export/build_engines\.py CKPT --out \S+ --backends tensorrt_rtx --precision fp16"
@@ -250,6 +251,24 @@ def test_other_precisions_are_refused(mock: Mock, bundle: Bundle) -> None:
         Sampler(bundle, "tensorrt_rtx", "bf16")
     with load(bundle, "timestep_table") as table:
         assert table.precision == "f32", "as the manifest says of it"
+    assert mock.leaks() == {}
+
+
+def test_a_child_of_fork_is_refused_and_has_the_cpu(mock: Mock, bundle: Bundle) -> None:
+    with Sampler(bundle, "tensorrt_rtx") as sampler:
+        expected = sampler.sample(2, steps=2, seed=0).images
+
+        def others() -> str:
+            again = [lambda: Sampler(bundle, "tensorrt_rtx"), lambda: load(bundle)]
+            for call in (lambda: sampler.sample(1), sampler.clone, *again):
+                with pytest.raises(DeviceError, match=r"fork.*before CUDA is first used"):
+                    call()
+            sampler.close()
+            with Sampler(bundle, "onnxruntime") as cpu:
+                return str(np.abs(cpu.sample(2, steps=2, seed=0).images.astype(int) - expected).max())
+
+        assert forked(others) == "0"
+        np.testing.assert_array_equal(sampler.sample(2, steps=2, seed=0).images, expected)
     assert mock.leaks() == {}
 
 

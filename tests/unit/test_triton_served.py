@@ -100,6 +100,17 @@ class TestBitEquality:
                 same(found, sampler.sample(seed=seed, steps=4, method="ddpm"))
 
 
+    def test_a_native_run_stops_between_steps(self, served: Open, native_bundle: Callable[..., Path]) -> None:
+        """All steps are one call elsewhere: here the clients are asked after each."""
+        path = native_bundle("form1", "bf16", "int8")
+        model = served(path, Serving(max_batch=16, threads=2))
+        code, _ = model.answer(Request(seed=ints(1), steps=int32(9), cancelled=Cancels(after=3)))[0].refusal()
+        assert (code, model.sampler.backend) == (CANCELLED, "native")
+        assert model.server.Logger.lines[-1] == "stopped after step 3 of 9: every request of the run was cancelled"
+        with Sampler(path, "native", threads=1) as sampler:
+            same(model.one(seed=ints(5)), sampler.sample(seed=5))
+
+
 class TestGroups:
     def runs(self, model: Served, *requests: Request) -> list[int]:
         """The batch sizes that the denoiser saw, once a run."""

@@ -33,7 +33,8 @@
  * first, is answered DIFFUSEVAE_BUSY at once. Give each thread a sampler of its own with diffusevae_clone: clones share
  * weights and layouts. diffusevae_cancel, _clone, _describe, _input, _output and _step_table may be called on a sampler at any
  * time, from any thread, also while it runs; diffusevae_free not before every other call on that sampler has returned. The
- * error text is one a thread. After fork(), the child may use a sampler that was idle then; it gets threads of its own.
+ * error text is one a thread. After fork(), the child may use a native sampler that was idle then; it gets threads of its own. Backends
+ * openvino and tensorrt answer DIFFUSEVAE_BACKEND in such a child, whoever opens the bundle: open it there with native.
  *
  * Arrays are contiguous, in C order, aligned as their type is, and the caller's; no pointer is kept after the call. n is the
  * number of images, R the number of rows of the step table: one a call of the network. Results must not overlap what is read.

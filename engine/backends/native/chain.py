@@ -6,7 +6,7 @@ from typing import cast
 
 import numpy as np
 
-from engine.backends.base import Arrays
+from engine.backends.graph import Arrays
 from engine.backends.host import C_IN, PUSH, HostChain
 from engine.backends.native.graph import NativeGraph
 from engine.backends.native.loop import Loop

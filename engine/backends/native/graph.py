@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from engine.backends.base import Arrays, Graph
+from engine.backends.graph import Arrays, Graph
 from engine.backends.native.isa import VARIABLE, instruction_set, load_library
 from engine.backends.native.loop import Loop
 from engine.backends.native.program import PORT_KINDS, ParsedProgram, check_ports, op_kind, op_side, parse_program
@@ -124,7 +124,7 @@ class NativeGraph(Graph):
         """
         network, update = np.zeros(len(loop.rows)), np.zeros(1)
         call, kept = loop.call(self._loaded.program.port_names, network, update)
-        with self._exclusive(), _typed(f"native graph {self.name!r} over {len(loop.rows)} steps"):
+        with self._turn(), _typed(f"native graph {self.name!r} over {len(loop.rows)} steps"):
             failed = self._loaded.library.run_steps(self._own_handle(), call)
         del kept  # pointers into it were read until here
         return StepTimes(network.tolist(), float(update[0]), None if failed == NONE else failed)

@@ -16,6 +16,7 @@ from engine.bundle.reader import Bundle
 from engine.cleanup import run_all, undo
 from engine.device.context import Device, open_device
 from engine.errors import BackendError
+from engine.forks import CUDA
 from engine.processor import Processor
 
 Self = TypeVar("Self", bound="TensorRt")
@@ -27,6 +28,7 @@ class TensorRt(Backend):
     NAME = "tensorrt"
     PRECISIONS = (PRECISION,)
     ON_DEVICE = True
+    ONE_PROCESS = CUDA
 
     def __init__(self, bundle: Bundle, precision: str, threads: int, device: Device) -> None:
         super().__init__(bundle, precision, threads)

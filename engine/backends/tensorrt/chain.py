@@ -118,7 +118,7 @@ class GpuChain:
             return
         device, self.device = self.device, None  # type: ignore[assignment]  # closed
         try:
-            if device.driver.lost is None:
+            if not device.driver.gone:
                 with device.current():
                     closing = [item.close for item in reversed(owned)]
                     release_all(device, [lambda: self._shapes.close(device), *closing])

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.backends.base import Arrays, Graph
+from engine.backends.graph import Arrays, Graph
 from engine.backends.tensorrt.plan import Execution, Plan
 from engine.cleanup import noting, undo
 from engine.device.context import Device, release_all
 from engine.device.memory import DeviceBlock, PinnedBlock, Spec
 from engine.device.stream import Stream
+from engine.forks import CUDA
 
 # What the library's bindings raise beside returning None and False.
 NATIVE_FAILURES = (RuntimeError, TypeError, ValueError)
@@ -23,6 +24,7 @@ class TensorRtGraph(Graph):
     """A plan with a context of its own for arrays on the host; its memory is allocated with the first call of a shape."""
 
     _failures = NATIVE_FAILURES
+    _one_process = CUDA
 
     def __init__(self, plan: Plan, device: Device) -> None:
         super().__init__(plan.name, plan.spec, plan.precision, 1)
@@ -49,7 +51,7 @@ class TensorRtGraph(Graph):
 
     def _drop(self) -> None:
         call, self._call = self._call, None
-        if call is not None and self.device.driver.lost is None:
+        if call is not None and not self.device.driver.gone:
             with self.device.current():
                 call.close()
 

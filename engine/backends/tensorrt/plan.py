@@ -20,6 +20,7 @@ from engine.bundle.tensors import BATCH
 from engine.commands import command
 from engine.device.context import Device
 from engine.errors import BackendError
+from engine.forks import leave_to_parent
 
 PRECISION = "fp16"  # that plans are asked for in; which graphs compute in another, the manifest says
 MAGIC = b"vtrt"  # what a plan of TensorRT for RTX begins with
@@ -103,6 +104,11 @@ class Plan:
         inputs = [tensor.name for tensor in self.spec.inputs]
         self.ranges = {name: self._range(name) for name in inputs}
         self.scratch = int(self.engine.device_memory_size_v2)
+        leave_to_parent(self)
+
+    def held(self) -> tuple[object, ...]:
+        """What the library must not destroy in a child of fork()."""
+        return self._runtime, self.engine
 
     def batches(self, name: str, axis: int = 0) -> tuple[int, int]:
         """The smallest and largest size of an input's axis."""
@@ -182,6 +188,7 @@ class Execution:
         for tensor in plan.spec.inputs:
             plan.check_shape(tensor.name, tensors[tensor.name][1])
         self._context = _new_context(plan)
+        leave_to_parent(self)
         if plan.scratch:
             self._context.set_device_memory(scratch, plan.scratch)
         inputs = {tensor.name for tensor in plan.spec.inputs}
@@ -201,6 +208,10 @@ class Execution:
         """Whether the library allows the stream to be captured; one that has no say on it does."""
         ask = getattr(self._context, "is_stream_capturable", None)
         return True if ask is None else bool(ask(stream))
+
+    def held(self) -> tuple[object, ...]:
+        """What the library must not destroy in a child of fork()."""
+        return (self._context,)
 
     def close(self) -> None:
         self._context = None

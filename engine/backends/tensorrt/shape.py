@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from engine.backends.base import Arrays
+from engine.backends.graph import Arrays
 from engine.backends.tensorrt.kernels import CONTROL_WORDS
 from engine.backends.workspace import PUSH, Y
 from engine.bundle.pipeline import ROWS, TIMESTEPS, CallSpec, PipelineSpec, X

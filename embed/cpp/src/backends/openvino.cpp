@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "backends/onnx_file.h"
+#include "backends/one_process.h"
 #include "bundle/reader.h"
 #include "error.h"
 #include "backends/graph.h"
@@ -18,11 +19,18 @@ namespace {
 constexpr const char* kName = "openvino";
 constexpr const char* kPrecision = "f32";
 
+// Its thread pool is the process's: in a child of fork() it has no workers, and a model compiled anew may wait for ever.
+OneProcess& process() {
+    static OneProcess only("OpenVINO");
+    return only;
+}
+
 [[noreturn]] void refuse(const std::string& sentence) { throw Error(DIFFUSEVAE_BACKEND, "openvino, " + sentence); }
 
-// Runs `call`, and turns what the runtime throws into an Error.
+// Runs `call` in the one process that may, and turns what the runtime throws into an Error.
 template <class Call>
 auto guarded(const std::string& what, const char* expected, const Call& call) -> decltype(call()) {
+    process().enter();
     try {
         return call();
     } catch (const Error&) {
@@ -77,7 +85,9 @@ void check_ports(const std::vector<ov::Output<const ov::Node>>& ports, const std
 class OpenVinoGraph : public Graph {
 public:
     OpenVinoGraph(std::string name, ov::CompiledModel compiled)
-        : name_(std::move(name)), compiled_(std::move(compiled)), request_(compiled_.create_infer_request()) {}
+        : name_(std::move(name)), held_(new Held{std::move(compiled), {}}) {
+        held_->request = held_->compiled.create_infer_request();
+    }
 
     void run(const Arrays& arrays) override {
         const auto infer = [&] {
@@ -86,34 +96,38 @@ public:
                 const auto type = array.dtype == Dtype::kInt64   ? ov::element::i64
                                   : array.dtype == Dtype::kUint8 ? ov::element::u8
                                                                  : ov::element::f32;
-                request_.set_tensor(array.name, ov::Tensor(type, shape, array.data));
+                held_->request.set_tensor(array.name, ov::Tensor(type, shape, array.data));
             }
-            request_.infer();
+            held_->request.infer();
         };
         guarded("graph '" + name_ + "'", "a result; check the free memory, or use a smaller batch", infer);
     }
 
     std::unique_ptr<Graph> clone() const override {
-        const auto make = [&] { return std::make_unique<OpenVinoGraph>(name_, compiled_); };
+        const auto make = [&] { return std::make_unique<OpenVinoGraph>(name_, held_->compiled); };
         return guarded("another graph '" + name_ + "'", "one over the same weights; check the memory", make);
     }
 
 private:
+    struct Held {
+        ov::CompiledModel compiled;  // its create_infer_request is safe to call from any thread
+        ov::InferRequest request;
+    };
+
     std::string name_;
-    mutable ov::CompiledModel compiled_;  // its create_infer_request is safe to call from any thread, but not const
-    ov::InferRequest request_;
+    Own<Held> held_;
 };
 
 class OpenVino : public Backend {
 public:
-    OpenVino(const Bundle& bundle, int threads) : bundle_(bundle), config_{
+    OpenVino(const Bundle& bundle, int threads) : bundle_(bundle), core_(new ov::Core), config_{
         ov::hint::inference_precision(ov::element::f32),  // left out, it takes bf16 wherever the processor has it
         ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY),
         ov::inference_num_threads(threads),
         ov::num_streams(1),
         ov::hint::enable_cpu_pinning(false),  // pinned, two containers or clones fight over the same processors
     } {
-        const auto options = core_.get_property("CPU", ov::supported_properties);
+        const auto options = core_->get_property("CPU", ov::supported_properties);
         // Activations are never quantized behind the caller's back.
         const ov::AnyMap::value_type plain = ov::hint::dynamic_quantization_group_size(0);
         if (std::find(options.begin(), options.end(), plain.first) != options.end()) config_.insert(plain);
@@ -128,7 +142,7 @@ public:
         const std::string where = bundle_.path_of(spec);
         check_self_contained(data, where);
         const auto compile = [&]() -> std::unique_ptr<Graph> {
-            ov::CompiledModel compiled = core_.compile_model(core_.read_model(data, ov::Tensor()), "CPU", config_);
+            ov::CompiledModel compiled = core_->compile_model(core_->read_model(data, ov::Tensor()), "CPU", config_);
             check_ports(compiled.inputs(), spec.inputs, where);
             check_ports(compiled.outputs(), spec.outputs, where);
             check_precision(compiled, name);
@@ -146,7 +160,7 @@ private:
     }
 
     const Bundle& bundle_;
-    ov::Core core_;
+    Own<ov::Core> core_;
     ov::AnyMap config_;
 };
 

@@ -90,7 +90,7 @@ private:
     std::shared_ptr<const Plan> plan_;
     std::map<std::string, DeviceMemory> memory_;
     std::unique_ptr<Stream> stream_;
-    std::unique_ptr<nvinfer1::IExecutionContext> context_;
+    Own<nvinfer1::IExecutionContext> context_;
 };
 
 class TensorRt : public Backend {

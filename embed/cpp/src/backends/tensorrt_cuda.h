@@ -7,9 +7,16 @@
 #include <cstddef>
 #include <string>
 
+#include "backends/one_process.h"
 #include "error.h"
 
 namespace diffusevae {
+
+// The driver does not survive a fork(): a child's first call fails, initialised again or not.
+inline OneProcess& cuda_process() {
+    static OneProcess only("CUDA");
+    return only;
+}
 
 inline void check_cuda(cudaError_t status, const std::string& what) {
     if (status == cudaSuccess) return;
@@ -19,10 +26,11 @@ inline void check_cuda(cudaError_t status, const std::string& what) {
                 "and that the driver is no older than the CUDA runtime that this was linked with");
 }
 
-// Makes a device the thread's current one for a scope; the caller's own is put back.
+// Makes a device the thread's current one for a scope; the caller's own is put back. Error in a child of fork().
 class DeviceScope {
 public:
     explicit DeviceScope(int device) {
+        cuda_process().check();
         check_cuda(cudaGetDevice(&before_), "the current device");
         if (before_ != device) check_cuda(cudaSetDevice(device), "device " + std::to_string(device));
         changed_ = before_ != device;
@@ -42,7 +50,9 @@ private:
 class Stream {
 public:
     Stream() { check_cuda(cudaStreamCreateWithFlags(&handle_, cudaStreamNonBlocking), "a stream"); }
-    ~Stream() { cudaStreamDestroy(handle_); }
+    ~Stream() {
+        if (!cuda_process().elsewhere()) cudaStreamDestroy(handle_);
+    }
     Stream(const Stream&) = delete;
     Stream& operator=(const Stream&) = delete;
 
@@ -57,7 +67,9 @@ private:
 class DeviceMemory {
 public:
     DeviceMemory() = default;
-    ~DeviceMemory() { cudaFree(address_); }
+    ~DeviceMemory() {
+        if (!cuda_process().elsewhere()) cudaFree(address_);
+    }
     DeviceMemory(const DeviceMemory&) = delete;
     DeviceMemory& operator=(const DeviceMemory&) = delete;
 

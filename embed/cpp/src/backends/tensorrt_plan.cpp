@@ -71,8 +71,10 @@ std::string KeepingLogger::said() {
 
 Gpu Gpu::current() {
     Gpu gpu;
+    cuda_process().check();
     check_cuda(cudaGetDevice(&gpu.ordinal), "the current device");
     cudaDeviceProp properties;
+    cuda_process().enter();
     check_cuda(cudaGetDeviceProperties(&properties, gpu.ordinal), "device " + std::to_string(gpu.ordinal));
     gpu.major = properties.major;
     gpu.minor = properties.minor;
@@ -103,7 +105,7 @@ Plan::Plan(const Bundle& bundle, const std::string& graph, const Gpu& gpu) : gpu
                     + rebuild());
     }
     bytes_ = int64_t(data.size());
-    logger_ = std::make_unique<KeepingLogger>();
+    logger_ = Own<KeepingLogger>(new KeepingLogger);
     runtime_.reset(nvinfer1::createInferRuntime(*logger_));
     if (runtime_ == nullptr) fail("to start");
     engine_.reset(runtime_->deserializeCudaEngine(data.data(), data.size()));
@@ -170,8 +172,8 @@ void Plan::check_shape(const Array& array) const {
     }
 }
 
-std::unique_ptr<nvinfer1::IExecutionContext> Plan::context() const {
-    std::unique_ptr<nvinfer1::IExecutionContext> made(engine_->createExecutionContext());
+Own<nvinfer1::IExecutionContext> Plan::context() const {
+    Own<nvinfer1::IExecutionContext> made(engine_->createExecutionContext());
     if (made == nullptr) fail("an execution context");
     return made;
 }

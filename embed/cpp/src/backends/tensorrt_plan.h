@@ -11,6 +11,7 @@
 
 #include "bundle/reader.h"
 #include "backends/graph.h"
+#include "backends/one_process.h"
 
 namespace diffusevae {
 
@@ -48,7 +49,7 @@ public:
     int64_t bytes() const { return bytes_; }
     bool is_input(const char* name) const;
     void check_shape(const Array& array) const;  // against the profile that the plan was built with
-    std::unique_ptr<nvinfer1::IExecutionContext> context() const;
+    Own<nvinfer1::IExecutionContext> context() const;
     [[noreturn]] void fail(const std::string& what) const;  // Error (BACKEND) with what the library said
 
 private:
@@ -59,9 +60,9 @@ private:
     std::string where_;
     int64_t bytes_ = 0;
     // In this order: an engine ends before the runtime that made it, and that before its logger.
-    std::unique_ptr<KeepingLogger> logger_;
-    std::unique_ptr<nvinfer1::IRuntime> runtime_;
-    std::unique_ptr<nvinfer1::ICudaEngine> engine_;
+    Own<KeepingLogger> logger_;
+    Own<nvinfer1::IRuntime> runtime_;
+    Own<nvinfer1::ICudaEngine> engine_;
 };
 
 // "10.9.0.34": of the library that runs, as the Python package has it.
