@@ -49,6 +49,8 @@ def mutate_content(rng: random.Random, content: dict[str, Any]) -> list[str]:
     state, done = content["state_dict"], []
     for _ in range(rng.randint(1, 3)):
         key, action = rng.choice(list(state)), rng.randrange(7)
+        if action in (2, 3, 4) and not isinstance(state[key], torch.Tensor):
+            continue  # it was replaced before
         done.append(f"action {action} on {key}")
         if action == 0:
             del state[key]
