@@ -59,6 +59,19 @@ void check_number(const char* name, double value, double low, double high) {
     refuse_argument(std::string(name) + " is " + brief(value) + "; expected a number " + wanted + ".");
 }
 
+int64_t counted(const std::string& name, int64_t count) {
+    if (count < 1) refuse_argument(name + " is " + std::to_string(count) + "; expected at least 1.");
+    return count;
+}
+
+std::optional<int64_t> count_beside(const char* array, const void* data, const char* name, int64_t count) {
+    if (data) return counted(name, count);
+    if (count != 0)
+        refuse_argument(std::string(name) + " is " + std::to_string(count) + ", but " + array
+                        + " is a null pointer; expected both or neither.");
+    return std::nullopt;
+}
+
 void check_array(const std::string& name, const void* data, size_t element, const std::vector<int64_t>& shape) {
     const std::string array = name + " " + shape_text(shape);
     const std::optional<size_t> elements = product(shape);

@@ -21,6 +21,12 @@ const char* known(const char* what, const std::string& word, const std::vector<s
 // Refuses what is not a finite number in low .. high; `high` may be infinite.
 void check_number(const char* name, double value, double low, double high);
 
+// Refuses a number of things below 1.
+int64_t counted(const std::string& name, int64_t count);
+
+// The count that comes with an array; nothing where there is no array.
+std::optional<int64_t> count_beside(const char* array, const void* data, const char* name, int64_t count);
+
 // Refuses an array that is null, not aligned as its elements are, or longer than memory can be.
 void check_array(const std::string& name, const void* data, size_t element, const std::vector<int64_t>& shape);
 

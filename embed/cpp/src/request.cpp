@@ -13,20 +13,6 @@ namespace {
 
 using Number = std::optional<int64_t>;
 
-int64_t counted(const std::string& name, int64_t count) {
-    if (count < 1) refuse_argument(name + " is " + std::to_string(count) + "; expected at least 1.");
-    return count;
-}
-
-// The count that comes with an array; nothing where there is no array.
-Number count_beside(const char* array, const void* data, const char* name, int64_t count) {
-    if (data) return counted(name, count);
-    if (count != 0)
-        refuse_argument(std::string(name) + " is " + std::to_string(count) + ", but " + array
-                        + " is a null pointer; expected both or neither.");
-    return std::nullopt;
-}
-
 void check_flag(const char* name, int32_t flag) {
     if (flag != 0 && flag != 1)
         refuse_argument(std::string(name) + " is " + std::to_string(flag) + "; expected 0 or 1.");
