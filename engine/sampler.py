@@ -325,7 +325,8 @@ class Sampler:
         zeros or what is nearest to them in range, of size 1 in free dimensions.
         """
         blank = example_inputs(self.bundle.manifest, free=1) or {}
-        self.sample(n, **{"steps": 1, "spacing": "linspace", "seed": 0, **blank, **options})
+        quick: dict[str, Any] = {} if options.get("timesteps") is not None else {"steps": 1, "spacing": "linspace"}
+        self.sample(n, **{**quick, "seed": 0, **blank, **options})
         if self.bundle.manifest.pipeline.encode:
             self.encode(np.zeros((n, *abilities.encoder_shape(self._pipeline)), np.float32))
 

@@ -18,11 +18,11 @@ from engine.bundle import engines, fields, files, graphs, inputs, limits, manife
 from engine.bundle.schema import Entry, entries  # noqa: E402
 from engine.solver import levels, table, timesteps  # noqa: E402
 
-NAMES = {  # integers, texts, and lists of words
+NAMES = {  # numbers, texts, and lists of words
     limits: " ".join(name for name in vars(limits) if name.isupper()), manifest: "FORMAT", files: "MANIFEST_FILE",
     fields: "HEXADECIMAL", tensors: "BATCH", pipeline: "X E VARIANCE ROWS TIMESTEPS IMAGE STEPS",
     graphs: "SAMPLER PRECISIONS", inputs: "RESERVED", table: "METHODS PREDICTIONS", levels: "LEARNED_RANGE VARIANCES",
-    timesteps: "SPACINGS",
+    timesteps: "SPACINGS RHO LEAST_RHO MOST_RHO",
 }  # fmt: skip
 SPECS = (
     tensors.TensorSpec, inputs.InputSpec, files.FileSpec, graphs.Parity, graphs.GraphSpec, pipeline.StateSpec,
@@ -33,7 +33,10 @@ CHECKED = (
     "reference", "max_relative_error", "batches", "runtimes", "opset", "parity", "options", "record", "architecture",
     "built_with",
 )  # fmt: skip
-KINDS = {int: "constexpr int64_t", str: "constexpr const char*", tuple: "inline const std::vector<std::string>"}
+KINDS = {
+    int: "constexpr int64_t", float: "constexpr double", str: "constexpr const char*",
+    tuple: "inline const std::vector<std::string>",
+}  # fmt: skip
 HEADER = """\
 // {about} Written by embed/cpp/generate_schema.py from engine/bundle: change it there.
 #ifndef DIFFUSEVAE_BUNDLE_{guard}_H
@@ -59,7 +62,7 @@ def constant(name: str) -> str:
 def named() -> dict[str, Any]:
     """The constants by name."""
     found = {name: getattr(module, name) for module, names in NAMES.items() for name in names.split()}
-    return {name: value if isinstance(value, (int, str)) else tuple(value) for name, value in found.items()}
+    return {name: value if isinstance(value, (int, float, str)) else tuple(value) for name, value in found.items()}
 
 
 def literal(value: Any) -> str:
@@ -108,8 +111,8 @@ def function(spec: type) -> str:
     """The function that reads the annotated fields of an object."""
     found = entries(spec)
     kinds = {fields.Fields.choice: "const std::vector<std::string>&"}
-    given = [f", {kinds.get(entry.read, 'int64_t')} {value}"
-             for entry in found for value in entry.arguments if isinstance(value, str)]  # fmt: skip
+    named_ones = [(value, entry.read) for entry in found for value in entry.arguments if isinstance(value, str)]
+    given = dict.fromkeys(f", {kinds.get(read, 'int64_t')} {value}" for value, read in named_ones)
     into = " into" if any(entry.key not in CHECKED for entry in found) else ""
     head = f"inline void take(Fields& fields, {spec.__name__}&{into}{''.join(given)}) {{"
     return "\n".join([head, *map(statement, found), "}"])

@@ -8,6 +8,7 @@ whichever order and on however many threads, makes the same bytes.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -86,8 +87,9 @@ class Job:
         return Shard(index, first, min(self.shard_size, self.n - first), (self.seed + first) % SEED_END, file)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, equal exactly where the jobs are."""
-        return asdict(self)
+        """Plain values as JSON gives them back, equal exactly where the jobs are."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # a setting's tuples become lists
+        return plain
 
 
 def describe(

@@ -152,7 +152,8 @@ class Fields:
             return type(value) in (int, float) and bool(low <= value <= high)
 
         expected = f"a number in {low:g}..{high:g}, or a list of them, one a step"
-        found = self.checked(key, expected, lambda value: all(map(fits, value)) if type(value) is list else fits(value))
+        listed = lambda value: type(value) is list and value and all(map(fits, value))  # noqa: E731
+        found = self.checked(key, expected, lambda value: fits(value) or listed(value))
         return tuple(map(float, found)) if type(found) is list else float(found)
 
     def falling(self, key: str, low: int, high: int) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from engine.bundle.limits import MAX_T
 from engine.bundle.schema import read, take
 from engine.solver.schedule import Schedule
 from engine.solver.table import METHODS
-from engine.solver.timesteps import RHO_LIMITS, SPACINGS
+from engine.solver.timesteps import LEAST_RHO, MOST_RHO, SPACINGS
 
 # Numbers of each recipe beside T, with their limits; "table" has betas instead.
 BETA = (1e-12, 0.999999)
@@ -44,7 +44,7 @@ class Defaults:
     steps: Annotated[int, Fields.integer, 1, "T"]
     timesteps: Annotated[tuple[int, ...], Fields.falling, 0, "last"] | None
     spacing: Annotated[str, Fields.choice, tuple(SPACINGS)] | None
-    rho: Annotated[float, Fields.number, RHO_LIMITS[0], RHO_LIMITS[1]]
+    rho: Annotated[float, Fields.number, LEAST_RHO, MOST_RHO]
     method: Annotated[str, Fields.choice, tuple(METHODS)]
     eta: Annotated[Numbers, Fields.numbers, 0.0, 1.0]
     t_start: Annotated[int, Fields.integer_or_null, 0, "last"] | None

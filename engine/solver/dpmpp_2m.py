@@ -29,7 +29,7 @@ def dpmpp_2m(levels: Levels) -> Columns:
 
 
 def sde_dpmpp_2m(levels: Levels) -> Columns:
-    """SDE-DPM-Solver++(2M), Algorithm 4 with the D of `dpmpp_2m` and x_t read as there:
+    """SDE-DPM-Solver++(2M) of the same paper, with the D of `dpmpp_2m` and x_t read as there:
 
         x' = sqrt((1 - a') / (1 - a)) e^-h x_t + sqrt(a') (1 - e^-2h) D + sqrt(1 - a') sqrt(1 - e^-2h) n
     Its first order is DDIM's step with eta = 1, whose noise is the same.

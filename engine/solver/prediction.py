@@ -55,9 +55,7 @@ def predicted(levels: Levels) -> Prediction:
         eps' = s eps,   x0' = (x_t - sqrt(1 - a) eps') / sqrt(a) = x0 - (s - 1) sqrt(1/a - 1) eps
     """
     of, scale = PREDICTIONS[levels.prediction](levels.alpha_bar), levels.eps_scale
-    if np.all(scale == 1.0):
-        return of
-    more = (scale - 1.0) * np.sqrt(1.0 / levels.alpha_bar - 1.0)
+    more = np.where(scale == 1.0, 0.0, (scale - 1.0) * np.sqrt(1.0 / levels.alpha_bar - 1.0))
     return Prediction(
         x0_x=of.x0_x - more * of.eps_x,
         x0_e=of.x0_e - more * of.eps_e,

@@ -36,8 +36,9 @@ from engine.solver.plms import plms
 from engine.solver.prediction import PREDICTIONS
 from engine.solver.schedule import F64, I64, Schedule
 from engine.solver.timesteps import (
+    LEAST_RHO,
+    MOST_RHO,
     RHO,
-    RHO_LIMITS,
     check_beside_timesteps,
     default_spacing,
     kept_timesteps,
@@ -147,7 +148,7 @@ def build_step_table(
     eta = check_numbers("eta", eta, 0.0, 1.0)
     _check_solver(method, prediction, variance, eta)
     t_start = None if t_start is None else check_integer("t_start", t_start)
-    rho = check_number("rho", rho, *RHO_LIMITS)
+    rho = check_number("rho", rho, LEAST_RHO, MOST_RHO)
     if timesteps is not None:
         timesteps = check_integers("timesteps", timesteps)
         check_beside_timesteps(timesteps, None if steps is None else check_integer("steps", steps), spacing, t_start, rho)

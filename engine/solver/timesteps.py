@@ -12,8 +12,8 @@ import numpy as np
 from engine.errors import ArgumentError, did_you_mean
 from engine.solver.schedule import F64, I64, log_ratio
 
-RHO = 7.0  # Karras et al. 2022, section 3: what they found best for sampling
-RHO_LIMITS = (1.0, 100.0)
+RHO = 7.0  # that of Karras et al. 2022
+LEAST_RHO, MOST_RHO = 1.0, 100.0
 
 
 class Wanted(NamedTuple):

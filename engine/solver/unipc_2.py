@@ -16,7 +16,7 @@ from engine.solver.schedule import F64
 def unipc_2(levels: Levels) -> Columns:
     """Row i corrects the state that it was given with the x0 it predicts from it, and steps on from there.
 
-    The predictor (UniP-2) is DPM-Solver++(2M)'s step, and reads x_t as that does. The corrector (UniC, eq. 9) takes the step
+    The predictor (UniP-2) is DPM-Solver++(2M)'s step, and reads x_t as that does. The corrector (UniC) takes the step
     before once more, now with the x0 at its end. Both start from the same state, so their difference is one of past x0
     alone; with h that of the step before, and r = -h of the one before that / h,
 

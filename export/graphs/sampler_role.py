@@ -27,12 +27,12 @@ from export.graphs.roles import FREE, Inputs, Role, tensor
 # Largest relative error of x against the float32 loop in torch, for chains that start at T / 2: nearer to T, x0 divides
 # every rounding error by sqrt(alpha_bar) and clipping makes single pixels jump (tests/integration measures whole chains).
 BOUNDS = {"f32": 1e-4, "fp16": 2e-2}
-# One step, guidance, noise in every row, and the two methods that keep a history.
+# One step, guidance, noise in every row, and a method for each kind of history.
 CHAINS: tuple[dict[str, Any], ...] = (
     {"batch": 1, "steps": 1},
     {"batch": 2, "steps": 2, "guidance": 0.5},
     {"batch": 1, "steps": 3, "eta": 1.0},
-    {"batch": 2, "steps": 4, "method": "dpmpp_2m"},
+    {"batch": 2, "steps": 4, "method": "unipc_2"},
     {"batch": 1, "steps": 5, "method": "plms"},
 )
 LEARNED: dict[str, Any] = {"batch": 2, "steps": 3, "method": "ddpm", "variance": LEARNED_RANGE}  # for networks that have it

@@ -20,6 +20,15 @@ ROW_FIELDS = 31
 OF_ROWS = ("timesteps", "step_ms")  # outputs with one number a row of the step table
 
 
+# Options of one number, or of one a step under the other name.
+SCALES = {"eta": "etas", "noise_scale": "noise_scales", "eps_scale": "eps_scales"}
+
+
+def listed(name: str) -> tuple[tuple[str, Any], tuple[str, Any]]:
+    """The two fields of a list."""
+    return (name, ctypes.POINTER(LONG if name == "timesteps" else DOUBLE)), (f"{name}_count", LONG)
+
+
 class Array(ctypes.Structure):
     """diffusevae_array."""
 
@@ -70,13 +79,22 @@ class Setting(ctypes.Structure):
     """diffusevae_setting."""
 
     _fields_ = [
-        ("steps", LONG), ("t_start", LONG), ("method", TEXT), ("spacing", TEXT), ("variance", TEXT), ("prior", TEXT),
-        ("eta", DOUBLE), ("temperature", DOUBLE), ("guidance", DOUBLE), ("clip", INT),
+        ("steps", LONG), *listed("timesteps"), ("spacing", TEXT), ("rho", DOUBLE), ("method", TEXT), ("eta", DOUBLE),
+        *listed("etas"), ("t_start", LONG), ("temperature", DOUBLE), ("noise_scale", DOUBLE), *listed("noise_scales"),
+        ("eps_scale", DOUBLE), *listed("eps_scales"), ("guidance", DOUBLE), ("variance", TEXT), ("clip", INT),
+        ("prior", TEXT),
     ]  # fmt: skip
 
     def values(self) -> dict[str, Any]:
-        """By name, with None for what is not set."""
+        """By name as in Python, with None for what is not set and a tuple for a list."""
         found = {name: getattr(self, name) for name, _ in self._fields_}
+        for name in ("timesteps", *SCALES.values()):
+            values, count = found.pop(name), found.pop(f"{name}_count")
+            found[name] = tuple(values[:count]) if values else None
+        for name, many in SCALES.items():
+            several = found.pop(many)
+            assert (several is None) == (found[name] != UNSET_NUMBER)
+            found[name] = found[name] if several is None else several
         found = {name: value.decode() if isinstance(value, bytes) else value for name, value in found.items()}
         return found | {"t_start": None if self.t_start == UNSET else self.t_start, "clip": bool(self.clip)}
 
@@ -117,9 +135,12 @@ class SampleOptions(ctypes.Structure):
 
     _fields_ = [
         ("size", ctypes.c_size_t), ("n", LONG), ("seeds", POINTER), ("seeds_count", LONG), ("has_seed", INT),
-        ("seed", ctypes.c_uint64), ("steps", LONG), ("method", TEXT), ("spacing", TEXT), ("eta", DOUBLE), ("t_start", LONG),
-        ("temperature", DOUBLE), ("guidance", DOUBLE), ("variance", TEXT), ("clip", INT), ("prior", TEXT),
-        ("inputs", ctypes.POINTER(Array)), ("inputs_count", LONG), ("callback", CALLBACK), ("user", POINTER),
+        ("seed", ctypes.c_uint64), ("steps", LONG), *listed("timesteps"), ("spacing", TEXT), ("rho", DOUBLE),
+        ("method", TEXT), ("eta", DOUBLE), *listed("etas"), ("t_start", LONG), ("temperature", DOUBLE),
+        ("noise_scale", DOUBLE),
+        *listed("noise_scales"), ("eps_scale", DOUBLE), *listed("eps_scales"), ("guidance", DOUBLE), ("variance", TEXT),
+        ("clip", INT), ("prior", TEXT), ("inputs", ctypes.POINTER(Array)), ("inputs_count", LONG), ("callback", CALLBACK),
+        ("user", POINTER),
     ]  # fmt: skip
 
 
@@ -274,6 +295,11 @@ class CSampler:
                 whole = name in self.inputs and self.inputs[name].dtype == DTYPES["int64"]
                 alive.append(np.ascontiguousarray(value, np.int64 if whole else np.float32))
                 inputs.append(Array.of(name, alive[-1]))
+            elif name == "timesteps" or (name in SCALES and not isinstance(value, (int, float))):
+                field, kind = SCALES.get(name, name), LONG if name == "timesteps" else DOUBLE
+                alive.append((kind * len(value))(*value))
+                setattr(options, field, alive[-1])
+                setattr(options, f"{field}_count", len(value))
             elif name == "callback":
                 alive.append(CALLBACK(value))
                 options.callback = alive[-1]

@@ -93,7 +93,9 @@ def assert_same(wanted: StepTable, sampler: CSampler, options: Arguments) -> Non
 SOLVERS: list[Arguments] = [
     {"method": "ddim"}, {"method": "ddim", "eta": 0.3}, {"method": "ddim", "eta": 1.0, "clip": False},
     *({"method": "ddpm", "variance": variance} for variance in FIXED_VARIANCES), {"temperature": 0.7},
-    {"method": "dpmpp_2m"}, {"method": "dpmpp_2m", "clip": False}, {"method": "plms"},
+    *({"method": method} for method in ("dpmpp_2m", "sde_dpmpp_2m", "unipc_2", "ipndm", "plms")),
+    {"method": "ddpm", "variance": "fixedsmall", "noise_scale": 0.84, "eps_scale": 1.02},
+    {"method": "plms", "eps_scale": 0.97, "clip": False},
 ]  # fmt: skip
 
 
@@ -114,10 +116,13 @@ def compare(model: str, schedule: str, prediction: str, opened: Opened) -> None:
     T, sampler, compared = SCHEDULES[schedule]["T"], opened(model, schedule, prediction), 0
     counts = sorted({1, 2, 3, 5, 10, T // 3 + 1, T} & set(range(1, T + 1)))
     starts = [None, *([] if model == "uncond" else sorted({0, 1, T // 2, T - 1} & set(range(T))))]
-    for spacing, steps, t_start, solver in itertools.product(SPACINGS, counts, starts, SOLVERS):
+    # Spacings and solvers know nothing of each other: every solver on one of the first, and the first on all of them.
+    chosen = [("trailing", solver) for solver in SOLVERS] + [(spacing, SOLVERS[0]) for spacing in SPACINGS]
+    for (spacing, solver), steps, t_start in itertools.product(chosen, counts, starts):
         options = {"spacing": spacing, "steps": steps, **solver} | ({} if t_start is None else {"t_start": t_start})
         compared += assert_same_answer(model, schedule, prediction, sampler, options)
-    assert compared >= len(SOLVERS) - (prediction != "eps"), "PLMS is for networks that predict eps"
+    eps_only = sum(prediction not in METHODS[solver.get("method", "ddim")].predictions for solver in SOLVERS)
+    assert compared >= len(SOLVERS) - eps_only
 
 
 def assert_same_answer(model: str, schedule: str, prediction: str, sampler: CSampler, options: Arguments) -> bool:
@@ -150,17 +155,29 @@ def is_number(text: str) -> bool:
     return True
 
 
-OPTIONS = st.fixed_dictionaries(
-    {"steps": st.integers(-1, 1001), "variance": st.sampled_from(FIXED_VARIANCES)},  # not given, it is the bundle's own
-    optional={
-        "method": st.sampled_from(tuple(METHODS)),
-        "spacing": st.sampled_from(tuple(SPACINGS)),
-        "eta": st.sampled_from([0.0, 0.1, 1.0, 5e-324, 1.5, -0.5]) | st.floats(0, 1),
-        "t_start": st.integers(-1, 1000),
-        "temperature": st.floats(-0.5, 1e6),
-        "guidance": st.sampled_from([0.0, 0.5, -1.0, 5e-324]) | st.floats(-5, 5),
-        "clip": st.booleans(),
-    },
+def one_or_listed(numbers: st.SearchStrategy[float]) -> st.SearchStrategy[Any]:
+    """A number, or a list of one a step of a chain of up to five."""
+    return numbers | st.lists(numbers, min_size=1, max_size=5)
+
+
+SCALES = st.sampled_from([0.0, 1.0, 0.84, -0.5, float("nan")]) | st.floats(0, 2)
+VARIANCE = {"variance": st.sampled_from(FIXED_VARIANCES)}  # not given, it is the bundle's own
+STEPS = {"steps": st.integers(-1, 1001) | st.integers(1, 5)}
+TIMESTEPS = {"timesteps": st.lists(st.integers(-1, 1000), min_size=1, max_size=5).map(lambda them: sorted(them)[::-1])}
+OPTIONAL = {
+    "method": st.sampled_from(tuple(METHODS)),
+    "rho": st.just(7.0) | st.floats(0.5, 101),
+    "eta": one_or_listed(st.sampled_from([0.0, 0.1, 1.0, 5e-324, 1.5, -0.5]) | st.floats(0, 1)),
+    "noise_scale": one_or_listed(SCALES),
+    "eps_scale": one_or_listed(SCALES),
+    "t_start": st.integers(-1, 1000),
+    "temperature": st.floats(-0.5, 1e6),
+    "guidance": st.sampled_from([0.0, 0.5, -1.0, 5e-324]) | st.floats(-5, 5),
+    "clip": st.booleans(),
+}
+SPACING = {"spacing": st.sampled_from(tuple(SPACINGS))}
+OPTIONS = st.fixed_dictionaries(STEPS | VARIANCE, optional=OPTIONAL | SPACING) | st.fixed_dictionaries(
+    TIMESTEPS | VARIANCE, optional=OPTIONAL
 )
 
 
@@ -193,18 +210,24 @@ def test_the_recorded_setting_is_replaced_as_a_whole(
     library: Library, native_bundle: Callable[..., Path], tmp_path: Path
 ) -> None:
     recorded = {
-        "steps": 4, "method": "ddim", "spacing": "trailing", "t_start": 450, "eta": 0.5, "temperature": 0.8,
+        "steps": 4, "timesteps": (450, 200, 50, 9), "spacing": None, "rho": 7.0, "method": "ddim", "t_start": 450,
+        "eta": (0.5, 1.0, 0.0, 0.0), "temperature": 0.8, "noise_scale": (0.9, 0.8, 1.0, 1.0), "eps_scale": 1.02,
         "guidance": 0.25,
     }  # fmt: skip
     changes = {"defaults": recorded, "variance": "fixedsmall"}
     path = changed_bundle(native_bundle("form1"), tmp_path / "a.bundle", changes)
     own = {
-        "steps": 4, "method": "ddim", "spacing": "uniform", "t_start": None, "eta": 0.0, "temperature": 1.0, "guidance": 0.0,
+        "steps": 4, "timesteps": None, "spacing": "uniform", "rho": 7.0, "method": "ddim", "t_start": None, "eta": 0.0,
+        "temperature": 1.0, "noise_scale": 1.0, "eps_scale": 1.0, "guidance": 0.0,
     }  # fmt: skip
+    listed = own | {"spacing": None}
     everywhere = {"variance": "fixedsmall", "clip": True, "prior": "standard"}
     cases: list[tuple[Arguments, Arguments]] = [
         ({}, recorded),
         ({"guidance": 1.5, "temperature": 0.5}, recorded | {"guidance": 1.5, "temperature": 0.5}),
+        ({"noise_scale": 0.5, "eps_scale": [1.0] * 4}, recorded | {"noise_scale": 0.5, "eps_scale": (1.0,) * 4}),
+        ({"timesteps": [9, 3], "eta": [1.0, 0.0]}, listed | {"steps": 2, "timesteps": (9, 3), "eta": (1.0, 0.0)}),
+        ({"spacing": "karras", "rho": 3.0}, own | {"spacing": "karras", "rho": 3.0}),
         ({"variance": "fixedlarge"}, recorded | {"variance": "fixedlarge"}),
         ({"steps": 5}, own | {"steps": 5}),
         ({"method": "ddpm"}, own | {"method": "ddpm"}),

@@ -32,7 +32,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "guided": {"steps": 3, "guidance": 0.5},
     "guided stochastic": {"steps": 3, "guidance": -1.5, "method": "ddpm"},
     "started late": {"steps": 3, "t_start": 500},
-    "second order": {"steps": 5, "method": "dpmpp_2m"},
+    "second order": {"steps": 5, "method": "unipc_2", "eps_scale": [1.0, 1.02, 1.0, 1.0, 1.0]},
     "second order, guided": {"steps": 4, "method": "dpmpp_2m", "guidance": 2.0},
     "fourth order": {"steps": 6, "method": "plms"},
 }

@@ -30,12 +30,14 @@ Composed = Callable[[str], tuple[Bundle, OrtSampler]]
 
 # Sampler.sample's options: other than the golden chains, all with noise of the samples' own seeds.
 RANDOM = {
-    "recon start": {"steps": 3, "t_start": 400},
+    "recon start": {"timesteps": [400, 150, 25], "t_start": 400},
     "guidance": {"steps": 4, "spacing": "quad", "guidance": 1.5},
-    "guided from recon, eta": {"steps": 3, "t_start": 500, "eta": 1.0, "guidance": -0.25, "temperature": 0.8},
+    "guided from recon, eta": {
+        "steps": 3, "t_start": 500, "eta": [1.0, 0.5, 0.0], "guidance": -0.25, "temperature": 0.8, "noise_scale": 0.84,
+    },
     "ancestral": {"steps": 5, "method": "ddpm", "spacing": "trailing", "variance": "fixedsmall"},
     "one step": {"steps": 1, "spacing": "linspace"},
-    "second order": {"steps": 6, "method": "dpmpp_2m", "spacing": "linspace"},
+    "second order": {"steps": 6, "method": "unipc_2", "spacing": "karras"},
     "fourth order, guided": {"steps": 6, "method": "plms", "t_start": 600, "guidance": 0.75},
 }
 

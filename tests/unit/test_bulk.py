@@ -65,6 +65,9 @@ class TestJob:
         setting = {"steps": 4, "spacing": "linspace", "t_start": 450, "temperature": 0.8, "guidance": 0.25}
         said = describe(opened("recorded"), 4, seed=0, **setting)
         assert recorded == said
+        listed = describe(opened(), 4, seed=0, timesteps=[400, 9], noise_scale=np.array([0.8, 1.0]))
+        assert listed == describe(opened(), 4, seed=0, steps=2, timesteps=(400, 9), noise_scale=[0.8, 1])
+        assert json.loads(json.dumps(listed.as_dict())) == listed.as_dict(), "a folder of it is gone on with"
         assert describe(opened(), 4).seed != describe(opened(), 4).seed, "drawn"
 
     @pytest.mark.parametrize(

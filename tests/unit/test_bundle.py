@@ -68,6 +68,7 @@ REFUSED = [
     ("defaults.t_start", 1000, "defaults.t_start: found 1000 (int), expected an integer in 0..999, or null"),
     ("defaults.eta", 1.5, "defaults.eta: found 1.5 (float), expected a number in 0..1, or a list of them, one a step"),
     ("defaults.eta", [0, 1.5], "defaults.eta: found [0, 1.5] (list), expected a number in 0..1"),
+    ("defaults.eta", [], "defaults.eta: found [] (list), expected a number in 0..1, or a list of them"),
     ("defaults.noise_scale", [True], "defaults.noise_scale: found [True] (list), expected a number in 0..100"),
     ("defaults.eps_scale", -1, "defaults.eps_scale: found -1 (int)"),
     ("defaults.rho", 0.5, "defaults.rho: found 0.5 (float), expected a number in 1..100"),

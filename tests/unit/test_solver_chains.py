@@ -101,7 +101,7 @@ def paper_ddpm(at: Levels, clip: float) -> list[np.ndarray]:
 
 def paper_dpmpp_2m(at: Levels, clip: float, sde: bool = False) -> list[np.ndarray]:
     """Lu et al. 2022, Algorithm 2, in alpha, sigma and lambda; the last step to sigma = 0 is the limit of first order. As an
-    SDE (Algorithm 4) e^-h and 1 - e^-h become e^-2h, and the noise is what is then missing."""
+    SDE e^-h and 1 - e^-h become e^-2h, and the noise is what is then missing."""
     x, states, x0_before, h_before = X, [], None, None
     steps = zip(at.timesteps.tolist(), at.alpha_bar, at.previous, NOISE, scaled(at.eps_scale, at), strict=False)
     for t, a, a_next, n, eps_scale in steps:
@@ -129,12 +129,12 @@ def paper_dpmpp_2m(at: Levels, clip: float, sde: bool = False) -> list[np.ndarra
 
 
 def paper_sde_dpmpp_2m(at: Levels, clip: float) -> list[np.ndarray]:
-    """Lu et al. 2022, Algorithm 4 with the D of Algorithm 2."""
+    """Lu et al. 2022: their SDE, with the D of Algorithm 2."""
     return paper_dpmpp_2m(at, clip, sde=True)
 
 
 def bh2_weights(ratios: list[float], h: float) -> np.ndarray:
-    """Zhao et al. 2023, eq. 5 to 8 for x0 and B(h) = e^-h - 1: the solution of R a = b, one weight a difference."""
+    """Zhao et al. 2023, for x0 and B(h) = e^-h - 1: the solution of R a = b, one weight a difference."""
     phi, b = math.expm1(-h) / -h - 1, []
     for n in range(1, len(ratios) + 1):
         b.append(phi * math.factorial(n) / math.expm1(-h))

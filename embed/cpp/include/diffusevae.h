@@ -163,18 +163,30 @@ DIFFUSEVAE_API void diffusevae_free(diffusevae_sampler* sampler);
 
 /* ---- what was opened -------------------------------------------------------------------------------------------------- */
 
-/* A complete few-step setting; the texts are static. */
+/* A complete few-step setting; the texts are static. Lists are NULL and 0 long where there is none; else they are those of the
+ * options, valid while these are, or the bundle's, valid while the sampler is. */
 typedef struct diffusevae_setting {
     int64_t steps;         /* asked for; spacing "quad" may merge some, method "plms" calls the network once more */
-    int64_t t_start;       /* DIFFUSEVAE_UNSET: none, the chain starts from noise */
+    const int64_t* timesteps;  /* [timesteps_count], falling, where they were listed */
+    int64_t timesteps_count;
+    const char* spacing;   /* NULL where the timesteps were listed */
+    double rho;
     const char* method;
-    const char* spacing;
-    const char* variance;
-    const char* prior;     /* "bundle" or "standard"; NULL where no input is drawn */
-    double eta;
+    double eta;            /* DIFFUSEVAE_UNSET_NUMBER where there is a list, as the scales below */
+    const double* etas;    /* [etas_count], one a step */
+    int64_t etas_count;
+    int64_t t_start;       /* DIFFUSEVAE_UNSET: none, the chain starts from noise */
     double temperature;
+    double noise_scale;
+    const double* noise_scales;
+    int64_t noise_scales_count;
+    double eps_scale;
+    const double* eps_scales;
+    int64_t eps_scales_count;
     double guidance;
+    const char* variance;
     int32_t clip;          /* 0 or 1 */
+    const char* prior;     /* "bundle" or "standard"; NULL where no input is drawn */
 } diffusevae_setting;
 
 typedef struct diffusevae_info {
@@ -196,7 +208,7 @@ typedef struct diffusevae_info {
     const char* backend;   /* static */
     const char* precision; /* static */
     const char* isa;       /* the instruction set that backend native runs on, "" for others; static */
-    diffusevae_setting defaults; /* what applies where none of steps, method, spacing, eta and t_start is given */
+    diffusevae_setting defaults; /* the recorded setting, see diffusevae_sample_options */
 } diffusevae_info;
 
 DIFFUSEVAE_API void diffusevae_info_init(diffusevae_info* info);
@@ -244,16 +256,29 @@ typedef struct diffusevae_sample_options {
     int32_t has_seed;       /* 0 or 1; 0 with seeds */
     uint64_t seed;
 
-    /* The few-step setting. With none of these five given the bundle's recorded setting applies as a whole, its temperature
-     * and guidance included; naming any replaces it by ddim, uniform spacing (linspace with t_start), eta 0, no t_start,
-     * temperature 1, guidance 0, at the recorded number of steps. */
+    /* The few-step setting. With nothing given down to t_start the bundle's recorded setting applies as a whole, its scales
+     * and guidance included; naming any replaces it by ddim, uniform spacing (linspace with t_start), eta 0, no t_start, scales 1,
+     * guidance 0, at the recorded number of steps. */
     int64_t steps;          /* 1 .. T, or 1 .. t_start + 1 */
-    const char* method;     /* "ddim", "ddpm", "dpmpp_2m" or "plms" */
-    const char* spacing;    /* "uniform" (whole strides only), "quad", "linspace", "trailing" or "truncated" */
+    const int64_t* timesteps;  /* [timesteps_count], or NULL: the timesteps themselves, falling, in place of steps and spacing */
+    int64_t timesteps_count;   /* 1 or more with timesteps, else as initialised: 0; so for the lists below */
+    const char* spacing;    /* "uniform" (whole strides only), "quad", "linspace", "trailing", "truncated", "karras" or
+                             * "logsnr" */
+    double rho;             /* 1 .. 100, of spacing "karras"; unset: 7 */
+    const char* method;     /* "ddim", "ddpm", "dpmpp_2m", "sde_dpmpp_2m", "unipc_2", "ipndm" or "plms" */
     double eta;             /* 0 (deterministic) .. 1, ddim only */
-    int64_t t_start;        /* 0 .. T - 1: start from the pipeline's start value, noised to this timestep */
+    const double* etas;     /* [etas_count], one a step in place of eta; or NULL */
+    int64_t etas_count;
+    int64_t t_start;        /* 0 .. T - 1: start from the pipeline's start value, noised to this timestep; with timesteps the
+                             * first of them */
 
     double temperature;     /* 0 or more: scales the noise that the chain starts from */
+    double noise_scale;     /* 0 or more: scales the noise of the steps */
+    const double* noise_scales;  /* [noise_scales_count], one a step in place of noise_scale; or NULL */
+    int64_t noise_scales_count;
+    double eps_scale;       /* 0 or more: scales eps wherever it is used */
+    const double* eps_scales;    /* [eps_scales_count], one a step in place of eps_scale; or NULL */
+    int64_t eps_scales_count;
     double guidance;        /* w in e_c + w (e_c - e_u), finite; not 0 doubles the work; 0 where nothing has a null */
     const char* variance;   /* "fixedlarge", "fixedsmall" or, where the network has it, "learned_range" (ddpm); NULL: the
                                bundle's own */
@@ -342,8 +367,7 @@ typedef struct diffusevae_step_table {
 DIFFUSEVAE_API void diffusevae_step_table_init(diffusevae_step_table* table);
 
 /* The table that diffusevae_sample would run with these options. Without arrays it tells R and lanes (capacity is then not
- * looked at). Of the options, only the setting counts: steps, method, spacing, eta, t_start, temperature, guidance, variance,
- * clip, prior; and whether the input that would be drawn is given. */
+ * looked at). Of the options, only the setting counts, from steps to prior, and whether the input that would be drawn is given. */
 DIFFUSEVAE_API diffusevae_status diffusevae_get_step_table(const diffusevae_sampler* sampler,
                                                            const diffusevae_sample_options* options,
                                                            diffusevae_step_table* table);

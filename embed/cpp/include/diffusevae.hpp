@@ -107,14 +107,20 @@ private:
             c.n = options.n.value_or(DIFFUSEVAE_UNSET);
             c.has_seed = options.seed ? 1 : 0;
             c.seed = options.seed.value_or(0);
-            c.seeds = options.seeds.empty() ? nullptr : options.seeds.data();
-            c.seeds_count = int64_t(options.seeds.size());
+            list(options.seeds, c.seeds, c.seeds_count);
             c.steps = options.steps.value_or(DIFFUSEVAE_UNSET);
-            c.method = text(options.method);
+            list(options.timesteps, c.timesteps, c.timesteps_count);
             c.spacing = text(options.spacing);
+            c.rho = options.rho.value_or(DIFFUSEVAE_UNSET_NUMBER);
+            c.method = text(options.method);
             c.eta = options.eta.value_or(DIFFUSEVAE_UNSET_NUMBER);
+            list(options.etas, c.etas, c.etas_count);
             c.t_start = options.t_start.value_or(DIFFUSEVAE_UNSET);
             c.temperature = options.temperature.value_or(DIFFUSEVAE_UNSET_NUMBER);
+            c.noise_scale = options.noise_scale.value_or(DIFFUSEVAE_UNSET_NUMBER);
+            list(options.noise_scales, c.noise_scales, c.noise_scales_count);
+            c.eps_scale = options.eps_scale.value_or(DIFFUSEVAE_UNSET_NUMBER);
+            list(options.eps_scales, c.eps_scales, c.eps_scales_count);
             c.guidance = options.guidance.value_or(DIFFUSEVAE_UNSET_NUMBER);
             c.variance = text(options.variance);
             c.clip = options.clip ? 1 : 0;
@@ -141,6 +147,12 @@ private:
             return most;
         }
 
+        template <class Value>
+        static void list(const std::vector<Value>& values, const Value*& data, int64_t& count) {
+            data = values.empty() ? nullptr : values.data();
+            count = int64_t(values.size());
+        }
+
         static const char* text(const std::optional<std::string>& word) { return word ? word->c_str() : nullptr; }
 
         static int32_t step(const diffusevae_step* seen, void* user) noexcept {
@@ -162,7 +174,9 @@ private:
     // A batch with room for n samples, and the arrays by which the library fills it.
     struct Room {
         Room(const SampleOptions& options, const Info& info, int64_t n) : info_(info) {
-            const int64_t steps = std::clamp<int64_t>(options.steps.value_or(info.defaults.steps), 0, info.timesteps);
+            const int64_t listed = int64_t(options.timesteps.size());
+            const int64_t asked = listed > 0 ? listed : options.steps.value_or(info.defaults.steps);
+            const int64_t steps = std::clamp<int64_t>(asked, 0, info.timesteps);
             sizes_ = {{"batch", n}, {"rows", steps + 1}};  // one method calls the network once more than it steps
             for (const auto& [name, array] : options.inputs) learn(name, array);
             batch.n = n;

@@ -179,12 +179,19 @@ struct SampleOptions {
     std::vector<uint64_t> seeds;
 
     std::optional<int64_t> steps;
-    std::optional<std::string> method;
+    std::vector<int64_t> timesteps;
     std::optional<std::string> spacing;
+    std::optional<double> rho;
+    std::optional<std::string> method;
     std::optional<double> eta;
+    std::vector<double> etas;  // one a step in place of eta; so for the scales below
     std::optional<int64_t> t_start;
 
     std::optional<double> temperature;
+    std::optional<double> noise_scale;
+    std::vector<double> noise_scales;
+    std::optional<double> eps_scale;
+    std::vector<double> eps_scales;
     std::optional<double> guidance;
     std::optional<std::string> variance;
     bool clip = true;
@@ -202,18 +209,36 @@ struct SampleOptions {
 
 struct Setting {
     int64_t steps = 0;
-    std::string method, spacing, variance;
-    std::optional<std::string> prior;
+    std::vector<int64_t> timesteps;  // where they were listed; otherwise there is a spacing
+    std::optional<std::string> spacing;
+    double rho = 7;
+    std::string method;
+    std::optional<double> eta;  // this and the scales below: one number, or a list
+    std::vector<double> etas;
     std::optional<int64_t> t_start;
-    double eta = 0, temperature = 1, guidance = 0;
+    double temperature = 1;
+    std::optional<double> noise_scale;
+    std::vector<double> noise_scales;
+    std::optional<double> eps_scale;
+    std::vector<double> eps_scales;
+    double guidance = 0;
+    std::string variance;
     bool clip = true;
+    std::optional<std::string> prior;
 
     Setting() = default;
     explicit Setting(const diffusevae_setting& c)
-        : steps(c.steps), method(c.method), spacing(c.spacing), variance(c.variance), eta(c.eta), temperature(c.temperature),
-          guidance(c.guidance), clip(c.clip != 0) {
-        if (c.prior) prior = c.prior;
+        : steps(c.steps), timesteps(c.timesteps, c.timesteps + c.timesteps_count), rho(c.rho), method(c.method),
+          etas(c.etas, c.etas + c.etas_count), temperature(c.temperature),
+          noise_scales(c.noise_scales, c.noise_scales + c.noise_scales_count),
+          eps_scales(c.eps_scales, c.eps_scales + c.eps_scales_count), guidance(c.guidance), variance(c.variance),
+          clip(c.clip != 0) {
+        if (c.spacing) spacing = c.spacing;
+        if (c.eta != DIFFUSEVAE_UNSET_NUMBER) eta = c.eta;
         if (c.t_start != DIFFUSEVAE_UNSET) t_start = c.t_start;
+        if (c.noise_scale != DIFFUSEVAE_UNSET_NUMBER) noise_scale = c.noise_scale;
+        if (c.eps_scale != DIFFUSEVAE_UNSET_NUMBER) eps_scale = c.eps_scale;
+        if (c.prior) prior = c.prior;
     }
 };
 

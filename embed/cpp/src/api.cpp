@@ -61,7 +61,8 @@ diffusevae_open_options defaults_of(const diffusevae_open_options*) {
 diffusevae_sample_options defaults_of(const diffusevae_sample_options*) {
     diffusevae_sample_options options{};
     options.n = options.steps = options.t_start = DIFFUSEVAE_UNSET;
-    options.eta = options.temperature = options.guidance = DIFFUSEVAE_UNSET_NUMBER;
+    options.rho = options.eta = options.temperature = options.noise_scale = options.eps_scale = options.guidance =
+        DIFFUSEVAE_UNSET_NUMBER;
     options.clip = 1;
     return options;
 }

@@ -21,7 +21,7 @@ const char* known(const char* what, const std::string& word, const std::vector<s
 // Refuses what is not a finite number in low .. high; `high` may be infinite.
 void check_number(const char* name, double value, double low, double high);
 
-// At least 1.
+// Refuses a number of things below 1.
 int64_t counted(const std::string& name, int64_t count);
 
 // The count that comes with an array; nothing where there is no array.

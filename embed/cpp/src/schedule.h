@@ -1,11 +1,9 @@
-// Noise levels of the trained timesteps, and the timesteps that a short chain keeps: as engine/solver/schedule.py, in the same
-// float64 operations in the same order, so that every number is the same, bit for bit.
+// Noise levels of the trained timesteps: as engine/solver/schedule.py, in the same float64 operations in the same order, so that
+// every number is the same, bit for bit.
 #ifndef DIFFUSEVAE_SCHEDULE_H
 #define DIFFUSEVAE_SCHEDULE_H
 
 #include <cstdint>
-#include <optional>
-#include <string>
 #include <vector>
 
 #include "bundle/training.h"
@@ -20,11 +18,8 @@ struct Schedule {
     std::vector<double> alpha_bar;  // [T]: product of 1 - beta up to and including t, falling
 };
 
-// uniform, as the reference; linspace where a chain starts at t_start.
-const char* default_spacing(std::optional<int64_t> t_start);
-
-// The original timesteps that a chain keeps, ascending; with t_start the last one is t_start. Error says what can be had.
-std::vector<int64_t> kept_timesteps(int64_t T, int64_t steps, const std::string& spacing, std::optional<int64_t> t_start);
+// lambda, half the logarithm of the signal-to-noise ratio: infinite at alpha_bar = 1 and minus that at 0.
+double log_ratio(double alpha_bar);
 
 }  // namespace diffusevae
 

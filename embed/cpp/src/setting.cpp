@@ -5,8 +5,8 @@
 
 #include "checks.h"
 #include "bundle/prior.h"
-#include "schedule.h"
 #include "text.h"
+#include "timesteps.h"
 
 namespace diffusevae {
 
@@ -15,6 +15,36 @@ namespace {
 bool is_given(int64_t number) { return number != DIFFUSEVAE_UNSET; }
 bool is_given(double number) { return number != DIFFUSEVAE_UNSET_NUMBER; }
 bool is_given(const char* text) { return text != nullptr; }
+
+// A list of the options; nothing where there is none.
+template <class Value>
+Listed<Value> listed(const std::string& name, const Value* values, int64_t count) {
+    if (!count_beside(name.c_str(), values, (name + "_count").c_str(), count)) return {};
+    check_array(name, values, sizeof(Value), {count});
+    return {values, count};
+}
+
+// What the options say of a scale: one number, or a list.
+struct GivenScale {
+    const char *name, *plural;
+    double value;
+    const double* list;
+    int64_t count;
+
+    bool is_given() const { return value != DIFFUSEVAE_UNSET_NUMBER || list || count != 0; }
+};
+
+void take(Scale& into, const GivenScale& given) {
+    const Listed<double> list = listed(given.plural, given.list, given.count);
+    if (list && given.value != DIFFUSEVAE_UNSET_NUMBER)
+        refuse_argument(std::string(given.name) + " and " + given.plural + " are both given; expected one number, or a list.");
+    if (given.is_given()) into = {given.value, list};
+}
+
+Scale scale_of(const Numbers& numbers) {
+    if (numbers.list.empty()) return {numbers.value, {}};
+    return {DIFFUSEVAE_UNSET_NUMBER, {numbers.list.data(), int64_t(numbers.list.size())}};
+}
 
 template <class Value>
 void take(Value& into, const Value& given) {
@@ -53,19 +83,45 @@ const char* chosen_prior(const Manifest& manifest, const char* asked, bool draws
 }  // namespace
 
 diffusevae_setting Setting::in_c() const {
-    return diffusevae_setting{steps, t_start.value_or(DIFFUSEVAE_UNSET), method, spacing, variance, prior,
-                              eta,   temperature, guidance, clip ? 1 : 0};
+    diffusevae_setting c{};
+    c.steps = steps;
+    c.timesteps = timesteps.values;
+    c.timesteps_count = timesteps.count;
+    c.spacing = spacing;
+    c.rho = rho;
+    c.method = method;
+    c.eta = eta.value;
+    c.etas = eta.list.values;
+    c.etas_count = eta.list.count;
+    c.t_start = t_start.value_or(DIFFUSEVAE_UNSET);
+    c.temperature = temperature;
+    c.noise_scale = noise_scale.value;
+    c.noise_scales = noise_scale.list.values;
+    c.noise_scales_count = noise_scale.list.count;
+    c.eps_scale = eps_scale.value;
+    c.eps_scales = eps_scale.list.values;
+    c.eps_scales_count = eps_scale.list.count;
+    c.guidance = guidance;
+    c.variance = variance;
+    c.clip = clip ? 1 : 0;
+    c.prior = prior;
+    return c;
 }
 
 Setting recorded_setting(const Manifest& manifest) {
     const Defaults& recorded = manifest.defaults;
     Setting setting{};
     setting.steps = recorded.steps;
+    if (recorded.timesteps) setting.timesteps = {recorded.timesteps->data(), int64_t(recorded.timesteps->size())};
+    if (recorded.spacing) setting.spacing = known("spacing", *recorded.spacing, kSpacings);
+    else if (!recorded.timesteps) setting.spacing = default_spacing(recorded.t_start);
+    setting.rho = recorded.rho;
     setting.method = known("method", recorded.method, kMethods);
-    setting.spacing = recorded.spacing ? known("spacing", *recorded.spacing, kSpacings) : default_spacing(recorded.t_start);
-    setting.eta = recorded.eta;
+    setting.eta = scale_of(recorded.eta);
     setting.t_start = recorded.t_start;
     setting.temperature = recorded.temperature;
+    setting.noise_scale = scale_of(recorded.noise_scale);
+    setting.eps_scale = scale_of(recorded.eps_scale);
     setting.guidance = recorded.guidance;
     setting.variance = known("variance", manifest.variance, kVariances);
     setting.prior = manifest.drawn() != nullptr ? chosen_prior(manifest, nullptr, true) : nullptr;
@@ -74,23 +130,29 @@ Setting recorded_setting(const Manifest& manifest) {
 
 Setting resolve_setting(const Manifest& manifest, const diffusevae_sample_options& given, bool draws) {
     Setting setting = recorded_setting(manifest);
-    const bool replaces = is_given(given.steps) || is_given(given.method) || is_given(given.spacing) || is_given(given.eta)
-                          || is_given(given.t_start);
+    const GivenScale eta{"eta", "etas", given.eta, given.etas, given.etas_count};
+    const Listed<int64_t> timesteps = listed("timesteps", given.timesteps, given.timesteps_count);
+    const bool replaces = is_given(given.steps) || timesteps || is_given(given.spacing) || is_given(given.rho)
+                          || is_given(given.method) || eta.is_given() || is_given(given.t_start);
     if (replaces) {
         Setting own{};
-        own.steps = setting.steps;
+        own.steps = timesteps ? timesteps.count : setting.steps;
+        own.timesteps = timesteps;
         own.variance = setting.variance;
         setting = own;
     }
     take(setting.steps, given.steps);
     take_word(setting.method, "method", given.method, kMethods);
     take_word(setting.spacing, "spacing", given.spacing, kSpacings);
-    take(setting.eta, given.eta);
+    take(setting.rho, given.rho);
+    take(setting.eta, eta);
     if (is_given(given.t_start)) setting.t_start = given.t_start;
     take(setting.temperature, given.temperature);
+    take(setting.noise_scale, {"noise_scale", "noise_scales", given.noise_scale, given.noise_scales, given.noise_scales_count});
+    take(setting.eps_scale, {"eps_scale", "eps_scales", given.eps_scale, given.eps_scales, given.eps_scales_count});
     take(setting.guidance, given.guidance);
     take_word(setting.variance, "variance", given.variance, kVariances);
-    if (!setting.spacing) setting.spacing = default_spacing(setting.t_start);
+    if (!setting.spacing && !setting.timesteps) setting.spacing = default_spacing(setting.t_start);
     setting.clip = given.clip != 0;
     check_number("guidance", setting.guidance, -std::numeric_limits<double>::infinity(),
                  std::numeric_limits<double>::infinity());

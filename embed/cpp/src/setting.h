@@ -11,14 +11,34 @@
 
 namespace diffusevae {
 
+// A list of the caller's or of the bundle's, which must outlive it; none where `values` is null.
+template <class Value>
+struct Listed {
+    const Value* values = nullptr;
+    int64_t count = 0;
+
+    explicit operator bool() const { return values != nullptr; }
+};
+
+// One number for all steps, or one a step.
+struct Scale {
+    double value = 0.0;
+    Listed<double> list;
+
+    double at(int64_t step) const { return list ? list.values[step] : value; }
+};
+
 // One complete setting; the texts are static.
 struct Setting {
     int64_t steps;
+    Listed<int64_t> timesteps;
+    const char* spacing = nullptr;  // null until it is known whether there is a t_start, and with timesteps
+    double rho = kRho;
     const char* method = "ddim";
-    const char* spacing = nullptr;  // null until it is known whether there is a t_start
-    double eta = 0.0;
+    Scale eta;
     std::optional<int64_t> t_start;
     double temperature = 1.0;
+    Scale noise_scale{1.0, {}}, eps_scale{1.0, {}};
     double guidance = 0.0;
     const char* variance;
     bool clip = true;
@@ -32,9 +52,9 @@ struct Setting {
 // What the bundle recorded for callers who name nothing.
 Setting recorded_setting(const Manifest& manifest);
 
-// Without any of steps, method, spacing, eta and t_start the recorded setting applies whole. Naming one of them replaces it
-// by the library's own (ddim; uniform or, with t_start, linspace; eta 0, temperature 1, guidance 0) at the recorded number of
-// steps: half of one setting and half of another is a setting that was never measured. draws: whether an input is drawn.
+// Without any of steps, timesteps, spacing, rho, method, eta and t_start the recorded setting applies whole. Naming one of
+// them replaces it by the library's own (ddim; uniform or, with t_start, linspace; eta 0, scales 1, guidance 0) at the
+// recorded number of steps, or that of the timesteps: half of one setting and half of another is a setting that was never measured. draws: whether an input is drawn.
 // Error (ARGUMENT) for unknown words, for what this bundle cannot have, and for a prior where none is used; the
 // numbers are checked by build_step_table.
 Setting resolve_setting(const Manifest& manifest, const diffusevae_sample_options& given, bool draws);

@@ -31,8 +31,8 @@ struct Levels {
     std::vector<double> alpha_bar, previous;  // [S]: the level of x before a step, and after it; 1 where no noise is left
     std::string prediction = "eps";
     bool centred = false;
-    double eta = 0.0;
     std::string variance = "fixedlarge";
+    std::vector<double> eta, noise_scale, eps_scale;  // [S]
 
     size_t steps() const { return timesteps.size(); }
     double beta(size_t i) const { return 1.0 - alpha_bar[i] / previous[i]; }

@@ -8,6 +8,7 @@
 #include "diffusevae/row.h"
 #include "error.h"
 #include "text.h"
+#include "timesteps.h"
 
 namespace diffusevae {
 namespace {
@@ -34,19 +35,47 @@ Start start_of(const Schedule& schedule, bool centred, const Setting& setting) {
     return {setting.temperature * std::sqrt(1.0 - a), std::sqrt(a), centre};
 }
 
+// An entry of a scale by name: "eta", or "eta[3]" of a list.
+std::string entry(const std::string& name, const Scale& scale, int64_t i) {
+    return scale.list ? name + "[" + std::to_string(i) + "]" : name;
+}
+
+void check_scale(const std::string& name, const Scale& scale, double high) {
+    for (int64_t i = 0; i < std::max<int64_t>(1, scale.list.count); ++i)
+        check_number(entry(name, scale, i).c_str(), scale.at(i), 0.0, high);
+}
+
 void check(const Setting& setting, const Method& method, const std::string& prediction) {
-    check_number("eta", setting.eta, 0.0, 1.0);
-    if (setting.eta != 0.0 && !method.takes_eta)
-        refuse_argument("eta is " + brief(setting.eta) + " with method '" + setting.method
-                        + "'; only ddim takes eta: leave it 0 or use method 'ddim'");
-    if (method.eps_only && prediction != "eps")
+    const Scale& eta = setting.eta;
+    check_scale("eta", eta, 1.0);
+    for (int64_t i = 0; i < std::max<int64_t>(1, eta.list.count); ++i)
+        if (eta.at(i) != 0.0 && !method.takes_eta)
+            refuse_argument(entry("eta", eta, i) + " is " + brief(eta.at(i)) + " with method '" + setting.method
+                            + "'; only ddim takes eta: leave it 0 or use method 'ddim'");
+    if (method.eps_only && prediction != "eps") {
+        std::string others;
+        for (const Method& other : kSolvers)
+            if (!other.eps_only) others += (others.empty() ? "'" : " or '") + std::string(other.name) + "'";
         refuse_argument(std::string("method is '") + method.name + "', which is for eps prediction; this network predicts "
-                        + prediction + ": use method 'ddim' or 'ddpm' or 'dpmpp_2m'");
+                        + prediction + ": use method " + others);
+    }
+    check_timesteps(setting);
     check_number("temperature", setting.temperature, 0.0, kNoLimit);
+    check_scale("noise_scale", setting.noise_scale, kNoLimit);
+    check_scale("eps_scale", setting.eps_scale, kNoLimit);
+}
+
+std::vector<double> each_step(const std::string& name, const Scale& scale, int64_t steps) {
+    if (scale.list && scale.list.count != steps)
+        refuse_argument(name + " lists " + std::to_string(scale.list.count) + " numbers; expected one, or "
+                        + std::to_string(steps) + ", one a step");
+    std::vector<double> each;
+    for (int64_t i = 0; i < steps; ++i) each.push_back(scale.at(i));
+    return each;
 }
 
 Levels levels_of(const Schedule& schedule, const Manifest& manifest, const Setting& setting) {
-    const std::vector<int64_t> kept = kept_timesteps(schedule.T, setting.steps, setting.spacing, setting.t_start);
+    const std::vector<int64_t> kept = kept_timesteps(schedule.alpha_bar, setting);
     Levels levels;
     levels.timesteps.assign(kept.rbegin(), kept.rend());
     for (size_t i = 0; i < kept.size(); ++i) {
@@ -56,8 +85,10 @@ Levels levels_of(const Schedule& schedule, const Manifest& manifest, const Setti
     }
     levels.prediction = manifest.prediction;
     levels.centred = manifest.pipeline.state.centre.has_value();
-    levels.eta = setting.eta;
     levels.variance = setting.variance;
+    levels.eta = each_step("eta", setting.eta, int64_t(kept.size()));
+    levels.noise_scale = each_step("noise_scale", setting.noise_scale, int64_t(kept.size()));
+    levels.eps_scale = each_step("eps_scale", setting.eps_scale, int64_t(kept.size()));
     return levels;
 }
 

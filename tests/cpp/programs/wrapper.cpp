@@ -58,7 +58,7 @@ void results(diffusevae::Sampler& sampler) {
     expect(batch.images.size() == values && batch.x.size() == values && batch.values.empty(), "images");
     expect(batch.seeds == std::vector<uint64_t>{7, 8, 9}, "seeds");
     expect(batch.timesteps.size() == 4 && batch.timesteps.back() == 0 && batch.step_ms.size() == 4, "steps");
-    expect(batch.setting.method == "ddpm" && batch.setting.spacing == "uniform" && !batch.setting.t_start, "the setting");
+    expect(batch.setting.method == "ddpm" && *batch.setting.spacing == "uniform" && !batch.setting.t_start, "the setting");
     expect(batch.setting.prior == "standard" && batch.timings.total_ms > 0, "prior and timings");
     expect(batch.image(1) == batch.images.data() + values / 3, "the second image");
     diffusevae::SampleOptions asking = short_run();

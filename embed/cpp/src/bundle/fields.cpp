@@ -96,6 +96,39 @@ double Fields::number(std::string_view key, double low, double high) {
     return double(*value);
 }
 
+Numbers Fields::numbers(std::string_view key, double low, double high) {
+    const std::string expected =
+        "a number in " + short_number(low) + ".." + short_number(high) + ", or a list of them, one a step";
+    const auto checked = [&](const Value& value) {
+        const std::optional<long double> number = value.number();
+        if (!number || *number < low || *number > high) refuse(key, expected);
+        return double(*number);
+    };
+    const Value& value = take(key, expected);
+    Numbers found;
+    if (const List* list = value.list()) {
+        for (const Value& one : *list) found.list.push_back(checked(one));
+        if (found.list.empty()) refuse(key, expected);
+    } else {
+        found.value = checked(value);
+    }
+    return found;
+}
+
+std::vector<int64_t> Fields::falling(std::string_view key, int64_t low, int64_t high) {
+    const std::string expected =
+        "a falling list of integers in " + std::to_string(low) + ".." + std::to_string(high) + ", or null";
+    const List* list = take(key, expected).list();
+    std::vector<int64_t> found;
+    if (list == nullptr || list->empty()) refuse(key, expected);
+    for (const Value& value : *list) {
+        const std::optional<int64_t> one = value.integer();
+        if (!one || *one < low || *one > high || (!found.empty() && *one >= found.back())) refuse(key, expected);
+        found.push_back(*one);
+    }
+    return found;
+}
+
 bool Fields::boolean(std::string_view key) {
     const bool* value = take(key, "true or false").boolean();
     if (value == nullptr) refuse(key, "true or false");

@@ -22,6 +22,12 @@ bool is_text(const Value& value);
 // An integer of `low` or more, of any size.
 bool is_at_least(const Value& value, int64_t low);
 
+// One number, or a list of them, one a step; the list is empty where there is one.
+struct Numbers {
+    double value = 0;
+    std::vector<double> list;
+};
+
 // The fields of one object. The value must outlive it; every refusal is an Error (BUNDLE) with the field's dotted name.
 class Fields {
 public:
@@ -37,6 +43,8 @@ public:
     int64_t integer(std::string_view key, int64_t low, int64_t high);
     int64_t integer_or_null(std::string_view key, int64_t low, int64_t high);  // where null would do as well
     double number(std::string_view key, double low, double high);
+    Numbers numbers(std::string_view key, double low, double high);
+    std::vector<int64_t> falling(std::string_view key, int64_t low, int64_t high);  // integers; where null would do as well
     bool boolean(std::string_view key);
     std::string text(std::string_view key);
     std::string text(std::string_view key, const std::string& expected);

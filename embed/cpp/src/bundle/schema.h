@@ -62,11 +62,15 @@ inline void take(Fields& fields, ScheduleSpec& into) {
 
 inline void take(Fields& fields, Defaults& into, int64_t T, int64_t last) {
     into.steps = fields.integer("steps", 1, T);
-    into.method = fields.choice("method", kMethods);
+    if (!fields.take_null("timesteps")) into.timesteps = fields.falling("timesteps", 0, last);
     if (!fields.take_null("spacing")) into.spacing = fields.choice("spacing", kSpacings);
+    into.rho = fields.number("rho", 1.0, 100.0);
+    into.method = fields.choice("method", kMethods);
+    into.eta = fields.numbers("eta", 0.0, 1.0);
     if (!fields.take_null("t_start")) into.t_start = fields.integer_or_null("t_start", 0, last);
-    into.eta = fields.number("eta", 0.0, 1.0);
     into.temperature = fields.number("temperature", 0.0, 100.0);
+    into.noise_scale = fields.numbers("noise_scale", 0.0, 100.0);
+    into.eps_scale = fields.numbers("eps_scale", 0.0, 100.0);
     into.guidance = fields.number("guidance", -100.0, 100.0);
 }
 

@@ -23,10 +23,15 @@ struct ScheduleSpec {
 // The sampling options that apply where a caller names none.
 struct Defaults {
     int64_t steps = 0;
-    std::string method;
+    std::optional<std::vector<int64_t>> timesteps;
     std::optional<std::string> spacing;
+    double rho = 0;
+    std::string method;
+    Numbers eta;
     std::optional<int64_t> t_start;
-    double eta = 0, temperature = 1, guidance = 0;
+    double temperature = 1;
+    Numbers noise_scale, eps_scale;
+    double guidance = 0;
 };
 
 // The checkpoint that the bundle was built from, and the second one where there were two.
