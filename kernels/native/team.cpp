@@ -1,5 +1,7 @@
-// How the team waits: a short spin, then sched_yield: with a competing process on the machine,
-// spinning alone made a step 35 times slower, and pinning 1.3 times. Threads of an idle team sleep and cost nothing.
+// How the team takes pieces, and how it waits: a short spin, then sched_yield, then sleep.
+//
+// A thread that shares its processor is put aside sooner or later. In the middle of a piece all others wait for it; so it
+// offers the processor now and then between two pieces, and there is seldom reason to take it away elsewhere.
 #include "team.h"
 
 #include <sched.h>
@@ -8,8 +10,9 @@ namespace diffusevae {
 namespace native {
 namespace {
 
-constexpr int kSpins = 400;          // pauses before the first yield: longer than a barrier takes when all are running
-constexpr int kIdleRounds = 24;      // spins and yields before sleep: about the time between two steps
+constexpr int kSpins = 400;          // pauses before a yield: longer than the end of a stage takes when all are running
+constexpr int kRounds = 24;          // spins and yields before sleep: about the time between two steps
+constexpr std::chrono::microseconds kOffer(1000);  // between two offers of the processor
 
 void pause() {
 #if defined(__x86_64__)
@@ -17,22 +20,13 @@ void pause() {
 #endif
 }
 
-template <class Done>
-void wait_until(const Done& done) {
-    for (int spins = 0; !done();) {
-        pause();
-        if (++spins < kSpins) continue;
-        sched_yield();
-        spins = 0;
-    }
-}
-
 }  // namespace
 
-Team::Team(int32_t threads) : size_(threads) {
+Team::Team(int32_t threads, void (*enter)(), void (*leave)())
+    : size_(threads), enter_(enter), leave_(leave), shares_(size_t(threads)) {
     threads_.reserve(size_t(threads - 1));
     try {
-        for (int32_t part = 1; part < threads; ++part) threads_.emplace_back([this, part] { work(part); });
+        for (int32_t thread = 1; thread < threads; ++thread) threads_.emplace_back([this, thread] { work(thread); });
     } catch (...) {
         stop();
         throw;
@@ -45,59 +39,120 @@ void Team::stop() {
     {
         const std::lock_guard<std::mutex> lock(mutex_);
         stopping_.store(true);
-        generation_.fetch_add(1);
     }
     wake_.notify_all();
     for (std::thread& thread : threads_) thread.join();
     threads_.clear();
 }
 
-void Team::start(Function function, void* self) {
-    function_ = function;
-    self_ = self;
-    finished_.store(0, std::memory_order_relaxed);
-    generation_.fetch_add(1);  // sequentially consistent, like sleeping_: one of the two threads sees the other's
-    if (sleeping_.load() > 0) {
+void Team::run(Job& job, int32_t stages) {
+    job_ = &job;
+    stages_ = stages;
+    first_ = (open_.load(std::memory_order_relaxed) >> kCountBits) + 1;
+    const uint64_t end = (first_ + uint64_t(stages)) << kCountBits;
+    Turn turn{0};
+    open(first_);
+    for (uint64_t now; (now = open_.load(std::memory_order_acquire)) != end;) {
+        take_all(now, turn);
+        wait(now, turn);
+    }
+    if (turn.entered) leave_();
+}
+
+void Team::work(int32_t thread) {
+    Turn turn{thread};
+    while (!stopping_.load(std::memory_order_relaxed)) {
+        const uint64_t now = open_.load(std::memory_order_acquire);
+        take_all(now, turn);
+        wait(now, turn);
+    }
+    if (turn.entered) leave_();
+}
+
+// Takes pieces as long as there are any: of its own share first, whose operands and weights lie in its cache.
+void Team::take_all(uint64_t open, Turn& turn) {
+    const uint64_t number = open >> kCountBits;
+    int32_t done = 0;
+    for (int32_t i = 0; i < size_; ++i) {
+        const int32_t share = (turn.thread + i) % size_;
+        for (int32_t piece; (piece = claim(shares_[size_t(share)], open)) >= 0;) {
+            if (!turn.entered) enter_();
+            turn.entered = true;
+            job_->run(Piece{int32_t(number - first_), share, piece, int32_t(open & kCount), turn.thread, number});
+            ++done;
+            if (size_ > 1) offer(turn, open, done);
+        }
+    }
+    finish(open, done);
+}
+
+// Lets another process have the processor, once in a while and with nothing begun.
+void Team::offer(Turn& turn, uint64_t open, int32_t& done) {
+    const Clock::time_point now = Clock::now();
+    if (now - turn.offered < kOffer) return;
+    turn.offered = now;
+    finish(open, done);
+    done = 0;
+    sched_yield();
+}
+
+// The next piece of a share, or -1. Once a stage is over every share bears its number (or a later one) with all pieces taken.
+int32_t Team::claim(Share& share, uint64_t open) {
+    uint64_t taken = share.taken.load(std::memory_order_relaxed);
+    for (;;) {
+        const uint64_t stage = taken >> kCountBits, ours = open >> kCountBits;
+        if (stage > ours) return -1;
+        const uint64_t piece = stage == ours ? taken & kCount : 0;
+        if (piece >= (open & kCount)) return -1;
+        const uint64_t next = (ours << kCountBits) | (piece + 1);
+        if (share.taken.compare_exchange_weak(taken, next, std::memory_order_relaxed)) return int32_t(piece);
+    }
+}
+
+// Pieces are done; the last of a stage opens the next, or none.
+void Team::finish(uint64_t now, int32_t pieces) {
+    if (pieces == 0 || left_.fetch_sub(pieces, std::memory_order_acq_rel) != pieces) return;
+    const uint64_t number = now >> kCountBits;
+    job_->over(int32_t(number - first_));
+    open(number + 1);
+}
+
+void Team::open(uint64_t number) {
+    const uint64_t stage = number - first_;
+    const bool ends = stage == uint64_t(stages_);
+    const uint64_t pieces = ends ? 0 : uint64_t(job_->pieces(int32_t(stage)));
+    left_.store(int64_t(pieces) * size_, std::memory_order_relaxed);
+    publish((number << kCountBits) | pieces);  // after the last, the job may be gone
+}
+
+void Team::publish(uint64_t open) {
+    open_.store(open);  // sequentially consistent, like sleeping_: one of the two threads sees the other's
+    if (sleeping_.load() == 0) return;
+    {
         const std::lock_guard<std::mutex> lock(mutex_);
-        wake_.notify_all();
+        sleeping_.store(0);
     }
-    function(self, 0);
-    wait_until([&] { return finished_.load(std::memory_order_acquire) == size_ - 1; });
+    wake_.notify_all();
 }
 
-void Team::work(int32_t part) {
-    for (uint64_t seen = 0; wait_for_job(seen);) {
-        ++seen;
-        function_(self_, part);
-        finished_.fetch_add(1, std::memory_order_release);
+// Until another stage is open than `open`, or the team ends.
+void Team::wait(uint64_t open, Turn& turn) {
+    const auto changed = [&] { return open_.load(std::memory_order_acquire) != open; };
+    for (int round = 0; round < kRounds; ++round) {
+        for (int spins = 0; spins < kSpins; ++spins) {
+            if (changed()) return;
+            pause();
+        }
+        sched_yield();
     }
-}
-
-// True when generation seen + 1 has begun, false at the end.
-bool Team::wait_for_job(uint64_t seen) {
-    const auto begun = [&] { return generation_.load() != seen; };
-    for (int round = 0; round < kIdleRounds && !begun(); ++round) {
-        for (int spins = 0; spins < kSpins && !begun(); ++spins) pause();
-        if (!begun()) sched_yield();
+    if (turn.entered) leave_();
+    turn.entered = false;
+    std::unique_lock<std::mutex> lock(mutex_);
+    while (!stopping_.load()) {
+        sleeping_.store(1);
+        if (open_.load() != open) return;
+        wake_.wait(lock);
     }
-    if (!begun()) {
-        std::unique_lock<std::mutex> lock(mutex_);
-        sleeping_.fetch_add(1);
-        wake_.wait(lock, begun);
-        sleeping_.fetch_sub(1);
-    }
-    return !stopping_.load();
-}
-
-void Team::barrier() {
-    if (size_ == 1) return;
-    const uint32_t phase = phase_.load(std::memory_order_acquire);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-        arrived_.store(0, std::memory_order_relaxed);
-        phase_.store(phase + 1, std::memory_order_release);
-        return;
-    }
-    wait_until([&] { return phase_.load(std::memory_order_acquire) != phase; });
 }
 
 }  // namespace native
