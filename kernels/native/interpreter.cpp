@@ -43,8 +43,14 @@ int64_t arena_bytes(const Layout& layout, const Tiling& tiling, int32_t threads)
 }
 
 // Operations and values that take some tens of microseconds: short enough to wait for, and 100 times what taking a piece costs.
-double piece_flop(const Kernels& kernels) { return kernels.tiles ? 2.4e7 : 4e6; }
-constexpr double kPieceValues = 32768.0;
+// A test cuts smaller, so that its maps are cut at all.
+#if defined(DV_SMALL_PIECES)
+constexpr double kScale = 1.0 / 1024;
+#else
+constexpr double kScale = 1.0;
+#endif
+constexpr double kPieceValues = kScale * 32768, kPieceRows = kScale * 4e5;  // rows: float32, weights from memory
+double piece_flop(const Kernels& kernels) { return kScale * (kernels.tiles ? 2.4e7 : 4e6); }
 
 int32_t pieces_of(double amount, double a_piece, int32_t threads) {
     return int32_t(std::min(std::max(amount / a_piece / threads, 1.0), double(Team::kMostPieces)));
@@ -294,7 +300,7 @@ public:
         if (op.kind != DV_NATIVE_LINEAR) return 1;
         const double rows = double(rows_of(p_.tensor(op.rows.first).rows, call_));
         return stage % 2 == 0 ? pieces_of(rows * op.rows.linear.inputs, kPieceValues, i_.threads())
-                              : pieces_of(rows * op.flop, 4e5, i_.threads());  // float32, and weights that come from memory
+                              : pieces_of(rows * op.flop, kPieceRows, i_.threads());
     }
 
     void run(const Piece& piece) override {

@@ -61,7 +61,7 @@ private:
     struct Turn {
         int32_t thread;
         bool entered = false;
-        Clock::time_point offered = Clock::now();
+        Clock::time_point offered = Clock::now(), seen = offered;  // the processor; the thread, by itself
     };
 
     void work(int32_t thread);
