@@ -9,7 +9,6 @@ slower than one thread, beside two a 90th percentile of at most 4 times the medi
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -51,7 +50,7 @@ def field(task: Task) -> tuple[list[Contestant], dict[str, str]]:
 def measure(
     task: Task, contestants: Sequence[Contestant], plan: duel.Plan, say: duel.Say, loads: Sequence[int] = LOADS
 ) -> dict[str, Any]:
-    """All contestants under each load, which begins with none; milliseconds of a network call at batch 1."""
+    """All contestants under each load, the first of which is none; milliseconds of a network call at batch 1."""
     manifest = Bundle.open(task.bundle).manifest
     contest = duel.Contest(task, 1, say)
     rows: list[dict[str, Any]] = []
@@ -75,7 +74,11 @@ def measure(
     alone = {row["contestant"]: row["step_ms"]["p50"] for row in rows if row["busy"] == 0}
     for row in rows:
         row["times_alone"] = {p: round(row["step_ms"][p] / alone[row["contestant"]], 3) for p in ("p50", "p90", "p99")}
-    return {"model": manifest.name, "agreement": contest.agreement, "failures": contest.failures, "results": rows}
+    return {
+        "format": "diffusevae-beside", "format_version": 1, "date": now(), "threads": task.threads, "steps": task.steps,
+        "rounds": plan.rounds, "most_runs_a_turn": plan.repeats, "seconds_a_turn": plan.seconds, "model": manifest.name,
+        "agreement": contest.agreement, "failures": contest.failures, "results": rows, "goals": judge(rows),
+    }  # fmt: skip
 
 
 def judge(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -119,9 +122,7 @@ def table(result: dict[str, Any]) -> str:
 @click.option("--repeats", type=click.IntRange(1), default=20, help="Most runs in a turn.")
 @click.option("--seconds", type=float, default=3.0, help="A turn starts no further run after so long.")
 @click.option("--out", type=Path, default=Path("out/beside.json"))
-def main(
-    bundle: Path, threads: int | None, steps: int, rounds: int, repeats: int, seconds: float, out: Path
-) -> None:  # fmt: skip
+def main(bundle: Path, threads: int | None, steps: int, rounds: int, repeats: int, seconds: float, out: Path) -> None:
     """Time BUNDLE's steps beside 0, 1 and 2 busy processes."""
     check_file(out)
     facts = machine_facts()  # now, while the load average is not yet our own
@@ -129,11 +130,7 @@ def main(
     task = bundles.task_from(bundle, None, steps, resolve_threads(threads), out.parent, ())
     contestants, left_out = field(task)
     measured = measure(task, contestants, duel.Plan(rounds, repeats, seconds), click.echo)
-    result = {
-        "format": "diffusevae-beside", "format_version": 1, "date": now(), "machine": facts, "nice": os.nice(0),
-        "threads": task.threads, "steps": steps, "rounds": rounds, "most_runs_a_turn": repeats, "seconds_a_turn": seconds,
-        **measured, "left_out": left_out, "goals": judge(measured["results"]),
-    }  # fmt: skip
+    result = {**measured, "machine": facts, "left_out": left_out}
     write_json(out, result)
     click.echo(table(result))
     click.echo(f"wrote {out}")

@@ -64,7 +64,7 @@ def selftest(tmp_path_factory) -> Path:
 
 
 def compile_sanitized(folder: Path, *flags: str, checks: str = "address,undefined", isas: tuple[str, ...] = ISAS) -> Path:
-    """The same with sanitizers and little optimisation, so that functions stay functions, and with maps cut into many pieces."""
+    """The same with sanitizers, maps cut into many pieces, and little optimisation, so that functions stay functions."""
     how = (f"-fsanitize={checks}", "-fno-sanitize-recover=all", "-DDV_NO_CLONES", "-DDV_SMALL_PIECES")
     try:
         return compile_selftest(folder, "-O1", "-g1", *how, *flags, isas=isas)
