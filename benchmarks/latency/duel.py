@@ -201,14 +201,14 @@ def compete(
         for index in range(plan.rounds):
             say(f"batch {batch}: round {index + 1} of {plan.rounds}")
             # Each starts a round once in a while: the first of one meets the machine as the last left it.
-            for name in _rotated(contest.processes, index):
+            for name in rotated(contest.processes, index):
                 contest.turn(name, plan)
         return contest
     finally:
         contest.close()
 
 
-def _rotated(processes: Mapping[str, Process], by: int) -> list[str]:
+def rotated(processes: Mapping[str, Process], by: int) -> list[str]:
     names = list(processes)
     first = by % max(len(names), 1)
     return names[first:] + names[:first]

@@ -102,22 +102,23 @@ void attend(Head& h, uint16_t* out, int32_t head, int32_t first, int32_t last) {
     }
 }
 
-// A unit is a head of a sample, or a slice of its queries where there are fewer heads than parts.
+// A unit is six queries of a head of a sample.
 void attention(const Attention& op, const Work& w) {
     const int32_t pixels = op.source.pixels();
-    const int64_t heads = int64_t(w.last - w.first) * op.heads;
-    const int32_t most = (pixels + kQueries - 1) / kQueries;
-    int32_t slices = int32_t((w.parts + heads - 1) / heads);
-    slices = slices < most ? slices : most;
-    const int64_t units = heads * slices, first = units * w.part / w.parts, last = units * (w.part + 1) / w.parts;
+    const int64_t a_head = (pixels + kQueries - 1) / kQueries;
+    const Range mine = units_of(w, int64_t(w.last - w.first) * op.heads * a_head);
     Head h(op, w.private_scratch);
-    for (int64_t unit = first; unit < last; ++unit) {
-        const int64_t which = unit / slices, slice = unit % slices;
+    for (int64_t unit = mine.first; unit < mine.last;) {
+        const int64_t which = unit / a_head, from = unit % a_head, left = a_head - from;
+        const int64_t count = mine.last - unit < left ? mine.last - unit : left;
         const int32_t image = w.first + int32_t(which / op.heads), head = int32_t(which % op.heads);
         uint16_t* out = reinterpret_cast<uint16_t*>(w.at(image, op.output));
-        h.read(op, reinterpret_cast<const uint16_t*>(w.at(image, op.source)), head);
-        attend(h, out, head, int32_t(pixels * slice / slices), int32_t(pixels * (slice + 1) / slices));
-        if (head != 0 || slice != 0) continue;
+        if (*w.held != which) h.read(op, reinterpret_cast<const uint16_t*>(w.at(image, op.source)), head);
+        *w.held = which;
+        const int64_t end = (from + count) * kQueries;
+        attend(h, out, head, int32_t(from * kQueries), end < pixels ? int32_t(end) : pixels);
+        unit += count;
+        if (head != 0 || from != 0) continue;
         for (int32_t c = op.output.channels; c < op.output.blocks * kBlock; ++c)  // padding stays zero
             for (int32_t p = 0; p < pixels; ++p) out[(int64_t(c / kBlock) * pixels + p) * kBlock + c % kBlock] = 0;
     }

@@ -40,22 +40,41 @@ uint64_t read_all(const uint8_t* from, int64_t bytes) {
     return sum;
 }
 
-// Repeats round(part) until the time is over; returns the sum of what the rounds return, a second.
+// Repeats round(share) in each thread until the time is over.
 template <class Round>
-double rate(int32_t threads, double seconds, const Round& round) {
-    std::vector<double> done(size_t(threads), 0.0);
-    Team team(threads);
-    const double begin = now(), end = begin + seconds;
-    auto job = [&](int32_t part) {
+class Rounds final : public Job {
+public:
+    Rounds(int32_t threads, double seconds, const Round& round)
+        : round_(round), begin_(now()), end_(begin_ + seconds), done_(size_t(threads), 0.0) {}
+
+    int32_t pieces(int32_t) override { return 1; }
+    void over(int32_t) override {}
+    void run(const Piece& piece) override {
         double sum = 0.0;
-        do sum += round(part);
-        while (now() < end);
-        done[size_t(part)] = sum / (now() - begin);
-    };
-    team.run(job);
-    double total = 0.0;
-    for (double d : done) total += d;
-    return total;
+        do sum += round_(piece.share);
+        while (now() < end_);
+        done_[size_t(piece.share)] = sum / (now() - begin_);
+    }
+
+    // What the rounds returned, a second.
+    double total() const {
+        double total = 0.0;
+        for (double d : done_) total += d;
+        return total;
+    }
+
+private:
+    const Round& round_;
+    double begin_, end_;
+    std::vector<double> done_;
+};
+
+template <class Round>
+double rate(const Kernels& kernels, int32_t threads, double seconds, const Round& round) {
+    Team team(threads, kernels.enter, kernels.leave);
+    Rounds<Round> rounds(threads, seconds, round);
+    team.run(rounds, 1);
+    return rounds.total();
 }
 
 }  // namespace
@@ -66,7 +85,7 @@ double measure_ceiling(const std::string& what, const Kernels* kernels, int32_t 
         const Memory memory(share * threads);
         for (int64_t i = 0; i < share * threads; i += 4096) memory.at()[i] = 1;
         std::vector<uint64_t> sums(size_t(threads), 0);
-        return rate(threads, seconds, [&](int32_t part) {
+        return rate(*kernels, threads, seconds, [&](int32_t part) {
             sums[size_t(part)] += read_all(memory.at() + part * share, share);
             return double(share);
         });
@@ -78,11 +97,8 @@ double measure_ceiling(const std::string& what, const Kernels* kernels, int32_t 
     if (kind < 0) throw Failure(DV_NATIVE_BAD_CALL, "what is '" + what + "', expected bf16_l2, int8_l2, f32_l2 or stream");
     const Memory memory(kOperandBytes * threads);
     fill(memory.at(), memory.bytes());
-    const double result = rate(threads, seconds, [&](int32_t part) {
-        kernels->enter();
-        const double operations = kernels->ceiling(kind, memory.at() + part * kOperandBytes, kOperandBytes, kRounds);
-        kernels->leave();
-        return operations;
+    const double result = rate(*kernels, threads, seconds, [&](int32_t part) {
+        return kernels->ceiling(kind, memory.at() + part * kOperandBytes, kOperandBytes, kRounds);
     });
     if (result <= 0.0) throw Failure(DV_NATIVE_UNSUPPORTED, std::string(kernels->name) + " has no unit for " + what);
     return result;

@@ -42,6 +42,20 @@ int64_t arena_bytes(const Layout& layout, const Tiling& tiling, int32_t threads)
     return page_up(layout.sample_bytes * tiling.samples(threads) + kSlack);
 }
 
+// Operations and values that take some tens of microseconds: short enough to wait for, and 100 times what taking a piece costs.
+// A test cuts smaller, so that its maps are cut at all.
+#if defined(DV_SMALL_PIECES)
+constexpr double kScale = 1.0 / 1024;
+#else
+constexpr double kScale = 1.0;
+#endif
+constexpr double kPieceValues = kScale * 32768, kPieceRows = kScale * 4e5;  // rows: float32, weights from memory
+double piece_flop(const Kernels& kernels) { return kScale * (kernels.tiles ? 2.4e7 : 4e6); }
+
+int32_t pieces_of(double amount, double a_piece, int32_t threads) {
+    return int32_t(std::min(std::max(amount / a_piece / threads, 1.0), double(Team::kMostPieces)));
+}
+
 double now_us() {
     return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -49,6 +63,18 @@ double now_us() {
 int64_t rows_of(int32_t kind, const dv_native_call& call) {
     if (kind == DV_NATIVE_ROWS_STEPS) return call.steps;
     return kind == DV_NATIVE_ROWS_BATCH ? call.batch : call.steps * call.batch;
+}
+
+bool prepares(const Conv& c) { return !c.main.in_place || (c.skip.count > 0 && !c.skip.in_place); }
+
+void run_part(const Kernels& k, const Operation& op, bool prepares, const Work& w) {
+    switch (op.kind) {
+    case DV_NATIVE_INPUT: return k.input(op.input, w);
+    case DV_NATIVE_CONV: return prepares ? k.prepare(op.conv, w) : k.product(op.conv, w);
+    case DV_NATIVE_ATTENTION: return k.attention(op.attention, w);
+    case DV_NATIVE_POOL: return k.pool(op.resize, w);
+    default: return k.upsample(op.resize, w);
+    }
 }
 
 }  // namespace
@@ -60,8 +86,9 @@ Interpreter::Interpreter(std::shared_ptr<const Layout> layout, int32_t threads)
       scratch_at_(arena_bytes(*layout_, tiling_, threads)),
       private_at_(scratch_at_ + scratch_bytes(*layout_, tiling_, threads)),
       memory_(private_at_ + private_bytes(*layout_) * threads),
+      held_(size_t(threads)),
       timings_(layout_->operations.size()),
-      team_(threads) {}
+      team_(threads, layout_->kernels->enter, layout_->kernels->leave) {}
 
 void Interpreter::check(const dv_native_call& call) const {
     const Program& p = layout_->program;
@@ -100,30 +127,94 @@ void Interpreter::run(const dv_native_call& call, Watch& watch) {
     done = 0;
 }
 
+// Each share is a thread's own samples, one piece from the first operation to the last.
+class Interpreter::SideBySide final : public Job {
+public:
+    SideBySide(Interpreter& i, const dv_native_call& call, int64_t sample, int32_t each)
+        : i_(i), call_(call), sample_(sample), each_(each) {}
+
+    int32_t pieces(int32_t) override { return 1; }
+    void over(int32_t) override {}
+    void run(const Piece& piece) override {
+        Work w = i_.work_of(call_, sample_, piece.thread);
+        w.scratch += piece.thread * i_.thread_scratch_;
+        w.first = piece.share * each_;
+        w.last = w.first + each_;
+        w.parts = w.pieces = 1;
+        i_.run_operations(w, i_.profiling_ && piece.share == 0);
+    }
+
+private:
+    Interpreter& i_;
+    const dv_native_call& call_;
+    int64_t sample_;
+    int32_t each_;
+};
+
+// All threads at one operation after the other.
+class Interpreter::Split final : public Job {
+public:
+    Split(Interpreter& i, const dv_native_call& call, int64_t sample, int32_t count)
+        : i_(i), call_(call), sample_(sample), count_(count), begin_(i.profiling_ ? now_us() : 0.0) {}
+
+    int32_t pieces(int32_t stage) override { return i_.stages_[size_t(stage)].pieces; }
+
+    void over(int32_t stage) override {
+        if (!i_.profiling_) return;
+        const Stage& s = i_.stages_[size_t(stage)];
+        const double now = now_us();
+        (s.prepares ? i_.timings_[s.operation].prepare_us : i_.timings_[s.operation].product_us) += now - begin_;
+        begin_ = now;
+    }
+
+    void run(const Piece& piece) override {
+        const Stage& s = i_.stages_[size_t(piece.stage)];
+        const Operation& op = i_.layout_->operations[s.operation];
+        Held& held = i_.held_[size_t(piece.thread)];
+        if (held.stage != piece.number) held = Held{piece.number, -1};
+        Work w = i_.work_of(call_, sample_, piece.thread);
+        w.scratch_stride = op.scratch_bytes;
+        w.last = count_;
+        w.part = piece.share;
+        w.parts = i_.threads();
+        w.piece = piece.piece;
+        w.pieces = piece.pieces;
+        if (!s.prepares && op.kind == DV_NATIVE_CONV && piece.piece + 1 == piece.pieces) w.upcoming = i_.upcoming(s.operation, w);
+        run_part(*i_.layout_->kernels, op, s.prepares, w);
+    }
+
+private:
+    Interpreter& i_;
+    const dv_native_call& call_;
+    int64_t sample_;
+    int32_t count_;
+    double begin_;
+};
+
+Work Interpreter::work_of(const dv_native_call& call, int64_t sample, int32_t thread) {
+    const int32_t row = layout_->program.row_port;
+    Work w{};
+    w.arena = memory_.at();
+    w.arena_stride = layout_->sample_bytes;
+    w.scratch = memory_.at() + scratch_at_;
+    w.private_scratch = reinterpret_cast<float*>(memory_.at() + private_at_ + thread * private_bytes(*layout_));
+    w.held = &held_[size_t(thread)].what;
+    w.row = row != DV_NATIVE_NONE ? static_cast<const float*>(call.ports[row]) : nullptr;
+    w.row_stride = row != DV_NATIVE_NONE && call.row_count > 1 ? layout_->program.port(row).channels : 0;
+    w.ports = call.ports;
+    w.sample = sample;
+    return w;
+}
+
 void Interpreter::run_tile(const dv_native_call& call, int64_t sample, int32_t count, bool side_by_side) {
-    const Program& p = layout_->program;
-    const bool row = p.row_port != DV_NATIVE_NONE;
-    const int32_t parts = threads(), each = count / parts;
-    uint8_t* memory = memory_.at();
-    auto job = [&](int32_t part) {
-        Work w{};
-        w.arena = memory;
-        w.arena_stride = layout_->sample_bytes;
-        w.scratch = memory + scratch_at_ + (side_by_side ? part * thread_scratch_ : 0);
-        w.private_scratch = reinterpret_cast<float*>(memory + private_at_ + part * private_bytes(*layout_));
-        w.row = row ? static_cast<const float*>(call.ports[p.row_port]) : nullptr;
-        w.row_stride = row && call.row_count > 1 ? p.port(p.row_port).channels : 0;
-        w.ports = call.ports;
-        w.sample = sample;
-        w.first = side_by_side ? part * each : 0;
-        w.last = side_by_side ? w.first + each : count;
-        w.part = side_by_side ? 0 : part;
-        w.parts = side_by_side ? 1 : parts;
-        layout_->kernels->enter();
-        run_operations(w, profiling_ && part == 0);
-        layout_->kernels->leave();
-    };
-    team_.run(job);
+    if (side_by_side) {
+        SideBySide job(*this, call, sample, count / threads());
+        team_.run(job, 1);
+    } else {
+        plan(count);
+        Split job(*this, call, sample, count);
+        team_.run(job, int32_t(stages_.size()));
+    }
     if (!profiling_) return;
     for (size_t i = 0; i < timings_.size(); ++i) {
         const Operation& op = layout_->operations[i];
@@ -134,8 +225,21 @@ void Interpreter::run_tile(const dv_native_call& call, int64_t sample, int32_t c
     }
 }
 
+// The stages of so many samples, and what a piece of each is.
+void Interpreter::plan(int32_t samples) {
+    if (planned_ == samples) return;
+    planned_ = samples;
+    stages_.clear();
+    for (size_t i = 0; i < layout_->operations.size(); ++i) {
+        const Operation& op = layout_->operations[i];
+        const int32_t moving = pieces_of(op.activation_bytes / 2.0 * samples, kPieceValues, threads());
+        const int32_t computing = pieces_of(op.flop * samples, piece_flop(*layout_->kernels), threads());
+        if (op.kind == DV_NATIVE_CONV && prepares(op.conv)) stages_.push_back({i, true, moving});
+        stages_.push_back({i, false, op.flop > 0.0 ? computing : moving});
+    }
+}
+
 void Interpreter::run_operations(Work w, bool clocked) {
-    const Kernels& k = *layout_->kernels;
     for (size_t i = 0; i < layout_->operations.size(); ++i) {
         const Operation& op = layout_->operations[i];
         if (op.kind == DV_NATIVE_CONV) {
@@ -143,36 +247,27 @@ void Interpreter::run_operations(Work w, bool clocked) {
             continue;
         }
         const double begin = clocked ? now_us() : 0.0;
-        switch (op.kind) {
-        case DV_NATIVE_INPUT: k.input(op.input, w); break;
-        case DV_NATIVE_ATTENTION: k.attention(op.attention, w); break;
-        case DV_NATIVE_POOL: k.pool(op.resize, w); break;
-        default: k.upsample(op.resize, w);
-        }
-        if (w.parts > 1) team_.barrier();
+        *w.held = -1;
+        run_part(*layout_->kernels, op, false, w);
         if (clocked) timings_[i].product_us += now_us() - begin;
     }
 }
 
 void Interpreter::run_conv(size_t index, Work w, bool clocked) {
     const Operation& op = layout_->operations[index];
-    const Conv& c = op.conv;
-    const bool prepares = !c.main.in_place || (c.skip.count > 0 && !c.skip.in_place);
     const int32_t last = w.last, samples = w.last - w.first;
     const int64_t fit = group_bytes(*layout_->kernels) / op.scratch_bytes;
-    const int32_t group = w.parts > 1 || !prepares ? samples : int32_t(std::max<int64_t>(1, std::min<int64_t>(fit, samples)));
+    const int32_t group = !prepares(op.conv) ? samples : int32_t(std::max<int64_t>(1, std::min<int64_t>(fit, samples)));
     w.scratch_stride = op.scratch_bytes;
     w.upcoming = upcoming(index, w);
     for (; w.first < last; w.first = w.last) {
         w.last = std::min(last, w.first + group);
         const double begin = clocked ? now_us() : 0.0;
-        if (prepares) {
-            layout_->kernels->prepare(c, w);
-            if (w.parts > 1) team_.barrier();
-        }
+        *w.held = -1;
+        if (prepares(op.conv)) run_part(*layout_->kernels, op, true, w);
         const double prepared = clocked ? now_us() : 0.0;
-        layout_->kernels->product(c, w);
-        if (w.parts > 1) team_.barrier();
+        *w.held = -1;
+        run_part(*layout_->kernels, op, false, w);
         if (!clocked) continue;
         timings_[index].prepare_us += prepared - begin;
         timings_[index].product_us += now_us() - prepared;
@@ -191,6 +286,76 @@ const uint8_t* Interpreter::upcoming(size_t index, const Work& w) const {
     }
     return nullptr;
 }
+
+// Every operation of a program of rows in two stages: SILU of a LINEAR's inputs, and what it computes.
+class Interpreter::RowsJob final : public Job {
+public:
+    RowsJob(Interpreter& i, const dv_native_call& call, std::vector<float*> tensors, float* activated)
+        : i_(i), p_(i.layout_->program), call_(call), tensors_(std::move(tensors)), activated_(activated) {}
+
+    void over(int32_t) override {}
+
+    int32_t pieces(int32_t stage) override {
+        const Operation& op = i_.layout_->operations[size_t(stage / 2)];
+        if (op.kind != DV_NATIVE_LINEAR) return 1;
+        const double rows = double(rows_of(p_.tensor(op.rows.first).rows, call_));
+        return stage % 2 == 0 ? pieces_of(rows * op.rows.linear.inputs, kPieceValues, i_.threads())
+                              : pieces_of(rows * op.flop, kPieceRows, i_.threads());
+    }
+
+    void run(const Piece& piece) override {
+        const Operation& op = i_.layout_->operations[size_t(piece.stage / 2)];
+        const bool first = piece.stage % 2 == 0;
+        if (op.kind == DV_NATIVE_LINEAR) return first ? activate(op.rows, piece) : multiply(op.rows, piece);
+        if (!first && piece.share == 0 && piece.piece == 0) copy(op);
+    }
+
+private:
+    float* output(const RowsOp& r) const {
+        return r.output == DV_NATIVE_NONE ? static_cast<float*>(call_.ports[r.output_port]) : tensors_[size_t(r.output)];
+    }
+
+    static Work work_of(const Piece& piece, int32_t parts) {
+        Work w{};
+        w.part = piece.share, w.parts = parts, w.piece = piece.piece, w.pieces = piece.pieces;
+        return w;
+    }
+
+    void activate(const RowsOp& r, const Piece& piece) const {
+        if (r.linear.activation != DV_NATIVE_SILU) return;
+        const Range some = units_of(work_of(piece, i_.threads()), rows_of(p_.tensor(r.first).rows, call_) * r.linear.inputs);
+        i_.layout_->kernels->activate(tensors_[size_t(r.first)], some.first, some.last, activated_);
+    }
+
+    void multiply(const RowsOp& r, const Piece& piece) const {
+        const float* in = r.linear.activation == DV_NATIVE_SILU ? activated_ : tensors_[size_t(r.first)];
+        const int64_t rows = rows_of(p_.tensor(r.first).rows, call_);
+        i_.layout_->kernels->linear(r.linear, in, rows, output(r), work_of(piece, i_.threads()));
+    }
+
+    void copy(const Operation& op) const {
+        const RowsOp& r = op.rows;
+        const int64_t width = p_.tensor(r.output).channels, all = call_.batch * width;
+        float* out = output(r);
+        if (op.kind == DV_NATIVE_INPUT) {
+            std::copy_n(static_cast<const float*>(call_.ports[r.first]), all, out);
+            return;
+        }
+        for (int64_t s = 0; s < call_.steps; ++s) {
+            if (op.kind == DV_NATIVE_LOOKUP)
+                std::copy_n(r.table + static_cast<const int64_t*>(call_.ports[r.first])[s] * width, width, out + s * width);
+            else
+                for (int64_t i = 0; i < all; ++i)
+                    out[s * all + i] = tensors_[size_t(r.first)][s * width + i % width] + tensors_[size_t(r.second)][i];
+        }
+    }
+
+    Interpreter& i_;
+    const Program& p_;
+    const dv_native_call& call_;
+    std::vector<float*> tensors_;
+    float* activated_;
+};
 
 void Interpreter::run_rows(const dv_native_call& call) {
     const Program& p = layout_->program;
@@ -213,35 +378,11 @@ void Interpreter::run_rows(const dv_native_call& call) {
         floats += size;
         widest = std::max(widest, size);
     }
-    if (int64_t(rows_.size()) < floats + widest * threads()) rows_.resize(size_t(floats + widest * threads()));
-    const auto tensor = [&](int32_t i) { return rows_.data() + at[size_t(i)]; };
-    auto job = [&](int32_t part) {
-        k.enter();
-        for (const Operation& op : layout_->operations) {
-            const RowsOp& r = op.rows;
-            float* out = r.output == DV_NATIVE_NONE ? static_cast<float*>(call.ports[r.output_port]) : tensor(r.output);
-            if (op.kind == DV_NATIVE_LINEAR) {
-                const int64_t rows = rows_of(p.tensor(r.first).rows, call);
-                k.linear(r.linear, tensor(r.first), rows_.data() + floats + part * widest, rows, out, part, threads());
-            } else if (part == 0) {
-                const int64_t width = p.tensor(r.output).channels;
-                if (op.kind == DV_NATIVE_INPUT)
-                    std::copy_n(static_cast<const float*>(call.ports[r.first]), call.batch * width, out);
-                else if (op.kind == DV_NATIVE_LOOKUP)
-                    for (int64_t s = 0; s < call.steps; ++s) {
-                        const int64_t t = static_cast<const int64_t*>(call.ports[r.first])[s];
-                        std::copy_n(r.table + t * width, width, out + s * width);
-                    }
-                else
-                    for (int64_t s = 0; s < call.steps; ++s)
-                        for (int64_t i = 0; i < call.batch * width; ++i)
-                            out[s * call.batch * width + i] = tensor(r.first)[s * width + i % width] + tensor(r.second)[i];
-            }
-            if (threads() > 1) team_.barrier();
-        }
-        k.leave();
-    };
-    team_.run(job);
+    if (int64_t(rows_.size()) < floats + widest) rows_.resize(size_t(floats + widest));
+    std::vector<float*> tensors;
+    for (const int64_t begin : at) tensors.push_back(rows_.data() + begin);
+    RowsJob job(*this, call, std::move(tensors), rows_.data() + floats);
+    team_.run(job, int32_t(2 * layout_->operations.size()));
 }
 
 void Interpreter::profile(bool on) {

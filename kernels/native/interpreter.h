@@ -13,8 +13,8 @@
 namespace diffusevae {
 namespace native {
 
-// How a batch is worked off: `each` samples a thread side by side, without barriers; a rest smaller than the team is cut
-// inside the operations, up to `split` samples at a time.
+// How a batch is worked off: `each` samples a thread side by side, from the first operation to the last; a rest smaller than the
+// team is cut inside the operations, up to `split` samples at a time.
 struct Tiling {
     int32_t each, split;
     int32_t samples(int32_t threads) const { return each * threads > split ? each * threads : split; }
@@ -36,8 +36,25 @@ public:
     int64_t bytes() const { return memory_.bytes(); }
 
 private:
+    // One operation, or one half of a convolution that prepares its operands; `pieces` of each thread's share.
+    struct Stage {
+        size_t operation;
+        bool prepares;
+        int32_t pieces;
+    };
+    // What a thread's private floats hold, and of which stage.
+    struct alignas(64) Held {
+        uint64_t stage = 0;
+        int64_t what = -1;
+    };
+    class SideBySide;
+    class Split;
+    class RowsJob;
+
     void check(const dv_native_call& call) const;
+    Work work_of(const dv_native_call& call, int64_t sample, int32_t thread);
     void run_tile(const dv_native_call& call, int64_t sample, int32_t count, bool side_by_side);
+    void plan(int32_t samples);
     void run_operations(Work work, bool clocked);
     void run_conv(size_t index, Work work, bool clocked);
     const uint8_t* upcoming(size_t index, const Work& work) const;
@@ -48,6 +65,9 @@ private:
     int64_t thread_scratch_;        // bytes of each thread, where samples run side by side
     int64_t scratch_at_, private_at_;
     Memory memory_;
+    std::vector<Stage> stages_;     // of `planned_` samples whose operations are split
+    int32_t planned_ = 0;
+    std::vector<Held> held_;        // of each thread
     std::vector<float> rows_;       // tensors of a program of rows; grows with the call
     std::vector<dv_native_timing> timings_;
     bool profiling_ = false;

@@ -30,9 +30,11 @@ private:
     int64_t size_ = 0;
 };
 
-// Stripes whose sums are gathered apart: 64 pixels (64 tiles of Winograd's), or more where there would be over 64 of them.
-int32_t stripe_of(int32_t pixels, bool winograd) {
-    return std::max<int32_t>(winograd ? 256 : 64, int32_t(rounded_up((pixels + 63) / 64, 64)));
+// Stripes whose sums are gathered apart: 64 pixels, or the tiles that Winograd's form transforms at a time; more where there
+// would be too many of them.
+int32_t stripe_of(int32_t pixels, int32_t tiles) {
+    const int32_t most = tiles > 0 ? 256 : 64;
+    return std::max<int32_t>(tiles > 0 ? 4 * tiles : 64, int32_t(rounded_up((pixels + most - 1) / most, 64)));
 }
 
 // Bytes of Winograd's points that a thread makes before it multiplies them: what L2 holds beside the weights.
@@ -94,7 +96,7 @@ private:
         int64_t sums = 0;
         if (needs_sums_[size_t(op.output)]) {
             const ConvShape s = conv_shape(program(), op);
-            const int32_t pixels = map.pixels() / s.phases, stripe = stripe_of(pixels, winograd(op, s));
+            const int32_t pixels = map.pixels() / s.phases, stripe = stripe_of(pixels, winograd_tiles(op, s));
             map.slots = (pixels + stripe - 1) / stripe * s.phases;
             sums = int64_t(map.slots) * 2 * map.blocks * kBlock * int64_t(sizeof(float));
         }
@@ -142,6 +144,12 @@ private:
                && s.out_height % 2 == 0 && s.out_width % 2 == 0 && s.out_height * s.out_width >= 64 && s.n_blocks >= 2;
     }
 
+    // Tiles whose points are made and then multiplied; 0 for direct products.
+    int32_t winograd_tiles(const dv_native_op& op, const ConvShape& s) const {
+        const int64_t tile = int64_t(kPoints) * s.k_blocks * layout_->kernels->bf16_pixel_bytes;
+        return !winograd(op, s) ? 0 : tile * 64 <= kPointBytes ? 64 : tile * 32 <= kPointBytes ? 32 : 16;
+    }
+
     static double map_bytes(const Map& m) { return 2.0 * m.pixels() * m.blocks * kBlock; }
 
     void private_floats(int64_t count) { layout_->private_floats = std::max(layout_->private_floats, count); }
@@ -184,7 +192,8 @@ private:
         c.multiplier = c.int8 ? floats_at(op.multiplier) : nullptr;
         c.bias_row = op.bias_row;
         c.outputs = s.outputs;
-        if (winograd(op, s)) transform(s, c);
+        c.tiles = winograd_tiles(op, s);
+        if (c.tiles > 0) transform(s, c);
         c.inverse_scale = op.inverse_scale;
         c.zero_point = op.zero_point;
         output(op, s, c);
@@ -202,8 +211,6 @@ private:
         uint8_t* to = layout_->transformed.back()->at();
         layout_->kernels->transform_weights(c.weights, s.n_blocks, s.k_blocks, to);
         c.weights = to;
-        const int64_t tile = int64_t(kPoints) * s.k_blocks * layout_->kernels->bf16_pixel_bytes;
-        c.tiles = tile * 64 <= kPointBytes ? 64 : tile * 32 <= kPointBytes ? 32 : 16;
     }
 
     void norm(const dv_native_op& op, Conv& c) const {
@@ -224,7 +231,7 @@ private:
         if (c.has_residual) c.residual = map(op.residual);
         const int32_t height = s.phases == 4 ? s.height : s.out_height, width = s.phases == 4 ? s.width : s.out_width;
         c.pixels = height * width;
-        c.stripe = stripe_of(c.pixels, c.tiles > 0);
+        c.stripe = stripe_of(c.pixels, c.tiles);
         c.stripes = (c.pixels + c.stripe - 1) / c.stripe;
         const int32_t step = s.phases == 4 ? 2 : 1;
         c.place = c.tiles > 0 ? table(height, width, s.out_width, 1, true)

@@ -21,8 +21,8 @@ void input(const Input& op, const Work& w) {
     const Map& map = op.output;
     const int32_t height = map.height, width = map.width, side = op.patch, pad = side / 2;
     const int64_t units = int64_t(w.last - w.first) * height;
-    const int64_t first = units * w.part / w.parts, last = units * (w.part + 1) / w.parts;
-    for (int64_t unit = first; unit < last; ++unit) {
+    const Range mine = units_of(w, units);
+    for (int64_t unit = mine.first; unit < mine.last; ++unit) {
         const int32_t image = w.first + int32_t(unit / height), y = int32_t(unit % height);
         uint16_t* out = reinterpret_cast<uint16_t*>(w.at(image, map));
         const auto row_at = [&](int32_t channel) {
@@ -50,13 +50,13 @@ void input(const Input& op, const Work& w) {
     }
 }
 
-// Calls row(source block, output block, y) for this part's output rows.
+// Calls row(source block, output block, y) for this piece's output rows.
 template <class Row>
 DV_INLINE void resize_rows(const Resize& op, const Work& w, const Row& row) {
     const int32_t height = op.output.height, per_sample = op.output.blocks * height;
     const int64_t units = int64_t(w.last - w.first) * per_sample;
-    const int64_t first = units * w.part / w.parts, last = units * (w.part + 1) / w.parts;
-    for (int64_t unit = first; unit < last; ++unit) {
+    const Range mine = units_of(w, units);
+    for (int64_t unit = mine.first; unit < mine.last; ++unit) {
         const int32_t image = w.first + int32_t(unit / per_sample), block = int32_t(unit % per_sample) / height;
         const uint16_t* in = reinterpret_cast<const uint16_t*>(w.at(image, op.source));
         uint16_t* out = reinterpret_cast<uint16_t*>(w.at(image, op.output));

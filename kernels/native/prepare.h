@@ -198,19 +198,17 @@ inline void prepare_gather(const Conv& conv, const Gather& g, bool main, const W
     if (g.count == 0 || g.in_place) return;
     const PrepareRow kernel = row_kernel(conv, main);
     const int64_t samples = w.last - w.first, units = by_rows ? samples * g.rows : samples * g.blocks;
-    const int64_t first = units * w.part / w.parts, last = units * (w.part + 1) / w.parts;
+    const Range mine = units_of(w, units);
     const int32_t padded = conv.main.map_blocks * kBlock + kBlock;  // an odd block count leaves half a pair
     float *scale = w.private_scratch, *shift = scale + padded, *wide = shift + 3 * int64_t(padded);
     uint8_t* line = reinterpret_cast<uint8_t*>(wide);
     const int32_t per_sample = by_rows ? g.rows : g.blocks;
-    int32_t known = -1;
-    for (int64_t unit = first; unit < last;) {
+    for (int64_t unit = mine.first; unit < mine.last;) {
         const int32_t sample = int32_t(unit / per_sample), image = w.first + sample;
         const int32_t from = int32_t(unit % per_sample);
-        const int64_t left = last - unit;
+        const int64_t left = mine.last - unit;
         const int32_t to = from + int32_t(left < per_sample - from ? left : per_sample - from);
-        if (main && conv.groups > 0 && known != image) norm_coefficients(conv, w, image, scale, shift);
-        known = image;
+        if (main && conv.groups > 0 && *w.held != image) norm_coefficients(conv, w, image, scale, shift), *w.held = image;
         uint8_t* base = w.scratch + sample * w.scratch_stride + g.scratch;
         for (int32_t b = by_rows ? 0 : from; b < (by_rows ? g.blocks : to); ++b)
             for (int32_t y = by_rows ? from : 0; y < (by_rows ? to : g.rows); ++y) {

@@ -155,11 +155,11 @@ struct TileList {
     int32_t per_sample, per_stripe;
     int64_t first, count;
 
-    TileList(const Conv& conv, const Work& work, const Share& share) : c(conv), w(work) {
+    TileList(const Conv& conv, const Work& work, const Range& units) : c(conv), w(work) {
         per_sample = (c.pixels + kLanes - 1) / kLanes;
         per_stripe = (c.stripe + kLanes - 1) / kLanes;
-        first = index_of(share.unit_first);
-        count = index_of(share.unit_last) - first;
+        first = index_of(units.first);
+        count = index_of(units.last) - first;
     }
     int64_t index_of(int64_t unit) const {
         return unit / c.stripes * per_sample + unit % c.stripes * per_stripe;
@@ -194,10 +194,15 @@ void product(const Conv& c, const Work& w) {
     const int32_t wide = c.n_blocks % 2 != 0 ? 1 : tiles_at_most == 1 && c.n_blocks % 4 == 0 ? 4 : 2;
     const int32_t groups = c.n_blocks / wide;
     const Share share = share_of(units, groups * c.phases, w.part, w.parts);
-    const TileList list(c, w, share);
-    for (int32_t group = share.group_first; group < share.group_last; ++group) {
+    const int64_t blocks = (TileList(c, w, Range{share.unit_first, share.unit_last}).count + 1) / 2;
+    // Pieces cut no block: four tiles are two blocks of 2 x 2, or one of 4 x 1.
+    const int32_t tiles = ((c.stripe < c.pixels ? c.stripe : c.pixels) + kLanes - 1) / kLanes;
+    Runs runs(share, (3 + tiles) / tiles, w);
+    Range some{};
+    for (int32_t group = 0; runs.next(group, some);) {
         const int32_t phase = group / groups, n = group % groups * wide;
-        Stream stream(c, w, share, group, wide, (list.count + 1) / 2);
+        const TileList list(c, w, some);
+        Stream stream(c, w, share, group, some, wide, blocks);
         if (wide == 1) run_tiles<1>(list, phase, n, stream);
         if (wide == 2) run_tiles<2>(list, phase, n, stream);
         if (wide == 4) run_tiles<4>(list, phase, n, stream);

@@ -160,13 +160,15 @@ void product_direct(const Conv& c, const Work& w) {
     const int32_t wide = c.n_blocks % kWide == 0 ? kWide : 1, groups = c.n_blocks / wide;
     const Share share = share_of(int64_t(w.last - w.first) * c.stripes, groups * c.phases, w.part, w.parts);
     const int64_t blocks = (share.unit_last - share.unit_first) * ((c.stripe + kPixelsBf16 - 1) / kPixelsBf16);
-    for (int32_t group = share.group_first; group < share.group_last; ++group) {
+    Runs runs(share, 1, w);
+    Range units{};
+    for (int32_t group = 0; runs.next(group, units);) {
         const int32_t phase = group / groups, n = group % groups * wide;
-        Stream stream(c, w, share, group, wide, blocks);
+        Stream stream(c, w, share, group, units, wide, blocks);
         if (wide == kWide)
-            run_group<kWide>(c, w, phase, n, share.unit_first, share.unit_last, stream);
+            run_group<kWide>(c, w, phase, n, units.first, units.last, stream);
         else
-            run_group<1>(c, w, phase, n, share.unit_first, share.unit_last, stream);
+            run_group<1>(c, w, phase, n, units.first, units.last, stream);
     }
 }
 

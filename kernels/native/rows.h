@@ -26,22 +26,20 @@ DV_INLINE void linear_block(const Linear& op, const float* in, const float* pane
     }
 }
 
-// This part's n-blocks for all rows. `activated` is this part's scratch of `rows` x inputs, unused without activation.
-void linear(const Linear& op, const float* in, float* activated, int64_t rows, float* out, int32_t part, int32_t parts) {
-    if (op.activation == DV_NATIVE_SILU) {
-        const int64_t count = rows * op.inputs;
-        for (int64_t i = 0; i < count; i += kLanes) {
-            const int32_t some = int32_t(count - i < kLanes ? count - i : kLanes);
-            float values[kLanes] = {};
-            for (int32_t j = 0; j < some; ++j) values[j] = in[i + j];
-            store(values, silu(load(values)));
-            for (int32_t j = 0; j < some; ++j) activated[i + j] = values[j];
-        }
-        in = activated;
+void activate_rows(const float* in, int64_t first, int64_t last, float* out) {
+    for (int64_t i = first; i < last; i += kLanes) {
+        const int32_t some = int32_t(last - i < kLanes ? last - i : kLanes);
+        float values[kLanes] = {};
+        for (int32_t j = 0; j < some; ++j) values[j] = in[i + j];
+        store(values, silu(load(values)));
+        for (int32_t j = 0; j < some; ++j) out[i + j] = values[j];
     }
-    const int32_t blocks = (op.outputs + kLanes - 1) / kLanes;
-    const int32_t first = int32_t(int64_t(blocks) * part / parts), last = int32_t(int64_t(blocks) * (part + 1) / parts);
-    for (int32_t n = first; n < last; ++n) {
+}
+
+// This piece's n-blocks for all rows, whose activation is done.
+void linear(const Linear& op, const float* in, int64_t rows, float* out, const Work& w) {
+    const Range mine = units_of(w, (op.outputs + kLanes - 1) / kLanes);
+    for (int32_t n = int32_t(mine.first); n < mine.last; ++n) {
         const float* panel = op.weights + int64_t(n) * op.inputs * kLanes;
         const F16 bias = op.bias ? load(op.bias + int64_t(n) * kLanes) : zero();
         const int32_t left = op.outputs - n * kLanes, lanes = left < kLanes ? left : kLanes;

@@ -14,14 +14,16 @@ struct Stream {
     const uint8_t *next, *end;
     int32_t lines;                  // a K step
 
-    // What follows n-group `group` of `wide` n-blocks: the next group of this share, or what the thread reads after it.
-    // `blocks`: how often the K steps of a group are run through.
-    Stream(const Conv& c, const Work& w, const Share& share, int32_t group, int32_t wide, int64_t blocks) {
+    // What follows n-group `group` of `wide` n-blocks: the next group of this share, or what is read after it; `units` of the
+    // share's fetch their part. `blocks`: how often all of them run through the K steps of a group.
+    Stream(const Conv& c, const Work& w, const Share& share, int32_t group, const Range& units, int32_t wide, int64_t blocks) {
         const int32_t groups = c.n_blocks / wide, after = group + 1;
         next = after == share.group_last
                    ? w.upcoming
                    : c.weights + (int64_t(after / groups) * c.n_blocks + after % groups * wide) * c.steps * kStepBytes;
-        end = next ? next + int64_t(wide) * c.steps * kStepBytes : next;
+        const int64_t steps = int64_t(wide) * c.steps, all = share.unit_last - share.unit_first;
+        end = next ? next + steps * (units.last - share.unit_first) / all * kStepBytes : next;
+        next = next ? next + steps * (units.first - share.unit_first) / all * kStepBytes : next;
         blocks = blocks > 0 ? blocks : 1;
         lines = int32_t((int64_t(wide) * kStepBytes / 64 + blocks - 1) / blocks);
     }

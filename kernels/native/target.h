@@ -116,20 +116,22 @@ struct Linear {
     int32_t inputs, outputs, activation;
 };
 
-// One thread's share of one operation over the samples first .. last of a tile.
+// A piece of one operation over the samples first .. last of a tile: piece `piece` of `pieces` of part `part` of `parts`. Parts are
+// what the threads begin with; which thread takes a piece changes nothing but where its private floats lie.
 struct Work {
     uint8_t* arena;
     int64_t arena_stride;           // bytes from one sample to the next
     uint8_t* scratch;               // of the samples first .. last
     int64_t scratch_stride;
-    float* private_scratch;         // this thread's own floats
+    float* private_scratch;         // the running thread's own floats
+    int64_t* held;                  // which of the operation's values they hold from its last piece (-1: none)
     const float* row;
     int64_t row_stride;             // floats from one sample's row to the next; 0 where shared
     void* const* ports;
     int64_t sample;                 // the tile's first sample in the caller's batch
     int32_t first, last;
-    int32_t part, parts;
-    const uint8_t* upcoming;        // packed weights that this thread reads next, or null
+    int32_t part, parts, piece, pieces;
+    const uint8_t* upcoming;        // packed weights that are read after the part's last piece, or null
 
     DV_MERGED uint8_t* at(int32_t image, const Map& map) const { return arena + image * arena_stride + map.offset; }
     DV_MERGED float* sums(int32_t image, const Map& map) const {
@@ -150,7 +152,8 @@ struct Kernels {
     void (*attention)(const Attention&, const Work&);
     void (*pool)(const Resize&, const Work&);
     void (*upsample)(const Resize&, const Work&);
-    void (*linear)(const Linear&, const float* in, float* activated, int64_t rows, float* out, int32_t part, int32_t parts);
+    void (*activate)(const float* in, int64_t first, int64_t last, float* out);  // SILU of some of a LINEAR's inputs
+    void (*linear)(const Linear&, const float* in, int64_t rows, float* out, const Work&);
     // Repeats a convolution's inner product over `bytes` of operands; returns operations done, 0 where there is no unit.
     double (*ceiling)(int32_t what, const uint8_t* operands, int64_t bytes, int64_t rounds);
     // Packed 3x3 weights to Winograd's points; null where products are always direct.
@@ -158,6 +161,19 @@ struct Kernels {
 };
 
 enum CeilingKind : int32_t { kCeilingBf16 = 0, kCeilingInt8 = 1, kCeilingF32 = 2 };
+
+struct Range {
+    int64_t first, last;
+    DV_MERGED Range part(int64_t part, int64_t parts) const {
+        const int64_t count = last - first;
+        return Range{first + count * part / parts, first + count * (part + 1) / parts};
+    }
+};
+
+// A piece's units of an operation that is cut one way only.
+DV_MERGED Range units_of(const Work& w, int64_t units) {
+    return Range{0, units}.part(w.part, w.parts).part(w.piece, w.pieces);
+}
 
 // How a product's work is cut among the parts: a grid over pixels and n-groups.
 struct Share {
@@ -182,6 +198,31 @@ DV_MERGED Share share_of(int64_t units, int32_t groups, int32_t part, int32_t pa
     const int32_t by_group = parts / best, u = part / by_group, g = part % by_group;
     return Share{units * u / best, units * (u + 1) / best, groups * g / by_group, groups * (g + 1) / by_group};
 }
+
+// A piece of a share: units of one n-group after the other, so that its weights stay in the cache.
+struct Runs {
+    Share share;
+    int64_t granule, across, at, end;   // `granule` units are not cut; `across` of those a group
+
+    DV_MERGED Runs(const Share& s, int64_t granule_, const Work& w) : share(s), granule(granule_) {
+        across = (s.unit_last - s.unit_first + granule - 1) / granule;
+        const Range cells = Range{0, across * (s.group_last - s.group_first)}.part(w.piece, w.pieces);
+        at = cells.first;
+        end = cells.last;
+    }
+
+    // The next group and its units; false behind the last.
+    DV_MERGED bool next(int32_t& group, Range& units) {
+        if (at >= end) return false;
+        const int64_t from = at % across, count = end - at < across - from ? end - at : across - from;
+        group = share.group_first + int32_t(at / across);
+        units.first = share.unit_first + from * granule;
+        units.last = units.first + count * granule;
+        if (units.last > share.unit_last) units.last = share.unit_last;
+        at += count;
+        return true;
+    }
+};
 
 }  // namespace native
 }  // namespace diffusevae

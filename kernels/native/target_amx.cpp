@@ -39,7 +39,7 @@ namespace native {
 
 extern const Kernels kAmx;
 constexpr Kernels kAmx = {"amx",   64,      64,        true, enter_tiles, leave_tiles, input,
-                      prepare, product, attention, pool, upsample,    linear,      ceiling, nullptr};
+                      prepare, product, attention, pool, upsample,    activate_rows, linear,   ceiling, nullptr};
 
 }  // namespace native
 }  // namespace diffusevae

@@ -161,12 +161,14 @@ void run_points(const Panel& panel, const Points& points) {
     run_tiles<1, kGroups>(panel, points, tile);
 }
 
-// All outputs of a thread's share over some tiles of one sample.
-void multiply_points(const Conv& c, const Work& w, const Share& share, int32_t wide, int32_t image, const Points& points) {
+// The outputs first .. last (n-groups) over some tiles of one sample.
+void multiply_points(const Conv& c, const Work& w, const Share& share, const Range& groups, int32_t wide, int32_t image,
+                     const Points& points) {
     Panel panel{&c, 0, 0, {}, {}, nullptr, nullptr};
     for (int32_t s = 0; s < c.skip_segments; ++s) panel.skip[s] = base_of(c.skip_segment[s], w, image);
-    for (int32_t group = share.group_first; group < share.group_last; ++group) {
-        Stream stream(c, w, share, group, wide, (points.tiles + kPixelsBf16 - 1) / kPixelsBf16);
+    const Range all{share.unit_first, share.unit_last};
+    for (int32_t group = int32_t(groups.first); group < groups.last; ++group) {
+        Stream stream(c, w, share, group, all, wide, (points.tiles + kPixelsBf16 - 1) / kPixelsBf16);
         panel.n = group * wide;
         const Epilogue epilogue[2] = {Epilogue(c, w, image, 0, panel.n), Epilogue(c, w, image, 0, panel.n + wide - 1)};
         panel.epilogue = epilogue;
@@ -175,24 +177,34 @@ void multiply_points(const Conv& c, const Work& w, const Share& share, int32_t w
     }
 }
 
+// A piece takes n-groups of one unit after the other, or whole units where the points of one do not fit at a time: a stripe's sums
+// are gathered in order by one thread.
 void product_winograd(const Conv& c, const Work& w) {
     const int32_t wide = c.n_blocks % kWide == 0 ? kWide : 1;
     const Share share = share_of(int64_t(w.last - w.first) * c.stripes, c.n_blocks / wide, w.part, w.parts);
+    const bool whole = c.stripe > 4 * c.tiles;
+    const int64_t groups = share.group_last - share.group_first, across = whole ? 1 : groups;
+    const Range cells = Range{0, across * (share.unit_last - share.unit_first)}.part(w.piece, w.pieces);
     Points points{reinterpret_cast<uint8_t*>(w.private_scratch), 0, 0, int64_t(c.tiles) * c.main.pixel_bytes, 0};
     points.point_bytes = points.block_bytes * c.main_segment[0].blocks + 64;
     Work again = w;                 // after the last outputs come the first, over the next tiles
     again.upcoming = weights_of(c, 0, share.group_first * wide);
-    for (int64_t unit = share.unit_first; unit < share.unit_last; ++unit) {
+    for (int64_t cell = cells.first; cell < cells.last;) {
+        const int64_t unit = share.unit_first + cell / across, from = cell % across;
+        const int64_t count = cells.last - cell < across - from ? cells.last - cell : across - from;
+        const Range some{share.group_first + from, whole ? share.group_last : share.group_first + from + count};
         const int32_t image = w.first + int32_t(unit / c.stripes), stripe = int32_t(unit % c.stripes);
         const uint8_t* operand = base_of(c.main_segment[0], w, image);
         const int32_t first = stripe * (c.stripe / 4), end = first + c.stripe / 4;
         const int32_t last = end < c.pixels / 4 ? end : c.pixels / 4;
         for (points.first = first; points.first < last; points.first += c.tiles) {
             points.tiles = last - points.first < c.tiles ? last - points.first : c.tiles;
-            transform_tiles(c, operand, points);
+            if (whole || *w.held != unit) transform_tiles(c, operand, points);
             const bool ends = unit + 1 == share.unit_last && points.first + points.tiles >= last;
-            multiply_points(c, ends ? w : again, share, wide, image, points);
+            multiply_points(c, ends ? w : again, share, some, wide, image, points);
         }
+        *w.held = unit;
+        cell += count;
     }
 }
 

@@ -2,9 +2,14 @@
 #ifndef DIFFUSEVAE_TESTS_NATIVE_RUNS_H
 #define DIFFUSEVAE_TESTS_NATIVE_RUNS_H
 
+#include <csignal>
+#include <dirent.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <set>
 #include <thread>
 
 #include "diffusevae/row.h"
@@ -275,6 +280,7 @@ void check_steps(const char* isa) {
     check_steps_refused(isa, d, open);
 }
 
+#if !defined(__SANITIZE_THREAD__)
 // A child of fork: the parent's handle is refused, a clone of it works.
 bool fork_is_survived(dv_native* handle, const Denoiser& d, const Inputs& in) {
     const pid_t child = fork();
@@ -290,6 +296,45 @@ bool fork_is_survived(dv_native* handle, const Denoiser& d, const Inputs& in) {
     }
     int status = 1;
     return waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+#endif
+
+std::set<pid_t> threads_of_this_process() {
+    std::set<pid_t> found;
+    DIR* folder = opendir("/proc/self/task");
+    while (const dirent* entry = readdir(folder))
+        if (entry->d_name[0] != '.') found.insert(pid_t(std::atoi(entry->d_name)));
+    closedir(folder);
+    return found;
+}
+
+std::atomic<bool> put_aside{false}, let_go{false}, waited{false};
+
+// What the system does to a thread when it gives its processor away; `waited` where five seconds were not enough.
+void stay_aside(int) {
+    put_aside = true;
+    for (int rounds = 0; !let_go && !(waited = rounds == 5000); ++rounds) usleep(1000);
+}
+
+// A run ends while a thread of its team is put aside, and what that one finds when it comes back is no longer its own.
+void check_put_aside(const char* isa) {
+    Denoiser d(true);
+    const std::set<pid_t> before = threads_of_this_process();
+    const Handle open(d.b, isa, 2);
+    const Inputs in[2] = {draw_inputs(d.b, 1, 1, 0), draw_inputs(d.b, 2, 1, 0)};  // inside the operations, and side by side
+    const auto answers = [&] {
+        return std::make_pair(run(open.handle, d.b, in[0], 1, 1).ports, run(open.handle, d.b, in[1], 2, 1).ports);
+    };
+    const auto want = answers();
+    std::signal(SIGUSR1, stay_aside);
+    put_aside = let_go = waited = false;
+    for (const pid_t thread : threads_of_this_process())
+        if (before.count(thread) == 0) syscall(SYS_tgkill, getpid(), thread, SIGUSR1);
+    for (int rounds = 0; !put_aside && rounds < 5000; ++rounds) usleep(1000);
+    bool same = put_aside && answers() == want && !waited;
+    let_go = true;
+    for (int rounds = 0; rounds < 20; ++rounds) same = same && answers() == want;
+    report(same, std::string(isa) + " a thread that is put aside is not waited for", waited ? "waited" : "");
 }
 
 void check_handles(const char* isa) {
@@ -313,7 +358,9 @@ void check_handles(const char* isa) {
         });
     for (std::thread& user : users) user.join();
     report(std::count(good.begin(), good.end(), 1) == 6, std::string(isa) + " clones in threads give the serial result", "");
+#if !defined(__SANITIZE_THREAD__)  // whose children start no threads
     report(fork_is_survived(open.handle, d, in), std::string(isa) + " a forked child is told, and clones", "");
+#endif
     char error[256];
     dv_native* none = nullptr;
     const int32_t status = dv_native_open(&d.b.program(), isa, 0, &none, error, sizeof error);
@@ -323,6 +370,7 @@ void check_handles(const char* isa) {
     const Handle many(d.b, isa, 37);
     report(run(many.handle, d.b, in, 2, 1).ports[size_t(d.eps)] == want.ports[size_t(d.eps)],
            std::string(isa) + " more threads than work", "");
+    check_put_aside(isa);
 }
 
 // One field of one struct is overwritten; whatever opens must also run.

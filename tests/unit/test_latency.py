@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.latency import bundles, calls, duel, plots, report, run, targets, work
+from benchmarks.latency import beside, bundles, calls, duel, plots, report, run, targets, work
 from benchmarks.latency.contestants import EngineRunner, TorchRunner
 from benchmarks.latency.field import BY_NAME, CONTESTANTS, Contestant, Run, Task, skip_reason
 from benchmarks.latency.plain import PlainRunner, export_plain
@@ -114,6 +114,28 @@ def test_latency_of_two_processes_is_what_its_schema_promises(golden_bundle: Gol
     text = run.as_text(result)
     assert "skipped: left out with --skip" in text
     assert ORT.name in text
+
+
+def test_latency_beside_a_busy_process_is_what_its_schema_promises(golden_bundle: GoldenBundle) -> None:
+    task = golden_task(golden_bundle, "form1")
+    result = beside.measure(task, [ORT], duel.Plan(rounds=1, repeats=1, seconds=1.0), lambda _: None, loads=(0, 1))
+    result |= {"machine": FACTS, "left_out": {"native bf16": "no engine"}}
+    check_schema("beside", result)
+    alone, pressed = result["results"]
+    assert (alone["busy"], pressed["busy"], alone["times_alone"]["p50"]) == (0, 1, 1.0)
+    assert alone["step_ms"]["n"] == pressed["step_ms"]["n"] == task.steps
+    assert pressed["times_alone"]["p50"] == pytest.approx(pressed["step_ms"]["p50"] / alone["step_ms"]["p50"], abs=1e-3)
+    assert result["goals"] == []  # the native engine did not run
+    assert "left out: native bf16: no engine" in beside.table(result)
+
+
+def test_goals_beside_busy_processes_are_judged_by_ratios() -> None:
+    def row(name: str, busy: int, p50: float, times: float) -> dict[str, Any]:
+        return {"contestant": name, "busy": busy, "step_ms": {"p50": p50}, "times_alone": {"p50": times, "p90": 2 * times}}
+
+    rows = [row(beside.BF16, 1, 16.0, 1.6), row(beside.ONE, 1, 15.0, 1.1), row(beside.BF16, 2, 25.0, 2.5)]
+    judged = [(goal["found"], goal["good"]) for goal in beside.judge(rows)]
+    assert judged == [(1.6, True), (1.067, False), (5.0, False)]
 
 
 def test_contestants_on_a_bundle_of_another_checkpoint_fail_and_the_rest_is_kept(

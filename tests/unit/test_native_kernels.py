@@ -23,15 +23,19 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def compile_selftest(folder: Path, *flags: str) -> Path:
-    """The selftest and the library's sources as one program; `flags` replace the library's optimisation."""
+def compile_selftest(folder: Path, *flags: str, isas: tuple[str, ...] = ISAS) -> Path:
+    """The selftest and the library's sources as one program; `flags` replace the library's optimisation.
+
+    isas: whose kernels are instrumented, where they can run: the others have nothing to be caught at, and take a minute.
+    """
     try:
         compiler = build.find_compiler()
     except build.KernelBuildError:
         pytest.skip("no C++ compiler on this machine")
     objects = build.commands_for(compiler, folder, *flags)
-    for source in build.TARGET_FLAGS:  # what cannot run here has nothing to be caught at, and takes a minute to instrument
-        if not native_library().supports(Path(source).stem.removeprefix("target_"))[0]:
+    for source in build.TARGET_FLAGS:
+        isa = Path(source).stem.removeprefix("target_")
+        if isa not in isas or not native_library().supports(isa)[0]:
             line = objects[folder / f"{Path(source).stem}.o"]
             line[:] = [word for word in line if not word.startswith(("-fsanitize", "-fno-sanitize"))]
     own = folder / "selftest.o"
@@ -59,13 +63,13 @@ def selftest(tmp_path_factory) -> Path:
     return compile_selftest(tmp_path_factory.mktemp("selftest"))
 
 
-def compile_sanitized(folder: Path, *flags: str) -> Path:
-    """The same with ASan and UBSan and little optimisation, so that functions stay functions."""
-    checks = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DDV_NO_CLONES")
+def compile_sanitized(folder: Path, *flags: str, checks: str = "address,undefined", isas: tuple[str, ...] = ISAS) -> Path:
+    """The same with sanitizers, maps cut into many pieces, and little optimisation, so that functions stay functions."""
+    how = (f"-fsanitize={checks}", "-fno-sanitize-recover=all", "-DDV_NO_CLONES", "-DDV_SMALL_PIECES")
     try:
-        return compile_selftest(folder, *checks, *flags)
+        return compile_selftest(folder, "-O1", "-g1", *how, *flags, isas=isas)
     except build.KernelBuildError as error:
-        if "libasan" in str(error) or "libubsan" in str(error):
+        if any(library in str(error) for library in ("libasan", "libubsan", "libtsan")):
             pytest.skip("the compiler has no sanitizer libraries on this machine")
         raise
 
@@ -96,6 +100,13 @@ def test_the_amx_kernels_agree_with_the_scalar_reference_over_tiles_in_software(
 @pytest.mark.parametrize("part", SANITIZED)
 def test_kernels_and_interpreter_are_clean_under_the_address_and_undefined_behaviour_sanitizers(sanitized, part):
     run_selftest(sanitized, "", part)
+
+
+def test_threads_that_take_pieces_do_not_race(tmp_path):
+    """Thread sanitizer, on the one instruction set that every machine has: how pieces are taken depends on none."""
+    program = compile_sanitized(tmp_path, checks="thread", isas=("avx2",))
+    for part in ("same bits", "timestep"):  # beside clones in threads and loops, which always run
+        run_selftest(program, "avx2", part)
 
 
 def test_no_file_of_an_instruction_set_leaves_code_that_others_could_be_linked_to(sanitized):
