@@ -135,8 +135,8 @@ class SampleOptions(ctypes.Structure):
 
     _fields_ = [
         ("size", ctypes.c_size_t), ("n", LONG), ("seeds", POINTER), ("seeds_count", LONG), ("has_seed", INT),
-        ("seed", ctypes.c_uint64), ("steps", LONG), *listed("timesteps"), ("spacing", TEXT), ("rho", DOUBLE),
-        ("method", TEXT), ("eta", DOUBLE), *listed("etas"), ("t_start", LONG), ("temperature", DOUBLE),
+        ("seed", ctypes.c_uint64), ("steps", LONG), ("setting", TEXT), *listed("timesteps"), ("spacing", TEXT),
+        ("rho", DOUBLE), ("method", TEXT), ("eta", DOUBLE), *listed("etas"), ("t_start", LONG), ("temperature", DOUBLE),
         ("noise_scale", DOUBLE),
         *listed("noise_scales"), ("eps_scale", DOUBLE), *listed("eps_scales"), ("guidance", DOUBLE), ("variance", TEXT),
         ("clip", INT), ("prior", TEXT), ("inputs", ctypes.POINTER(Array)), ("inputs_count", LONG), ("callback", CALLBACK),

@@ -28,6 +28,7 @@ from tests.manifests import ABSENT, EXTRA_FILES, damages, edit, full_files, full
 from tests.native_models import NEEDS_NATIVE
 from tests.unit import test_bundle as bundles
 from tests.unit import test_bundle_engines as engines
+from tests.unit import test_fitted as fitted
 from tests.unit import test_pipeline as pipelines
 from tests.unit import test_prior as priors
 
@@ -98,6 +99,15 @@ def test_one_wrong_field_of_a_pipeline_is_named(
     build_toy(plain, 2)
     edit(plain, field, value)
     assert message in check_same_refusal(library, plain)
+
+
+@pytest.mark.parametrize(("change", "words"), fitted.REFUSED)
+def test_fitted_settings_that_mean_nothing_are_refused(
+    library: Library, tmp_path: Path, change: Callable[[Any], Any], words: str
+) -> None:
+    path = fitted.make(tmp_path / "a.bundle", fitted.THREE, fitted.FIVE, backends=("onnxruntime", "native"))
+    fitted.spoil(path, change)
+    assert re.search(words, check_same_refusal(library, path))
 
 
 def test_a_cycle_is_called_one(library: Library, plain: Path) -> None:

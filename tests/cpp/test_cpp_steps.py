@@ -13,7 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.bundle.fitted import as_defaults
+from engine.bundle.reader import Bundle
+from engine.bundle.rewriter import write_fitted
 from engine.errors import ArgumentError
+from engine.pipeline import table_of
+from engine.resolve import setting_of
 from engine.solver.levels import FIXED_VARIANCES
 from engine.solver.table import METHODS, Schedule, StepTable, build_step_table
 from engine.solver.timesteps import SPACINGS
@@ -239,3 +244,40 @@ def test_the_recorded_setting_is_replaced_as_a_whole(
         assert sampler.info.defaults.values() == recorded | everywhere
         for options, wanted in cases:
             assert sampler.table(**options).setting == everywhere | wanted
+
+
+FITTED = (
+    {"timesteps": [400, 150, 25], "t_start": 400, "eta": 1.0, "noise_scale": 0.84, "eps_scale": 1.01},
+    {"timesteps": [900, 700, 300, 100, 20], "method": "dpmpp_2m"},
+)
+
+
+def test_fitted_settings_are_meant_as_in_python(
+    library: Library, native_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    recorded = {"steps": 5, "spacing": "trailing", "eta": 0.5}
+    path = changed_bundle(native_bundle("form1"), tmp_path / "a.bundle", {"defaults": recorded})
+    write_fitted(path, [as_defaults(setting) for setting in FITTED], {})
+    manifest = Bundle.open(path).manifest
+    asked: list[Arguments] = [
+        {}, {"steps": 3}, {"steps": 5}, {"steps": 4}, {"setting": "plain"}, {"setting": "plain", "steps": 3},
+        {"setting": "fitted", "steps": 3, "temperature": 0.5}, {"steps": 3, "noise_scale": 0.5}, {"steps": 3, "eta": 0.0},
+        {"timesteps": [9, 5, 1]}, {"steps": 3, "spacing": "linspace"},
+    ]  # fmt: skip
+    with open_c(library, path, threads=1) as sampler:
+        for options in asked:
+            ours = setting_of(manifest, options)
+            found = sampler.table(**options)
+            wanted = table_of(manifest, manifest.schedule.schedule(), ours)
+            assert found.timesteps.tolist() == wanted.timesteps.tolist(), options
+            assert found.rows.tobytes() == wanted.rows.tobytes(), options
+            assert found.setting["steps"] == ours.steps
+        for options, words in (
+            ({"setting": "fited"}, "setting.* 'fited'.*fitted"),
+            ({"setting": "fitted", "steps": 4}, "this bundle has none of 4 steps"),
+            ({"setting": "fitted", "eta": 1.0}, "which a fitted setting says itself"),
+        ):
+            with pytest.raises(Failed, match=words):
+                sampler.table(**options)
+            with pytest.raises(ArgumentError, match=words):
+                setting_of(manifest, options)

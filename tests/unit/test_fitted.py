@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,17 @@ THREE: dict[str, Any] = {
 FIVE: dict[str, Any] = {"timesteps": [900, 700, 300, 100, 20], "t_start": None, "method": "dpmpp_2m"}
 
 
-def make(path: Path, *settings: dict[str, Any]) -> Path:
-    toy.build_bundle(path, defaults={"steps": 5, "spacing": "trailing"})
+def make(path: Path, *settings: dict[str, Any], backends: Sequence[str] = ("onnxruntime", "openvino")) -> Path:
+    toy.build_bundle(path, defaults={"steps": 5, "spacing": "trailing"}, backends=backends)
     write_fitted(path, [as_defaults(setting) for setting in settings], {"date": "2026-01-02T03:04:05+00:00"})
     return path
+
+
+def spoil(path: Path, change: Callable[[Any], Any]) -> None:
+    """Change the object `fitted` of a manifest in place."""
+    raw = json.loads((path / MANIFEST_FILE).read_bytes())
+    change(raw["fitted"])
+    (path / MANIFEST_FILE).write_text(json.dumps(raw), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -93,25 +100,24 @@ def test_a_bundle_without_any_has_none(tmp_path: Path) -> None:
         sampler.sample(1, setting="fitted")
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda f: f.update(of="0" * 64), r"fitted\.of: found '0+.*expected [0-9a-f]{64}, the SHA-256 of the step's graph"),
-        (lambda f: f.pop("of"), r"fitted\.of: missing"),
-        (lambda f: f.update(more=1), r"fitted\.more: found an unknown field"),
-        (lambda f: f.update(settings=[]), r"fitted\.settings: found \[\] \(list\), expected a list of settings"),
-        (lambda f: f["settings"][0].update(steps=4), r"fitted\.settings\[0\]\.timesteps: found .*expected a list of 4"),
-        (lambda f: f["settings"][0].update(timesteps=None), r"fitted\.settings\[0\]\.timesteps: found null"),
-        (lambda f: f["settings"][0].update(timesteps=[5, 5, 1]), r"fitted\.settings\[0\]\.timesteps: found \[5, 5, 1\]"),
-        (lambda f: f["settings"].append(f["settings"][0]), r"fitted\.settings\[2\]\.steps: found 3 .*expected another"),
-        (lambda f: f["settings"][1].update(method="dpm"), r"fitted\.settings\[1\]\.method: found 'dpm'"),
-    ],
-)
-def test_fitted_settings_that_mean_nothing_are_refused(path: Path, tmp_path: Path, change: Any, words: str) -> None:
+# What is wrong with the object `fitted` after a change, also for C++ (tests/cpp).
+REFUSED: list[tuple[Callable[[Any], Any], str]] = [
+    (lambda f: f.update(of="0" * 64), r"fitted\.of: found '0+.*expected [0-9a-f]{64}, the SHA-256 of the step's graph"),
+    (lambda f: f.pop("of"), r"fitted\.of: missing"),
+    (lambda f: f.update(more=1), r"fitted\.more: found an unknown field"),
+    (lambda f: f.update(settings=[]), r"fitted\.settings: found \[\] \(list\), expected a list of settings"),
+    (lambda f: f["settings"][0].update(steps=4), r"fitted\.settings\[0\]\.timesteps: found .*expected a list of 4"),
+    (lambda f: f["settings"][0].update(timesteps=None), r"fitted\.settings\[0\]\.timesteps: found null"),
+    (lambda f: f["settings"][0].update(timesteps=[5, 5, 1]), r"fitted\.settings\[0\]\.timesteps: found \[5, 5, 1\]"),
+    (lambda f: f["settings"].append(f["settings"][0]), r"fitted\.settings\[2\]\.steps: found 3 .*expected another"),
+    (lambda f: f["settings"][1].update(method="dpm"), r"fitted\.settings\[1\]\.method: found 'dpm'"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), REFUSED)
+def test_fitted_settings_that_mean_nothing_are_refused(tmp_path: Path, change: Any, words: str) -> None:
     other = make(tmp_path / "other.bundle", THREE, FIVE)
-    raw = json.loads((other / MANIFEST_FILE).read_bytes())
-    change(raw["fitted"])
-    (other / MANIFEST_FILE).write_text(json.dumps(raw), encoding="utf-8")
+    spoil(other, change)
     with pytest.raises(BundleError, match=words):
         Bundle.open(other)
 

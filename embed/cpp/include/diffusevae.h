@@ -260,6 +260,8 @@ typedef struct diffusevae_sample_options {
      * and guidance included; naming any replaces it by ddim, uniform spacing (linspace with t_start), eta 0, no t_start, scales 1,
      * guidance 0, at the recorded number of steps. */
     int64_t steps;          /* 1 .. T, or 1 .. t_start + 1 */
+    const char* setting;    /* "fitted", the bundle's own for this number of steps (`diffusevae fit-setting`), or "plain", as
+                             * above; NULL: the fitted one where there is one and nothing but steps is named */
     const int64_t* timesteps;  /* [timesteps_count], or NULL: the timesteps themselves, falling, in place of steps and spacing */
     int64_t timesteps_count;   /* 1 or more with timesteps, else as initialised: 0; so for the lists below */
     const char* spacing;    /* "uniform" (whole strides only), "quad", "linspace", "trailing", "truncated", "karras" or

@@ -109,6 +109,7 @@ private:
             c.seed = options.seed.value_or(0);
             list(options.seeds, c.seeds, c.seeds_count);
             c.steps = options.steps.value_or(DIFFUSEVAE_UNSET);
+            c.setting = text(options.setting);
             list(options.timesteps, c.timesteps, c.timesteps_count);
             c.spacing = text(options.spacing);
             c.rho = options.rho.value_or(DIFFUSEVAE_UNSET_NUMBER);

@@ -179,6 +179,7 @@ struct SampleOptions {
     std::vector<uint64_t> seeds;
 
     std::optional<int64_t> steps;
+    std::optional<std::string> setting;  // "fitted" or "plain"; none: the fitted one where there is one
     std::vector<int64_t> timesteps;
     std::optional<std::string> spacing;
     std::optional<double> rho;

@@ -69,6 +69,20 @@ void check_possible(const Setting& setting, const PipelineSpec& pipeline) {
                         "to start from. Leave it out.");
 }
 
+// The fitted setting that is meant: of the steps named, or of the recorded ones where nothing of a setting is; null for none.
+// asked: "fitted" insists on one, "plain" wants none, null takes one where there is one. others: whether more than steps is named.
+const Defaults* fitted_setting(const Manifest& manifest, const char* asked, int64_t steps, bool others) {
+    const std::string_view word = asked ? known("setting", asked, kSettings) : "";
+    const Defaults* found = others || !manifest.fitted ? nullptr : manifest.fitted->get(steps);
+    if (word == "fitted" && others)
+        refuse_argument("setting is 'fitted', but more of a setting than steps is given, which a fitted setting says itself: leave "
+                        "one of the two out.");
+    if (word == "fitted" && found == nullptr)
+        refuse_argument("setting is 'fitted', but this bundle has none of " + std::to_string(steps) + " steps; expected one of those "
+                        "it has. Fit some with: diffusevae fit-setting BUNDLE");
+    return word == "plain" ? nullptr : found;
+}
+
 const char* chosen_prior(const Manifest& manifest, const char* asked, bool draws) {
     if (draws) {
         const auto word = asked ? std::optional<std::string>(asked) : std::nullopt;
@@ -108,8 +122,9 @@ diffusevae_setting Setting::in_c() const {
     return c;
 }
 
-Setting recorded_setting(const Manifest& manifest) {
-    const Defaults& recorded = manifest.defaults;
+namespace {
+
+Setting setting_of(const Defaults& recorded, const Manifest& manifest) {
     Setting setting{};
     setting.steps = recorded.steps;
     if (recorded.timesteps) setting.timesteps = {recorded.timesteps->data(), int64_t(recorded.timesteps->size())};
@@ -128,13 +143,20 @@ Setting recorded_setting(const Manifest& manifest) {
     return setting;
 }
 
+}  // namespace
+
+Setting recorded_setting(const Manifest& manifest) { return setting_of(manifest.defaults, manifest); }
+
 Setting resolve_setting(const Manifest& manifest, const diffusevae_sample_options& given, bool draws) {
     Setting setting = recorded_setting(manifest);
     const GivenScale eta{"eta", "etas", given.eta, given.etas, given.etas_count};
     const Listed<int64_t> timesteps = listed("timesteps", given.timesteps, given.timesteps_count);
-    const bool replaces = is_given(given.steps) || timesteps || is_given(given.spacing) || is_given(given.rho)
-                          || is_given(given.method) || eta.is_given() || is_given(given.t_start);
-    if (replaces) {
+    const bool others = timesteps || is_given(given.spacing) || is_given(given.rho) || is_given(given.method)
+                        || eta.is_given() || is_given(given.t_start);
+    const int64_t steps = is_given(given.steps) ? given.steps : manifest.defaults.steps;
+    if (const Defaults* fitted = fitted_setting(manifest, given.setting, steps, others)) {
+        setting = setting_of(*fitted, manifest);
+    } else if (others || is_given(given.steps)) {
         Setting own{};
         own.steps = timesteps ? timesteps.count : setting.steps;
         own.timesteps = timesteps;

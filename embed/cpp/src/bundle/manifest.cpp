@@ -109,6 +109,7 @@ Manifest parse_manifest(std::string_view data, const std::string& where) {
     manifest.pipeline = parse_pipeline(top.object("pipeline"), manifest.inputs, named);
     const int64_t T = manifest.schedule.T;
     manifest.defaults = read<Defaults>(top.object("defaults"), T, T - 1);
+    manifest.fitted = parse_fitted(top, T);
     manifest.prior = parse_prior(top, manifest.inputs);
     manifest.engines = parse_engines(top, manifest.graphs);
     top.done();
@@ -119,6 +120,7 @@ Manifest parse_manifest(std::string_view data, const std::string& where) {
     check_sampler(top, manifest.graphs, manifest.inputs, manifest.pipeline);
     check_file_names(manifest, origin);
     check_engine_sources(manifest.engines, manifest.graphs, manifest.source, origin);
+    check_fitted(manifest, origin);
     return manifest;
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bundle/engines.h"
+#include "bundle/fitted.h"
 #include "bundle/inputs.h"
 #include "bundle/pipeline.h"
 #include "bundle/training.h"
@@ -22,6 +23,7 @@ struct Manifest {
     ScheduleSpec schedule;
     std::string prediction, variance;
     Defaults defaults;
+    std::optional<Fitted> fitted;
     Source source;
     std::vector<std::string> backends;
     std::vector<GraphSpec> graphs;

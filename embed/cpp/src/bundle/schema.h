@@ -82,6 +82,11 @@ inline void take(Fields& fields, Source& into) {
     if (!fields.take_null("other_sha256")) into.other_sha256 = fields.sha256("other_sha256");
 }
 
+inline void take(Fields& fields, Fitted& into) {
+    into.of = fields.sha256("of");
+    fields.free("record");
+}
+
 inline void take(Fields& fields, EngineSpec& into, const std::vector<std::string>& graphs) {
     into.backend = fields.choice("backend", {"native", "tensorrt_rtx", "tensorrt"});
     into.precision = fields.choice("precision", kPrecisions);
