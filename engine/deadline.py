@@ -53,6 +53,14 @@ class Budget:
         return cls(number, bool(at_most), bool(anytime))
 
 
+def check_alone(options: Mapping[str, Any]) -> None:
+    """Refuse a setting beside a budget, which chooses it."""
+    others = [name for name in checks.REPLACES_RECORDED if options.get(name) is not None]
+    if others or options.get("setting") == "plain":
+        given = others[0] if others else "setting 'plain'"
+        raise ArgumentError(f"budget_ms chooses the setting, but {given} is given: leave one of the two out.")
+
+
 @dataclass
 class RunTimes:
     """The last runs of one number of samples and lanes."""
@@ -110,10 +118,7 @@ class Deadlines:
 
     def _settings(self, options: Mapping[str, Any]) -> tuple[Defaults, ...]:
         """The bundle's fitted settings, the best first; ArgumentError where there are none, or another is asked for."""
-        others = [name for name in checks.REPLACES_RECORDED if options.get(name) is not None]
-        if others or options.get("setting") == "plain":
-            given = others[0] if others else "setting 'plain'"
-            raise ArgumentError(f"budget_ms chooses the setting, but {given} is given: leave one of the two out.")
+        check_alone(options)
         if self.manifest.fitted is None:
             raise ArgumentError(
                 "budget_ms chooses among settings that are fitted to a bundle, but this one has none; expected some: "

@@ -17,6 +17,7 @@ from engine.triton.config import model_config
 from engine.triton.serving import Serving, settle
 
 MODULE = "triton_python_backend_utils"
+COMPLETE_FINAL = 1
 
 
 class Tensor:
@@ -87,12 +88,21 @@ class Request:
     ) -> None:
         self._inputs = {name: Tensor(name, array) for name, array in inputs.items()}
         self._outputs, self.is_cancelled = list(outputs), cancelled
+        self.sent: list[InferenceResponse] = []
 
     def inputs(self) -> list[Tensor]:
         return list(self._inputs.values())
 
     def requested_output_names(self) -> list[str]:
         return self._outputs
+
+    def get_response_sender(self) -> Request:
+        return self
+
+    def send(self, response: InferenceResponse, flags: int) -> None:
+        """What the sender does: one response, the only and last, unless the model is decoupled."""
+        assert (self.sent, flags) == ([], COMPLETE_FINAL)
+        self.sent.append(response)
 
 
 class Logger:
@@ -139,7 +149,7 @@ def server() -> Iterator[Any]:
     module: Any = ModuleType(MODULE)
     for thing in (Tensor, TritonError, TritonModelException, InferenceResponse, MetricFamily, get_input_tensor_by_name):
         setattr(module, thing.__name__, thing)
-    module.Logger = Logger()
+    module.Logger, module.TRITONSERVER_RESPONSE_COMPLETE_FINAL = Logger(), COMPLETE_FINAL
     before = dict(sys.modules)
     sys.modules[MODULE] = module
     try:

@@ -1,11 +1,11 @@
-"""A request read: its tensors as checked samples, each with a seed, its inputs and a complete setting."""
+"""A request read: its tensors as checked samples, each with a seed, its inputs and a complete setting or a budget."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +14,14 @@ from engine import resolve
 from engine.bundle.inputs import InputSpec
 from engine.bundle.manifest import Manifest
 from engine.checks import input_of
+from engine.deadline import Budget, check_alone
 from engine.errors import ArgumentError
 from engine.feeds import setting_feeds
-from engine.result import Setting
-from engine.triton.tensors import FREE, NUMPY, Tensor, inputs_of, outputs_of, setting_of
+from engine.triton.tensors import FREE, NUMPY, PROMISE, Tensor, inputs_of, outputs_of, setting_of
 
 KEPT_SETTINGS = 256  # settled settings that are remembered; a service sees a handful
 MAX_NAME = 64
+Options: TypeAlias = "tuple[tuple[str, Any], ...]"  # of `Sampler.sample`, by name
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Ask:
     """A checked request of n samples."""
 
     seeds: npt.NDArray[np.uint64]  # [n]
-    settings: tuple[Setting, ...]  # one a sample
+    options: tuple[Options, ...]  # one a sample: every option of its setting, or a budget and what may stand beside it
+    budgets: tuple[Budget, ...]  # one a sample; empty without
     inputs: dict[str, npt.NDArray[Any]]  # those of the bundle that the request has, [n, ...] each, in the bundle's order
     wanted: frozenset[str]
 
@@ -61,7 +63,12 @@ class Reader:
         inputs = {spec.name: self._input(spec, given[spec.name]) for spec in self.manifest.inputs if spec.name in given}
         # A seed is 64 bits: what INT64 calls negative is the seed that many above 2**63.
         seeds = np.ascontiguousarray(given["seed"].reshape(n)).view(np.uint64)
-        return Ask(seeds, tuple(self._setting(given, i, n) for i in range(n)), inputs, self.outputs.intersection(wanted))
+        settled = [self._sample(given, i, n) for i in range(n)]
+        budgets = tuple(budget for _, budget in settled if budget is not None)
+        outputs = self.outputs.intersection(wanted)
+        if not budgets:  # a client that names no outputs asks for all
+            outputs -= {tensor.name for tensor in PROMISE}
+        return Ask(seeds, tuple(options for options, _ in settled), budgets, inputs, outputs)
 
     @staticmethod
     def _input(spec: InputSpec, given: np.ndarray) -> npt.NDArray[Any]:
@@ -79,7 +86,7 @@ class Reader:
             )
         return n
 
-    def _setting(self, given: Mapping[str, np.ndarray], i: int, n: int) -> Setting:
+    def _sample(self, given: Mapping[str, np.ndarray], i: int, n: int) -> tuple[Options, Budget | None]:
         options = tuple((name, _option(name, given[name][i])) for name in self.options if name in given)
         try:
             return self._settle(options)
@@ -88,16 +95,29 @@ class Reader:
                 raise
             raise ArgumentError(f"sample {i} of {n}: {error}") from error
 
-    def _settled(self, options: tuple[tuple[str, Any], ...]) -> Setting:
-        """The complete setting that these options mean for this bundle, checked as the Sampler would."""
-        setting = resolve.setting_of(self.manifest, dict(options))
+    def _settled(self, options: Options) -> tuple[Options, Budget | None]:
+        """What these options mean for this bundle, checked as the Sampler would: a complete setting, or what stands beside
+        a budget."""
+        given = dict(options)
+        budget = Budget.of(given.pop("budget_ms", None), given.pop("at_most", False), False)
+        if budget is None:
+            return self._complete(given), None
+        check_alone(given)
+        for fitted in self.manifest.fitted.settings if self.manifest.fitted is not None else ():
+            self._complete({**given, "steps": fitted.steps})  # any of them may be chosen
+        return tuple((name, value) for name, value in given.items() if name != "setting"), budget
+
+    def _complete(self, options: Mapping[str, Any]) -> Options:
+        """Every option of the setting that is meant."""
+        setting = resolve.setting_of(self.manifest, options)
         if not 1 <= setting.steps <= self.max_steps:
             raise ArgumentError(
                 f"steps is {setting.steps}; this server takes 1 .. {self.max_steps}. Ask for such a number, or have its "
                 "repository written with another --max-steps."
             )
-        _, table = setting_feeds(self.manifest, dict(options))
-        return replace(setting, spacing=table.spacing)
+        _, table = setting_feeds(self.manifest, options)
+        values = {name: getattr(setting, name) for name in resolve.SETTING_OPTIONS} | {"spacing": table.spacing}
+        return tuple(values.items())
 
 
 def _check(tensor: Tensor, found: np.ndarray, n: int) -> None:
@@ -126,6 +146,8 @@ def _plain(name: str, value: Any) -> Any:
         if len(value) > MAX_NAME:
             raise ArgumentError(f"{name} holds {len(value)} bytes; expected a name of at most {MAX_NAME}. Correct it.")
         return value.decode("utf-8", "backslashreplace")  # what is no UTF-8 is no name: refused below, legibly
+    if isinstance(value, np.bool_):
+        return bool(value)
     if isinstance(value, np.floating):
         # 0.3 is no float32: what travelled is its nearest one, whose shortest decimal is what the client wrote.
         return float(str(value))

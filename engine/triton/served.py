@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from time import perf_counter
 from typing import Any
 
 from engine.bundle.examples import example_inputs
@@ -16,6 +17,9 @@ from engine.triton.metrics import Metrics
 from engine.triton.numpy_check import check_numpy
 from engine.triton.options import check_tensors, read_options
 from engine.triton.samples import Reader
+from engine.triton.tensors import BUDGET
+
+FOREVER = 1e12  # ms: a budget that the best setting keeps
 
 
 class TritonPythonModel:
@@ -42,6 +46,8 @@ class TritonPythonModel:
                 device=options.device,
             )
             warm_up(self._sampler, options.max_batch, self._server.Logger.log_info)
+            if BUDGET[0].name in {entry["name"] for entry in options.config["input"]}:
+                measure(self._sampler, options.max_batch, self._server.Logger.log_info)
             self._metrics = Metrics(self._server, options.name, args["model_version"])
         except EngineError as error:
             self.finalize()
@@ -52,13 +58,15 @@ class TritonPythonModel:
         )
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """One response a request, in order."""
+        """One response a request, in order; None for one that was sent already."""
+        arrived = perf_counter()
         if self._sampler is None:
             raise self._server.TritonModelException("The model is not initialized, or was finalized; load it again.")
-        answers = [Answer(request, self._reader, self._server) for request in requests]
+        answers = [Answer(request, self._reader, self._server, arrived) for request in requests]
         runs = run_all(self._sampler, answers, self._server.Logger.log_info)
+        responses = [None if answer.sent else answer.response() for answer in answers]
         self._metrics.count(answers, runs)
-        return [answer.response() for answer in answers]
+        return responses
 
     def finalize(self) -> None:
         """Free weights and buffers."""
@@ -84,3 +92,14 @@ def warm_up(sampler: Sampler, max_batch: int, log: Log) -> None:
         sampler.sample(max_batch, seed=0, **shortest, **examples)
     except EngineError as error:
         raise BackendError(f"warm-up: {error}") from error
+
+
+def measure(sampler: Sampler, max_batch: int, log: Log) -> None:
+    """Measure the runs of every size of batch, so that no request with a budget has to wait for that."""
+    manifest = sampler.bundle.manifest
+    examples, began = example_inputs(manifest), perf_counter()
+    if examples is None:
+        return  # the warm-up has said why
+    for n in range(1, max_batch + 1):
+        sampler.sample(n, seed=0, budget_ms=FOREVER, **examples)
+    log(f"{manifest.name}: measured batches of 1 .. {max_batch} for budgets in {perf_counter() - began:.1f} s")

@@ -17,6 +17,7 @@ NUMPY = {
     "TYPE_FP32": np.dtype(np.float32),
     "TYPE_UINT8": np.dtype(np.uint8),
     "TYPE_STRING": np.dtype(np.object_),
+    "TYPE_BOOL": np.dtype(np.bool_),
 }
 FREE = -1  # Triton's word for a dimension that a request decides
 IMAGE = "image"
@@ -41,6 +42,7 @@ SEED = Tensor("seed", "TYPE_INT64", optional=False)
 # The setting of a sample, named as for `Sampler.sample`.
 SETTING = (
     Tensor("steps", "TYPE_INT32"),
+    Tensor("setting", "TYPE_STRING"),
     Tensor("timesteps", "TYPE_INT32", (FREE,)),
     Tensor("spacing", "TYPE_STRING"),
     Tensor("rho", "TYPE_FP32"),
@@ -52,6 +54,13 @@ SETTING = (
 )
 T_START = Tensor("t_start", "TYPE_INT32")  # needs an image to start from
 GUIDANCE = Tensor("guidance", "TYPE_FP32")  # needs a null
+BUDGET = (Tensor("budget_ms", "TYPE_FP32"), Tensor("at_most", "TYPE_BOOL"))  # need fitted settings to choose from
+CALLS, TOOK, KEPT = "calls", "took_ms", "kept"  # what became of a budget
+PROMISE = (
+    Tensor(CALLS, "TYPE_INT32", optional=False),
+    Tensor(TOOK, "TYPE_FP32", optional=False),
+    Tensor(KEPT, "TYPE_BOOL", optional=False),
+)
 
 
 def inputs_of(manifest: Manifest) -> tuple[Tensor, ...]:
@@ -73,11 +82,12 @@ def setting_of(manifest: Manifest) -> tuple[Tensor, ...]:
         *SETTING,
         *((T_START,) if pipeline.state.start is not None else ()),
         *((GUIDANCE,) if pipeline.guided else ()),
+        *(BUDGET if manifest.fitted is not None else ()),
     )
 
 
 def outputs_of(manifest: Manifest) -> tuple[Tensor, ...]:
-    """Every output: the images, the image that the chain may start from, and the input that is drawn.
+    """Every output: the images, the image that the chain may start from, the input that is drawn, what a budget came to.
 
     What a client had to give it has already; a start that is no picture (a latent one) is sent as the numbers it is.
     """
@@ -90,7 +100,7 @@ def outputs_of(manifest: Manifest) -> tuple[Tensor, ...]:
         found.append(Tensor(start, "TYPE_FP32", manifest.pipeline.state.shape, optional=False))
     if drawn is not None and drawn.name != start:
         found.append(Tensor(drawn.name, KINDS[drawn.dtype], _dims(drawn), optional=False))
-    return tuple(found)
+    return (*found, *(PROMISE if manifest.fitted is not None else ()))
 
 
 def starts_from_pixels(manifest: Manifest) -> bool:

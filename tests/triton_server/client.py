@@ -23,7 +23,8 @@ KINDS = {
     "seed": ("INT64", np.int64), "z": ("FP32", np.float32), "steps": ("INT32", np.int32), "t_start": ("INT32", np.int32),
     "guidance": ("FP32", np.float32), "eta": ("FP32", np.float32), "temperature": ("FP32", np.float32),
     "method": ("BYTES", np.object_), "spacing": ("BYTES", np.object_), "label": ("INT64", np.int64),
-    "style": ("FP32", np.float32),
+    "style": ("FP32", np.float32), "setting": ("BYTES", np.object_), "budget_ms": ("FP32", np.float32),
+    "at_most": ("BOOL", np.bool_),
 }  # fmt: skip
 
 _counts: Counter[str] = Counter()

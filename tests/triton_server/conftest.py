@@ -14,6 +14,8 @@ import pytest
 
 from engine import Sampler
 from engine.backends.native.backend import Native
+from engine.bundle.fitted import as_defaults
+from engine.bundle.rewriter import write_fitted
 from engine.triton.local_server import LocalServer
 from engine.triton.repository import write_repository
 from engine.triton.server_files import ServerError, find_installation
@@ -67,9 +69,11 @@ def bundles(native_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPat
     """The bundles behind the models: a tiny real network, toys with and without inputs, another family, one of NaN."""
     folder = tmp_path_factory.mktemp("bundles")
     ort = ("onnxruntime",)
+    fitted = toy.build_bundle(folder / "toy.bundle", backends=ort)
+    write_fitted(fitted, [as_defaults({"timesteps": steps}) for steps in ([900, 700, 300, 100, 20], [400, 150, 25])], {})
     return {
         "faces": native_bundle("form1", "bf16"),
-        "toy": toy.build_bundle(folder / "toy.bundle", backends=ort),
+        "toy": fitted,
         "plain": toy.build_bundle(folder / "plain.bundle", formulation=None, backends=ort),
         "latents": toy_family.build_family(folder / "latents.bundle", backends=ort),
         "nan": toy.build_bundle(folder / "nan.bundle", backends=ort, nan=True),

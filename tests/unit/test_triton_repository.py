@@ -64,7 +64,7 @@ def as_dict(config: Path) -> dict[str, Any]:
     return dict(numbers(json_format.MessageToDict(message, preserving_proto_field_name=True)))
 
 
-SETTING = ("steps", "timesteps", "spacing", "rho", "method", "eta", "temperature", "noise_scale", "eps_scale")
+SETTING = ("steps", "setting", "timesteps", "spacing", "rho", "method", "eta", "temperature", "noise_scale", "eps_scale")
 LISTS = ("timesteps", "eta", "noise_scale", "eps_scale")
 
 
@@ -80,7 +80,7 @@ class TestConfig:
         config = parsed(write_repository(bundle(), tmp_path).model / "config.pbtxt")
         assert (config.name, config.backend, config.max_batch_size) == ("toy", "python", 16)
         names = {tensor.name: list(tensor.dims) for tensor in config.input}
-        one = ("seed", "steps", "spacing", "rho", "method", "temperature", "t_start", "guidance")
+        one = ("seed", "steps", "setting", "spacing", "rho", "method", "temperature", "t_start", "guidance")
         assert names == {"z": [4]} | {name: [1] for name in one} | {name: [-1] for name in LISTS}
         assert [tensor.name for tensor in config.input if not tensor.optional] == ["seed"]
         assert {tensor.name: list(tensor.dims) for tensor in config.output} == {

@@ -365,9 +365,10 @@ class TestMetrics:
             Request(seed=ints(4), cancelled=Cancels(0)),
         )
         model.answer(Request(seed=ints(5), steps=int32(2), z=z + np.float32(3e38)))
-        requests, runs = model.model._metrics._families
+        requests, runs, _ = model.model._metrics._families
         assert (requests.name, runs.name) == ("diffusevae_requests_total", "diffusevae_runs_total")
         assert {labels: metric.value for labels, metric in requests.metrics.items()} == {
-            ("toy", "1", "ok"): 2, ("toy", "1", "refused"): 1, ("toy", "1", "cancelled"): 1, ("toy", "1", "failed"): 1,
+            ("toy", "1", "ok"): 2, ("toy", "1", "refused"): 1, ("toy", "1", "cancelled"): 1, ("toy", "1", "late"): 0,
+            ("toy", "1", "failed"): 1,
         }  # fmt: skip
         assert {labels: metric.value for labels, metric in runs.metrics.items()} == {("toy", "1"): 2}
