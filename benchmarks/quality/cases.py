@@ -2,47 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.quality.peers import PEERS
+from export.fitting.fit import CALLS
+
 VAE = "VAE alone"
-BASELINE = "unconditional DDIM"
+BASELINE = "unconditional"
 NOISE = "DiffuseVAE from noise"
 RECON = "DiffuseVAE from reconstruction"
-CURVES = (VAE, BASELINE, NOISE, RECON)
+CURVES = (BASELINE, NOISE, RECON)
 
 STEPS = (3, 5, 10, 25, 50)
 FEW = (3, 5, 10)
-FEWEST = (3, 5)
-STARTS = (200, 300, 400, 500, 600)
-GUIDANCE = 0.5
-PLAIN = "standard"  # N(0, I) in place of the fitted prior
-FEW_CALLS = 5  # what counts as few-step when a default is recommended: network calls a sample, guidance counting twice
+START = 400  # where plain chains and peers join the noised reconstruction
+STANDARD = "standard"  # N(0, I) in place of the fitted prior
 
 
 @dataclass(frozen=True)
 class Case:
-    """One setting: a curve of the plot and what `Sampler.sample` is called with; steps 0 is the VAE without refining."""
+    """One setting of a curve; steps, the network calls of a sample, are 0 for the VAE without refining.
+
+    fitted  the bundle's own setting of so many steps, which says everything else
+    peer    a scheduler of diffusers, which chooses its own timesteps from noise or from about t_start
+    prior   "standard" where z is N(0, I) although the bundle has a fitted prior
+    """
 
     curve: str
     steps: int
     spacing: str = "uniform"
     t_start: int | None = None
-    guidance: float = 0.0
     eta: float = 0.0
-    prior: str | None = None  # "standard" where z is N(0, I) although the bundle has a fitted prior
+    prior: str | None = None
+    fitted: bool = False
+    peer: str | None = None
 
     @property
     def key(self) -> str:
         """A name that is unique among the cases and stays the same between runs."""
         parts = [self.curve.lower().replace(" ", "-")]
         if self.steps:
-            parts += [f"{self.steps}", self.spacing]
+            parts += [f"{self.steps}", self.kind]
         if self.t_start is not None:
             parts.append(f"t{self.t_start}")
-        if self.guidance:
-            parts.append(f"w{self.guidance:g}")
         if self.eta:
             parts.append(f"eta{self.eta:g}")
         if self.prior is not None:
@@ -50,59 +53,46 @@ class Case:
         return "/".join(parts)
 
     @property
-    def network_calls(self) -> int:
-        """Evaluations of the denoiser for one sample."""
-        return self.steps * (2 if self.guidance else 1)
+    def kind(self) -> str:
+        """What chooses the timesteps: the fitted setting, a peer, or a spacing."""
+        return "fitted" if self.fitted else self.peer or self.spacing
 
     @property
-    def plain(self) -> bool:
-        """Whether it lies on its curve of the plot; the others are variations of a point on it."""
-        usual = self.guidance == 0.0 and self.eta == 0.0 and self.prior is None
-        return usual and self.spacing == default_spacing(self.t_start)
-
-    def setting(self) -> dict[str, Any]:
-        """The setting in the form of a bundle's recorded defaults."""
-        return {
-            "steps": self.steps,
-            "method": "ddim",
-            "spacing": self.spacing,
-            "t_start": self.t_start,
-            "eta": self.eta,
-            "temperature": 1.0,
-            "guidance": self.guidance,
-        }
+    def options(self) -> dict[str, Any]:
+        """What `Sampler.sample` is called with; for a peer, the engine's chain of as many calls."""
+        if self.fitted:
+            return {"setting": "fitted", "steps": self.steps}
+        plain = {"steps": self.steps, "method": "ddim", "spacing": self.spacing, "t_start": self.t_start, "eta": self.eta}
+        return {"setting": "plain", **plain}
 
 
-def default_spacing(t_start: int | None) -> str:
-    """Uniform strides as the reference (they exist for every count in STEPS); from t_start evenly, no call at t = 0."""
-    return "uniform" if t_start is None else "trailing"
+def plain(curve: str, steps: int) -> Case:
+    """The textbook's setting of a curve: DDIM in even strides from noise, with noisy steps from the reconstruction."""
+    return Case(RECON, steps, "trailing", START, eta=1.0) if curve == RECON else Case(curve, steps)
+
+
+def fitted(curve: str, steps: int) -> Case:
+    """The setting that was fitted for this count of calls."""
+    return Case(curve, steps, fitted=True)
 
 
 def full() -> list[Case]:
     """Every case, the most telling ones first: an interrupted run has those."""
     cases = [Case(VAE, 0)]
-    cases += [Case(curve, steps) for steps in FEW for curve in (NOISE, BASELINE)]
-    cases += [Case(RECON, steps, "trailing", t) for steps in FEWEST for t in STARTS]
-    cases += [Case(RECON, steps, "trailing", t, eta=1.0) for steps in FEWEST for t in STARTS[1:4]]
-    cases += [Case(RECON, 10, "trailing", t, eta=eta) for t in STARTS[2:] for eta in (0.0, 1.0)]
-    cases += [Case(VAE, 0, prior=PLAIN), Case(RECON, 5, "trailing", 500, eta=1.0, prior=PLAIN), Case(NOISE, 10, prior=PLAIN)]
-    cases += [Case(curve, steps, eta=1.0) for steps in FEW for curve in (NOISE, BASELINE)]
-    cases += [Case(RECON, 5, "linspace", 400), Case(RECON, 5, "trailing", 400, GUIDANCE)]
-    cases += [Case(NOISE, 5, "quad"), Case(NOISE, 5, "trailing")]
-    cases += [Case(curve, steps) for steps in STEPS if steps not in FEW for curve in (NOISE, BASELINE)]
-    cases += [Case(RECON, steps, "trailing", 400) for steps in STEPS if steps not in FEW]
-    return cases
+    cases += [make(curve, steps) for steps in FEW for curve in CURVES for make in (fitted, plain)]
+    # The setting that the shipped bundle recorded before there were fitted ones.
+    cases += [Case(RECON, 5, "trailing", 300, eta=1.0)]
+    cases += [
+        Case(curve, steps, "trailing", START if curve == RECON else None, peer=peer.name)
+        for steps in FEW for curve in (NOISE, RECON) for peer in PEERS
+    ]  # fmt: skip
+    cases += [fitted(curve, steps) for steps in CALLS if steps not in FEW for curve in CURVES]
+    cases += [Case(VAE, 0, prior=STANDARD), Case(RECON, 5, "trailing", START, eta=1.0, prior=STANDARD)]
+    return cases + [plain(curve, steps) for steps in STEPS if steps not in FEW for curve in CURVES]
 
 
 def quick() -> list[Case]:
     """A handful of cases: enough to see the shape of the plot."""
     cases = [Case(VAE, 0)]
-    cases += [Case(curve, steps) for steps in (3, 10) for curve in (NOISE, BASELINE)]
-    return cases + [Case(RECON, steps, "trailing", t) for steps in FEWEST for t in (300, 500)]
-
-
-def recommend(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The row of lowest FD among the DiffuseVAE settings of at most FEW_CALLS network calls; None without any."""
-    usual = [row for row in rows if row["curve"] in (NOISE, RECON) and row["prior"] is None]
-    few = [row for row in usual if row["network_calls"] <= FEW_CALLS]
-    return min(few, key=lambda row: float(row["fd"])) if few else None
+    cases += [make(curve, steps) for steps in FEW[:2] for curve in CURVES for make in (fitted, plain)]
+    return cases + [case for case in full() if case.peer == PEERS[1].name and case.steps == FEW[0]]

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import figures
-from benchmarks.quality.cases import BASELINE, FEW_CALLS, NOISE, RECON, VAE
+from benchmarks.quality.cases import BASELINE, CURVES, NOISE, RECON, VAE, Case, plain
+from benchmarks.quality.peers import PEERS
 
 # Okabe and Ito's colours, told apart with every kind of colour vision, and a marker each for prints without colour.
 STYLES = {VAE: ("#7f7f7f", "D"), BASELINE: ("#D55E00", "s"), NOISE: ("#0072B2", "o"), RECON: ("#009E73", "^")}
@@ -21,22 +22,22 @@ def draw_quality(result: dict[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(9, 5.8))
     axes.set_xscale("log")
     axes.set_yscale("log")
-    for curve in (BASELINE, NOISE, RECON, VAE):
+    for curve in CURVES:
         _draw_curve(axes, curve, [row for row in result["settings"] if row["curve"] == curve])
-    for floor in result["floors"][-1:]:
-        axes.axhline(max(floor["fd"], 1e-3), color=figures.INK, linewidth=1, linestyle=(0, (4, 3)))
+    alone = [row for row in result["settings"] if row["key"] == Case(VAE, 0).key]
+    axes.plot(*_points(alone), STYLES[VAE][1], color=STYLES[VAE][0], markersize=8, label=VAE)
+    if result["floor"] is not None:
+        level = _visible(result["floor"])
+        axes.axhline(level, color=figures.INK, linewidth=1, linestyle=(0, (4, 3)))
         axes.annotate(
-            f"real images against real images: {floor['fd']:.1f}",
-            (1, max(floor["fd"], 1e-3)), xycoords=("axes fraction", "data"), xytext=(-4, 4),
+            f"real images: {level:.1f}", (1, level), xycoords=("axes fraction", "data"), xytext=(-4, 4),
             textcoords="offset points", ha="right", fontsize=9,
         )  # fmt: skip
-    _ring(axes, result)
-    plain = "{x:g}"
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(plain)
+        axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter(_sparse())
     axes.set_xlabel("milliseconds per image, batch 1, seed to pixels")
-    axes.set_ylabel(f"{result['metric']['name']}, lower is better")
+    axes.set_ylabel(f"{result['metric']['fd']}, lower is better")
     figures.frame(axes, "Quality against time", _circumstances(result))
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=10)
     figures.save_figure(pyplot, figure, path)
@@ -46,7 +47,7 @@ def _circumstances(result: dict[str, Any]) -> str:
     inputs, engine = result["inputs"], result["engine"]
     counts = f"{inputs['samples']} samples a setting against {inputs['heldout']['images']} held-out images"
     how = f"{result['machine']['processor']}, threads: {engine['threads']}, {engine['backend']} {engine['precision']}"
-    return f"{counts}; {how}\nnumbers are steps; faint points are other starts, spacings and guidance"
+    return f"{counts}; {how}\nnumbers are network calls; diffusers' schedulers stand at our time of as many calls"
 
 
 def _sparse() -> Any:
@@ -61,34 +62,24 @@ def _sparse() -> Any:
 
 
 def _draw_curve(axes: Any, curve: str, rows: Sequence[dict[str, Any]]) -> None:
-    """The points of a curve joined by step count; variations, and starts that are not the best, small and alone."""
-    if not rows:
-        return
+    """The fitted settings of a curve as a line with the counts of calls, the plain ones dashed, the peers as crosses."""
     color, marker = STYLES[curve]
-    front = _front(rows)
-    others = [row for row in rows if row not in front]
-    if others:
-        axes.plot(*_points(others), marker, color=color, markersize=5, alpha=0.35, markeredgewidth=0)
-    label = f"{curve}\n(best start of each step count)" if curve == RECON else curve
-    line = "none" if curve == VAE else "-"
-    axes.plot(*_points(front), marker=marker, color=color, markersize=8, linewidth=2.2, linestyle=line, label=label)
-    for row in front:
-        if row["steps"]:
-            # The reconstruction's curve lies lowest where it matters: its names stand below it, the others' above.
-            place = (0, -16) if row["setting"]["t_start"] is not None else (0, 8)
-            axes.annotate(
-                f"{row['steps']}", (row["ms_per_image"], _visible(row)), xytext=place, textcoords="offset points",
-                ha="center", fontsize=9, color=color,
-            )  # fmt: skip
-
-
-def _front(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The best plain row of each step count, by steps."""
-    best: dict[int, dict[str, Any]] = {}
-    for row in rows:
-        if row["plain"] and (row["steps"] not in best or row["fd"] < best[row["steps"]]["fd"]):
-            best[row["steps"]] = row
-    return [best[steps] for steps in sorted(best)]
+    textbook = [row for row in rows if row["key"] == plain(curve, row["network_calls"]).key]
+    ours = [row for row in rows if row["kind"] == "fitted"]
+    peers = [row for row in rows if row["kind"] in {peer.name for peer in PEERS}]
+    for drawn, style, name in (
+        (ours, {"linestyle": "-", "linewidth": 2.2, "marker": marker, "markersize": 8}, f"{curve}, fitted"),
+        (textbook, {"linestyle": "--", "linewidth": 1.2, "marker": marker, "fillstyle": "none"}, f"{curve}, plain"),
+        (peers, {"linestyle": "none", "marker": "x", "alpha": 0.7}, f"diffusers, {curve.removeprefix('DiffuseVAE ')}"),
+    ):
+        if drawn:
+            axes.plot(*_points(sorted(drawn, key=lambda row: int(row["network_calls"]))), color=color, label=name, **style)
+    for row in (*ours, *textbook):
+        # The fitted settings lie lowest where it matters: their numbers stand below them, the others' above.
+        axes.annotate(
+            f"{row['network_calls']}", (row["ms_per_image"], _visible(row)), xytext=(0, -16 if row in ours else 8),
+            textcoords="offset points", ha="center", fontsize=9, color=color,
+        )  # fmt: skip
 
 
 def _points(rows: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]]:
@@ -98,16 +89,6 @@ def _points(rows: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]]:
 def _visible(row: dict[str, Any]) -> float:
     """The distance, kept above the 0 that a log axis cannot show."""
     return max(float(row["fd"]), 1e-3)
-
-
-def _ring(axes: Any, result: dict[str, Any]) -> None:
-    """Mark the recommended setting."""
-    for row in result["settings"]:
-        if row["key"] == result["recommended_key"]:
-            axes.plot(
-                row["ms_per_image"], _visible(row), "o", markersize=18, fillstyle="none", color=figures.HIGHLIGHT,
-                markeredgewidth=2.5, label=f"best with at most {FEW_CALLS} network calls", linestyle="none",
-            )  # fmt: skip
 
 
 def draw_rows(rows: Sequence[tuple[str, Any]], path: Path) -> None:

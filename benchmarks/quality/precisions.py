@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json
-from benchmarks.quality import faces, plots, study
+from benchmarks.quality import faces, judge, plots, study
 from engine import Sampler
 from engine.backends import available
 from engine.bundle.graphs import graph_key
@@ -30,6 +30,7 @@ from engine.bundle.reader import Bundle
 from engine.cli.terminal import Program
 from engine.places import check_file
 from engine.processor import this_processor
+from export.fitting.features import Features
 from export.fitting.frechet import Moments, frechet_distance, moments
 
 U8 = npt.NDArray[np.uint8]
@@ -43,13 +44,14 @@ BOUNDS: dict[str, tuple[float, float | None]] = {
 
 @dataclass(frozen=True)
 class Way:
-    """A sampling setting to compare the precisions at; no options is the bundle's recorded one."""
+    """A sampling setting to compare the precisions at; without further options the bundle's recorded one."""
 
     name: str
     options: dict[str, Any]
 
 
-WAYS = (Way("recorded setting", {}), Way("10 steps from noise", {"steps": 10}))
+PLAIN = {"setting": "plain"}
+WAYS = (Way("recorded setting", PLAIN), Way("10 steps from noise", {**PLAIN, "steps": 10}))
 
 
 def runnable(bundle: Bundle) -> list[tuple[str, str]]:
@@ -63,23 +65,23 @@ def runnable(bundle: Bundle) -> list[tuple[str, str]]:
     return found
 
 
-def draw(sampler: Sampler, way: Way, samples: int, tick: study.Progress) -> U8:
+def draw(sampler: Sampler, way: Way, samples: int, tick: judge.Progress) -> U8:
     """Images of the study's seeds, uint8 [N, H, W, 3]."""
     parts = []
-    for first in range(0, samples, study.CHUNK):
-        seeds = study.seeds_of(first, min(study.CHUNK, samples - first))
+    for first in range(0, samples, judge.CHUNK):
+        seeds = study.seeds_of(first, min(judge.CHUNK, samples - first))
         parts.append(sampler.sample(seed=seeds, **way.options).images)
         tick(len(seeds))
     return np.concatenate(parts)
 
 
 def compare(
-    images: Sequence[U8], names: Sequence[tuple[str, str]], features: study.Features, reference: Moments
+    images: Sequence[U8], names: Sequence[tuple[str, str]], features: Features, reference: Moments
 ) -> list[dict[str, Any]]:
     """A row for each precision; the first is what the others are compared with."""
     rows: list[dict[str, Any]] = []
     for (backend, precision), pictures in zip(names, images, strict=True):
-        fd = frechet_distance(reference, moments(study.extract(features, pictures, lambda _: None)))
+        fd = frechet_distance(reference, moments(judge.extract(features, pictures, lambda _: None)))
         change = 100 * (fd / rows[0]["fd"] - 1) if rows else 0.0
         pixel = float(np.abs(pictures.astype(np.int16) - images[0]).mean())
         most, most_pixel = BOUNDS[precision]
@@ -118,9 +120,9 @@ def measure(
         )
     held = faces.load_faces(heldout)
     samplers = [Sampler(opened, backend, precision, threads) for backend, precision in names]
-    extract = study.open_extractor(samplers[0].threads)
+    extract = judge.open_extractor(judge.FIRST, samplers[0].threads)
     with study.progress(len(held), "held-out images") as tick:
-        reference = moments(study.extract(extract, held, tick))
+        reference = moments(judge.extract(extract, held, tick))
     ways = []
     for way in WAYS:
         images = []
@@ -137,7 +139,7 @@ def measure(
         "date": now(),
         "machine": facts,
         "bundle": study.identity(samplers[0]),
-        "metric": study.METRIC,
+        "metric": judge.METRIC,
         "heldout": len(held),
         "samples": samples,
         "ways": ways,

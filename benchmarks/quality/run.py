@@ -1,9 +1,10 @@
-"""The quality of pictures for the milliseconds they take, and the few-step setting that a bundle should record.
+"""The quality of pictures for the milliseconds they take.
 
     python benchmarks/quality --bundle out/avatars.bundle --baseline out/avatars-baseline.bundle
 
-Compared: the VAE alone, unconditional DDIM, DiffuseVAE from noise, and DiffuseVAE started from the reconstruction at several
-timesteps. Every setting uses the same seeds and the same number of images, since the distance depends on that number.
+Compared: the VAE alone, an unconditional model and DiffuseVAE, from noise and from the reconstruction, with plain settings,
+with those fitted to the bundles, and with diffusers' schedulers. Every row uses the same seeds and the same number of
+images, since the scores depend on that number.
 """
 
 from __future__ import annotations
@@ -17,41 +18,43 @@ from typing import Any
 import click
 
 from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json
-from benchmarks.quality import cases, faces, plots, study
+from benchmarks.quality import cases, faces, judge, plots, study
 from benchmarks.quality.cases import Case
 from engine import Sampler
 from engine.cli.terminal import Program
 from engine.places import check_file
-from export.fitting import features
+from export.fitting import features, neighbours, objective
 
 PICTURED = 12  # seeds in the picture
 
 
 def header(
-    facts: dict[str, Any], sampler: Sampler, baseline: Sampler | None, heldout: Path, images: study.U8, samples: int
+    facts: dict[str, Any], sampler: Sampler, others: dict[str, Sampler | None], heldout: Path, images: judge.U8, samples: int
 ) -> dict[str, Any]:
     """Everything in the result that is not measured; `inputs` decides whether older rows may be kept."""
     return {
         "format": "diffusevae-quality",
-        "format_version": 2,
+        "format_version": 3,
         "complete": False,
         "date": now(),
         "machine": facts,
         "engine": {"backend": sampler.backend, "precision": sampler.precision, "threads": sampler.threads},
-        "metric": {"name": study.METRIC, "features": study.NETWORK.width, "image_side": features.SIZE},
+        "metric": {
+            "fd": judge.METRIC, "fd_second": judge.SECOND_METRIC, "image_side": features.SIZE,
+            "neighbours": neighbours.K, "colour_grid": objective.GRID,
+        },
         "inputs": {
             "bundle": study.identity(sampler),
-            "baseline": study.identity(baseline) if baseline is not None else None,
+            **{name: study.identity(other) if other is not None else None for name, other in others.items()},
             "heldout": {"images": len(images), "sha256": hashlib.sha256(images.tobytes()).hexdigest()},
             "samples": samples,
             "first_seed": study.FIRST_SEED,
         },
         "heldout_file": heldout.name,
-        "floors": [],
+        "floor": None,
         "settings": [],
-        "recommended": None,
-        "recommended_key": None,
-    }
+        "left_out": {},
+    }  # fmt: skip
 
 
 def earlier_rows(out: Path, fresh: dict[str, Any]) -> list[dict[str, Any]]:
@@ -75,73 +78,74 @@ def run(subject: study.Study, wanted: Sequence[Case], samples: int, result: dict
     """Measure every case that has no row yet, writing the result after each; returns the finished result."""
     done = {row["key"] for row in result["settings"]}
     for index, case in enumerate(wanted):
-        if case.key in done or not subject.has(case):
+        if case.key in done:
             continue
-        with study.progress(samples, f"[{index + 1}/{len(wanted)}] {case.key}") as tick:
+        if reason := subject.missing(case):
+            result["left_out"].setdefault(reason, []).append(case.key)
+            continue
+        with study.progress(3 * samples, f"[{index + 1}/{len(wanted)}] {case.key}") as tick:
             result["settings"].append(subject.measure(case, samples, tick))
-        settle(result)
         write_json(out, result)
-        row = result["settings"][-1]
-        click.echo(f"  {case.key:<44} {row['fd']:9.2f} FD {row['ms_per_image']:8.2f} ms")
+        click.echo(line(result["settings"][-1]))
     result["complete"] = True
-    write_json(out, settle(result))
+    write_json(out, result)
     return result
 
 
-def settle(result: dict[str, Any]) -> dict[str, Any]:
-    """Put the best few-step setting so far into the result."""
-    best = cases.recommend(result["settings"])
-    result["recommended"] = best["setting"] if best else None
-    result["recommended_key"] = best["key"] if best else None
-    return result
+COLUMNS = {
+    "fd": "9.2f", "fd_second": "9.2f", "colour": "7.3f", "precision": "9.3f", "recall": "7.3f", "ms_per_image": "12.2f",
+}  # fmt: skip
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row as text."""
+    columns = (f" {row[name]:>{form}}" if name in row else "" for name, form in COLUMNS.items())
+    return f"{row['key']:<56} {row['network_calls']:>5}" + "".join(columns)
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result as text: one line a setting, the recommended one marked."""
-    metric, samples = result["metric"]["name"], result["inputs"]["samples"]
-    images = result["inputs"]["heldout"]["images"]
+    """The result as text: what the columns are, and one line a setting."""
+    metric, inputs = result["metric"], result["inputs"]
+    heads = (f" {name:>{form.split('.')[0]}}" for name, form in COLUMNS.items())
     lines = [
-        f"{metric}: {samples} samples a setting against {images} held-out renders; lower is better",
-        f"{'setting':<46} {'calls':>5} {'FD':>9} {'ms/image':>9}",
+        f"{inputs['samples']} samples a setting against {inputs['heldout']['images']} held-out images",
+        f"fd: {metric['fd']}, on which settings are fitted; fd_second: {metric['fd_second']}, which has no part in that",
+        f"colour: Fréchet distance of {metric['colour_grid']}x{metric['colour_grid']} block means (lower is better, as of fd)",
+        "precision: the share of samples among the real images; recall: of real images among the samples (higher is better)",
+        "ms_per_image: batch 1, seed to pixels; beside a scheduler of diffusers the engine's own chain of as many calls",
+        f"{'setting':<56} calls" + "".join(heads),
     ]
-    for row in result["settings"]:
-        mark = "  <- best few-step setting" if row["key"] == result["recommended_key"] else ""
-        lines.append(f"{row['key']:<46} {row['network_calls']:>5} {row['fd']:>9.2f} {row['ms_per_image']:>9.2f}{mark}")
-    for row in result["floors"]:
-        lines.append(f"floor, {row['between']} ({row['counts'][0]} and {row['counts'][1]}): {row['fd']:.2f}")
-    if result["recommended"] is not None:
-        lines.append(f"recommended: {json.dumps(result['recommended'])}")
+    lines += [line(row) for row in result["settings"]]
+    if result["floor"] is not None:
+        lines.append(line({"key": "floor: as many training images", "network_calls": 0, **result["floor"]}))
+    lines += [f"left out ({len(keys)}): {reason}" for reason, keys in result["left_out"].items()]
     return "\n".join(lines)
 
 
-def sample_rows(subject: study.Study, result: dict[str, Any]) -> list[tuple[str, study.U8]]:
-    """The rows of the picture: the same seeds through the VAE, 10 steps from noise, the best few-step setting, 50 steps."""
+def sample_rows(subject: study.Study) -> list[tuple[str, judge.U8]]:
+    """The rows of the picture: the same seeds through the VAE and each way to sample, fitted where there is a setting."""
     seeds = study.seeds_of(0, PICTURED)
-    shown = [Case(cases.VAE, 0), Case(cases.NOISE, 10)]
-    if result["recommended"] is not None:
-        chosen = {key: result["recommended"][key] for key in ("steps", "spacing", "t_start", "guidance", "eta")}
-        shown.append(Case(cases.RECON if chosen["t_start"] is not None else cases.NOISE, **chosen))
-    shown.append(Case(cases.NOISE, 50))
-    if subject.baseline is not None:
-        shown.append(Case(cases.BASELINE, 10))
-    return [(label_of(case), subject.images(case, seeds)) for case in shown]
+    shown = [Case(cases.VAE, 0)]
+    for curve, steps in ((cases.RECON, 3), (cases.RECON, 10), (cases.NOISE, 10), (cases.BASELINE, 10)):
+        both = (cases.fitted(curve, steps), cases.plain(curve, steps))
+        shown += [case for case in both if subject.missing(case) is None][:1]
+    return [(label_of(case), subject.run(case, seeds).images) for case in shown]
 
 
 def label_of(case: Case) -> str:
     """A case as a caption of two lines."""
     if case.curve == cases.VAE:
         return "VAE alone\nno refinement"
-    start = "from noise" if case.t_start is None else f"from VAE image, t = {case.t_start}"
-    head = "unconditional" if case.curve == cases.BASELINE else f"{case.steps} steps"
-    return f"{head}\n{f'{case.steps} steps' if case.curve == cases.BASELINE else start}"
+    return f"{case.curve.removeprefix('DiffuseVAE ')}\n{case.steps} steps, {'fitted' if case.fitted else 'plain'}"
 
 
 def estimate(subject: study.Study, wanted: Sequence[Case], samples: int) -> str:
     """How long the whole run will take: network calls, which are nearly all of it."""
-    calls = sum(case.network_calls for case in wanted if subject.has(case))
+    measured = [case for case in wanted if subject.missing(case) is None]
+    calls = sum(case.steps for case in measured)
     seconds = subject.seconds_per_call()
     return (
-        f"{len(wanted)} settings, {calls} network calls a sample at {1e3 * seconds:.2f} ms: about "
+        f"{len(measured)} settings, {calls} network calls a sample at {1e3 * seconds:.2f} ms: about "
         f"{calls * samples * seconds / 60:.0f} minutes for {samples} samples, and the features"
     )
 
@@ -149,9 +153,10 @@ def estimate(subject: study.Study, wanted: Sequence[Case], samples: int) -> str:
 @click.command(cls=Program, context_settings={"show_default": True})
 @click.option("--bundle", type=Path, default=Path("out/avatars.bundle"), help="The DiffuseVAE.")
 @click.option("--baseline", type=Path, default=None, help="An unconditional model of the same size.")
+@click.option("--noise-bundle", type=Path, default=None, help="As --bundle, with settings fitted from noise.")
 @click.option("--heldout", type=Path, default=Path("data/heldout.npz"), help="Held-out images; rendered where missing.")
 @click.option("--train", type=Path, default=None, help="For the floor at equal counts.  [default: beside --heldout]")
-@click.option("--samples", type=click.IntRange(2), default=2000, help="Images a setting.")
+@click.option("--samples", type=click.IntRange(neighbours.K + 1), default=2000, help="Images a setting.")
 @click.option("--quick", is_flag=True, help="A few settings only.")
 @click.option("--resume", is_flag=True, help="Keep the rows that --out has from the same inputs.")
 @click.option("--backend", default="auto", help="As for Sampler.")
@@ -161,10 +166,10 @@ def estimate(subject: study.Study, wanted: Sequence[Case], samples: int) -> str:
 @click.option("--plot", type=Path, default=Path("out/quality.png"))
 @click.option("--picture", type=Path, default=Path("out/quality-samples.png"))
 def main(
-    bundle: Path, baseline: Path | None, heldout: Path, train: Path | None, samples: int, quick: bool, resume: bool,
-    backend: str, precision: str, threads: int | None, out: Path, plot: Path, picture: Path,
+    bundle: Path, baseline: Path | None, noise_bundle: Path | None, heldout: Path, train: Path | None, samples: int,
+    quick: bool, resume: bool, backend: str, precision: str, threads: int | None, out: Path, plot: Path, picture: Path,
 ) -> None:  # fmt: skip
-    """Measure quality against time for every way to sample, and find the best few-step setting."""
+    """Measure quality against time for every way to sample."""
     for place in (out, plot, picture):
         check_file(place)
     facts = machine_facts()  # now, while the load average is not yet our own
@@ -174,17 +179,23 @@ def main(
     beside = train or heldout.with_name("train.npz")
     trained = faces.load_faces(beside) if train is not None or beside.exists() else None
     sampler = Sampler(bundle, backend, precision, threads)
-    other = Sampler(baseline, backend, precision, threads) if baseline is not None else None
-    result = header(facts, sampler, other, heldout, images, samples)
+    others = {
+        name: Sampler(path, backend, precision, threads) if path is not None else None
+        for name, path in (("baseline", baseline), ("noise_bundle", noise_bundle))
+    }
+    result = header(facts, sampler, others, heldout, images, samples)
     result["settings"] = earlier_rows(out, result) if resume else []
-    extractor = study.open_extractor(sampler.threads)
-    with study.progress(len(images) + (samples if trained is not None else 0), "held-out images") as tick:
-        reference, result["floors"] = study.floors(images, trained, samples, extractor, tick)
-    subject = study.Study(sampler, other, extractor, reference)
+    extractors = [judge.open_extractor(name, sampler.threads) for name in (judge.FIRST, judge.SECOND)]
+    picked = trained[:samples] if trained is not None else None
+    with study.progress(2 * (len(images) + (len(picked) if picked is not None else 0)), "held-out images") as tick:
+        scorer = judge.Judge(images, samples, extractors, tick)
+        if picked is not None:
+            result["floor"] = {"samples": len(picked), **scorer.scores(picked, tick)}
+    subject = study.Study(sampler, others["baseline"], others["noise_bundle"], scorer)
     wanted = cases.quick() if quick else cases.full()
     click.echo(estimate(subject, wanted, samples))
     run(subject, wanted, samples, result, out)
     click.echo(table(result))
     plots.draw_quality(result, plot)
-    plots.draw_rows(sample_rows(subject, result), picture)
+    plots.draw_rows(sample_rows(subject), picture)
     click.echo(f"wrote {out}, {plot} and {picture}")

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.quality import cases
 from benchmarks.quality.peers import AGREEMENT, PEERS, Network, Peer, chain
+from benchmarks.quality.study import REPEATS, Study
 from engine import Sampler
 from tests.samplers import open_toy
 
@@ -35,6 +37,18 @@ def test_from_the_start_image(sampler: Sampler, peer: Peer) -> None:
     assert len(visited) == 5
     assert abs(visited[0] - 400) < 40
     check(sampler, peer, found, visited, network, t_start=visited[0])
+
+
+@pytest.mark.parametrize("case", [case for case in cases.full() if case.peer == "UniPC" and case.steps == 3])
+def test_a_row_of_the_benchmark(sampler: Sampler, case: cases.Case) -> None:
+    """Its images are those of the engine's solver, seeds and drawn values included; and it is timed."""
+    study = Study(sampler, None, None, None)  # type: ignore[arg-type]  # nothing is judged
+    assert study.missing(case) is None
+    found = study.run(case, [1, 2, 3])
+    start = None if case.t_start is None else found.timesteps[0]
+    ours = sampler.sample(seed=[1, 2, 3], timesteps=found.timesteps, method="unipc_2", t_start=start, clip=False)
+    assert np.abs(ours.images.astype(int) - found.images).max() <= 1
+    assert len(study.time_single(case)) == REPEATS
 
 
 def check(sampler: Sampler, peer: Peer, found: Any, visited: list[int], network: Network, **options: Any) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,18 @@ from click.testing import CliRunner
 
 from benchmarks.latency.plots import draw_latency
 from benchmarks.machine import describe, machine_facts, write_json
-from benchmarks.quality import cases, faces, plots, precisions, run, study
+from benchmarks.quality import cases, faces, judge, plots, precisions, run, study
 from benchmarks.quality.cases import Case
+from benchmarks.quality.peers import PEERS
 from engine import __version__
+from engine.bundle.fitted import as_defaults
+from engine.bundle.rewriter import write_fitted
 from engine.errors import ArgumentError
 from engine.solver.table import Schedule, build_step_table
-from export.fitting.frechet import moments
+from export.fitting.fit import CALLS
+from export.fitting.frechet import frechet_distance, moments
+from export.fitting.neighbours import precision_recall
+from export.fitting.objective import colour_means
 from tests import toy
 
 jsonschema = pytest.importorskip("jsonschema", reason="the package jsonschema is not installed")
@@ -36,34 +44,17 @@ def test_every_case_exists_and_has_its_own_key() -> None:
     wanted, linear = cases.full(), Schedule.from_recipe("linear", 1000, start=1e-4, end=0.02)
     assert len({case.key for case in wanted}) == len(wanted)
     for case in wanted:
-        if case.steps:
-            options = {key: value for key, value in case.setting().items() if key != "guidance"}
-            table = build_step_table(linear, **options)
-            assert len(table) == case.steps, case.key
-    main = {(case.curve, case.steps) for case in wanted if case.plain}
-    assert {(curve, steps) for curve in (cases.NOISE, cases.BASELINE) for steps in (3, 5, 10, 25, 50)} <= main
-    assert {case.t_start for case in wanted if case.curve == cases.RECON} == {200, 300, 400, 500, 600}
+        if case.curve != cases.VAE and not case.fitted:
+            options = {key: value for key, value in case.options.items() if key != "setting"}
+            assert len(build_step_table(linear, **options)) == case.steps, case.key
+        if case.curve != cases.VAE:
+            assert case.options["setting"] == ("fitted" if case.fitted else "plain"), case.key
+    for curve in cases.CURVES:
+        assert {case.steps for case in wanted if case == cases.plain(curve, case.steps)} == set(cases.STEPS)
+        assert {case.steps for case in wanted if case == cases.fitted(curve, case.steps)} == set(CALLS)
+    peers = {(case.peer, case.curve, case.steps) for case in wanted if case.peer}
+    assert peers == set(product([peer.name for peer in PEERS], (cases.NOISE, cases.RECON), (3, 5, 10)))
     assert {case.key for case in cases.quick()} <= {case.key for case in wanted}
-
-
-def test_recommended_is_the_best_within_five_network_calls_of_a_diffusevae() -> None:
-    measured = [
-        (Case(cases.NOISE, 50), 1.0),  # too slow
-        (Case(cases.BASELINE, 5), 2.0),  # another model
-        (Case(cases.RECON, 5, "linspace", 400, 0.5), 3.0),  # guidance makes it ten calls
-        (Case(cases.RECON, 3, "trailing", 500, prior="standard"), 3.5),  # the recorded setting names no prior
-        (Case(cases.RECON, 3, "linspace", 500), 4.0),
-        (Case(cases.NOISE, 5), 5.0),
-    ]
-    rows: list[dict[str, Any]] = []
-    for case, fd in measured:
-        row = {"curve": case.curve, "network_calls": case.network_calls, "fd": fd, "setting": case.setting()}
-        rows.append(row | {"prior": case.prior})
-    best = cases.recommend(rows)
-    assert best is not None
-    expected = {"steps": 3, "method": "ddim", "spacing": "linspace", "t_start": 500}
-    assert best["setting"] == expected | {"eta": 0.0, "temperature": 1.0, "guidance": 0.0}
-    assert cases.recommend(rows[:3]) is None
 
 
 # --- quality.py -------------------------------------------------------------------------------------------------------
@@ -78,7 +69,7 @@ class Extractor:
 
 
 def test_precisions_are_compared_on_the_same_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "open_extractor", lambda threads: Extractor())
+    monkeypatch.setattr(judge, "open_extractor", lambda *_: Extractor())
     monkeypatch.setattr(plots, "draw_rows", lambda rows, path: path.write_text(" ".join(label for label, _ in rows)))
     keep_busy(monkeypatch, precisions)
     toy.build_bundle(tmp_path / "a.bundle")
@@ -125,18 +116,23 @@ def test_a_precision_beyond_its_bound_is_told_and_fails() -> None:
 @pytest.fixture
 def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """measured(*options): the result of quality.py --quick on toy bundles, and what it printed."""
-    monkeypatch.setattr(study, "open_extractor", lambda threads: Extractor())
+    monkeypatch.setattr(judge, "open_extractor", lambda *_: Extractor())
+    monkeypatch.setattr(study, "find_spec", lambda name: None)  # tests/export/test_peers.py imports diffusers
     for draw in ("draw_quality", "draw_rows"):
         monkeypatch.setattr(plots, draw, lambda result, path: Path(path).touch())
     toy.build_bundle(tmp_path / "a.bundle", backends=("onnxruntime",))
     toy.build_bundle(tmp_path / "b.bundle", formulation=None, backends=("onnxruntime",))
+    shutil.copytree(tmp_path / "a.bundle", tmp_path / "n.bundle")
+    for name, start in (("a", 400), ("n", None)):
+        settings = [as_defaults({"timesteps": [400, 150, 25], "t_start": start, "eta": 1.0, "noise_scale": 0.84})]
+        write_fitted(tmp_path / f"{name}.bundle", settings, {})
     faces = np.random.default_rng(3).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
     np.savez(tmp_path / "heldout.npz", images=faces)
     np.savez(tmp_path / "train.npz", images=faces[::-1])
 
-    def measure(*options: str, samples: int = 5) -> tuple[dict[str, Any], str]:
+    def measure(*options: str, samples: int = 8) -> tuple[dict[str, Any], str]:
         given = {"--bundle": "a.bundle", "--baseline": "b.bundle", "--heldout": "heldout.npz", "--out": "q.json"}
-        given |= {"--plot": "q.png", "--picture": "s.png"}
+        given |= {"--noise-bundle": "n.bundle", "--plot": "q.png", "--picture": "s.png"}
         paths = [word for key, name in given.items() for word in (key, str(tmp_path / name))]
         more = ["--quick", "--samples", str(samples), "--threads", "1", *options]
         done = CliRunner().invoke(run.main, [*paths, *more])
@@ -154,13 +150,35 @@ def test_quality_writes_what_its_schema_promises(
     assert result["machine"]["load_average"] == 0.25  # of before the run
     check_schema("quality", result)
     assert result["complete"]
-    assert {row["key"] for row in result["settings"]} == {case.key for case in cases.quick()}
-    assert all(row["samples"] == 5 and row["ms_per_image"] > 0 for row in result["settings"])
-    assert [floor["counts"] for floor in result["floors"]] == [[20, 20], [5, 40]]
-    assert result["recommended"]["steps"] in (3, 5)
-    assert "<- best few-step setting" in output
+    rows = {row["key"]: row for row in result["settings"]}
+    left_out = [key for keys in result["left_out"].values() for key in keys]
+    assert sorted([*rows, *left_out]) == sorted(case.key for case in cases.quick())
+    assert set(left_out) == {
+        case.key
+        for case in cases.quick()
+        if case.peer or (case.fitted and (case.curve == cases.BASELINE or case.steps == 5))
+    }
+    assert all(row["samples"] == 8 and row["ms_per_image"] > 0 for row in rows.values())
+    starts = [rows[cases.fitted(curve, 3).key]["setting"]["t_start"] for curve in (cases.RECON, cases.NOISE)]
+    assert starts == [400, None]
+    assert rows[cases.plain(cases.RECON, 3).key]["setting"]["noise_scale"] == 1.0
+    assert result["floor"]["samples"] == 8
+    assert "found no fitted setting of 5 calls; fit some with" in output
+    assert "left out (2): found no diffusers, expected it; install it with" in output
     assert (tmp_path / "q.png").exists()
     assert (tmp_path / "s.png").exists()
+
+
+def test_every_column_is_what_its_name_says() -> None:
+    rng = np.random.default_rng(1)
+    real, images = rng.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8), rng.integers(0, 200, (20, 8, 8, 3), dtype=np.uint8)
+    features = Extractor()
+    second = lambda images: features(images)[:, :2]  # noqa: E731
+    found = judge.Judge(real, 20, [features, second], lambda _: None).scores(images, lambda _: None)
+    near = precision_recall(features(real[:20]), features(images))
+    assert (found["precision"], found["recall"]) == pytest.approx(near, abs=1e-4)
+    for name, of in (("fd", features), ("fd_second", second), ("colour", colour_means)):
+        assert found[name] == pytest.approx(frechet_distance(moments(of(real)), moments(of(images))), abs=1e-3)
 
 
 def test_quality_resumes_only_over_the_same_inputs(
@@ -182,8 +200,8 @@ def test_quality_resumes_only_over_the_same_inputs(
     # Seeds make the images, so the distances of a repeated row are the same to the digit.
     assert [row["fd"] for row in resumed["settings"]] == [row["fd"] for row in first["settings"]]
     asked.clear()
-    _, output = measured("--resume", samples=6)
-    assert len(asked) == len(cases.quick())
+    _, output = measured("--resume", samples=7)
+    assert len(asked) == len(first["settings"])
     assert "starting over" in output
 
 
@@ -192,6 +210,9 @@ def test_quality_resumes_only_over_the_same_inputs(
     [
         ({"--bundle": "b.bundle"}, "expected a DiffuseVAE"),
         ({"--baseline": "a.bundle"}, "expected an unconditional one"),
+        ({"--bundle": "n.bundle"}, "give this one as --noise-bundle"),
+        ({"--noise-bundle": "a.bundle"}, "found settings fitted from the reconstruction"),
+        ({"--noise-bundle": "b.bundle"}, "expected a DiffuseVAE"),
         ({"--train": "nowhere.npz"}, "expected an .npz with images"),
     ],
 )
@@ -242,16 +263,16 @@ def test_results_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_plots_are_drawn_from_results(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the package matplotlib is not installed")
-    rows = []
-    for index, case in enumerate(cases.quick()):
-        setting = case.setting() if case.steps else None
-        rows.append({"key": case.key, "curve": case.curve, "steps": case.steps, "plain": case.plain, "setting": setting})
-        rows[-1]["prior"] = case.prior
-        rows[-1] |= {"fd": 50.0 - index, "ms_per_image": 2.0 + 3 * case.steps, "network_calls": case.network_calls}
+    rows = [
+        {
+            "key": case.key, "curve": case.curve, "kind": case.kind, "network_calls": case.steps, "fd": 50.0 - index,
+            "ms_per_image": 2.0 + 3 * case.steps,
+        }
+        for index, case in enumerate(cases.quick())
+    ]  # fmt: skip
     result = {
-        "settings": rows, "floors": [{"fd": 3.0}], "recommended_key": rows[-1]["key"], "metric": {"name": "FD"},
-        "inputs": {"samples": 5, "heldout": {"images": 40}}, "machine": {"processor": "p"},
-        "engine": {"threads": 1, "backend": "b", "precision": "f32"},
+        "settings": rows, "floor": {"fd": 3.0}, "metric": {"fd": "FD"}, "machine": {"processor": "p"},
+        "inputs": {"samples": 5, "heldout": {"images": 40}}, "engine": {"threads": 1, "backend": "b", "precision": "f32"},
     }  # fmt: skip
     plots.draw_quality(result, tmp_path / "q.png")
     plots.draw_rows([("one", np.zeros((3, 8, 8, 3), np.uint8))], tmp_path / "s.png")
