@@ -5,6 +5,9 @@ OUT ?= out
 BIN := $(VENV)/bin
 AVATARS := examples/avatars/avatars.ckpt --latent-prior examples/avatars/latent_prior.safetensors
 
+# Most tests run on one thread: two processes halve the time, a file at a time, as its fixtures are its own.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
 .PHONY: demo test test-cpp test-triton lint docs bench bench-serving quality gpu-check clean
 
 demo: $(VENV)/.installed-export
@@ -12,11 +15,11 @@ demo: $(VENV)/.installed-export
 	$(BIN)/python examples/avatars/demo.py $(OUT)/avatars.bundle --out $(OUT)/avatars.png
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # The C++ library, its packages and examples, bit for bit against Python. Needs OpenSSL's headers (libssl-dev).
 test-cpp: $(VENV)/.installed-test
-	$(BIN)/python -m pytest tests/cpp
+	$(PYTEST) tests/cpp
 
 # The real Triton server on the loopback interface, over HTTP and gRPC.
 TRITON := DIFFUSEVAE_TRITON_PYTHON=$(VENV)-triton DIFFUSEVAE_TRITON=required
