@@ -61,6 +61,15 @@ void results(diffusevae::Sampler& sampler) {
     expect(batch.setting.method == "ddpm" && *batch.setting.spacing == "uniform" && !batch.setting.t_start, "the setting");
     expect(batch.setting.prior == "standard" && batch.timings.total_ms > 0, "prior and timings");
     expect(batch.image(1) == batch.images.data() + values / 3, "the second image");
+    diffusevae::SampleOptions listed;
+    listed.timesteps = {400, 150, 25, 9, 3};
+    listed.etas = {1.0, 0.5, 0.0, 0.0, 0.0};
+    listed.t_start = 400;
+    listed.noise_scale = 0.84;
+    const diffusevae::Batch lists = sampler.sample(listed);
+    expect(lists.timesteps == listed.timesteps && lists.setting.timesteps == listed.timesteps, "listed timesteps");
+    expect(lists.setting.etas == listed.etas && !lists.setting.eta && !lists.setting.spacing, "listed eta");
+    expect(lists.setting.noise_scale == 0.84 && lists.setting.eps_scale == 1.0 && lists.setting.steps == 5, "scales");
     diffusevae::SampleOptions asking = short_run();
     asking.values = {"z", "recon"};
     asking.pixels = {"recon"};
@@ -130,6 +139,8 @@ void refusals(diffusevae::Sampler& sampler, const std::string& path) {
     refused("steps is -1", [](auto& options) { options.steps = -1; });
     refused("steps is 100000", [](auto& options) { options.steps = 100000; });
     refused("eta is 2", [](auto& options) { options.eta = 2; });
+    refused("steps is 4, but timesteps lists 1", [](auto& options) { options.timesteps = {5}; });
+    refused("eps_scale[0] is -1", [](auto& options) { options.eps_scales = {-1.0, 1.0, 1.0, 1.0}; });
     refused("temperature is -1", [](auto& options) { options.temperature = -1; });
     refused("variance is 'none'", [](auto& options) { options.variance = "none"; });
     refused("t_start is 5000", [](auto& options) { options.t_start = 5000; });
