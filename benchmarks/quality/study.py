@@ -119,7 +119,8 @@ class Study:
             return Run(self.sampler.decode(**self.sampler.draw(seed=seeds, prior=case.prior)), [], None)
         if case.peer is not None:
             peer = next(peer for peer in PEERS if peer.name == case.peer)
-            x, visited = chain(peer, Network(self.sampler, seeds), case.steps, case.t_start)
+            # Limited, or whole images from noise would saturate, which the engine's own chains are spared.
+            x, visited = chain(peer, Network(self.sampler, seeds, clip=True), case.steps, case.t_start)
             return Run(kernels.to_uint8(np.ascontiguousarray(x, np.float32)), visited, None)
         batch = self._sampler(case).sample(seed=seeds, prior=case.prior, **case.options)
         return Run(batch.images, [int(t) for t in batch.timesteps], asdict(batch.setting))
