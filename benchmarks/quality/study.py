@@ -71,8 +71,9 @@ class Study:
             return "found no settings fitted from noise, expected a bundle with some; give it with --noise-bundle"
         settings = self._sampler(case).bundle.manifest.fitted
         if settings is None or settings.get(case.steps) is None:
-            path = self._sampler(case).bundle.path
-            return f"{path}: found no fitted setting of {case.steps} calls; fit some with: {command('fit-setting', path)}"
+            sampler = self._sampler(case)
+            cure = _fit_noise(sampler) if case.curve == NOISE else command("fit-setting", sampler.bundle.path)
+            return f"{sampler.bundle.path}: found no fitted setting of {case.steps} calls; fit some with: {cure}"
         return None
 
     def measure(self, case: Case, samples: int, tick: Progress) -> dict[str, Any]:
