@@ -43,11 +43,20 @@ bench-serving: $(VENV)/.installed-test $(VENV)-triton/.installed
 	$(BIN)/python export/build_engines.py $(AVATARS) --out $(OUT)/avatars.bundle
 	$(TRITON) $(BIN)/python benchmarks/serving --bundle $(OUT)/avatars.bundle --out $(OUT)/serving.json --plot $(OUT)/serving.png
 
-quality: $(VENV)/.installed-benchmark
+# Fits settings first (half an hour); their scores are kept beside the bundles, so that a second run goes on from there.
+quality: $(VENV)/.installed-benchmark $(OUT)/train.npz
 	$(BIN)/python export/build_engines.py $(AVATARS) --out $(OUT)/avatars.bundle --precision f32 fp16 bf16 int8
 	$(BIN)/python export/build_engines.py examples/avatars/avatars-baseline.ckpt --out $(OUT)/avatars-baseline.bundle
-	$(BIN)/python benchmarks/quality --bundle $(OUT)/avatars.bundle --baseline $(OUT)/avatars-baseline.bundle --out $(OUT)/quality.json --plot $(OUT)/quality.png
+	rm -rf $(OUT)/avatars-noise.bundle
+	cp -R $(OUT)/avatars.bundle $(OUT)/avatars-noise.bundle
+	$(BIN)/python export/fit_setting.py $(OUT)/avatars.bundle --images $(OUT)/train.npz
+	$(BIN)/python export/fit_setting.py $(OUT)/avatars-noise.bundle --images $(OUT)/train.npz --start noise
+	$(BIN)/python export/fit_setting.py $(OUT)/avatars-baseline.bundle --images $(OUT)/train.npz
+	$(BIN)/python benchmarks/quality --bundle $(OUT)/avatars.bundle --noise-bundle $(OUT)/avatars-noise.bundle --baseline $(OUT)/avatars-baseline.bundle --heldout $(OUT)/heldout.npz --out $(OUT)/quality.json --plot $(OUT)/quality.png
 	$(BIN)/python benchmarks/quality/precisions.py --bundle $(OUT)/avatars.bundle --out $(OUT)/precisions.json --picture $(OUT)/precisions.png
+
+$(OUT)/train.npz: | $(VENV)/.installed-benchmark
+	$(BIN)/python examples/avatars/dataset.py --out $(OUT) --train 4000 --heldout 4000
 
 # On a machine with an NVIDIA GPU: builds for it, compares, times, writes a report. TENSORRT=tensorrt takes that library.
 TENSORRT ?= tensorrt_rtx

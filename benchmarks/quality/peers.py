@@ -41,10 +41,10 @@ PEERS = (
 
 
 class Network:
-    """The x0 that a bundle's network predicts for states of some seeds."""
+    """The x0 that a bundle's network predicts for states of some seeds; clip: limited as in the engine's own chains."""
 
-    def __init__(self, sampler: Sampler, seeds: Sequence[int]) -> None:
-        self.sampler, self.seeds = sampler, list(seeds)
+    def __init__(self, sampler: Sampler, seeds: Sequence[int], clip: bool = False) -> None:
+        self.sampler, self.seeds, self.clip = sampler, list(seeds), clip
         self.given = sampler.draw(seed=self.seeds) if sampler.bundle.manifest.drawn is not None else {}
         self.shape = sampler.bundle.manifest.pipeline.state.shape
         if sampler.bundle.manifest.pipeline.state.centre is not None:
@@ -53,9 +53,9 @@ class Network:
             )
 
     def x0(self, x: F32, t: int) -> F32:
-        """x0 [N, C, H, W] of a state at a timestep, not limited: a chain of one step without noise."""
+        """x0 [N, C, H, W] of a state at a timestep: a chain of one step without noise."""
         return self.sampler.sample(
-            seed=self.seeds, x_T=x, timesteps=[t], method="ddim", eta=0.0, clip=False, setting="plain", **self.given
+            seed=self.seeds, x_T=x, timesteps=[t], method="ddim", eta=0.0, clip=self.clip, setting="plain", **self.given
         ).x
 
     def start(self) -> F32:

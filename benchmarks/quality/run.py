@@ -110,8 +110,8 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"{inputs['samples']} samples a setting against {inputs['heldout']['images']} held-out images",
         f"fd: {metric['fd']}, on which settings are fitted; fd_second: {metric['fd_second']}, which has no part in that",
-        f"colour: Fréchet distance of {metric['colour_grid']}x{metric['colour_grid']} block means (lower is better)",
-        "precision: the share of samples among the real images; recall: of real images among the samples (higher is better)",
+        f"colour: the same of {metric['colour_grid']}x{metric['colour_grid']} block means; lower is better in all three",
+        "precision: the share of samples among the real images; recall: of real images among the samples",
         "ms_per_image: batch 1, seed to pixels; beside a scheduler of diffusers the engine's own chain of as many calls",
         f"{'setting':<56} calls" + "".join(heads),
     ]

@@ -71,8 +71,9 @@ class Study:
             return "found no settings fitted from noise, expected a bundle with some; give it with --noise-bundle"
         settings = self._sampler(case).bundle.manifest.fitted
         if settings is None or settings.get(case.steps) is None:
-            path = self._sampler(case).bundle.path
-            return f"{path}: found no fitted setting of {case.steps} calls; fit some with: {command('fit-setting', path)}"
+            sampler = self._sampler(case)
+            cure = _fit_noise(sampler) if case.curve == NOISE else command("fit-setting", sampler.bundle.path)
+            return f"{sampler.bundle.path}: found no fitted setting of {case.steps} calls; fit some with: {cure}"
         return None
 
     def measure(self, case: Case, samples: int, tick: Progress) -> dict[str, Any]:
@@ -119,7 +120,8 @@ class Study:
             return Run(self.sampler.decode(**self.sampler.draw(seed=seeds, prior=case.prior)), [], None)
         if case.peer is not None:
             peer = next(peer for peer in PEERS if peer.name == case.peer)
-            x, visited = chain(peer, Network(self.sampler, seeds), case.steps, case.t_start)
+            # Limited, or whole images from noise would saturate, which the engine's own chains are spared.
+            x, visited = chain(peer, Network(self.sampler, seeds, clip=True), case.steps, case.t_start)
             return Run(kernels.to_uint8(np.ascontiguousarray(x, np.float32)), visited, None)
         batch = self._sampler(case).sample(seed=seeds, prior=case.prior, **case.options)
         return Run(batch.images, [int(t) for t in batch.timesteps], asdict(batch.setting))

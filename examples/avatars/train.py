@@ -9,7 +9,7 @@
 Stage one fits the VAE. Stage two fits the DDPM of DiffuseVAE's formulation 1: eps(x_t, t, reconstruction), the condition
 dropped for one sample in ten so that classifier-free guidance works. The baseline is what the paper compares with: the
 same network, images seen and optimiser without the condition. `pack` writes the EMA weights of the stages that were run in
-the reference's key layout, with the setting that `make quality` recommended.
+the reference's key layout, with the setting given as --defaults.
 
 The shipped networks saw 115,000 images each like this, and then 95,000 more for the colour drift of few-step sampling:
     python examples/avatars/train.py diffuse  --data data --out runs --images 210000 --weighting few-step
