@@ -33,6 +33,9 @@ class Index:
     def __index__(self) -> int:
         return 7
 
+    def __repr__(self) -> str:
+        return "Index()"  # no address: the test has the same name in every process
+
 
 @pytest.mark.parametrize(
     ("seed", "expected"),
