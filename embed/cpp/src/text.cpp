@@ -93,9 +93,9 @@ bool is_printable(std::string_view utf8) {
     return true;
 }
 
-std::string in_quotes(std::string_view utf8) {
+std::string in_quotes(std::string_view utf8, size_t size) {
     std::string text = "'";
-    for (size_t at = 0, count = 0; at < utf8.size() && count <= kShown; ++count) {
+    for (size_t at = 0, count = 0; at < utf8.size() && count <= size; ++count) {
         const Character c = character_at(utf8, at);
         if (!c.sound || is_hidden(c.code)) {
             text += escaped(c);
@@ -105,7 +105,7 @@ std::string in_quotes(std::string_view utf8) {
         }
         at += c.bytes;
     }
-    return cut(text + "'", kShown);
+    return cut(text + "'", size);
 }
 
 std::string short_number(double value) {

@@ -17,8 +17,9 @@ bool is_printable(std::string_view utf8);
 // At most `size` characters of well-formed UTF-8, the last three then dots.
 std::string cut(std::string text, size_t size);
 
-// The text in quotes, everything that would garble a terminal escaped, cut to 80 characters.
-std::string in_quotes(std::string_view utf8);
+// The text in quotes, everything that would garble a terminal escaped, cut to `size` characters.
+std::string in_quotes(std::string_view utf8, size_t size = 80);
+constexpr size_t kPath = 4096;  // that much of a path, which is of no use when it is cut
 
 // "0.5", "1e-12": six digits, in any locale.
 std::string short_number(double value);

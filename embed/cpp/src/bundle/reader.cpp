@@ -91,7 +91,7 @@ Place locate(const std::string& asked) {
         if (const std::optional<Place> place = try_place(asked, candidate)) return *place;
     const std::string why = std::generic_category().message(errno);
     const char* const cure = "check the path, or build a bundle with: diffusevae build CKPT --out PATH";
-    refuse(Origin{in_quotes(asked), "", cure}, "", "nothing that can be read (" + why + ")", "a bundle folder");
+    refuse(Origin{in_quotes(asked, kPath), "", cure}, "", "nothing that can be read (" + why + ")", "a bundle folder");
 }
 
 std::string read_manifest_file(const std::string& folder, const Stores& stores) {
