@@ -68,22 +68,28 @@ class RunTimes:
     fixed: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))  # r
     call: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))  # s
     multiple: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))  # of r + K s that a run took
+    # Both found once for each run that is booked: a request asks for them once for every fitted setting.
+    _usual: tuple[float, float] = (0.0, 0.0)  # medians of r and s
+    _quantile: float = 0.0  # of the multiple
 
     def add(self, calls: int, timings: Timings) -> None:
         """Book a run of so many calls."""
         loop = timings.network_ms + timings.update_ms
         self.fixed.append(timings.total_ms - loop)
         self.call.append(loop / calls)
+        self._usual = statistics.median(self.fixed), statistics.median(self.call)
         self.multiple.append(timings.total_ms / self.usual(calls))
+        ordered = sorted(self.multiple)
+        self._quantile = ordered[min(len(ordered) - 1, math.ceil(QUANTILE * len(ordered)))]
 
     def usual(self, calls: int) -> float:
         """Milliseconds that half of all runs keep."""
-        return statistics.median(self.fixed) + calls * statistics.median(self.call)
+        fixed, call = self._usual
+        return fixed + calls * call
 
     def kept(self, calls: int) -> float:
         """Milliseconds that QUANTILE of all runs keep, as far as so few can tell."""
-        ordered = sorted(self.multiple)
-        return self.usual(calls) * ordered[min(len(ordered) - 1, math.ceil(QUANTILE * len(ordered)))]
+        return self.usual(calls) * self._quantile
 
 
 class Deadlines:
