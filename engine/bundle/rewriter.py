@@ -12,7 +12,7 @@ from engine.bundle.files import MANIFEST_FILE
 from engine.bundle.fitted import step_digest
 from engine.bundle.manifest import check_manifest, parse_manifest
 from engine.bundle.reader import read_manifest_file
-from engine.bundle.writer import flush_folder
+from engine.bundle.writer import flush_folder, plain_manifest, write_manifest
 from engine.errors import BundleError
 from engine.places import check_file
 
@@ -32,16 +32,13 @@ def write_fitted(
     target = Path(path) / MANIFEST_FILE
     data = read_manifest_file(Path(path))
     manifest = parse_manifest(data, str(target))
-    raw = json.loads(data)
+    raw: dict[str, Any] = json.loads(data)
     fitted = {"of": step_digest(manifest), "settings": list(settings), "record": dict(record)}
-    raw["fitted"] = fitted if settings else None
-    check_manifest(json.loads(json.dumps(raw, allow_nan=False)), str(target))
+    raw = plain_manifest(raw | {"fitted": fitted if settings else None}, target)
+    check_manifest(raw, str(target))
     part = target.with_name(f".{MANIFEST_FILE}.{os.getpid()}")
     try:
-        with open(part, "xb") as file:
-            file.write((json.dumps(raw, indent=1, ensure_ascii=False) + "\n").encode())
-            file.flush()
-            os.fsync(file.fileno())
+        write_manifest(part, raw)
         os.replace(part, target)
         flush_folder(target.parent)
     except OSError as error:

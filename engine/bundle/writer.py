@@ -92,7 +92,7 @@ def replacing(target: Path) -> Iterator[Path]:
     remove_stale(target)
 
 
-def _plain(manifest: Mapping[str, Any], target: Path) -> dict[str, Any]:
+def plain_manifest(manifest: Mapping[str, Any], target: Path) -> dict[str, Any]:
     """The manifest as plain JSON values, in a copy that may be changed."""
     try:
         return dict(json.loads(json.dumps(manifest, allow_nan=False)))
@@ -128,7 +128,7 @@ def _file_entries(raw: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _fill(folder: Path, target: Path, manifest: Mapping[str, Any], files: Mapping[str, Content]) -> None:
     """Write the files, then the manifest that describes exactly what was written."""
-    raw = _plain(manifest, target)
+    raw = plain_manifest(manifest, target)
     for entry in _entries(raw, files, target):
         size, sha256 = _write_file(folder / entry["file"], files[entry["file"]])
         for key, value in (("size", size), ("sha256", sha256)):
@@ -138,7 +138,12 @@ def _fill(folder: Path, target: Path, manifest: Mapping[str, Any], files: Mappin
                     f"hand over the file that the manifest describes, or leave {key} out"
                 )
     check_manifest(raw, str(target / MANIFEST_FILE))
-    _write_file(folder / MANIFEST_FILE, (json.dumps(raw, indent=1, ensure_ascii=False) + "\n").encode())
+    write_manifest(folder / MANIFEST_FILE, raw)
+
+
+def write_manifest(path: Path, raw: Mapping[str, Any]) -> None:
+    """Write and flush a manifest that was checked, as a file that is not there yet."""
+    _write_file(path, (json.dumps(raw, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def _write_file(path: Path, content: Content) -> tuple[int, str]:
