@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from engine.bundle.fields import Fields, refuse
 from engine.bundle.schema import read, take
-from engine.bundle.training import Defaults
+from engine.bundle.training import PLAIN, Defaults
 
 if TYPE_CHECKING:
     from engine.bundle.manifest import Manifest
@@ -19,7 +19,7 @@ class Fitted:
     """What `diffusevae fit-setting` wrote.
 
     of        SHA-256 of the step's graph that the settings were fitted on
-    settings  each with its timesteps listed, the counts all different
+    settings  the best first, each with its timesteps listed, the counts all different
     record    seeds, objective, scores, date, engine; not read by the engine
     """
 
@@ -64,8 +64,4 @@ def step_digest(manifest: Manifest) -> str:
 
 def as_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     """A setting of `fitted.settings`, as JSON has it, of the options that `Sampler.sample` takes."""
-    plain = {
-        "spacing": None, "rho": 7.0, "method": "ddim", "eta": 0.0, "t_start": None, "temperature": 1.0, "noise_scale": 1.0,
-        "eps_scale": 1.0, "guidance": 0.0,
-    }  # fmt: skip
-    return {"steps": len(options["timesteps"]), **plain, **options}
+    return {"steps": len(options["timesteps"]), "spacing": None, **PLAIN, **options}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from engine.argument_checks import Numbers
 from engine.bundle.fields import HEXADECIMAL, Fields
@@ -11,7 +11,7 @@ from engine.bundle.limits import MAX_T
 from engine.bundle.schema import read, take
 from engine.solver.schedule import Schedule
 from engine.solver.table import METHODS
-from engine.solver.timesteps import LEAST_RHO, MOST_RHO, SPACINGS
+from engine.solver.timesteps import LEAST_RHO, MOST_RHO, RHO, SPACINGS
 
 # Numbers of each recipe beside T, with their limits; "table" has betas instead.
 BETA = (1e-12, 0.999999)
@@ -52,6 +52,13 @@ class Defaults:
     noise_scale: Annotated[Numbers, Fields.numbers, 0.0, 100.0]
     eps_scale: Annotated[Numbers, Fields.numbers, 0.0, 100.0]
     guidance: Annotated[float, Fields.number, -100.0, 100.0]
+
+
+# Of a chain that nothing was said about, beside its steps and where they lie.
+PLAIN: dict[str, Any] = {
+    "rho": RHO, "method": "ddim", "eta": 0.0, "t_start": None, "temperature": 1.0, "noise_scale": 1.0, "eps_scale": 1.0,
+    "guidance": 0.0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

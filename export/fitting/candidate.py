@@ -55,8 +55,7 @@ class Candidate:
     def at(self, timesteps: Sequence[int]) -> Candidate | None:
         """The same with these timesteps; None where they are no chain, or the same one."""
         found = tuple(int(t) for t in timesteps)
-        falling = all(a > b for a, b in pairwise(found))
-        return replace(self, timesteps=found) if falling and found != self.timesteps else None
+        return replace(self, timesteps=found) if is_falling(found) and found != self.timesteps else None
 
     def scaled(self, name: str, step: float) -> Candidate | None:
         """With one of the two scales moved by `step` within its range; None where it cannot."""
@@ -95,5 +94,9 @@ def resampled(candidate: Candidate, log_snr: F64, count: int) -> Candidate | Non
     levels = np.append(log_snr[list(candidate.timesteps)], log_snr[0])
     places = np.linspace(0, len(levels) - 1, count + 1)
     found = nearest(log_snr, np.interp(places, np.arange(len(levels)), levels)[:-1])
-    falling = all(a > b for a, b in pairwise(found))
-    return replace(candidate, timesteps=tuple(found)) if falling else None
+    return replace(candidate, timesteps=tuple(found)) if is_falling(found) else None
+
+
+def is_falling(timesteps: Sequence[int]) -> bool:
+    """Whether these are the timesteps of a chain."""
+    return all(a > b for a, b in pairwise(timesteps))

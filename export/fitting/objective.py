@@ -6,7 +6,7 @@ Colour is the Fréchet distance of the means of each channel over a 4x4 grid, on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,6 @@ F64 = npt.NDArray[np.float64]
 CHUNK = 64  # images sampled at a time
 GRID = 4
 COLOUR_SLACK = 0.02  # above the colour distance of the start images, or of the training images among themselves
-Chunks = Callable[[Iterable[int]], Iterable[int]]
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,11 @@ class Score:
 class Reference:
     """What settings are measured against: training images uint8 [N, H, W, C] on features, and their colours."""
 
-    def __init__(self, features: Features, images: U8, chunks: Chunks = iter) -> None:
+    def __init__(self, features: Features, images: U8) -> None:
         if len(images) < 4:
             raise ArgumentError(f"images holds {len(images)}; expected a few hundred training images")
         self.features, self.images = features, images
-        parts = [features(images[begin : begin + CHUNK]) for begin in chunks(range(0, len(images), CHUNK))]
-        self.moments = moments(np.concatenate(parts))
+        self.moments = moments(features(images))
         self.colours = moments(colour_means(images))
 
 
@@ -61,10 +59,10 @@ class Objective:
         self.sampler, self.reference, self.seeds = sampler, reference, list(seeds)
         self.bound = self._floor(reference.images, image) + COLOUR_SLACK
 
-    def score(self, options: dict[str, Any], chunks: Chunks = iter) -> Score:
+    def score(self, options: dict[str, Any]) -> Score:
         """Sample every seed with these options of `Sampler.sample`."""
         extracted, colours = [], []
-        for begin in chunks(range(0, len(self.seeds), CHUNK)):
+        for begin in range(0, len(self.seeds), CHUNK):
             images = self.sampler.sample(seed=self.seeds[begin : begin + CHUNK], **options).images
             extracted.append(self.reference.features(images))
             colours.append(colour_means(images))

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from engine.bundle.training import PLAIN
 from engine.errors import ArgumentError, CheckpointError, did_you_mean
 from engine.solver.levels import FIXED_VARIANCES
 from engine.solver.prediction import PREDICTIONS
-from engine.solver.timesteps import RHO
 from export.read.evidence import Claims, Facts, first, settle
 
-DEFAULTS: dict[str, Any] = {
-    "steps": 10, "timesteps": None, "spacing": "uniform", "rho": RHO, "method": "ddim", "eta": 0.0, "t_start": None,
-    "temperature": 1.0, "noise_scale": 1.0, "eps_scale": 1.0, "guidance": 0.0,
-}  # fmt: skip
+DEFAULTS: dict[str, Any] = {"steps": 10, "timesteps": None, "spacing": "uniform", **PLAIN}
 
 
 def prediction(claims: Claims[str], origins: dict[str, str]) -> str:
