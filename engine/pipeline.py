@@ -35,6 +35,8 @@ from engine.solver.table import Schedule, StepTable, build_step_table
 Seeds = npt.NDArray[np.uint64]
 Arrays = dict[str, npt.NDArray[Any]]
 
+KEPT_TABLES = 16  # of the last settings: enough for a server's few
+
 
 def table_of(manifest: Manifest, schedule: Schedule, setting: Setting) -> StepTable:
     """The rows of a setting for a bundle; `schedule` is `manifest.schedule.schedule()`, kept where tables are made often."""
@@ -68,6 +70,7 @@ class Pipeline:
         self.manifest = self.bundle.manifest
         self.spec = self.manifest.pipeline
         self.schedule = self.manifest.schedule.schedule()
+        self._tables: dict[str, StepTable] = {}
         with undo(backend.close):
             # The calls around the loop of verbs without a chain (encode, decode) run on the host on every backend.
             self._host = HostChain(backend)
@@ -97,6 +100,15 @@ class Pipeline:
     def table(self, setting: Setting, *, noised_image: bool = False) -> StepTable:
         """The rows of `setting`; with `noised_image` and no t_start, from the image noised to the first of the listed
         timesteps, or to T - 1."""
+        key = f"{setting} {noised_image}"  # not the setting itself: 5 and 5.0 are equal, but only one is a number of steps
+        table = self._tables.get(key)
+        if table is None:
+            table = self._tables[key] = self._made_table(setting, noised_image)
+            if len(self._tables) > KEPT_TABLES:
+                del self._tables[next(iter(self._tables))]
+        return table
+
+    def _made_table(self, setting: Setting, noised_image: bool) -> StepTable:
         table = table_of(self.manifest, self.schedule, setting)
         if not noised_image or setting.t_start is not None:
             return table

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -121,7 +121,7 @@ def setting_of(manifest: Manifest, options: Mapping[str, Any], *, has_image: boo
     recorded = manifest.defaults
     if fitted := _fitted(manifest, given, options.get("setting")):
         recorded, given["steps"] = fitted, None
-    setting = checks.resolve_setting(asdict(recorded), manifest.variance, given, clip=options.get("clip", True))
+    setting = checks.resolve_setting(vars(recorded), manifest.variance, given, clip=options.get("clip", True))
     if setting.guidance != 0.0 and not manifest.pipeline.guided:
         raise ArgumentError(
             f"guidance is {setting.guidance:g}, but nothing that this bundle's network is fed has a null to be guided by; "

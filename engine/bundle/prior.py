@@ -13,6 +13,7 @@ integers: the same component in any language.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import NoReturn
@@ -52,6 +53,7 @@ class Prior:
         """Numbers in one sample of the input."""
         return int(self.means.shape[1])
 
+    @functools.cached_property
     def thresholds(self) -> npt.NDArray[np.uint64]:
         """A word below the k-th chooses component k or an earlier one, [K]; the last is 2**32."""
         total = np.cumsum(self.weights.astype(np.float64))
@@ -60,7 +62,7 @@ class Prior:
 
     def choose(self, seeds: Seeds) -> npt.NDArray[np.intp]:
         """The component of each seed, [N]."""
-        return np.searchsorted(self.thresholds(), noises.prior_words(seeds), side="right")
+        return np.searchsorted(self.thresholds, noises.prior_words(seeds), side="right")
 
     def draw(self, seeds: Seeds) -> F32:
         """A draw for each seed, float32 [N, D]: the same in any batch."""

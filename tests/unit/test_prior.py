@@ -99,7 +99,7 @@ class TestDraw:
 
     def test_thresholds_are_whole_words(self) -> None:
         prior = mixture(4)
-        ends = prior.thresholds()
+        ends = prior.thresholds
         assert ends.dtype == np.uint64
         assert np.abs(ends.astype(np.float64) / 2**32 - [0.1, 0.3, 0.6, 1.0]).max() < 1e-7
         assert ends[-1] == 2**32, "every word must choose a component"

@@ -10,12 +10,14 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from engine import Bundle, Cancelled, NumericsError, SamplerStateError, StepInfo, backends
+from engine import ArgumentError, Bundle, Cancelled, NumericsError, SamplerStateError, StepInfo, backends
 from engine.backends.host import KEPT_SHAPES
+from engine.pipeline import KEPT_TABLES
 from tests import toy
 from tests.samplers import EACH_BACKEND, SIZE, Z_DIM, open_toy, watch_graph
 
@@ -273,3 +275,23 @@ def test_sampling_never_imports_torch() -> None:
     )
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == ""
+
+
+class TestKeptTables:
+    """A pipeline keeps the tables of its last settings."""
+
+    def test_a_setting_that_is_kept_gives_the_same_bits_as_one_made_anew(self) -> None:
+        with open_toy("form1") as sampler:
+            first = sampler.sample(2, steps=5, seed=1)
+            assert np.array_equal(sampler.sample(2, steps=5, seed=1).x, first.x)
+            for steps in range(6, 6 + KEPT_TABLES):
+                sampler.sample(1, steps=steps)
+            assert len(sampler._pipeline._tables) == KEPT_TABLES
+            assert np.array_equal(sampler.sample(2, steps=5, seed=1).x, first.x)
+
+    @pytest.mark.parametrize("equal", [1.0, True])
+    def test_what_equals_a_kept_number_is_refused_all_the_same(self, equal: Any) -> None:
+        with open_toy("form1") as sampler:
+            sampler.sample(1, steps=1, spacing="linspace")
+            with pytest.raises(ArgumentError, match="steps"):
+                sampler.sample(1, steps=equal, spacing="linspace")
