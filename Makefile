@@ -70,10 +70,10 @@ $(VENV)/.installed-%: setup.py pyproject.toml $(wildcard kernels/*.py engine/ker
 	touch $@
 
 # What the server runs in, without torch. Its program comes in NVIDIA's Python wheel, whose Python backend needs an older numpy
-# than we do and whose own requirements we do not need.
+# than we do and whose own requirements we do not need. The kernels are in the tree, compiled for the first environment.
 $(VENV)-triton/.installed: $(VENV)/.installed-test
 	test -x $(VENV)-triton/bin/python || $(PYTHON) -m venv $(VENV)-triton
-	$(VENV)-triton/bin/python -m pip install --quiet --disable-pip-version-check -e . "numpy<2"
+	DIFFUSEVAE_KERNELS=numpy $(VENV)-triton/bin/python -m pip install --quiet --disable-pip-version-check -e . "numpy<2"
 	$(VENV)-triton/bin/python -m pip install --quiet --disable-pip-version-check --no-deps nvidia-pytriton==0.7.0
 	touch $@
 

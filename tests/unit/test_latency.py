@@ -80,7 +80,7 @@ def golden_task(golden_bundle: GoldenBundle, name: str) -> Task:
     return Task(path, path.with_suffix(".ckpt"), golden_models.build_options(name), steps=3, threads=1)
 
 
-@pytest.mark.parametrize("name", golden_models.NAMES)
+@pytest.mark.parametrize("name", ["form1_zcond", "form2", "uncond"])
 def test_the_torch_contestant_makes_the_engines_images(golden_bundle: GoldenBundle, name: str) -> None:
     task = golden_task(golden_bundle, name)
     ours, theirs = EngineRunner(ORT, task), TorchRunner(TORCH, task)
@@ -240,7 +240,7 @@ def test_a_batch_that_would_take_too_long_is_left_out_and_told(golden_bundle: Go
     assert "longer than --longest 0.001" in model["left_out"][0]["reason"]
 
 
-@pytest.mark.parametrize("name", ["form1", "form1_zcond", "uncond"])
+@pytest.mark.parametrize("name", ["form1_zcond", "uncond"])
 def test_a_plain_export_makes_the_engines_images(name: str, golden_bundle: GoldenBundle, tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="the package torch is not installed")
     task = golden_task(golden_bundle, name)
