@@ -13,13 +13,17 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.latency import beside, bundles, calls, duel, plots, report, run, targets, work
+from benchmarks.latency import beside, bundles, calls, deadlines, duel, plots, report, run, targets, work
 from benchmarks.latency.contestants import EngineRunner, TorchRunner
 from benchmarks.latency.field import BY_NAME, CONTESTANTS, Contestant, Run, Task, skip_reason
 from benchmarks.latency.plain import PlainRunner, export_plain
 from benchmarks.machine import BenchmarkError, machine_facts
+from engine import Sampler
+from engine.bundle.fitted import as_defaults
 from engine.bundle.reader import Bundle
+from engine.bundle.rewriter import write_fitted
 from engine.processor import Processor
+from export.fitting.objective import colour_means
 from tests import golden_models, toy
 
 jsonschema = pytest.importorskip("jsonschema", reason="the package jsonschema is not installed")
@@ -127,6 +131,33 @@ def test_latency_beside_a_busy_process_is_what_its_schema_promises(golden_bundle
     assert pressed["times_alone"]["p50"] == pytest.approx(pressed["step_ms"]["p50"] / alone["step_ms"]["p50"], abs=1e-3)
     assert result["goals"] == []  # the native engine did not run
     assert "left out: native bf16: no engine" in beside.table(result)
+
+
+def test_budgets_beside_a_busy_process_are_what_their_schema_promises(tmp_path: Path) -> None:
+    path = toy.build_bundle(tmp_path / "fitted.bundle")
+    chains = {5: [400, 244, 111, 38, 9], 1: [300]}
+    write_fitted(path, [as_defaults({"timesteps": chain, "t_start": chain[0]}) for chain in chains.values()], {})
+    with Sampler(path, "onnxruntime", "f32", threads=1) as sampler:
+        times = deadlines.run_times(sampler, repeats=2)
+        assert list(times) == [5, 1]
+        rows = deadlines.measure(sampler, (1e-3, 1e6), (0, 1), 3, lambda _: None)
+        heldout = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
+        results = deadlines.compare(rows, times, deadlines.Distances(sampler, heldout, colour_means, 3))
+        assert [(row["busy"], row["promised"], row["kept_share"]) for row in results] == [
+            (0, 0, None), (0, 3, 1.0), (1, 0, None), (1, 3, 1.0)
+        ]  # fmt: skip
+        assert [row["steps"] for row in results[:2]] == [{"1": 3}, {"5": 3}]  # the fastest without a promise, else the best
+        assert all(row["fd"] == row["fixed_fd"] for row in results), "one setting served all, which is the nearest too"
+    result = {
+        "format": "diffusevae-deadlines", "format_version": 1, "date": "now", "machine": FACTS, "model": "toy",
+        "backend": "onnxruntime", "precision": "f32", "threads": 1, "requests": 3, "metric": None,
+        "alone_ms": {str(steps): mean for steps, mean in times.items()}, "results": results,
+        "goals": deadlines.judge(results),
+    }  # fmt: skip
+    check_schema("deadlines", result)
+    assert "2 of 2 rows keep 99%" in deadlines.table(result)
+    late = deadlines.Row(1, 5.0, [4.0, 6.0], [5, 5], [True, True], np.zeros((2, 1, 1, 3), np.uint8))
+    assert [goal["good"] for goal in deadlines.judge([late.figures()])] == [False]
 
 
 def test_goals_beside_busy_processes_are_judged_by_ratios() -> None:
