@@ -128,8 +128,8 @@ class StepInfo:
     pixels_of: Callable[[F32], U8] = field(repr=False)  # of a state
 
     def images(self) -> U8:
-        """x0 as pixels, uint8 [n, H, W, C], the caller's own; the pipeline's graphs after the loop (a decoder, say) run for it.
-        To be called from within the callback."""
+        """x0 as pixels, uint8 [n, H, W, C], the caller's own; the pipeline's graphs after the loop (a decoder, say) run for
+        it. To be called from within the callback."""
         return self.pixels_of(self.x0)
 
 
