@@ -99,4 +99,4 @@ def test_a_model_without_previews_has_no_such_outputs(tmp_path: Path) -> None:
     with loading(tmp_path) as start:
         plain = start()
         request = Request([*ALL, "recon"], seed=ints(1), steps=int32(3))
-        assert list(plain.answer(request)[0].arrays()) == ["image", "recon"]
+        assert set(plain.answer(request)[0].arrays()) == {"image", "recon"}
