@@ -13,6 +13,7 @@ import statistics
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from threading import Lock
 from time import perf_counter
 from typing import Any
 
@@ -68,6 +69,7 @@ class RunTimes:
     fixed: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))  # r
     call: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))  # s
     multiple: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))  # of r + K s that a run took
+    _lock: Lock = field(default_factory=Lock)  # clones book their runs in threads of their own
     # Both found once for each run that is booked: a request asks for them once for every fitted setting.
     _usual: tuple[float, float] = (0.0, 0.0)  # medians of r and s
     _quantile: float = 0.0  # of the multiple
@@ -75,12 +77,13 @@ class RunTimes:
     def add(self, calls: int, timings: Timings) -> None:
         """Book a run of so many calls."""
         loop = timings.network_ms + timings.update_ms
-        self.fixed.append(timings.total_ms - loop)
-        self.call.append(loop / calls)
-        self._usual = statistics.median(self.fixed), statistics.median(self.call)
-        self.multiple.append(timings.total_ms / self.usual(calls))
-        ordered = sorted(self.multiple)
-        self._quantile = ordered[min(len(ordered) - 1, math.ceil(QUANTILE * len(ordered)))]
+        with self._lock:
+            self.fixed.append(timings.total_ms - loop)
+            self.call.append(loop / calls)
+            self._usual = statistics.median(self.fixed), statistics.median(self.call)
+            self.multiple.append(timings.total_ms / self.usual(calls))
+            ordered = sorted(self.multiple)
+            self._quantile = ordered[min(len(ordered) - 1, math.ceil(QUANTILE * len(ordered)))]
 
     def usual(self, calls: int) -> float:
         """Milliseconds that half of all runs keep."""
@@ -93,11 +96,11 @@ class RunTimes:
 
 
 class Deadlines:
-    """The promises of one Sampler. `times` may be shared by its clones: they run the same weights in as many threads."""
+    """The promises of one Sampler. Its clones share `times`: they run the same weights in as many threads."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, times: dict[tuple[int, int], RunTimes] | None = None) -> None:
         self.pipeline, self.manifest = pipeline, pipeline.manifest
-        self.times: dict[tuple[int, int], RunTimes] = {}
+        self.times = {} if times is None else times
 
     def sample(self, budget: Budget, options: Mapping[str, Any], n: int | None, progress: bool) -> Batch:
         """A batch within the budget. DeadlineError where no fitted setting can keep it."""
@@ -112,13 +115,13 @@ class Deadlines:
             setting = resolve.setting_of(self.manifest, {**options, "steps": chosen.steps})
             setting = replace(setting, prior=request.setting.prior)
             request = replace(request, setting=setting, table=self.pipeline.table(setting))
-        watcher = _Watcher(request.watch, began, budget.milliseconds) if budget.anytime else None
-        batch = self.pipeline.run(request if watcher is None else replace(request, watch=watcher), progress)
         calls = len(request.table.rows)
-        if watcher is None or watcher.calls == calls:
+        watcher = _Watcher(request.watch, began, budget.milliseconds, calls)
+        batch = self.pipeline.run(replace(request, watch=watcher) if budget.anytime else request, progress)
+        done = watcher.done
+        if done == calls:
             times.add(calls, batch.timings)
         took = 1e3 * (perf_counter() - began)
-        done = calls if watcher is None else watcher.calls
         promise = Deadline(budget.milliseconds, times.kept(calls), took, calls, done)
         return replace(batch, deadline=promise)
 
@@ -148,7 +151,7 @@ class Deadlines:
                 timings = self.pipeline.run(replace(probe, setting=of, table=table)).timings
                 if index:  # the first run of a shape may pay for a runtime's preparation
                     times.add(len(table.rows), timings)
-            self.times[key] = times
+            self.times.setdefault(key, times)  # those of another clone, if it was faster, stay
         return self.times[key]
 
     def _choose(self, budget: Budget, settings: tuple[Defaults, ...], times: RunTimes, n: int) -> Defaults:
@@ -162,24 +165,25 @@ class Deadlines:
             f"budget_ms is {budget.milliseconds:g}, which no fitted setting keeps here: found {fastest.steps} "
             f"{'call' if fastest.steps == 1 else 'calls'} for {n} {'image' if n == 1 else 'images'} in "
             f"{times.kept(fastest.steps):.3g} ms (99 of 100 runs; half of them in {times.usual(fastest.steps):.3g}); "
-            "expected no more than the budget. Pass at_most=True to take that, ask for fewer images at a time, or raise the "
-            "budget."
+            "expected no more than the budget. Take that with at_most, ask for fewer images at a time, or raise the budget."
         )
 
 
 class _Watcher:
     """Ends a chain where another call would end after the budget; the last prediction is the image then."""
 
-    def __init__(self, callback: Watch | None, began: float, budget_ms: float) -> None:
+    def __init__(self, callback: Watch | None, began: float, budget_ms: float, calls: int) -> None:
         self.callback, self.began, self.budget_ms = callback, began, budget_ms
-        self.calls, self.last = 0, began
+        self.last = began
+        self.done = calls  # that every sample had
 
     def __call__(self, info: StepInfo) -> object:
         now = perf_counter()
         step, self.last = now - self.last, now
-        if info.first == 0:
-            self.calls = info.step + 1
         answer = self.callback(info) if self.callback is not None else None
         late = 1e3 * (now + step - self.began) > self.budget_ms
-        return answer or (FINISH if late and info.step + 1 < info.steps else None)
+        if answer or not late or info.step + 1 == info.steps:
+            return answer
+        self.done = min(self.done, info.step + 1)
+        return FINISH
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Any
@@ -125,7 +126,7 @@ class StepInfo:
 
     `x` (x_{t-1}) and `x0` (this row's prediction of it) are read-only float32 [n, C, H, W] views of
     buffers that the next step overwrites: copy what you keep. `first` is the index in the batch of the first
-    of the n samples (a large batch runs in chunks).
+    of the n samples (a large batch runs in chunks). `images()` makes a preview of x0.
     """
 
     step: int
@@ -133,7 +134,13 @@ class StepInfo:
     timestep: int
     x: F32
     x0: F32
-    first: int = 0
+    first: int
+    pixels_of: Callable[[F32], U8] = field(repr=False)  # of a state
+
+    def images(self) -> U8:
+        """x0 as pixels, uint8 [n, H, W, C], the caller's own; the pipeline's graphs after the loop (a decoder, say) run for
+        it. To be called from within the callback."""
+        return self.pixels_of(self.x0)
 
 
 @dataclass(frozen=True)

@@ -340,7 +340,7 @@ class Sampler:
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         twin._pipeline = self._pipeline.clone()
-        twin._deadlines = Deadlines(twin._pipeline)
+        twin._deadlines = Deadlines(twin._pipeline, self._deadlines.times)
         twin._lock = threading.Lock()
         return twin
 
@@ -406,6 +406,7 @@ class Sampler:
             return
         self._pipeline.backend.enter_child()
         self._lock, self._process = threading.Lock(), os.getpid()
+        self._deadlines = Deadlines(self._pipeline)
 
     def _check_open(self) -> None:
         if self._closed:

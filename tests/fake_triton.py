@@ -89,6 +89,7 @@ class Request:
         self._inputs = {name: Tensor(name, array) for name, array in inputs.items()}
         self._outputs, self.is_cancelled = list(outputs), cancelled
         self.sent: list[InferenceResponse] = []
+        self.final = False
 
     def inputs(self) -> list[Tensor]:
         return list(self._inputs.values())
@@ -99,9 +100,10 @@ class Request:
     def get_response_sender(self) -> Request:
         return self
 
-    def send(self, response: InferenceResponse, flags: int) -> None:
-        """What the sender does: one response, the only and last, unless the model is decoupled."""
-        assert (self.sent, flags) == ([], COMPLETE_FINAL)
+    def send(self, response: InferenceResponse, flags: int = 0) -> None:
+        """What the sender does: any number of responses, and nothing after the final one."""
+        assert not self.final
+        self.final = flags == COMPLETE_FINAL
         self.sent.append(response)
 
 

@@ -32,9 +32,10 @@ class Served:
         return self.model._sampler
 
     def answer(self, *requests: Request) -> list[Any]:
-        responses = self.model.execute(requests)
-        assert [response is None for response in responses] == [bool(request.sent) for request in requests]
-        return [response or request.sent[0] for request, response in zip(requests, responses, strict=True)]
+        """The last or only response to each."""
+        responses = self.model.execute(requests) or [None] * len(requests)
+        assert [response is None for response in responses] == [request.final for request in requests]
+        return [response or request.sent[-1] for request, response in zip(requests, responses, strict=True)]
 
     def one(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         found: dict[str, np.ndarray] = self.answer(Request(**inputs))[0].arrays()

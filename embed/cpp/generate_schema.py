@@ -14,7 +14,7 @@ from typing import Any
 FOLDER = Path(__file__).resolve().parent / "src" / "bundle"
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from engine import resolve  # noqa: E402
+from engine import deadline, resolve  # noqa: E402
 from engine.bundle import engines, fields, files, fitted, graphs, inputs, limits, manifest, pipeline, tensors, training  # noqa: E402
 from engine.bundle.schema import Entry, entries  # noqa: E402
 from engine.solver import levels, table, timesteps  # noqa: E402
@@ -23,7 +23,7 @@ NAMES = {  # numbers, texts, and lists of words
     limits: " ".join(name for name in vars(limits) if name.isupper()), manifest: "FORMAT", files: "MANIFEST_FILE",
     fields: "HEXADECIMAL", tensors: "BATCH", pipeline: "X E VARIANCE ROWS TIMESTEPS IMAGE STEPS",
     graphs: "SAMPLER PRECISIONS", inputs: "RESERVED", table: "METHODS PREDICTIONS", levels: "LEARNED_RANGE VARIANCES",
-    resolve: "SETTINGS", timesteps: "SPACINGS RHO LEAST_RHO MOST_RHO",
+    resolve: "SETTINGS", deadline: "QUANTILE WINDOW PROBES", timesteps: "SPACINGS RHO LEAST_RHO MOST_RHO",
 }  # fmt: skip
 SPECS = (
     tensors.TensorSpec, inputs.InputSpec, files.FileSpec, graphs.Parity, graphs.GraphSpec, pipeline.StateSpec,

@@ -7,7 +7,7 @@ solver, prediction and guidance runs through these lines.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import cast
 
@@ -22,7 +22,7 @@ from engine.backends.workspace import Workspace
 from engine.bundle.pipeline import ROWS, TIMESTEPS, VARIANCE, CallSpec, E, X
 from engine.errors import Cancelled, NumericsError
 from engine.request import FINISH, Outcome, Request
-from engine.result import F32, StepInfo, Timings
+from engine.result import F32, U8, StepInfo, Timings
 from engine.solver import noise as noises
 from engine.solver.table import StepTable
 
@@ -112,6 +112,10 @@ class HostChain:
             values.update(self.call(call, values))
         return cast(F32, values[self.pipeline.image])
 
+    def _pixels(self, values: Arrays, x: F32) -> U8:
+        """A state as the images that the pipeline makes of it, in an array of their own."""
+        return kernels.to_uint8(np.ascontiguousarray(self._after(values, x)))
+
     def _results(self, request: Request, values: Arrays) -> Arrays:
         start = self.pipeline.state.start
         return {name: array for name, array in values.items() if name in request.inputs or name == start}
@@ -176,7 +180,7 @@ class HostChain:
             timings.update_ms += 1e3 * (perf_counter() - answered)
             if not finite:
                 raise self._not_finite(table, i)
-            if request.watch is not None and report(request, i, int(t), work):
+            if request.watch is not None and report(request, i, int(t), work, lambda x0: self._pixels(values, x0)):
                 np.copyto(work.x, cast(F32, work.x0))
                 break
 
@@ -242,7 +246,7 @@ def active_lanes(table: StepTable, i: int) -> int:
     return int(table.weights.shape[1]) if table.weights[i, 1:].any() else 1
 
 
-def report(request: Request, i: int, t: int, work: Workspace) -> bool:
+def report(request: Request, i: int, t: int, work: Workspace, pixels_of: Callable[[F32], U8]) -> bool:
     """Show a finished row to the watcher; stop when it says so. Whether it wants this row's x0 for the result."""
     assert request.watch is not None
     assert work.x0 is not None
@@ -250,7 +254,7 @@ def report(request: Request, i: int, t: int, work: Workspace) -> bool:
     for view in views:
         view.flags.writeable = False
     steps = len(request.table.rows)
-    answer = request.watch(StepInfo(i, steps, t, *views, first=request.first))
+    answer = request.watch(StepInfo(i, steps, t, *views, request.first, pixels_of))
     if answer and answer is not FINISH:
         raise Cancelled(
             f"The callback stopped the run after step {i + 1} of {steps} (timestep {t}). "

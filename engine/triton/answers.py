@@ -8,23 +8,33 @@ from typing import Any
 import numpy as np
 
 from engine.errors import ArgumentError, Cancelled, DeadlineError, EngineError
+from engine.result import StepInfo
 from engine.triton.samples import Ask, Reader
-from engine.triton.tensors import KEPT, TOOK
+from engine.triton.tensors import FINAL, IMAGE, KEPT, STEP, TIMESTEP, TOOK
 
 Rows = dict[str, np.ndarray]  # an output's name: an array of a whole run, one row a sample
 CANCELLED = "The client cancelled this request before its images were finished; nothing is wrong with it. Ask again."
 
 
-class Answer:
-    """One request on its way to a response; `arrived` is when, by `perf_counter`."""
+def progress(n: int, step: int, timestep: int, *, final: bool) -> Rows:
+    """The outputs that say which step a response is of, [n, 1] each."""
+    told: dict[str, Any] = {STEP: np.int32(step), TIMESTEP: np.int32(timestep), FINAL: np.bool_(final)}
+    return {name: np.full((n, 1), value) for name, value in told.items()}
 
-    def __init__(self, request: Any, reader: Reader, server: Any, arrived: float) -> None:
+
+class Answer:
+    """One request on its way to a response; `arrived` is when, by `perf_counter`; `streams`: of a model with previews."""
+
+    def __init__(self, request: Any, reader: Reader, server: Any, arrived: float, streams: bool) -> None:
         self.request = request
         self.server = server
         self.arrived = arrived
+        self.streams = streams
         self.sent = False
         self.kept: bool | None = None  # whether it kept all its budgets, once its response is made
         self._taken = 0
+        self._shown = -1  # the last step that was sent
+        self._previews: dict[int, dict[int, np.ndarray]] = {}  # a step's images by sample, until all are there
         self.ask: Ask | None = None
         self.error: EngineError | None = None
         self.results: dict[str, np.ndarray] = {}
@@ -65,9 +75,38 @@ class Answer:
         """Milliseconds since the request arrived."""
         return 1e3 * (perf_counter() - self.arrived)
 
+    @property
+    def at_once(self) -> bool:
+        """Whether the response leaves while other requests of the call still run."""
+        return self.streams or (self.ask is not None and bool(self.ask.budgets))
+
+    def show(self, info: StepInfo, index: int, image: np.ndarray) -> None:
+        """Take sample `index` of a step's preview, and send that when it is whole.
+
+        A large batch runs in chunks, and a run in which another request broke the network comes again: what was sent is not
+        sent twice.
+        """
+        if self.ask is None or info.step <= self._shown or self.error is not None:
+            return
+        found = self._previews.setdefault(info.step, {})
+        found[index] = image
+        if len(found) < len(self.ask) or self.cancelled():
+            return
+        rows = {IMAGE: np.stack([found[i] for i in range(len(found))])}
+        rows |= progress(len(found), info.step, info.timestep, final=False)
+        tensors = [self.server.Tensor(name, array) for name, array in rows.items() if name in self.ask.wanted]
+        self.request.get_response_sender().send(self.server.InferenceResponse(tensors))
+        self._shown = info.step
+        del self._previews[info.step]
+
     def send_if_complete(self) -> None:
         """Send the response now, while other requests of the call still run, where nothing of it is missing."""
-        if not self.sent and self.ask is not None and (self.error is not None or self._taken == len(self.ask)):
+        if self.error is not None or (self.ask is not None and self._taken == len(self.ask)):
+            self.send()
+
+    def send(self) -> None:
+        """Send the response, unless it was sent."""
+        if not self.sent:
             final = self.server.TRITONSERVER_RESPONSE_COMPLETE_FINAL
             self.request.get_response_sender().send(self.response(), flags=final)
             self.sent = True

@@ -25,6 +25,7 @@ from engine.triton.serving import KINDS, Serving
 @click.option("--precision", default="auto", show_default=True, help="As for `diffusevae sample`.")
 @click.option("--max-steps", type=int, help="Most steps that a request may ask for; default: 100 or what is recorded.")
 @click.option("--max-queue", default=0, show_default=True, help="Requests that may wait; more are refused. 0: any number.")
+@click.option("--previews", is_flag=True, help="Stream a preview of each step (decoupled: clients use gRPC streams).")
 @click.option("--replace", is_flag=True, help="Replace a model of this name that this command wrote.")
 @click.option("--allow-links", metavar="STORE", multiple=True, help="As for `diffusevae sample`; again for each.")
 def triton_repo(bundle: str, out: str, replace: bool, allow_links: tuple[str, ...], **given: Any) -> None:
@@ -43,7 +44,7 @@ def report(written: Written, out: str) -> None:
     click.echo(
         f"{written.model}: backend {settled.backend}, precision {settled.precision}, "
         f"{settled.instances} x {settled.kind} with {threads}, batches of up to {settled.max_batch} within "
-        f"{settled.delay_us} us, at most {settled.max_steps} steps"
+        f"{settled.delay_us} us, at most {settled.max_steps} steps{', previews' if settled.previews else ''}"
     )
     if written.graph is not None:
         click.echo(f"{written.graph}: the whole sampler as {written.graph_platform}, for servers without this package")

@@ -18,7 +18,7 @@ from engine.deadline import Budget
 from engine.errors import Cancelled, DeadlineError, EngineError, NumericsError
 from engine.result import Batch, StepInfo
 from engine.sampler import Sampler
-from engine.triton.answers import Answer, Rows
+from engine.triton.answers import Answer, Rows, progress
 from engine.triton.samples import Ask
 from engine.triton.tensors import CALLS, IMAGE, starts_from_pixels
 
@@ -36,9 +36,10 @@ class Member:
 
     @property
     def kind(self) -> Any:
-        """What two samples must have in common to run at once: the setting or budget, and the given inputs' shapes."""
+        """What two samples must have in common to run at once: the setting or budget, the given inputs' shapes, and whether
+        previews are made, so that none waits for those of others."""
         shapes = tuple((name, array.shape[1:]) for name, array in self.ask.inputs.items())
-        return self.ask.options[self.index], self.budget, shapes
+        return self.ask.options[self.index], self.budget, shapes, self.ask.previews
 
     @property
     def budget(self) -> Budget | None:
@@ -49,7 +50,7 @@ class Member:
 def run_all(sampler: Sampler, answers: Sequence[Answer], log: Log) -> int:
     """Run every sample of these requests; each answer has its results or an error afterwards. How many runs it took.
 
-    The tightest budgets come first, and an answer with budgets is sent at once: it need not wait for the others' runs.
+    The tightest budgets come first, and an answer that may be sent by itself does not wait for the others' runs.
     """
     groups: dict[Any, list[Member]] = {}
     for answer in answers:
@@ -60,7 +61,7 @@ def run_all(sampler: Sampler, answers: Sequence[Answer], log: Log) -> int:
     runs = 0
     for members in sorted(groups.values(), key=_milliseconds):
         runs += run_group(sampler, members, log)
-        for answer in dict.fromkeys(member.answer for member in members if member.budget is not None):
+        for answer in dict.fromkeys(member.answer for member in members if member.answer.at_once):
             answer.send_if_complete()
     return runs
 
@@ -74,7 +75,7 @@ def run_group(sampler: Sampler, members: Sequence[Member], log: Log) -> int:
     """Run samples of one kind at once; an input that breaks the network costs only the request that sent it."""
     members = [member for member in members if member.answer.error is None]
     answers = list(dict.fromkeys(member.answer for member in members))
-    watch = Watch(answers, log)
+    watch = Watch(members, log)
     if watch.all_gone():
         return 0
     try:
@@ -96,10 +97,12 @@ def run_group(sampler: Sampler, members: Sequence[Member], log: Log) -> int:
 
 
 class Watch:
-    """Ends a run that no client waits for any more; one question to the server a step while the first of them waits."""
+    """Ends a run that no client waits for any more; one question to the server a step while the first of them waits. Where
+    previews are wanted it sends them, but for the last step's, which is the answer."""
 
-    def __init__(self, answers: Sequence[Answer], log: Log) -> None:
-        self._waiting = list(answers)
+    def __init__(self, members: Sequence[Member], log: Log) -> None:
+        self._members = members
+        self._waiting = list(dict.fromkeys(member.answer for member in members))
         self._log = log
 
     def all_gone(self) -> bool:
@@ -112,6 +115,9 @@ class Watch:
         gone = self.all_gone()
         if gone:
             self._log(f"stopped after step {done.step + 1} of {done.steps}: every request of the run was cancelled")
+        elif self._members[0].ask.previews and done.step + 1 < done.steps:
+            for row, image in enumerate(done.images(), done.first):
+                self._members[row].answer.show(done, self._members[row].index, image)
         return gone
 
 
@@ -122,7 +128,8 @@ def _sample(sampler: Sampler, members: Sequence[Member], watch: Watch) -> Batch:
         options[name] = np.stack([member.ask.inputs[name][member.index] for member in members])
     options["seed"] = np.array([member.ask.seeds[member.index] for member in members], np.uint64)
     # On a GPU all steps are one launch, which watching would take apart: there a run is cancelled before it starts.
-    options["callback"] = None if backend_class(sampler.backend).ON_DEVICE else watch
+    watched = first.previews or not backend_class(sampler.backend).ON_DEVICE
+    options["callback"] = watch if watched else None
     budget = members[0].budget
     if budget is None:
         return sampler.sample(**options)
@@ -137,9 +144,10 @@ def _rows(sampler: Sampler, batch: Batch) -> Rows:
     """Every output of a run by name."""
     manifest = sampler.bundle.manifest
     start, drawn = manifest.pipeline.state.start, manifest.drawn
-    rows: Rows = {IMAGE: batch.images}
+    n, last = len(batch.images), len(batch.timesteps) - 1
+    rows: Rows = {IMAGE: batch.images, **progress(n, last, int(batch.timesteps[last]), final=True)}
     if batch.deadline is not None:
-        rows[CALLS] = np.full((len(batch.images), 1), batch.deadline.calls, np.int32)
+        rows[CALLS] = np.full((n, 1), batch.deadline.calls, np.int32)
     if drawn is not None:
         rows[drawn.name] = batch.values[drawn.name]
     if start is not None:

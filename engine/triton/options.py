@@ -31,6 +31,7 @@ class Options:
     max_steps: int
     max_batch: int
     device: int | None
+    previews: bool
     config: Mapping[str, Any]
 
 
@@ -53,16 +54,17 @@ def read_options(args: Mapping[str, str]) -> Options:
         max_steps=_positive("max_steps", parameters["max_steps"]),
         max_batch=max(1, int(config["max_batch_size"])),
         device=int(args["model_instance_device_id"]) if on_gpu else None,
+        previews=bool(config.get("model_transaction_policy", {}).get("decoupled", False)),
         config=config,
     )
 
 
-def check_tensors(config: Mapping[str, Any], manifest: Manifest) -> None:
+def check_tensors(config: Mapping[str, Any], manifest: Manifest, previews: bool) -> None:
     """Refuse a configuration of another bundle than the one that lies beside it.
 
     Optional inputs and outputs may be left out: whoever runs the server may not want clients to choose the steps.
     """
-    for key, expected in (("input", inputs_of(manifest)), ("output", outputs_of(manifest))):
+    for key, expected in (("input", inputs_of(manifest)), ("output", outputs_of(manifest, previews))):
         found = {entry["name"]: f"{entry['data_type']} {list(map(int, entry['dims']))}" for entry in config[key]}
         wanted = {tensor.name: f"{tensor.kind} {list(tensor.dims)}" for tensor in expected}
         needed = [tensor.name for tensor in expected if key == "input" and not tensor.optional] or [expected[0].name]

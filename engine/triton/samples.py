@@ -17,7 +17,7 @@ from engine.checks import input_of
 from engine.deadline import Budget, check_alone
 from engine.errors import ArgumentError
 from engine.feeds import setting_feeds
-from engine.triton.tensors import FREE, NUMPY, PROMISE, Tensor, inputs_of, outputs_of, setting_of
+from engine.triton.tensors import FREE, IMAGE, NUMPY, PROGRESS, PROMISE, Tensor, inputs_of, outputs_of, setting_of
 
 KEPT_SETTINGS = 256  # settled settings that are remembered; a service sees a handful
 MAX_NAME = 64
@@ -37,15 +37,20 @@ class Ask:
     def __len__(self) -> int:
         return len(self.seeds)
 
+    @property
+    def previews(self) -> bool:
+        """Whether the images of every step are wanted."""
+        return IMAGE in self.wanted and any(tensor.name in self.wanted for tensor in PROGRESS)
+
 
 class Reader:
     """Reads the requests of one model; `limit` is the most samples and `max_steps` the most steps that one may ask for."""
 
-    def __init__(self, manifest: Manifest, *, limit: int, max_steps: int) -> None:
+    def __init__(self, manifest: Manifest, *, limit: int, max_steps: int, previews: bool) -> None:
         self.manifest, self.limit, self.max_steps = manifest, limit, max_steps
         self.inputs = inputs_of(manifest)
         self.options = tuple(tensor.name for tensor in setting_of(manifest))
-        self.outputs = frozenset(tensor.name for tensor in outputs_of(manifest))
+        self.outputs = frozenset(tensor.name for tensor in outputs_of(manifest, previews))
         self._settle = lru_cache(KEPT_SETTINGS)(self._settled)
 
     def check_defaults(self) -> None:
@@ -68,7 +73,13 @@ class Reader:
         outputs = self.outputs.intersection(wanted)
         if not budgets:  # a client that names no outputs asks for all
             outputs -= {tensor.name for tensor in PROMISE}
-        return Ask(seeds, tuple(options for options, _ in settled), budgets, inputs, outputs)
+        ask = Ask(seeds, tuple(options for options, _ in settled), budgets, inputs, outputs)
+        if ask.previews and len(set(settled)) > 1:
+            raise ArgumentError(
+                f"previews: found {len(set(settled))} settings among {n} samples, expected one, so that a step is the same "
+                "for all; send a request for each, or ask for no step, timestep and final"
+            )
+        return ask
 
     @staticmethod
     def _input(spec: InputSpec, given: np.ndarray) -> npt.NDArray[Any]:

@@ -34,8 +34,11 @@ class TritonPythonModel:
             check_numpy(self._server)
             options = read_options(args)
             bundle = Bundle.open(options.bundle)
-            check_tensors(options.config, bundle.manifest)
-            self._reader = Reader(bundle.manifest, limit=options.max_batch, max_steps=options.max_steps)
+            check_tensors(options.config, bundle.manifest, options.previews)
+            self._streams = options.previews
+            self._reader = Reader(
+                bundle.manifest, limit=options.max_batch, max_steps=options.max_steps, previews=options.previews
+            )
             self._reader.check_defaults()
             self._sampler = Sampler(
                 bundle,
@@ -57,16 +60,19 @@ class TritonPythonModel:
             f"{self._sampler.threads}; batches of up to {options.max_batch}, at most {options.max_steps} steps"
         )
 
-    def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """One response a request, in order; None for one that was sent already."""
+    def execute(self, requests: Sequence[Any]) -> list[Any] | None:
+        """One response a request, in order; None for one that was sent already. With previews all are sent."""
         arrived = perf_counter()
         if self._sampler is None:
             raise self._server.TritonModelException("The model is not initialized, or was finalized; load it again.")
-        answers = [Answer(request, self._reader, self._server, arrived) for request in requests]
+        answers = [Answer(request, self._reader, self._server, arrived, self._streams) for request in requests]
         runs = run_all(self._sampler, answers, self._server.Logger.log_info)
+        if self._streams:
+            for answer in answers:
+                answer.send()
         responses = [None if answer.sent else answer.response() for answer in answers]
         self._metrics.count(answers, runs)
-        return responses
+        return None if self._streams else responses
 
     def finalize(self) -> None:
         """Free weights and buffers."""

@@ -36,6 +36,7 @@ class Serving:
     precision: str = "auto"
     max_steps: int | None = None
     max_queue: int = 0
+    previews: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Settled:
     precision: str
     max_steps: int
     max_queue: int
+    previews: bool
 
 
 def settle(bundle: Bundle, chosen: Serving) -> Settled:

@@ -61,6 +61,12 @@ PROMISE = (
     Tensor(TOOK, "TYPE_FP32", optional=False),
     Tensor(KEPT, "TYPE_BOOL", optional=False),
 )
+STEP, TIMESTEP, FINAL = "step", "timestep", "final"  # which step's images a response of a model with previews holds
+PROGRESS = (
+    Tensor(STEP, "TYPE_INT32", optional=False),
+    Tensor(TIMESTEP, "TYPE_INT32", optional=False),
+    Tensor(FINAL, "TYPE_BOOL", optional=False),
+)
 
 
 def inputs_of(manifest: Manifest) -> tuple[Tensor, ...]:
@@ -86,8 +92,9 @@ def setting_of(manifest: Manifest) -> tuple[Tensor, ...]:
     )
 
 
-def outputs_of(manifest: Manifest) -> tuple[Tensor, ...]:
-    """Every output: the images, the image that the chain may start from, the input that is drawn, what a budget came to.
+def outputs_of(manifest: Manifest, previews: bool) -> tuple[Tensor, ...]:
+    """Every output: the images, the image that the chain may start from, the input that is drawn, what a budget came to, and
+    the step, where there are previews.
 
     What a client had to give it has already; a start that is no picture (a latent one) is sent as the numbers it is.
     """
@@ -100,7 +107,7 @@ def outputs_of(manifest: Manifest) -> tuple[Tensor, ...]:
         found.append(Tensor(start, "TYPE_FP32", manifest.pipeline.state.shape, optional=False))
     if drawn is not None and drawn.name != start:
         found.append(Tensor(drawn.name, KINDS[drawn.dtype], _dims(drawn), optional=False))
-    return (*found, *(PROMISE if manifest.fitted is not None else ()))
+    return (*found, *(PROMISE if manifest.fitted is not None else ()), *(PROGRESS if previews else ()))
 
 
 def starts_from_pixels(manifest: Manifest) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-OK, ARGUMENT, BUNDLE, BACKEND, NUMERICS, CANCELLED, BUSY, NO_MEMORY, INTERNAL = range(9)
+OK, ARGUMENT, BUNDLE, BACKEND, NUMERICS, CANCELLED, BUSY, NO_MEMORY, INTERNAL, DEADLINE = range(10)
 UNSET, UNSET_NUMBER = -(2**63), -float(np.finfo(np.float64).max)
 Arguments = dict[str, Any]
 INT, LONG, DOUBLE, TEXT, POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_double, ctypes.c_char_p, ctypes.c_void_p
@@ -110,6 +110,7 @@ class Info(ctypes.Structure):
         *((name, INT) for name in ("guided", "has_start", "has_prior")),
         *((name, LONG) for name in ("threads", "max_batch", "weight_bytes")),
         *((name, TEXT) for name in ("name", "family", "start", "backend", "precision", "isa")), ("defaults", Setting),
+        ("fitted", ctypes.POINTER(LONG)), ("fitted_count", LONG),
     ]  # fmt: skip
 
     @property
@@ -140,7 +141,7 @@ class SampleOptions(ctypes.Structure):
         ("noise_scale", DOUBLE),
         *listed("noise_scales"), ("eps_scale", DOUBLE), *listed("eps_scales"), ("guidance", DOUBLE), ("variance", TEXT),
         ("clip", INT), ("prior", TEXT), ("inputs", ctypes.POINTER(Array)), ("inputs_count", LONG), ("callback", CALLBACK),
-        ("user", POINTER),
+        ("user", POINTER), ("budget_ms", DOUBLE), ("at_most", INT), ("anytime", INT),
     ]  # fmt: skip
 
 
@@ -154,12 +155,21 @@ class Timings(ctypes.Structure):
     ]  # fmt: skip
 
 
+class Deadline(ctypes.Structure):
+    """diffusevae_deadline."""
+
+    _fields_ = [
+        *((f"{name}_ms", DOUBLE) for name in ("budget", "expected", "took")), *((name, LONG) for name in ("calls", "done")),
+        ("kept", INT),
+    ]  # fmt: skip
+
+
 class Result(ctypes.Structure):
     """diffusevae_result."""
 
     _fields_ = [
         ("size", ctypes.c_size_t), ("outputs", ctypes.POINTER(Array)), ("outputs_count", LONG), ("n", LONG), ("rows", LONG),
-        ("setting", Setting), ("timings", Timings),
+        ("setting", Setting), ("timings", Timings), ("deadline", Deadline),
     ]  # fmt: skip
 
 
@@ -206,6 +216,7 @@ class Library:
             "input": [POINTER, LONG, ctypes.POINTER(ArrayInfo)],
             "output": [POINTER, LONG, ctypes.POINTER(ArrayInfo)],
             "sample": [POINTER, ctypes.POINTER(SampleOptions), ctypes.POINTER(Result)],
+            "preview": [POINTER, ctypes.POINTER(Array)],
             "get_step_table": [POINTER, ctypes.POINTER(SampleOptions), ctypes.POINTER(Table)],
             "free": [POINTER],
             "cancel": [POINTER],
@@ -239,6 +250,7 @@ class CBatch:
     pixels: dict[str, np.ndarray]
     setting: dict[str, Any]
     timings: Timings
+    deadline: Deadline
 
 
 def address(array: np.ndarray | None) -> int | None:
@@ -348,6 +360,7 @@ class CSampler:
             pixels={name: array[: result.n] for name, array in pixels.items()},
             setting=result.setting.values(),
             timings=result.timings,
+            deadline=result.deadline,
         )
 
     def seen(self, step: Step) -> tuple[np.ndarray, np.ndarray]:
@@ -356,6 +369,12 @@ class CSampler:
         count = int(np.prod(shape))
         x, x0 = (np.ctypeslib.as_array((ctypes.c_float * count).from_address(at)).copy() for at in (step.x, step.x0))
         return x.reshape(shape), x0.reshape(shape)
+
+    def preview(self, step: Step) -> np.ndarray:
+        """The images of a step, from within a callback."""
+        images = self.outputs["images"].room({"batch": step.n})
+        self.library.call("preview", self.handle, ctypes.byref(Array.of("images", images)))
+        return images
 
     def table(self, **given: Any) -> CTable:
         """The step table of a chain."""

@@ -264,6 +264,7 @@ def test_null_pointers(sampler: CSampler) -> None:
         ("sample", (None, None, ctypes.byref(result)), "sampler is a null pointer"),
         ("sample", (sampler.handle, None, None), "result is a null pointer"),
         ("get_step_table", (sampler.handle, None, None), "step_table is a null pointer"),
+        ("preview", (sampler.handle, None), "images is a null pointer"),
     ):
         with pytest.raises(Failed, match=message) as caught:
             library.call(name, *arguments)
@@ -335,6 +336,6 @@ def test_an_error_is_each_threads_own(sampler: CSampler) -> None:
 
 def test_texts(library: Library) -> None:
     assert library.c.diffusevae_version().decode() == __version__
-    names = [library.c.diffusevae_status_name(status).decode() for status in range(-1, 10)]
-    known = ["OK", "ARGUMENT", "BUNDLE", "BACKEND", "NUMERICS", "CANCELLED", "BUSY", "NO_MEMORY", "INTERNAL"]
+    names = [library.c.diffusevae_status_name(status).decode() for status in range(-1, 11)]
+    known = ["OK", "ARGUMENT", "BUNDLE", "BACKEND", "NUMERICS", "CANCELLED", "BUSY", "NO_MEMORY", "INTERNAL", "DEADLINE"]
     assert names == ["UNKNOWN", *known, "UNKNOWN"]

@@ -12,7 +12,7 @@ from engine import Sampler
 from engine.bundle.reader import Bundle
 from engine.solver.table import build_step_table
 from tests.cpp import building
-from tests.cpp.capi import ARGUMENT, Failed, Library, open_c
+from tests.cpp.capi import ARGUMENT, Failed, Library, looking, open_c
 from tests.toy_family import CLASSES, IMAGE, STATE, STYLE, Reference, build_family
 
 TOLERANCE = 2e-5
@@ -62,6 +62,17 @@ def test_it_makes_the_bits_of_python(family: Path, run: str, library: Library) -
     given = {"seed": 11, "label": np.array([3, 10, 0]), **RUNS[run]}
     with open_c(library, family, backend="openvino") as c, Sampler(family, "openvino", "f32", 2) as python:
         same(c.sample(3, **given), python.sample(3, **given))
+
+
+def test_previews_are_decoded_as_in_python(family: Path, library: Library) -> None:
+    given = {"seed": 11, "label": np.array([3, 10, 0]), **RUNS["guided"]}
+    found: list[np.ndarray] = []
+    expected: list[np.ndarray] = []
+    with open_c(library, family, backend="openvino") as c, Sampler(family, "openvino", "f32", 2) as python:
+        batch = c.sample(3, **given, callback=looking(lambda step: found.append(c.preview(step))))
+        same(batch, python.sample(3, **given, callback=lambda info: expected.append(info.images())))
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(found[-1], batch.images)
 
 
 @pytest.mark.parametrize(

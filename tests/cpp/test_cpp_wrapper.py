@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from engine import Sampler
+from engine.bundle.fitted import as_defaults
+from engine.bundle.rewriter import write_fitted
 from tests.cpp import building
+from tests.cpp.changed import changed_bundle
 from tests.native_models import NEEDS_NATIVE
 
 pytestmark = NEEDS_NATIVE
@@ -22,7 +25,9 @@ def test_the_wrapper(
     kind: str, native_bundle: Callable[..., Path], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     program, target = request.getfixturevalue(kind) / "wrapper", tmp_path / "x.f32"
-    found = re.fullmatch(r"(\d+) checks\n", building.run([program, native_bundle("form1"), target], env=SANITIZERS))
+    path = changed_bundle(native_bundle("form1"), tmp_path / "fitted.bundle", {})
+    write_fitted(path, [as_defaults({"timesteps": chain}) for chain in ([900, 700, 500, 300, 100, 20], [400, 150, 25])], {})
+    found = re.fullmatch(r"(\d+) checks\n", building.run([program, path, target], env=SANITIZERS))
     assert found is not None
     assert int(found[1]) > 35
     with Sampler(native_bundle("form1"), "native", threads=2) as sampler:

@@ -231,6 +231,20 @@ def test_a_callback_sees_every_step(bundles: dict[str, Bundle], mock: Mock) -> N
     assert mock.leaks() == {}
 
 
+@pytest.mark.parametrize("kind", ["form1", "family"])
+def test_previews_are_decoded_and_change_nothing(bundles: dict[str, Bundle], mock: Mock, kind: str) -> None:
+    options: dict[str, Any] = {"seed": 0, "steps": 4, "guidance": 0.5, **({"label": [3, 0, 9]} if kind == "family" else {})}
+    seen: list[np.ndarray] = []
+    wanted: list[np.ndarray] = []
+    with Sampler(bundles[kind], "onnxruntime", "f32", 1) as cpu, Sampler(bundles[kind], "tensorrt_rtx") as gpu:
+        found = gpu.sample(3, **options, callback=lambda info: seen.append(info.images()))
+        same(found, cpu.sample(3, **options, callback=lambda info: wanted.append(info.images())))
+        np.testing.assert_array_equal(found.x, gpu.sample(3, **options).x)
+    assert np.abs(np.array(seen).astype(int) - np.array(wanted)).max() <= 1
+    assert seen[0].tobytes() != seen[3].tobytes()
+    assert mock.leaks() == {}
+
+
 @pytest.mark.parametrize("step", [0, 2])
 def test_a_cancelled_run_stops_there_and_the_next_one_works(bundles: dict[str, Bundle], mock: Mock, step: int) -> None:
     with Sampler(bundles["form1"], "onnxruntime", "f32", 1) as cpu, Sampler(bundles["form1"], "tensorrt_rtx") as gpu:

@@ -20,7 +20,7 @@ from engine.triton.local_server import LocalServer
 from engine.triton.repository import write_repository
 from engine.triton.server_files import ServerError, find_installation
 from tests import toy, toy_family
-from tests.triton_server.served import SERVED
+from tests.triton_server.served import SERVED, SHARED
 
 REQUIRED = os.environ.get("DIFFUSEVAE_TRITON") == "required"  # `make test-triton`: what would be skipped fails instead
 
@@ -85,14 +85,14 @@ def repository(installed: None, bundles: dict[str, Path], tmp_path_factory: pyte
     """A model repository with every model; in explicit mode only those that a test asks for are loaded."""
     folder = tmp_path_factory.mktemp("repository") / "models"
     for name, serving in SERVED.items():
-        write_repository(bundles["toy" if name == "narrow" else name], folder, serving)
+        write_repository(bundles[SHARED.get(name, name)], folder, serving)
     return folder
 
 
 @pytest.fixture(scope="session")
 def server(repository: Path) -> Iterator[LocalServer]:
     """The server that most tests share, with every model that can run."""
-    with LocalServer(repository, load=("faces", "toy", "plain", "latents", "narrow")) as running:
+    with LocalServer(repository, load=("faces", "toy", "plain", "latents", "narrow", "streams")) as running:
         yield running
 
 

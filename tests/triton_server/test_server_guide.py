@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from click.testing import CliRunner
@@ -25,12 +26,23 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_python_client_runs(server: LocalServer, samplers: dict[str, Sampler]) -> None:
-    (code,) = blocks("python")
-    assert '"localhost:8001"' in code
-    names: dict[str, object] = {}
-    exec(code.replace("localhost:8001", server.grpc).replace('"avatars"', '"faces"'), names)
-    count("grpc requests")
+    names = run_client(blocks("python")[0], "faces", server)
     np.testing.assert_array_equal(names["images"], samplers["faces"].sample(seed=[7, 0, 1, 2], steps=10).images)
+
+
+def run_client(code: str, model: str, server: LocalServer) -> dict[str, Any]:
+    assert '"localhost:8001"' in code
+    names: dict[str, Any] = {}
+    exec(code.replace("localhost:8001", server.grpc).replace('"avatars"', f'"{model}"'), names)
+    count("grpc requests")
+    return names
+
+
+def test_the_client_of_previews_runs(server: LocalServer, samplers: dict[str, Sampler]) -> None:
+    frames = run_client(blocks("python")[1], "streams", server)["frames"]
+    expected: list[np.ndarray] = []
+    samplers["toy"].sample(seed=[7], callback=lambda info: expected.append(info.images()[0]))
+    np.testing.assert_array_equal(frames, expected)
 
 
 def test_the_curl_command_is_answered(server: LocalServer) -> None:

@@ -97,6 +97,22 @@ def test_a_late_chain_ends_with_what_it_has(sampler: Sampler, known: RunTimes, m
     assert len(known.multiple) == 101, "a run that was cut short says nothing of a whole one"
 
 
+def test_what_was_done_is_what_every_sample_had(sampler: Sampler, known: RunTimes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler._pipeline, "max_batch", 1)
+    sampler._deadlines.times[2, 1] = known
+    clock = iter([0.0, *(0.004 * i for i in range(1, 40))])
+    monkeypatch.setattr("engine.deadline.perf_counter", lambda: next(clock))
+    late = sampler.sample(2, seed=4, budget_ms=33.0, anytime=True)  # the second chunk begins at 20 ms
+    assert late.deadline is not None
+    assert (late.deadline.calls, late.deadline.done) == (5, 3)
+
+
+def test_clones_share_the_times(sampler: Sampler, known: RunTimes) -> None:
+    with sampler.clone() as twin:
+        twin.sample(1, budget_ms=1e6)
+    assert len(known.multiple) == 101
+
+
 def test_a_callback_still_stops_a_run(sampler: Sampler, known: RunTimes) -> None:
     from engine import Cancelled
 

@@ -1,4 +1,4 @@
-// Images of a bundle as one picture:  sample BUNDLE OUT.ppm [N]
+// Images of a bundle as one picture:  sample BUNDLE OUT.ppm [N [BUDGET_MS]]
 #include <diffusevae.hpp>
 #include <fstream>
 #include <iostream>
@@ -14,10 +14,11 @@ void write_strip(std::ostream& out, const uint8_t* images, const diffusevae::Bat
 }
 
 int main(int argc, char** argv) try {
-    if (argc < 3) return std::cerr << "usage: sample BUNDLE OUT.ppm [N]\n", 2;
+    if (argc < 3) return std::cerr << "usage: sample BUNDLE OUT.ppm [N [BUDGET_MS]]\n", 2;
     diffusevae::Sampler sampler(argv[1]);
     diffusevae::SampleOptions options;
     options.n = argc > 3 ? std::stoi(argv[3]) : 8;
+    if (argc > 4) options.budget_ms = std::stod(argv[4]);  // of the settings fitted to the bundle the best that keeps it
     options.seed = 0;
     if (!sampler.info().start.empty()) options.pixels = {sampler.info().start};
     sampler.sample(options);  // the first run pays for memory

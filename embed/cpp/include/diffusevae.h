@@ -20,7 +20,7 @@
  *
  * Structs. Each begins with its own size. Prepare it with its _init function, then set what you need: programs compiled
  * against this header keep working with later libraries, whose structs only grow at the end (diffusevae_array,
- * diffusevae_setting and diffusevae_timings, which lie inside others, never do).
+ * diffusevae_setting, diffusevae_timings and diffusevae_deadline, which lie inside others, never do).
  *
  * Not given. Options that were not set hold DIFFUSEVAE_UNSET (integers), DIFFUSEVAE_UNSET_NUMBER (doubles) or NULL. Anything
  * else is taken at its word and refused where it is out of range: 0, -1 and NaN do not mean "the default".
@@ -79,7 +79,8 @@ typedef enum diffusevae_status {
     DIFFUSEVAE_CANCELLED = 5,  /* diffusevae_cancel or the callback stopped the run */
     DIFFUSEVAE_BUSY = 6,       /* this sampler is running already */
     DIFFUSEVAE_NO_MEMORY = 7,  /* no memory, or no room in the caller's address space for what was asked */
-    DIFFUSEVAE_INTERNAL = 8    /* a defect of this library: please report the text */
+    DIFFUSEVAE_INTERNAL = 8,   /* a defect of this library: please report the text */
+    DIFFUSEVAE_DEADLINE = 9    /* no fitted setting keeps the budget of time; the text says what can be had */
 } diffusevae_status;
 
 /* The sentence about the last call of this thread that failed; "" when there was none. Valid until this thread's next call
@@ -209,6 +210,8 @@ typedef struct diffusevae_info {
     const char* precision; /* static */
     const char* isa;       /* the instruction set that backend native runs on, "" for others; static */
     diffusevae_setting defaults; /* the recorded setting, see diffusevae_sample_options */
+    const int64_t* fitted;   /* [fitted_count]: the calls of each setting fitted to the bundle, the best first; or NULL */
+    int64_t fitted_count;
 } diffusevae_info;
 
 DIFFUSEVAE_API void diffusevae_info_init(diffusevae_info* info);
@@ -296,6 +299,12 @@ typedef struct diffusevae_sample_options {
 
     diffusevae_callback callback;  /* or NULL */
     void* user;                    /* handed to the callback */
+
+    /* A budget of time in place of what stands down to t_start: the best setting fitted to the bundle that keeps it in 99 of 100
+     * runs here. The first request of a size measures a few runs; those that follow are booked, for clones too. */
+    double budget_ms;              /* above 0: milliseconds from call to return */
+    int32_t at_most;               /* 0 or 1: where none keeps the budget take the fastest; otherwise that is DEADLINE */
+    int32_t anytime;               /* 0 or 1: end a chain that is late with the last row's x0 */
 } diffusevae_sample_options;
 
 DIFFUSEVAE_API void diffusevae_sample_options_init(diffusevae_sample_options* options);
@@ -315,13 +324,23 @@ typedef struct diffusevae_timings {
     int64_t chunks;        /* pieces that the batch was cut into */
 } diffusevae_timings;
 
+/* What became of a budget of time. */
+typedef struct diffusevae_deadline {
+    double budget_ms;      /* what was asked for; DIFFUSEVAE_UNSET_NUMBER: nothing, and the other fields are 0 */
+    double expected_ms;    /* what 99 of 100 runs of the chosen setting keep */
+    double took_ms;        /* from call to return */
+    int64_t calls;         /* of the network: those of the setting */
+    int64_t done;          /* those that were made for every image; fewer with anytime */
+    int32_t kept;          /* 1: the images were there in time */
+} diffusevae_deadline;
+
 /* Where the results go. */
 typedef struct diffusevae_result {
     size_t size;
 
     /* The arrays that are wanted, of the names and kinds that diffusevae_output lists, each name once a dtype. shape[0] is the
-     * room: n or more (of "timesteps" and "step_ms": R or more); the other sizes are exact. After OK shape[0] is what was
-     * written. */
+     * room: n or more (of "timesteps" and "step_ms": R or more, with a budget that of any fitted setting); the other sizes are
+     * exact. After OK shape[0] is what was written. */
     diffusevae_array* outputs;  /* [outputs_count], or NULL */
     int64_t outputs_count;
 
@@ -330,6 +349,7 @@ typedef struct diffusevae_result {
     int64_t rows;            /* R */
     diffusevae_setting setting;
     diffusevae_timings timings;
+    diffusevae_deadline deadline;
 } diffusevae_result;
 
 DIFFUSEVAE_API void diffusevae_result_init(diffusevae_result* result);
@@ -337,6 +357,11 @@ DIFFUSEVAE_API void diffusevae_result_init(diffusevae_result* result);
 /* Sample: take the inputs, given or drawn, through the bundle's pipeline. options: NULL for what _init sets. */
 DIFFUSEVAE_API diffusevae_status diffusevae_sample(diffusevae_sampler* sampler, const diffusevae_sample_options* options,
                                                    diffusevae_result* result);
+
+/* Within a callback of this sampler: the images that the x0 makes which it is looking at, as the last row's would be; the calls
+ * after the loop (a decoder's, say) run for it, and only then. images: uint8 [n, H, W, C] under the name "images", room for
+ * step->n or more. The run and its results stay as they are. */
+DIFFUSEVAE_API diffusevae_status diffusevae_preview(diffusevae_sampler* sampler, diffusevae_array* images);
 
 /* Stop the run that is in progress before its next row; it returns DIFFUSEVAE_CANCELLED unless it was in its last one.
  * Without effect on runs that begin later. From any thread and from signal handlers; NULL is fine. */

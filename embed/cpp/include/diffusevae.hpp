@@ -67,7 +67,18 @@ public:
         room.batch.step_ms.resize(size_t(result.rows));
         room.batch.setting = Setting(result.setting);
         room.batch.timings = result.timings;
+        if (options.budget_ms) room.batch.deadline = result.deadline;
         return std::move(room.batch);
+    }
+
+    // Within a callback: the images that the x0 makes which it is looking at, uint8 [step.n, height, width, channels].
+    std::vector<uint8_t> preview(const StepInfo& step) {
+        ArrayInfo images = *info_.output("images");
+        images.shape[0] = step.n;
+        Array pixels(images.dtype, images.shape);
+        diffusevae_array c = pixels.named(images.name);
+        check(diffusevae_preview(handle_.get(), &c));
+        return pixels.values<uint8_t>();
     }
 
     // Stops the run in progress before its next row; from any thread.
@@ -126,6 +137,9 @@ private:
             c.variance = text(options.variance);
             c.clip = options.clip ? 1 : 0;
             c.prior = text(options.prior);
+            c.budget_ms = options.budget_ms.value_or(DIFFUSEVAE_UNSET_NUMBER);
+            c.at_most = options.at_most ? 1 : 0;
+            c.anytime = options.anytime ? 1 : 0;
             for (const auto& [name, array] : options.inputs) inputs.push_back(array.named(name));
             c.inputs = inputs.empty() ? nullptr : inputs.data();
             c.inputs_count = int64_t(inputs.size());
@@ -176,7 +190,9 @@ private:
     struct Room {
         Room(const SampleOptions& options, const Info& info, int64_t n) : info_(info) {
             const int64_t listed = int64_t(options.timesteps.size());
-            const int64_t asked = listed > 0 ? listed : options.steps.value_or(info.defaults.steps);
+            int64_t asked = listed > 0 ? listed : options.steps.value_or(info.defaults.steps);
+            if (options.budget_ms)
+                for (const int64_t calls : info.fitted) asked = std::max(asked, calls);
             const int64_t steps = std::clamp<int64_t>(asked, 0, info.timesteps);
             sizes_ = {{"batch", n}, {"rows", steps + 1}};  // one method calls the network once more than it steps
             for (const auto& [name, array] : options.inputs) learn(name, array);
@@ -282,6 +298,7 @@ private:
         info_.precision = c.precision;
         info_.isa = c.isa;
         info_.defaults = Setting(c.defaults);
+        info_.fitted.assign(c.fitted, c.fitted + c.fitted_count);
         for (int64_t i = 0; i < c.inputs; ++i) info_.inputs.push_back(described(diffusevae_input, handle, i));
         for (int64_t i = 0; i < c.outputs; ++i) info_.outputs.push_back(described(diffusevae_output, handle, i));
     }

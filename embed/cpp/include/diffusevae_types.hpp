@@ -44,6 +44,7 @@ using Cancelled = ErrorOf<DIFFUSEVAE_CANCELLED>;
 using BusyError = ErrorOf<DIFFUSEVAE_BUSY>;
 using MemoryError = ErrorOf<DIFFUSEVAE_NO_MEMORY>;
 using InternalError = ErrorOf<DIFFUSEVAE_INTERNAL>;
+using DeadlineError = ErrorOf<DIFFUSEVAE_DEADLINE>;
 
 // Throws the exception of a status other than OK, with this thread's error text.
 inline void check(diffusevae_status status) {
@@ -57,6 +58,7 @@ inline void check(diffusevae_status status) {
         case DIFFUSEVAE_BUSY: throw BusyError(diffusevae_error());
         case DIFFUSEVAE_NO_MEMORY: throw MemoryError(diffusevae_error());
         case DIFFUSEVAE_INTERNAL: throw InternalError(diffusevae_error());
+        case DIFFUSEVAE_DEADLINE: throw DeadlineError(diffusevae_error());
     }
     throw Error(status, diffusevae_error());
 }
@@ -198,6 +200,9 @@ struct SampleOptions {
     bool clip = true;
     std::optional<std::string> prior;
 
+    std::optional<double> budget_ms;  // in place of what stands down to t_start
+    bool at_most = false, anytime = false;
+
     std::map<std::string, Array> inputs;  // what the bundle declares, "x_T" and "noise", by name
     std::vector<std::string> values;      // of the pipeline, to be in Batch::values
     std::vector<std::string> pixels;      // image values of the pipeline, to be in Batch::pixels
@@ -250,6 +255,7 @@ struct Info {
     std::string name, family, start, backend, precision, isa;  // start: the value to start from, "" where there is none
     std::vector<ArrayInfo> inputs, outputs;
     Setting defaults;
+    std::vector<int64_t> fitted;  // the calls of each setting fitted to the bundle, the best first
 
     const ArrayInfo* output(const std::string& its_name) const {
         for (const ArrayInfo& one : outputs)
@@ -259,6 +265,7 @@ struct Info {
 };
 
 using Timings = diffusevae_timings;
+using Deadline = diffusevae_deadline;
 
 struct Batch {
     int64_t n = 0, height = 0, width = 0, channels = 0;
@@ -271,6 +278,7 @@ struct Batch {
     std::vector<double> step_ms;          // [R]
     Setting setting;
     Timings timings{};
+    std::optional<Deadline> deadline;     // of a run with a budget of time
 
     // The pixels of one image, [height, width, channels].
     const uint8_t* image(int64_t i) const { return images.data() + i * height * width * channels; }

@@ -63,13 +63,20 @@ diffusevae_sample_options defaults_of(const diffusevae_sample_options*) {
     options.n = options.steps = options.t_start = DIFFUSEVAE_UNSET;
     options.rho = options.eta = options.temperature = options.noise_scale = options.eps_scale = options.guidance =
         DIFFUSEVAE_UNSET_NUMBER;
+    options.budget_ms = DIFFUSEVAE_UNSET_NUMBER;
     options.clip = 1;
     return options;
 }
 
 diffusevae_array_info defaults_of(const diffusevae_array_info*) { return diffusevae_array_info{}; }
 diffusevae_info defaults_of(const diffusevae_info*) { return diffusevae_info{}; }
-diffusevae_result defaults_of(const diffusevae_result*) { return diffusevae_result{}; }
+
+diffusevae_result defaults_of(const diffusevae_result*) {
+    diffusevae_result result{};
+    result.deadline.budget_ms = DIFFUSEVAE_UNSET_NUMBER;
+    return result;
+}
+
 diffusevae_step_table defaults_of(const diffusevae_step_table*) { return diffusevae_step_table{}; }
 
 template <class Struct>
@@ -133,6 +140,7 @@ const char* diffusevae_status_name(diffusevae_status status) {
         case DIFFUSEVAE_BUSY: return "BUSY";
         case DIFFUSEVAE_NO_MEMORY: return "NO_MEMORY";
         case DIFFUSEVAE_INTERNAL: return "INTERNAL";
+        case DIFFUSEVAE_DEADLINE: return "DEADLINE";
     }
     return "UNKNOWN";
 }
@@ -193,6 +201,13 @@ diffusevae_status diffusevae_sample(diffusevae_sampler* sampler, const diffuseva
         diffusevae_result filled = taken(result, "result");
         opened(sampler).sample(taken_or_default(options, "sample_options"), filled);
         *result = filled;
+    });
+}
+
+diffusevae_status diffusevae_preview(diffusevae_sampler* sampler, diffusevae_array* images) {
+    return guarded([&] {
+        if (!images) refuse_argument("images is a null pointer; expected an array.");
+        opened(sampler).preview(*images);
     });
 }
 

@@ -133,7 +133,7 @@ public:
         args.noise = chain_.noise.of(i);
         args.noise_stride = chain_.noise.sample_stride;
         args.seeds = args.noise ? nullptr : chain_.seeds;
-        args.x0_out = pointer(work_.x0);
+        args.x0_out = chain_.watch ? work_.x0.floats() : nullptr;
         args.samples = work_.n;
         args.count = count_;
         args.step = uint32_t(i);
@@ -143,12 +143,14 @@ public:
         return finite;
     }
 
-    // Show a finished row to the caller; stop when they say so.
-    void report(int64_t i) const {
+    // Show a finished row to the watcher; stop when it says so. Whether it wants this row's x0 for the result.
+    bool report(int64_t i) const {
         const diffusevae_step seen{sizeof(diffusevae_step), i, chain_.table.calls(), chain_.table.timesteps[size_t(i)],
-                                   chain_.first, work_.n, work_.x.floats(), work_.x0.data()};
-        if (chain_.callback(&seen, chain_.user) != 0)
+                                   chain_.first, work_.n, work_.x.floats(), work_.x0.floats()};
+        const After answer = chain_.watch(seen);
+        if (answer == After::kStop)
             throw Error(DIFFUSEVAE_CANCELLED, "The callback stopped the run after " + step_text(chain_, i) + kReady);
+        return answer == After::kFinish;
     }
 
 private:
@@ -213,13 +215,13 @@ void Workspace::prepare(int64_t samples, const StepTable& table, bool watched, b
     e.resize(lanes);
     v.resize(second ? lanes : 0);
     x_in.resize(copies_input(table) ? lanes : 0);
-    x0.resize(watched ? state : 0);
+    if (watched) x0.prepare(Dtype::kFloat32, shape);
     y.resize(table.uses_y() ? state : 0);
     h.resize(table.any({kPush}) ? memory_size({3, int64_t(x.size())}) / sizeof(float) : 0);
 }
 
 void run_chain(const Chain& chain, Workspace& work, diffusevae_timings& timings, std::vector<double>& step_ms) {
-    if (!chain.callback && run_in_one_call(chain, work, timings, step_ms)) return;
+    if (!chain.watch && run_in_one_call(chain, work, timings, step_ms)) return;
     Rows rows(chain, work);
     Clock clock;
     for (int64_t i = 0; i < chain.table.calls(); ++i) {
@@ -235,7 +237,10 @@ void run_chain(const Chain& chain, Workspace& work, diffusevae_timings& timings,
         timings.first_step_ms += i == 0 ? network_ms : 0.0;
         step_ms[size_t(i)] += network_ms;
         if (!finite) fail_not_finite(chain, i);
-        if (chain.callback) rows.report(i);
+        if (chain.watch && rows.report(i)) {
+            std::copy_n(work.x0.floats(), work.x.size() / sizeof(float), work.x.floats());
+            return;
+        }
     }
 }
 

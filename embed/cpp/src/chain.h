@@ -30,8 +30,8 @@ struct Workspace {
 
     int64_t n = 0;
     std::vector<int64_t> shape;             // of x
-    Tensor x;                               // [n, C, H, W]
-    std::vector<float> x_in, e, v, x0, y, h;  // [lanes * n, ...] thrice, [n, ...] twice, [3, n, ...]; empty where not used
+    Tensor x, x0;                           // [n, C, H, W]; x0 where it is watched
+    std::vector<float> x_in, e, v, y, h;    // [lanes * n, ...] thrice, [n, ...], [3, n, ...]; empty where not used
 };
 
 // This chunk's part of a caller's noise, or none.
@@ -58,8 +58,7 @@ struct Chain {
     ChainNoise noise;
     int threads;
     int64_t first;               // of the samples of this chunk in the batch
-    diffusevae_callback callback;
-    void* user;
+    const Watch& watch;          // or none
     const std::atomic<bool>& cancelled;
     std::string where;           // names backend and precision in messages
 };
@@ -68,7 +67,7 @@ struct Chain {
 std::string where_of(const Backend& backend);
 
 // Takes work.x from the start to x_0 in place. Error: NUMERICS when the network returns NaN or infinity, CANCELLED when the
-// callback or diffusevae_cancel asks to stop. step_ms [R] and timings are added to.
+// watcher or diffusevae_cancel asks to stop. step_ms [R] and timings are added to.
 void run_chain(const Chain& chain, Workspace& work, diffusevae_timings& timings, std::vector<double>& step_ms);
 
 }  // namespace diffusevae

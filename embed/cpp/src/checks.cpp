@@ -59,6 +59,11 @@ void check_number(const char* name, double value, double low, double high) {
     refuse_argument(std::string(name) + " is " + brief(value) + "; expected a number " + wanted + ".");
 }
 
+void check_flag(const char* name, int32_t flag) {
+    if (flag != 0 && flag != 1)
+        refuse_argument(std::string(name) + " is " + std::to_string(flag) + "; expected 0 or 1.");
+}
+
 int64_t counted(const std::string& name, int64_t count) {
     if (count < 1) refuse_argument(name + " is " + std::to_string(count) + "; expected at least 1.");
     return count;

@@ -21,6 +21,9 @@ const char* known(const char* what, const std::string& word, const std::vector<s
 // Refuses what is not a finite number in low .. high; `high` may be infinite.
 void check_number(const char* name, double value, double low, double high);
 
+// Refuses what is neither 0 nor 1.
+void check_flag(const char* name, int32_t flag);
+
 // Refuses a number of things below 1.
 int64_t counted(const std::string& name, int64_t count);
 

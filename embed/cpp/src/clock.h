@@ -8,15 +8,22 @@ namespace diffusevae {
 
 class Clock {
 public:
-    // Milliseconds since the last call, or since construction.
+    // Milliseconds since the last lap, or since construction.
+    double elapsed() const { return since(std::chrono::steady_clock::now()); }
+
+    // The same, and begins another lap.
     double lap() {
         const auto now = std::chrono::steady_clock::now();
-        const double passed = std::chrono::duration<double, std::milli>(now - last_).count();
+        const double passed = since(now);
         last_ = now;
         return passed;
     }
 
 private:
+    double since(std::chrono::steady_clock::time_point now) const {
+        return std::chrono::duration<double, std::milli>(now - last_).count();
+    }
+
     std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
 };
 

@@ -96,7 +96,7 @@ void Pipeline::run(const Request& request, const StepTable& table, int64_t begin
     there_.clear();
     for (auto at = nulls_there_.begin(); at != nulls_there_.end();)
         at = null_depends_on_request(*at) ? nulls_there_.erase(at) : std::next(at);
-    work_.prepare(n, table, request.callback != nullptr, spec_.learns_variance());
+    work_.prepare(n, table, bool(request.watch), spec_.learns_variance());
     const std::vector<uint64_t> seeds = request.seeds.part(begin, n);
     take_inputs(request, seeds, begin);
     timings.noise_ms += clock.lap();
@@ -125,8 +125,7 @@ void Pipeline::run(const Request& request, const StepTable& table, int64_t begin
                 ChainNoise(request, begin, spec_.state),
                 parts_.threads,
                 begin,
-                request.callback,
-                request.user,
+                request.watch,
                 cancelled,
                 where_of(parts_.backend)};
     for (const auto& [port, name] : step.inputs)
@@ -239,6 +238,17 @@ void Pipeline::after() {
         call(spec, [&](const std::string& name) -> const Tensor& { return value(name); }, values_);
         for (const auto& [port, name] : spec.outputs) there_.insert(name);
     }
+}
+
+void Pipeline::preview(uint8_t* images) {
+    const auto find = [&](const std::string& name) -> const Tensor& {
+        if (name == kX) return work_.x0;
+        const auto made = previews_.find(name);
+        return made != previews_.end() ? made->second : value(name);
+    };
+    for (const CallSpec& spec : spec_.after) call(spec, find, previews_);
+    const Tensor& from = find(spec_.image);
+    dv_to_uint8(from.floats(), n_, from.shape()[1], from.shape()[2] * from.shape()[3], images);
 }
 
 // ---- lanes -------------------------------------------------------------------------------------------------------------

@@ -48,6 +48,9 @@ public:
     void run(const Request& request, const StepTable& table, int64_t begin, int64_t n, const std::vector<Wanted>& wanted,
              const std::atomic<bool>& cancelled, diffusevae_timings& timings, std::vector<double>& step_ms);
 
+    // The images that the x0 of the row makes which a watcher is shown, uint8 [n, H, W, C] of its chunk.
+    void preview(uint8_t* images);
+
 private:
     void take_inputs(const Request& request, const std::vector<uint64_t>& seeds, int64_t begin);
     void before();
@@ -78,6 +81,7 @@ private:
     std::vector<int64_t> embedded_;   // the timesteps that embeddings_ belong to, where they depend on nothing else
     Tensor embeddings_;               // [R, width], or [R, lanes * n, width]
     Workspace work_;
+    Tensors previews_;                // what the calls after the loop make of a row's x0
 };
 
 }  // namespace diffusevae

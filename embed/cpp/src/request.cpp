@@ -13,11 +13,6 @@ namespace {
 
 using Number = std::optional<int64_t>;
 
-void check_flag(const char* name, int32_t flag) {
-    if (flag != 0 && flag != 1)
-        refuse_argument(std::string(name) + " is " + std::to_string(flag) + "; expected 0 or 1.");
-}
-
 std::string takes(const Manifest& manifest) {
     std::vector<std::string> texts;
     for (const InputSpec& input : manifest.inputs) texts.push_back(input.text());
@@ -33,6 +28,13 @@ Seeds seeds_of(const diffusevae_sample_options& given) {
         return Seeds{given.seeds, 0};
     }
     return Seeds{nullptr, given.has_seed ? given.seed : drawn_seed()};
+}
+
+Watch watch_of(const diffusevae_sample_options& given) {
+    if (!given.callback) return {};
+    return [callback = given.callback, user = given.user](const diffusevae_step& seen) {
+        return callback(&seen, user) == 0 ? After::kGoOn : After::kStop;
+    };
 }
 
 // ---- named arrays ------------------------------------------------------------------------------------------------------
@@ -184,8 +186,7 @@ Setting checked_setting(const Manifest& manifest, const diffusevae_sample_option
 
 Request checked_request(const Manifest& manifest, const diffusevae_sample_options& given) {
     const StateSpec& state = manifest.pipeline.state;
-    Request request{checked_setting(manifest, given), 1, {}, {}, nullptr, nullptr, false, nullptr, false, 0, {}, given.callback,
-                    given.user};
+    Request request{checked_setting(manifest, given), 1, {}, {}, nullptr, nullptr, false, nullptr, false, 0, {}, watch_of(given)};
     const std::vector<const diffusevae_array*> arrays = named_arrays(manifest, given);
     std::vector<Count> counts;
     counts.push_back({"n", given.n == DIFFUSEVAE_UNSET ? Number() : counted("n", given.n)});

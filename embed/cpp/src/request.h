@@ -3,6 +3,7 @@
 #define DIFFUSEVAE_REQUEST_H
 
 #include <cstdint>
+#include <functional>
 #include <set>
 #include <string>
 #include <vector>
@@ -24,6 +25,12 @@ struct GivenInput {
     bool shared;
 };
 
+// What a run does after a row: goes on, stops with an error, or leaves out the rows after it and takes this row's x0.
+enum class After { kGoOn, kStop, kFinish };
+
+// Called after every row of every chunk.
+using Watch = std::function<After(const diffusevae_step&)>;
+
 // Arrays are the caller's; null where this library draws them.
 struct Request {
     Setting setting;
@@ -37,8 +44,7 @@ struct Request {
     bool noise_shared;
     int64_t noise_rows;
     Sizes sizes;             // of the free dimensions of the inputs, by name
-    diffusevae_callback callback;
-    void* user;
+    Watch watch;             // or none
 };
 
 // The inputs of `manifest` that a run needs: what feeds rows, step, after, centre and start, through the calls before.

@@ -1,6 +1,7 @@
 #include "sampler.h"
 
 #include <algorithm>
+#include <functional>
 
 #include "checks.h"
 #include "clock.h"
@@ -49,6 +50,13 @@ Graphs loaded(const Opened& opened) {
     return graphs;
 }
 
+std::vector<int64_t> calls_of(const Manifest& manifest) {
+    std::vector<int64_t> calls;
+    if (manifest.fitted)
+        for (const Defaults& setting : manifest.fitted->settings) calls.push_back(setting.steps);
+    return calls;
+}
+
 size_t checked_index(int64_t index, size_t count, const char* what) {
     if (index < 0 || uint64_t(index) >= count)
         refuse_argument("index is " + std::to_string(index) + "; this bundle has " + std::to_string(count) + " " + what
@@ -65,19 +73,20 @@ Opened::Opened(const std::string& path, const diffusevae_open_options& options)
       schedule(bundle.manifest().schedule),
       prior(read_prior(bundle)),
       outputs(outputs_of(bundle.manifest())),
+      fitted(calls_of(bundle.manifest())),
       backend(open_backend(bundle, options.backend ? options.backend : "native",
                            BackendRequest{options.precision ? options.precision : "auto", threads})) {}
 
 Sampler::Sampler(const std::string& path, const diffusevae_open_options& options)
     : opened_(std::make_shared<const Opened>(path, options)), pipeline_(opened_->parts(), loaded(*opened_)) {}
 
-Sampler::Sampler(std::shared_ptr<const Opened> opened, Graphs graphs)
-    : opened_(std::move(opened)), pipeline_(opened_->parts(), std::move(graphs)) {}
+Sampler::Sampler(const Sampler& twin, Graphs graphs)
+    : opened_(twin.opened_), pipeline_(opened_->parts(), std::move(graphs)), times_(twin.times_), process_(twin.process_) {}
 
 std::unique_ptr<Sampler> Sampler::clone() const {
     Graphs graphs;
     for (const auto& [name, graph] : pipeline_.graphs()) graphs[name] = graph->clone();
-    return std::unique_ptr<Sampler>(new Sampler(opened_, std::move(graphs)));
+    return std::unique_ptr<Sampler>(new Sampler(*this, std::move(graphs)));
 }
 
 // ---- what it is --------------------------------------------------------------------------------------------------------
@@ -108,6 +117,8 @@ void Sampler::describe(diffusevae_info& info) const {
     info.precision = opened_->backend->precision();
     info.isa = opened_->backend->isa();
     info.defaults = recorded_setting(manifest()).in_c();
+    info.fitted = opened_->fitted.empty() ? nullptr : opened_->fitted.data();
+    info.fitted_count = int64_t(opened_->fitted.size());
 }
 
 void Sampler::describe_input(int64_t index, diffusevae_array_info& info) const {
@@ -121,6 +132,8 @@ void Sampler::describe_output(int64_t index, diffusevae_array_info& info) const 
 }
 
 void Sampler::step_table(const diffusevae_sample_options& options, diffusevae_step_table& into) const {
+    if (budget_of(options))
+        refuse_argument("budget_ms chooses the setting when a run begins; expected none for a step table. Leave it out.");
     const Setting setting = checked_setting(manifest(), options);
     const StepTable table = build_step_table(opened_->schedule, manifest(), setting);
     const int64_t calls = table.calls();
@@ -156,14 +169,26 @@ std::vector<Wanted> Sampler::wanted(const Request& request, int64_t rows, const 
 void Sampler::sample(const diffusevae_sample_options& options, diffusevae_result& result) {
     const Exclusive alone(busy_);
     cancelled_.store(false, std::memory_order_relaxed);
-    Clock total;
-    result.timings = diffusevae_timings{};
+    const Clock began;
+    if (const std::optional<Budget> budget = budget_of(options)) return run_within(*budget, began, options, result);
     const Request request = checked_request(manifest(), options);
-    const StepTable table = build_step_table(opened_->schedule, manifest(), request.setting);
+    run(request, build_step_table(opened_->schedule, manifest(), request.setting), result);
+}
+
+void Sampler::run(const Request& asked, const StepTable& table, diffusevae_result& result) {
+    Clock total;
+    Request request = asked;
+    if (asked.watch)
+        request.watch = [&](const diffusevae_step& seen) {
+            const std::unique_ptr<const diffusevae_step*, void (*)(const diffusevae_step**)> shown(
+                &(shown_ = &seen), [](const diffusevae_step** place) { *place = nullptr; });
+            return asked.watch(seen);
+        };
     const int64_t rows = table.calls();
     check_rows(request, rows);
     const std::vector<Wanted> into = wanted(request, rows, result);
     std::vector<double> step_ms(size_t(rows), 0.0);
+    result.timings = diffusevae_timings{};
     for (int64_t begin = 0; begin < request.n; begin += opened_->max_batch) {
         pipeline_.run(request, table, begin, std::min(opened_->max_batch, request.n - begin), into, cancelled_,
                       result.timings, step_ms);
@@ -179,6 +204,69 @@ void Sampler::sample(const diffusevae_sample_options& options, diffusevae_result
     result.rows = rows;
     result.setting = request.setting.in_c();
     result.timings.total_ms = total.lap();
+}
+
+void Sampler::preview(diffusevae_array& images) {
+    if (!shown_)
+        refuse_argument("diffusevae_preview was called while no callback of this sampler is looking at a step; expected a call "
+                        "from within one.");
+    diffusevae_result wants{};
+    wants.outputs = &images;
+    wants.outputs_count = 1;
+    const Wanted one = wanted_outputs(opened_->outputs, {"images"}, {{kBatch, shown_->n}}, wants)[0];
+    pipeline_.preview(static_cast<uint8_t*>(one.array->data));
+    images.shape[0] = shown_->n;
+}
+
+// ---- within a budget of time -------------------------------------------------------------------------------------------
+
+void Sampler::run_within(const Budget& budget, const Clock& began, const diffusevae_sample_options& options,
+                         diffusevae_result& result) {
+    const std::vector<Defaults>& settings = settings_within(manifest(), opened_->bundle.path(), options);
+    diffusevae_sample_options given = options;
+    given.steps = settings[0].steps;
+    Request request = checked_request(manifest(), given);
+    StepTable table = build_step_table(opened_->schedule, manifest(), request.setting);
+    wanted(request, table.calls(), result);  // results without room are refused before anything is measured
+    const Times::Size size{request.n, table.lanes};
+    const Defaults& chosen = choose(budget, settings, pace_of(size, request, given, settings), request.n);
+    if (&chosen != &settings[0]) {
+        given.steps = chosen.steps;
+        request.setting = checked_setting(manifest(), given);
+        table = build_step_table(opened_->schedule, manifest(), request.setting);
+    }
+    const int64_t calls = table.calls();
+    Watcher watcher(request.watch, began, budget.milliseconds, calls);
+    if (budget.anytime) request.watch = std::ref(watcher);
+    run(request, table, result);
+    const int64_t done = watcher.done();
+    const Pace pace = done == calls ? times_->add(size, calls, result.timings) : *times_->pace(size);
+    const double took = began.elapsed();
+    result.deadline = {budget.milliseconds, pace.kept(calls), took, calls, done, took <= budget.milliseconds ? 1 : 0};
+}
+
+Pace Sampler::pace_of(const Times::Size& size, const Request& like, const diffusevae_sample_options& options,
+                      const std::vector<Defaults>& settings) {
+    if (process_ != getpid()) {
+        times_ = std::make_shared<Times>();
+        process_ = getpid();
+    }
+    if (const std::optional<Pace> known = times_->pace(size)) return *known;
+    const auto [fewest, most] = ends_of(settings);
+    RunTimes times;
+    Request probe = like;
+    probe.watch = nullptr;
+    diffusevae_sample_options given = options;
+    for (int64_t i = 0; i < 1 + 2 * kProbes; ++i) {
+        given.steps = i % 2 == 1 || i == 0 ? fewest->steps : most->steps;
+        probe.setting = checked_setting(manifest(), given);
+        const StepTable table = build_step_table(opened_->schedule, manifest(), probe.setting);
+        diffusevae_result unused{};
+        run(probe, table, unused);
+        const diffusevae_timings& took = unused.timings;  // the first run of a shape may pay for a runtime's preparation
+        if (i > 0) times.add(table.calls(), took.network_ms + took.update_ms, took.total_ms);
+    }
+    return times_->measured(size, std::move(times));
 }
 
 }  // namespace diffusevae

@@ -3,6 +3,8 @@
 #ifndef DIFFUSEVAE_SAMPLER_H
 #define DIFFUSEVAE_SAMPLER_H
 
+#include <unistd.h>
+
 #include <atomic>
 #include <memory>
 #include <optional>
@@ -12,6 +14,8 @@
 #include "backends/graph.h"
 #include "bundle/prior.h"
 #include "bundle/reader.h"
+#include "clock.h"
+#include "deadline.h"
 #include "outputs.h"
 #include "pipeline.h"
 #include "schedule.h"
@@ -30,6 +34,7 @@ struct Opened {
     Schedule schedule;
     std::optional<Prior> prior;
     std::vector<OutputSpec> outputs;
+    std::vector<int64_t> fitted;  // calls of each setting
     std::unique_ptr<Backend> backend;
 };
 
@@ -40,11 +45,15 @@ public:
     // Another one over the same weights, with states and buffers of its own; also while this one runs.
     std::unique_ptr<Sampler> clone() const;
 
-    // Throws Error: BUSY when it is running already, CANCELLED, NUMERICS, BACKEND, ARGUMENT; it is ready again after any.
+    // Throws Error: BUSY when it is running already, CANCELLED, NUMERICS, BACKEND, ARGUMENT, DEADLINE; it is ready again after
+    // any.
     void sample(const diffusevae_sample_options& options, diffusevae_result& result);
 
     // Stops the run in progress before its next row; from any thread.
     void cancel() noexcept { cancelled_.store(true, std::memory_order_relaxed); }
+
+    // The images that the x0 makes which a callback is looking at; to be called from it.
+    void preview(diffusevae_array& images);
 
     void describe(diffusevae_info& info) const;
     void describe_input(int64_t index, diffusevae_array_info& info) const;
@@ -52,13 +61,22 @@ public:
     void step_table(const diffusevae_sample_options& options, diffusevae_step_table& into) const;
 
 private:
-    Sampler(std::shared_ptr<const Opened> opened, Graphs graphs);
+    Sampler(const Sampler& twin, Graphs graphs);
 
     const Manifest& manifest() const { return opened_->bundle.manifest(); }
     std::vector<Wanted> wanted(const Request& request, int64_t rows, const diffusevae_result& result) const;
+    void run(const Request& request, const StepTable& table, diffusevae_result& result);
+    void run_within(const Budget& budget, const Clock& began, const diffusevae_sample_options& options,
+                    diffusevae_result& result);
+    // That of requests of this size; measured now where there is none.
+    Pace pace_of(const Times::Size& size, const Request& like, const diffusevae_sample_options& options,
+                 const std::vector<Defaults>& settings);
 
     std::shared_ptr<const Opened> opened_;
     Pipeline pipeline_;
+    std::shared_ptr<Times> times_ = std::make_shared<Times>();
+    pid_t process_ = getpid();                // that times_ belong to: a child of fork() might find them locked for ever
+    const diffusevae_step* shown_ = nullptr;  // to a callback, now
     std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
     std::atomic<bool> cancelled_{false};
 };

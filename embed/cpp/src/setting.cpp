@@ -1,7 +1,9 @@
 #include "setting.h"
 
 #include <limits>
+#include <set>
 #include <string>
+#include <utility>
 
 #include "checks.h"
 #include "bundle/prior.h"
@@ -70,16 +72,23 @@ void check_possible(const Setting& setting, const PipelineSpec& pipeline) {
 }
 
 // The fitted setting that is meant: of the steps named, or of the recorded ones where nothing of a setting is; null for none.
-// asked: "fitted" insists on one, "plain" wants none, null takes one where there is one. others: whether more than steps is named.
-const Defaults* fitted_setting(const Manifest& manifest, const char* asked, int64_t steps, bool others) {
+// asked: "fitted" insists on one, "plain" wants none, null takes one where there is one. others: what is named beside steps.
+const Defaults* fitted_setting(const Manifest& manifest, const char* asked, int64_t steps, const std::vector<std::string>& others) {
     const std::string_view word = asked ? known("setting", asked, kSettings) : "";
-    const Defaults* found = others || !manifest.fitted ? nullptr : manifest.fitted->get(steps);
-    if (word == "fitted" && others)
-        refuse_argument("setting is 'fitted', but more of a setting than steps is given, which a fitted setting says itself: leave "
-                        "one of the two out.");
-    if (word == "fitted" && found == nullptr)
+    const Defaults* found = !others.empty() || !manifest.fitted ? nullptr : manifest.fitted->get(steps);
+    if (word == "fitted" && !others.empty())
+        refuse_argument("setting is 'fitted', but " + others[0] + " is given, which a fitted setting says itself: leave one of the "
+                        "two out.");
+    if (word == "fitted" && found == nullptr) {
+        std::set<int64_t> there;
+        if (manifest.fitted)
+            for (const Defaults& setting : manifest.fitted->settings) there.insert(setting.steps);
+        std::vector<std::string> counts;
+        for (const int64_t count : there) counts.push_back(std::to_string(count));
         refuse_argument("setting is 'fitted', but this bundle has none of " + std::to_string(steps) + " steps; expected one of those "
-                        "it has. Fit some with: diffusevae fit-setting BUNDLE");
+                        "it has: " + (counts.empty() ? "none yet" : joined(counts))
+                        + ". Fit some with: diffusevae fit-setting BUNDLE");
+    }
     return word == "plain" ? nullptr : found;
 }
 
@@ -147,16 +156,30 @@ Setting setting_of(const Defaults& recorded, const Manifest& manifest) {
 
 Setting recorded_setting(const Manifest& manifest) { return setting_of(manifest.defaults, manifest); }
 
+std::vector<std::string> replacing(const diffusevae_sample_options& given) {
+    const GivenScale eta{"eta", "etas", given.eta, given.etas, given.etas_count};
+    const bool timesteps = given.timesteps != nullptr || given.timesteps_count != 0;
+    const std::pair<const char*, bool> options[] = {
+        {"steps", is_given(given.steps)},   {"timesteps", timesteps},           {"spacing", is_given(given.spacing)},
+        {"rho", is_given(given.rho)},       {"method", is_given(given.method)}, {"eta", eta.is_given()},
+        {"t_start", is_given(given.t_start)},
+    };
+    std::vector<std::string> names;
+    for (const auto& [name, there] : options)
+        if (there) names.push_back(name);
+    return names;
+}
+
 Setting resolve_setting(const Manifest& manifest, const diffusevae_sample_options& given, bool draws) {
     Setting setting = recorded_setting(manifest);
     const GivenScale eta{"eta", "etas", given.eta, given.etas, given.etas_count};
     const Listed<int64_t> timesteps = listed("timesteps", given.timesteps, given.timesteps_count);
-    const bool others = timesteps || is_given(given.spacing) || is_given(given.rho) || is_given(given.method)
-                        || eta.is_given() || is_given(given.t_start);
+    std::vector<std::string> others = replacing(given);
+    if (is_given(given.steps)) others.erase(others.begin());
     const int64_t steps = is_given(given.steps) ? given.steps : manifest.defaults.steps;
     if (const Defaults* fitted = fitted_setting(manifest, given.setting, steps, others)) {
         setting = setting_of(*fitted, manifest);
-    } else if (others || is_given(given.steps)) {
+    } else if (!others.empty() || is_given(given.steps)) {
         Setting own{};
         own.steps = timesteps ? timesteps.count : setting.steps;
         own.timesteps = timesteps;

@@ -4,7 +4,9 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <string_view>
+#include <vector>
 
 #include "diffusevae.h"
 #include "bundle/manifest.h"
@@ -51,6 +53,9 @@ struct Setting {
 
 // What the bundle recorded for callers who name nothing.
 Setting recorded_setting(const Manifest& manifest);
+
+// The options given that replace the recorded setting as a whole.
+std::vector<std::string> replacing(const diffusevae_sample_options& given);
 
 // Without any of steps, timesteps, spacing, rho, method, eta and t_start the recorded setting applies whole. Naming one of
 // them replaces it by the library's own (ddim; uniform or, with t_start, linspace; eta 0, scales 1, guidance 0) at the

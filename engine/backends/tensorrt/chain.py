@@ -5,7 +5,7 @@ A shape's first run is put into the stream call by call, then captured; from the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,7 +28,7 @@ from engine.device.stream import Lru, Stream, capture
 from engine.errors import BackendError, Cancelled, CaptureError, NumericsError
 from engine.kernels import cuda_module
 from engine.request import Outcome, Request
-from engine.result import StepInfo, Timings
+from engine.result import F32, U8, StepInfo, Timings
 
 KEPT_SHAPES = 4  # each with its buffers, contexts and graph: enough for a server's few, bounded over any number
 
@@ -230,8 +230,28 @@ class GpuChain:
                 self._download(prepared, name, prepared.address(name))
             self.stream.synchronize()
             self._guard(prepared, request)
-            _report(prepared, request, i, int(t))
+            _report(prepared, request, i, int(t), lambda x0: self._preview(prepared, calls, request))
         calls.end()
+
+    def _preview(self, prepared: Prepared, calls: Enqueued, request: Request) -> U8:
+        """The images of the row that was just shown: x0 takes the place of x for the calls after the loop, and e, which the
+        next row overwrites, keeps x meanwhile."""
+        x, x0, e = (prepared.address(name) for name in ("x", "x0", "e"))
+        nbytes = prepared.down["x0"].nbytes
+
+        def copy(target: int, source: int) -> None:
+            self.device("cuMemcpyDtoDAsync", target, source, nbytes, self.stream.handle)
+
+        with self.device.current():
+            copy(e, x)
+            copy(x, x0)
+            calls.end()
+            for name in ("control", "images"):
+                self._download(prepared, name, prepared.address(name))
+            copy(x, e)
+            self.stream.synchronize()
+        self._guard(prepared, request)
+        return prepared.down.array("images").copy()
 
     def _guard(self, prepared: Prepared, request: Request) -> None:
         """NumericsError with graph and step when the device met NaN or infinity."""
@@ -267,13 +287,13 @@ def _entries(name: str, array: Any, prepared: Prepared) -> int:
     return prepared.shape.n if name.startswith(key("")) else len(array)
 
 
-def _report(prepared: Prepared, request: Request, i: int, t: int) -> None:
+def _report(prepared: Prepared, request: Request, i: int, t: int, pixels_of: Callable[[F32], U8]) -> None:
     """Show a finished row to the watcher; stop when it says so."""
     views = prepared.down.array("x"), prepared.down.array("x0")
     for view in views:
         view.flags.writeable = False
     rows = prepared.shape.rows
-    if request.watch is not None and request.watch(StepInfo(i, rows, t, *views, first=request.first)):
+    if request.watch is not None and request.watch(StepInfo(i, rows, t, *views, request.first, pixels_of)):
         raise Cancelled(
             f"The callback stopped the run after step {i + 1} of {rows} (timestep {t}). "
             f"No batch was made; the sampler is ready for the next call."

@@ -186,6 +186,34 @@ void callbacks(diffusevae::Sampler& sampler) {
     expect(thrown, "a callback's exception leaves sample() as it is");
 }
 
+// Settings of 6 and 3 calls are fitted to the bundle.
+void budgets(diffusevae::Sampler& sampler) {
+    diffusevae::SampleOptions options;
+    options.n = 1;
+    options.budget_ms = 1e9;
+    const diffusevae::Batch batch = sampler.sample(options);
+    expect(sampler.info().fitted == std::vector<int64_t>{6, 3}, "fitted settings");
+    expect(batch.timesteps == std::vector<int64_t>{900, 700, 500, 300, 100, 20} && batch.step_ms.size() == 6, "the best");
+    expect(batch.deadline && batch.deadline->calls == 6 && batch.deadline->done == 6 && batch.deadline->kept == 1, "the promise");
+    options.budget_ms = 1e-9;
+    expect_thrown<diffusevae::DeadlineError>("no fitted setting keeps here: found 3 calls", [&] { sampler.sample(options); });
+    options.at_most = true;
+    expect(sampler.sample(options).timesteps == std::vector<int64_t>{400, 150, 25}, "the fastest");
+    options.anytime = true;
+    const diffusevae::Batch late = sampler.sample(options);
+    expect(late.deadline->done == 1 && late.deadline->kept == 0, "one call of three");
+    options.budget_ms.reset();
+    expect_thrown<diffusevae::ArgumentError>("at_most is given without a budget", [&] { sampler.sample(options); });
+    diffusevae::SampleOptions watched = short_run();
+    std::vector<uint8_t> shown;
+    watched.callback = [&](const diffusevae::StepInfo& step) {
+        const std::vector<uint8_t> images = sampler.preview(step);
+        if (step.step == 3) shown.insert(shown.end(), images.begin(), images.end());
+        return false;
+    };
+    expect(sampler.sample(watched).images == shown && !sampler.sample(short_run()).deadline, "the last preview");
+}
+
 void ownership(diffusevae::Sampler& sampler, const std::string& path) {
     static_assert(!std::is_copy_constructible_v<diffusevae::Sampler>, "clone() says what a copy costs");
     static_assert(std::is_nothrow_move_constructible_v<diffusevae::Sampler>, "a move is one of pointers");
@@ -214,6 +242,7 @@ int main(int argc, char** argv) {
     given_arrays(sampler);
     refusals(sampler, argv[1]);
     callbacks(sampler);
+    budgets(sampler);
     ownership(sampler, argv[1]);
     diffusevae::SampleOptions request = short_run();
     request.guidance = 0.5;

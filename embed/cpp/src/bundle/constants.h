@@ -39,6 +39,9 @@ inline const std::vector<std::string> kPredictions = {"eps", "x0", "v"};
 constexpr const char* kLearnedRange = "learned_range";
 inline const std::vector<std::string> kVariances = {"fixedlarge", "fixedsmall", "learned_range"};
 inline const std::vector<std::string> kSettings = {"fitted", "plain"};
+constexpr double kQuantile = 0.99;
+constexpr int64_t kWindow = 512;
+constexpr int64_t kProbes = 5;
 inline const std::vector<std::string> kSpacings = {"uniform", "quad", "linspace", "trailing", "truncated", "karras",
     "logsnr"};
 constexpr double kRho = 7.0;
