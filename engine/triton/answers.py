@@ -1,76 +1,44 @@
-"""A request on its way: its results, filled in sample by sample, or its first error, and the response made of them."""
+"""Triton's request on its way to the response that is made of its results, or of its first error."""
 
 from __future__ import annotations
 
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 
-from engine.errors import ArgumentError, Cancelled, DeadlineError, EngineError
-from engine.triton.samples import Ask, Reader
+from engine.errors import ArgumentError
+from engine.serving import answers
+from engine.serving.asks import Ask
+from engine.triton.samples import Reader
 from engine.triton.tensors import KEPT, TOOK
 
-Rows = dict[str, np.ndarray]  # an output's name: an array of a whole run, one row a sample
-CANCELLED = "The client cancelled this request before its images were finished; nothing is wrong with it. Ask again."
 
-
-class Answer:
-    """One request on its way to a response; `arrived` is when, by `perf_counter`."""
+class Answer(answers.Answer):
+    """One request of the server's, and its response. Only those with a budget are sent before `execute` returns."""
 
     def __init__(self, request: Any, reader: Reader, server: Any, arrived: float) -> None:
+        super().__init__(arrived)
         self.request = request
         self.server = server
-        self.arrived = arrived
-        self.sent = False
         self.kept: bool | None = None  # whether it kept all its budgets, once its response is made
-        self._taken = 0
-        self.ask: Ask | None = None
-        self.error: EngineError | None = None
-        self.results: dict[str, np.ndarray] = {}
         try:
             self.ask = reader.read(self._tensors(reader), request.requested_output_names())
         except ArgumentError as error:
             self.error = error
 
-    def fail(self, error: EngineError) -> None:
-        """Keep the first error: what follows from it would only confuse."""
-        self.error = self.error or error
-
-    def cancelled(self) -> bool:
-        """Whether the client has gone or cancelled; the server is asked each time."""
-        if self.request.is_cancelled():
-            self.fail(Cancelled(CANCELLED))
-            return True
-        return False
-
-    def take(self, ask: Ask, index: int, rows: Rows, row: int) -> None:
-        """Take row `row` of a run as sample `index`; copies only what was asked for."""
-        self._taken += 1
-        for name in ask.wanted - {TOOK, KEPT}:
-            found = rows[name]
-            if name not in self.results:
-                self.results[name] = np.empty((len(ask), *found.shape[1:]), found.dtype)
-            self.results[name][index] = found[row]
-
-    @property
-    def outcome(self) -> str:
-        """How it ended, in a word: ok, refused, cancelled or failed."""
-        if self.error is None:
-            return "ok"
-        kinds = {ArgumentError: "refused", Cancelled: "cancelled", DeadlineError: "late"}
-        return next((word for kind, word in kinds.items() if isinstance(self.error, kind)), "failed")
-
-    def passed_ms(self) -> float:
-        """Milliseconds since the request arrived."""
-        return 1e3 * (perf_counter() - self.arrived)
+    def gone(self) -> bool:
+        """The server is asked each time."""
+        return bool(self.request.is_cancelled())
 
     def send_if_complete(self) -> None:
-        """Send the response now, while other requests of the call still run, where nothing of it is missing."""
-        if not self.sent and self.ask is not None and (self.error is not None or self._taken == len(self.ask)):
-            final = self.server.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-            self.request.get_response_sender().send(self.response(), flags=final)
-            self.sent = True
+        """As every answer, where it has a budget; the others go with the return of `execute`."""
+        if self.ask is not None and self.ask.budgets:
+            super().send_if_complete()
+
+    def send(self) -> None:
+        """Send the response now."""
+        final = self.server.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        self.request.get_response_sender().send(self.response(), flags=final)
 
     def response(self) -> Any:
         """What the server sends: results, or a sentence for people with a status that programs can act on."""

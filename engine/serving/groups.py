@@ -1,7 +1,7 @@
-"""Samples that run together: those with equal settings or budgets and inputs of one shape, whichever request they came with.
+"""Samples that run together: those of one verb, with equal settings or budgets and inputs of one shape, whichever request
+they came with.
 
-Each keeps its own seed. Triton hands over together only requests that sent the same set of inputs; what those inputs say is
-compared here.
+Each keeps its own seed.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from engine.backends import backend_class
+from engine.bundle.manifest import Manifest
+from engine.bundle.pipeline import X
 from engine.deadline import Budget
 from engine.errors import Cancelled, DeadlineError, EngineError, NumericsError
 from engine.result import Batch, StepInfo
 from engine.sampler import Sampler
-from engine.triton.answers import Answer, Rows
-from engine.triton.samples import Ask
-from engine.triton.tensors import CALLS, IMAGE, starts_from_pixels
+from engine.serving.answers import Answer, Run
+from engine.serving.asks import Ask
 
 Log: TypeAlias = "Callable[[str], object]"
 MOMENT = 1e-6  # ms: a budget of which nothing is left
+IMAGE, CALLS = "image", "calls"  # outputs beside the values of a bundle's pipeline
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,9 @@ class Member:
 
     @property
     def kind(self) -> Any:
-        """What two samples must have in common to run at once: the setting or budget, and the given inputs' shapes."""
+        """What two samples must have in common to run at once: verb, setting or budget, and the given inputs' shapes."""
         shapes = tuple((name, array.shape[1:]) for name, array in self.ask.inputs.items())
-        return self.ask.options[self.index], self.budget, shapes
+        return self.ask.verb, self.ask.options[self.index], self.budget, shapes
 
     @property
     def budget(self) -> Budget | None:
@@ -49,7 +51,7 @@ class Member:
 def run_all(sampler: Sampler, answers: Sequence[Answer], log: Log) -> int:
     """Run every sample of these requests; each answer has its results or an error afterwards. How many runs it took.
 
-    The tightest budgets come first, and an answer with budgets is sent at once: it need not wait for the others' runs.
+    The tightest budgets come first, and an answer may be sent as soon as it is complete: it need not wait for other runs.
     """
     groups: dict[Any, list[Member]] = {}
     for answer in answers:
@@ -60,9 +62,13 @@ def run_all(sampler: Sampler, answers: Sequence[Answer], log: Log) -> int:
     runs = 0
     for members in sorted(groups.values(), key=_milliseconds):
         runs += run_group(sampler, members, log)
-        for answer in dict.fromkeys(member.answer for member in members if member.budget is not None):
+        for answer in _answers(members):
             answer.send_if_complete()
     return runs
+
+
+def _answers(members: Sequence[Member]) -> list[Answer]:
+    return list(dict.fromkeys(member.answer for member in members))
 
 
 def _milliseconds(members: Sequence[Member]) -> float:
@@ -73,12 +79,13 @@ def _milliseconds(members: Sequence[Member]) -> float:
 def run_group(sampler: Sampler, members: Sequence[Member], log: Log) -> int:
     """Run samples of one kind at once; an input that breaks the network costs only the request that sent it."""
     members = [member for member in members if member.answer.error is None]
-    answers = list(dict.fromkeys(member.answer for member in members))
-    watch = Watch(answers, log)
+    answers = _answers(members)
+    watch = Watch(members, log)
     if watch.all_gone():
         return 0
     try:
-        rows = _rows(sampler, _sample(sampler, members, watch))
+        batch = _sample(sampler, members, watch)
+        run = Run(batch, _rows(sampler.bundle.manifest, batch))
     except Cancelled:
         return 1  # the watch has told every answer
     except NumericsError as error:
@@ -91,15 +98,17 @@ def run_group(sampler: Sampler, members: Sequence[Member], log: Log) -> int:
             answer.fail(error)
     else:
         for row, member in enumerate(members):
-            member.answer.take(member.ask, member.index, rows, row)
+            member.answer.take(member.ask, member.index, run, row)
     return 1
 
 
 class Watch:
-    """Ends a run that no client waits for any more; one question to the server a step while the first of them waits."""
+    """Ends a run that no client waits for any more (one question a step while the first of them waits), and shows each
+    answer its samples of the step."""
 
-    def __init__(self, answers: Sequence[Answer], log: Log) -> None:
-        self._waiting = list(answers)
+    def __init__(self, members: Sequence[Member], log: Log) -> None:
+        self._members, self._answers = members, _answers(members)
+        self._waiting = list(self._answers)
         self._log = log
 
     def all_gone(self) -> bool:
@@ -112,6 +121,10 @@ class Watch:
         gone = self.all_gone()
         if gone:
             self._log(f"stopped after step {done.step + 1} of {done.steps}: every request of the run was cancelled")
+        else:
+            here = self._members[done.first : done.first + len(done.x)]
+            for answer in self._answers:
+                answer.after_step(done, [place for place, member in enumerate(here) if member.answer is answer])
         return gone
 
 
@@ -125,23 +138,29 @@ def _sample(sampler: Sampler, members: Sequence[Member], watch: Watch) -> Batch:
     options["callback"] = None if backend_class(sampler.backend).ON_DEVICE else watch
     budget = members[0].budget
     if budget is None:
-        return sampler.sample(**options)
-    passed = members[0].answer.passed_ms()  # the same for all: they arrived together
+        batch: Batch = getattr(sampler, first.verb)(**options)
+        return batch
+    passed = max(member.answer.passed_ms() for member in members)
+    left = max(budget.milliseconds - passed, MOMENT)
     try:
-        return sampler.sample(budget_ms=max(budget.milliseconds - passed, MOMENT), at_most=budget.at_most, **options)
+        return sampler.sample(budget_ms=left, at_most=budget.at_most, anytime=budget.anytime, **options)
     except DeadlineError as error:
         raise DeadlineError(f"{error} (Of {budget.milliseconds:g} ms {passed:.3g} had passed before the run.)") from error
 
 
-def _rows(sampler: Sampler, batch: Batch) -> Rows:
+def _rows(manifest: Manifest, batch: Batch) -> dict[str, np.ndarray]:
     """Every output of a run by name."""
-    manifest = sampler.bundle.manifest
     start, drawn = manifest.pipeline.state.start, manifest.drawn
-    rows: Rows = {IMAGE: batch.images}
+    rows: dict[str, np.ndarray] = {IMAGE: batch.images}
     if batch.deadline is not None:
         rows[CALLS] = np.full((len(batch.images), 1), batch.deadline.calls, np.int32)
-    if drawn is not None:
+    if drawn is not None and drawn.name in batch.values:
         rows[drawn.name] = batch.values[drawn.name]
     if start is not None:
         rows[start] = batch.pixels(start) if starts_from_pixels(manifest) else batch.values[start]
     return rows
+
+
+def starts_from_pixels(manifest: Manifest) -> bool:
+    """Whether the image that the chain may start from is a picture: where the state itself is the image."""
+    return manifest.pipeline.state.start is not None and manifest.pipeline.image == X
