@@ -231,10 +231,28 @@ class Sampler:
         part  (begin, end): only these of the n images, as range(begin, end) counts them; None for all
         The other options are those of `sample`.
         """
-        drawn = abilities.drawn_input(self.bundle.manifest, "interpolate")
         checks.check_inputs(options, self.inputs, OPTIONS, "interpolate")
+        drawn = abilities.drawn_input(self.bundle.manifest, "interpolate")
         if options.pop(drawn.name, None) is not None:
             raise ArgumentError(f"interpolate moves {drawn.name} from a to b; expected it not given too. Leave it out.")
+        path, from_prior = self.path(a, b, n, mode=mode, seed=seed, prior=prior, part=part)
+        batch = self.sample(**path, **options)
+        return replace(batch, setting=replace(batch.setting, prior=from_prior))
+
+    def path(
+        self,
+        a: Any,
+        b: Any,
+        n: int = 8,
+        *,
+        mode: str = "lerp",
+        seed: Seed = None,
+        prior: str | None = None,
+        part: tuple[int, int] | None = None,
+    ) -> tuple[dict[str, Any], str | None]:
+        """What `interpolate` samples from: {the drawn input's name: float32 [n, ...], "seed": uint64 [n]}, as `sample` takes
+        them, and the prior that a seed's end was drawn from. Can be called while this runs in another thread."""
+        drawn = abilities.drawn_input(self.bundle.manifest, "interpolate")
         count = checks.count_of(n) or 1
         begin, end = part or (0, count)
         if not 0 <= begin < end <= count:
@@ -244,9 +262,7 @@ class Sampler:
         shared = noises.resolve_seeds(a if seed is None and is_integer(a) else seed, 1)
         with _NO_MEMORY:
             path = checks.between(ends[0].ravel(), ends[1].ravel(), count, mode, slice(begin, end))
-            given: dict[str, Any] = {drawn.name: path.reshape(-1, *ends[0].shape), "seed": np.repeat(shared, end - begin)}
-        batch = self.sample(**given, **options)
-        return replace(batch, setting=replace(batch.setting, prior=from_prior))
+            return {drawn.name: path.reshape(-1, *ends[0].shape), "seed": np.repeat(shared, end - begin)}, from_prior
 
     def reconstruct(self, images: npt.ArrayLike, **options: Any) -> Batch:
         """Encode images to inputs, and sample from those, started from the noised images.
