@@ -22,7 +22,7 @@ from engine.http.page import assets
 from engine.sampler import Sampler
 from engine.serving.choice import KINDS, backend_for, max_steps
 
-TOKEN = "DIFFUSEVAE_TOKEN"  # of the environment, where no file is named; an argument would be seen by every user of the machine
+TOKEN = "DIFFUSEVAE_TOKEN"  # of the environment, where no file is named; an argument is seen by every user of a machine
 CLOSING = 10  # seconds that answers under way have when the server ends
 Command = TypeVar("Command", bound=Callable[..., Any])
 USUAL = Limits()

@@ -11,6 +11,7 @@ import numpy as np
 from engine import __version__
 from engine.bundle.examples import example_inputs
 from engine.http import formats
+from engine.http.axes import principal_axes
 from engine.http.fields import IMAGES
 from engine.http.reader import Reader
 from engine.imaging import FITS, png_bytes
@@ -19,6 +20,7 @@ SUMMARIES = {
     "sample": "Images of seeds",
     "reconstruct": "Pictures encoded, and sampled from what the encoder makes of them",
     "refine": "Pictures refined themselves: denoised, sharpened",
+    "edit": "Seeds, latents or pictures, moved along the bundle's directions",
     "interpolate": "The way from one image to another",
 }
 ERRORS = {
@@ -46,6 +48,8 @@ def info(reader: Reader) -> dict[str, Any]:
         "inputs": [str(spec) for spec in manifest.inputs],
         "drawn": None if drawn is None else {"name": drawn.name, "shape": list(drawn.sample)},
         "start": manifest.pipeline.state.start,
+        "directions": list(sampler.directions),
+        "axes": principal_axes(sampler.bundle).tolist(),
         "outputs": list(reader.outputs),
         "defaults": asdict(manifest.defaults),
         "fitted": [] if fitted is None else [asdict(setting) for setting in fitted.settings],
@@ -107,7 +111,7 @@ def _operation(reader: Reader, verb: str) -> dict[str, Any]:
 def _parameters(reader: Reader, verb: str) -> list[dict[str, Any]]:
     names = ", ".join(reader.outputs)
     found = {"outputs": ({"type": "string", "default": "image"}, f"Some of {names}, with commas between them.")}
-    if verb in ("reconstruct", "refine"):
+    if verb in ("reconstruct", "refine", "edit"):
         found["fit"] = ({"type": "string", "default": FITS[0]}, "Pictures of other proportions: crop, or pad.")
         found["background"] = ({"type": "string", "default": "white"}, "Below what is transparent.")
     return [
@@ -120,6 +124,9 @@ def _example(reader: Reader, verb: str) -> dict[str, Any]:
     needed = {name: np.asarray(value).tolist() for name, value in (example_inputs(reader.manifest, free=1) or {}).items()}
     if verb == "interpolate":
         return {"a": 3, "b": 9, "n": min(8, reader.limits.max_batch), **needed}
+    if verb == "edit" and reader.manifest.directions is not None:
+        first = reader.manifest.directions.names[0]
+        return {"what": list(range(min(4, reader.limits.max_batch))), "edits": {first: 1.0}, **needed}
     if verb == "sample":
         return {"n": min(4, reader.limits.max_batch), "seed": 0, **needed}
     channels, height, width = reader.manifest.pipeline.image_shape

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.bundle.inputs import InputSpec
+from engine.bundle.limits import MAX_STRENGTH
 from engine.bundle.manifest import Manifest
 from engine.bundle.prior import PRIORS
 from engine.http.limits import Limits
@@ -35,7 +36,10 @@ class Field:
 def verbs_of(manifest: Manifest) -> tuple[str, ...]:
     """The verbs that this bundle has the abilities for."""
     encodes, pixels, drawn = bool(manifest.pipeline.encode), manifest.pipeline.image == "x", manifest.drawn is not None
-    found = {"sample": True, "reconstruct": encodes and pixels, "refine": pixels, "interpolate": drawn}
+    edits = manifest.directions is not None
+    found = {
+        "sample": True, "reconstruct": encodes and pixels, "refine": pixels, "edit": edits, "interpolate": drawn
+    }  # fmt: skip
     return tuple(verb for verb, has in found.items() if has)
 
 
@@ -46,6 +50,8 @@ def fields_of(manifest: Manifest, verb: str, limits: Limits) -> dict[str, Field]
         found.append(_count("Images; may be left out where seed or an input says it.", limits))
     elif verb == "interpolate":
         found += _ends(manifest, limits)
+    elif verb == "edit":
+        found += _edit(manifest, limits)
     else:
         found.append(_images(limits))
     found += [_seed(limits), *_setting(manifest, verb, limits), *_inputs(manifest, verb)]
@@ -77,6 +83,27 @@ def _images(limits: Limits) -> Field:
     text = f"Pictures of at most {limits.max_pixels:,} pixels, as base64 or data: URLs."
     many = {"type": "array", "items": one, "minItems": 1, "maxItems": limits.max_batch}
     return Field(IMAGES, {"oneOf": [one, many], "description": text}, needed=True)
+
+
+def _edit(manifest: Manifest, limits: Limits) -> list[Field]:
+    assert manifest.drawn is not None, "a bundle with directions has an input that is drawn"
+    kinds = [_seed_number(), {"type": "array", "items": _seed_number()}, _array(manifest.drawn), _images(limits).schema]
+    text = f"Seeds, samples of {manifest.drawn.name}, or pictures as base64."
+    kept = "How much of the originals stays; 0.6 for pictures, and seeds are sampled moved where it is left out."
+    return [
+        Field("what", {"oneOf": kinds, "description": text}, needed=True),
+        Field("edits", _strengths(manifest), needed=True),
+        Field("preserve", {"type": "number", "minimum": 0, "maximum": 1, "description": kept}),
+    ]
+
+
+def _strengths(manifest: Manifest) -> Schema:
+    names = () if manifest.directions is None else manifest.directions.names
+    strength = {"type": "number", "minimum": -MAX_STRENGTH, "maximum": MAX_STRENGTH}
+    return {
+        "type": "object", "properties": dict.fromkeys(names, strength), "additionalProperties": False,
+        "description": "Strengths along the bundle's directions: 1 is the way from the mean without to the mean with.",
+    }  # fmt: skip
 
 
 def _seed_number() -> Schema:
@@ -111,11 +138,11 @@ def _setting(manifest: Manifest, verb: str, limits: Limits) -> list[Field]:
         "variance": {"enum": list(VARIANCES), "description": "DDPM's."},
         "clip": {"type": "boolean", "default": True, "description": "Limit each step's prediction."},
     }
-    if pipeline.state.start is not None or verb in ("reconstruct", "refine"):
+    if (verb != "edit" and pipeline.state.start is not None) or verb in ("reconstruct", "refine"):
         found["t_start"] = {**timestep, "description": "Start from the noised start image at this timestep."}
     if pipeline.guided:
         found["guidance"] = {"type": "number", "description": "Weight; not 0 doubles the network's work."}
-    if manifest.drawn is not None and verb in ("sample", "interpolate"):
+    if manifest.drawn is not None and verb in ("sample", "edit", "interpolate"):
         found["prior"] = {"enum": list(PRIORS), "description": f"What {manifest.drawn.name} is drawn from."}
     if manifest.fitted is not None and verb == "sample":
         found["budget_ms"] = {
@@ -124,6 +151,8 @@ def _setting(manifest: Manifest, verb: str, limits: Limits) -> list[Field]:
         }  # fmt: skip
         found["at_most"] = {"type": "boolean", "description": "With a budget that none keeps: the fastest."}
         found["anytime"] = {"type": "boolean", "description": "With a budget: end a late chain with what it has."}
+    if manifest.directions is not None and verb != "edit":
+        found["edits"] = _strengths(manifest)
     return [Field(name, schema) for name, schema in found.items()]
 
 
@@ -132,10 +161,10 @@ def _inputs(manifest: Manifest, verb: str) -> list[Field]:
     made: set[str] = set()
     if verb == "reconstruct":
         made = {value for call in manifest.pipeline.encode for value in call.outputs.values()}
-    if verb == "interpolate" and manifest.drawn is not None:
+    if verb in ("edit", "interpolate") and manifest.drawn is not None:
         made = {manifest.drawn.name}
     return [
-        Field(spec.name, _array(spec), needed=spec.draw is None and verb in ("sample", "interpolate"))
+        Field(spec.name, _array(spec), needed=spec.draw is None and verb in ("sample", "edit", "interpolate"))
         for spec in manifest.inputs
         if spec.name not in made
     ]

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import checks, resolve
+from engine.argument_checks import check_number
+from engine.bundle.directions import checked_edits
 from engine.bundle.inputs import InputSpec
 from engine.deadline import Budget
 from engine.errors import ArgumentError, did_you_mean
@@ -62,7 +64,13 @@ class Reader:
         inputs = {spec.name: self._input(spec, given[spec.name]) for spec in self.manifest.inputs if spec.name in given}
         if has_images:
             inputs[IMAGES] = self._images(given[IMAGES], query)
+        if "edits" in given:
+            given["edits"] = checked_edits(self.manifest.directions, given["edits"])
+        if "preserve" in given:
+            check_number("preserve", given["preserve"], 0.0, 1.0)
         options, budget = self._settle(verb, given, has_images)
+        if verb == "edit":
+            verb, options, given = self._edit(given, inputs, query)
         if verb == "interpolate":
             seeds, moved = self._path(given)
             inputs |= moved
@@ -70,7 +78,7 @@ class Reader:
             verb = "sample"
         else:
             seeds = self._seeds(given, inputs)
-        checks.check_free_dimensions(self.manifest.inputs, {k: v for k, v in inputs.items() if k != IMAGES})
+        checks.check_free_dimensions(self.manifest.inputs, {k: v for k, v in inputs.items() if k not in (IMAGES, "what")})
         inputs = {name: _for_all(array, len(seeds)) for name, array in inputs.items()}
         return Ask(seeds, (options,) * len(seeds), (budget,) * len(seeds) if budget else (), inputs, wanted, verb)
 
@@ -115,8 +123,32 @@ class Reader:
     def _input(self, spec: InputSpec, value: Any) -> npt.NDArray[Any]:
         return checks.input_of(spec, _array(spec.name, value, spec.dtype))
 
+    def _edit(
+        self, given: dict[str, Any], inputs: dict[str, npt.NDArray[Any]], query: Mapping[str, str]
+    ) -> tuple[str, Options, dict[str, Any]]:
+        """Adds what is edited to the inputs. Seeds and latents without `preserve` are samples that move, as in Python."""
+        what, drawn = given["what"], self.manifest.drawn
+        assert drawn is not None, "a bundle with directions has an input that is drawn"
+        listed = what if isinstance(what, list) else [what]
+        keep = "preserve" in given
+        names = (*self._options["edit"], "edits", "preserve")
+        options = {name: _option(name, given[name]) for name in names if name in given}
+        if all(isinstance(one, str) for one in listed):
+            inputs["what"] = self._images(what, query)
+        elif all(isinstance(one, int) for one in listed):
+            if "seed" in given:
+                raise ArgumentError("edit was given seeds, and seed too; expected one of the two. Leave seed out.")
+            given = {**given, "seed": what}
+            inputs |= {"what": self._seeds(given, {})} if keep else {}
+        else:
+            inputs["what" if keep else drawn.name] = self._input(drawn, what)
+            options.pop("prior", None)
+        if "what" in inputs:
+            return "edit", tuple(options.items()), given
+        return "sample", self._settings.settle(tuple(options.items()))[0], given
+
     def _images(self, value: Any, query: Mapping[str, str]) -> npt.NDArray[np.uint8]:
-        files = value if isinstance(value, list) else [value]
+        files: list[Any] = value if isinstance(value, list) else [value]
         if not 1 <= len(files) <= self.limits.max_batch:
             raise ArgumentError(f"images holds {len(files)}; expected 1 .. {self.limits.max_batch}. Send several requests.")
         reading = {name: query[name][:MAX_NAME] for name in ("fit", "background") if name in query}
@@ -128,7 +160,7 @@ class Reader:
         seed, n = given.get("seed"), checks.count_of(given.get("n"))
         counts: dict[str, int | None] = {"n": n, "seed": len(seed) if isinstance(seed, list) else None}
         counts |= {name: len(array) for name, array in inputs.items()}
-        agreed = checks.agree_on_count(counts, shared=[name for name in inputs if name != IMAGES])
+        agreed = checks.agree_on_count(counts, shared=[name for name in inputs if name not in (IMAGES, "what")])
         count = 1 if agreed is None else agreed
         self._check_count(count)
         return noises.resolve_seeds(seed, None if isinstance(seed, list) else count)
@@ -148,7 +180,7 @@ class Reader:
         how = {name: given[name] for name in ("mode", "seed", "prior") if name in given}
         if not isinstance(how.get("mode", "lerp"), str) or isinstance(how.get("seed"), list):
             raise ArgumentError("interpolate takes one mode, 'lerp' or 'slerp', and one seed for all images. Correct them.")
-        path, _ = self.sampler.path(ends[0], ends[1], n, **how)
+        path = self.sampler.path(ends[0], ends[1], n, **how)
         return path.pop("seed"), path
 
     def _end(self, name: str, value: Any) -> Any:
@@ -167,6 +199,8 @@ def _no_number(text: str) -> NoReturn:
 
 def _option(name: str, value: Any) -> Any:
     """A setting's value as something that can be compared and remembered: lists become tuples."""
+    if name == "edits":
+        return tuple(value.items())  # checked before
     if isinstance(value, list) and all(isinstance(one, (int, float)) for one in value):
         return tuple(value)
     if isinstance(value, (list, dict)) or (isinstance(value, str) and len(value) > MAX_NAME):

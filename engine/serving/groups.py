@@ -133,7 +133,11 @@ def _sample(sampler: Sampler, members: Sequence[Member], watch: Watch) -> Batch:
     options = dict(first.options[members[0].index])
     for name in first.inputs:
         options[name] = np.stack([member.ask.inputs[name][member.index] for member in members])
-    options["seed"] = np.array([member.ask.seeds[member.index] for member in members], np.uint64)
+    if "edits" in options:
+        options["edits"] = dict(options["edits"])
+    seeds = np.array([member.ask.seeds[member.index] for member in members], np.uint64)
+    if not ("what" in options and options["what"].ndim == 1):  # those of an edit are what it edits
+        options["seed"] = seeds
     # On a GPU all steps are one launch, which watching would take apart: there a run is cancelled before it starts.
     options["callback"] = None if backend_class(sampler.backend).ON_DEVICE else watch
     budget = members[0].budget

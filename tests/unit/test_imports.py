@@ -26,7 +26,7 @@ LAYERS = (
     ("engine.backends",),
     ("engine.pipeline",),
     ("engine.abilities", "engine.resolve"),
-    ("engine.deadline",),
+    ("engine.deadline", "engine.verbs"),
     ("engine.feeds", "engine.sampler"),
     ("engine",),
     ("engine.serving",),
