@@ -40,12 +40,15 @@ def info(reader: Reader) -> dict[str, Any]:
     return {
         "name": manifest.name,
         "version": __version__,
-        "path": str(sampler.bundle.path.name),
+        "path": str(sampler.bundle.path),
         "backend": sampler.backend,
         "precision": sampler.precision,
         "threads": sampler.threads,
         "image": {"height": height, "width": width, "channels": channels},
         "inputs": [str(spec) for spec in manifest.inputs],
+        "given": [
+            {"name": spec.name, "shape": list(spec.sample), "range": spec.range} for spec in manifest.inputs if spec.draw is None
+        ],
         "drawn": None if drawn is None else {"name": drawn.name, "shape": list(drawn.sample)},
         "start": manifest.pipeline.state.start,
         "directions": list(sampler.directions),
