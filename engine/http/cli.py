@@ -136,7 +136,7 @@ def address(place: socket.socket, host: str) -> str:
 
 
 def serve_until_stopped(app: Any, place: socket.socket) -> None:
-    """Run the server; its end by a signal is a success, and the end of its worker an error."""
+    """Run the server; the end of its worker is an error."""
     worker = app.state.service.worker
     config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=CLOSING, lifespan="on")
     server = uvicorn.Server(config)

@@ -47,7 +47,9 @@ def info(reader: Reader) -> dict[str, Any]:
         "image": {"height": height, "width": width, "channels": channels},
         "inputs": [str(spec) for spec in manifest.inputs],
         "given": [
-            {"name": spec.name, "shape": list(spec.sample), "range": spec.range} for spec in manifest.inputs if spec.draw is None
+            {"name": spec.name, "shape": list(spec.sample), "range": spec.range}
+            for spec in manifest.inputs
+            if spec.draw is None
         ],
         "drawn": None if drawn is None else {"name": drawn.name, "shape": list(drawn.sample)},
         "start": manifest.pipeline.state.start,
