@@ -21,6 +21,8 @@ class Metrics:
         self._seconds = Histogram(
             "diffusevae_request_seconds", "Seconds from arrival to answer", ["verb"], registry=registry, buckets=SECONDS
         )
+        self._waited = Counter("diffusevae_queue_seconds", "Seconds that requests waited for a run", registry=registry)
+        self._ran = Counter("diffusevae_run_seconds", "Seconds that requests' runs took", registry=registry)
         self._runs = Counter("diffusevae_runs", "Runs of the sampler, each of samples that came together", registry=registry)
         self._images = Counter("diffusevae_images", "Images that were answered", registry=registry)
         self._budgets = Counter("diffusevae_budgets", "Budgets of time by outcome", ["outcome"], registry=registry)
@@ -39,6 +41,9 @@ class Metrics:
                 continue
             self._requests.labels(answer.ask.verb, answer.outcome).inc()
             self._seconds.labels(answer.ask.verb).observe(answer.took_ms / 1e3)
+            self._waited.inc(answer.waited_ms / 1e3)
+            if answer.batch is not None:
+                self._ran.inc(answer.batch.timings.total_ms / 1e3)
             if answer.error is None:
                 self._images.inc(len(answer.ask))
                 for budget in answer.ask.budgets[:1]:

@@ -26,7 +26,8 @@ from tests.toy_family import build_family
 ROOT = Path(__file__).parents[2]
 HELP = ROOT / "tests" / "help"
 COMMANDS = [
-    "sample", "reconstruct", "refine", "interpolate", "steps", "info", "verify", "cpp-config", "examples", "triton-repo",
+    "sample", "reconstruct", "refine", "interpolate", "steps", "info", "verify", "cpp-config", "examples", "serve",
+    "studio", "triton-repo",
 ]  # fmt: skip
 BUILDING = ["build", "fit-prior", "fit-setting"]  # need torch; their help is that of their scripts, checked in tests/export
 HERE = ["--backend", ANY_BACKEND, "--precision", "f32", "--threads", "2"]

@@ -19,6 +19,7 @@ from playwright.sync_api import sync_playwright
 
 from engine.imaging import save_images
 from tests.http_served import PATIENCE, Served, edited, lone, serving
+from tests.samplers import Z_DIM
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium")
@@ -29,7 +30,9 @@ PIXELS = "canvas => [...canvas.getContext('2d').getImageData(0, 0, canvas.width,
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
-    with serving(edited()) as found:
+    axes = np.eye(2, Z_DIM, dtype=np.float32)  # as of a prior, which the toy has none of
+    with pytest.MonkeyPatch.context() as patch, serving(edited()) as found:
+        patch.setattr("engine.http.description.principal_axes", lambda _: axes)
         yield found
 
 
@@ -119,6 +122,9 @@ def test_a_slider_moves_the_picture_by_hand_and_by_key_and_its_python_has_the_sa
     code = code_of(page, f'edits={{"glasses": {strengths[0]:g}, "beard": -0.02}}')  # that of the last picture drawn
     assert not np.array_equal(shown(page), before)
     np.testing.assert_array_equal(run_python(code, tmp_path / "slider.npy")[0], shown(page))
+    page.locator("#axis-1").press("ArrowLeft")
+    code = code_of(page, "z=z")
+    np.testing.assert_array_equal(run_python(code, tmp_path / "axis.npy")[0], shown(page))
     page.locator("#reset").click()
     code_of(page, "sampler.sample(seed=[0])")
     np.testing.assert_array_equal(shown(page), before)

@@ -21,7 +21,7 @@ const seeds = () => Array.from({ length: state.count }, (_, i) => state.first + 
 async function latentsOf(list) {
   const missing = list.filter((seed) => !latents.has(seed));
   if (missing.length) {
-    const answer = await whole("sample", { ...state.given, seed: missing, steps: 1, setting: "plain" }, info.drawn.name);
+    const answer = await whole("sample", { ...state.given, seed: missing, steps: 1, spacing: "linspace" }, info.drawn.name);
     missing.forEach((seed, i) => latents.set(seed, answer.outputs[info.drawn.name][i]));
   }
   return list.map((seed) => latents.get(seed));
@@ -238,10 +238,11 @@ function compare() {
 }
 
 async function watchSteps() {
-  const { verb, body } = await ofFocus(), strip = $("strip");
+  const strip = $("strip");
   strip.replaceChildren();
   strip.hidden = false;
   try {
+    const { verb, body } = await ofFocus();
     await events(verb, body, (name, data) => {
       if (name === "error") return said(data.error.message);
       const picture = name === "step" ? data.images && data.images[0] : data.outputs.image[0];
