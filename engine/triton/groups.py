@@ -120,6 +120,9 @@ def _sample(sampler: Sampler, members: Sequence[Member], watch: Watch) -> Batch:
     options = dict(first.options[members[0].index])
     for name in first.inputs:
         options[name] = np.stack([member.ask.inputs[name][member.index] for member in members])
+    edits = [member.ask.edits[member.index] if member.ask.edits else {} for member in members]
+    if names := dict.fromkeys(name for edit in edits for name in edit):
+        options["edits"] = {name: [edit.get(name, 0.0) for edit in edits] for name in names}
     options["seed"] = np.array([member.ask.seeds[member.index] for member in members], np.uint64)
     # On a GPU all steps are one launch, which watching would take apart: there a run is cancelled before it starts.
     options["callback"] = None if backend_class(sampler.backend).ON_DEVICE else watch
