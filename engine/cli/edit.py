@@ -9,6 +9,7 @@ from typing import Any
 import click
 import numpy as np
 
+from engine.bundle.directions import Edits
 from engine.bundle.reader import Bundle
 from engine.cli.inputs import INPUT
 from engine.cli.options import (
@@ -84,12 +85,12 @@ def edit(
         raise ArgumentError("edit: found one direction twice, expected one strength for each; leave one out")
     call = run_options(opened.manifest, given) | {"prior": given.pop("prior")}
     factors, n = strengths or [1.0], len(what)
-    listed = {name: tuple(factor * value for _ in range(n) for factor in factors) for name, value in asked.items()}
+    edit_by: Edits = {name: tuple(factor * value for _ in range(n) for factor in factors) for name, value in asked.items()}
     seeds = np.repeat(resolve_seeds(call["seed"] if of is None else what, n), len(factors))
     call["seed"] = seeds if of is None else call["seed"]
     check_results(opened.manifest, len(seeds), seeds.tolist(), **given)
     with open_sampler(opened, given) as sampler:
-        batch = sampler.edit(np.repeat(what, len(factors), axis=0), listed, preserve=preserve, **call)
+        batch = sampler.edit(np.repeat(what, len(factors), axis=0), edit_by if strengths else asked, preserve=preserve, **call)
         finish(sampler, batch, loaded=loaded, columns=len(factors) if strengths else None, **given)
 
 

@@ -307,6 +307,8 @@ class CSampler:
                 alive.append((kind * len(value))(*value))
                 setattr(options, field, alive[-1])
                 setattr(options, f"{field}_count", len(value))
+            elif name == "edits" and not value:
+                continue
             elif name == "edits":
                 alive.append((Edit * len(value))(*((key.encode(), strength) for key, strength in value.items())))
                 options.edits, options.edits_count = alive[-1], len(value)
