@@ -203,6 +203,12 @@ def _edited(pipeline: Pipeline, inputs: dict[str, Array], edits: Any) -> dict[st
         raise ArgumentError(f"edits: found some, but this run needs no {name}, which they move. Leave them out.")
     if not isinstance(inputs[name], np.ndarray):
         raise ArgumentError(f"edits: found {name} on a device, expected it on the host; add them there and leave edits out.")
+    for direction, listed in strengths.items():
+        if isinstance(listed, tuple) and len(listed) != len(inputs[name]):
+            raise ArgumentError(
+                f"the strength of {direction} is a list of {len(listed)}; expected a number, or one for each of "
+                f"{len(inputs[name])} samples."
+            )
     return {**inputs, name: directions.move(inputs[name], strengths)}
 
 

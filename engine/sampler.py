@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import abilities, backends, checks, kernels, resolve, verbs
+from engine.bundle.directions import Edits
 from engine.bundle.examples import example_inputs
 from engine.bundle.inputs import InputSpec
 from engine.bundle.links import AllowLinks
@@ -112,7 +113,7 @@ class Sampler:
         variance: str | None = None,
         clip: bool = True,
         prior: str | None = None,
-        edits: Mapping[str, float] | None = None,
+        edits: Edits | None = None,
         x_T: npt.ArrayLike | None = None,
         noise: npt.ArrayLike | None = None,
         callback: Watch | None = None,
@@ -146,7 +147,7 @@ class Sampler:
         clip       limit each step's prediction of the state as the pipeline says
         prior      what the drawn input comes from: "bundle", its fitted density, or "standard", N(0, I); None is
                    the bundle's where it has one. `batch.setting.prior` says which it was
-        edits      {direction: strength}: the drawn input, drawn or given, moves along the bundle's directions
+        edits      {direction: strength, or one a sample}: the drawn input, drawn or given, moves along these directions
         x_T        [N or 1, C, H, W], the unit Gaussian that the start's coefficients multiply (temperature scales
                    it)
         noise      [rows, N or 1, C, H, W] or [rows, C, H, W], in the order used; read in the rows that add noise
@@ -252,11 +253,11 @@ class Sampler:
         with NO_MEMORY, self._turn():
             return self._run(verbs.refine(self._pipeline, images, options), options)
 
-    def edit(self, what: Any, edits: Mapping[str, float], *, preserve: float | None = None, **options: Any) -> Batch:
+    def edit(self, what: Any, edits: Edits, *, preserve: float | None = None, **options: Any) -> Batch:
         """Move what there is along the bundle's directions (`sampler.directions`), x_T and the steps' noise shared.
 
         what      images, as `reconstruct` takes them; seeds, one or several; or samples of the drawn input, float [N, ...]
-        edits     {direction: strength}: 1 goes from the mean of the samples without to that of those with, -1 back
+        edits     {direction: strength, or one a sample}: 1 goes from the mean of those without to that of those with
         preserve  0 .. 1, how much of the originals is kept: the chain starts at timestep (1 - preserve) (T - 1), from the
                   noised original where the edit changes nothing, and from the edited start value where it does. 0.6 where
                   it is None, for images; seeds and latents are then sampled as `sample(edits=...)` does, and with a

@@ -13,6 +13,7 @@ from engine.argument_checks import check_number, check_numbers, is_integer
 from engine.bundle.directions import checked_edits
 from engine.bundle.limits import MAX_STRENGTH
 from engine.bundle.manifest import Manifest
+from engine.bundle.training import Defaults
 from engine.errors import ArgumentError
 from engine.pipeline import Arrays, Pipeline
 from engine.request import Request
@@ -21,7 +22,9 @@ from engine.result import F32, U8
 from engine.solver import noise as noises
 
 PRESERVE = 0.6  # what `edit` keeps of images where the caller does not say
-MOVED = 0.25  # change of the start value, of a range of 2, from which on nothing is left of the original there
+# Change of the start value, of a range of 2, up to which all of the original stays, and from which on nothing does: a
+# direction moves every pixel a little, and what it moves little it should not touch.
+STAYS, GOES = 0.15, 0.5
 
 
 def interpolate(
@@ -177,24 +180,33 @@ def _encoded(pipeline: Pipeline, images: Any, what: str) -> tuple[F32, Arrays]:
     return pixels, abilities.encoded_inputs(pipeline, pixels)
 
 
+def _from(t_start: int, recorded: Defaults, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The setting that starts at t_start: the recorded one stretched to it, where that starts from an image too and the
+    caller names nothing else; otherwise the plain one."""
+    named = [name for name in checks.REPLACES_RECORDED if options.get(name) is not None]
+    if recorded.t_start and recorded.timesteps and not named:
+        stretched = [round(t * t_start / recorded.t_start) for t in recorded.timesteps]
+        if len(set(stretched)) == len(stretched):
+            kept = ("method", "eta", "temperature", "noise_scale", "eps_scale", "guidance")
+            return {**{name: getattr(recorded, name) for name in kept}, "timesteps": stretched, "t_start": t_start}
+    listed = options.get("timesteps") is not None
+    return {"t_start": t_start, "steps": None if listed else options.get("steps") or min(recorded.steps, t_start + 1)}
+
+
 def _from_images(
     pipeline: Pipeline, pixels: F32, inputs: Arrays, edits: Any, preserve: float, options: Mapping[str, Any]
 ) -> Request:
-    """The chain that starts from the originals where they stay, and from what the moved input decodes to elsewhere."""
+    """The chain of the originals where the start value stays, and of what the moved input decodes to where it does not."""
     manifest = pipeline.manifest
     kept = check_number("preserve", preserve, 0.0, 1.0)
     if options.get("t_start") is not None:
         raise ArgumentError("edit was given t_start, which preserve says; expected one of the two. Leave t_start out.")
-    _made_start(manifest, "edit")
-    t_start = round((1 - kept) * (manifest.schedule.T - 1))
-    setting = {"t_start": t_start, "steps": options.get("steps") or min(manifest.defaults.steps, t_start + 1)}
+    start = _made_start(manifest, "edit")
+    setting = _from(round((1 - kept) * (manifest.schedule.T - 1)), manifest.defaults, options)
+    given = {name: value for name, value in options.items() if value is not None}
     image, drawn = 2 * pixels - 1, abilities.drawn_input(manifest, "edit").name
-    request = resolve_request(pipeline, {**options, **inputs, **setting, "edits": edits}, "edit", start=image)
+    request = resolve_request(pipeline, {**setting, **given, **inputs, "edits": edits}, "edit", start=image)
     was, now = (pipeline.decode({**request.inputs, drawn: z}) for z in (inputs[drawn], request.inputs[drawn]))
-    return replace(request, start=_blended(image, was, now))
-
-
-def _blended(image: F32, was: F32, now: F32) -> F32:
-    """The images where the start value stays, the new start value where it moves by MOVED or more, float32 [N, C, H, W]."""
-    share = np.minimum(np.abs(now - was).max(axis=1, keepdims=True) / np.float32(MOVED), np.float32(1))
-    return image + share * (now - image)
+    share = np.clip((np.abs(now - was).max(axis=1, keepdims=True) - STAYS) / (GOES - STAYS), 0, 1).astype(np.float32)
+    blend = image + share * (now - image)
+    return replace(request, start=blend, given={start: blend})

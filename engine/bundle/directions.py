@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, deserialize
 
-from engine.argument_checks import check_number
+from engine.argument_checks import Numbers, check_numbers
 from engine.bundle.fields import Fields, is_text, refuse, shorten
 from engine.bundle.files import MAX_GRAPH_BYTES, FileSpec
 from engine.bundle.inputs import InputSpec
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from engine.bundle.manifest import Manifest
     from engine.bundle.reader import Bundle
 
+Edits = Mapping[str, Numbers]  # strengths by direction: one of all samples, or one a sample
 TENSOR = "directions"
 FIT = "fit them again with: " + command("fit-directions", "BUNDLE", "--images", "FILE")
 
@@ -57,12 +58,13 @@ class Directions:
     names: tuple[str, ...]
     vectors: F32
 
-    def move(self, z: F32, edits: Mapping[str, float]) -> F32:
-        """z [N, ...] moved by each strength along its direction, as an array of its own."""
+    def move(self, z: F32, edits: Edits) -> F32:
+        """z [N, ...] moved by each strength, of all samples or of each, along its direction, as an array of its own."""
         moved = z.reshape(len(z), -1).copy()
         for name, vector in zip(self.names, self.vectors, strict=True):
-            if edits.get(name, 0.0) != 0.0:
-                moved += np.float32(edits[name]) * vector
+            strengths = np.broadcast_to(np.asarray(edits.get(name, 0.0), np.float32), len(z))
+            there = strengths != 0
+            moved[there] += strengths[there, None] * vector
         return moved.reshape(z.shape)
 
 
@@ -131,8 +133,8 @@ def _refuse(where: str, found: str, expected: str, cause: BaseException | None =
     raise BundleError(f"{where}: found {found}, expected {expected}; {FIT}") from cause
 
 
-def checked_edits(spec: DirectionsSpec | None, given: object) -> dict[str, float]:
-    """A caller's {direction: strength}, each a number of at most MAX_STRENGTH either way; ArgumentError otherwise."""
+def checked_edits(spec: DirectionsSpec | None, given: object) -> dict[str, Numbers]:
+    """A caller's {direction: strength, or one a sample}, of at most MAX_STRENGTH either way; ArgumentError otherwise."""
     if not isinstance(given, Mapping):
         raise ArgumentError(f"edits is {given!r}, a {type(given).__name__}; expected strengths by name: {{'NAME': 1.0}}.")
     if spec is None:
@@ -146,4 +148,4 @@ def checked_edits(spec: DirectionsSpec | None, given: object) -> dict[str, float
                 f"edits: found {name!r}, expected some of {', '.join(spec.names)}, the directions of this bundle."
                 f"{did_you_mean(str(name), spec.names)}"
             )
-    return {name: check_number(f"the strength of {name}", s, -MAX_STRENGTH, MAX_STRENGTH) for name, s in given.items()}
+    return {name: check_numbers(f"the strength of {name}", s, -MAX_STRENGTH, MAX_STRENGTH) for name, s in given.items()}

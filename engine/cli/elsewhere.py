@@ -36,6 +36,7 @@ ELSEWHERE = {
         "engine.cli.cpp_config", "cpp_config", "Show where the C++ library, its headers and CMake files are."
     ),
     "examples": Place("engine.cli.examples", "examples", "Show where the model that ships with this package is."),
+    "fit-directions": Place("export.fit_directions", "main", "Find directions in the latent, and put them into a bundle."),
     "fit-prior": Place(
         "export.fit_latent_prior", "main", "Fit a density to the latents of training images.", BUILDING, "export"
     ),

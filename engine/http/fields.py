@@ -55,6 +55,8 @@ def fields_of(manifest: Manifest, verb: str, limits: Limits) -> dict[str, Field]
     else:
         found.append(_images(limits))
     found += [_seed(limits), *_setting(manifest, verb, limits), *_inputs(manifest, verb)]
+    if manifest.directions is not None and verb != "edit":
+        found.append(Field("edits", _strengths(manifest)))
     return {field.name: field for field in found}
 
 
@@ -99,7 +101,8 @@ def _edit(manifest: Manifest, limits: Limits) -> list[Field]:
 
 def _strengths(manifest: Manifest) -> Schema:
     names = () if manifest.directions is None else manifest.directions.names
-    strength = {"type": "number", "minimum": -MAX_STRENGTH, "maximum": MAX_STRENGTH}
+    one = {"type": "number", "minimum": -MAX_STRENGTH, "maximum": MAX_STRENGTH}
+    strength = {"oneOf": [one, {"type": "array", "items": one}]}
     return {
         "type": "object", "properties": dict.fromkeys(names, strength), "additionalProperties": False,
         "description": "Strengths along the bundle's directions: 1 is the way from the mean without to the mean with.",
@@ -151,8 +154,6 @@ def _setting(manifest: Manifest, verb: str, limits: Limits) -> list[Field]:
         }  # fmt: skip
         found["at_most"] = {"type": "boolean", "description": "With a budget that none keeps: the fastest."}
         found["anytime"] = {"type": "boolean", "description": "With a budget: end a late chain with what it has."}
-    if manifest.directions is not None and verb != "edit":
-        found["edits"] = _strengths(manifest)
     return [Field(name, schema) for name, schema in found.items()]
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from engine import checks, resolve
 from engine.argument_checks import check_number
-from engine.bundle.directions import checked_edits
+from engine.bundle.directions import Edits, checked_edits
 from engine.bundle.inputs import InputSpec
 from engine.deadline import Budget
 from engine.errors import ArgumentError, did_you_mean
@@ -80,7 +80,9 @@ class Reader:
             seeds = self._seeds(given, inputs)
         checks.check_free_dimensions(self.manifest.inputs, {k: v for k, v in inputs.items() if k not in (IMAGES, "what")})
         inputs = {name: _for_all(array, len(seeds)) for name, array in inputs.items()}
-        return Ask(seeds, (options,) * len(seeds), (budget,) * len(seeds) if budget else (), inputs, wanted, verb)
+        n = len(seeds)
+        edits = _each(given.get("edits", {}), n)
+        return Ask(seeds, (options,) * n, (budget,) * n if budget else (), inputs, wanted, verb, edits)
 
     def _parse(self, body: bytes) -> dict[str, Any]:
         """The body's object; its size in numbers is looked at first, for parsing cannot be interrupted."""
@@ -131,7 +133,7 @@ class Reader:
         assert drawn is not None, "a bundle with directions has an input that is drawn"
         listed = what if isinstance(what, list) else [what]
         keep = "preserve" in given
-        names = (*self._options["edit"], "edits", "preserve")
+        names = (*self._options["edit"], "preserve")
         options = {name: _option(name, given[name]) for name in names if name in given}
         if all(isinstance(one, str) for one in listed):
             inputs["what"] = self._images(what, query)
@@ -199,8 +201,6 @@ def _no_number(text: str) -> NoReturn:
 
 def _option(name: str, value: Any) -> Any:
     """A setting's value as something that can be compared and remembered: lists become tuples."""
-    if name == "edits":
-        return tuple(value.items())  # checked before
     if isinstance(value, list) and all(isinstance(one, (int, float)) for one in value):
         return tuple(value)
     if isinstance(value, (list, dict)) or (isinstance(value, str) and len(value) > MAX_NAME):
@@ -227,6 +227,15 @@ def _from_base64(name: str, text: Any) -> bytes:
         return base64.b64decode(text[head.end() :] if head else text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise ArgumentError(f"{name} is no base64 ({error}); expected a picture file as base64. Encode it so.") from error
+
+
+def _each(edits: Edits, n: int) -> tuple[Edits, ...]:
+    """The strengths of each sample; none where nothing is edited."""
+    for name, strength in edits.items():
+        if isinstance(strength, tuple) and len(strength) != n:
+            raise ArgumentError(f"the strength of {name} lists {len(strength)} numbers; expected one, or {n}, one a sample.")
+    one = [{name: s[i] if isinstance(s, tuple) else s for name, s in edits.items()} for i in range(n)]
+    return tuple(one) if edits else ()
 
 
 def _for_all(array: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:

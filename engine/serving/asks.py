@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import resolve
+from engine.bundle.directions import Edits
 from engine.bundle.manifest import Manifest
 from engine.deadline import Budget, check_alone
 from engine.errors import ArgumentError
@@ -30,6 +31,7 @@ class Ask:
     inputs: dict[str, npt.NDArray[Any]]  # those that the request has by the verb's names, [n, ...] each
     wanted: frozenset[str]  # the outputs that it is to be answered with
     verb: str = "sample"  # the Sampler's method
+    edits: tuple[Edits, ...] = ()  # one a sample; empty without
 
     def __len__(self) -> int:
         return len(self.seeds)

@@ -133,8 +133,11 @@ def _sample(sampler: Sampler, members: Sequence[Member], watch: Watch) -> Batch:
     options = dict(first.options[members[0].index])
     for name in first.inputs:
         options[name] = np.stack([member.ask.inputs[name][member.index] for member in members])
-    if "edits" in options:
-        options["edits"] = dict(options["edits"])
+    edits = [member.ask.edits[member.index] if member.ask.edits else {} for member in members]
+    if names := dict.fromkeys(name for edit in edits for name in edit):
+        options["edits"] = {name: [edit.get(name, 0.0) for edit in edits] for name in names}
+    elif first.verb == "edit":
+        options["edits"] = {}
     seeds = np.array([member.ask.seeds[member.index] for member in members], np.uint64)
     if not ("what" in options and options["what"].ndim == 1):  # those of an edit are what it edits
         options["seed"] = seeds

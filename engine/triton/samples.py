@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from engine.bundle.directions import Edits, checked_edits
 from engine.bundle.inputs import InputSpec
 from engine.bundle.manifest import Manifest
 from engine.checks import input_of
 from engine.deadline import Budget
 from engine.errors import ArgumentError
 from engine.serving.asks import Ask, Options, Settings
-from engine.triton.tensors import FREE, NUMPY, PROMISE, Tensor, inputs_of, outputs_of, setting_of
+from engine.triton.tensors import EDITS, FREE, NUMPY, PROMISE, Tensor, inputs_of, outputs_of, setting_of
 
 MAX_NAME = 64
+MAX_EDITS = 16_384
 
 
 class Reader:
@@ -49,12 +52,27 @@ class Reader:
         outputs = self.outputs.intersection(wanted)
         if not budgets:  # a client that names no outputs asks for all
             outputs -= {tensor.name for tensor in PROMISE}
-        return Ask(seeds, tuple(options for options, _ in settled), budgets, inputs, outputs)
+        edits = tuple(self._edits(text) for text in given[EDITS.name].reshape(n)) if EDITS.name in given else ()
+        return Ask(seeds, tuple(options for options, _ in settled), budgets, inputs, outputs, edits=edits)
 
     @staticmethod
     def _input(spec: InputSpec, given: np.ndarray) -> npt.NDArray[Any]:
         """An input as the Sampler takes it: where a sample is a single number, [n] and not Triton's [n, 1]."""
         return input_of(spec, given if spec.sample else given[:, 0])
+
+    def _edits(self, text: Any) -> Edits:
+        """The strengths of one sample."""
+        if len(text) > MAX_EDITS:
+            raise ArgumentError(f"edits holds {len(text)} bytes; expected at most {MAX_EDITS}. Leave some out.")
+        try:
+            edits = checked_edits(self.manifest.directions, json.loads(text))
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, ArgumentError):
+                raise
+            raise ArgumentError(f'edits is no JSON ({error}); expected strengths by name: {{"NAME": 1.0}}.') from error
+        if listed := [name for name, strength in edits.items() if isinstance(strength, tuple)]:
+            raise ArgumentError(f"the strength of {listed[0]} is a list; expected a number, and one text of edits a sample.")
+        return edits
 
     def _count(self, given: Mapping[str, np.ndarray]) -> int:
         seed = given.get("seed")

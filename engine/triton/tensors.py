@@ -54,6 +54,7 @@ SETTING = (
 T_START = Tensor("t_start", "TYPE_INT32")  # needs an image to start from
 GUIDANCE = Tensor("guidance", "TYPE_FP32")  # needs a null
 BUDGET = (Tensor("budget_ms", "TYPE_FP32"), Tensor("at_most", "TYPE_BOOL"))  # need fitted settings to choose from
+EDITS = Tensor("edits", "TYPE_STRING")  # JSON: {"glasses": 1.0}; needs directions
 TOOK, KEPT = "took_ms", "kept"  # what became of a budget, beside CALLS
 PROMISE = (
     Tensor(CALLS, "TYPE_INT32", optional=False),
@@ -63,8 +64,9 @@ PROMISE = (
 
 
 def inputs_of(manifest: Manifest) -> tuple[Tensor, ...]:
-    """Every input: the seed, the bundle's own (optional where they are drawn), and the setting."""
-    return (SEED, *declared_of(manifest), *setting_of(manifest))
+    """Every input: the seed, the bundle's own (optional where they are drawn), the setting, and edits."""
+    edits = (EDITS,) if manifest.directions is not None else ()
+    return (SEED, *declared_of(manifest), *setting_of(manifest), *edits)
 
 
 def declared_of(manifest: Manifest) -> tuple[Tensor, ...]:

@@ -68,7 +68,7 @@ def hold(served: Served, gate: Gate, pool: ThreadPoolExecutor, *bodies: dict[str
 
 class TestRuns:
     def test_requests_that_wait_together_run_together_with_the_bits_of_a_lone_run(self, served: Served, gate: Gate) -> None:
-        bodies = [{"seed": 1}, {"seed": [2, 3]}, {"seed": 4}, {"seed": 5, "steps": 2}]
+        bodies = [{"seed": 1}, {"seed": [2, 3]}, {"seed": 4, "edits": {"beard": 1.0}}, {"seed": 5, "steps": 2}]
         with ThreadPoolExecutor(4) as pool, lone(edited()) as alone:
             runs = served.counted("diffusevae_runs_total")
             futures = hold(served, gate, pool, *bodies)

@@ -209,6 +209,8 @@ typedef struct diffusevae_info {
     const char* precision; /* static */
     const char* isa;       /* the instruction set that backend native runs on, "" for others; static */
     diffusevae_setting defaults; /* the recorded setting, see diffusevae_sample_options */
+    const char* const* directions; /* [directions_count], the names that edits may have; valid while the sampler is; NULL */
+    int64_t directions_count;
 } diffusevae_info;
 
 DIFFUSEVAE_API void diffusevae_info_init(diffusevae_info* info);
@@ -242,6 +244,13 @@ typedef struct diffusevae_step {
 /* Called in the thread that called diffusevae_sample, after every row of every chunk. 0 goes on, anything else stops the
  * run (DIFFUSEVAE_CANCELLED). It must return: neither longjmp nor an exception may leave it. */
 typedef int32_t (*diffusevae_callback)(const diffusevae_step* step, void* user);
+
+/* A direction of the bundle by name, and how far to go along it: 1 is the way from the mean of the samples without to that of
+ * the samples with, -1 the way back. */
+typedef struct diffusevae_edit {
+    const char* name;
+    double strength;     /* -1000 .. 1000 */
+} diffusevae_edit;
 
 typedef struct diffusevae_sample_options {
     size_t size;
@@ -296,6 +305,10 @@ typedef struct diffusevae_sample_options {
 
     diffusevae_callback callback;  /* or NULL */
     void* user;                    /* handed to the callback */
+
+    /* Directions that the drawn input, drawn or given, is moved along before anything is made of it. */
+    const diffusevae_edit* edits;  /* [edits_count], each name once; or NULL */
+    int64_t edits_count;
 } diffusevae_sample_options;
 
 DIFFUSEVAE_API void diffusevae_sample_options_init(diffusevae_sample_options* options);

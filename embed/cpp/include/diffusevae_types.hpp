@@ -197,6 +197,7 @@ struct SampleOptions {
     std::optional<std::string> variance;
     bool clip = true;
     std::optional<std::string> prior;
+    std::map<std::string, double> edits;  // strengths by direction, which the drawn input is moved along
 
     std::map<std::string, Array> inputs;  // what the bundle declares, "x_T" and "noise", by name
     std::vector<std::string> values;      // of the pipeline, to be in Batch::values
@@ -249,6 +250,7 @@ struct Info {
     bool guided = false, has_prior = false;
     std::string name, family, start, backend, precision, isa;  // start: the value to start from, "" where there is none
     std::vector<ArrayInfo> inputs, outputs;
+    std::vector<std::string> directions;  // that SampleOptions::edits may name
     Setting defaults;
 
     const ArrayInfo* output(const std::string& its_name) const {

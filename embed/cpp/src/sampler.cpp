@@ -49,6 +49,13 @@ Graphs loaded(const Opened& opened) {
     return graphs;
 }
 
+std::vector<const char*> names_of(const Manifest& manifest) {
+    std::vector<const char*> names;
+    if (manifest.directions)
+        for (const std::string& name : manifest.directions->names) names.push_back(name.c_str());
+    return names;
+}
+
 size_t checked_index(int64_t index, size_t count, const char* what) {
     if (index < 0 || uint64_t(index) >= count)
         refuse_argument("index is " + std::to_string(index) + "; this bundle has " + std::to_string(count) + " " + what
@@ -64,6 +71,8 @@ Opened::Opened(const std::string& path, const diffusevae_open_options& options)
       bundle(Bundle::open(path, stores_of(options.allow_links, options.allow_links_count))),
       schedule(bundle.manifest().schedule),
       prior(read_prior(bundle)),
+      directions(read_directions(bundle)),
+      names(names_of(bundle.manifest())),
       outputs(outputs_of(bundle.manifest())),
       backend(open_backend(bundle, options.backend ? options.backend : "native",
                            BackendRequest{options.precision ? options.precision : "auto", threads})) {}
@@ -108,6 +117,8 @@ void Sampler::describe(diffusevae_info& info) const {
     info.precision = opened_->backend->precision();
     info.isa = opened_->backend->isa();
     info.defaults = recorded_setting(manifest()).in_c();
+    info.directions = opened_->names.empty() ? nullptr : opened_->names.data();
+    info.directions_count = int64_t(opened_->names.size());
 }
 
 void Sampler::describe_input(int64_t index, diffusevae_array_info& info) const {

@@ -21,6 +21,15 @@ export function slider(parent, { id, label, min, max, step, value }, on) {
   return { back: () => { input.value = value; show(); } };
 }
 
+/** A part that opens when its name is pressed. */
+export function folded(parent, text) {
+  const part = document.createElement("details"), name = document.createElement("summary");
+  name.textContent = text;
+  part.append(name);
+  parent.append(part);
+  return part;
+}
+
 export function heading(parent, text) {
   const line = document.createElement("h3");
   line.className = "group";

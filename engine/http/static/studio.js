@@ -2,7 +2,7 @@
 
 import { Newest, ServerError, draw, events, hasToken, images, info as askInfo, useToken, whole } from "./client.js";
 import { asCpp, asCurl, asPython } from "./code.js";
-import { $, heading, slider, tabs, wall } from "./controls.js";
+import { $, folded, heading, slider, tabs, wall } from "./controls.js";
 
 const SETTLED = 180; // ms without a movement after which the wall follows too
 const state = {
@@ -155,8 +155,14 @@ function leavePicture() {
 function addSliders() {
   const parent = $("sliders");
   if (info.directions.length) heading(parent, "Directions");
-  info.directions.forEach((label, i) => sliders.push(slider(parent, { id: `direction-${i}`, label, min: -2, max: 2, step: 0.02, value: 0 },
-    (value) => { state.edits[label] = value; changed(); })));
+  const groups = new Map(); // hair=short and hair=long under "hair"
+  info.directions.forEach((name, i) => {
+    const [group, label] = name.includes("=") ? name.split("=", 2) : [null, name];
+    if (group && !groups.has(group)) groups.set(group, folded(parent, group.replaceAll("_", " ")));
+    sliders.push(slider(group ? groups.get(group) : parent, { id: `direction-${i}`, label, min: -2, max: 2, step: 0.02, value: 0 },
+      (value) => { state.edits[name] = value; changed(); }));
+  });
+  groups.forEach((group) => parent.append(group)); // below those that stand alone
   if (info.axes.length) heading(parent, "Principal axes");
   state.axes = info.axes.map(() => 0);
   info.axes.forEach((_, k) => sliders.push(slider(parent, { id: `axis-${k}`, label: `Axis ${k + 1}`, min: -3, max: 3, step: 0.02, value: 0 },
