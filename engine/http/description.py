@@ -47,7 +47,7 @@ def info(reader: Reader) -> dict[str, Any]:
         "image": {"height": height, "width": width, "channels": channels},
         "inputs": [str(spec) for spec in manifest.inputs],
         "given": [
-            {"name": spec.name, "shape": list(spec.sample), "range": spec.range}
+            {"name": spec.name, "shape": list(spec.sample), "range": spec.range, "dtype": spec.dtype}
             for spec in manifest.inputs
             if spec.draw is None
         ],

@@ -104,11 +104,12 @@ class Worker:
             answer.waited_ms = answer.passed_ms()
         try:
             runs = run_all(self.sampler, taken, LOG.info)
-        except Exception:
+        except Exception:  # a fault of ours, which must not end the service for all: it is logged, and its clients are told
+            LOG.exception("a run failed")
+            runs = 1
             for answer in taken:
-                answer.fail(BackendError("this request met a fault of the server's, which its log describes. Report it"))
-                answer.send_if_complete()
-            raise
+                if not answer.complete:
+                    answer.fail(BackendError("this request met a fault of the server's, which its log describes. Report it"))
         each = (perf_counter() - began) / len(taken)
         self._request_s += SMOOTHING * (each - self._request_s)
         for answer in taken:

@@ -63,6 +63,8 @@ export function asCpp({ verb, body, file }, info) {
   }
   const lines = Object.entries(body).map(([name, value]) => {
     if (CPP[name]) return CPP[name](value);
+    const given = info.given.find((one) => one.name === name);
+    if (given) return `options.inputs[${quote(name)}] = diffusevae::Array::of<${given.dtype === "int64" ? "int64_t" : "float"}>({${value}});`;
     if (Array.isArray(value)) {
       const flat = value.flat();
       return `options.inputs[${quote(name)}] = diffusevae::Array::of<float>({${flat.map((one) => `${Number.isInteger(one) ? `${one}.0` : one}f`).join(", ")}}, {${value.length}, ${flat.length / value.length}});`;
