@@ -90,7 +90,8 @@ def edit(
     call["seed"] = seeds if of is None else call["seed"]
     check_results(opened.manifest, len(seeds), seeds.tolist(), **given)
     with open_sampler(opened, given) as sampler:
-        batch = sampler.edit(np.repeat(what, len(factors), axis=0), edit_by if strengths else asked, preserve=preserve, **call)
+        repeated = np.repeat(what, len(factors), axis=0)
+        batch = sampler.edit(repeated, edit_by if strengths else asked, preserve=preserve, **call)
         finish(sampler, batch, loaded=loaded, columns=len(factors) if strengths else None, **given)
 
 
