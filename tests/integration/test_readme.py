@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BUNDLE = "out/avatars.bundle"
 BUILDERS = ("build", "fit-prior")  # their lines are parsed here and run in test_package.py and tests/export
-GUIDES = ("docs/building.md", "docs/install.md")
+GUIDES = ("docs/building.md", "docs/editing.md", "docs/install.md")
 
 
 def blocks(language: str = "", text: str = README) -> list[str]:
