@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
-from engine.bundle.directions import Directions
+from engine.bundle.directions import TENSOR, Directions
 from engine.errors import ArgumentError
+from engine.places import unwritable
 from export.attributes import Contrast
 
 F64 = npt.NDArray[np.float64]
@@ -119,3 +125,33 @@ def _accuracy(points: F64, sides: npt.NDArray[np.bool_], seed: int) -> list[floa
         middle = sum(w @ points[known] / w.sum(axis=1, keepdims=True) for w in (one, 1 - one)) / 2
         said[:, unseen] = probes @ points[unseen].T > (probes * middle).sum(axis=1, keepdims=True)
     return [(float(s[y].mean()) + float((~s[~y]).mean())) / 2 for s, y in zip(said, sides, strict=True)]
+
+
+def save_file(path: Path, directions: Directions, record: Mapping[str, Any], checkpoint_sha256: str) -> None:
+    """Write directions for bundles that are built again of the same checkpoint."""
+    about = {"names": json.dumps(directions.names), "record": json.dumps(record), "checkpoint_sha256": checkpoint_sha256}
+    try:
+        path.write_bytes(save({TENSOR: directions.vectors}, about))
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def load_file(path: Path, width: int, checkpoint_sha256: str) -> tuple[Directions, dict[str, Any]]:
+    """The directions of such a file and their record; ArgumentError for another checkpoint's, and for what is none."""
+    try:
+        with safe_open(path, "numpy") as file:
+            about, vectors = file.metadata() or {}, file.get_tensor(TENSOR)
+            names, record = tuple(json.loads(about["names"])), dict(json.loads(about["record"]))
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise ArgumentError(
+            f"--take {path}: found nothing that can be read ({error}), expected a file that --save wrote; fit with --images"
+        ) from error
+    if vectors.shape != (len(names), width) or vectors.dtype != np.float32:
+        expected = f"float32 [{len(names)}, {width}], the width of the latent"
+        raise ArgumentError(f"--take {path}: found {vectors.dtype} {list(vectors.shape)}, expected {expected}")
+    if about.get("checkpoint_sha256") != checkpoint_sha256:
+        raise ArgumentError(
+            f"--take {path}: found directions of the checkpoint {about.get('checkpoint_sha256')}, expected "
+            f"{checkpoint_sha256}, of which the bundle was built; fit with --images"
+        )
+    return Directions(names, vectors), record

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from engine import ArgumentError
+from engine.bundle.directions import Directions, read_directions
 from engine.bundle.reader import Bundle
 from export import directions
 from export.attributes import Attribute, chosen, contrasts, read_table
@@ -20,6 +21,7 @@ from export.fit_directions import main
 from tests import toy
 
 SHAPE = (3, 8, 8)
+ROOT = Path(__file__).parents[2]
 
 
 def attribute(name: str, values: Sequence[str], codes: Sequence[int] | np.ndarray) -> Attribute:
@@ -202,13 +204,18 @@ class TestTables:
 
 
 class TestCommand:
+    def test_help_is_the_checked_in_text(self) -> None:
+        found = CliRunner().invoke(main, ["--help"]).output.replace("Usage: main ", "Usage: fit_directions.py ")
+        hint = "update it with: python export/fit_directions.py --help > tests/help/fit_directions.txt"
+        assert found == (ROOT / "tests/help/fit_directions.txt").read_text(), hint
+
     def test_directions_reach_the_bundle(self, tmp_path: Path) -> None:
         images, codes = bright()
         np.savez(tmp_path / "a.npz", images=images, attributes=codes[:, None], attribute_names=["left"])
         path = toy.build_bundle(tmp_path / "toy.bundle")
         before = (path / "manifest.json").read_bytes()
         arguments = [str(path), "--images", str(tmp_path / "a.npz"), "--threads", "1"]
-        done = CliRunner().invoke(main, [*arguments, "--dry-run"])
+        done = CliRunner().invoke(main, [*arguments, "--dry-run", "--save", str(tmp_path / "d.safetensors")])
         assert done.exit_code == 0, done.output
         assert (path / "manifest.json").read_bytes() == before
         done = CliRunner().invoke(main, [*arguments, "--axes", "2"])
@@ -219,12 +226,30 @@ class TestCommand:
         assert spec.record["accuracy"]["left"] > 0.9
         assert set(spec.record["variance"]) == {"axis 1", "axis 2"}
 
+    def test_what_was_saved_is_taken_by_a_bundle_of_the_same_checkpoint(self, tmp_path: Path) -> None:
+        path, file = toy.build_bundle(tmp_path / "toy.bundle"), tmp_path / "d.safetensors"
+        vectors = np.arange(4, dtype=np.float32)[None]
+        directions.save_file(file, Directions(("left",), vectors), {"accuracy": {"left": 0.9}}, "0" * 64)
+        done = CliRunner().invoke(main, [str(path), "--take", str(file)])
+        assert done.exit_code == 0, done.output
+        found = read_directions(Bundle.open(path))
+        assert found is not None
+        assert (found.names, found.vectors.tolist()) == (("left",), vectors.tolist())
+        directions.save_file(file, Directions(("left",), vectors), {}, "1" * 64)
+        for arguments, message in (
+            (("--take", str(file)), "found directions of the checkpoint 1111"),
+            (("--take", str(path / "manifest.json")), "expected a file that --save wrote"),
+            ((), "expected images, or a file to --take"),
+        ):
+            done = CliRunner().invoke(main, [str(path), *arguments])
+            assert (done.exit_code, message in done.output) == (1, True), done.output
+
     def test_axes_without_a_table(self, tmp_path: Path) -> None:
         np.savez(tmp_path / "a.npz", images=bright()[0])
         path = toy.build_bundle(tmp_path / "toy.bundle")
         done = CliRunner().invoke(main, [str(path), "--images", str(tmp_path / "a.npz"), "--threads", "1"])
         assert done.exit_code == 0, done.output
-        assert "Wrote 4 directions of z" in done.output
+        assert "4 directions" in done.output
 
     def test_a_model_without_an_encoder(self, tmp_path: Path) -> None:
         path = toy.build_bundle(tmp_path / "toy.bundle", formulation=None)

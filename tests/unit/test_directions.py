@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.numpy import save
 
 from engine import ArgumentError, BundleError, Sampler
+from engine.bulk.maker import pack, unpack
 from engine.bundle.directions import TENSOR, Directions
 from engine.bundle.reader import Bundle
 from engine.bundle.rewriter import DIRECTIONS_FILE, write_directions
@@ -98,6 +99,9 @@ class TestBundle:
         write_bundle(tmp_path / "other.bundle", raw, files | {DIRECTIONS_FILE: save(tensors)})
         with pytest.raises(BundleError, match=rf"{message}.*fit them again with"):
             Sampler(tmp_path / "other.bundle", ANY_BACKEND, "f32")
+
+    def test_a_worker_is_sent_the_file_too(self, path: Path, tmp_path: Path) -> None:
+        assert unpack(pack(Bundle.open(path)), tmp_path).manifest == Bundle.open(path).manifest
 
     def test_info_lists_them_with_their_accuracy(self, path: Path) -> None:
         shown = run("info", path).output
