@@ -122,7 +122,7 @@ class Worker:
             self._changed.wait_for(lambda: self._waiting or self._closing)
             if self._closing:
                 return []
-            taken, samples = [self._waiting.popleft()], 0
+            taken = [self._waiting.popleft()]
             samples = _samples(taken[0])
             while self._waiting and samples + _samples(self._waiting[0]) <= self.max_batch:
                 samples += _samples(self._waiting[0])
