@@ -93,12 +93,13 @@ class Served:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         return self.send("POST", f"/v1/{verb}{query}", data, Content_Type=JSON, Accept=accept, **headers)
 
-    def open(self, verb: str, body: Any, accept: str = NPY) -> socket.socket:
-        """A request whose answer is not waited for: close the socket, and its client is gone."""
+    def open(self, verb: str, body: Any, accept: str = NPY, missing: int = 0) -> socket.socket:
+        """A request whose answer is not waited for: close the socket, and its client is gone. missing: bytes that it holds
+        back."""
         data = json.dumps(body).encode()
         place = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
         head = f"POST /v1/{verb} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {JSON}\r\nAccept: {accept}\r\n"
-        place.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        place.sendall(f"{head}Content-Length: {len(data) + missing}\r\n\r\n".encode() + data)
         return place
 
     def counted(self, name: str, **labels: str) -> float:

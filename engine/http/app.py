@@ -17,6 +17,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 
 from engine import __version__
 from engine.errors import BackendError, Cancelled, EngineError
@@ -29,7 +30,7 @@ from engine.http.limits import Limits
 from engine.http.metrics import Metrics
 from engine.http.page import Asset
 from engine.http.reader import Reader
-from engine.http.refusals import Refusal, error_body, status_of
+from engine.http.refusals import CLIENT_GONE, Refusal, error_body, status_of
 from engine.http.worker import Worker
 from engine.sampler import Sampler
 from engine.serving.answers import CANCELLED
@@ -103,6 +104,8 @@ class Service:
         except asyncio.TimeoutError as error:
             message = f"body: found none within {self.limits.timeout:g} s, expected a complete one; send it faster"
             raise Refusal(408, message) from error
+        except ClientDisconnect as error:
+            raise Refusal(CLIENT_GONE, CANCELLED) from error
 
     async def _events(self, answer: Answer, request: Request) -> AsyncIterator[bytes]:
         """Server-sent events: `step` after each, then `result` or `error`."""

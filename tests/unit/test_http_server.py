@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging.handlers
 import os
+import queue
 import random
 import signal
 import socket
@@ -271,7 +273,8 @@ def test_a_soak_of_good_and_bad_requests_and_killed_clients(served: Served) -> N
                 verb, body, _ = BAD[rng.choice(sorted(set(BAD) - {"a huge bomb"}))]
                 assert served.ask(verb, body).status in (400, 429)
             elif dice < 0.35:
-                place = served.open("sample", {"n": 8, "steps": 20}, rng.choice((PNG, JSON, EVENTS)))
+                missing = 5 if dice > 0.32 else 0
+                place = served.open("sample", {"n": 8, "steps": 20}, rng.choice((PNG, JSON, EVENTS)), missing)
                 if dice < 0.25:
                     place.recv(10)
                 place.close()
@@ -284,9 +287,13 @@ def test_a_soak_of_good_and_bad_requests_and_killed_clients(served: Served) -> N
                 assert reply.status in (200, 429)
         return good
 
+    faults = logging.handlers.QueueHandler(queue.SimpleQueue())
+    logging.getLogger("uvicorn.error").addHandler(faults)
     with ThreadPoolExecutor(4) as pool:
         assert sum(pool.map(client, range(4))) > SOAK // 8
     eventually(lambda: served.worker.waiting == 0, "the end of the queue")
+    logging.getLogger("uvicorn.error").removeHandler(faults)
+    assert faults.queue.empty()
     for setting, images in zip(settings, golden, strict=True):
         np.testing.assert_array_equal(served.ask("sample", {"seed": list(range(6)), **setting}).array, images)
     assert json.loads(served.ask("sample", {"seed": 0}, JSON).data)["timings"]["batch"] == 1
