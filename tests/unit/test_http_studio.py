@@ -48,7 +48,8 @@ def browser() -> Iterator[Any]:
 def page(served: Served, browser: Any) -> Iterator[Any]:
     """The studio when everything in it is drawn; a fault of its scripts fails the test, and so does a request elsewhere."""
     faults: list[str] = []
-    page = browser.new_page(viewport={"width": 360, "height": 780})
+    clipboard = ["clipboard-read", "clipboard-write"]
+    page = browser.new_page(viewport={"width": 360, "height": 780}, permissions=clipboard)
     page.set_default_timeout(1000 * PATIENCE)
     page.on("pageerror", lambda error: faults.append(str(error)))
     refused = "Failed to load resource: the server responded with a status of 400"  # shown on the page
@@ -119,7 +120,10 @@ def test_a_slider_moves_the_picture_by_hand_and_by_key_and_its_python_has_the_sa
     strengths = [float(page.locator(f"#direction-{i}").input_value()) for i in range(2)]
     assert strengths[0] > 1
     assert strengths[1] == -0.02
-    code = code_of(page, f'edits={{"glasses": {strengths[0]:g}, "beard": -0.02}}')  # that of the last picture drawn
+    code_of(page, f'edits={{"glasses": {strengths[0]:g}, "beard": -0.02}}')  # that of the last picture drawn
+    page.locator("#copy").click()
+    page.locator("#copied", has_text="Copied.").wait_for()
+    code = page.evaluate("navigator.clipboard.readText()")
     assert not np.array_equal(shown(page), before)
     np.testing.assert_array_equal(run_python(code, tmp_path / "slider.npy")[0], shown(page))
     page.locator("#axis-1").press("ArrowLeft")
