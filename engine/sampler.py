@@ -259,9 +259,9 @@ class Sampler:
         what      images, as `reconstruct` takes them; seeds, one or several; or samples of the drawn input, float [N, ...]
         edits     {direction: strength, or one a sample}: 1 goes from the mean of those without to that of those with
         preserve  0 .. 1, how much of the originals is kept: the chain starts at timestep (1 - preserve) (T - 1), from the
-                  noised original where the edit changes nothing, and from the edited start value where it does. 0.6 where
-                  it is None, for images; seeds and latents are then sampled as `sample(edits=...)` does, and with a
-                  number their samples are edited as images are
+                  noised original with the change that the edit makes to the start value. 0.9 where it is None, for
+                  images; seeds and latents are then sampled as `sample(edits=...)` does, and with a number their
+                  samples are edited as images are
         Without any strength an image comes back as itself, the more so the higher `preserve`; and a seed as `sample` gives
         it. The other options are those of `sample`, without n and t_start.
         """

@@ -21,10 +21,10 @@ from engine.resolve import OPTIONS, resolve_request
 from engine.result import F32, U8
 from engine.solver import noise as noises
 
-PRESERVE = 0.6  # what `edit` keeps of images where the caller does not say
-# Change of the start value, of a range of 2, up to which all of the original stays, and from which on nothing does: a
-# direction moves every pixel a little, and what it moves little it should not touch.
-STAYS, GOES = 0.15, 0.5
+PRESERVE = 0.9  # what `edit` keeps of images where the caller does not say
+# Taken off the change of the start value, of a range of 2: a direction moves every pixel a little, and what it moves little
+# it should not touch.
+SLACK = np.float32(0.1)
 
 
 def interpolate(
@@ -196,7 +196,7 @@ def _from(t_start: int, recorded: Defaults, options: Mapping[str, Any]) -> dict[
 def _from_images(
     pipeline: Pipeline, pixels: F32, inputs: Arrays, edits: Any, preserve: float, options: Mapping[str, Any]
 ) -> Request:
-    """The chain of the originals where the start value stays, and of what the moved input decodes to where it does not."""
+    """The chain of the originals, changed as the start value changes with the moved input."""
     manifest = pipeline.manifest
     kept = check_number("preserve", preserve, 0.0, 1.0)
     if options.get("t_start") is not None:
@@ -207,6 +207,6 @@ def _from_images(
     image, drawn = 2 * pixels - 1, abilities.drawn_input(manifest, "edit").name
     request = resolve_request(pipeline, {**setting, **given, **inputs, "edits": edits}, "edit", start=image)
     was, now = (pipeline.decode({**request.inputs, drawn: z}) for z in (inputs[drawn], request.inputs[drawn]))
-    share = np.clip((np.abs(now - was).max(axis=1, keepdims=True) - STAYS) / (GOES - STAYS), 0, 1).astype(np.float32)
-    blend = image + share * (now - image)
+    change = now - was
+    blend = np.clip(image + np.sign(change) * np.maximum(np.abs(change) - SLACK, 0), -1, 1)
     return replace(request, start=blend, given={start: blend})

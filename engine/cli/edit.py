@@ -62,7 +62,7 @@ WHAT = options(click.argument("bundle"), click.argument("images", nargs=-1), OF)
     help="A direction (`diffusevae info` lists them) and how far: 1 adds the attribute, -1 takes it. Again for each.",
 )  # fmt: skip
 @click.option("--strengths", type=Listed(float, "-1,0,1", single=False), help="A row for each image: every edit times each.")
-@click.option("--preserve", type=float, help="How much of the originals stays, 0 to 1.  [default: 0.6, for IMAGES]")
+@click.option("--preserve", type=float, help="How much of the originals stays, 0 to 1.  [default: 0.9, for IMAGES]")
 @SEED
 @INPUT
 @SETTING
