@@ -8,11 +8,17 @@ AVATARS := examples/avatars/avatars.ckpt --latent-prior examples/avatars/latent_
 # Most tests run on one thread: two processes halve the time, a file at a time, as its fixtures are its own.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: demo test test-cpp test-triton lint docs bench bench-serving quality gpu-check clean
+.PHONY: demo studio test test-cpp test-triton lint docs bench bench-serving quality gpu-check clean
 
 demo: $(VENV)/.installed-export
 	$(BIN)/python export/build_engines.py $(AVATARS) --out $(OUT)/avatars.bundle
+	$(BIN)/python export/fit_directions.py $(OUT)/avatars.bundle --take examples/avatars/directions.safetensors
 	$(BIN)/python examples/avatars/demo.py $(OUT)/avatars.bundle --out $(OUT)/avatars.png
+	@echo "make studio opens a page to try it on: http://127.0.0.1:8080"
+
+studio: $(VENV)/.installed-serve
+	test -d $(OUT)/avatars.bundle || $(MAKE) demo
+	$(BIN)/diffusevae studio $(OUT)/avatars.bundle
 
 test: $(VENV)/.installed-test lint
 	$(PYTEST)

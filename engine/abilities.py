@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -60,7 +61,7 @@ def encoded_inputs(pipeline: Pipeline, pixels: F32) -> Arrays:
     return {name: value for name, value in pipeline.encode(pixels).items() if name in declared}
 
 
-def refuse_given(options: dict[str, Any], encoded: Arrays, what: str) -> None:
+def refuse_given(options: Mapping[str, Any], encoded: Arrays, what: str) -> None:
     """Refuse inputs beside the images that they are encoded from."""
     for name in encoded:
         if options.get(name) is not None:

@@ -1,11 +1,28 @@
-"""Giving things back when something fails on the way: every step is run, and the first failure is the one that is raised."""
+"""Failures on the way: things are given back, every step is run, the first failure is raised; a lack of memory has words."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from engine.errors import EngineError
+from engine.errors import EngineError, HostMemoryError
+
+
+class _NoMemory:
+    """A `with` block whose lack of memory is a sentence."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, where: object) -> None:
+        if isinstance(error, MemoryError):
+            raise HostMemoryError(
+                f"found no memory for this request ({error or type(error).__name__}), expected room for all results "
+                "at once; ask for fewer images at a time, or lower max_batch"
+            ) from error
+
+
+NO_MEMORY = _NoMemory()
 
 
 @contextmanager

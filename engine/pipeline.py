@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine import checks, kernels
+from engine import checks
 from engine.backends.base import Backend, DeviceChain
 from engine.backends.host import HostChain
+from engine.bundle.directions import Directions, read_directions
 from engine.bundle.manifest import Manifest
 from engine.bundle.pipeline import IMAGE
 from engine.bundle.prior import Prior, read_prior
@@ -64,8 +65,8 @@ def table_of(manifest: Manifest, schedule: Schedule, setting: Setting) -> StepTa
 class Pipeline:
     """One bundle on one backend. Not safe for two threads: the Sampler sees to that."""
 
-    def __init__(self, backend: Backend, max_batch: int, prior: Prior | None) -> None:
-        self.backend, self.prior = backend, prior
+    def __init__(self, backend: Backend, max_batch: int, prior: Prior | None, directions: Directions | None) -> None:
+        self.backend, self.prior, self.directions = backend, prior, directions
         self.bundle = backend.bundle
         self.manifest = self.bundle.manifest
         self.spec = self.manifest.pipeline
@@ -81,15 +82,15 @@ class Pipeline:
     def open(cls, backend: Backend, max_batch: int) -> Pipeline:
         """A pipeline with everything loaded that a sample needs; graphs of `encode` wait for the first image."""
         with undo(backend.close):
-            prior = read_prior(backend.bundle)
+            prior, directions = read_prior(backend.bundle), read_directions(backend.bundle)
             spec = backend.bundle.manifest.pipeline
             for name in dict.fromkeys(call.graph for call in (*spec.before, spec.rows, spec.step, *spec.after)):
                 backend.graph(name)
-        return cls(backend, max_batch, prior)
+        return cls(backend, max_batch, prior, directions)
 
     def clone(self) -> Pipeline:
         """Another over the same weights, with states and buffers of its own."""
-        return Pipeline(self.backend.clone(), self.max_batch, self.prior)
+        return Pipeline(self.backend.clone(), self.max_batch, self.prior, self.directions)
 
     def close(self) -> None:
         """Free graphs and buffers."""
@@ -151,14 +152,14 @@ class Pipeline:
             parts.append(values)
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != IMAGE}
 
-    def decode(self, inputs: Mapping[str, npt.NDArray[Any]]) -> U8:
-        """The start value that `before` makes of inputs, as pixels [N, H, W, C]."""
+    def decode(self, inputs: Mapping[str, npt.NDArray[Any]]) -> F32:
+        """The start value that `before` makes of inputs, float32 [N, C, H, W]."""
         n = len(next(iter(inputs.values())))
         parts = []
         for begin in range(0, n, self.max_batch):
             values: Arrays = {name: array[begin : begin + self.max_batch] for name, array in inputs.items()}
             self._host.before(values)
-            parts.append(kernels.to_uint8(np.ascontiguousarray(values[str(self.spec.state.start)])))
+            parts.append(values[str(self.spec.state.start)].copy())
         return np.concatenate(parts)
 
     # ---- a run -------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import checks
+from engine.bundle.directions import checked_edits
 from engine.bundle.inputs import InputSpec
 from engine.bundle.manifest import Manifest
 from engine.bundle.pipeline import PipelineSpec
@@ -28,7 +29,7 @@ SETTING_OPTIONS = (
     "steps", "timesteps", "spacing", "rho", "method", "eta", "t_start", "temperature", "noise_scale", "eps_scale",
     "guidance", "variance",
 )  # fmt: skip
-REQUEST_OPTIONS = (*SETTING_OPTIONS, "setting", "clip", "seed", "x_T", "noise", "prior")
+REQUEST_OPTIONS = (*SETTING_OPTIONS, "setting", "clip", "seed", "x_T", "noise", "prior", "edits")
 SETTINGS = ("fitted", "plain")
 OPTIONS = (*REQUEST_OPTIONS, "callback", "progress")
 
@@ -77,6 +78,7 @@ def resolve_request(
     inputs = {name: _for_all(array, count) for name, array in inputs.items()}
     if drawn:
         inputs |= pipeline.draw(seeds, setting.prior)
+    inputs = _edited(pipeline, inputs, options.get("edits"))
     checks.check_free_dimensions(manifest.inputs, inputs)
     table = pipeline.table(setting, noised_image=noised_image)
     callback = options.get("callback")
@@ -187,6 +189,27 @@ def _x_T(pipeline: Pipeline, value: Any) -> Array:
     found = _borrowed(pipeline, value, "x_T")
     checks.check_device_shape("x_T", found.shape, shape)
     return found
+
+
+def _edited(pipeline: Pipeline, inputs: dict[str, Array], edits: Any) -> dict[str, Array]:
+    """The inputs with the drawn one, drawn or given, moved along the bundle's directions."""
+    if edits is None:
+        return inputs
+    spec, directions = pipeline.manifest.directions, pipeline.directions
+    strengths = checked_edits(spec, edits)
+    assert spec and directions, "checked_edits refuses edits without directions"  # noqa: PT018
+    name = spec.input
+    if name not in inputs:
+        raise ArgumentError(f"edits: found some, but this run needs no {name}, which they move. Leave them out.")
+    if not isinstance(inputs[name], np.ndarray):
+        raise ArgumentError(f"edits: found {name} on a device, expected it on the host; add them there and leave edits out.")
+    for direction, listed in strengths.items():
+        if isinstance(listed, tuple) and len(listed) != len(inputs[name]):
+            raise ArgumentError(
+                f"the strength of {direction} is a list of {len(listed)}; expected a number, or one for each of "
+                f"{len(inputs[name])} samples."
+            )
+    return {**inputs, name: directions.move(inputs[name], strengths)}
 
 
 def _borrowed(pipeline: Pipeline, value: Any, name: str) -> Any:

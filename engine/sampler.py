@@ -7,49 +7,31 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from engine import abilities, backends, checks, kernels, resolve
-from engine.argument_checks import is_integer
+from engine import abilities, backends, checks, kernels, resolve, verbs
+from engine.bundle.directions import Edits
 from engine.bundle.examples import example_inputs
 from engine.bundle.inputs import InputSpec
 from engine.bundle.links import AllowLinks
 from engine.bundle.reader import Bundle
+from engine.cleanup import NO_MEMORY
 from engine.deadline import Budget, Deadlines
 from engine.device.arrays import DeviceBatch, stream_handle
-from engine.errors import ArgumentError, BundleError, HostMemoryError, SamplerStateError
+from engine.errors import ArgumentError, BundleError, SamplerStateError
 from engine.pipeline import Arrays, Pipeline
 from engine.request import Request, Watch
-from engine.resolve import OPTIONS, REQUEST_OPTIONS, SETTING_OPTIONS
+from engine.resolve import REQUEST_OPTIONS, SETTING_OPTIONS
 from engine.result import U8, Batch
 from engine.solver import noise as noises
 from engine.threads import resolve_threads
 
 Seed: TypeAlias = "SupportsIndex | Sequence[SupportsIndex] | npt.NDArray[np.integer[Any]] | None"
 Scale: TypeAlias = "float | Sequence[float] | npt.NDArray[np.floating[Any]] | None"  # one number, or one a step
-
-
-
-class _NoMemory:
-    """A `with` block whose lack of memory is a sentence."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, where: object) -> None:
-        if isinstance(error, MemoryError):
-            raise HostMemoryError(
-                f"found no memory for this request ({error or type(error).__name__}), expected room for all results "
-                "at once; ask for fewer images at a time, or lower max_batch"
-            ) from error
-
-
-_NO_MEMORY = _NoMemory()
 
 
 class Sampler:
@@ -103,6 +85,12 @@ class Sampler:
         """What this bundle takes by name, beside the options of `sample`."""
         return self.bundle.manifest.inputs
 
+    @property
+    def directions(self) -> tuple[str, ...]:
+        """The names that `edits` may have; none where the bundle holds no directions."""
+        spec = self.bundle.manifest.directions
+        return () if spec is None else spec.names
+
     # ---- verbs -------------------------------------------------------------------------------------------------------
 
     def sample(
@@ -125,6 +113,7 @@ class Sampler:
         variance: str | None = None,
         clip: bool = True,
         prior: str | None = None,
+        edits: Edits | None = None,
         x_T: npt.ArrayLike | None = None,
         noise: npt.ArrayLike | None = None,
         callback: Watch | None = None,
@@ -158,6 +147,7 @@ class Sampler:
         clip       limit each step's prediction of the state as the pipeline says
         prior      what the drawn input comes from: "bundle", its fitted density, or "standard", N(0, I); None is
                    the bundle's where it has one. `batch.setting.prior` says which it was
+        edits      {direction: strength, or one a sample}: the drawn input, drawn or given, moves along these directions
         x_T        [N or 1, C, H, W], the unit Gaussian that the start's coefficients multiply (temperature scales
                    it)
         noise      [rows, N or 1, C, H, W] or [rows, C, H, W], in the order used; read in the rows that add noise
@@ -178,9 +168,10 @@ class Sampler:
         scales = (temperature, noise_scale, eps_scale)
         values = (steps, timesteps, spacing, rho, method, eta, t_start, *scales, guidance, variance)
         named = dict(zip(SETTING_OPTIONS, values, strict=True)) | {"setting": setting}
-        options = {"clip": clip, "seed": seed, "x_T": x_T, "noise": noise, "prior": prior, "callback": callback, **inputs}
+        options: dict[str, Any] = {"clip": clip, "seed": seed, "x_T": x_T, "noise": noise, "prior": prior, "edits": edits}
+        options |= {"callback": callback, **inputs}
         budget = Budget.of(budget_ms, at_most, anytime)
-        with _NO_MEMORY, self._turn():
+        with NO_MEMORY, self._turn():
             if budget is not None:
                 return self._deadlines.sample(budget, {**named, **options}, n, progress)
             return self._pipeline.run(self._request({**named, **options}, "sample", n=n), progress)
@@ -195,7 +186,7 @@ class Sampler:
         progress. Only on a GPU backend.
         """
         checks.check_inputs(options, self.inputs, REQUEST_OPTIONS, "sample_on_device")
-        with _NO_MEMORY, self._turn():
+        with NO_MEMORY, self._turn():
             chain = self._pipeline.backend.device_chain()
             if stream is not None:
                 chain.wait_for(stream_handle(stream))
@@ -204,7 +195,7 @@ class Sampler:
     def draw(self, n: int | None = None, *, seed: Seed = None, prior: str | None = None) -> Arrays:
         """The drawn input as `sample` would draw it for these seeds from this prior: {name: float32 [N, ...]}."""
         abilities.drawn_input(self.bundle.manifest, "draw")
-        with _NO_MEMORY, self._turn():
+        with NO_MEMORY, self._turn():
             seeds = noises.resolve_seeds(seed, n)
             return self._pipeline.draw(seeds, resolve.choose_prior(self.bundle.manifest, prior, draws=True))
 
@@ -231,22 +222,14 @@ class Sampler:
         part  (begin, end): only these of the n images, as range(begin, end) counts them; None for all
         The other options are those of `sample`.
         """
-        drawn = abilities.drawn_input(self.bundle.manifest, "interpolate")
-        checks.check_inputs(options, self.inputs, OPTIONS, "interpolate")
-        if options.pop(drawn.name, None) is not None:
-            raise ArgumentError(f"interpolate moves {drawn.name} from a to b; expected it not given too. Leave it out.")
-        count = checks.count_of(n) or 1
-        begin, end = part or (0, count)
-        if not 0 <= begin < end <= count:
-            raise ArgumentError(f"part is {part!r}; expected (begin, end) with 0 <= begin < end <= n, which is {count}.")
-        from_prior = resolve.choose_prior(self.bundle.manifest, prior, draws=any(is_integer(end) for end in (a, b)))
-        ends = [abilities.end_of(self._pipeline, end, name, drawn, from_prior) for end, name in ((a, "a"), (b, "b"))]
-        shared = noises.resolve_seeds(a if seed is None and is_integer(a) else seed, 1)
-        with _NO_MEMORY:
-            path = checks.between(ends[0].ravel(), ends[1].ravel(), count, mode, slice(begin, end))
-            given: dict[str, Any] = {drawn.name: path.reshape(-1, *ends[0].shape), "seed": np.repeat(shared, end - begin)}
-        batch = self.sample(**given, **options)
-        return replace(batch, setting=replace(batch.setting, prior=from_prior))
+        with NO_MEMORY, self._turn():
+            request = verbs.interpolate(self._pipeline, (a, b), n, mode, part, {**options, "seed": seed, "prior": prior})
+            return self._run(request, options)
+
+    def path(self, a: Any, b: Any, n: int = 8, *, mode: str = "lerp", seed: Seed = None, prior: str | None = None) -> Arrays:
+        """What `interpolate` samples from, as `sample` takes it: {the drawn input's name: float32 [n, ...], "seed": uint64
+        [n]}. It may be called while this runs in another thread."""
+        return verbs.path(self._pipeline, (a, b), n, mode, None, seed, prior)[0]
 
     def reconstruct(self, images: npt.ArrayLike, **options: Any) -> Batch:
         """Encode images to inputs, and sample from those, started from the noised images.
@@ -256,14 +239,8 @@ class Sampler:
         one at T - 1. `batch.values` holds what the images were encoded to. The options are those of `sample`, n
         and the encoded inputs apart.
         """
-        checks.check_inputs(options, self.inputs, OPTIONS, "reconstruct")
-        abilities.need_encoder(self.bundle.manifest, "reconstruct")
-        with _NO_MEMORY, self._turn():
-            pixels = abilities.start_pixels(self.bundle.manifest, images, "reconstruct")
-            encoded = abilities.encoded_inputs(self._pipeline, pixels)
-            abilities.refuse_given(options, encoded, "reconstruct")
-            request = self._request({**options, **encoded}, "reconstruct", start=2 * pixels - 1, noised_image=True)
-            return self._pipeline.run(request, bool(options.get("progress")))
+        with NO_MEMORY, self._turn():
+            return self._run(verbs.reconstruct(self._pipeline, images, options), options)
 
     def refine(self, images: npt.ArrayLike, **options: Any) -> Batch:
         """Let the images stand for the pipeline's start value (denoise, sharpen): what the network is conditioned on.
@@ -273,30 +250,39 @@ class Sampler:
         are encoded from the images. A bundle whose pipeline has no start value needs t_start, and then only the
         start knows the image. The options are those of `sample`, n apart.
         """
-        checks.check_inputs(options, self.inputs, OPTIONS, "refine")
-        start = self.bundle.manifest.pipeline.state.start
-        with _NO_MEMORY, self._turn():
-            pixels = abilities.start_pixels(self.bundle.manifest, images, "refine")
-            image = 2 * pixels - 1
-            given = {} if start is None else {start: image}
-            needed = [spec.name for spec in resolve.needed_inputs(self.bundle.manifest, given)]
-            encoded: Arrays = {}
-            if self.bundle.manifest.pipeline.encode:
-                missing = [name for name in needed if name not in options]
-                found = abilities.encoded_inputs(self._pipeline, pixels) if missing else {}
-                encoded = {name: value for name, value in found.items() if name in missing}
-            request = self._request({**options, **encoded}, "refine", start=image, given=given)
-            if start is None and request.setting.t_start is None:
-                raise ArgumentError(
-                    "refine on a bundle without a start value has nothing to refine from: found no t_start, expected "
-                    "one. Pass t_start, for example t_start=400, and steps."
-                )
-            return self._pipeline.run(request, bool(options.get("progress")))
+        with NO_MEMORY, self._turn():
+            return self._run(verbs.refine(self._pipeline, images, options), options)
+
+    def edit(self, what: Any, edits: Edits, *, preserve: float | None = None, **options: Any) -> Batch:
+        """Move what there is along the bundle's directions (`sampler.directions`), x_T and the steps' noise shared.
+
+        what      images, as `reconstruct` takes them; seeds, one or several; or samples of the drawn input, float [N, ...]
+        edits     {direction: strength, or one a sample}: 1 goes from the mean of those without to that of those with
+        preserve  0 .. 1, how much of the originals is kept: the chain starts at timestep (1 - preserve) (T - 1), from the
+                  noised original with the change that the edit makes to the start value. 0.9 where it is None, for
+                  images; seeds and latents are then sampled as `sample(edits=...)` does, and with a number their
+                  samples are edited as images are
+        Without any strength an image comes back as itself, the more so the higher `preserve`; and a seed as `sample` gives
+        it. The other options are those of `sample`, without n and t_start.
+        """
+        with NO_MEMORY, self._turn():
+            return self._run(verbs.edit(self._pipeline, what, edits, preserve, options), options)
+
+    def mix(self, what: Any, weights: Sequence[float] | None = None, *, seed: Seed = None, **options: Any) -> Batch:
+        """One image of several: the weighted mean of their samples of the drawn input.
+
+        what     images, seeds or samples of the drawn input, two or more, as `edit` takes them
+        weights  one each, of any sum but 0, which they are divided by; None: all alike
+        seed     of the noise; None is the first of the seeds where `what` is seeds, else drawn
+        The other options are those of `sample`.
+        """
+        with NO_MEMORY, self._turn():
+            return self._run(verbs.mix(self._pipeline, what, weights, {**options, "seed": seed}), options)
 
     def encode(self, images: npt.ArrayLike) -> Arrays:
         """What the pipeline's encoder makes of images (as `reconstruct` takes them), by value name: [N, ...] each."""
         abilities.need_encoder(self.bundle.manifest, "encode")
-        with _NO_MEMORY, self._turn():
+        with NO_MEMORY, self._turn():
             pixels = checks.images_of(images, abilities.encoder_shape(self._pipeline))
             return self._pipeline.encode(pixels)
 
@@ -305,18 +291,8 @@ class Sampler:
 
         value: the drawn input without its name.
         """
-        start = self.bundle.manifest.pipeline.state.start
-        if start is None or start in [spec.name for spec in self.inputs]:
-            raise abilities.lacks(self.bundle.manifest, "decode", "a start value that its pipeline makes of inputs")
-        if value is not None:
-            inputs = {abilities.drawn_input(self.bundle.manifest, "decode").name: value, **inputs}
-        checks.check_inputs(inputs, self.inputs, (), "decode")
-        arrays = {spec.name: checks.input_of(spec, inputs[spec.name]) for spec in self.inputs if spec.name in inputs}
-        needed = [spec.name for spec in resolve.needed_inputs(self.bundle.manifest, {}, (start,))]
-        if missing := [name for name in needed if name not in arrays]:
-            raise ArgumentError(f"decode: found no {', '.join(missing)}, expected {', '.join(needed)}. Pass them by name.")
-        with _NO_MEMORY, self._turn():
-            return self._pipeline.decode(arrays)
+        with NO_MEMORY, self._turn():
+            return verbs.decode(self._pipeline, value, inputs)
 
     def warmup(self, n: int = 1, **options: Any) -> None:
         """Load every graph and run each once at batch n (and with the options of `sample`, such as guidance).
@@ -369,7 +345,7 @@ class Sampler:
         if self._process != os.getpid():
             self._closed = True  # a child's copy: what it holds is the parent's
             return
-        with _NO_MEMORY, self._turn():
+        with NO_MEMORY, self._turn():
             self._closed = True
             self._pipeline.close()
 
@@ -411,6 +387,9 @@ class Sampler:
     def _check_open(self) -> None:
         if self._closed:
             raise SamplerStateError("This Sampler is closed; expected an open one. Open the bundle again.")
+
+    def _run(self, request: Request, options: Mapping[str, Any]) -> Batch:
+        return self._pipeline.run(request, bool(options.get("progress")))
 
     def _request(self, options: dict[str, Any], where: str, **more: Any) -> Request:
         return resolve.resolve_request(self._pipeline, options, where, **more)

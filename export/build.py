@@ -236,6 +236,7 @@ def manifest_of(
         "graphs": {graph.key: _graph_entry(graph) for graph in graphs},
         "fitted": None,
         "prior": None,
+        "directions": None,
         "engines": [engine.entry for engine in engines],
         "built_with": _versions(),
     }

@@ -31,7 +31,7 @@ import click
 from tqdm import tqdm
 
 from engine.bundle.graphs import PRECISIONS
-from engine.cli.main import NearChoice
+from engine.cli.options import NearChoice
 from engine.cli.output import echo_fields
 from engine.cli.terminal import Program
 from engine.commands import command

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from engine.cli.main import NearChoice
+from engine.cli.options import NearChoice
 from engine.errors import ArgumentError
 from export.native.int8 import parse_budget
 from export.tensorrt.options import DEFAULT_BATCH, HARDWARE, LEVELS, RTX_DEFAULT_TARGETS, RTX_TARGETS

@@ -93,6 +93,7 @@ def manifest_of(
         "graphs": {name: graph_entry(name, model, T) for name, model in models.items()},
         "fitted": None,
         "prior": None,
+        "directions": None,
         "engines": [],
         "built_with": {"onnx": onnx.__version__},
     }

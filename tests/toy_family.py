@@ -124,6 +124,7 @@ def manifest(models: dict[str, onnx.ModelProto], backends: Sequence[str]) -> dic
         "graphs": {name: entry(name, model) for name, model in models.items()},
         "fitted": None,
         "prior": None,
+        "directions": None,
         "engines": [],
         "built_with": {"onnx": onnx.__version__},
     }  # fmt: skip

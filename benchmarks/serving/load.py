@@ -1,9 +1,13 @@
-"""The load on a server: clients that each ask again as soon as they are answered, every image compared."""
+"""The load on a server, Triton's or our own: clients that ask again as soon as they are answered, every image compared."""
 
 from __future__ import annotations
 
+import http.client
+import io
+import json
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,13 +19,16 @@ import numpy.typing as npt
 from benchmarks.machine import BenchmarkError
 
 U8 = npt.NDArray[np.uint8]
+HTTP = "http://"
+HEADERS = {"Content-Type": "application/json", "Accept": "application/x-npy"}
 PATIENCE = 120.0  # seconds after which a request counts as failed
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is asked for: a model at a gRPC address, with one sample of these seeds a request; and what must come back.
+    """What is asked for: a model at an address, with one sample of these seeds a request; and what must come back.
 
+    address    of gRPC, or with http:// before it that of `diffusevae serve`
     tolerance  by how many levels of 255 a pixel may differ: 0 where a sample is the same bit for bit in any batch
     """
 
@@ -58,12 +65,61 @@ def client_library() -> Any:
     return library
 
 
-class Client:
+class Client(ABC):
     """One connection that asks for one sample at a time."""
 
     def __init__(self, target: Target) -> None:
-        self._library = client_library()
         self._target = target
+
+    @classmethod
+    def of(cls, target: Target) -> Client:
+        """A client for the target's kind of server."""
+        return HttpClient(target) if target.address.startswith(HTTP) else TritonClient(target)
+
+    @abstractmethod
+    def fault(self, seed: int) -> str | None:
+        """Ask for one image; what is wrong with the answer, None for a good one."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Hang up."""
+
+    def compare(self, seed: int, image: U8) -> str | None:
+        """What is wrong with an image."""
+        difference = np.abs(image.astype(np.int16) - self._target.expected[seed])
+        if difference.max() > self._target.tolerance:
+            return f"the image of seed {seed} differs by {difference.max()} of 255"
+        return None
+
+
+class HttpClient(Client):
+    """One kept connection to `diffusevae serve`."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(target)
+        self._connection = http.client.HTTPConnection(target.address.removeprefix(HTTP), timeout=PATIENCE)
+
+    def fault(self, seed: int) -> str | None:
+        """As every client."""
+        body = json.dumps({"seed": seed} | ({} if self._target.steps is None else {"steps": self._target.steps}))
+        self._connection.request("POST", "/v1/sample", body, HEADERS)
+        answer = self._connection.getresponse()
+        data = answer.read()
+        if answer.status != 200:
+            return f"{answer.status}: {data[:200].decode(errors='replace')}"
+        return self.compare(seed, np.load(io.BytesIO(data))[0])
+
+    def close(self) -> None:
+        """As every client."""
+        self._connection.close()
+
+
+class TritonClient(Client):
+    """One gRPC connection to Triton."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(target)
+        self._library = client_library()
         # A connection of its own: clients of one process would share one otherwise.
         options = [("grpc.use_local_subchannel_pool", 1)]
         self._raw = self._library.InferenceServerClient(target.address, channel_args=options)
@@ -71,7 +127,7 @@ class Client:
         self._wanted = [self._library.InferRequestedOutput("image")]
 
     def fault(self, seed: int) -> str | None:
-        """Ask for one image; what is wrong with the answer, None for a good one."""
+        """As every client."""
         tensors = [self._tensor("seed", np.array([[seed]], np.int64), "INT64")]
         if self._target.steps is not None:
             tensors.append(self._tensor("steps", np.array([[self._target.steps]], np.int32), "INT32"))
@@ -79,13 +135,10 @@ class Client:
             answer = self._raw.infer(self._target.model, tensors, outputs=self._wanted, client_timeout=PATIENCE)
         except self._library.InferenceServerException as error:
             return str(error)
-        difference = np.abs(answer.as_numpy("image")[0].astype(np.int16) - self._target.expected[seed])
-        if difference.max() > self._target.tolerance:
-            return f"the image of seed {seed} differs by {difference.max()} of 255"
-        return None
+        return self.compare(seed, answer.as_numpy("image")[0])
 
     def close(self) -> None:
-        """Hang up."""
+        """As every client."""
         self._raw.close()
 
     def _tensor(self, name: str, values: np.ndarray, kind: str) -> Any:
@@ -108,7 +161,7 @@ def check(target: Target) -> None:
 
 
 def _faults(target: Target, seeds: Sequence[int]) -> list[str]:
-    client = Client(target)
+    client = Client.of(target)
     try:
         return [fault for fault in map(client.fault, seeds) if fault is not None]
     finally:
@@ -122,7 +175,7 @@ def drive(target: Target, clients: int, seconds: float) -> Outcome:
     limits = [0.0]
 
     def run(number: int) -> tuple[Outcome, float]:
-        client, part = Client(target), Outcome()
+        client, part = Client.of(target), Outcome()
         seeds = list(target.expected)
         turn = number * 7  # clients ask for different images at a time
         try:

@@ -85,10 +85,8 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     figure, (speed, wait, split) = pyplot.subplots(1, 3, figsize=(15, 4.6))
     backends = list(dict.fromkeys(row["backend"] for row in result["results"]))
     clients = sorted({row["clients"] for row in result["results"]})
-    for backend in backends:
-        for batched in (True, False):
-            found = [row for row in result["results"] if (row["backend"], row["batched"]) == (backend, batched)]
-            _draw_way(speed, wait, found, f"{backend}, {'batched' if batched else 'one by one'}")
+    for model in dict.fromkeys(row["model"] for row in result["results"]):
+        _draw_way(speed, wait, [row for row in result["results"] if row["model"] == model], model.replace("_", ", "))
     for axes, title, label in (
         (speed, "Throughput", "images a second"), (wait, "Latency: median, and p99 dotted", "milliseconds"),
     ):  # fmt: skip
@@ -101,7 +99,8 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     wait.set_yscale("log")
     wait.yaxis.set_major_formatter("{x:g}")
     speed.legend(frameon=False, fontsize=9, loc="upper left", ncols=2)
-    _draw_split(split, [row for row in result["results"] if row["backend"] == backends[0]], clients)
+    triton = [row for row in result["results"] if row["backend"] == backends[0] and not row["model"].endswith("_http")]
+    _draw_split(split, triton, clients)
     _frame(split, f"Where a request's time goes ({backends[0]})")
     batching, setting = result["batching"], result["setting"]
     figure.suptitle(
@@ -126,6 +125,8 @@ def _draw_way(speed: Any, wait: Any, found: Sequence[Mapping[str, Any]], label: 
         return
     color = COLORS.get(found[0]["backend"], "#7f7f7f")
     marker, line = ("o", "-") if found[0]["batched"] else ("s", "--")
+    if found[0]["model"].endswith("_http"):
+        marker, line = "^", "-."
     style = {"color": color, "marker": marker, "linestyle": line}
     clients = [row["clients"] for row in found]
     speed.plot(clients, [row["images_per_second"] for row in found], label=label, linewidth=2, **style)

@@ -1,18 +1,20 @@
-"""The throughput of a Triton server, and what batching across clients brings: a real server, loaded.
+"""The throughput of Triton and of `diffusevae serve`, and what batching across clients brings: real servers, loaded.
 
     python benchmarks/serving --bundle out/avatars.bundle
     DIFFUSEVAE_TRITON_PYTHON=.venv-triton python benchmarks/serving        the server in an environment of its own
 
-One server on loopback serves the bundle twice a backend: from one repository with dynamic batching, from another with
-batches of one. The two take turns in one run; every image is compared with Sampler's, before the timing and during it.
+One Triton on loopback serves the bundle twice a backend: from one repository with dynamic batching, from another with
+batches of one; and a `diffusevae serve` of each backend stands beside it. They take turns in one run; every image is
+compared with Sampler's, before the timing and during it.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ import click
 
 from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json
 from benchmarks.serving import load, report
+from benchmarks.serving.http_server import HttpServer
 from engine import Sampler
 from engine.cli.terminal import Program
 from engine.places import check_file
@@ -38,11 +41,12 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Way:
-    """One way to serve the bundle: a model on the server."""
+    """One way to serve the bundle: a model on Triton, or over our own HTTP server."""
 
     settled: Settled
     precision: str
     batched: bool
+    http: bool = False
 
     @property
     def name(self) -> str:
@@ -79,22 +83,41 @@ def write_ways(bundle: Path, folder: Path, backends: Sequence[str], chosen: Serv
                 f"{backend}_{kind}", most, chosen.delay_us, threads=chosen.threads, backend=backend, precision=precision
             )
             ways.append(Way(write_repository(bundle, folder / kind, serving).settled, precision, most > 1))
+        ways.append(Way(replace(ways[-2].settled, name=f"{backend}_http"), precision, batched=True, http=True))
     return ways
 
 
-def targets_of(bundle: Path, ways: Sequence[Way], server: LocalServer, steps: int | None) -> dict[str, load.Target]:
+@dataclass(frozen=True)
+class Servers:
+    """Triton, and our own server of each way that has one by the way's name."""
+
+    triton: LocalServer
+    http: Mapping[str, HttpServer]
+
+    def address(self, model: str) -> str:
+        """Where clients of a way ask."""
+        return self.http[model].address if model in self.http else self.triton.grpc
+
+    def counters(self, model: str) -> Counters:
+        """What its server has counted."""
+        return self.http[model].counters() if model in self.http else counters(self.triton, model)
+
+
+def targets_of(bundle: Path, ways: Sequence[Way], servers: Servers, steps: int | None) -> dict[str, load.Target]:
     """What each way is asked for, with the images that Sampler makes of it."""
     found = {}
     for way in ways:
         with Sampler(bundle, way.settled.backend, way.precision) as sampler:
             images = sampler.sample(seed=list(SEEDS), steps=steps).images
         tolerance = 0 if way.settled.backend in EXACT else TOLERANCE
-        found[way.name] = load.Target(server.grpc, way.name, dict(zip(SEEDS, images, strict=True)), steps, tolerance)
+        found[way.name] = load.Target(
+            servers.address(way.name), way.name, dict(zip(SEEDS, images, strict=True)), steps, tolerance
+        )
     return found
 
 
 def take_turns(
-    server: LocalServer, ways: Sequence[Way], targets: dict[str, load.Target], schedule: Schedule, say: Say
+    servers: Servers, ways: Sequence[Way], targets: dict[str, load.Target], schedule: Schedule, say: Say
 ) -> dict[tuple[str, int], Tally]:
     """Time every way at every number of clients, in alternating turns."""
     tallies: dict[tuple[str, int], Tally] = {}
@@ -103,9 +126,9 @@ def take_turns(
             for way in ways if turn % 2 == 0 else reversed(ways):
                 target = targets[way.name]
                 load.drive(target, clients, WARM_SECONDS)
-                counted = settled(server, way.name, None)
+                counted = settled(servers, way.name, None)
                 outcome = load.drive(target, clients, schedule.seconds)
-                added = settled(server, way.name, counted.requests + len(outcome.milliseconds)).since(counted)
+                added = settled(servers, way.name, counted.requests + len(outcome.milliseconds)).since(counted)
                 tally = tallies.setdefault((way.name, clients), Tally(load.Outcome(), []))
                 tally.outcome.add(outcome)
                 tally.counted.append(added)
@@ -114,16 +137,16 @@ def take_turns(
     return tallies
 
 
-def settled(server: LocalServer, model: str, requests: int | None) -> Counters:
+def settled(servers: Servers, model: str, requests: int | None) -> Counters:
     """The server's counters, once they stand still or hold `requests`: it answers first and counts then."""
-    before = counters(server, model)
+    before = servers.counters(model)
 
     def still() -> bool:
         nonlocal before
-        last, before = before, counters(server, model)
+        last, before = before, servers.counters(model)
         return before.requests == last.requests if requests is None else before.requests >= requests
 
-    server.wait_until(still, "end of counting", 10)
+    servers.triton.wait_until(still, "end of counting", 10)
     return before
 
 
@@ -131,16 +154,23 @@ def measure(
     facts: dict[str, Any], bundle: Path, backends: Sequence[str], chosen: Serving, schedule: Schedule,
     python: str | None, say: Say,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write the repositories, start the server, compare, time, and stop it."""
+    """Write the repositories, start the servers, compare, time, and stop them."""
     with tempfile.TemporaryDirectory(prefix="diffusevae-serving-") as folder:
         ways = write_ways(bundle, Path(folder), backends, chosen)
-        with LocalServer(Path(folder, "batched"), Path(folder, "single"), python=python, deadline=120) as server:
-            targets = targets_of(bundle, ways, server, schedule.steps)
+        local = LocalServer(Path(folder, "batched"), Path(folder, "single"), python=python, deadline=120)
+        with local as server, ExitStack() as stack:
+            own = {}
+            for way in (way for way in ways if way.http):
+                most = way.settled.max_batch
+                each = HttpServer(bundle.resolve(), way.settled.backend, way.precision, most, chosen.threads)
+                own[way.name] = stack.enter_context(each)
+            servers = Servers(server, own)
+            targets = targets_of(bundle, ways, servers, schedule.steps)
             for target in targets.values():
                 load.check(target)
             say(f"{len(targets)} models answer what Sampler makes, {len(SEEDS)} seeds each")
             version = json.loads(server.get("/v2")[1])["version"]
-            tallies = take_turns(server, ways, targets, schedule, say)
+            tallies = take_turns(servers, ways, targets, schedule, say)
         if server.exit_code != 0:
             raise BenchmarkError(f"found exit code {server.exit_code} of the server, expected 0:\n{server.log()[-2000:]}")
     with Sampler(bundle, backends[0]) as sampler:
@@ -150,7 +180,10 @@ def measure(
         "format_version": 1,
         "date": now(),
         "machine": facts,
-        "server": {"triton": version, "tritonclient": metadata.version("tritonclient"), "protocol": "gRPC, loopback"},
+        "server": {
+            "triton": version, "tritonclient": metadata.version("tritonclient"),
+            "protocol": "gRPC to Triton, HTTP to diffusevae serve, loopback",
+        },
         "bundle": {"name": sampler.bundle.manifest.name, "source_sha256": sampler.bundle.manifest.source.sha256},
         "setting": {"steps": setting.steps, "method": setting.method, "t_start": setting.t_start, "eta": setting.eta},
         "batching": {"max_batch": chosen.max_batch, "delay_us": chosen.delay_us},
@@ -177,7 +210,7 @@ def main(
     bundle: Path, backends: tuple[str, ...], precision: str, clients: tuple[int, ...], rounds: int, seconds: float,
     max_batch: int, delay_us: int, steps: int | None, threads: int | None, python: str | None, out: Path, plot: Path,
 ) -> None:  # fmt: skip
-    """Load a real Triton server with concurrent clients; exit code 1 when any request fails or any image is wrong."""
+    """Load Triton and `diffusevae serve` with concurrent clients; exit code 1 when a request fails or an image is wrong."""
     for place in (out, plot):
         check_file(place)
     load.client_library()

@@ -4,5 +4,6 @@ manifest.py   the manifest as typed values; model.py, graphs.py, engines.py, fil
 fields.py     how one field is read and refused; schema.py: which fields an object has, by annotations
 reader.py     opening: every size and SHA-256 before a runtime sees a byte
 writer.py     writing: beside the old bundle, then in its place
-prior.py      a fitted density of latents; onnx_file.py: graphs that keep their weights to themselves
+prior.py      a fitted density of latents; directions.py: directions among them; fitted.py: fitted settings
+onnx_file.py  graphs that keep their weights to themselves
 """

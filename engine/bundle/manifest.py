@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from engine.bundle.directions import DirectionsSpec, check_directions, parse_directions
 from engine.bundle.engines import (
     EngineSpec,
     PriorSpec,
@@ -53,6 +54,7 @@ class Manifest:
     backends: Annotated[tuple[str, ...], parse_backends]
     graphs: dict[str, GraphSpec]
     prior: PriorSpec | None
+    directions: DirectionsSpec | None
     engines: tuple[EngineSpec, ...]
     built_with: Annotated[dict[str, str], parse_versions]
 
@@ -71,6 +73,8 @@ class Manifest:
             yield f"graphs.{key}", graph
         if self.prior is not None:
             yield "prior", self.prior
+        if self.directions is not None:
+            yield "directions", self.directions
         for index, engine in enumerate(self.engines):
             for label, file in engine.files.items():
                 yield f"engines[{index}].files.{label}", file
@@ -114,6 +118,7 @@ def check_manifest(raw: object, where: str, *, hashed: bool = True) -> Manifest:
         fitted=parse_fitted(top, schedule.T),
         graphs=graphs,
         prior=parse_prior(top, inputs),
+        directions=parse_directions(top, inputs),
         engines=parse_engines(top, graphs),
     )
     top.done()
@@ -124,6 +129,7 @@ def check_manifest(raw: object, where: str, *, hashed: bool = True) -> Manifest:
     if hashed:
         check_engine_sources(manifest.engines, manifest.graphs, manifest.source, where)
         check_fitted(manifest, where)
+        check_directions(manifest, where)
     return manifest
 
 

@@ -1,7 +1,7 @@
 """Opening a bundle: everything is verified before a native parser sees a byte.
 
-A bundle is a folder: manifest.json and the files it names (graphs, engines, a prior), flat. Other files in the folder are
-ignored (file managers leave some); which links are followed is said in `engine.bundle.links`. Writing one is
+A bundle is a folder: manifest.json and the files it names (graphs, engines, a prior, directions), flat. Other files in the
+folder are ignored (file managers leave some); which links are followed is said in `engine.bundle.links`. Writing one is
 `engine.bundle.writer`.
 """
 
@@ -89,7 +89,7 @@ class Bundle:
         """The bytes of a graph, themselves verified: what the disk holds before or after does not matter."""
         return self._read(self.spec(key))
 
-    # ---- engines and prior -----------------------------------------------------------------------
+    # ---- engines, prior and directions -----------------------------------------------------------
 
     def has_engine(self, backend: str, precision: str, graph: str) -> bool:
         """Whether an engine of a graph was built for this backend in this precision."""
@@ -131,6 +131,10 @@ class Bundle:
     def read_prior(self) -> bytes | None:
         """The bytes of the fitted prior, themselves verified; None where the bundle has none."""
         return None if self.manifest.prior is None else self._read(self.manifest.prior)
+
+    def read_directions(self) -> bytes | None:
+        """The bytes of the fitted directions, themselves verified; None where the bundle has none."""
+        return None if self.manifest.directions is None else self._read(self.manifest.directions)
 
     def chunks(self, spec: FileSpec) -> Iterator[bytes]:
         """The bytes of a file piece by piece, for who copies it and computes its SHA-256 on the way."""

@@ -1,4 +1,7 @@
-"""Putting fitted settings into a bundle that is there: only manifest.json changes, in one step for every reader."""
+"""Putting what was fitted into a bundle that is there, in one step for every reader.
+
+Settings change manifest.json alone; directions are a file beside it, so that the bundle is written again around them.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors.numpy import save
+
+from engine.bundle.directions import TENSOR, Directions, encoder_digest
 from engine.bundle.files import MANIFEST_FILE
 from engine.bundle.fitted import step_digest
 from engine.bundle.manifest import check_manifest, parse_manifest
-from engine.bundle.reader import read_manifest_file
-from engine.bundle.writer import flush_folder, plain_manifest, write_manifest
+from engine.bundle.reader import Bundle, read_manifest_file
+from engine.bundle.writer import Content, flush_folder, plain_manifest, write_bundle, write_manifest
 from engine.errors import BundleError
 from engine.places import check_file
+
+DIRECTIONS_FILE = "directions.safetensors"
 
 
 def check_rewritable(path: str | os.PathLike[str]) -> None:
@@ -47,3 +55,22 @@ def write_fitted(
             f"{target}: found that it cannot be written ({error.strerror or error}), expected a folder with room and write "
             "permission; the bundle is as it was"
         ) from error
+
+
+def write_directions(bundle: Bundle, directions: Directions, record: Mapping[str, Any]) -> None:
+    """Put directions of the drawn input in place of those that the bundle has.
+
+    record: how they were found, as plain JSON values. BundleError where the bundle refuses them or cannot be written.
+    """
+    raw, drawn = json.loads(bundle.read_manifest()), bundle.manifest.drawn
+    old = bundle.manifest.directions
+    files: dict[str, Content] = {spec.file: bundle.chunks(spec) for spec in bundle.manifest.files if spec != old}
+    files[DIRECTIONS_FILE] = save({TENSOR: directions.vectors})
+    raw["directions"] = {
+        "input": drawn.name if drawn else None,
+        "names": list(directions.names),
+        "file": DIRECTIONS_FILE,
+        "of": encoder_digest(bundle.manifest),
+        "record": dict(record),
+    }
+    write_bundle(bundle.path, raw, files)

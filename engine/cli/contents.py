@@ -45,6 +45,7 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
             for key, spec in manifest.graphs.items()
         },
         "prior": asdict(manifest.prior) if manifest.prior else None,
+        "directions": asdict(manifest.directions) if manifest.directions else None,
         "engines": [asdict(engine) | {"size": engine.size} for engine in manifest.engines],
         "built_with": manifest.built_with,
     }
@@ -113,8 +114,25 @@ def show_contents(bundle: dict[str, Any]) -> None:
     click.echo("pipeline")
     for line in pipeline_lines(bundle["pipeline"]):
         click.echo(f"  {line}")
+    show_directions(bundle["directions"])
     show_graphs(bundle)
     show_engines(bundle["engines"])
+
+
+def show_directions(directions: dict[str, Any] | None) -> None:
+    """Each direction, with what its fit says of it: a record is free, so that there may be nothing."""
+    if directions is None:
+        return
+    click.echo(f"directions of {directions['input']} ({size_of(directions)})")
+    for name in directions["names"]:
+        known = [(kind, directions["record"].get(kind)) for kind in ("accuracy", "variance")]
+        told = [f"{shares[name]:.1%} {kind}" for kind, shares in known if is_share(shares, name)]
+        click.echo(f"  {name:<22}{', '.join(told)}".rstrip())
+
+
+def is_share(shares: object, name: str) -> bool:
+    """Whether this is a share of 1 by name."""
+    return isinstance(shares, dict) and isinstance(shares.get(name), (int, float))
 
 
 def fitted_line(fitted: dict[str, Any] | None) -> dict[str, str]:

@@ -16,6 +16,7 @@ from engine.commands import install_extra
 from engine.errors import BackendError
 
 BUILDING = ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "sklearn")
+SERVING = ("fastapi", "uvicorn", "prometheus_client")
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,13 @@ ELSEWHERE = {
         "engine.cli.cpp_config", "cpp_config", "Show where the C++ library, its headers and CMake files are."
     ),
     "examples": Place("engine.cli.examples", "examples", "Show where the model that ships with this package is."),
+    "fit-directions": Place("export.fit_directions", "main", "Find directions in the latent, and put them into a bundle."),
     "fit-prior": Place(
         "export.fit_latent_prior", "main", "Fit a density to the latents of training images.", BUILDING, "export"
     ),
     "fit-setting": Place("export.fit_setting", "main", "Find the best setting for each count of network calls."),
+    "serve": Place("engine.http.cli", "serve", "Serve a bundle over HTTP.", SERVING, "serve"),
+    "studio": Place("engine.http.cli", "studio", "Serve a bundle with a page to try it on.", SERVING, "serve"),
     "triton-repo": Place("engine.triton.cli", "triton_repo", "Write a model repository for Triton Inference Server."),
 }
 

@@ -84,6 +84,8 @@ def _count(bundle: Bundle) -> str:
     words = [f"{len(manifest.graphs)} graphs"]
     if manifest.prior is not None:
         words.append("the prior")
+    if manifest.directions is not None:
+        words.append("the directions")
     if manifest.engines:
         words.append(f"{len(manifest.engines)} engines")
     return ", ".join(words)

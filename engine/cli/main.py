@@ -3,40 +3,48 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from itertools import repeat
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from engine import __version__
 from engine.bundle.graphs import SAMPLER
-from engine.bundle.manifest import Manifest
-from engine.bundle.pipeline import X
-from engine.bundle.prior import PRIORS, read_prior
+from engine.bundle.prior import read_prior
 from engine.bundle.reader import Bundle
 from engine.checks import check_inputs, count_of
 from engine.cli.bulk import bulk_options, sample_in_bulk, take_bulk
+from engine.cli.edit import edit, mix, walk
 from engine.cli.elsewhere import commands as commands_elsewhere
 from engine.cli.info import info, verify
 from engine.cli.inputs import INPUT, LINKS, take_inputs
-from engine.cli.output import check_out, check_results, finish
+from engine.cli.options import (
+    BUDGET,
+    FIRST,
+    MACHINE,
+    NOISE_SEED,
+    PRIOR,
+    READING,
+    SEED,
+    SETTING,
+    NearChoice,
+    open_bundle,
+    open_sampler,
+    output,
+    run_images,
+    run_options,
+)  # fmt: skip
+from engine.cli.output import check_results
 from engine.cli.stream import Resumable, Run, Walk, sample_to
-from engine.cli.terminal import Program, shows_progress
+from engine.cli.terminal import Program
 from engine.errors import ArgumentError, did_you_mean
 from engine.feeds import noise_bytes, noise_feeds, setting_feeds, write_feeds
-from engine.imaging import FITS, load_images
 from engine.places import check_file
-from engine.resolve import SETTING_OPTIONS, SETTINGS
-from engine.result import Batch
 from engine.sampler import Sampler
 from engine.solver.noise import resolve_seeds
-from engine.solver.table import METHODS, VARIANCES
-from engine.solver.timesteps import SPACINGS
 
 # A fixed width: --help is the same text in every terminal (and in tests/help).
 HELP_WIDTH = {"max_content_width": 100, "terminal_width": 100}
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Suggesting(Program, click.Group):
@@ -49,185 +57,10 @@ class Suggesting(Program, click.Group):
         return super().resolve_command(ctx, args)
 
 
-class NearChoice(click.Choice):
-    """A choice that answers an unknown value with the nearest one."""
-
-    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
-        names = [str(choice) for choice in self.choices]
-        return f"{value!r} is not one of {', '.join(names)}.{did_you_mean(str(value), names)}"
-
-
-class Seeds(click.ParamType):
-    """A whole number, or several with commas between them."""
-
-    name = "seed"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | list[int]:
-        words = str(value).split(",")
-        if not all(word.strip().isdecimal() for word in words):
-            self.fail(
-                f"{value!r} is not a whole number from 0 to 2**64 - 1, or several with commas: 7 or 7,0,9.",
-                param,
-                ctx,
-            )
-        numbers = [int(word) for word in words]
-        return numbers[0] if len(numbers) == 1 else numbers
-
-
-class Listed(click.ParamType):
-    """Numbers with commas between them; single: where there is one, that number."""
-
-    def __init__(self, number: type[int] | type[float], example: str, single: bool) -> None:
-        self.name, self._number, self._example, self._single = ("number" if single else "list"), number, example, single
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        try:
-            numbers = [self._number(word) for word in str(value).split(",")]
-        except ValueError:
-            one = "a number, or several with commas" if self._single else "a list of whole numbers with commas"
-            self.fail(f"{value!r} is not {one}: {self._example}.", param, ctx)
-        return numbers[0] if self._single and len(numbers) == 1 else numbers
-
-
-def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Several options as one decorator, in the order of --help."""
-
-    def decorate(command: Command) -> Command:
-        for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
-
-    return decorate
-
-
-TIMESTEPS = Listed(int, "400,244,111,38,9", single=False)
-SCALE = Listed(float, "0.84 or 0.9,0.8,0.7", single=True)
-SETTING = options(
-    click.option("--steps", type=int, help="Denoising steps."),
-    click.option(
-        "--setting", type=NearChoice(SETTINGS), help="Fitted: the bundle's own for these steps; default where it has one."
-    ),
-    click.option("--timesteps", type=TIMESTEPS, help="The timesteps themselves, falling: 400,244,111,38,9."),
-    click.option("--spacing", type=NearChoice(SPACINGS), help="Which timesteps are kept."),
-    click.option("--rho", type=float, help="Of karras spacing; default: 7."),
-    click.option("--method", type=NearChoice(METHODS), help="Solver."),
-    click.option("--eta", type=SCALE, help="DDIM's share of fresh noise: 0 none, 1 as much as DDPM; or one a step."),
-    click.option("--t-start", type=int, help="Start from the noised start image (or the one given) at this timestep."),
-    click.option("--temperature", type=float, help="Scale of the starting noise."),
-    click.option("--noise-scale", type=SCALE, help="Scale of the steps' noise; or one a step: 0.9,0.8,0.7."),
-    click.option("--eps-scale", type=SCALE, help="Scale of the network's eps; or one a step."),
-    click.option("--guidance", type=float, help="Guidance weight; not 0 doubles the network's work."),
-    click.option("--variance", type=NearChoice(VARIANCES), help="DDPM's variance; default: the bundle's."),
-)
-MACHINE = options(
-    LINKS,
-    click.option("--backend", default="auto", show_default=True, help="Runtime, one that the bundle lists, or auto."),
-    click.option(
-        "--precision",
-        default="auto",
-        show_default=True,
-        help="f32, bf16 (where the processor has it) or auto.",
-    ),
-    click.option("--threads", type=click.IntRange(min=1), help="Threads; default: what this process may use."),
-    click.option(
-        "--batch",
-        type=click.IntRange(min=1),
-        default=64,
-        show_default=True,
-        help="Images computed at a time.",
-    ),
-)
-SEED = click.option("--seed", type=Seeds(), help="Image i uses SEED + i; or one a image: 7,0,9. Default: random.")
-PRIOR = click.option(
-    "--prior", type=NearChoice(PRIORS), help="What the drawn input comes from; default: the bundle's, if any."
-)
-FIRST = click.option(
-    "--first",
-    metavar="K",
-    type=click.IntRange(min=0),
-    default=0,
-    help="Leave the first K of the images out: the rest of a run that was stopped.",
-)
-BUDGET = options(
-    click.option("--budget-ms", type=float, help="Take the best fitted setting that keeps this time a batch."),
-    click.option("--at-most", is_flag=True, help="With it: where none does, the fastest."),
-    click.option("--anytime", is_flag=True, help="With it: end a late chain with what it has."),
-)
-NOISE_SEED = click.option("--seed", type=Seeds(), help="Of the starting noise. Default: A where A is a seed, else random.")
-
-
-def output(default: str) -> Callable[[Command], Command]:
-    """Where results go; with any other suffix than those two, or none, `--out` is a folder."""
-    return options(
-        click.option(
-            "--out",
-            default=default,
-            show_default=True,
-            help="A .png grid, a .npy array, a folder for single files, or - for a grid on standard output.",
-        ),
-        click.option("--add", is_flag=True, help="Write into a folder that holds other pictures too."),
-        click.option("--with-start", is_flag=True, help="Show the image that each chain may start from above it."),
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text."),
-    )
-
-
-READING = options(
-    click.option("--background", default="white", show_default=True, help="Below what is transparent: colour or #rrggbb."),
-    click.option(
-        "--fit",
-        type=NearChoice(FITS),
-        default=FITS[0],
-        show_default=True,
-        help="Pictures of other proportions lose their edges, or get edges of the background.",
-    ),
-    click.option("--strict", is_flag=True, help="Stop at the first picture that cannot be read, with nothing done."),
-)
-
-
-def open_bundle(bundle: str, given: dict[str, Any]) -> Bundle:
-    """The bundle; refuses an --out that cannot be written and a start image that cannot be shown, in this order."""
-    check_out(given["out"], given["as_json"])
-    opened = Bundle.open(bundle, given.pop("allow_links"))
-    if given["with_start"] and not has_start_image(opened.manifest):
-        raise ArgumentError(
-            f"with-start: found {opened.path}, whose chains start from noise or from no picture, expected a bundle with an "
-            f"image to start from; leave --with-start out"
-        )
-    return opened
-
-
-def open_sampler(opened: Bundle, given: dict[str, Any]) -> Sampler:
-    """The Sampler that the machine options in `given` describe; takes them out of it."""
-    machine = {name: given.pop(name) for name in ("backend", "precision", "threads")}
-    return Sampler(opened, max_batch=given.pop("batch"), **machine)
-
-
-def run_options(manifest: Manifest, given: dict[str, Any]) -> dict[str, Any]:
-    """The options and inputs of one `Sampler.sample` call; takes them out of `given`."""
-    options = {name: given.pop(name) for name in (*SETTING_OPTIONS, "setting", "seed")}
-    return {**options, **take_inputs(given, manifest), "progress": not given["as_json"] and shows_progress()}
-
-
-def has_start_image(manifest: Manifest) -> bool:
-    """Whether a chain may start from a picture: from a value of the state, where the state itself is the image."""
-    return manifest.pipeline.state.start is not None and manifest.pipeline.image == X
-
-
 @click.group(cls=Suggesting, context_settings={**HELP_WIDTH, "help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="diffusevae")
 def cli() -> None:
     """Sample from diffusion models in a few steps: bundles of exported graphs in, images out."""
-
-
-def _run_on_images(bundle: str, images: tuple[str, ...], run: Callable[..., Batch], given: dict[str, Any]) -> None:
-    """Read the pictures at the bundle's size, run a Sampler's method on them, and write what came out."""
-    opened = open_bundle(bundle, given)
-    reading = {name: given.pop(name) for name in ("background", "fit", "strict")}
-    loaded = load_images(images, opened.manifest.pipeline.image_shape, **reading)
-    options = run_options(opened.manifest, given)
-    check_results(opened.manifest, len(loaded.images), options["seed"], **given)
-    with open_sampler(opened, given) as sampler:
-        finish(sampler, run(sampler, loaded.images, **options), loaded=loaded, **given)
 
 
 @cli.command(cls=Resumable)
@@ -277,7 +110,7 @@ def sample(bundle: str, n: int | None, first: int, prior: str | None, **given: A
 @output("reconstructions.png")
 def reconstruct(bundle: str, images: tuple[str, ...], **given: Any) -> None:
     """Encode IMAGES (files, folders or .npy), and sample from what the bundle's encoder makes of them."""
-    _run_on_images(bundle, images, Sampler.reconstruct, given)
+    run_images(bundle, images, Sampler.reconstruct, given)
 
 
 @cli.command()
@@ -291,7 +124,7 @@ def reconstruct(bundle: str, images: tuple[str, ...], **given: Any) -> None:
 @output("refined.png")
 def refine(bundle: str, images: tuple[str, ...], **given: Any) -> None:
     """Refine IMAGES (files, folders or .npy) themselves: denoise, sharpen. --with-start shows them above."""
-    _run_on_images(bundle, images, Sampler.refine, given)
+    run_images(bundle, images, Sampler.refine, given)
 
 
 @cli.command(cls=Resumable, short_help="Walk from the image of one seed to that of another.")
@@ -369,8 +202,8 @@ def _check_memory(n: int | None, nbytes: int) -> None:
         )
 
 
-cli.add_command(info)
-cli.add_command(verify)
+for verb in (edit, mix, walk, info, verify):
+    cli.add_command(verb)
 for command_elsewhere in commands_elsewhere():
     cli.add_command(command_elsewhere)
 

@@ -70,12 +70,14 @@ def names_of(seeds: Iterable[int], first: int = 0) -> Iterator[str]:
     return (f"{index:05d}-seed{seed}" for index, seed in enumerate(seeds, first))
 
 
-def write(out: str, images: U8, start: U8 | None, names: Sequence[str], add: bool = False) -> list[Path]:
+def write(
+    out: str, images: U8, start: U8 | None, names: Sequence[str], add: bool = False, columns: int | None = None
+) -> list[Path]:
     """Write images to `out`, or as a grid to stdout; the files."""
     if out != STDOUT:
-        return save_images(out, images, start=start, names=names, add=add)
+        return save_images(out, images, start=start, names=names, add=add, columns=columns)
     stream = sys.stdout.buffer
-    stream.write(grid_bytes(images, start))
+    stream.write(grid_bytes(images, start, columns))
     stream.flush()
     return []
 
@@ -90,16 +92,18 @@ def finish(
     as_json: bool,
     loaded: Loaded | None = None,
     first: int = 0,
+    columns: int | None = None,
 ) -> None:
     """Save a batch to `out` and report it on stdout, or on stderr where `out` is stdout; notes go to stderr.
 
-    first: the index of its first image among those of a folder. Where pictures could not be read this ends the command
-    with exit code 1.
+    first: the index of its first image among those of a folder; columns: of a grid. Where pictures could not be read this
+    ends the command with exit code 1.
     """
     for note in (*loaded.notes, *loaded.ignored) if loaded else ():
         click.echo(f"note: {note}", err=True)
     seeds = batch.seeds.tolist()
-    files = write(out, batch.images, batch.start if with_start else None, list(names_of(seeds, first)), add or first > 0)
+    start = batch.start if with_start else None
+    files = write(out, batch.images, start, list(names_of(seeds, first)), add or first > 0, columns)
     if as_json:
         read = {"sources": loaded.sources, "unreadable": loaded.unreadable} if loaded else {}
         echo_json(describe(sampler, batch, files) | read)

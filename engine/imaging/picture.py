@@ -7,8 +7,9 @@ import os
 import re
 import stat
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -66,50 +67,76 @@ def parse_background(text: str) -> RGB:
 
 
 def read_picture(path: Path, channels: int, background: RGB) -> tuple[Any, list[str]]:
-    """The file as a Pillow image of L, RGB or RGBA, and what of it was dropped; ArgumentError where that is impossible.
+    """As `decode_picture`, of a file."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ArgumentError(f"{path}: found no regular file, expected a picture; save it to a file first")
+        file = open(path, "rb")  # noqa: SIM115  (closed below, where its errors are the picture's no more)
+    except (OSError, ValueError) as error:
+        raise ArgumentError(_unreadable(str(path), None, error)) from error
+    with file:
+        return decode_picture(file, str(path), channels, background)
 
-    channels: 1 for luminance, 3 for colour, 4 for colour and alpha. With 1 and 3 what is transparent shows `background`.
+
+def decode_picture(
+    file: BinaryIO,
+    name: str,
+    channels: int,
+    background: RGB,
+    *,
+    formats: Sequence[str] = FORMATS,
+    max_pixels: int | None = None,
+) -> tuple[Any, list[str]]:
+    """A picture as a Pillow image of L, RGB or RGBA, and what of it was dropped; ArgumentError where that is impossible.
+
+    name        what messages call it
+    channels    1 for luminance, 3 for colour, 4 for colour and alpha. With 1 and 3 what is transparent shows `background`
+    formats     of FORMATS, those that are taken
+    max_pixels  the most of a picture that is decoded; None for what Pillow takes to be safe
     """
     from PIL import Image
 
     notes: list[str] = []
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ArgumentError(f"{path}: found no regular file, expected a picture; save it to a file first")
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             Image.init()
-            with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as opened:
-                picture, raw = _first_frame(opened, notes)
-                colour, alpha = _layers(picture, raw, opened.format or "", path, notes)
+            with Image.open(file, formats=[known for known in formats if known in Image.OPEN]) as opened:
+                if max_pixels is not None and opened.width * opened.height > max_pixels:
+                    raise ArgumentError(
+                        f"{name}: found a picture of {opened.width} x {opened.height}, expected at most {max_pixels:,} "
+                        "pixels; make it smaller"
+                    )
+                picture, raw = _first_frame(opened, name, notes)
+                colour, alpha = _layers(picture, raw, opened.format or "", name, notes)
                 colour = _in_srgb(colour, opened.info, notes)
         said = [warning for warning in said if warning.category is not Image.DecompressionBombWarning]
         notes += [" ".join(str(warning.message).split()) for warning in said]
     except ArgumentError:
         raise
     except Exception as error:  # Pillow's parsers raise whatever a damaged file makes them meet
-        raise ArgumentError(_unreadable(path, error)) from error
+        raise ArgumentError(_unreadable(name, file, error, formats)) from error
     return _composed(colour, alpha, channels, background, notes), notes
 
 
-def _unreadable(path: Path, error: Exception) -> str:
+def _unreadable(name: str, file: BinaryIO | None, error: Exception, formats: Sequence[str] = FORMATS) -> str:
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(error, (Image.DecompressionBombError, MemoryError)):
         what = f"more pixels than are safe to decode ({error})" if str(error) else "more pixels than there is memory for"
-        return f"{path} cannot be read as an image: found {what}. Make it smaller."
-    if isinstance(error, UnidentifiedImageError):
-        with open(path, "rb") as file:
-            head = file.read(1000)
+        return f"{name} cannot be read as an image: found {what}. Make it smaller."
+    if isinstance(error, UnidentifiedImageError) and file is not None:
+        file.seek(0)
+        head = file.read(1000)
         known = ((what, cure) for start, what, cure in STRANGERS if re.match(start, head, re.DOTALL))
         what, cure = next(known, ("an unknown format", TO_PNG))
-        formats = ", ".join(name for name in FORMATS if name in Image.OPEN)
-        return f"{path} cannot be read as an image: found {what}, expected one of the formats {formats}. {cure}"
+        there = ", ".join(known for known in formats if known in Image.OPEN)
+        return f"{name} cannot be read as an image: found {what}, expected one of the formats {there}. {cure}"
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return f"{path} cannot be read as an image: {reason}. Export or copy it again."
+    return f"{name} cannot be read as an image: {reason}. Export or copy it again."
 
 
-def _first_frame(opened: Any, notes: list[str]) -> tuple[Any, str]:
+def _first_frame(opened: Any, name: str, notes: list[str]) -> tuple[Any, str]:
     """The first frame, decoded and upright, and how its samples lie in the file (Pillow's raw mode)."""
     from PIL import Image
 
@@ -121,7 +148,7 @@ def _first_frame(opened: Any, notes: list[str]) -> tuple[Any, str]:
     tags = getattr(opened, "tag_v2", {})
     if PREVIEW[1] in tags or tags.get(PREVIEW[0]) == 1:
         raise ArgumentError(
-            f"{opened.filename}: found a camera's raw file, of which just the preview can be read, expected a picture; "
+            f"{name}: found a camera's raw file, of which just the preview can be read, expected a picture; "
             "develop it and save it as PNG"
         )
     arguments = opened.tile[0][3] if opened.tile else ""
@@ -138,7 +165,7 @@ def _first_frame(opened: Any, notes: list[str]) -> tuple[Any, str]:
     return opened.transpose(Image.Transpose[turn]) if turn else opened, raw
 
 
-def _layers(picture: Any, raw: str, format: str, path: Path, notes: list[str]) -> tuple[Any, Any | None]:
+def _layers(picture: Any, raw: str, format: str, name: str, notes: list[str]) -> tuple[Any, Any | None]:
     """The colours (L, RGB, CMYK or LAB) and alpha (L), None for a picture without."""
     key = picture.info.get("transparency")
     mode, deep = picture.mode, ";16" in raw and not raw.startswith("BGR")  # BGR;16 has 16 bits for all three
@@ -158,7 +185,7 @@ def _layers(picture: Any, raw: str, format: str, path: Path, notes: list[str]) -
     if mode in ("I", "F"):
         kind = "whole" if mode == "I" else "floating-point"
         raise ArgumentError(
-            f"{path}: found a picture of 32-bit {kind} numbers, whose white is not known, expected 8 or 16 bits; save it so"
+            f"{name}: found a picture of 32-bit {kind} numbers, whose white is not known, expected 8 or 16 bits; save it so"
         )
     if deep and mode == "RGB":
         notes.append("16 bits reduced to 8")

@@ -6,17 +6,19 @@ folders inside it. What cannot be read is reported and left out, or ends the rea
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from engine.errors import ArgumentError
 from engine.imaging.fit import check_fit, fitted
-from engine.imaging.picture import MODES, RGB, parse_background, read_picture
+from engine.imaging.picture import MODES, RGB, decode_picture, parse_background, read_picture
 from engine.result import U8
 
 # Taken from a folder, in any case. The last line is what people take for pictures and Pillow does not read: to be reported.
@@ -89,6 +91,35 @@ def load_images(
     return Loaded(np.concatenate(stacks), result.sources, result.notes, result.ignored, result.unreadable)
 
 
+# Of pictures that come over a network: what browsers show. The others keep more parsers, and sizes inside sizes (ICO).
+SENT_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
+
+
+def decode_images(
+    files: Sequence[bytes],
+    shape: tuple[int, int, int],
+    *,
+    background: str = "white",
+    fit: str = "crop",
+    max_pixels: int | None = None,
+) -> Loaded:
+    """As `load_images`, of pictures in memory that a stranger may have sent: of SENT_FORMATS, with at most `max_pixels`."""
+    colour, stacks = parse_background(background), []
+    check_fit(fit)
+    result = Loaded(np.empty((0,), np.uint8), [], [], [], [])
+    for index, data in enumerate(files):
+        name = f"images[{index}]"
+        _check_channels(name, shape)
+        decoded = decode_picture(io.BytesIO(data), name, shape[0], colour, formats=SENT_FORMATS, max_pixels=max_pixels)
+        found, note = _at_size(*decoded, shape, colour, fit)
+        stacks.append(found)
+        result.sources.append(name)
+        result.notes.extend([f"{name}: {note}"] if note else [])
+    if not stacks:
+        raise ArgumentError(_nothing([]))
+    return replace(result, images=np.concatenate(stacks))
+
+
 def natural(name: str) -> tuple[list[str | int], str]:
     """The key of natural order: digits count as numbers and letters without their case; ties go by the name itself."""
     return [int(part) if part.isdecimal() else part.casefold() for part in re.split(r"(\d+)", name)], name
@@ -146,9 +177,16 @@ def _load_array(path: Path, shape: tuple[int, int, int]) -> U8:
 
 
 def _load_picture(path: Path, shape: tuple[int, int, int], background: RGB, fit: str) -> tuple[U8, str]:
-    channels, height, width = shape
-    if channels not in MODES:
-        raise ArgumentError(f"{path}: found a picture, expected a .npy array, as the images have {channels} channels")
-    picture, notes = read_picture(path, channels, background)
-    pixels, resized = fitted(picture, (width, height), fit, background)
+    _check_channels(str(path), shape)
+    return _at_size(*read_picture(path, shape[0], background), shape, background, fit)
+
+
+def _check_channels(name: str, shape: tuple[int, int, int]) -> None:
+    if shape[0] not in MODES:
+        raise ArgumentError(f"{name}: found a picture, expected a .npy array, as the images have {shape[0]} channels")
+
+
+def _at_size(picture: Any, notes: list[str], shape: tuple[int, int, int], background: RGB, fit: str) -> tuple[U8, str]:
+    """uint8 [1, H, W, C], and what was done and dropped."""
+    pixels, resized = fitted(picture, (shape[2], shape[1]), fit, background)
     return pixels[None], ", ".join([*([resized] if resized else []), *notes])

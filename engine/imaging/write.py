@@ -59,12 +59,13 @@ def save_images(
     start: U8 | None = None,
     names: Sequence[str] | None = None,
     add: bool = False,
+    columns: int | None = None,
 ) -> list[Path]:
     """Write uint8 [N, H, W, C] to `path`, `start` beside or above the images, and return the files written.
 
-    `path` ends in .png: one grid (each row of `start` above its row of images). In .npy: the array (`start` in
-    NAME.start.npy). Anything else is a folder of PNG files called names[i].png and names[i]-start.png; one that holds
-    pictures of other names is refused, unless `add`.
+    `path` ends in .png: one grid (each row of `start` above its row of images) of so many columns. In .npy: the array
+    (`start` in NAME.start.npy). Anything else is a folder of PNG files called names[i].png and names[i]-start.png; one
+    that holds pictures of other names is refused, unless `add`.
     """
     names = [f"{i:05d}" for i in range(len(images))] if names is None else names
     kind = kind_of(path)
@@ -72,7 +73,7 @@ def save_images(
     try:
         if kind == ".png":
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(grid_bytes(images, start))
+            target.write_bytes(grid_bytes(images, start, columns))
             return [target]
         if kind == ".npy":
             return _save_arrays(target, images, start)
@@ -89,9 +90,9 @@ def file_names(names: Iterable[str], with_start: bool) -> Iterable[str]:
             yield f"{name}-start"
 
 
-def grid_bytes(images: U8, start: U8 | None = None) -> bytes:
-    """One PNG of all images, each row of `start` above its row of images."""
-    columns = _columns(len(images), start is not None)
+def grid_bytes(images: U8, start: U8 | None = None, columns: int | None = None) -> bytes:
+    """One PNG of all images, each row of `start` above its row of images; columns: None makes it nearly square."""
+    columns = columns or _columns(len(images), start is not None)
     return png_bytes(grid(images if start is None else paired_rows(start, images, columns), columns=columns))
 
 

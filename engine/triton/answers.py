@@ -1,115 +1,85 @@
-"""A request on its way: its results, filled in sample by sample, or its first error, and the response made of them."""
+"""Triton's request on its way to the response that is made of its results, or of its first error."""
 
 from __future__ import annotations
 
-from time import perf_counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from engine.errors import ArgumentError, Cancelled, DeadlineError, EngineError
-from engine.result import StepInfo
-from engine.triton.samples import Ask, Reader
+from engine.errors import ArgumentError
+from engine.result import U8, StepInfo
+from engine.serving import answers
+from engine.serving.answers import Run
+from engine.serving.asks import Ask
+from engine.triton.samples import Reader, shows_steps
 from engine.triton.tensors import FINAL, IMAGE, KEPT, STEP, TIMESTEP, TOOK
 
-Rows = dict[str, np.ndarray]  # an output's name: an array of a whole run, one row a sample
-CANCELLED = "The client cancelled this request before its images were finished; nothing is wrong with it. Ask again."
 
-
-def progress(n: int, step: int, timestep: int, *, final: bool) -> Rows:
+def progress(n: int, step: int, timestep: int, *, final: bool) -> dict[str, np.ndarray]:
     """The outputs that say which step a response is of, [n, 1] each."""
     told: dict[str, Any] = {STEP: np.int32(step), TIMESTEP: np.int32(timestep), FINAL: np.bool_(final)}
     return {name: np.full((n, 1), value) for name, value in told.items()}
 
 
-class Answer:
-    """One request on its way to a response; `arrived` is when, by `perf_counter`; `streams`: of a model with previews."""
+class Answer(answers.Answer):
+    """One request of the server's, and its response. Only those with a budget or of a model with previews (`streams`) are
+    sent before `execute` returns."""
 
     def __init__(self, request: Any, reader: Reader, server: Any, arrived: float, streams: bool) -> None:
+        super().__init__(arrived)
+        self.streams = streams
+        self._shown = -1  # the last step that was sent
+        self._previews: dict[int, dict[int, U8]] = {}  # a step's images by sample, until all are there
         self.request = request
         self.server = server
-        self.arrived = arrived
-        self.streams = streams
-        self.sent = False
         self.kept: bool | None = None  # whether it kept all its budgets, once its response is made
-        self._taken = 0
-        self._shown = -1  # the last step that was sent
-        self._previews: dict[int, dict[int, np.ndarray]] = {}  # a step's images by sample, until all are there
-        self.ask: Ask | None = None
-        self.error: EngineError | None = None
-        self.results: dict[str, np.ndarray] = {}
         try:
             self.ask = reader.read(self._tensors(reader), request.requested_output_names())
+            self.shows_steps = shows_steps(self.ask.wanted)
         except ArgumentError as error:
             self.error = error
 
-    def fail(self, error: EngineError) -> None:
-        """Keep the first error: what follows from it would only confuse."""
-        self.error = self.error or error
+    def gone(self) -> bool:
+        """The server is asked each time."""
+        return bool(self.request.is_cancelled())
 
-    def cancelled(self) -> bool:
-        """Whether the client has gone or cancelled; the server is asked each time."""
-        if self.request.is_cancelled():
-            self.fail(Cancelled(CANCELLED))
-            return True
-        return False
-
-    def take(self, ask: Ask, index: int, rows: Rows, row: int) -> None:
-        """Take row `row` of a run as sample `index`; copies only what was asked for."""
-        self._taken += 1
-        for name in ask.wanted - {TOOK, KEPT}:
-            found = rows[name]
-            if name not in self.results:
-                self.results[name] = np.empty((len(ask), *found.shape[1:]), found.dtype)
-            self.results[name][index] = found[row]
-
-    @property
-    def outcome(self) -> str:
-        """How it ended, in a word: ok, refused, cancelled or failed."""
-        if self.error is None:
-            return "ok"
-        kinds = {ArgumentError: "refused", Cancelled: "cancelled", DeadlineError: "late"}
-        return next((word for kind, word in kinds.items() if isinstance(self.error, kind)), "failed")
-
-    def passed_ms(self) -> float:
-        """Milliseconds since the request arrived."""
-        return 1e3 * (perf_counter() - self.arrived)
-
-    @property
-    def at_once(self) -> bool:
-        """Whether the response leaves while other requests of the call still run."""
-        return self.streams or (self.ask is not None and bool(self.ask.budgets))
-
-    def show(self, info: StepInfo, index: int, image: np.ndarray) -> None:
-        """Take sample `index` of a step's preview, and send that when it is whole.
+    def after_step(self, done: StepInfo, images: Mapping[int, U8]) -> None:
+        """Send a step's preview when it is whole, but for the last step's, which is the response.
 
         A large batch runs in chunks, and a run in which another request broke the network comes again: what was sent is not
         sent twice.
         """
-        if self.ask is None or info.step <= self._shown or self.error is not None:
+        if self.ask is None or done.step <= self._shown or done.step + 1 == done.steps or self.error is not None:
             return
-        found = self._previews.setdefault(info.step, {})
-        found[index] = image
+        found = self._previews.setdefault(done.step, {})
+        found.update(images)
         if len(found) < len(self.ask) or self.cancelled():
             return
         rows = {IMAGE: np.stack([found[i] for i in range(len(found))])}
-        rows |= progress(len(found), info.step, info.timestep, final=False)
+        rows |= progress(len(found), done.step, done.timestep, final=False)
         tensors = [self.server.Tensor(name, array) for name, array in rows.items() if name in self.ask.wanted]
         self.request.get_response_sender().send(self.server.InferenceResponse(tensors))
-        self._shown = info.step
-        del self._previews[info.step]
+        self._shown = done.step
+        del self._previews[done.step]
+
+    def take(self, ask: Ask, index: int, run: Run, row: int) -> None:
+        """As every answer, and where there are previews which step it is: the last."""
+        if self.streams:
+            last = len(run.batch.timesteps) - 1
+            told = progress(len(run.batch.images), last, int(run.batch.timesteps[last]), final=True)
+            run = Run(run.batch, run.rows | told)
+        super().take(ask, index, run, row)
 
     def send_if_complete(self) -> None:
-        """Send the response now, while other requests of the call still run, where nothing of it is missing."""
-        if self.error is not None or (self.ask is not None and self._taken == len(self.ask)):
-            self.send()
+        """As every answer, where it has a budget or streams; the others go with the return of `execute`."""
+        if self.streams or (self.ask is not None and self.ask.budgets):
+            super().send_if_complete()
 
     def send(self) -> None:
-        """Send the response, unless it was sent."""
-        if not self.sent:
-            final = self.server.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-            self.request.get_response_sender().send(self.response(), flags=final)
-            self.sent = True
+        """Send the response now."""
+        final = self.server.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        self.request.get_response_sender().send(self.response(), flags=final)
 
     def response(self) -> Any:
         """What the server sends: results, or a sentence for people with a status that programs can act on."""

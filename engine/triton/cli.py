@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
+from engine.serving.choice import KINDS
 from engine.triton.repository import Written, write_repository
-from engine.triton.serving import KINDS, Serving
+from engine.triton.serving import Serving
 
 
 @click.command("triton-repo")

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from engine.serving.answers import OUTCOMES
 from engine.triton.answers import Answer
 
-OUTCOMES = ("ok", "refused", "cancelled", "late", "failed")
 PROMISES = {True: "kept", False: "missed"}
 REQUESTS = ("diffusevae_requests_total", "Requests by outcome: ok, refused, cancelled, late (no budget to be kept), failed")
 RUNS = ("diffusevae_runs_total", "Runs of the sampler; each takes the samples of equal settings that came together")

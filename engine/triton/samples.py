@@ -2,60 +2,50 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from engine import resolve
+from engine.bundle.directions import Edits, checked_edits
 from engine.bundle.inputs import InputSpec
 from engine.bundle.manifest import Manifest
 from engine.checks import input_of
-from engine.deadline import Budget, check_alone
+from engine.deadline import Budget
 from engine.errors import ArgumentError
-from engine.feeds import setting_feeds
-from engine.triton.tensors import FREE, IMAGE, NUMPY, PROGRESS, PROMISE, Tensor, inputs_of, outputs_of, setting_of
+from engine.serving.asks import Ask, Options, Settings
+from engine.triton.tensors import (
+    EDITS,
+    FREE,
+    IMAGE,
+    NUMPY,
+    PROGRESS,
+    PROMISE,
+    Tensor,
+    inputs_of,
+    outputs_of,
+    setting_of,
+)
 
-KEPT_SETTINGS = 256  # settled settings that are remembered; a service sees a handful
 MAX_NAME = 64
-Options: TypeAlias = "tuple[tuple[str, Any], ...]"  # of `Sampler.sample`, by name
-
-
-@dataclass(frozen=True)
-class Ask:
-    """A checked request of n samples."""
-
-    seeds: npt.NDArray[np.uint64]  # [n]
-    options: tuple[Options, ...]  # one a sample: every option of its setting, or a budget and what may stand beside it
-    budgets: tuple[Budget, ...]  # one a sample; empty without
-    inputs: dict[str, npt.NDArray[Any]]  # those of the bundle that the request has, [n, ...] each, in the bundle's order
-    wanted: frozenset[str]
-
-    def __len__(self) -> int:
-        return len(self.seeds)
-
-    @property
-    def previews(self) -> bool:
-        """Whether the images of every step are wanted."""
-        return IMAGE in self.wanted and any(tensor.name in self.wanted for tensor in PROGRESS)
+MAX_EDITS = 16_384
 
 
 class Reader:
     """Reads the requests of one model; `limit` is the most samples and `max_steps` the most steps that one may ask for."""
 
     def __init__(self, manifest: Manifest, *, limit: int, max_steps: int, previews: bool) -> None:
-        self.manifest, self.limit, self.max_steps = manifest, limit, max_steps
+        self.manifest, self.limit = manifest, limit
         self.inputs = inputs_of(manifest)
         self.options = tuple(tensor.name for tensor in setting_of(manifest))
         self.outputs = frozenset(tensor.name for tensor in outputs_of(manifest, previews))
-        self._settle = lru_cache(KEPT_SETTINGS)(self._settled)
+        self._settings = Settings(manifest, max_steps, "have its repository written with another --max-steps.")
 
     def check_defaults(self) -> None:
         """Refuse limits that the bundle's own setting, which a request without one gets, does not keep."""
-        self._settle(())
+        self._settings.settle(())
 
     def read(self, given: Mapping[str, np.ndarray], wanted: Iterable[str]) -> Ask:
         """The samples of a request's input tensors by name; ArgumentError with the sentence for its client."""
@@ -73,18 +63,32 @@ class Reader:
         outputs = self.outputs.intersection(wanted)
         if not budgets:  # a client that names no outputs asks for all
             outputs -= {tensor.name for tensor in PROMISE}
-        ask = Ask(seeds, tuple(options for options, _ in settled), budgets, inputs, outputs)
-        if ask.previews and len(set(settled)) > 1:
+        if shows_steps(outputs) and len(set(settled)) > 1:
             raise ArgumentError(
                 f"previews: found {len(set(settled))} settings among {n} samples, expected one, so that a step is the same "
                 "for all; send a request for each, or ask for no step, timestep and final"
             )
-        return ask
+        edits = tuple(self._edits(text) for text in given[EDITS.name].reshape(n)) if EDITS.name in given else ()
+        return Ask(seeds, tuple(options for options, _ in settled), budgets, inputs, outputs, edits=edits)
 
     @staticmethod
     def _input(spec: InputSpec, given: np.ndarray) -> npt.NDArray[Any]:
         """An input as the Sampler takes it: where a sample is a single number, [n] and not Triton's [n, 1]."""
         return input_of(spec, given if spec.sample else given[:, 0])
+
+    def _edits(self, text: Any) -> Edits:
+        """The strengths of one sample."""
+        if len(text) > MAX_EDITS:
+            raise ArgumentError(f"edits holds {len(text)} bytes; expected at most {MAX_EDITS}. Leave some out.")
+        try:
+            edits = checked_edits(self.manifest.directions, json.loads(text))
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, ArgumentError):
+                raise
+            raise ArgumentError(f'edits is no JSON ({error}); expected strengths by name: {{"NAME": 1.0}}.') from error
+        if listed := [name for name, strength in edits.items() if isinstance(strength, tuple)]:
+            raise ArgumentError(f"the strength of {listed[0]} is a list; expected a number, and one text of edits a sample.")
+        return edits
 
     def _count(self, given: Mapping[str, np.ndarray]) -> int:
         seed = given.get("seed")
@@ -100,35 +104,16 @@ class Reader:
     def _sample(self, given: Mapping[str, np.ndarray], i: int, n: int) -> tuple[Options, Budget | None]:
         options = tuple((name, _option(name, given[name][i])) for name in self.options if name in given)
         try:
-            return self._settle(options)
+            return self._settings.settle(options)
         except ArgumentError as error:
             if n == 1:
                 raise
             raise ArgumentError(f"sample {i} of {n}: {error}") from error
 
-    def _settled(self, options: Options) -> tuple[Options, Budget | None]:
-        """What these options mean for this bundle, checked as the Sampler would: a complete setting, or what stands beside
-        a budget."""
-        given = dict(options)
-        budget = Budget.of(given.pop("budget_ms", None), given.pop("at_most", False), False)
-        if budget is None:
-            return self._complete(given), None
-        check_alone(given)
-        for fitted in self.manifest.fitted.settings if self.manifest.fitted is not None else ():
-            self._complete({**given, "steps": fitted.steps})  # any of them may be chosen
-        return tuple((name, value) for name, value in given.items() if name != "setting"), budget
 
-    def _complete(self, options: Mapping[str, Any]) -> Options:
-        """Every option of the setting that is meant."""
-        setting = resolve.setting_of(self.manifest, options)
-        if not 1 <= setting.steps <= self.max_steps:
-            raise ArgumentError(
-                f"steps is {setting.steps}; this server takes 1 .. {self.max_steps}. Ask for such a number, or have its "
-                "repository written with another --max-steps."
-            )
-        _, table = setting_feeds(self.manifest, options)
-        values = {name: getattr(setting, name) for name in resolve.SETTING_OPTIONS} | {"spacing": table.spacing}
-        return tuple(values.items())
+def shows_steps(wanted: frozenset[str]) -> bool:
+    """Whether a request of these outputs wants the images of every step."""
+    return IMAGE in wanted and any(tensor.name in wanted for tensor in PROGRESS)
 
 
 def _check(tensor: Tensor, found: np.ndarray, n: int) -> None:

@@ -6,20 +6,14 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from engine.backends import BACKENDS, PRECISIONS
-from engine.bundle.engines import ENGINE_FILES
 from engine.bundle.manifest import Manifest
 from engine.bundle.reader import Bundle
-from engine.errors import ArgumentError, BackendError, did_you_mean
+from engine.errors import ArgumentError
+from engine.serving.choice import backend_for, check_precision, max_steps
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 NAME_RULE = "letters, digits, '.', '_' and '-', at most 100, a letter or digit first: it is a folder and a part of URLs"
-# In the order of preference. native: a sample is the same bit for bit in any batch, on any number of threads.
-CPU_BACKENDS = ("native", "openvino", "onnxruntime")
-GPU_BACKENDS = ("tensorrt", "tensorrt_rtx", "onnxruntime-cuda", "onnxruntime-tensorrt")
 GRAPH_SUFFIX = "_graph"  # of the stock variant's name
-KINDS = {"cpu": CPU_BACKENDS, "gpu": GPU_BACKENDS}
-MAX_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -68,11 +62,11 @@ def settle(bundle: Bundle, chosen: Serving) -> Settled:
     ):
         _check_range(name, value, low, high)
     backend = backend_for(manifest, chosen.kind, chosen.backend)
-    _check_precision(bundle, backend, chosen.precision)
+    check_precision(bundle, backend, chosen.precision)
     open_fields: dict[str, Any] = {
         "name": name_for(manifest, chosen.name),
         "backend": backend,
-        "max_steps": _max_steps(manifest, chosen.max_steps),
+        "max_steps": max_steps(manifest, chosen.max_steps),
     }
     return Settled(**(vars(chosen) | open_fields))
 
@@ -89,66 +83,6 @@ def name_for(manifest: Manifest, asked: str | None) -> str:
         )
     if not NAME.fullmatch(asked):
         raise ArgumentError(f"name: found {asked!r}, expected {NAME_RULE}; choose another --name")
-    return asked
-
-
-def backend_for(manifest: Manifest, kind: str, asked: str | None) -> str:
-    """The backend by name. Never 'auto': a server must not run on something else because a package is missing."""
-    if kind not in KINDS:
-        raise ArgumentError(f"kind: found {kind!r}, expected one of {', '.join(KINDS)}.{did_you_mean(kind, KINDS)}")
-    allowed = KINDS[kind]
-    usable = [name for name in allowed if name in manifest.backends and _built_for(manifest, name)]
-    if asked is None:
-        if not usable:
-            raise BackendError(
-                f"backend: found a bundle for {', '.join(manifest.backends)}, expected one for --kind {kind}: "
-                f"{', '.join(allowed)}; choose another --kind, or build the bundle with --backends {allowed[0]}"
-            )
-        return usable[0]
-    if asked not in BACKENDS:
-        raise ArgumentError(
-            f"backend: found {asked!r}, expected one of {', '.join(allowed)}.{did_you_mean(asked, BACKENDS)}"
-        )
-    if asked not in allowed:
-        other = next(name for name in KINDS if name != kind)
-        raise ArgumentError(
-            f"backend: found {asked!r} with --kind {kind}, expected one of {', '.join(allowed)}; add --kind {other}, or "
-            "choose one of these"
-        )
-    if asked not in usable:
-        raise BackendError(
-            f"backend: found {asked!r}, expected one that the bundle was built for: {', '.join(usable) or 'none'}; choose "
-            f"one, or build the bundle with --backends {asked}"
-        )
-    return asked
-
-
-def _built_for(manifest: Manifest, backend: str) -> bool:
-    """Whether a backend that runs engines of its own has one of the network; the others run the bundle's graphs."""
-    engines = {engine.backend for engine in manifest.engines if engine.graph == manifest.pipeline.step.graph}
-    return backend not in ENGINE_FILES or backend in engines
-
-
-def _check_precision(bundle: Bundle, backend: str, precision: str) -> None:
-    choices = ("auto", *PRECISIONS)
-    if precision not in choices:
-        raise ArgumentError(
-            f"precision: found {precision!r}, expected one of {', '.join(choices)}.{did_you_mean(precision, choices)}"
-        )
-    if precision != "auto" and backend in ENGINE_FILES:
-        bundle.engine(backend, precision, bundle.manifest.pipeline.step.graph)
-
-
-def _max_steps(manifest: Manifest, asked: int | None) -> int:
-    """The most steps that a request may ask for; what the bundle records must be among them."""
-    recorded, T = manifest.defaults.steps, manifest.schedule.T
-    if asked is None:
-        return min(T, max(MAX_STEPS, recorded))
-    if not recorded <= asked <= T:
-        raise ArgumentError(
-            f"max_steps: found {asked}, expected {recorded} (what the bundle records, and a request without a setting "
-            f"gets) to {T}, the timesteps that the model was trained with; choose another --max-steps"
-        )
     return asked
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from engine.bundle.inputs import InputSpec
 from engine.bundle.manifest import Manifest
-from engine.bundle.pipeline import X
+from engine.serving.groups import CALLS, IMAGE, starts_from_pixels
 
 KINDS = {"float32": "TYPE_FP32", "int64": "TYPE_INT64", "uint8": "TYPE_UINT8"}
 NUMPY = {
@@ -20,7 +20,6 @@ NUMPY = {
     "TYPE_BOOL": np.dtype(np.bool_),
 }
 FREE = -1  # Triton's word for a dimension that a request decides
-IMAGE = "image"
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,8 @@ SETTING = (
 T_START = Tensor("t_start", "TYPE_INT32")  # needs an image to start from
 GUIDANCE = Tensor("guidance", "TYPE_FP32")  # needs a null
 BUDGET = (Tensor("budget_ms", "TYPE_FP32"), Tensor("at_most", "TYPE_BOOL"))  # need fitted settings to choose from
-CALLS, TOOK, KEPT = "calls", "took_ms", "kept"  # what became of a budget
+EDITS = Tensor("edits", "TYPE_STRING")  # JSON: {"glasses": 1.0}; needs directions
+TOOK, KEPT = "took_ms", "kept"  # what became of a budget, beside CALLS
 PROMISE = (
     Tensor(CALLS, "TYPE_INT32", optional=False),
     Tensor(TOOK, "TYPE_FP32", optional=False),
@@ -70,8 +70,9 @@ PROGRESS = (
 
 
 def inputs_of(manifest: Manifest) -> tuple[Tensor, ...]:
-    """Every input: the seed, the bundle's own (optional where they are drawn), and the setting."""
-    return (SEED, *declared_of(manifest), *setting_of(manifest))
+    """Every input: the seed, the bundle's own (optional where they are drawn), the setting, and edits."""
+    edits = (EDITS,) if manifest.directions is not None else ()
+    return (SEED, *declared_of(manifest), *setting_of(manifest), *edits)
 
 
 def declared_of(manifest: Manifest) -> tuple[Tensor, ...]:
@@ -108,11 +109,6 @@ def outputs_of(manifest: Manifest, previews: bool) -> tuple[Tensor, ...]:
     if drawn is not None and drawn.name != start:
         found.append(Tensor(drawn.name, KINDS[drawn.dtype], _dims(drawn), optional=False))
     return (*found, *(PROMISE if manifest.fitted is not None else ()), *(PROGRESS if previews else ()))
-
-
-def starts_from_pixels(manifest: Manifest) -> bool:
-    """Whether the image that the chain may start from is a picture: where the state itself is the image."""
-    return manifest.pipeline.state.start is not None and manifest.pipeline.image == X
 
 
 def _dims(spec: InputSpec) -> tuple[int, ...]:

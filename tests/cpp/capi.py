@@ -111,6 +111,7 @@ class Info(ctypes.Structure):
         *((name, LONG) for name in ("threads", "max_batch", "weight_bytes")),
         *((name, TEXT) for name in ("name", "family", "start", "backend", "precision", "isa")), ("defaults", Setting),
         ("fitted", ctypes.POINTER(LONG)), ("fitted_count", LONG),
+        ("directions", ctypes.POINTER(TEXT)), ("directions_count", LONG),
     ]  # fmt: skip
 
     @property
@@ -131,6 +132,12 @@ class Step(ctypes.Structure):
 CALLBACK = ctypes.CFUNCTYPE(INT, ctypes.POINTER(Step), POINTER)
 
 
+class Edit(ctypes.Structure):
+    """diffusevae_edit."""
+
+    _fields_ = [("name", TEXT), ("strength", DOUBLE)]
+
+
 class SampleOptions(ctypes.Structure):
     """diffusevae_sample_options."""
 
@@ -142,6 +149,7 @@ class SampleOptions(ctypes.Structure):
         *listed("noise_scales"), ("eps_scale", DOUBLE), *listed("eps_scales"), ("guidance", DOUBLE), ("variance", TEXT),
         ("clip", INT), ("prior", TEXT), ("inputs", ctypes.POINTER(Array)), ("inputs_count", LONG), ("callback", CALLBACK),
         ("user", POINTER), ("budget_ms", DOUBLE), ("at_most", INT), ("anytime", INT),
+        ("user", POINTER), ("edits", ctypes.POINTER(Edit)), ("edits_count", LONG),
     ]  # fmt: skip
 
 
@@ -312,6 +320,11 @@ class CSampler:
                 alive.append((kind * len(value))(*value))
                 setattr(options, field, alive[-1])
                 setattr(options, f"{field}_count", len(value))
+            elif name == "edits" and not value:
+                continue
+            elif name == "edits":
+                alive.append((Edit * len(value))(*((key.encode(), strength) for key, strength in value.items())))
+                options.edits, options.edits_count = alive[-1], len(value)
             elif name == "callback":
                 alive.append(CALLBACK(value))
                 options.callback = alive[-1]

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from engine.bundle.directions import Directions
+from engine.bundle.reader import Bundle
+from engine.bundle.rewriter import write_directions
 from engine.cli.elsewhere import Elsewhere
 from engine.cli.main import cli
 from tests import toy
@@ -19,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BUNDLE = "out/avatars.bundle"
 BUILDERS = ("build", "fit-prior")  # their lines are parsed here and run in test_package.py and tests/export
-GUIDES = ("docs/building.md", "docs/install.md")
+GUIDES = ("docs/building.md", "docs/editing.md", "docs/install.md")
 
 
 def blocks(language: str = "", text: str = README) -> list[str]:
@@ -44,7 +47,9 @@ def check_words(words: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return toy.build_bundle(tmp_path_factory.mktemp("readme") / "toy.bundle", formulation=1, image_size=8, z_dim=4)
+    path = toy.build_bundle(tmp_path_factory.mktemp("readme") / "toy.bundle", formulation=1, image_size=8, z_dim=4)
+    write_directions(Bundle.open(path), Directions(("glasses", "beard"), np.ones((2, 4), np.float32)), {})
+    return path
 
 
 def test_the_first_block_is_the_two_commands_and_make_has_them() -> None:

@@ -27,4 +27,5 @@ def test_a_short_run(installed: None, bundles: dict[str, Path]) -> None:
     assert sum(row["errors"] for row in rows.values()) == 0
     assert rows["onnxruntime_batched", 8]["mean_batch"] > 1
     assert rows["onnxruntime_single", 8]["mean_batch"] == 1
-    assert "2 models answer what Sampler makes, 64 seeds each" in told
+    assert "3 models answer what Sampler makes, 64 seeds each" in told
+    assert rows["onnxruntime_http", 8]["mean_batch"] > 1

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from benchmarks.latency.plots import draw_latency
 from benchmarks.machine import describe, machine_facts, write_json
-from benchmarks.quality import cases, faces, judge, plots, precisions, run, study
+from benchmarks.quality import cases, editing, faces, judge, plots, precisions, run, study
 from benchmarks.quality.cases import Case
 from benchmarks.quality.peers import PEERS
 from engine import __version__
@@ -23,6 +23,7 @@ from engine.bundle.fitted import as_defaults
 from engine.bundle.rewriter import write_fitted
 from engine.errors import ArgumentError
 from engine.solver.table import Schedule, build_step_table
+from export.attributes import Attribute
 from export.fitting.fit import CALLS
 from export.fitting.frechet import frechet_distance, moments
 from export.fitting.neighbours import precision_recall
@@ -31,6 +32,7 @@ from tests import toy
 
 jsonschema = pytest.importorskip("jsonschema", reason="the package jsonschema is not installed")
 SCHEMAS = Path(__file__).parents[2] / "benchmarks" / "schema"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def check_schema(name: str, result: Any) -> None:
@@ -283,3 +285,25 @@ def test_plots_are_drawn_from_results(tmp_path: Path) -> None:
     draw_latency(times, tmp_path / "l.png")
     for name in ("q.png", "s.png", "l.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+# --- editing.py -------------------------------------------------------------------------------------------------------
+
+
+def test_the_edits_that_the_guide_speaks_of_are_those_measured() -> None:
+    result = json.loads((DOCS / "editing.json").read_text(encoding="utf-8"))
+    check_schema("editing", result)
+    guide = (DOCS / "editing.md").read_text(encoding="utf-8")
+    reached = [row for row in result["edits"] if editing.reaches(row)]
+    assert f"{len(reached)} of the {len(result['edits'])} edits reach the goal" in " ".join(guide.split())
+
+
+def test_the_targets_of_directions() -> None:
+    table = [
+        Attribute("glasses", ("none", "thick", "dark"), np.zeros(1, int)), Attribute("hat", ("no", "yes"), np.zeros(1, int)),
+    ]  # fmt: skip
+    found = editing.targets(table, ("glasses", "glasses=dark", "hat", "axis 1"))
+    assert [(t.label, t.sign, t.wanted) for t in found] == [
+        ("glasses=dark", 1, (2,)), ("+ glasses", 1, (1, 2)), ("- glasses", -1, (0,)), ("+ hat", 1, (1,)),
+        ("- hat", -1, (0,)),
+    ]  # fmt: skip

@@ -26,9 +26,10 @@ from tests.toy_family import build_family
 ROOT = Path(__file__).parents[2]
 HELP = ROOT / "tests" / "help"
 COMMANDS = [
-    "sample", "reconstruct", "refine", "interpolate", "steps", "info", "verify", "cpp-config", "examples", "triton-repo",
+    "sample", "reconstruct", "refine", "interpolate", "edit", "mix", "walk", "steps", "info", "verify", "cpp-config",
+    "examples", "serve", "studio", "triton-repo",
 ]  # fmt: skip
-BUILDING = ["build", "fit-prior", "fit-setting"]  # need torch; their help is that of their scripts, checked in tests/export
+BUILDING = ["build", "fit-directions", "fit-prior", "fit-setting"]  # their help is that of scripts, checked in tests/export
 HERE = ["--backend", ANY_BACKEND, "--precision", "f32", "--threads", "2"]
 
 
@@ -62,7 +63,7 @@ class TestHelp:
 
     def test_every_command_has_a_text(self) -> None:
         assert sorted(cli.commands) == sorted([*COMMANDS, *BUILDING])
-        texts = ["build_engines", "diffusevae", "fit_latent_prior", "fit_setting", *COMMANDS]
+        texts = ["build_engines", "diffusevae", "fit_directions", "fit_latent_prior", "fit_setting", *COMMANDS]
         assert sorted(path.stem for path in HELP.glob("*.txt")) == sorted(texts)
 
     def test_commands_that_live_elsewhere_are_imported_when_asked_for(self) -> None:

@@ -26,15 +26,16 @@ LAYERS = (
     ("engine.backends",),
     ("engine.pipeline",),
     ("engine.abilities", "engine.resolve"),
-    ("engine.deadline",),
+    ("engine.deadline", "engine.verbs"),
     ("engine.feeds", "engine.sampler"),
     ("engine",),
-    ("engine.bulk", "engine.triton"),
+    ("engine.serving",),
+    ("engine.bulk", "engine.http", "engine.triton"),
     ("engine.cli",),
     ("engine.__main__", "export"),
 )
 # Commands are looked up by name and imported when they are called: the engine never needs what they need.
-LATE = {("engine.cli.elsewhere", "export"), ("engine.cli.elsewhere", "engine.triton")}
+LATE = {("engine.cli.elsewhere", name) for name in ("export", "engine.http", "engine.triton")}
 
 
 def modules() -> Iterator[tuple[str, Path]]:

@@ -212,6 +212,8 @@ typedef struct diffusevae_info {
     diffusevae_setting defaults; /* the recorded setting, see diffusevae_sample_options */
     const int64_t* fitted;   /* [fitted_count]: the calls of each setting fitted to the bundle, the best first; or NULL */
     int64_t fitted_count;
+    const char* const* directions; /* [directions_count], the names that edits may have; valid while the sampler is; NULL */
+    int64_t directions_count;
 } diffusevae_info;
 
 DIFFUSEVAE_API void diffusevae_info_init(diffusevae_info* info);
@@ -245,6 +247,13 @@ typedef struct diffusevae_step {
 /* Called in the thread that called diffusevae_sample, after every row of every chunk. 0 goes on, anything else stops the
  * run (DIFFUSEVAE_CANCELLED). It must return: neither longjmp nor an exception may leave it. */
 typedef int32_t (*diffusevae_callback)(const diffusevae_step* step, void* user);
+
+/* A direction of the bundle by name, and how far to go along it: 1 is the way from the mean of the samples without to that of
+ * the samples with, -1 the way back. */
+typedef struct diffusevae_edit {
+    const char* name;
+    double strength;     /* -1000 .. 1000 */
+} diffusevae_edit;
 
 typedef struct diffusevae_sample_options {
     size_t size;
@@ -305,6 +314,9 @@ typedef struct diffusevae_sample_options {
     double budget_ms;              /* above 0: milliseconds from call to return */
     int32_t at_most;               /* 0 or 1: where none keeps the budget take the fastest; otherwise that is DEADLINE */
     int32_t anytime;               /* 0 or 1: end a chain that is late with the last row's x0 */
+    /* Directions that the drawn input, drawn or given, is moved along before anything is made of it. */
+    const diffusevae_edit* edits;  /* [edits_count], each name once; or NULL */
+    int64_t edits_count;
 } diffusevae_sample_options;
 
 DIFFUSEVAE_API void diffusevae_sample_options_init(diffusevae_sample_options* options);

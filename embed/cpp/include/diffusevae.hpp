@@ -140,6 +140,8 @@ private:
             c.budget_ms = options.budget_ms.value_or(DIFFUSEVAE_UNSET_NUMBER);
             c.at_most = options.at_most ? 1 : 0;
             c.anytime = options.anytime ? 1 : 0;
+            for (const auto& [name, strength] : options.edits) edits.push_back({name.c_str(), strength});
+            list(edits, c.edits, c.edits_count);
             for (const auto& [name, array] : options.inputs) inputs.push_back(array.named(name));
             c.inputs = inputs.empty() ? nullptr : inputs.data();
             c.inputs_count = int64_t(inputs.size());
@@ -182,6 +184,7 @@ private:
 
         diffusevae_sample_options c;
         std::vector<diffusevae_array> inputs;
+        std::vector<diffusevae_edit> edits;
         std::function<bool(const StepInfo&)> callback;
         std::exception_ptr thrown;
     };
@@ -299,6 +302,7 @@ private:
         info_.isa = c.isa;
         info_.defaults = Setting(c.defaults);
         info_.fitted.assign(c.fitted, c.fitted + c.fitted_count);
+        info_.directions.assign(c.directions, c.directions + c.directions_count);
         for (int64_t i = 0; i < c.inputs; ++i) info_.inputs.push_back(described(diffusevae_input, handle, i));
         for (int64_t i = 0; i < c.outputs; ++i) info_.outputs.push_back(described(diffusevae_output, handle, i));
     }

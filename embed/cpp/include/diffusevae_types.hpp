@@ -199,6 +199,7 @@ struct SampleOptions {
     std::optional<std::string> variance;
     bool clip = true;
     std::optional<std::string> prior;
+    std::map<std::string, double> edits;  // strengths by direction, which the drawn input is moved along
 
     std::optional<double> budget_ms;  // in place of what stands down to t_start
     bool at_most = false, anytime = false;
@@ -254,6 +255,7 @@ struct Info {
     bool guided = false, has_prior = false;
     std::string name, family, start, backend, precision, isa;  // start: the value to start from, "" where there is none
     std::vector<ArrayInfo> inputs, outputs;
+    std::vector<std::string> directions;  // that SampleOptions::edits may name
     Setting defaults;
     std::vector<int64_t> fitted;  // the calls of each setting fitted to the bundle, the best first
 

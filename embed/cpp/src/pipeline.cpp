@@ -157,7 +157,12 @@ void Pipeline::take_inputs(const Request& request, const std::vector<uint64_t>& 
         }
         there_.insert(input.spec->name);
     }
-    if (request.drawn == nullptr) return;
+    if (request.drawn != nullptr) draw(request, seeds);
+    if (!request.edits.empty())
+        move(*parts_.directions, request.edits, values_.at(parts_.bundle.manifest().directions->input).floats(), n_);
+}
+
+void Pipeline::draw(const Request& request, const std::vector<uint64_t>& seeds) {
     std::vector<int64_t> shape = {n_};
     for (const Dimension& dimension : request.drawn->sample()) shape.push_back(std::get<int64_t>(dimension));
     Tensor& tensor = values_[request.drawn->name];

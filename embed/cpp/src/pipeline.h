@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "backends/graph.h"
+#include "bundle/directions.h"
 #include "bundle/prior.h"
 #include "bundle/reader.h"
 #include "chain.h"
@@ -27,6 +28,7 @@ struct Parts {
     const Bundle& bundle;
     const Backend& backend;
     const std::optional<Prior>& prior;
+    const std::optional<Directions>& directions;
     int threads;
 };
 
@@ -53,6 +55,7 @@ public:
 
 private:
     void take_inputs(const Request& request, const std::vector<uint64_t>& seeds, int64_t begin);
+    void draw(const Request& request, const std::vector<uint64_t>& seeds);
     void before();
     void rows(const StepTable& table);
     void start(const Request& request, const StepTable& table, const std::vector<uint64_t>& seeds, int64_t begin);

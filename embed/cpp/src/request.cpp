@@ -186,7 +186,7 @@ Setting checked_setting(const Manifest& manifest, const diffusevae_sample_option
 
 Request checked_request(const Manifest& manifest, const diffusevae_sample_options& given) {
     const StateSpec& state = manifest.pipeline.state;
-    Request request{checked_setting(manifest, given), 1, {}, {}, nullptr, nullptr, false, nullptr, false, 0, {}, watch_of(given)};
+    Request request{checked_setting(manifest, given), 1, {}, {}, nullptr, {}, nullptr, false, nullptr, false, 0, {}, watch_of(given)};
     const std::vector<const diffusevae_array*> arrays = named_arrays(manifest, given);
     std::vector<Count> counts;
     counts.push_back({"n", given.n == DIFFUSEVAE_UNSET ? Number() : counted("n", given.n)});
@@ -214,6 +214,10 @@ Request checked_request(const Manifest& manifest, const diffusevae_sample_option
         counts.push_back({spec.name, request.inputs.back().shape[0], true});
     }
     request.drawn = drawn_input(manifest, arrays, true);
+    request.edits = checked_edits(manifest.directions, given);
+    if (!request.edits.empty() && request.drawn == nullptr && find(arrays, manifest.directions->input) == nullptr)
+        refuse_argument("edits: found some, but this run needs no " + manifest.directions->input
+                        + ", which they move. Leave them out.");
     request.n = agree_on_count(counts).value_or(1);
     request.seeds = seeds_of(given);
     request.x_T_shared = x_T == 1 && request.n != 1;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "backends/graph.h"
+#include "bundle/directions.h"
 #include "bundle/manifest.h"
 #include "diffusevae.h"
 #include "noise.h"
@@ -38,6 +39,7 @@ struct Request {
     Seeds seeds;
     std::vector<GivenInput> inputs;
     const InputSpec* drawn;  // the input that is drawn, or null
+    Edits edits;             // of the input that is drawn or given in its place
     const float* x_T;        // [n or 1, C, H, W]
     bool x_T_shared;
     const float* noise;      // [noise_rows, n or 1, C, H, W]

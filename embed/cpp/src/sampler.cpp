@@ -57,6 +57,13 @@ std::vector<int64_t> calls_of(const Manifest& manifest) {
     return calls;
 }
 
+std::vector<const char*> names_of(const Manifest& manifest) {
+    std::vector<const char*> names;
+    if (manifest.directions)
+        for (const std::string& name : manifest.directions->names) names.push_back(name.c_str());
+    return names;
+}
+
 size_t checked_index(int64_t index, size_t count, const char* what) {
     if (index < 0 || uint64_t(index) >= count)
         refuse_argument("index is " + std::to_string(index) + "; this bundle has " + std::to_string(count) + " " + what
@@ -72,6 +79,8 @@ Opened::Opened(const std::string& path, const diffusevae_open_options& options)
       bundle(Bundle::open(path, stores_of(options.allow_links, options.allow_links_count))),
       schedule(bundle.manifest().schedule),
       prior(read_prior(bundle)),
+      directions(read_directions(bundle)),
+      names(names_of(bundle.manifest())),
       outputs(outputs_of(bundle.manifest())),
       fitted(calls_of(bundle.manifest())),
       backend(open_backend(bundle, options.backend ? options.backend : "native",
@@ -119,6 +128,8 @@ void Sampler::describe(diffusevae_info& info) const {
     info.defaults = recorded_setting(manifest()).in_c();
     info.fitted = opened_->fitted.empty() ? nullptr : opened_->fitted.data();
     info.fitted_count = int64_t(opened_->fitted.size());
+    info.directions = opened_->names.empty() ? nullptr : opened_->names.data();
+    info.directions_count = int64_t(opened_->names.size());
 }
 
 void Sampler::describe_input(int64_t index, diffusevae_array_info& info) const {

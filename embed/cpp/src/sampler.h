@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "backends/graph.h"
+#include "bundle/directions.h"
 #include "bundle/prior.h"
 #include "bundle/reader.h"
 #include "clock.h"
@@ -26,13 +27,15 @@ namespace diffusevae {
 struct Opened {
     Opened(const std::string& path, const diffusevae_open_options& options);
 
-    Parts parts() const { return {bundle, *backend, prior, threads}; }
+    Parts parts() const { return {bundle, *backend, prior, directions, threads}; }
 
     int64_t max_batch;  // cheap to check, hence before the bundle is read
     int threads;
     Bundle bundle;
     Schedule schedule;
     std::optional<Prior> prior;
+    std::optional<Directions> directions;
+    std::vector<const char*> names;  // of the directions
     std::vector<OutputSpec> outputs;
     std::vector<int64_t> fitted;  // calls of each setting
     std::unique_ptr<Backend> backend;

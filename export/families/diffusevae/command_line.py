@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from engine.cli.main import NearChoice
+from engine.cli.options import NearChoice
 from engine.solver.levels import FIXED_VARIANCES
 from engine.solver.prediction import PREDICTIONS
 from export.families.diffusevae.presets import PRESETS

@@ -35,6 +35,7 @@ std::vector<std::pair<std::string, FileSpec>> named_files(const Manifest& manife
     std::vector<std::pair<std::string, FileSpec>> named;
     for (const GraphSpec& graph : manifest.graphs) named.emplace_back("graphs." + graph.key, graph);
     if (manifest.prior) named.emplace_back("prior", *manifest.prior);
+    if (manifest.directions) named.emplace_back("directions", *manifest.directions);
     for (size_t i = 0; i < manifest.engines.size(); ++i)
         for (const auto& [label, file] : manifest.engines[i].files)
             named.emplace_back("engines[" + std::to_string(i) + "].files." + label, file);
@@ -111,6 +112,7 @@ Manifest parse_manifest(std::string_view data, const std::string& where) {
     manifest.defaults = read<Defaults>(top.object("defaults"), T, T - 1);
     manifest.fitted = parse_fitted(top, T);
     manifest.prior = parse_prior(top, manifest.inputs);
+    manifest.directions = parse_directions(top, manifest.inputs);
     manifest.engines = parse_engines(top, manifest.graphs);
     top.done();
     check_all_used(top, manifest);
@@ -121,6 +123,7 @@ Manifest parse_manifest(std::string_view data, const std::string& where) {
     check_file_names(manifest, origin);
     check_engine_sources(manifest.engines, manifest.graphs, manifest.source, origin);
     check_fitted(manifest, origin);
+    check_directions(manifest, origin);
     return manifest;
 }
 

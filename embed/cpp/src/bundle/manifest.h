@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "bundle/directions.h"
 #include "bundle/engines.h"
 #include "bundle/fitted.h"
 #include "bundle/inputs.h"
@@ -28,6 +29,7 @@ struct Manifest {
     std::vector<std::string> backends;
     std::vector<GraphSpec> graphs;
     std::optional<PriorSpec> prior;
+    std::optional<DirectionsSpec> directions;
     std::vector<EngineSpec> engines;
 
     const GraphSpec* graph(const std::string& key) const;  // null where there is none

@@ -166,6 +166,11 @@ std::optional<std::string> Bundle::read_prior() const {
     return read_file(path_of(*manifest_.prior), *manifest_.prior, stores_);
 }
 
+std::optional<std::string> Bundle::read_directions() const {
+    if (!manifest_.directions) return std::nullopt;
+    return read_file(path_of(*manifest_.directions), *manifest_.directions, stores_);
+}
+
 std::string Bundle::path_of(const FileSpec& spec) const { return path_ + "/" + spec.file; }
 
 const EngineSpec* Bundle::find_engine(const std::string& backend, const std::string& precision,

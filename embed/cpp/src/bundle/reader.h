@@ -32,6 +32,7 @@ public:
     MappedFile map_engine(const EngineSpec& engine, const std::string& label) const;
 
     std::optional<std::string> read_prior() const;
+    std::optional<std::string> read_directions() const;
     std::string path_of(const FileSpec& spec) const;
 
 private:

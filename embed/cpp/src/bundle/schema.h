@@ -107,6 +107,16 @@ inline void take(Fields& fields, PriorSpec& into, const std::vector<std::string>
     into.components = fields.integer("components", 1, 65536);
 }
 
+inline void take(Fields& fields, DirectionsSpec& into, const std::vector<std::string>& drawn) {
+    into.file = parse_file_name(fields, "file");
+    into.size = fields.integer("size", 1, 2147483647);
+    into.sha256 = fields.sha256("sha256");
+    into.input = fields.choice("input", drawn);
+    into.names = parse_names(fields, "names");
+    into.of = fields.sha256("of");
+    fields.free("record");
+}
+
 inline void take(Fields& fields, Manifest& into) {
     into.name = fields.text("name");
     into.family = fields.label("family");

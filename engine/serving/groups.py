@@ -1,7 +1,7 @@
-"""Samples that run together: those with equal settings or budgets and inputs of one shape, whichever request they came with.
+"""Samples that run together: those of one verb, with equal settings or budgets and inputs of one shape, whichever request
+they came with.
 
-Each keeps its own seed. Triton hands over together only requests that sent the same set of inputs; what those inputs say is
-compared here.
+Each keeps its own seed.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from engine.backends import backend_class
+from engine.bundle.manifest import Manifest
+from engine.bundle.pipeline import X
 from engine.deadline import Budget
 from engine.errors import Cancelled, DeadlineError, EngineError, NumericsError
 from engine.result import Batch, StepInfo
 from engine.sampler import Sampler
-from engine.triton.answers import Answer, Rows, progress
-from engine.triton.samples import Ask
-from engine.triton.tensors import CALLS, IMAGE, starts_from_pixels
+from engine.serving.answers import Answer, Run
+from engine.serving.asks import Ask
 
 Log: TypeAlias = "Callable[[str], object]"
 MOMENT = 1e-6  # ms: a budget of which nothing is left
+IMAGE, CALLS = "image", "calls"  # outputs beside the values of a bundle's pipeline
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,10 @@ class Member:
 
     @property
     def kind(self) -> Any:
-        """What two samples must have in common to run at once: the setting or budget, the given inputs' shapes, and whether
-        previews are made, so that none waits for those of others."""
+        """What two samples must have in common to run at once: verb, setting or budget, shapes of the inputs, and whether
+        steps are shown, so that none waits for the previews of others."""
         shapes = tuple((name, array.shape[1:]) for name, array in self.ask.inputs.items())
-        return self.ask.options[self.index], self.budget, shapes, self.ask.previews
+        return self.ask.verb, self.ask.options[self.index], self.budget, shapes, self.answer.shows_steps
 
     @property
     def budget(self) -> Budget | None:
@@ -50,7 +52,7 @@ class Member:
 def run_all(sampler: Sampler, answers: Sequence[Answer], log: Log) -> int:
     """Run every sample of these requests; each answer has its results or an error afterwards. How many runs it took.
 
-    The tightest budgets come first, and an answer that may be sent by itself does not wait for the others' runs.
+    The tightest budgets come first, and an answer may be sent as soon as it is complete: it need not wait for other runs.
     """
     groups: dict[Any, list[Member]] = {}
     for answer in answers:
@@ -61,9 +63,13 @@ def run_all(sampler: Sampler, answers: Sequence[Answer], log: Log) -> int:
     runs = 0
     for members in sorted(groups.values(), key=_milliseconds):
         runs += run_group(sampler, members, log)
-        for answer in dict.fromkeys(member.answer for member in members if member.answer.at_once):
+        for answer in _answers(members):
             answer.send_if_complete()
     return runs
+
+
+def _answers(members: Sequence[Member]) -> list[Answer]:
+    return list(dict.fromkeys(member.answer for member in members))
 
 
 def _milliseconds(members: Sequence[Member]) -> float:
@@ -74,12 +80,13 @@ def _milliseconds(members: Sequence[Member]) -> float:
 def run_group(sampler: Sampler, members: Sequence[Member], log: Log) -> int:
     """Run samples of one kind at once; an input that breaks the network costs only the request that sent it."""
     members = [member for member in members if member.answer.error is None]
-    answers = list(dict.fromkeys(member.answer for member in members))
+    answers = _answers(members)
     watch = Watch(members, log)
     if watch.all_gone():
         return 0
     try:
-        rows = _rows(sampler, _sample(sampler, members, watch))
+        batch = _sample(sampler, members, watch)
+        run = Run(batch, _rows(sampler.bundle.manifest, batch))
     except Cancelled:
         return 1  # the watch has told every answer
     except NumericsError as error:
@@ -92,17 +99,17 @@ def run_group(sampler: Sampler, members: Sequence[Member], log: Log) -> int:
             answer.fail(error)
     else:
         for row, member in enumerate(members):
-            member.answer.take(member.ask, member.index, rows, row)
+            member.answer.take(member.ask, member.index, run, row)
     return 1
 
 
 class Watch:
-    """Ends a run that no client waits for any more; one question to the server a step while the first of them waits. Where
-    previews are wanted it sends them, but for the last step's, which is the answer."""
+    """Ends a run that no client waits for any more (one question a step while the first of them waits), and where steps are
+    shown hands each answer its images of the step."""
 
     def __init__(self, members: Sequence[Member], log: Log) -> None:
-        self._members = members
-        self._waiting = list(dict.fromkeys(member.answer for member in members))
+        self._members, self._answers = members, _answers(members)
+        self._waiting = list(self._answers)
         self._log = log
 
     def all_gone(self) -> bool:
@@ -115,9 +122,11 @@ class Watch:
         gone = self.all_gone()
         if gone:
             self._log(f"stopped after step {done.step + 1} of {done.steps}: every request of the run was cancelled")
-        elif self._members[0].ask.previews and done.step + 1 < done.steps:
-            for row, image in enumerate(done.images(), done.first):
-                self._members[row].answer.show(done, self._members[row].index, image)
+        elif self._answers[0].shows_steps:  # then all of the run do
+            here, images = self._members[done.first : done.first + len(done.x)], done.images()
+            for answer in _answers(here):
+                shown = {member.index: image for member, image in zip(here, images, strict=True) if member.answer is answer}
+                answer.after_step(done, shown)
         return gone
 
 
@@ -126,30 +135,42 @@ def _sample(sampler: Sampler, members: Sequence[Member], watch: Watch) -> Batch:
     options = dict(first.options[members[0].index])
     for name in first.inputs:
         options[name] = np.stack([member.ask.inputs[name][member.index] for member in members])
-    options["seed"] = np.array([member.ask.seeds[member.index] for member in members], np.uint64)
+    edits = [member.ask.edits[member.index] if member.ask.edits else {} for member in members]
+    if names := dict.fromkeys(name for edit in edits for name in edit):
+        options["edits"] = {name: [edit.get(name, 0.0) for edit in edits] for name in names}
+    elif first.verb == "edit":
+        options["edits"] = {}
+    seeds = np.array([member.ask.seeds[member.index] for member in members], np.uint64)
+    if not ("what" in options and options["what"].ndim == 1):  # those of an edit are what it edits
+        options["seed"] = seeds
     # On a GPU all steps are one launch, which watching would take apart: there a run is cancelled before it starts.
-    watched = first.previews or not backend_class(sampler.backend).ON_DEVICE
+    watched = members[0].answer.shows_steps or not backend_class(sampler.backend).ON_DEVICE
     options["callback"] = watch if watched else None
     budget = members[0].budget
     if budget is None:
-        return sampler.sample(**options)
-    passed = members[0].answer.passed_ms()  # the same for all: they arrived together
+        batch: Batch = getattr(sampler, first.verb)(**options)
+        return batch
+    passed = max(member.answer.passed_ms() for member in members)
+    left = max(budget.milliseconds - passed, MOMENT)
     try:
-        return sampler.sample(budget_ms=max(budget.milliseconds - passed, MOMENT), at_most=budget.at_most, **options)
+        return sampler.sample(budget_ms=left, at_most=budget.at_most, anytime=budget.anytime, **options)
     except DeadlineError as error:
         raise DeadlineError(f"{error} (Of {budget.milliseconds:g} ms {passed:.3g} had passed before the run.)") from error
 
 
-def _rows(sampler: Sampler, batch: Batch) -> Rows:
+def _rows(manifest: Manifest, batch: Batch) -> dict[str, np.ndarray]:
     """Every output of a run by name."""
-    manifest = sampler.bundle.manifest
     start, drawn = manifest.pipeline.state.start, manifest.drawn
-    n, last = len(batch.images), len(batch.timesteps) - 1
-    rows: Rows = {IMAGE: batch.images, **progress(n, last, int(batch.timesteps[last]), final=True)}
+    rows: dict[str, np.ndarray] = {IMAGE: batch.images}
     if batch.deadline is not None:
-        rows[CALLS] = np.full((n, 1), batch.deadline.calls, np.int32)
-    if drawn is not None:
+        rows[CALLS] = np.full((len(batch.images), 1), batch.deadline.calls, np.int32)
+    if drawn is not None and drawn.name in batch.values:
         rows[drawn.name] = batch.values[drawn.name]
     if start is not None:
         rows[start] = batch.pixels(start) if starts_from_pixels(manifest) else batch.values[start]
     return rows
+
+
+def starts_from_pixels(manifest: Manifest) -> bool:
+    """Whether the image that the chain may start from is a picture: where the state itself is the image."""
+    return manifest.pipeline.state.start is not None and manifest.pipeline.image == X

@@ -1,0 +1,199 @@
+"""The fields of each request: the keyword arguments of the Sampler's verbs, as JSON, as far as a bundle has a use for them.
+
+One table serves the reader (engine/http/reader.py), the OpenAPI document and the studio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine.bundle.inputs import InputSpec
+from engine.bundle.limits import MAX_STRENGTH
+from engine.bundle.manifest import Manifest
+from engine.bundle.prior import PRIORS
+from engine.http.limits import Limits
+from engine.resolve import SETTINGS
+from engine.serving.groups import starts_from_pixels
+from engine.solver.table import METHODS, VARIANCES
+from engine.solver.timesteps import SPACINGS
+
+Schema = Mapping[str, Any]
+IMAGES = "images"
+SEEDS_END = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class Field:
+    """One keyword argument: its JSON schema, and whether a request must have it."""
+
+    name: str
+    schema: Schema
+    needed: bool = False
+
+
+def verbs_of(manifest: Manifest) -> tuple[str, ...]:
+    """The verbs that this bundle has the abilities for."""
+    encodes, pixels, drawn = bool(manifest.pipeline.encode), manifest.pipeline.image == "x", manifest.drawn is not None
+    edits = manifest.directions is not None
+    found = {
+        "sample": True, "reconstruct": encodes and pixels, "refine": pixels, "edit": edits, "interpolate": drawn
+    }  # fmt: skip
+    return tuple(verb for verb, has in found.items() if has)
+
+
+def fields_of(manifest: Manifest, verb: str, limits: Limits) -> dict[str, Field]:
+    """The fields of a verb's request by name."""
+    found: list[Field] = []
+    if verb == "sample":
+        found.append(_count("Images; may be left out where seed or an input says it.", limits))
+    elif verb == "interpolate":
+        found += _ends(manifest, limits)
+    elif verb == "edit":
+        found += _edit(manifest, limits)
+    else:
+        found.append(_images(limits))
+    found += [_seed(limits), *_setting(manifest, verb, limits), *_inputs(manifest, verb)]
+    if manifest.directions is not None and verb != "edit":
+        found.append(Field("edits", _strengths(manifest)))
+    return {field.name: field for field in found}
+
+
+def setting_names(manifest: Manifest, verb: str, limits: Limits) -> tuple[str, ...]:
+    """The fields of a verb that are options of its setting, or of the budget in its place."""
+    return tuple(field.name for field in _setting(manifest, verb, limits))
+
+
+def _count(text: str, limits: Limits) -> Field:
+    return Field("n", {"type": "integer", "minimum": 1, "maximum": limits.max_batch, "description": text})
+
+
+def _ends(manifest: Manifest, limits: Limits) -> list[Field]:
+    assert manifest.drawn is not None, "a bundle without a drawn input has no verb interpolate"
+    one = {"oneOf": [_seed_number(), _array(manifest.drawn, batched=False)]}
+    return [
+        *(Field(name, {**one, "description": f"{where}: a seed, or one {manifest.drawn.name}."}, needed=True)
+          for name, where in (("a", "The first image"), ("b", "The last image"))),
+        _count("Images, both ends included.", limits),
+        Field("mode", {"enum": ["lerp", "slerp"], "default": "lerp", "description": "Straight, or along the arc."}),
+    ]  # fmt: skip
+
+
+def _images(limits: Limits) -> Field:
+    one = {"type": "string", "contentEncoding": "base64", "description": "A PNG, JPEG, WebP, GIF, BMP or AVIF file."}
+    text = f"Pictures of at most {limits.max_pixels:,} pixels, as base64 or data: URLs."
+    many = {"type": "array", "items": one, "minItems": 1, "maxItems": limits.max_batch}
+    return Field(IMAGES, {"oneOf": [one, many], "description": text}, needed=True)
+
+
+def _edit(manifest: Manifest, limits: Limits) -> list[Field]:
+    assert manifest.drawn is not None, "a bundle with directions has an input that is drawn"
+    kinds = [_seed_number(), {"type": "array", "items": _seed_number()}, _array(manifest.drawn), _images(limits).schema]
+    text = f"Seeds, samples of {manifest.drawn.name}, or pictures as base64."
+    kept = "How much of the originals stays; 0.6 for pictures, and seeds are sampled moved where it is left out."
+    return [
+        Field("what", {"oneOf": kinds, "description": text}, needed=True),
+        Field("edits", _strengths(manifest), needed=True),
+        Field("preserve", {"type": "number", "minimum": 0, "maximum": 1, "description": kept}),
+    ]
+
+
+def _strengths(manifest: Manifest) -> Schema:
+    names = () if manifest.directions is None else manifest.directions.names
+    one = {"type": "number", "minimum": -MAX_STRENGTH, "maximum": MAX_STRENGTH}
+    strength = {"oneOf": [one, {"type": "array", "items": one}]}
+    return {
+        "type": "object", "properties": dict.fromkeys(names, strength), "additionalProperties": False,
+        "description": "Strengths along the bundle's directions: 1 is the way from the mean without to the mean with.",
+    }  # fmt: skip
+
+
+def _seed_number() -> Schema:
+    return {"type": "integer", "minimum": 0, "maximum": SEEDS_END}
+
+
+def _seed(limits: Limits) -> Field:
+    many = {"type": "array", "items": _seed_number(), "minItems": 1, "maxItems": limits.max_batch}
+    text = "Sample i uses seed + i, or the i-th of a list; drawn where there is none, and told in the answer."
+    return Field("seed", {"oneOf": [_seed_number(), many], "description": text})
+
+
+def _numbers(high: float | None, text: str) -> Schema:
+    one = {"type": "number", "minimum": 0, **({} if high is None else {"maximum": high})}
+    return {"oneOf": [one, {"type": "array", "items": one}], "description": f"{text} One number, or one a step."}
+
+
+def _setting(manifest: Manifest, verb: str, limits: Limits) -> list[Field]:
+    pipeline, T = manifest.pipeline, manifest.schedule.T
+    timestep = {"type": "integer", "minimum": 0, "maximum": T - 1}
+    found: dict[str, Schema] = {
+        "steps": {"type": "integer", "minimum": 1, "maximum": limits.max_steps, "description": "Network calls."},
+        "setting": {"enum": list(SETTINGS), "description": "The bundle's own for these steps, or the textbook's."},
+        "timesteps": {"type": "array", "items": timestep, "maxItems": limits.max_steps, "description": "Falling."},
+        "spacing": {"enum": list(SPACINGS), "description": "Which timesteps are kept."},
+        "rho": {"type": "number", "description": "Of karras spacing."},
+        "method": {"enum": list(METHODS), "description": "The solver."},
+        "eta": _numbers(1, "DDIM's share of fresh noise."),
+        "temperature": {"type": "number", "minimum": 0, "description": "Scale of the starting noise."},
+        "noise_scale": _numbers(None, "Scale of the steps' noise."),
+        "eps_scale": _numbers(None, "Scale of the network's eps."),
+        "variance": {"enum": list(VARIANCES), "description": "DDPM's."},
+        "clip": {"type": "boolean", "default": True, "description": "Limit each step's prediction."},
+    }
+    if (verb != "edit" and pipeline.state.start is not None) or verb in ("reconstruct", "refine"):
+        found["t_start"] = {**timestep, "description": "Start from the noised start image at this timestep."}
+    if pipeline.guided:
+        found["guidance"] = {"type": "number", "description": "Weight; not 0 doubles the network's work."}
+    if manifest.drawn is not None and verb in ("sample", "edit", "interpolate"):
+        found["prior"] = {"enum": list(PRIORS), "description": f"What {manifest.drawn.name} is drawn from."}
+    if manifest.fitted is not None and verb == "sample":
+        found["budget_ms"] = {
+            "type": "number", "exclusiveMinimum": 0,
+            "description": "Milliseconds from arrival to images: takes the best fitted setting that keeps it.",
+        }  # fmt: skip
+        found["at_most"] = {"type": "boolean", "description": "With a budget that none keeps: the fastest."}
+        found["anytime"] = {"type": "boolean", "description": "With a budget: end a late chain with what it has."}
+    return [Field(name, schema) for name, schema in found.items()]
+
+
+def _inputs(manifest: Manifest, verb: str) -> list[Field]:
+    """The bundle's own, but for those that a verb makes itself."""
+    made: set[str] = set()
+    if verb == "reconstruct":
+        made = {value for call in manifest.pipeline.encode for value in call.outputs.values()}
+    if verb in ("edit", "interpolate") and manifest.drawn is not None:
+        made = {manifest.drawn.name}
+    return [
+        Field(spec.name, _array(spec), needed=spec.draw is None and verb in ("sample", "edit", "interpolate"))
+        for spec in manifest.inputs
+        if spec.name not in made
+    ]
+
+
+def _array(spec: InputSpec, batched: bool = True) -> Schema:
+    """Nested lists of an input; where a request holds several, one sample stands for all."""
+    number: dict[str, Any] = {"type": "integer" if spec.dtype == "int64" else "number"}
+    if spec.range is not None:
+        number |= {"minimum": spec.range[0], "maximum": spec.range[1]}
+    schema: Schema = number
+    for size in reversed(spec.sample):
+        fixed = {"minItems": size, "maxItems": size} if isinstance(size, int) else {}
+        schema = {"type": "array", "items": schema, **fixed}
+    if not batched:
+        return schema
+    several = {"type": "array", "items": schema}
+    return {"oneOf": [schema, several], "description": f"{spec}: one sample for all, or one each."}
+
+
+def outputs_of(manifest: Manifest) -> tuple[str, ...]:
+    """What `?outputs=` may name: the images, the image that the chain may start from, the input that is drawn."""
+    start, drawn = manifest.pipeline.state.start, manifest.drawn
+    found = ["image", *([start] if start is not None else []), *([drawn.name] if drawn is not None else [])]
+    return tuple(dict.fromkeys(found))
+
+
+def pictures_of(manifest: Manifest) -> tuple[str, ...]:
+    """Those outputs that are pictures."""
+    start = manifest.pipeline.state.start
+    return ("image", start) if start is not None and starts_from_pixels(manifest) else ("image",)

@@ -1,0 +1,48 @@
+"""How much clients may ask of a server, and how long."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from engine.bundle.manifest import Manifest
+from engine.errors import ArgumentError
+
+VALUES = 50_000  # of a body beside the bundle's inputs: settings, seeds, lists of timesteps
+FREE = 4096  # what a free dimension counts for in `values`
+RANGES = {
+    "max_batch": (1, 4096), "max_pixels": (1, 178_956_970), "max_queue": (1, 100_000), "max_body": (1024, 2**31),
+    "timeout": (0.05, 86_400),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Limits:
+    """max_batch   samples of a request, and of a run
+    max_steps   network calls of a request
+    max_pixels  of a picture that is sent, before it is decoded
+    max_queue   requests that are read or wait for a run; the next one is answered 429
+    max_body    bytes of a request's body
+    timeout     seconds that a body may take to arrive, and then its answer
+    """
+
+    max_batch: int = 16
+    max_steps: int = 100
+    max_pixels: int = 16_000_000
+    max_queue: int = 64
+    max_body: int = 8 * 2**20
+    timeout: float = 30.0
+
+    def check(self) -> None:
+        """ArgumentError names the first that is out of range; `max_steps` is a matter of the bundle."""
+        for name, (low, high) in RANGES.items():
+            if not low <= getattr(self, name) <= high:
+                raise ArgumentError(
+                    f"{name}: found {getattr(self, name)}, expected {low} to {high}; choose another "
+                    f"--{name.replace('_', '-')}"
+                )
+
+    def values(self, manifest: Manifest) -> int:
+        """The most numbers in a body: parsing more would hold every other client up."""
+        sizes = [math.prod(size if isinstance(size, int) else FREE for size in spec.sample) for spec in manifest.inputs]
+        return VALUES + self.max_batch * sum(sizes)

@@ -1,0 +1,244 @@
+"""Bodies of requests as checked samples: JSON whose fields are the keyword arguments of the Sampler's verbs."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from engine import checks, resolve
+from engine.argument_checks import check_number
+from engine.bundle.directions import Edits, checked_edits
+from engine.bundle.inputs import InputSpec
+from engine.deadline import Budget
+from engine.errors import ArgumentError, did_you_mean
+from engine.http.fields import IMAGES, Field, fields_of, outputs_of, setting_names, verbs_of
+from engine.http.limits import Limits
+from engine.imaging import decode_images
+from engine.sampler import Sampler
+from engine.serving.asks import Ask, Options, Settings
+from engine.solver import noise as noises
+
+MAX_NAME = 100
+MAX_FIELDS = 64
+MAX_DIGITS = 20  # 2**64 has as many; int() of a long text is quadratic
+DATA_URL = re.compile(r"data:[^,;]*;base64,")
+
+
+class Reader:
+    """Reads the requests to one Sampler; in any thread."""
+
+    def __init__(self, sampler: Sampler, limits: Limits) -> None:
+        self.sampler, self.limits = sampler, limits
+        self.manifest = sampler.bundle.manifest
+        self.verbs = verbs_of(self.manifest)
+        self.outputs = outputs_of(self.manifest)
+        self.fields: dict[str, dict[str, Field]] = {
+            verb: fields_of(self.manifest, verb, limits) for verb in self.verbs
+        }
+        self._options = {verb: setting_names(self.manifest, verb, limits) for verb in self.verbs}
+        self._settings = Settings(self.manifest, limits.max_steps, "have it started with another --max-steps.")
+        self._values = limits.values(self.manifest)
+        self._settings.settle(())  # refuses limits that the bundle's own setting does not keep
+
+    def read(self, verb: str, body: bytes, query: Mapping[str, str]) -> Ask:
+        """The samples that a request asks for; ArgumentError with the sentence for its client.
+
+        query: outputs (names with commas between them), and fit and background of pictures.
+        """
+        given = self._parse(body)
+        fields = self.fields[verb]
+        for name in given:
+            if name not in fields:
+                raise ArgumentError(f"{verb} has no field {name!r}; it has {', '.join(fields)}.{did_you_mean(name, fields)}")
+        if missing := [name for name, field in fields.items() if field.needed and name not in given]:
+            raise ArgumentError(f"{verb}: found no {', '.join(missing)}, expected it in the body. Send it too.")
+        wanted = self._wanted(query.get("outputs"))
+        has_images = verb in ("reconstruct", "refine")
+        inputs = {spec.name: self._input(spec, given[spec.name]) for spec in self.manifest.inputs if spec.name in given}
+        if has_images:
+            inputs[IMAGES] = self._images(given[IMAGES], query)
+        if "edits" in given:
+            given["edits"] = checked_edits(self.manifest.directions, given["edits"])
+        if "preserve" in given:
+            check_number("preserve", given["preserve"], 0.0, 1.0)
+        options, budget = self._settle(verb, given, has_images)
+        if verb == "edit":
+            verb, options, given = self._edit(given, inputs, query)
+        if verb == "interpolate":
+            seeds, moved = self._path(given)
+            inputs |= moved
+            options = tuple(option for option in options if option[0] != "prior")  # the path was drawn from it
+            verb = "sample"
+        else:
+            seeds = self._seeds(given, inputs)
+        checks.check_free_dimensions(self.manifest.inputs, {k: v for k, v in inputs.items() if k not in (IMAGES, "what")})
+        inputs = {name: _for_all(array, len(seeds)) for name, array in inputs.items()}
+        n = len(seeds)
+        edits = _each(given.get("edits", {}), n)
+        return Ask(seeds, (options,) * n, (budget,) * n if budget else (), inputs, wanted, verb, edits)
+
+    def _parse(self, body: bytes) -> dict[str, Any]:
+        """The body's object; its size in numbers is looked at first, for parsing cannot be interrupted."""
+        if body.count(b",") > self._values:
+            raise ArgumentError(f"the body holds more than {self._values:,} values; expected fewer. Send several requests.")
+        try:
+            found = json.loads(body or b"{}", parse_int=_whole, parse_constant=_no_number)
+        except RecursionError as error:
+            raise ArgumentError("the body is nested too deeply; expected a JSON object of fields. Correct it.") from error
+        except UnicodeDecodeError as error:
+            raise ArgumentError("the body is no UTF-8; expected a JSON object. Encode it so.") from error
+        except json.JSONDecodeError as error:
+            raise ArgumentError(f"the body is no JSON ({error}); expected an object of fields. Correct it.") from error
+        if not isinstance(found, dict):
+            raise ArgumentError(f"the body is a {type(found).__name__}; expected a JSON object of fields. Correct it.")
+        if len(found) > MAX_FIELDS or any(len(name) > MAX_NAME for name in found):
+            raise ArgumentError(
+                f"the body has {len(found)} fields; expected at most {MAX_FIELDS}, and names of at most {MAX_NAME} letters."
+            )
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _wanted(self, listed: str | None) -> frozenset[str]:
+        names = (listed or "image").split(",")
+        for name in names:
+            if name not in self.outputs:
+                raise ArgumentError(
+                    f"outputs: found {name[:MAX_NAME]!r}, expected some of {','.join(self.outputs)}, with commas."
+                    f"{did_you_mean(name[:MAX_NAME], self.outputs)}"
+                )
+        return frozenset(names)
+
+    def _settle(self, verb: str, given: Mapping[str, Any], has_image: bool) -> tuple[Options, Budget | None]:
+        """The options, settled; `prior` stands only where something is drawn from it."""
+        options = tuple((name, _option(name, given[name])) for name in self._options[verb] if name in given)
+        if "prior" in given:
+            drawn = self.manifest.drawn is not None and self.manifest.drawn.name not in given
+            resolve.choose_prior(self.manifest, given["prior"], draws=drawn)
+        return self._settings.settle(options, has_image)
+
+    def _input(self, spec: InputSpec, value: Any) -> npt.NDArray[Any]:
+        return checks.input_of(spec, _array(spec.name, value, spec.dtype))
+
+    def _edit(
+        self, given: dict[str, Any], inputs: dict[str, npt.NDArray[Any]], query: Mapping[str, str]
+    ) -> tuple[str, Options, dict[str, Any]]:
+        """Adds what is edited to the inputs. Seeds and latents without `preserve` are samples that move, as in Python."""
+        what, drawn = given["what"], self.manifest.drawn
+        assert drawn is not None, "a bundle with directions has an input that is drawn"
+        listed = what if isinstance(what, list) else [what]
+        keep = "preserve" in given
+        names = (*self._options["edit"], "preserve")
+        options = {name: _option(name, given[name]) for name in names if name in given}
+        if all(isinstance(one, str) for one in listed):
+            inputs["what"] = self._images(what, query)
+        elif all(isinstance(one, int) for one in listed):
+            if "seed" in given:
+                raise ArgumentError("edit was given seeds, and seed too; expected one of the two. Leave seed out.")
+            given = {**given, "seed": what}
+            inputs |= {"what": self._seeds(given, {})} if keep else {}
+        else:
+            inputs["what" if keep else drawn.name] = self._input(drawn, what)
+            options.pop("prior", None)
+        if "what" in inputs:
+            return "edit", tuple(options.items()), given
+        return "sample", self._settings.settle(tuple(options.items()))[0], given
+
+    def _images(self, value: Any, query: Mapping[str, str]) -> npt.NDArray[np.uint8]:
+        files: list[Any] = value if isinstance(value, list) else [value]
+        if not 1 <= len(files) <= self.limits.max_batch:
+            raise ArgumentError(f"images holds {len(files)}; expected 1 .. {self.limits.max_batch}. Send several requests.")
+        reading = {name: query[name][:MAX_NAME] for name in ("fit", "background") if name in query}
+        decoded = [_from_base64(f"images[{i}]", file) for i, file in enumerate(files)]
+        shape = self.manifest.pipeline.image_shape
+        return decode_images(decoded, shape, max_pixels=self.limits.max_pixels, **reading).images
+
+    def _seeds(self, given: Mapping[str, Any], inputs: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.uint64]:
+        seed, n = given.get("seed"), checks.count_of(given.get("n"))
+        counts: dict[str, int | None] = {"n": n, "seed": len(seed) if isinstance(seed, list) else None}
+        counts |= {name: len(array) for name, array in inputs.items()}
+        agreed = checks.agree_on_count(counts, shared=[name for name in inputs if name not in (IMAGES, "what")])
+        count = 1 if agreed is None else agreed
+        self._check_count(count)
+        return noises.resolve_seeds(seed, None if isinstance(seed, list) else count)
+
+    def _check_count(self, count: int) -> None:
+        if not 1 <= count <= self.limits.max_batch:
+            raise ArgumentError(
+                f"n is {count}; this server takes 1 .. {self.limits.max_batch} images a request. Send several, or have it "
+                "started with another --max-batch."
+            )
+
+    def _path(self, given: Mapping[str, Any]) -> tuple[npt.NDArray[np.uint64], dict[str, npt.NDArray[Any]]]:
+        """Seeds and the drawn input of an interpolation."""
+        n = checks.count_of(given.get("n", 8)) or 1
+        self._check_count(n)
+        ends = [self._end(name, given[name]) for name in ("a", "b")]
+        how = {name: given[name] for name in ("mode", "seed", "prior") if name in given}
+        if not isinstance(how.get("mode", "lerp"), str) or isinstance(how.get("seed"), list):
+            raise ArgumentError("interpolate takes one mode, 'lerp' or 'slerp', and one seed for all images. Correct them.")
+        path = self.sampler.path(ends[0], ends[1], n, **how)
+        return path.pop("seed"), path
+
+    def _end(self, name: str, value: Any) -> Any:
+        return _array(name, value, "float32") if isinstance(value, list) else value
+
+
+def _whole(text: str) -> int:
+    if len(text) > MAX_DIGITS + 1:
+        raise ArgumentError(f"the body holds a whole number of {len(text)} digits; expected numbers of at most 64 bits.")
+    return int(text)
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ArgumentError(f"the body holds {text}, which is no number of JSON; expected finite numbers. Correct it.")
+
+
+def _option(name: str, value: Any) -> Any:
+    """A setting's value as something that can be compared and remembered: lists become tuples."""
+    if isinstance(value, list) and all(isinstance(one, (int, float)) for one in value):
+        return tuple(value)
+    if isinstance(value, (list, dict)) or (isinstance(value, str) and len(value) > MAX_NAME):
+        raise ArgumentError(f"{name} is a {type(value).__name__} of another kind; expected a number, a name, or numbers.")
+    return value
+
+
+def _array(name: str, value: Any, dtype: str) -> npt.NDArray[Any]:
+    """Nested lists of numbers as an array; JSON does not tell 1 from 1.0."""
+    try:
+        found = np.asarray(value)
+    except ValueError as error:  # lists of different lengths
+        raise ArgumentError(f"{name} is no array: {error}. Expected lists of equal lengths.") from error
+    if found.dtype.kind not in "fiu":
+        raise ArgumentError(f"{name} holds something else than numbers; expected {dtype}. Correct it.")
+    return found.astype(np.float64) if dtype == "float32" else found
+
+
+def _from_base64(name: str, text: Any) -> bytes:
+    if not isinstance(text, str):
+        raise ArgumentError(f"{name} is a {type(text).__name__}; expected a picture file as base64. Encode it so.")
+    head = DATA_URL.match(text[: 2 * MAX_NAME])
+    try:
+        return base64.b64decode(text[head.end() :] if head else text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ArgumentError(f"{name} is no base64 ({error}); expected a picture file as base64. Encode it so.") from error
+
+
+def _each(edits: Edits, n: int) -> tuple[Edits, ...]:
+    """The strengths of each sample; none where nothing is edited."""
+    for name, strength in edits.items():
+        if isinstance(strength, tuple) and len(strength) != n:
+            raise ArgumentError(f"the strength of {name} lists {len(strength)} numbers; expected one, or {n}, one a sample.")
+    one = [{name: s[i] if isinstance(s, tuple) else s for name, s in edits.items()} for i in range(n)]
+    return tuple(one) if edits else ()
+
+
+def _for_all(array: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
+    """One sample repeated for all."""
+    shared: npt.NDArray[Any] = array if len(array) == count else np.repeat(array, count, axis=0)
+    return shared

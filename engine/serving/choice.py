@@ -1,0 +1,76 @@
+"""The backend, precision and most steps of a server, chosen from a bundle before anything is opened."""
+
+from __future__ import annotations
+
+from engine.backends import BACKENDS, PRECISIONS
+from engine.bundle.engines import ENGINE_FILES
+from engine.bundle.manifest import Manifest
+from engine.bundle.reader import Bundle
+from engine.errors import ArgumentError, BackendError, did_you_mean
+
+# In the order of preference. native: a sample is the same bit for bit in any batch, on any number of threads.
+CPU_BACKENDS = ("native", "openvino", "onnxruntime")
+GPU_BACKENDS = ("tensorrt", "tensorrt_rtx", "onnxruntime-cuda", "onnxruntime-tensorrt")
+KINDS = {"cpu": CPU_BACKENDS, "gpu": GPU_BACKENDS}
+MAX_STEPS = 100
+
+
+def backend_for(manifest: Manifest, kind: str, asked: str | None) -> str:
+    """The backend by name. Never 'auto': a server must not run on something else because a package is missing."""
+    if kind not in KINDS:
+        raise ArgumentError(f"kind: found {kind!r}, expected one of {', '.join(KINDS)}.{did_you_mean(kind, KINDS)}")
+    allowed = KINDS[kind]
+    usable = [name for name in allowed if name in manifest.backends and _built_for(manifest, name)]
+    if asked is None:
+        if not usable:
+            raise BackendError(
+                f"backend: found a bundle for {', '.join(manifest.backends)}, expected one for --kind {kind}: "
+                f"{', '.join(allowed)}; choose another --kind, or build the bundle with --backends {allowed[0]}"
+            )
+        return usable[0]
+    if asked not in BACKENDS:
+        raise ArgumentError(
+            f"backend: found {asked!r}, expected one of {', '.join(allowed)}.{did_you_mean(asked, BACKENDS)}"
+        )
+    if asked not in allowed:
+        other = next(name for name in KINDS if name != kind)
+        raise ArgumentError(
+            f"backend: found {asked!r} with --kind {kind}, expected one of {', '.join(allowed)}; add --kind {other}, or "
+            "choose one of these"
+        )
+    if asked not in usable:
+        raise BackendError(
+            f"backend: found {asked!r}, expected one that the bundle was built for: {', '.join(usable) or 'none'}; choose "
+            f"one, or build the bundle with --backends {asked}"
+        )
+    return asked
+
+
+def _built_for(manifest: Manifest, backend: str) -> bool:
+    """Whether a backend that runs engines of its own has one of the network; the others run the bundle's graphs."""
+    engines = {engine.backend for engine in manifest.engines if engine.graph == manifest.pipeline.step.graph}
+    return backend not in ENGINE_FILES or backend in engines
+
+
+def check_precision(bundle: Bundle, backend: str, precision: str) -> None:
+    """ArgumentError for an unknown precision, BundleError for one that the bundle has no engine of."""
+    choices = ("auto", *PRECISIONS)
+    if precision not in choices:
+        raise ArgumentError(
+            f"precision: found {precision!r}, expected one of {', '.join(choices)}.{did_you_mean(precision, choices)}"
+        )
+    if precision != "auto" and backend in ENGINE_FILES:
+        bundle.engine(backend, precision, bundle.manifest.pipeline.step.graph)
+
+
+def max_steps(manifest: Manifest, asked: int | None) -> int:
+    """The most steps that a request may ask for; what the bundle records must be among them."""
+    recorded, T = manifest.defaults.steps, manifest.schedule.T
+    if asked is None:
+        return min(T, max(MAX_STEPS, recorded))
+    if not recorded <= asked <= T:
+        raise ArgumentError(
+            f"max_steps: found {asked}, expected {recorded} (what the bundle records, and a request without a setting "
+            f"gets) to {T}, the timesteps that the model was trained with; choose another --max-steps"
+        )
+    return asked

@@ -1,0 +1,212 @@
+"""What a Sampler can be asked beside samples of seeds: each verb as a checked request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from engine import abilities, checks, kernels, resolve
+from engine.argument_checks import check_number, check_numbers, is_integer
+from engine.bundle.directions import checked_edits
+from engine.bundle.limits import MAX_STRENGTH
+from engine.bundle.manifest import Manifest
+from engine.bundle.training import Defaults
+from engine.errors import ArgumentError
+from engine.pipeline import Arrays, Pipeline
+from engine.request import Request
+from engine.resolve import OPTIONS, resolve_request
+from engine.result import F32, U8
+from engine.solver import noise as noises
+
+PRESERVE = 0.9  # what `edit` keeps of images where the caller does not say
+# Taken off the change of the start value, of a range of 2: a direction moves every pixel a little, and what it moves little
+# it should not touch.
+SLACK = np.float32(0.1)
+
+
+def interpolate(
+    pipeline: Pipeline, ends: tuple[Any, Any], n: int, mode: str, part: tuple[int, int] | None, options: Mapping[str, Any]
+) -> Request:
+    """n samples from one end to the other, or those of them that `part` says, with the noise of one seed."""
+    manifest = pipeline.manifest
+    drawn = abilities.drawn_input(manifest, "interpolate")
+    checks.check_inputs(options, manifest.inputs, OPTIONS, "interpolate")
+    if options.get(drawn.name) is not None:
+        raise ArgumentError(f"interpolate moves {drawn.name} from a to b; expected it not given too. Leave it out.")
+    given, prior = path(pipeline, ends, n, mode, part, options.get("seed"), options.get("prior"))
+    return _said(resolve_request(pipeline, {**options, **given, "prior": None}, "interpolate"), prior)
+
+
+def path(
+    pipeline: Pipeline, ends: tuple[Any, Any], n: int, mode: str, part: tuple[int, int] | None, seed: Any, prior: str | None
+) -> tuple[Arrays, str | None]:
+    """The drawn input and the seeds of an interpolation, and what an end that is a seed was drawn from."""
+    drawn = abilities.drawn_input(pipeline.manifest, "interpolate")
+    count = checks.count_of(n) or 1
+    begin, end = part or (0, count)
+    if not 0 <= begin < end <= count:
+        raise ArgumentError(f"part is {part!r}; expected (begin, end) with 0 <= begin < end <= n, which is {count}.")
+    prior = resolve.choose_prior(pipeline.manifest, prior, draws=any(map(is_integer, ends)))
+    a, b = (abilities.end_of(pipeline, end, name, drawn, prior) for end, name in zip(ends, "ab", strict=True))
+    shared = noises.resolve_seeds(ends[0] if seed is None and is_integer(ends[0]) else seed, 1)
+    between = checks.between(a.ravel(), b.ravel(), count, mode, slice(begin, end))
+    return {drawn.name: between.reshape(-1, *a.shape), "seed": np.repeat(shared, end - begin)}, prior
+
+
+def mix(pipeline: Pipeline, what: Any, weights: Any, options: Mapping[str, Any]) -> Request:
+    """One sample of the weighted mean of several samples of the drawn input."""
+    manifest = pipeline.manifest
+    checks.check_inputs(options, manifest.inputs, OPTIONS, "mix")
+    drawn, way = abilities.drawn_input(manifest, "mix"), way_of(manifest, what)
+    if options.get(drawn.name) is not None:
+        raise ArgumentError(f"mix makes {drawn.name} itself; expected it not given too. Leave it out.")
+    prior = resolve.choose_prior(manifest, options.get("prior"), draws=way == "seeds")
+    seed = options.get("seed")
+    if way == "seeds":
+        seeds = noises.resolve_seeds(what, None)
+        z, seed = pipeline.draw(seeds, prior)[drawn.name], int(seeds[0]) if seed is None else seed
+    elif way == "latents":
+        z = checks.input_of(drawn, what)
+    else:
+        z = _encoded(pipeline, what, "mix")[1][drawn.name]
+    given = (1.0,) * len(z) if weights is None else check_numbers("weights", weights, -MAX_STRENGTH, MAX_STRENGTH)
+    shares = np.array(given, np.float64)
+    if shares.shape != (len(z),) or len(z) < 2 or abs(shares.sum()) < 1e-6:
+        raise ArgumentError(
+            f"mix was given {len(z)} {way} and the weights {list(shares.ravel())}; expected two or more, and one weight "
+            "each with another sum than 0."
+        )
+    mean = np.tensordot(shares / shares.sum(), z.astype(np.float64), 1)[None].astype(np.float32)
+    return _said(resolve_request(pipeline, {**options, drawn.name: mean, "seed": seed, "prior": None}, "mix"), prior)
+
+
+def _said(request: Request, prior: str | None) -> Request:
+    """The request of an input that was made of draws: its setting says what they came from."""
+    return replace(request, setting=replace(request.setting, prior=prior))
+
+
+def decode(pipeline: Pipeline, value: Any, inputs: Mapping[str, Any]) -> U8:
+    """The start value that the pipeline makes of inputs, as pixels [N, H, W, C]."""
+    start, specs = _made_start(pipeline.manifest, "decode"), pipeline.manifest.inputs
+    if value is not None:
+        inputs = {abilities.drawn_input(pipeline.manifest, "decode").name: value, **inputs}
+    checks.check_inputs(inputs, specs, (), "decode")
+    arrays = {spec.name: checks.input_of(spec, inputs[spec.name]) for spec in specs if spec.name in inputs}
+    needed = [spec.name for spec in resolve.needed_inputs(pipeline.manifest, {}, (start,))]
+    if missing := [name for name in needed if name not in arrays]:
+        raise ArgumentError(f"decode: found no {', '.join(missing)}, expected {', '.join(needed)}. Pass them by name.")
+    return kernels.to_uint8(pipeline.decode(arrays))
+
+
+def _made_start(manifest: Manifest, what: str) -> str:
+    """The start value, where the pipeline makes one of inputs."""
+    start = manifest.pipeline.state.start
+    if start is None or start in [spec.name for spec in manifest.inputs]:
+        raise abilities.lacks(manifest, what, "a start value that its pipeline makes of inputs")
+    return start
+
+
+def way_of(manifest: Manifest, what: Any) -> str:
+    """What a caller means: seeds are integers, alone or listed, latents have the drawn input's shape, the rest is images."""
+    array, sample = np.asarray(what), abilities.drawn_input(manifest, "edit").sample
+    if is_integer(what) or (array.dtype.kind in "iu" and array.ndim == 1):
+        return "seeds"
+    return "latents" if array.dtype.kind == "f" and sample in (array.shape, array.shape[1:]) else "images"
+
+
+def reconstruct(pipeline: Pipeline, images: Any, options: Mapping[str, Any]) -> Request:
+    """Encode images to inputs, and sample from those, started from the noised images."""
+    checks.check_inputs(options, pipeline.manifest.inputs, OPTIONS, "reconstruct")
+    pixels, encoded = _encoded(pipeline, images, "reconstruct")
+    abilities.refuse_given(options, encoded, "reconstruct")
+    return resolve_request(pipeline, {**options, **encoded}, "reconstruct", start=2 * pixels - 1, noised_image=True)
+
+
+def refine(pipeline: Pipeline, images: Any, options: Mapping[str, Any]) -> Request:
+    """Let the images stand for the pipeline's start value."""
+    manifest = pipeline.manifest
+    checks.check_inputs(options, manifest.inputs, OPTIONS, "refine")
+    start = manifest.pipeline.state.start
+    pixels = abilities.start_pixels(manifest, images, "refine")
+    image = 2 * pixels - 1
+    given = {} if start is None else {start: image}
+    needed = [spec.name for spec in resolve.needed_inputs(manifest, given)]
+    encoded: Arrays = {}
+    if manifest.pipeline.encode:
+        missing = [name for name in needed if name not in options]
+        found = abilities.encoded_inputs(pipeline, pixels) if missing else {}
+        encoded = {name: value for name, value in found.items() if name in missing}
+    request = resolve_request(pipeline, {**options, **encoded}, "refine", start=image, given=given)
+    if start is None and request.setting.t_start is None:
+        raise ArgumentError(
+            "refine on a bundle without a start value has nothing to refine from: found no t_start, expected "
+            "one. Pass t_start, for example t_start=400, and steps."
+        )
+    return request
+
+
+def edit(pipeline: Pipeline, what: Any, edits: Any, preserve: float | None, options: Mapping[str, Any]) -> Request:
+    """Move what there is along the bundle's directions: images, seeds, or samples of the drawn input."""
+    manifest = pipeline.manifest
+    checks.check_inputs(options, manifest.inputs, OPTIONS, "edit")
+    drawn = abilities.drawn_input(manifest, "edit")
+    checked_edits(manifest.directions, edits)
+    if options.get("edits") is not None or options.get(drawn.name) is not None:
+        raise ArgumentError(f"edit moves {drawn.name} itself; expected neither edits nor {drawn.name} among its options.")
+    way = way_of(manifest, what)
+    if way == "images":
+        pixels, encoded = _encoded(pipeline, what, "edit")
+        abilities.refuse_given(options, encoded, "edit")
+        return _from_images(pipeline, pixels, encoded, edits, PRESERVE if preserve is None else preserve, options)
+    if way == "seeds" and options.get("seed") is not None:
+        raise ArgumentError("edit was given seeds, and seed too; expected one of the two. Leave seed out.")
+    sample = {**options, "seed" if way == "seeds" else drawn.name: what}
+    if preserve is None:
+        return resolve_request(pipeline, {**sample, "edits": edits}, "edit")
+    original = pipeline.run(resolve_request(pipeline, sample, "edit"))
+    inputs = {spec.name: original.values[spec.name] for spec in manifest.inputs if spec.name in original.values}
+    again = {**options, "seed": original.seeds, "prior": None}
+    request = _from_images(pipeline, (original.x + np.float32(1)) / np.float32(2), inputs, edits, preserve, again)
+    return _said(request, original.setting.prior)
+
+
+def _encoded(pipeline: Pipeline, images: Any, what: str) -> tuple[F32, Arrays]:
+    """Images [N, C, H, W] in [0, 1], and the inputs that they are encoded to."""
+    abilities.need_encoder(pipeline.manifest, what)
+    pixels = abilities.start_pixels(pipeline.manifest, images, what)
+    return pixels, abilities.encoded_inputs(pipeline, pixels)
+
+
+def _from(t_start: int, recorded: Defaults, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The setting that starts at t_start: the recorded one stretched to it, where that starts from an image too and the
+    caller names nothing else; otherwise the plain one."""
+    named = [name for name in checks.REPLACES_RECORDED if options.get(name) is not None]
+    if recorded.t_start and recorded.timesteps and not named:
+        stretched = [round(t * t_start / recorded.t_start) for t in recorded.timesteps]
+        if len(set(stretched)) == len(stretched):
+            kept = ("method", "eta", "temperature", "noise_scale", "eps_scale", "guidance")
+            return {**{name: getattr(recorded, name) for name in kept}, "timesteps": stretched, "t_start": t_start}
+    listed = options.get("timesteps") is not None
+    return {"t_start": t_start, "steps": None if listed else options.get("steps") or min(recorded.steps, t_start + 1)}
+
+
+def _from_images(
+    pipeline: Pipeline, pixels: F32, inputs: Arrays, edits: Any, preserve: float, options: Mapping[str, Any]
+) -> Request:
+    """The chain of the originals, changed as the start value changes with the moved input."""
+    manifest = pipeline.manifest
+    kept = check_number("preserve", preserve, 0.0, 1.0)
+    if options.get("t_start") is not None:
+        raise ArgumentError("edit was given t_start, which preserve says; expected one of the two. Leave t_start out.")
+    start = _made_start(manifest, "edit")
+    setting = _from(round((1 - kept) * (manifest.schedule.T - 1)), manifest.defaults, options)
+    given = {name: value for name, value in options.items() if value is not None}
+    image, drawn = 2 * pixels - 1, abilities.drawn_input(manifest, "edit").name
+    request = resolve_request(pipeline, {**setting, **given, **inputs, "edits": edits}, "edit", start=image)
+    was, now = (pipeline.decode({**request.inputs, drawn: z}) for z in (inputs[drawn], request.inputs[drawn]))
+    change = now - was
+    blend = np.clip(image + np.sign(change) * np.maximum(np.abs(change) - SLACK, 0), -1, 1)
+    return replace(request, start=blend, given={start: blend})
