@@ -41,7 +41,7 @@ SUCCEEDS, STAYS = 0.8, 0.9  # the goal
 READABLE = 0.85  # of real faces with the attribute, from which on a figure means something
 CHOOSING, MEASURED, SEED = 8, 40, 20_000
 TOLD = 0.6  # accuracy of a direction's own probe below which the latent hardly knows the attribute: it is not edited
-SHOWN = ("glasses", "glasses=sunglasses", "hair=beanie", "hair=afro", "hair=bald", "skin=dark", "background=lemon", "beard")
+SHOWN = 11  # edits in the picture at most, of those that succeed
 
 
 class Judge:
@@ -224,12 +224,11 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def picture(study: Study, known: list[Target], rows: list[dict[str, Any]], path: Path) -> None:
-    """A face a row: as it is, then with each edit of SHOWN that was measured."""
-    by_name = {row["edit"]: row for row in rows}
-    shown = [target for name in SHOWN for target in known if target.label in (name, f"+ {name}") and target.label in by_name]
-    faces = np.flatnonzero((study.codes[:, :] == 0).sum(axis=1) >= 5)[:3]
+    """Two faces, a row each: as they are, then with every edit that succeeds, as it was measured."""
+    by_name = {row["edit"]: row for row in rows if row["success"] >= SUCCEEDS}
+    faces = np.flatnonzero(study.correct.all(axis=1))[:2]
     columns = [study.images[faces]]
-    for target in shown:
+    for target in [target for target in known if target.label in by_name][:SHOWN]:
         row = by_name[target.label]
         columns.append(study.edited(target, faces, row["strength"], row["preserve"]))
     sheet = grid(np.stack(columns, axis=1).reshape(-1, *study.images.shape[1:]), columns=len(columns))
