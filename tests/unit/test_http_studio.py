@@ -17,6 +17,7 @@ pytest.importorskip("playwright.sync_api", reason="the package playwright is not
 
 from playwright.sync_api import sync_playwright
 
+from benchmarks.serving import studio
 from engine.imaging import save_images
 from tests.http_served import PATIENCE, Served, edited, lone, serving
 from tests.samplers import Z_DIM
@@ -186,3 +187,10 @@ def test_the_last_of_many_movements_is_drawn_and_a_refusal_is_told(page: Any, tm
     np.testing.assert_array_equal(run_python(code, tmp_path / "last.npy")[0], shown(page))
     page.locator("#t_start").fill("1")
     page.locator("#alert", has_text="expected").wait_for()
+
+
+def test_the_benchmark_counts_what_is_drawn_while_a_slider_moves(browser: Any) -> None:
+    found = studio.measure(edited(), browser, 1.0, threads=1)
+    assert found["slider"] == "#direction-0"
+    assert found["pictures"] == found["gap_ms"]["n"] + 1
+    assert found["good"] == (found["pictures_a_second"] >= studio.GOAL)

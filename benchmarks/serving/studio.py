@@ -1,0 +1,137 @@
+"""The studio while a slider moves: pictures a second in a real browser, on the machine that serves them.
+
+    python benchmarks/serving/studio.py out/avatars.bundle
+
+Starts `diffusevae studio` on a free port and Chromium without a window, then drags the first slider to and fro. A picture
+counts when the page has drawn it. Goal: 30 a second. The browser takes its share of the processors, as a user's would.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[2])  # from a checkout nothing needs to be installed
+
+import click
+import numpy as np
+
+from benchmarks import children
+from benchmarks.latency.report import percentiles
+from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json
+from engine.bundle.reader import Bundle
+from engine.cli.terminal import Program
+from engine.places import check_file
+
+GOAL = 30.0  # pictures a second
+PATIENCE = 120.0  # seconds for the server's warm-up
+MOVE = 0.008  # seconds between two moves of the mouse: a display of 120 Hz asks no more often
+# The moments at which #focus was drawn, in milliseconds.
+WATCH = """() => {
+  window.moments = [];
+  new MutationObserver(() => window.moments.push(performance.now()))
+    .observe(document.querySelector('#focus'), {attributes: true, attributeFilter: ['data-drawn']});
+}"""
+
+
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        return int(place.getsockname()[1])
+
+
+def wait_until_ready(url: str, server: children.Child) -> None:
+    """BenchmarkError where the server ends or does not get ready."""
+    ends, last = time.monotonic() + PATIENCE, "not asked yet"
+    while time.monotonic() < ends:
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=5) as answer:
+                if answer.status == 200:
+                    return
+        except OSError as error:
+            last = str(error)
+        if (code := server.process.poll()) is not None:
+            raise BenchmarkError(f"{url}: found a server that ended with {code}, expected one; its words are above")
+        time.sleep(0.2)
+    raise BenchmarkError(f"{url}: found none ready within {PATIENCE:g} s ({last}), expected a server; its words are above")
+
+
+def drag(page: Any, slider: str, seconds: float) -> list[float]:
+    """The moments of the pictures that were drawn while the slider moved to and fro, in milliseconds."""
+    box = page.locator(slider).bounding_box()
+    middle, reach = box["x"] + box["width"] / 2, 0.45 * box["width"]
+    page.evaluate(WATCH)
+    page.mouse.move(middle, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    began = time.monotonic()
+    while (passed := time.monotonic() - began) < seconds:
+        page.mouse.move(middle + reach * np.sin(2 * np.pi * passed / 2), box["y"] + box["height"] / 2)
+        time.sleep(MOVE)
+    moments: list[float] = page.evaluate("window.moments")
+    page.mouse.up()
+    return moments
+
+
+def measure(bundle: Path, browser: Any, seconds: float, threads: int | None) -> dict[str, Any]:
+    """Serve, browse, drag; `browser` is playwright's."""
+    port = free_port()
+    command = [sys.executable, "-m", "engine", "studio", str(bundle), "--port", str(port)]
+    command += [] if threads is None else ["--threads", str(threads)]
+    with children.Child(command) as server:
+        wait_until_ready(f"http://127.0.0.1:{port}", server)
+        page = browser.new_page(viewport={"width": 1240, "height": 1010})
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.locator("#wall-A[data-drawn]").wait_for()
+        slider = "#direction-0" if page.locator("#direction-0").count() else "#axis-0"
+        drag(page, slider, 1.0)  # the first pictures of a page are slower
+        moments = drag(page, slider, seconds)
+        network = page.locator("dd").first.inner_text()
+        page.close()
+    if len(moments) < 2:
+        raise BenchmarkError(f"{bundle}: found {len(moments)} pictures in {seconds:g} s, expected many; free the machine")
+    gaps = np.diff(moments)
+    rate = round(1000 * len(gaps) / (moments[-1] - moments[0]), 2)
+    return {
+        "slider": slider, "seconds": seconds, "pictures": len(moments), "pictures_a_second": rate,
+        "gap_ms": percentiles(gaps), "network": network, "goal": GOAL, "good": rate >= GOAL,
+    }  # fmt: skip
+
+
+@click.command(cls=Program, context_settings={"show_default": True})
+@click.argument("bundle", type=click.Path(exists=True, path_type=Path))
+@click.option("--seconds", type=click.FloatRange(1), default=10.0, help="Of dragging.")
+@click.option("--threads", type=int, default=None, help="[default: what affinity and container allow]")
+@click.option("--out", type=Path, default=Path("out/studio.json"))
+def main(bundle: Path, seconds: float, threads: int | None, out: Path) -> None:
+    """Drag a slider of BUNDLE's studio."""
+    from playwright.sync_api import sync_playwright
+
+    check_file(out)
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        raise BenchmarkError("found no chromium on the PATH, expected one to browse with; install it: apt install chromium")
+    facts = machine_facts()  # now, while the load average is not yet our own
+    click.echo(describe(facts))
+    with sync_playwright() as api:
+        browser = api.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        found = measure(bundle, browser, seconds, threads)
+        browser.close()
+    head = {"format": "diffusevae-studio", "format_version": 1, "date": now(), "machine": facts}
+    write_json(out, {**head, "model": Bundle.open(bundle).manifest.name, **found})
+    verdict = "pass" if found["good"] else "miss"
+    click.echo(
+        f"{verdict}: {found['pictures_a_second']} pictures a second (goal {GOAL:g}); between two "
+        f"{found['gap_ms']['p50']:.1f} ms, p99 {found['gap_ms']['p99']:.1f} ms; network {found['network']}"
+    )
+    click.echo(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    main()
