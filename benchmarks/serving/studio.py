@@ -35,8 +35,9 @@ MOVE = 0.008  # seconds between two moves of the mouse: a display of 120 Hz asks
 # The moments at which #focus was drawn, in milliseconds.
 WATCH = """() => {
   window.moments = [];
-  new MutationObserver(() => window.moments.push(performance.now()))
-    .observe(document.querySelector('#focus'), {attributes: true, attributeFilter: ['data-drawn']});
+  window.watcher?.disconnect();
+  window.watcher = new MutationObserver(() => window.moments.push(performance.now()));
+  window.watcher.observe(document.querySelector('#focus'), {attributes: true, attributeFilter: ['data-drawn']});
 }"""
 
 
@@ -63,9 +64,10 @@ def wait_until_ready(url: str, server: children.Child) -> None:
     raise BenchmarkError(f"{url}: found none ready within {PATIENCE:g} s ({last}), expected a server; its words are above")
 
 
-def drag(page: Any, slider: str, seconds: float) -> list[float]:
+def drag(page: Any, slider: Any, seconds: float) -> list[float]:
     """The moments of the pictures that were drawn while the slider moved to and fro, in milliseconds."""
-    box = page.locator(slider).bounding_box()
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
     middle, reach = box["x"] + box["width"] / 2, 0.45 * box["width"]
     page.evaluate(WATCH)
     page.mouse.move(middle, box["y"] + box["height"] / 2)
@@ -89,17 +91,17 @@ def measure(bundle: Path, browser: Any, seconds: float, threads: int | None) -> 
         page = browser.new_page(viewport={"width": 1240, "height": 1010})
         page.goto(f"http://127.0.0.1:{port}/")
         page.locator("#wall-A[data-drawn]").wait_for()
-        slider = "#direction-0" if page.locator("#direction-0").count() else "#axis-0"
+        slider = page.locator("input[id^=direction-]:visible, input[id^=axis-]:visible").first
         drag(page, slider, 1.0)  # the first pictures of a page are slower
         moments = drag(page, slider, seconds)
-        network = page.locator("dd").first.inner_text()
+        network, name = page.locator("dd").first.inner_text(), slider.get_attribute("id")
         page.close()
     if len(moments) < 2:
         raise BenchmarkError(f"{bundle}: found {len(moments)} pictures in {seconds:g} s, expected many; free the machine")
     gaps = np.diff(moments)
     rate = round(1000 * len(gaps) / (moments[-1] - moments[0]), 2)
     return {
-        "slider": slider, "seconds": seconds, "pictures": len(moments), "pictures_a_second": rate,
+        "slider": name, "seconds": seconds, "pictures": len(moments), "pictures_a_second": rate,
         "gap_ms": percentiles(gaps), "network": network, "goal": GOAL, "good": rate >= GOAL,
     }  # fmt: skip
 
