@@ -14,7 +14,7 @@ from typing import Any, SupportsIndex, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from engine import abilities, backends, checks, kernels, resolve
+from engine import abilities, backends, checks, damage, kernels, resolve
 from engine.argument_checks import is_integer
 from engine.bundle.examples import example_inputs
 from engine.bundle.inputs import InputSpec
@@ -269,7 +269,8 @@ class Sampler:
         """Let the images stand for the pipeline's start value (denoise, sharpen): what the network is conditioned on.
 
         images  uint8 [N, H, W, C] or [H, W, C], or float [N, C, H, W] in [0, 1]
-        With t_start the chain starts from the noised image, without from x_T. Inputs that the network takes beside
+        With t_start the chain starts from the noised image, without from x_T; "auto" is the start that the bundle's table
+        (`diffusevae fit-refine`) has for images as damaged as these are on average. Inputs that the network takes beside
         are encoded from the images. A bundle whose pipeline has no start value needs t_start, and then only the
         start knows the image. The options are those of `sample`, n apart.
         """
@@ -277,6 +278,7 @@ class Sampler:
         start = self.bundle.manifest.pipeline.state.start
         with _NO_MEMORY, self._turn():
             pixels = abilities.start_pixels(self.bundle.manifest, images, "refine")
+            options = damage.with_start(self._pipeline, pixels, options)
             image = 2 * pixels - 1
             given = {} if start is None else {start: image}
             needed = [spec.name for spec in resolve.needed_inputs(self.bundle.manifest, given)]
@@ -292,6 +294,11 @@ class Sampler:
                     "one. Pass t_start, for example t_start=400, and steps."
                 )
             return self._pipeline.run(request, bool(options.get("progress")))
+
+    def estimate_damage(self, images: npt.ArrayLike) -> damage.Estimate:
+        """How damaged images (as `refine` takes them) look, on average: what t_start="auto" goes by."""
+        with _NO_MEMORY, self._turn():
+            return damage.estimate(self._pipeline, abilities.start_pixels(self.bundle.manifest, images, "estimate_damage"))
 
     def encode(self, images: npt.ArrayLike) -> Arrays:
         """What the pipeline's encoder makes of images (as `reconstruct` takes them), by value name: [N, ...] each."""

@@ -15,7 +15,20 @@ FOLDER = Path(__file__).resolve().parent / "src" / "bundle"
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from engine import deadline, resolve  # noqa: E402
-from engine.bundle import engines, fields, files, fitted, graphs, inputs, limits, manifest, pipeline, tensors, training  # noqa: E402
+from engine.bundle import (  # noqa: E402
+    engines,
+    fields,
+    files,
+    fitted,
+    graphs,
+    inputs,
+    limits,
+    manifest,
+    pipeline,
+    starts,
+    tensors,
+    training,
+)
 from engine.bundle.schema import Entry, entries  # noqa: E402
 from engine.solver import levels, table, timesteps  # noqa: E402
 
@@ -27,8 +40,8 @@ NAMES = {  # numbers, texts, and lists of words
 }  # fmt: skip
 SPECS = (
     tensors.TensorSpec, inputs.InputSpec, files.FileSpec, graphs.Parity, graphs.GraphSpec, pipeline.StateSpec,
-    training.ScheduleSpec, training.Defaults, training.Source, fitted.Fitted, engines.EngineSpec, engines.PriorSpec,
-    manifest.Manifest,
+    training.ScheduleSpec, training.Defaults, training.Source, fitted.Fitted, starts.Start, starts.Starts,
+    engines.EngineSpec, engines.PriorSpec, manifest.Manifest,
 )  # fmt: skip
 # What C++ checks and has no use for.
 CHECKED = (

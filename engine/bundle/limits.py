@@ -10,4 +10,5 @@ MAX_RANK = 8
 MAX_INPUTS = 32
 MAX_CALLS = 64  # in one section of the pipeline
 MAX_TEXT = 200
+MAX_STARTS = 1024  # rows of the table that `refine` looks its start up in
 MAX_DIGITS = 20  # longer integers are no field of ours, and int() of a long text is quadratic

@@ -26,6 +26,7 @@ from engine.bundle.inputs import InputSpec, parse_inputs
 from engine.bundle.limits import FORMAT_VERSION, MAX_MANIFEST_BYTES
 from engine.bundle.pipeline import VARIANCE, PipelineSpec, parse_pipeline
 from engine.bundle.schema import read, take
+from engine.bundle.starts import Starts, check_starts, parse_starts
 from engine.bundle.training import Defaults, ScheduleSpec, Source, parse_schedule, parse_source
 from engine.bundle.whole import check_sampler
 from engine.errors import BundleError
@@ -49,6 +50,7 @@ class Manifest:
     variance: Annotated[str, Fields.choice, VARIANCES]
     defaults: Defaults
     fitted: Fitted | None
+    refine: Starts | None
     source: Annotated[Source, parse_source]
     backends: Annotated[tuple[str, ...], parse_backends]
     graphs: dict[str, GraphSpec]
@@ -112,6 +114,7 @@ def check_manifest(raw: object, where: str, *, hashed: bool = True) -> Manifest:
         schedule=schedule,
         defaults=read(Defaults, top.object("defaults"), T=schedule.T, last=schedule.T - 1),
         fitted=parse_fitted(top, schedule.T),
+        refine=parse_starts(top, schedule.T),
         graphs=graphs,
         prior=parse_prior(top, inputs),
         engines=parse_engines(top, graphs),
@@ -124,6 +127,7 @@ def check_manifest(raw: object, where: str, *, hashed: bool = True) -> Manifest:
     if hashed:
         check_engine_sources(manifest.engines, manifest.graphs, manifest.source, where)
         check_fitted(manifest, where)
+        check_starts(manifest, where)
     return manifest
 
 

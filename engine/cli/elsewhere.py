@@ -38,6 +38,7 @@ ELSEWHERE = {
     "fit-prior": Place(
         "export.fit_latent_prior", "main", "Fit a density to the latents of training images.", BUILDING, "export"
     ),
+    "fit-refine": Place("export.fit_refine", "main", "Find where to start refining, by how damaged images look."),
     "fit-setting": Place("export.fit_setting", "main", "Find the best setting for each count of network calls."),
     "triton-repo": Place("engine.triton.cli", "triton_repo", "Write a model repository for Triton Inference Server."),
 }

@@ -19,7 +19,7 @@ from engine.checks import check_inputs, count_of
 from engine.cli.bulk import bulk_options, sample_in_bulk, take_bulk
 from engine.cli.elsewhere import commands as commands_elsewhere
 from engine.cli.info import info, verify
-from engine.cli.inputs import INPUT, LINKS, take_inputs
+from engine.cli.inputs import INPUT, LINKS, START, take_inputs
 from engine.cli.output import check_out, check_results, finish
 from engine.cli.stream import Resumable, Run, Walk, sample_to
 from engine.cli.terminal import Program, shows_progress
@@ -112,7 +112,7 @@ SETTING = options(
     click.option("--rho", type=float, help="Of karras spacing; default: 7."),
     click.option("--method", type=NearChoice(METHODS), help="Solver."),
     click.option("--eta", type=SCALE, help="DDIM's share of fresh noise: 0 none, 1 as much as DDPM; or one a step."),
-    click.option("--t-start", type=int, help="Start from the noised start image (or the one given) at this timestep."),
+    click.option("--t-start", type=START, help="Start from the noised start image (or the one given) at this timestep."),
     click.option("--temperature", type=float, help="Scale of the starting noise."),
     click.option("--noise-scale", type=SCALE, help="Scale of the steps' noise; or one a step: 0.9,0.8,0.7."),
     click.option("--eps-scale", type=SCALE, help="Scale of the network's eps; or one a step."),
@@ -290,7 +290,10 @@ def reconstruct(bundle: str, images: tuple[str, ...], **given: Any) -> None:
 @READING
 @output("refined.png")
 def refine(bundle: str, images: tuple[str, ...], **given: Any) -> None:
-    """Refine IMAGES (files, folders or .npy) themselves: denoise, sharpen. --with-start shows them above."""
+    """Refine IMAGES (files, folders or .npy) themselves: denoise, sharpen. --with-start shows them above.
+
+    --t-start auto chooses the start by how damaged they look, from the table that `diffusevae fit-refine` wrote.
+    """
     _run_on_images(bundle, images, Sampler.refine, given)
 
 

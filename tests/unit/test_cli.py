@@ -28,7 +28,8 @@ HELP = ROOT / "tests" / "help"
 COMMANDS = [
     "sample", "reconstruct", "refine", "interpolate", "steps", "info", "verify", "cpp-config", "examples", "triton-repo",
 ]  # fmt: skip
-BUILDING = ["build", "fit-prior", "fit-setting"]  # need torch; their help is that of their scripts, checked in tests/export
+# Need torch; their help is that of their scripts, checked in tests/export.
+BUILDING = ["build", "fit-prior", "fit-refine", "fit-setting"]
 HERE = ["--backend", ANY_BACKEND, "--precision", "f32", "--threads", "2"]
 
 
@@ -62,7 +63,7 @@ class TestHelp:
 
     def test_every_command_has_a_text(self) -> None:
         assert sorted(cli.commands) == sorted([*COMMANDS, *BUILDING])
-        texts = ["build_engines", "diffusevae", "fit_latent_prior", "fit_setting", *COMMANDS]
+        texts = ["build_engines", "diffusevae", "fit_latent_prior", "fit_refine", "fit_setting", *COMMANDS]
         assert sorted(path.stem for path in HELP.glob("*.txt")) == sorted(texts)
 
     def test_commands_that_live_elsewhere_are_imported_when_asked_for(self) -> None:

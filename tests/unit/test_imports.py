@@ -26,7 +26,7 @@ LAYERS = (
     ("engine.backends",),
     ("engine.pipeline",),
     ("engine.abilities", "engine.resolve"),
-    ("engine.deadline",),
+    ("engine.damage", "engine.deadline"),
     ("engine.feeds", "engine.sampler"),
     ("engine",),
     ("engine.bulk", "engine.triton"),
