@@ -24,6 +24,7 @@ if __name__ == "__main__":
 
 import click
 import numpy as np
+import numpy.typing as npt
 
 from engine import Sampler, __version__
 from engine.bundle.rewriter import check_rewritable, write_starts
@@ -53,10 +54,11 @@ class Fit(NamedTuple):
         return max(self.psnr, key=lambda start: self.psnr[start])
 
 
-def psnr(images: U8, originals: U8) -> float:
-    """The mean over images [N, H, W, C], in dB; where an image has no error, that of half a grey level stands for it."""
+def psnr(images: U8, originals: U8) -> npt.NDArray[np.float64]:
+    """Of each image [N, H, W, C], in dB [N]; where one has no error, that of half a grey level stands for it."""
     errors = np.square(images.astype(np.float64) - originals).mean(axis=(1, 2, 3))
-    return float((10 * np.log10(255**2 / np.maximum(errors, 0.25))).mean())
+    ratio: npt.NDArray[np.float64] = 10 * np.log10(255**2 / np.maximum(errors, 0.25))
+    return ratio
 
 
 def starts_of(sampler: Sampler, thousandths: Sequence[int] = STARTS) -> list[int]:
@@ -69,7 +71,8 @@ def measure(sampler: Sampler, images: U8, damages: Sequence[Damage], starts: Seq
     """What each start makes of images with each damage, the undamaged ones first."""
     for title, damaged in (("none", images), *((damage.title, damage(images, SEED)) for damage in damages)):
         refined = {start: sampler.refine(damaged, t_start=start, seed=SEED).images for start in starts}
-        yield Fit(title, sampler.estimate_damage(damaged), {t: psnr(found, images) for t, found in refined.items()})
+        gained = {start: float(psnr(found, images).mean()) for start, found in refined.items()}
+        yield Fit(title, sampler.estimate_damage(damaged), gained)
 
 
 @click.command(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "terminal_width": 100})
