@@ -29,7 +29,7 @@ from engine.bundle.starts import Starts
 from engine.cli.terminal import Program
 from engine.commands import command, install_extra
 from engine.places import check_file
-from export.fit_refine import psnr, starts_of
+from export.fit_refine import STARTS, psnr, starts_of
 from export.fitting.damages import MEASURED, Damage
 from export.fitting.features import Features
 from export.fitting.frechet import Moments, frechet_distance, moments
@@ -77,11 +77,12 @@ def measure(
     damaged = originals if damage is None else damage(originals, SEED)
     few, true = damaged[:swept], originals[:swept]
     seeds = chain_seeds(len(originals))
-    starts = {*starts_of(sampler), *(row.t_start for row in table_of(sampler).starts)}
+    starts = {*starts_of(sampler, STARTS), *(row.t_start for row in table_of(sampler).starts)}
     sweep = {start: psnr(sampler.refine(few, t_start=start, seed=seeds[:swept]).images, true) for start in sorted(starts)}
     best = max(sweep, key=lambda start: float(sweep[start].mean()))
-    auto = sampler.refine(few, t_start="auto", seed=seeds[:swept])
-    lost = float((sweep[best] - psnr(auto.images, true)).mean())
+    estimate = sampler.estimate_damage(damaged)
+    auto = table_of(sampler).nearest(*estimate).t_start
+    lost = float((sweep[best] - sweep[auto]).mean())
     alone = float(np.mean([sweep[best][i] - sweep[start][i] for i, start in enumerate(starts_alone(sampler, few))]))
     ways = {
         "damaged": damaged,
@@ -91,11 +92,11 @@ def measure(
     }
     row = {
         "damage": "none" if damage is None else damage.title,
-        "estimate": {name: round(value, 5) for name, value in sampler.estimate_damage(damaged)._asdict().items()},
+        "estimate": {name: round(value, 5) for name, value in estimate._asdict().items()},
         **{way: scorer.scores(images, originals) for way, images in ways.items()},
         "sweep": {str(start): round(float(value.mean()), 2) for start, value in sweep.items()},
         "best_t_start": best,
-        "auto": {"t_start": auto.setting.t_start, "loss": round(lost, 2), "loss_alone": round(alone, 2)},
+        "auto": {"t_start": auto, "loss": round(lost, 2), "loss_alone": round(alone, 2)},
     }
     return row, [originals[:SHOWN], *(images[:SHOWN] for images in ways.values())]
 

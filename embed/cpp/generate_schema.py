@@ -40,7 +40,7 @@ NAMES = {  # numbers, texts, and lists of words
 }  # fmt: skip
 SPECS = (
     tensors.TensorSpec, inputs.InputSpec, files.FileSpec, graphs.Parity, graphs.GraphSpec, pipeline.StateSpec,
-    training.ScheduleSpec, training.Defaults, training.Source, fitted.Fitted, starts.Start, starts.Starts,
+    training.ScheduleSpec, training.Defaults, training.Source, fitted.Fitted, starts.StartRow, starts.Starts,
     engines.EngineSpec, engines.PriorSpec, manifest.Manifest,
 )  # fmt: skip
 # What C++ checks and has no use for.

@@ -33,7 +33,7 @@ def write_fitted(
 
 
 def write_starts(path: str | os.PathLike[str], starts: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> None:
-    """Put a table of starts for `refine`, each with the fields of `Start`, in place of the one that the bundle has."""
+    """Put a table of starts for `refine`, each with the fields of `StartRow`, in place of the one that the bundle has."""
     _put(path, "refine", {"starts": [dict(start) for start in starts], "record": dict(record)})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,9 +17,11 @@ if TYPE_CHECKING:
 
 RESIDUAL = 10.0  # beyond what two images in [-1, 1] can differ by, and more noise than pixels in [0, 1] can show
 
+GREY_LEVEL = 0.005  # what rounding to 1/255 leaves no trace of
+
 
 @dataclass(frozen=True)
-class Start:
+class StartRow:
     """The best start of images that look so: the noise in them, how far the encoder's reconstruction is off, both RMS
     in [0, 1], and the timestep."""
 
@@ -37,12 +40,17 @@ class Starts:
     """
 
     of: Annotated[str, Fields.sha256]
-    starts: tuple[Start, ...]
+    starts: tuple[StartRow, ...]
     record: Annotated[dict[str, Any], Fields.free]
 
-    def nearest(self, noise: float, residual: float) -> Start:
-        """The row of the images that look most like these."""
-        return min(self.starts, key=lambda row: (row.noise - noise) ** 2 + (row.residual - residual) ** 2)
+    def nearest(self, noise: float, residual: float) -> StartRow:
+        """The row of the images that look most like these: by ratios, as a trace of noise matters where there is little."""
+
+        def distance(row: StartRow) -> float:
+            pairs = ((row.noise, noise), (row.residual, residual))
+            return math.hypot(*(math.log((a + GREY_LEVEL) / (b + GREY_LEVEL)) for a, b in pairs))
+
+        return min(self.starts, key=distance)
 
 
 def parse_starts(top: Fields, T: int) -> Starts | None:
@@ -54,7 +62,7 @@ def parse_starts(top: Fields, T: int) -> Starts | None:
     rows: Sequence[Fields] = fields.objects("starts", expected)
     if len(rows) > MAX_STARTS:
         fields.refuse("starts", expected)
-    starts = tuple(read(Start, row, last=T - 1) for row in rows)
+    starts = tuple(read(StartRow, row, last=T - 1) for row in rows)
     fields.done()
     return Starts(starts=starts, **taken)
 

@@ -22,7 +22,7 @@ pytest.importorskip("skimage", reason="the package scikit-image is not installed
 def test_every_damage_has_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judge, "open_extractor", lambda *_: Extractor())
     monkeypatch.setattr(robustness, "MEASURED", MEASURED[3:6])
-    monkeypatch.setattr(robustness, "starts_of", lambda sampler: [30, 400])
+    monkeypatch.setattr(robustness, "STARTS", (30, 400))
     bundle = toy.build_bundle(tmp_path / "a.bundle")
     np.savez(tmp_path / "h.npz", images=np.random.default_rng(3).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8))
     given = ["--bundle", bundle, "--heldout", tmp_path / "h.npz", "--out", tmp_path / "r.json", "--images", 4]

@@ -87,7 +87,7 @@ inline void take(Fields& fields, Fitted& into) {
     fields.free("record");
 }
 
-inline void take(Fields& fields, Start& into, int64_t last) {
+inline void take(Fields& fields, StartRow& into, int64_t last) {
     into.noise = fields.number("noise", 0.0, 10.0);
     into.residual = fields.number("residual", 0.0, 10.0);
     into.t_start = fields.integer("t_start", 0, last);

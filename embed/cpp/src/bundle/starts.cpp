@@ -14,7 +14,7 @@ std::optional<Starts> parse_starts(Fields& top, int64_t T) {
     const std::string expected = "a list of 1.." + std::to_string(kMaxStarts) + " rows";
     std::vector<Fields> rows = fields.objects("starts", expected);
     if (int64_t(rows.size()) > kMaxStarts) fields.refuse("starts", expected);
-    for (Fields& row : rows) read<Start>(row, T - 1);
+    for (Fields& row : rows) read<StartRow>(row, T - 1);
     fields.done();
     return starts;
 }

@@ -13,7 +13,7 @@ namespace diffusevae {
 struct Manifest;
 
 // A row of the table: noise and residual of an estimate, and the best timestep to start from.
-struct Start {
+struct StartRow {
     double noise = 0, residual = 0;
     int64_t t_start = 0;
 };
