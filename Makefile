@@ -60,6 +60,8 @@ quality: $(VENV)/.installed-benchmark $(OUT)/train.npz
 	$(BIN)/python export/fit_setting.py $(OUT)/avatars-baseline.bundle --images $(OUT)/train.npz
 	$(BIN)/python benchmarks/quality --bundle $(OUT)/avatars.bundle --noise-bundle $(OUT)/avatars-noise.bundle --baseline $(OUT)/avatars-baseline.bundle --heldout $(OUT)/heldout.npz --out $(OUT)/quality.json --plot $(OUT)/quality.png
 	$(BIN)/python benchmarks/quality/precisions.py --bundle $(OUT)/avatars.bundle --out $(OUT)/precisions.json --picture $(OUT)/precisions.png
+	$(BIN)/python export/fit_refine.py $(OUT)/avatars.bundle --images $(OUT)/train.npz
+	$(BIN)/python benchmarks/quality/robustness.py --bundle $(OUT)/avatars.bundle --heldout $(OUT)/heldout.npz --out $(OUT)/robustness.json
 
 $(OUT)/train.npz: | $(VENV)/.installed-benchmark
 	$(BIN)/python examples/avatars/dataset.py --out $(OUT) --train 4000 --heldout 4000

@@ -15,7 +15,7 @@ from engine.errors import ArgumentError, EngineError
 from engine.processor import this_processor
 from engine.threads import cpu_quota, default_threads
 
-PACKAGES = ("numpy", "onnxruntime", "openvino", "torch", "onnx")
+PACKAGES = ("numpy", "onnxruntime", "openvino", "torch", "onnx", "scikit-image")
 BUSY = 0.5  # load average above which a machine is doing something else too
 
 

@@ -19,6 +19,7 @@ PROGRAM = "diffusevae"
 SCRIPTS = {
     "build": "export/build_engines.py", "fit-prior": "export/fit_latent_prior.py", "fit-setting": "export/fit_setting.py",
     "fit-directions": "export/fit_directions.py",
+    "fit-refine": "export/fit_refine.py",
 }  # run by path in a checkout
 
 

@@ -13,7 +13,7 @@ from typing import Any, SupportsIndex, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from engine import abilities, backends, checks, kernels, resolve, verbs
+from engine import abilities, backends, checks, damage, kernels, resolve, verbs
 from engine.bundle.directions import Edits
 from engine.bundle.examples import example_inputs
 from engine.bundle.inputs import InputSpec
@@ -246,7 +246,8 @@ class Sampler:
         """Let the images stand for the pipeline's start value (denoise, sharpen): what the network is conditioned on.
 
         images  uint8 [N, H, W, C] or [H, W, C], or float [N, C, H, W] in [0, 1]
-        With t_start the chain starts from the noised image, without from x_T. Inputs that the network takes beside
+        With t_start the chain starts from the noised image, without from x_T; "auto" is the start that the bundle's table
+        (`diffusevae fit-refine`) has for images as damaged as these are on average. Inputs that the network takes beside
         are encoded from the images. A bundle whose pipeline has no start value needs t_start, and then only the
         start knows the image. The options are those of `sample`, n apart.
         """
@@ -278,6 +279,11 @@ class Sampler:
         """
         with NO_MEMORY, self._turn():
             return self._run(verbs.mix(self._pipeline, what, weights, {**options, "seed": seed}), options)
+
+    def estimate_damage(self, images: npt.ArrayLike) -> damage.Estimate:
+        """How damaged images (as `refine` takes them) look, on average: what t_start="auto" goes by."""
+        with NO_MEMORY, self._turn():
+            return damage.estimate(self._pipeline, abilities.start_pixels(self.bundle.manifest, images, "estimate_damage"))
 
     def encode(self, images: npt.ArrayLike) -> Arrays:
         """What the pipeline's encoder makes of images (as `reconstruct` takes them), by value name: [N, ...] each."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from engine import abilities, checks, kernels, resolve
+from engine import abilities, checks, damage, kernels, resolve
 from engine.argument_checks import check_number, check_numbers, is_integer
 from engine.bundle.directions import checked_edits
 from engine.bundle.limits import MAX_STRENGTH
@@ -131,6 +131,7 @@ def refine(pipeline: Pipeline, images: Any, options: Mapping[str, Any]) -> Reque
     checks.check_inputs(options, manifest.inputs, OPTIONS, "refine")
     start = manifest.pipeline.state.start
     pixels = abilities.start_pixels(manifest, images, "refine")
+    options = damage.with_start(pipeline, pixels, options)
     image = 2 * pixels - 1
     given = {} if start is None else {start: image}
     needed = [spec.name for spec in resolve.needed_inputs(manifest, given)]

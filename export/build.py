@@ -235,6 +235,7 @@ def manifest_of(
         "backends": list(backends),
         "graphs": {graph.key: _graph_entry(graph) for graph in graphs},
         "fitted": None,
+        "refine": None,
         "prior": None,
         "directions": None,
         "engines": [engine.entry for engine in engines],

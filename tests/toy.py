@@ -92,6 +92,7 @@ def manifest_of(
         "backends": list(backends),
         "graphs": {name: graph_entry(name, model, T) for name, model in models.items()},
         "fitted": None,
+        "refine": None,
         "prior": None,
         "directions": None,
         "engines": [],

@@ -123,6 +123,7 @@ def manifest(models: dict[str, onnx.ModelProto], backends: Sequence[str]) -> dic
         "backends": list(backends),
         "graphs": {name: entry(name, model) for name, model in models.items()},
         "fitted": None,
+        "refine": None,
         "prior": None,
         "directions": None,
         "engines": [],

@@ -26,6 +26,7 @@ from engine.bundle import (  # noqa: E402
     limits,
     manifest,
     pipeline,
+    starts,
     tensors,
     training,
 )
@@ -40,8 +41,8 @@ NAMES = {  # numbers, texts, and lists of words
 }  # fmt: skip
 SPECS = (
     tensors.TensorSpec, inputs.InputSpec, files.FileSpec, graphs.Parity, graphs.GraphSpec, pipeline.StateSpec,
-    training.ScheduleSpec, training.Defaults, training.Source, fitted.Fitted, engines.EngineSpec, engines.PriorSpec,
-    directions.DirectionsSpec, manifest.Manifest,
+    training.ScheduleSpec, training.Defaults, training.Source, fitted.Fitted, starts.StartRow, starts.Starts,
+    engines.EngineSpec, engines.PriorSpec, directions.DirectionsSpec, manifest.Manifest,
 )  # fmt: skip
 # What C++ checks and has no use for.
 CHECKED = (

@@ -27,6 +27,7 @@ from engine.bundle.inputs import InputSpec, parse_inputs
 from engine.bundle.limits import FORMAT_VERSION, MAX_MANIFEST_BYTES
 from engine.bundle.pipeline import VARIANCE, PipelineSpec, parse_pipeline
 from engine.bundle.schema import read, take
+from engine.bundle.starts import Starts, check_starts, parse_starts
 from engine.bundle.training import Defaults, ScheduleSpec, Source, parse_schedule, parse_source
 from engine.bundle.whole import check_sampler
 from engine.errors import BundleError
@@ -50,6 +51,7 @@ class Manifest:
     variance: Annotated[str, Fields.choice, VARIANCES]
     defaults: Defaults
     fitted: Fitted | None
+    refine: Starts | None
     source: Annotated[Source, parse_source]
     backends: Annotated[tuple[str, ...], parse_backends]
     graphs: dict[str, GraphSpec]
@@ -116,6 +118,7 @@ def check_manifest(raw: object, where: str, *, hashed: bool = True) -> Manifest:
         schedule=schedule,
         defaults=read(Defaults, top.object("defaults"), T=schedule.T, last=schedule.T - 1),
         fitted=parse_fitted(top, schedule.T),
+        refine=parse_starts(top, schedule.T),
         graphs=graphs,
         prior=parse_prior(top, inputs),
         directions=parse_directions(top, inputs),
@@ -130,6 +133,7 @@ def check_manifest(raw: object, where: str, *, hashed: bool = True) -> Manifest:
         check_engine_sources(manifest.engines, manifest.graphs, manifest.source, where)
         check_fitted(manifest, where)
         check_directions(manifest, where)
+        check_starts(manifest, where)
     return manifest
 
 

@@ -1,6 +1,6 @@
 """Putting what was fitted into a bundle that is there, in one step for every reader.
 
-Settings change manifest.json alone; directions are a file beside it, so that the bundle is written again around them.
+Settings and starts change manifest.json alone; directions are a file beside it, so that the bundle is written again around them.
 """
 
 from __future__ import annotations
@@ -37,12 +37,21 @@ def write_fitted(
 
     record: how they were found, as plain JSON values. BundleError where the bundle refuses them or cannot be written.
     """
+    _put(path, "fitted", {"settings": list(settings), "record": dict(record)} if settings else None)
+
+
+def write_starts(path: str | os.PathLike[str], starts: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> None:
+    """Put a table of starts for `refine`, each with the fields of `StartRow`, in place of the one that the bundle has."""
+    _put(path, "refine", {"starts": [dict(start) for start in starts], "record": dict(record)})
+
+
+def _put(path: str | os.PathLike[str], key: str, fit: Mapping[str, Any] | None) -> None:
+    """Replace a field of the manifest that belongs to the step's graph."""
     target = Path(path) / MANIFEST_FILE
     data = read_manifest_file(Path(path))
     manifest = parse_manifest(data, str(target))
     raw: dict[str, Any] = json.loads(data)
-    fitted = {"of": step_digest(manifest), "settings": list(settings), "record": dict(record)}
-    raw = plain_manifest(raw | {"fitted": fitted if settings else None}, target)
+    raw = plain_manifest(raw | {key: fit and {"of": step_digest(manifest), **fit}}, target)
     check_manifest(raw, str(target))
     part = target.with_name(f".{MANIFEST_FILE}.{os.getpid()}")
     try:

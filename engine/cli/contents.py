@@ -37,6 +37,7 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "variance": manifest.variance,
         "defaults": asdict(manifest.defaults),
         "fitted": asdict(manifest.fitted) if manifest.fitted else None,
+        "refine": asdict(manifest.refine) if manifest.refine else None,
         "source": asdict(manifest.source),
         "backends": list(manifest.backends),
         "auto": auto,
@@ -97,6 +98,7 @@ def show_contents(bundle: dict[str, Any]) -> None:
             "prediction": f"{bundle['prediction']}, variance {bundle['variance']}",
             "defaults": ", ".join(f"{name} {value}" for name, value in bundle["defaults"].items() if value is not None),
             **fitted_line(bundle["fitted"]),
+            **starts_line(bundle["refine"]),
             "source": f"{source['file']} ({source['weights']} weights, SHA-256 {source['sha256'][:12]}…)",
             "backends": ", ".join(bundle["backends"]),
             "auto": auto["reason"],
@@ -142,6 +144,14 @@ def fitted_line(fitted: dict[str, Any] | None) -> dict[str, str]:
     counts = sorted(setting["steps"] for setting in fitted["settings"])
     date = str(fitted["record"].get("date", "an unknown date"))[:10]
     return {"fitted": f"settings of {', '.join(map(str, counts))} steps, of {date}"}
+
+
+def starts_line(refine: dict[str, Any] | None) -> dict[str, str]:
+    """The starts that `refine` chooses among."""
+    if refine is None:
+        return {}
+    starts, date = sorted({row["t_start"] for row in refine["starts"]}), str(refine["record"].get("date", "an unknown date"))
+    return {"refine": f"t_start auto is one of {', '.join(map(str, starts))}, of {date[:10]}"}
 
 
 def show_graphs(bundle: dict[str, Any]) -> None:

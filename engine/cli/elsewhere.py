@@ -40,6 +40,7 @@ ELSEWHERE = {
     "fit-prior": Place(
         "export.fit_latent_prior", "main", "Fit a density to the latents of training images.", BUILDING, "export"
     ),
+    "fit-refine": Place("export.fit_refine", "main", "Find where to start refining, by how damaged images look."),
     "fit-setting": Place("export.fit_setting", "main", "Find the best setting for each count of network calls."),
     "serve": Place("engine.http.cli", "serve", "Serve a bundle over HTTP.", SERVING, "serve"),
     "studio": Place("engine.http.cli", "studio", "Serve a bundle with a page to try it on.", SERVING, "serve"),

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.bundle.manifest import Manifest
+from engine.damage import AUTO
 from engine.errors import ArgumentError
 
 Value = int | float | npt.NDArray[Any]
@@ -37,6 +38,16 @@ INPUT = click.option(
     "Again for each.",
 )
 
+class Start(click.ParamType):
+    """A timestep, or auto."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == AUTO else click.INT.convert(value, param, ctx)
+
+
+START = Start()
 LINKS = click.option(
     "--allow-links",
     metavar="STORE",

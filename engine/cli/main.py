@@ -123,7 +123,10 @@ def reconstruct(bundle: str, images: tuple[str, ...], **given: Any) -> None:
 @READING
 @output("refined.png")
 def refine(bundle: str, images: tuple[str, ...], **given: Any) -> None:
-    """Refine IMAGES (files, folders or .npy) themselves: denoise, sharpen. --with-start shows them above."""
+    """Refine IMAGES (files, folders or .npy) themselves: denoise, sharpen. --with-start shows them above.
+
+    --t-start auto chooses the start by how damaged they look, from the table that `diffusevae fit-refine` wrote.
+    """
     run_images(bundle, images, Sampler.refine, given)
 
 

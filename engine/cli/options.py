@@ -11,7 +11,7 @@ from engine.bundle.manifest import Manifest
 from engine.bundle.pipeline import X
 from engine.bundle.prior import PRIORS
 from engine.bundle.reader import Bundle
-from engine.cli.inputs import LINKS, take_inputs
+from engine.cli.inputs import LINKS, START, take_inputs
 from engine.cli.output import check_out, check_results, finish
 from engine.cli.terminal import shows_progress
 from engine.errors import ArgumentError, did_you_mean
@@ -88,7 +88,7 @@ SETTING = options(
     click.option("--rho", type=float, help="Of karras spacing; default: 7."),
     click.option("--method", type=NearChoice(METHODS), help="Solver."),
     click.option("--eta", type=SCALE, help="DDIM's share of fresh noise: 0 none, 1 as much as DDPM; or one a step."),
-    click.option("--t-start", type=int, help="Start from the noised start image (or the one given) at this timestep."),
+    click.option("--t-start", type=START, help="Start from the noised start image (or the one given) at this timestep."),
     click.option("--temperature", type=float, help="Scale of the starting noise."),
     click.option("--noise-scale", type=SCALE, help="Scale of the steps' noise; or one a step: 0.9,0.8,0.7."),
     click.option("--eps-scale", type=SCALE, help="Scale of the network's eps; or one a step."),

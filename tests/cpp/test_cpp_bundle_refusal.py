@@ -31,6 +31,7 @@ from tests.unit import test_bundle_engines as engines
 from tests.unit import test_fitted as fitted
 from tests.unit import test_pipeline as pipelines
 from tests.unit import test_prior as priors
+from tests.unit import test_starts as starts
 
 pytestmark = NEEDS_NATIVE
 NO_ENGINES = ": found the engines "  # how a toy bundle is refused whose manifest and files are sound
@@ -107,6 +108,15 @@ def test_fitted_settings_that_mean_nothing_are_refused(
 ) -> None:
     path = fitted.make(tmp_path / "a.bundle", fitted.THREE, fitted.FIVE, backends=("onnxruntime", "native"))
     fitted.spoil(path, change)
+    assert re.search(words, check_same_refusal(library, path))
+
+
+@pytest.mark.parametrize(("change", "words"), starts.REFUSED)
+def test_a_table_of_starts_that_means_nothing_is_refused(
+    library: Library, tmp_path: Path, change: Callable[[Any], Any], words: str
+) -> None:
+    path = starts.make(tmp_path / "a.bundle", backends=("onnxruntime", "native"))
+    starts.spoil(path, change)
     assert re.search(words, check_same_refusal(library, path))
 
 

@@ -29,7 +29,8 @@ COMMANDS = [
     "sample", "reconstruct", "refine", "interpolate", "edit", "mix", "walk", "steps", "info", "verify", "cpp-config",
     "examples", "serve", "studio", "triton-repo",
 ]  # fmt: skip
-BUILDING = ["build", "fit-directions", "fit-prior", "fit-setting"]  # their help is that of scripts, checked in tests/export
+# Their help is that of their scripts, checked in tests/export.
+BUILDING = ["build", "fit-directions", "fit-prior", "fit-refine", "fit-setting"]
 HERE = ["--backend", ANY_BACKEND, "--precision", "f32", "--threads", "2"]
 
 
@@ -63,7 +64,7 @@ class TestHelp:
 
     def test_every_command_has_a_text(self) -> None:
         assert sorted(cli.commands) == sorted([*COMMANDS, *BUILDING])
-        texts = ["build_engines", "diffusevae", "fit_directions", "fit_latent_prior", "fit_setting", *COMMANDS]
+        texts = ["build_engines", "diffusevae", "fit_directions", "fit_latent_prior", "fit_refine", "fit_setting", *COMMANDS]
         assert sorted(path.stem for path in HELP.glob("*.txt")) == sorted(texts)
 
     def test_commands_that_live_elsewhere_are_imported_when_asked_for(self) -> None:

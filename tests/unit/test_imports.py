@@ -27,6 +27,7 @@ LAYERS = (
     ("engine.pipeline",),
     ("engine.abilities", "engine.resolve"),
     ("engine.deadline", "engine.verbs"),
+    ("engine.damage", "engine.deadline"),
     ("engine.feeds", "engine.sampler"),
     ("engine",),
     ("engine.serving",),

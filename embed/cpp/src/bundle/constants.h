@@ -18,6 +18,7 @@ constexpr int64_t kMaxCalls = 64;
 constexpr int64_t kMaxText = 200;
 constexpr int64_t kMaxDirections = 4096;
 constexpr double kMaxStrength = 1000.0;
+constexpr int64_t kMaxStarts = 1024;
 constexpr int64_t kMaxDigits = 20;
 constexpr const char* kFormat = "diffusevae-bundle";
 constexpr const char* kManifestFile = "manifest.json";

@@ -111,6 +111,7 @@ Manifest parse_manifest(std::string_view data, const std::string& where) {
     const int64_t T = manifest.schedule.T;
     manifest.defaults = read<Defaults>(top.object("defaults"), T, T - 1);
     manifest.fitted = parse_fitted(top, T);
+    manifest.refine = parse_starts(top, T);
     manifest.prior = parse_prior(top, manifest.inputs);
     manifest.directions = parse_directions(top, manifest.inputs);
     manifest.engines = parse_engines(top, manifest.graphs);
@@ -124,6 +125,7 @@ Manifest parse_manifest(std::string_view data, const std::string& where) {
     check_engine_sources(manifest.engines, manifest.graphs, manifest.source, origin);
     check_fitted(manifest, origin);
     check_directions(manifest, origin);
+    check_starts(manifest, origin);
     return manifest;
 }
 

@@ -12,6 +12,7 @@
 #include "bundle/fitted.h"
 #include "bundle/inputs.h"
 #include "bundle/pipeline.h"
+#include "bundle/starts.h"
 #include "bundle/training.h"
 
 namespace diffusevae {
@@ -25,6 +26,7 @@ struct Manifest {
     std::string prediction, variance;
     Defaults defaults;
     std::optional<Fitted> fitted;
+    std::optional<Starts> refine;
     Source source;
     std::vector<std::string> backends;
     std::vector<GraphSpec> graphs;

@@ -87,6 +87,17 @@ inline void take(Fields& fields, Fitted& into) {
     fields.free("record");
 }
 
+inline void take(Fields& fields, StartRow& into, int64_t last) {
+    into.noise = fields.number("noise", 0.0, 10.0);
+    into.residual = fields.number("residual", 0.0, 10.0);
+    into.t_start = fields.integer("t_start", 0, last);
+}
+
+inline void take(Fields& fields, Starts& into) {
+    into.of = fields.sha256("of");
+    fields.free("record");
+}
+
 inline void take(Fields& fields, EngineSpec& into, const std::vector<std::string>& graphs) {
     into.backend = fields.choice("backend", {"native", "tensorrt_rtx", "tensorrt"});
     into.precision = fields.choice("precision", kPrecisions);
