@@ -52,7 +52,7 @@ def _residual(pipeline: Pipeline, pixels: F32) -> F32:
     encoded: Arrays = abilities.encoded_inputs(pipeline, pixels) if pipeline.spec.encode else {}
     if start is None or start in names or set(encoded) != set(names):
         return np.zeros(len(pixels), np.float32)
-    made = pipeline.decode(encoded).transpose(0, 3, 1, 2).astype(np.float32) / 255
+    made = np.clip((pipeline.decode(encoded) + 1) / 2, 0, 1)
     residual: F32 = np.sqrt(np.square(made - pixels).mean(axis=(1, 2, 3)))
     return residual
 

@@ -1,6 +1,6 @@
 """Putting what was fitted into a bundle that is there, in one step for every reader.
 
-Settings and starts change manifest.json alone; directions are a file beside it, so that the bundle is written again around them.
+Settings and starts change manifest.json alone; directions are a file beside it, so the bundle is written again around them.
 """
 
 from __future__ import annotations
