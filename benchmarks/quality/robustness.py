@@ -148,7 +148,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     values = [row["refine"]["psnr"] - row["auto"]["loss"] for row in rows]
     axes.plot(values, range(len(rows)), "|", color="black", label="refine, auto", markersize=13)
     axes.set_yticks(range(len(rows)), [row["damage"] for row in rows], fontsize=9)
-    axes.set_xlim(9, 42)
+    axes.set_xlim(9, 45)
     axes.set_xlabel("PSNR in dB against the original, higher is better (undamaged images lie beyond the right edge)")
     inputs = result["inputs"]
     figures.frame(axes, "Damaged conditions", f"{inputs['images']} held-out images, {result['engine']['steps']} steps")
