@@ -95,7 +95,7 @@ def known_of(sampler: Sampler, about: Mapping[str, Any]) -> dict[str, dict[str, 
     refine = sampler.bundle.manifest.refine
     if refine is None or any(refine.record.get(key) != value for key, value in about.items()):
         return {}
-    return dict(refine.record["psnr"])
+    return dict(refine.record.get("psnr", {}))
 
 
 @click.command(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "terminal_width": 100})

@@ -60,6 +60,9 @@ def test_the_table_is_what_was_measured(tmp_path: Path, monkeypatch: pytest.Monk
         refined = sampler.refine(chosen, t_start="auto", seed=fit_refine.SEED)
         assert refined.setting.t_start == table["starts"][0]["t_start"]
     assert fit_refine.psnr(refined.images, chosen).mean() == pytest.approx(max(scores[0].values()), abs=1e-3)
+    monkeypatch.setattr(Sampler, "refine", None)  # what is in the record is not refined again
+    assert fit(*given).exit_code == 0
+    assert json.loads((bundle / MANIFEST_FILE).read_bytes())["refine"]["starts"] == table["starts"]
 
 
 def test_too_few_images_are_refused(tmp_path: Path) -> None:
