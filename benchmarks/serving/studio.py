@@ -31,14 +31,20 @@ from engine.places import check_file
 
 GOAL = 30.0  # pictures a second
 PATIENCE = 120.0  # seconds for the server's warm-up
-MOVE = 0.008  # seconds between two moves of the mouse: a display of 120 Hz asks no more often
-# The moments at which #focus was drawn, in milliseconds.
-WATCH = """() => {
-  window.moments = [];
-  window.watcher?.disconnect();
-  window.watcher = new MutationObserver(() => window.moments.push(performance.now()));
-  window.watcher.observe(document.querySelector('#focus'), {attributes: true, attributeFilter: ['data-drawn']});
-}"""
+# Moves a slider to and fro with every frame of the page; the moments at which #focus was drawn, in milliseconds. Events made in
+# the page: moving the mouse from outside costs a processor of its own.
+DRAG = """(slider, seconds) => new Promise(done => {
+  const moments = [], began = performance.now(), middle = (+slider.max + +slider.min) / 2, reach = 0.45 * (slider.max - slider.min);
+  const watcher = new MutationObserver(() => moments.push(performance.now()));
+  watcher.observe(document.querySelector('#focus'), {attributes: true, attributeFilter: ['data-drawn']});
+  const move = now => {
+    if (now - began > 1000 * seconds) { watcher.disconnect(); slider.dispatchEvent(new Event('change')); done(moments); return; }
+    slider.value = middle + reach * Math.sin(2 * Math.PI * (now - began) / 2000);
+    slider.dispatchEvent(new Event('input', {bubbles: true}));
+    requestAnimationFrame(move);
+  };
+  requestAnimationFrame(move);
+})"""
 
 
 def free_port() -> int:
@@ -64,23 +70,6 @@ def wait_until_ready(url: str, server: children.Child) -> None:
     raise BenchmarkError(f"{url}: found none ready within {PATIENCE:g} s ({last}), expected a server; its words are above")
 
 
-def drag(page: Any, slider: Any, seconds: float) -> list[float]:
-    """The moments of the pictures that were drawn while the slider moved to and fro, in milliseconds."""
-    slider.scroll_into_view_if_needed()
-    box = slider.bounding_box()
-    middle, reach = box["x"] + box["width"] / 2, 0.45 * box["width"]
-    page.evaluate(WATCH)
-    page.mouse.move(middle, box["y"] + box["height"] / 2)
-    page.mouse.down()
-    began = time.monotonic()
-    while (passed := time.monotonic() - began) < seconds:
-        page.mouse.move(middle + reach * np.sin(2 * np.pi * passed / 2), box["y"] + box["height"] / 2)
-        time.sleep(MOVE)
-    moments: list[float] = page.evaluate("window.moments")
-    page.mouse.up()
-    return moments
-
-
 def measure(bundle: Path, browser: Any, seconds: float, threads: int | None) -> dict[str, Any]:
     """Serve, browse, drag; `browser` is playwright's."""
     port = free_port()
@@ -92,8 +81,8 @@ def measure(bundle: Path, browser: Any, seconds: float, threads: int | None) -> 
         page.goto(f"http://127.0.0.1:{port}/")
         page.locator("#wall-A[data-drawn]").wait_for()
         slider = page.locator("input[id^=direction-]:visible, input[id^=axis-]:visible").first
-        drag(page, slider, 1.0)  # the first pictures of a page are slower
-        moments = drag(page, slider, seconds)
+        slider.evaluate(DRAG, 1.0)  # the first pictures of a page are slower
+        moments: list[float] = slider.evaluate(DRAG, seconds)
         network, name = page.locator("dd").first.inner_text(), slider.get_attribute("id")
         page.close()
     if len(moments) < 2:

@@ -68,19 +68,19 @@ export function draw(canvas, { shape: [, height, width, channels], data }, i) {
   canvas.getContext("2d").putImageData(pixels, 0, 0);
 }
 
-/** One request at a time: while one is out, only the newest of those that come is kept, and it always gets its turn. */
+/** At most `most` requests at a time: while they are out, only the newest of those that come is kept, and it always gets its turn. */
 export class Newest {
-  constructor(run, failed) { [this.run, this.failed, this.busy, this.next] = [run, failed, false, null]; }
+  constructor(run, failed, most = 1) { [this.run, this.failed, this.most, this.out, this.next] = [run, failed, most, 0, null]; }
 
   async ask(...wanted) {
     this.next = wanted;
-    if (this.busy) return;
-    this.busy = true;
+    if (this.out === this.most) return;
+    this.out++;
     while (this.next) {
       const now = this.next;
       this.next = null;
       try { await this.run(...now); } catch (error) { if (!this.next) this.failed(error); }
     }
-    this.busy = false;
+    this.out--;
   }
 }

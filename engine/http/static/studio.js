@@ -5,11 +5,13 @@ import { asCpp, asCurl, asPython } from "./code.js";
 import { $, folded, heading, slider, tabs, wall } from "./controls.js";
 
 const SETTLED = 180; // ms without a movement after which the wall follows too
+const MOVING = 12; // ms of sampling while something moves, where settings were fitted: the rest of 33 is the browser's
 const state = {
   first: 0, count: 12, seed: 0, picture: null, edits: {}, axes: [], preserve: 0.6, given: {}, compare: false, side: "A",
   settings: { A: null, B: null }, // null: as the bundle records it
   language: "python",
 };
+let moving = false;
 let info, sliders = [], frames = null, drawn = [], latents = new Map(), settle;
 
 // ---- requests --------------------------------------------------------------------------------------------------------
@@ -42,7 +44,7 @@ async function ofSeeds(list, side) {
 }
 
 async function ofFocus() {
-  if (!state.picture) return ofSeeds([state.seed], state.side);
+  if (!state.picture) return quick(await ofSeeds([state.seed], state.side));
   const { file, base64, latent } = state.picture, kept = setting(state.side), edits = moved();
   if (state.axes.some(Boolean)) {
     const body = { [info.drawn.name]: [along(latent)], seed: 0, ...kept };
@@ -53,6 +55,12 @@ async function ofFocus() {
   return { verb: "edit", body: { what: base64, edits, preserve: state.preserve, seed: 0, ...kept }, file };
 }
 
+/** While something moves the recorded setting gives way to the best fitted one that keeps up. */
+function quick(request) {
+  if (!moving || !info.fitted.length || state.settings[state.side] !== null) return request;
+  return { ...request, body: { ...request.body, budget_ms: MOVING, at_most: true } };
+}
+
 function ofBetween() {
   const edits = moved(), body = { a: +$("a").value, b: +$("b").value, n: Math.min(16, info.limits.max_batch), mode: $("mode").value };
   return { verb: "interpolate", body: { ...body, ...setting(state.side), ...(Object.keys(edits).length ? { edits } : {}) } };
@@ -60,14 +68,18 @@ function ofBetween() {
 
 // ---- pictures --------------------------------------------------------------------------------------------------------
 
+// Two on their way: the server works on one while the browser shows the other. An answer that was overtaken is not shown.
+let asked = 0, shown = 0;
 const focus = new Newest(async () => {
-  const request = await ofFocus(), answer = await images(request.verb, request.body);
+  const turn = ++asked, request = await ofFocus(), answer = await images(request.verb, request.body);
+  if (turn < shown) return;
+  shown = turn;
   draw($("focus"), answer, 0);
   readOut(answer);
   $("focus").dataset.drawn = String(+($("focus").dataset.drawn || 0) + 1);
   said();
-  showCode("focus", request);
-}, failed);
+  if (!request.body.budget_ms) showCode("focus", request);
+}, failed, 2);
 
 const walls = new Newest(async () => {
   const list = seeds();
@@ -96,11 +108,12 @@ function showFrame() {
   $("scrub-value").textContent = `${at + 1} of ${frames.shape[0]}`;
 }
 
-/** The picture at once, the rest when the hand has come to rest. */
+/** The picture at once, and as good as it gets with all the rest when the hand has come to rest. */
 function changed(rest = true) {
+  moving = rest;
   focus.ask();
   clearTimeout(settle);
-  if (rest) settle = setTimeout(() => { walls.ask(); if (info.drawn) between.ask(); }, SETTLED);
+  if (rest) settle = setTimeout(() => { moving = false; focus.ask(); walls.ask(); if (info.drawn) between.ask(); }, SETTLED);
 }
 
 function readOut({ network, trip }) {
