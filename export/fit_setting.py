@@ -29,6 +29,7 @@ import numpy as np
 
 from engine import Sampler, __version__
 from engine.bundle.fitted import as_defaults, step_digest
+from engine.bundle.reader import Bundle
 from engine.bundle.rewriter import check_rewritable, write_fitted
 from engine.cli.inputs import INPUT, typed_inputs
 from engine.cli.terminal import Program, shows_progress
@@ -38,6 +39,7 @@ from engine.result import U8
 from export.fitting.features import DEFAULT, NETWORKS, check_network, open_features, title_of
 from export.fitting.fit import CALLS, FIRST_SEED, UNSEEN, Fit, Fitting
 from export.fitting.objective import Objective, Reference
+from export.fitting.saved import checkpoint_of, load_settings, save_settings
 from export.fitting.search import Record
 from export.training_images import read_images
 
@@ -94,6 +96,8 @@ def starts_from_image(sampler: Sampler, start: str | None) -> bool:
 @click.option("--proof", type=click.IntRange(16, UNSEEN), default=512, show_default=True, help="Samples of the proof.")
 @click.option("--minutes", type=click.FloatRange(0), default=10.0, show_default=True, help="Of the search.")
 @click.option("--record", type=click.Path(path_type=Path), help="Scores so far.  [default: BUNDLE.settings.json]")
+@click.option("--save", type=click.Path(path_type=Path), help="Write them into this file too, for --take.")
+@click.option("--take", type=click.Path(path_type=Path), help="What --save wrote of the same checkpoint: no search then.")
 @click.option("--dry-run", is_flag=True, help="Leave the bundle as it is.")
 @INPUT
 @click.option("--backend", default="auto", show_default=True, help="As for sample.")
@@ -101,7 +105,8 @@ def starts_from_image(sampler: Sampler, start: str | None) -> bool:
 @click.option("--threads", type=click.IntRange(1), help="As for sample.")
 def main(
     bundle: Path, images: Path | None, calls: tuple[int, ...], start: str | None, network: str, seeds: int, proof: int,
-    minutes: float, record: Path | None, dry_run: bool, inputs: Any, backend: str, precision: str, threads: int | None,
+    minutes: float, record: Path | None, save: Path | None, take: Path | None, dry_run: bool, inputs: Any, backend: str,
+    precision: str, threads: int | None,
 ) -> None:  # fmt: skip
     """Find the best setting for each count of network calls, and write those that hold into the bundle.
 
@@ -109,9 +114,12 @@ def main(
     colours. What is found is put to the proof on seeds that the search has not seen: where it is no better than the plain
     setting, that one stays. `sample --steps K` then uses the fitted setting of K calls; `--setting plain` does not.
     """
+    if take is not None:
+        return take_settings(bundle, take, dry_run)
     counts = tuple(sorted(set(calls)))
     record = record or bundle.with_name(f"{bundle.resolve().name}.settings.json")
-    check_file(record)
+    for file in (record, *([save] if save is not None else [])):
+        check_file(file)
     if images is not None:
         check_network(network)
     if not dry_run:
@@ -134,13 +142,28 @@ def main(
             reference = Reference(features, training)
             objective, held = (Objective(sampler, reference, of, fitting.image) for of in (searched, unseen))
             found = list(fitting.run(objective, held, Record.open(record, about), counts, 60 * minutes))
+        checkpoint = checkpoint_of(sampler.bundle.manifest.source)
     for line in table(found):
         click.echo(line)
-    if dry_run:
-        return
     settings = [as_defaults(fit.candidate.options) for fit in ordered(found) if fit.candidate is not None]
     made = {**about, "unseen": [unseen.start, proof], "date": now(), "engine_version": __version__}
-    write_fitted(bundle, settings, {**made, "fits": [fit.as_dict() for fit in found]})
+    made["fits"] = [fit.as_dict() for fit in found]
+    if save is not None:
+        save_settings(save, checkpoint, settings, made)
+    write(bundle, settings, made, dry_run)
+
+
+def take_settings(bundle: Path, file: Path, dry_run: bool) -> None:
+    """Put the settings of a file into the bundle."""
+    settings, made = load_settings(file, checkpoint_of(Bundle.open(bundle).manifest.source))
+    write(bundle, settings, made, dry_run)
+
+
+def write(bundle: Path, settings: list[dict[str, Any]], made: dict[str, Any], dry_run: bool) -> None:
+    """Put settings into the bundle, and say so."""
+    if dry_run:
+        return
+    write_fitted(bundle, settings, made)
     click.echo(
         f"Wrote {len(settings)} fitted settings into {bundle}: `sample --steps K` uses them, `--setting plain` does not."
     )

@@ -2,7 +2,7 @@
 
     python benchmarks/serving/studio.py out/avatars.bundle
 
-Starts `diffusevae studio` on a free port and Chromium without a window, then drags the first slider to and fro. A picture
+Starts `diffusevae studio` on a free port and Chromium without a window, then moves the first slider to and fro. A picture
 counts when the page has drawn it. Goal: 30 a second. The browser takes its share of the processors, as a user's would.
 """
 
@@ -31,14 +31,15 @@ from engine.places import check_file
 
 GOAL = 30.0  # pictures a second
 PATIENCE = 120.0  # seconds for the server's warm-up
-# Moves a slider to and fro with every frame of the page; the moments at which #focus was drawn, in milliseconds. Events made in
-# the page: moving the mouse from outside costs a processor of its own.
+# Moves a slider to and fro with every frame of the page; the moments at which #focus was drawn, in milliseconds. The events
+# are made in the page: moving the mouse from outside costs a processor of its own.
 DRAG = """(slider, seconds) => new Promise(done => {
-  const moments = [], began = performance.now(), middle = (+slider.max + +slider.min) / 2, reach = 0.45 * (slider.max - slider.min);
+  const moments = [], began = performance.now();
+  const middle = (+slider.max + +slider.min) / 2, reach = 0.45 * (slider.max - slider.min);
   const watcher = new MutationObserver(() => moments.push(performance.now()));
   watcher.observe(document.querySelector('#focus'), {attributes: true, attributeFilter: ['data-drawn']});
   const move = now => {
-    if (now - began > 1000 * seconds) { watcher.disconnect(); slider.dispatchEvent(new Event('change')); done(moments); return; }
+    if (now - began > 1000 * seconds) { watcher.disconnect(); done(moments); return; }
     slider.value = middle + reach * Math.sin(2 * Math.PI * (now - began) / 2000);
     slider.dispatchEvent(new Event('input', {bubbles: true}));
     requestAnimationFrame(move);

@@ -122,8 +122,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         place = socket.create_server((host, port), family=family, backlog=256)
-        # Connections inherit it. asyncio sets it only on sockets that say their protocol, which accepted ones do not; without it
-        # the second part of an answer waits 40 ms for the client's delayed acknowledgement of the first.
+        # Connections inherit it. asyncio sets it only on sockets that say their protocol, which accepted ones do not.
+        # Without it the second part of an answer waits 40 ms for the client's delayed acknowledgement of the first.
         place.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return place
     except OSError as error:

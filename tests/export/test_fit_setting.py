@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,28 @@ def test_refusals(tmp_path: Path, kind: int | None, options: list[str], words: s
     result = fit(bundle, *options, *QUICK)
     assert (result.exit_code, words in result.output) == (1, True), result.output
     assert fitted(bundle) is None
+
+
+def test_saved_settings_are_taken_by_a_bundle_of_the_same_checkpoint_alone(tmp_path: Path) -> None:
+    bundle, other, file = tmp_path / "a.bundle", tmp_path / "b.bundle", tmp_path / "settings.json"
+    for path in (bundle, other):
+        toy.build_bundle(path)
+    done = fit(bundle, "--calls", 2, "--save", file)
+    assert done.exit_code == 0, done.output
+    done = fit(other, "--take", file)
+    assert "Wrote 1 fitted settings" in done.output
+    assert fitted(other) == fitted(bundle)
+    saved = json.loads(file.read_bytes())
+    for change, words in (
+        ({"checkpoint": "f" * 64}, r"settings of the checkpoint f{12}…, expected those of this bundle's"),
+        ({"settings": None}, r"without checkpoint, record, settings, expected --save's file"),
+        ({"settings": [{"steps": 2}]}, r"fitted.settings\[0\]"),
+    ):
+        file.write_text(json.dumps(saved | change))
+        refused = fit(other, "--take", file)
+        assert refused.exit_code == 1
+        assert re.search(words, refused.output.replace("\n", " ")), refused.output
+        assert fitted(other) == fitted(bundle)
 
 
 def test_help_is_the_checked_in_text() -> None:
