@@ -255,15 +255,15 @@ class TestCommand:
         with lone(edited()) as sampler, pytest.raises(ArgumentError, match=said):
             create_app(sampler, Options(Limits(**{"max_steps": 50, **limits})))
 
-    def test_a_port_that_is_taken_and_a_token_that_is_not_there(self, tmp_path: Path) -> None:
-        with cli.listen("127.0.0.1", 0) as place, pytest.raises(ArgumentError, match="choose another --port"):
-            cli.listen("127.0.0.1", place.getsockname()[1])
-
     def test_answers_do_not_wait_for_acknowledgements(self) -> None:
         with cli.listen("127.0.0.1", 0) as place, socket.create_connection(place.getsockname()):
             accepted, _ = place.accept()
             with accepted:
                 assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+
+    def test_a_port_that_is_taken_and_a_token_that_is_not_there(self, tmp_path: Path) -> None:
+        with cli.listen("127.0.0.1", 0) as place, pytest.raises(ArgumentError, match="choose another --port"):
+            cli.listen("127.0.0.1", place.getsockname()[1])
         with pytest.raises(ArgumentError, match="openssl rand -hex 32"):
             cli.read_token(str(tmp_path / "none"))
 
