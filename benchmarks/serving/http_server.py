@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import children
 from benchmarks.machine import BenchmarkError
 from engine.triton.statistics import STAGES, Counters
 
@@ -30,23 +31,26 @@ class HttpServer:
         ]  # fmt: skip
 
     def __enter__(self) -> HttpServer:
-        self._process = subprocess.Popen(self._command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        self._child = children.Child(self._command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        self._process = self._child.process
         assert self._process.stdout is not None
         found = next((line for line in self._process.stdout if line.startswith("open ")), "")
         if not found:
             said = " ".join(self._command)
+            self._child.end()
             raise BenchmarkError(f"{said}: found no address in what it printed, expected one; run it by hand")
         self.address = found.split()[1].removesuffix("/docs")
         end = time.monotonic() + START_SECONDS
         while self._get("/readyz")[0] != 200:
             if time.monotonic() > end:
+                self._child.end()
                 raise BenchmarkError(f"{self.address}: found it not ready after {START_SECONDS:g} s, expected it to be")
             time.sleep(0.05)
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._process.send_signal(signal.SIGTERM)
-        self._process.wait(30)
+        self._child.end(30)
         if self._process.stdout is not None:
             self._process.stdout.close()
 

@@ -85,13 +85,14 @@ def test_int8_lies_in_pairs_of_blocks() -> None:
 
 
 def test_a_doubled_convolution_is_four_small_ones() -> None:
-    x, weight = torch.randn(1, 5, 4, 6), torch.randn(7, 5, 3, 3)
+    seeded = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(1, 5, 4, 6, generator=seeded), torch.randn(7, 5, 3, 3, generator=seeded)
     wanted = F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, padding=1)
     for phase, folded in enumerate(pack.fold_doubling(weight.numpy())):
         py, px = divmod(phase, 2)
         padded = F.pad(x, (1 - px, px, 1 - py, py))
         found = F.conv2d(padded, torch.from_numpy(folded).reshape(7, 5, 2, 2))
-        assert (found - wanted[:, :, py::2, px::2]).abs().max() <= 1e-5
+        assert (found - wanted[:, :, py::2, px::2]).abs().max() <= 2e-5  # sums of 45 products of unit normals
 
 
 def test_rows_of_a_matrix_lie_by_sixteen_outputs() -> None:

@@ -211,6 +211,6 @@ def test_bars_are_for_people(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     arguments = ["sample", bundle(), "--out", tmp_path / "a.png", *HERE]
     succeed(*arguments)
     assert seen == []
-    monkeypatch.setattr("engine.cli.main.shows_progress", lambda: True)
+    monkeypatch.setattr("engine.cli.options.shows_progress", lambda: True)
     succeed(*arguments)
     assert seen == [True]

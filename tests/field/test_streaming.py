@@ -36,17 +36,17 @@ def words_to_go_on(stderr: str) -> list[str]:
     return [found[1], *shlex.split(found[2])]
 
 
-def interrupt_after(pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def interrupt_after(pieces: int, monkeypatch: pytest.MonkeyPatch, verb: str = "sample") -> None:
     """Ctrl-C in the piece after so many."""
-    sample, calls = Sampler.sample, []
+    make, calls = getattr(Sampler, verb), []
 
     def counted(self: Sampler, *arguments: Any, **options: Any) -> Any:
         calls.append(options["seed"])
         if len(calls) == pieces + 1:
             raise KeyboardInterrupt
-        return sample(self, *arguments, **options)
+        return make(self, *arguments, **options)
 
-    monkeypatch.setattr(Sampler, "sample", counted)
+    monkeypatch.setattr(Sampler, verb, counted)
 
 
 @pytest.mark.parametrize("seed", [f"{2**64 - 3}", "5,3,9,0,1,2,77,6,4,8,7"])
@@ -96,7 +96,7 @@ def test_a_stopped_folder_goes_on_twice(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_walk_in_pieces_is_the_same_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words: list[Any] = ["interpolate", bundle(), "3", "8", "--mode", "slerp", "--with-start", *MANY]
     with monkeypatch.context() as patch:
-        interrupt_after(2, patch)
+        interrupt_after(2, patch, "interpolate")
         stopped = run(*words, "--out", tmp_path / "pieces")
     assert (stopped.exit_code, stopped.stderr.splitlines()[-1][:12]) == (130, "Interrupted;"), stopped.output
     monkeypatch.setattr(stream, "AT_ONCE", 1)
