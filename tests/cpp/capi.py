@@ -149,7 +149,7 @@ class SampleOptions(ctypes.Structure):
         *listed("noise_scales"), ("eps_scale", DOUBLE), *listed("eps_scales"), ("guidance", DOUBLE), ("variance", TEXT),
         ("clip", INT), ("prior", TEXT), ("inputs", ctypes.POINTER(Array)), ("inputs_count", LONG), ("callback", CALLBACK),
         ("user", POINTER), ("budget_ms", DOUBLE), ("at_most", INT), ("anytime", INT),
-        ("user", POINTER), ("edits", ctypes.POINTER(Edit)), ("edits_count", LONG),
+        ("edits", ctypes.POINTER(Edit)), ("edits_count", LONG),
     ]  # fmt: skip
 
 

@@ -7,9 +7,8 @@
 void write_strip(std::ostream& out, const uint8_t* images, const diffusevae::Batch& batch) {
     const int64_t row = batch.width * batch.channels;
     for (int64_t y = 0; y < batch.height; ++y) {
-        for (int64_t i = 0; i < batch.n; ++i) {
+        for (int64_t i = 0; i < batch.n; ++i)
             out.write(reinterpret_cast<const char*>(images + (i * batch.height + y) * row), row);
-        }
     }
 }
 
