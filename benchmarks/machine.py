@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -84,11 +83,6 @@ def describe(facts: dict[str, Any]) -> str:
     if (facts["load_average"] or 0.0) > BUSY:
         lines.append(f"WARNING: load average {facts['load_average']}: something else is running, and times will suffer")
     return "\n".join(lines)
-
-
-def now() -> str:
-    """The time in UTC, ISO 8601 to the second."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

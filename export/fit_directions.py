@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from engine.errors import ArgumentError
 from engine.places import check_file
 from export import directions
 from export.attributes import chosen, contrasts, read_table
+from export.dates import now
 from export.posterior import encode, encoder_shape, posterior_of
 
 
@@ -46,7 +46,7 @@ def fitted(
     wanted = contrasts(chosen(table, names), directions.LEAST)
     mean, log_variance = encode(sampler, posterior, pixels, "encode")
     record: dict[str, Any] = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": now(),
         "engine": __version__,
         "images": [len(pixels), hashlib.sha256(pixels.tobytes()).hexdigest()],
         "orthogonal": orthogonal,

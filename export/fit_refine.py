@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,8 +31,9 @@ from engine.cli.terminal import Program, shows_progress
 from engine.damage import Estimate
 from engine.errors import ArgumentError
 from engine.result import U8
+from export.dates import now
 from export.fitting.damages import FITTED
-from export.training_images import read_images
+from export.training_images import read_images, thinned
 
 LEAST = 8  # images, below which a best start is chance
 SEED = 3_000_000  # of the damages and chains, away from those of the benchmarks
@@ -66,11 +66,6 @@ def starts_of(sampler: Sampler, thousandths: Sequence[int]) -> list[int]:
     """The timesteps to try: all that leave the recorded number of steps room."""
     T, steps = sampler.bundle.manifest.schedule.T, sampler.bundle.manifest.defaults.steps
     return sorted({min(max(T * share // 1000, steps - 1), T - 1) for share in thousandths})
-
-
-def thinned(images: U8, most: int) -> U8:
-    """At most so many, evenly from the whole."""
-    return images[np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(np.int64)]
 
 
 def measure(sampler: Sampler, training: U8, number: int, known: Mapping[str, Mapping[str, float]]) -> Iterator[Fit]:
@@ -147,7 +142,7 @@ def main(
         return
     rows = [{**fit.estimate._asdict(), "t_start": fit.best} for fit in found]
     record = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": now(),
         **about,
         "psnr": {fit.title: {str(start): value for start, value in fit.psnr.items()} for fit in found},
     }

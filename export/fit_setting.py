@@ -10,7 +10,6 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ if __name__ == "__main__":
         raise SystemExit(f"Error: found no {', '.join(missing)}, expected them; install with: {install_extra('export')}")
 
 import click
-import numpy as np
 
 from engine import Sampler, __version__
 from engine.bundle.fitted import as_defaults, step_digest
@@ -36,12 +34,13 @@ from engine.cli.terminal import Program, shows_progress
 from engine.errors import ArgumentError
 from engine.places import check_file
 from engine.result import U8
+from export.dates import now
 from export.fitting.features import DEFAULT, NETWORKS, check_network, open_features, title_of
 from export.fitting.fit import CALLS, FIRST_SEED, UNSEEN, Fit, Fitting
 from export.fitting.objective import Objective, Reference
 from export.fitting.saved import checkpoint_of, load_settings, save_settings
 from export.fitting.search import Record
-from export.training_images import read_images
+from export.training_images import read_images, thinned
 
 MAX_IMAGES = 3000
 
@@ -132,7 +131,7 @@ def main(
             about |= {"objective": "the teacher's end", "seeds": [FIRST_SEED, fitting.teacher_seeds]}
             found = list(fitting.imitate(counts, unseen))
         else:
-            training = thinned(read_images(images, sampler.bundle.manifest.pipeline.image_shape))
+            training = few(read_images(images, sampler.bundle.manifest.pipeline.image_shape))
             features = open_features(network, sampler.bundle.manifest.pipeline.image_shape, sampler.threads)
             about |= {
                 "objective": f"FD ({title_of(network)})",
@@ -169,12 +168,11 @@ def write(bundle: Path, settings: list[dict[str, Any]], made: dict[str, Any], dr
     )
 
 
-def thinned(images: U8) -> U8:
-    """At most MAX_IMAGES, evenly from the whole: more cost minutes and hardly move the reference."""
-    if len(images) <= MAX_IMAGES:
-        return images
-    click.echo(f"Using {MAX_IMAGES} of {len(images)} images, evenly from the whole")
-    return images[np.linspace(0, len(images) - 1, MAX_IMAGES).round().astype(np.int64)]
+def few(images: U8) -> U8:
+    """At most MAX_IMAGES: more cost minutes and hardly move the reference."""
+    if len(images) > MAX_IMAGES:
+        click.echo(f"Using {MAX_IMAGES} of {len(images)} images, evenly from the whole")
+    return thinned(images, MAX_IMAGES)
 
 
 def ordered(found: list[Fit]) -> list[Fit]:
@@ -192,11 +190,6 @@ def identity(sampler: Sampler, fitting: Fitting) -> dict[str, Any]:
         "start": "image" if fitting.image else "noise",
         "inputs": {name: hashlib.sha256(repr(value).encode()).hexdigest() for name, value in fitting.inputs.items()},
     }
-
-
-def now() -> str:
-    """The date and time in UTC, to the second."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def table(found: list[Fit]) -> Iterator[str]:

@@ -32,6 +32,11 @@ def read_images(path: Path, shape: tuple[int, int, int]) -> U8:
     return np.asarray(images)
 
 
+def thinned(images: U8, most: int) -> U8:
+    """At most so many, evenly from the whole."""
+    return images[np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(np.int64)]
+
+
 def read_npz(path: Path, names: Sequence[str], expected: str = "an .npz file") -> dict[str, npt.NDArray[Any]]:
     """Those of these arrays that the file holds; ArgumentError where it is none."""
     try:

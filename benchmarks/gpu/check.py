@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks import children
 from benchmarks.gpu import golden
 from benchmarks.gpu.torch_chain import TorchChain
-from benchmarks.machine import BenchmarkError, machine_facts, now, write_json
+from benchmarks.machine import BenchmarkError, machine_facts, write_json
 from engine import Sampler
 from engine.backends import available
 from engine.bundle.reader import Bundle
@@ -33,6 +33,7 @@ from engine.cli.terminal import Program
 from engine.device.context import Device, open_device
 from engine.errors import BackendError
 from engine.places import check_file
+from export.dates import now
 
 ROOT = Path(__file__).resolve().parents[2]
 # What half precision may cost: images in [-1, 1], against float32. Clipping makes single pixels chaotic: the mean counts.

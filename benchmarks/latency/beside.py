@@ -25,13 +25,14 @@ from benchmarks.latency import bundles, duel
 from benchmarks.latency.field import CONTESTANTS, Contestant, Task, skip_reason
 from benchmarks.latency.report import percentiles
 from benchmarks.latency.targets import BF16, ONE
-from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json
+from benchmarks.machine import BenchmarkError, describe, machine_facts, write_json
 from engine.backends import available
 from engine.bundle.reader import Bundle
 from engine.cli.terminal import Program
 from engine.places import check_file
 from engine.processor import this_processor
 from engine.threads import resolve_threads
+from export.dates import now
 
 LOADS = (0, 1, 2)  # busy processes
 BUSY = "while True: pass"

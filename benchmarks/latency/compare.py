@@ -27,10 +27,11 @@ import numpy as np
 from benchmarks import children
 from benchmarks.latency.process import PipedProcess
 from benchmarks.latency.report import percentiles
-from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json
+from benchmarks.machine import BenchmarkError, describe, machine_facts, write_json
 from engine.cli.terminal import Program
 from engine.places import check_file
 from engine.threads import resolve_threads
+from export.dates import now
 
 SIDE = Path(__file__).with_name("side.py")
 SIDES = ("base", "new")

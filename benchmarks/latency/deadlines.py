@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks import children
 from benchmarks.latency.beside import BUSY
 from benchmarks.latency.report import percentiles
-from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json
+from benchmarks.machine import BenchmarkError, describe, machine_facts, write_json
 from benchmarks.quality.faces import load_faces
 from benchmarks.quality.judge import FIRST, METRIC, extract, open_extractor
 from engine import Sampler
@@ -35,6 +35,7 @@ from engine.cli.terminal import Program
 from engine.commands import command
 from engine.places import check_file
 from engine.result import U8
+from export.dates import now
 from export.fitting.features import Features
 from export.fitting.frechet import Moments, frechet_distance, moments
 from export.fitting.objective import CHUNK

@@ -20,7 +20,7 @@ import click
 
 from benchmarks.latency import bundles, duel, plots, report, roofline, targets, work
 from benchmarks.latency.field import BY_NAME, CONTESTANTS, Contestant, Task, skip_reason
-from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json, write_text
+from benchmarks.machine import BenchmarkError, describe, machine_facts, write_json, write_text
 from engine.backends import available
 from engine.backends.native.isa import instruction_set, runs_here
 from engine.bundle.reader import Bundle
@@ -28,6 +28,7 @@ from engine.cli.terminal import Program
 from engine.places import check_file
 from engine.processor import this_processor
 from engine.threads import resolve_threads
+from export.dates import now
 
 WARMUP = "one whole run after loading and one for the comparison, then one step at the start of each turn"
 

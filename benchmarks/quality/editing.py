@@ -26,12 +26,13 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks import figures
-from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json
+from benchmarks.machine import BenchmarkError, describe, machine_facts, write_json
 from engine import Sampler
 from engine.cli.terminal import Program
 from engine.imaging import grid, png_bytes
 from engine.places import check_file
 from export.attributes import WITHOUT, Attribute, read_table
+from export.dates import now
 
 U8 = npt.NDArray[np.uint8]
 Codes = npt.NDArray[np.int64]

@@ -21,7 +21,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json
+from benchmarks.machine import BenchmarkError, describe, machine_facts, write_json
 from benchmarks.quality import faces, judge, plots, study
 from engine import Sampler
 from engine.backends import available
@@ -30,6 +30,7 @@ from engine.bundle.reader import Bundle
 from engine.cli.terminal import Program
 from engine.places import check_file
 from engine.processor import this_processor
+from export.dates import now
 from export.fitting.features import Features
 from export.fitting.frechet import Moments, frechet_distance, moments
 

@@ -22,13 +22,14 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks import figures
-from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json, write_text
+from benchmarks.machine import BenchmarkError, describe, machine_facts, write_json, write_text
 from benchmarks.quality import faces, judge, study
 from engine import Sampler
 from engine.bundle.starts import Starts
 from engine.cli.terminal import Program
 from engine.commands import command, install_extra
 from engine.places import check_file
+from export.dates import now
 from export.fit_refine import STARTS, psnr, starts_of
 from export.fitting.damages import MEASURED, Damage
 from export.fitting.features import Features

@@ -17,12 +17,13 @@ from typing import Any
 
 import click
 
-from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json
+from benchmarks.machine import BenchmarkError, describe, machine_facts, write_json
 from benchmarks.quality import cases, faces, judge, plots, study
 from benchmarks.quality.cases import Case
 from engine import Sampler
 from engine.cli.terminal import Program
 from engine.places import check_file
+from export.dates import now
 from export.fitting import features, neighbours, objective
 
 PICTURED = 12  # seeds in the picture

@@ -23,10 +23,11 @@ import click
 import numpy as np
 
 from benchmarks import children
-from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json
+from benchmarks.machine import BenchmarkError, describe, machine_facts, write_json
 from engine import Sampler
 from engine.cli.terminal import Program
 from engine.places import check_file
+from export.dates import now
 
 ROOT = Path(__file__).resolve().parents[2]
 BACKEND = "native"

@@ -1,4 +1,4 @@
-"""`diffusevae serve` as a process of its own, for the load test: its address, its metrics, and its end."""
+"""`diffusevae serve` or `studio` as a process of its own: its address, its metrics, and its end."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,14 @@ METRIC = re.compile(r"^(diffusevae_\w+?)(?:\{.*\})? (\S+)$", re.MULTILINE)
 
 
 class HttpServer:
-    """A server on a free port of the loopback interface, ready when the block is entered."""
+    """A server on a free port of the loopback interface, ready when the block is entered.
 
-    def __init__(self, bundle: Path, backend: str, precision: str, max_batch: int, threads: int | None) -> None:
-        self._command = [
-            sys.executable, "-m", "engine", "serve", str(bundle), "--port", "0", "--backend", backend,
-            "--precision", precision, "--max-batch", str(max_batch), "--max-queue", "1024",
-            *([] if threads is None else ["--threads", str(threads)]),
-        ]  # fmt: skip
+    verb: serve or studio; options: its others, as on the command line.
+    """
+
+    def __init__(self, verb: str, bundle: Path, threads: int | None, options: Sequence[str] = ()) -> None:
+        given = options if threads is None else [*options, "--threads", str(threads)]
+        self._command = [sys.executable, "-m", "engine", verb, str(bundle), "--port", "0", *given]
 
     def __enter__(self) -> HttpServer:
         self._child = children.Child(self._command, cwd=ROOT, stdout=subprocess.PIPE, text=True)

@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 
-from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json
+from benchmarks.machine import BenchmarkError, describe, machine_facts, write_json
 from benchmarks.serving import load, report
 from benchmarks.serving.http_server import HttpServer
 from engine import Sampler
@@ -31,6 +31,7 @@ from engine.triton.local_server import LocalServer
 from engine.triton.repository import write_repository
 from engine.triton.serving import Serving, Settled
 from engine.triton.statistics import Counters, counters
+from export.dates import now
 
 SEEDS = range(64)
 WARM_SECONDS = 0.5
@@ -161,8 +162,11 @@ def measure(
         with local as server, ExitStack() as stack:
             own = {}
             for way in (way for way in ways if way.http):
-                most = way.settled.max_batch
-                each = HttpServer(bundle.resolve(), way.settled.backend, way.precision, most, chosen.threads)
+                options = [
+                    "--backend", way.settled.backend, "--precision", way.precision,
+                    "--max-batch", str(way.settled.max_batch), "--max-queue", "1024",
+                ]  # fmt: skip
+                each = HttpServer("serve", bundle.resolve(), chosen.threads, options)
                 own[way.name] = stack.enter_context(each)
             servers = Servers(server, own)
             targets = targets_of(bundle, ways, servers, schedule.steps)

@@ -9,10 +9,7 @@ counts when the page has drawn it. Goal: 30 a second. The browser takes its shar
 from __future__ import annotations
 
 import shutil
-import socket
 import sys
-import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +19,15 @@ if not __package__:
 import click
 import numpy as np
 
-from benchmarks import children
 from benchmarks.latency.report import percentiles
-from benchmarks.machine import BenchmarkError, describe, machine_facts, now, write_json
+from benchmarks.machine import BenchmarkError, describe, machine_facts, write_json
+from benchmarks.serving.http_server import HttpServer
 from engine.bundle.reader import Bundle
 from engine.cli.terminal import Program
 from engine.places import check_file
+from export.dates import now
 
 GOAL = 30.0  # pictures a second
-PATIENCE = 120.0  # seconds for the server's warm-up
 # Moves a slider to and fro with every frame of the page; the moments at which #focus was drawn, in milliseconds. The events
 # are made in the page: moving the mouse from outside costs a processor of its own.
 DRAG = """(slider, seconds) => new Promise(done => {
@@ -48,38 +45,11 @@ DRAG = """(slider, seconds) => new Promise(done => {
 })"""
 
 
-def free_port() -> int:
-    """A port that nothing listens on now."""
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        return int(place.getsockname()[1])
-
-
-def wait_until_ready(url: str, server: children.Child) -> None:
-    """BenchmarkError where the server ends or does not get ready."""
-    ends, last = time.monotonic() + PATIENCE, "not asked yet"
-    while time.monotonic() < ends:
-        try:
-            with urllib.request.urlopen(f"{url}/readyz", timeout=5) as answer:
-                if answer.status == 200:
-                    return
-        except OSError as error:
-            last = str(error)
-        if (code := server.process.poll()) is not None:
-            raise BenchmarkError(f"{url}: found a server that ended with {code}, expected one; its words are above")
-        time.sleep(0.2)
-    raise BenchmarkError(f"{url}: found none ready within {PATIENCE:g} s ({last}), expected a server; its words are above")
-
-
 def measure(bundle: Path, browser: Any, seconds: float, threads: int | None) -> dict[str, Any]:
     """Serve, browse, drag; `browser` is playwright's."""
-    port = free_port()
-    command = [sys.executable, "-m", "engine", "studio", str(bundle), "--port", str(port)]
-    command += [] if threads is None else ["--threads", str(threads)]
-    with children.Child(command) as server:
-        wait_until_ready(f"http://127.0.0.1:{port}", server)
+    with HttpServer("studio", bundle.resolve(), threads) as server:
         page = browser.new_page(viewport={"width": 1240, "height": 1010})
-        page.goto(f"http://127.0.0.1:{port}/")
+        page.goto(server.address)
         page.locator("#wall-A[data-drawn]").wait_for()
         slider = page.locator("input[id^=direction-]:visible, input[id^=axis-]:visible").first
         slider.evaluate(DRAG, 1.0)  # the first pictures of a page are slower

@@ -20,9 +20,8 @@ from safetensors import SafetensorError, deserialize
 from engine.argument_checks import Numbers, check_numbers
 from engine.bundle.fields import Fields, is_text, refuse, shorten
 from engine.bundle.files import MAX_GRAPH_BYTES, FileSpec
-from engine.bundle.inputs import InputSpec
+from engine.bundle.inputs import InputSpec, read_of_drawn
 from engine.bundle.limits import MAX_DIRECTIONS, MAX_STRENGTH
-from engine.bundle.schema import read
 from engine.commands import command
 from engine.errors import ArgumentError, BundleError, did_you_mean
 from engine.solver.noise import F32
@@ -79,12 +78,7 @@ def parse_names(fields: Fields, key: str) -> tuple[str, ...]:
 
 def parse_directions(top: Fields, inputs: tuple[InputSpec, ...]) -> DirectionsSpec | None:
     """The field `directions`, which may be null."""
-    if top.take("directions", "an object or null") is None:
-        return None
-    drawn = [spec.name for spec in inputs if spec.draw is not None]
-    if not drawn:
-        top.refuse("directions", "null, since no input is drawn")
-    return read(DirectionsSpec, top.object("directions"), drawn=drawn)
+    return read_of_drawn(DirectionsSpec, top, "directions", inputs)
 
 
 def check_directions(manifest: Manifest, where: str) -> None:

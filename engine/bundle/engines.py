@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from engine.bundle.fields import REBUILD, Fields, is_text, shorten
 from engine.bundle.files import MAX_GRAPH_BYTES, FileSpec
 from engine.bundle.graphs import PRECISIONS, SAMPLER, GraphSpec, graph_of
-from engine.bundle.inputs import InputSpec
+from engine.bundle.inputs import InputSpec, read_of_drawn
 from engine.bundle.schema import read, take
 from engine.bundle.training import Source
 from engine.errors import BundleError
@@ -96,12 +96,7 @@ def parse_versions(fields: Fields, key: str) -> dict[str, str]:
 
 def parse_prior(top: Fields, inputs: tuple[InputSpec, ...]) -> PriorSpec | None:
     """The field `prior`: null, or the entry of a fitted density of the input that is drawn."""
-    if top.take("prior", "an object or null") is None:
-        return None
-    drawn = [spec.name for spec in inputs if spec.draw is not None]
-    if not drawn:
-        top.refuse("prior", "null, since no input is drawn")
-    return read(PriorSpec, top.object("prior"), drawn=drawn)
+    return read_of_drawn(PriorSpec, top, "prior", inputs)
 
 
 def check_engine_sources(

@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.bundle.fields import Fields
 from engine.bundle.limits import MAX_INPUTS
-from engine.bundle.schema import take
+from engine.bundle.schema import Spec, read, take
 from engine.bundle.tensors import BATCH, ByValue, Null, TensorSpec, parse_null
 
 # Names with a meaning of their own in a pipeline, a request or a result.
@@ -33,6 +33,16 @@ class InputSpec(ByValue, TensorSpec):
     dtype: Annotated[str, Fields.choice, INPUT_DTYPES]
     draw: Annotated[str, Fields.choice, ("normal",)] | None
     null: Null | None
+
+
+def read_of_drawn(spec: type[Spec], top: Fields, key: str, inputs: tuple[InputSpec, ...]) -> Spec | None:
+    """A field that may be null: the entry of what was fitted to the input that is drawn."""
+    if top.take(key, "an object or null") is None:
+        return None
+    drawn = [entry.name for entry in inputs if entry.draw is not None]
+    if not drawn:
+        top.refuse(key, "null, since no input is drawn")
+    return read(spec, top.object(key), drawn=drawn)
 
 
 def parse_inputs(top: Fields) -> tuple[InputSpec, ...]:

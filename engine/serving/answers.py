@@ -49,9 +49,9 @@ class Answer(ABC):
     def send(self) -> None:
         """Send the response, or the error."""
 
+    @abstractmethod
     def after_step(self, done: StepInfo, images: Mapping[int, U8]) -> None:
         """A step of its run was made, with these images of its samples, uint8 [H, W, C] each; where it shows steps."""
-        raise NotImplementedError
 
     def fail(self, error: EngineError) -> None:
         """Keep the first error: what follows from it would only confuse."""
