@@ -35,6 +35,8 @@ class Worker:
         self._changed = threading.Condition()
         self._closing = False
         self._request_s = 0.01
+        # Sizes of batch whose times budgets have yet to learn: half a minute in all, in which clients may ask already.
+        self._unmeasured = deque(range(1, max_batch + 1) if sampler.bundle.manifest.fitted is not None else ())
         self.ready = False
         self.failed: EngineError | None = None
         self._thread = threading.Thread(target=self._work, name="diffusevae-worker", daemon=True)
@@ -83,11 +85,13 @@ class Worker:
     def _work(self) -> None:
         try:
             warm_up(self.sampler, self.max_batch, LOG.info)
-            if self.sampler.bundle.manifest.fitted is not None:
-                measure(self.sampler, self.max_batch, LOG.info)
             self.ready = True
-            while taken := self._take():
-                self._run(taken)
+            while (taken := self._take()) is not None:
+                if taken:
+                    self._run(taken)
+                else:
+                    n = self._unmeasured.popleft()
+                    measure(self.sampler, range(n, n + 1), LOG.info)
         except EngineError as error:
             self.failed = error
             LOG.error("%s", error)
@@ -116,11 +120,14 @@ class Worker:
             answer.send_if_complete()  # one whose client left before its run
         self._count(taken, runs)
 
-    def _take(self) -> list[Answer]:
-        """The requests of the next turn, in the order of their arrival, as many as fill a run; none when closing."""
+    def _take(self) -> list[Answer] | None:
+        """The requests of the next turn, in the order of their arrival, as many as fill a run; none while there is time to
+        measure a size of batch; None when closing."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closing)
+            self._changed.wait_for(lambda: self._waiting or self._closing or self._unmeasured)
             if self._closing:
+                return None
+            if not self._waiting:
                 return []
             taken = [self._waiting.popleft()]
             samples = _samples(taken[0])

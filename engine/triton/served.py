@@ -48,7 +48,7 @@ class TritonPythonModel:
             )
             warm_up(self._sampler, options.max_batch, self._server.Logger.log_info)
             if BUDGET[0].name in {entry["name"] for entry in options.config["input"]}:
-                measure(self._sampler, options.max_batch, self._server.Logger.log_info)
+                measure(self._sampler, range(1, options.max_batch + 1), self._server.Logger.log_info)
             self._metrics = Metrics(self._server, options.name, args["model_version"])
         except EngineError as error:
             self.finalize()
