@@ -1,7 +1,7 @@
 """Half variants of graphs, layer by layer in torch, before they are exported.
 
 Convolutions and matrix products have float16 weights and operands. What is sensitive stays in float32: the statistics of
-GroupNorm and the SiLU behind it, softmax, GELU, the time embedding, the layer that writes the output; and so do inputs and
+norms and the SiLU behind them, softmax, GELU, the time embedding, the layer that writes the output; and so do inputs and
 outputs, so that a half graph stands in for the float32 one. The casts are nodes of the graph: runtimes ignore
 `stash_type` of GroupNormalization, and a converter that runs after the export cannot know which layers matter.
 """
@@ -20,10 +20,13 @@ from export.graphs.roles import Role
 from export.models.graphs import TimestepTable
 
 BOUND = 2e-3  # largest relative error of a half graph against float32 torch
-MATRIX_LAYERS = (nn.Conv2d, nn.Linear)
-SENSITIVE = (nn.GroupNorm, nn.GELU)
+MATRIX_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
+SENSITIVE = (nn.GroupNorm, nn.LayerNorm, nn.GELU)
 # The layer that writes a graph's output: what it rounds off is in the image, with nothing behind it to even it out.
-OUTPUT_LAYERS = ("unet.out_conv", "enc.mu", "enc.logvar", "dec.last_conv")
+OUTPUT_LAYERS = (
+    "unet.out_conv", "enc.mu", "enc.logvar", "dec.last_conv",
+    "unet.out.2", "quant_conv", "decoder.conv_out", "projection",  # of latent diffusion
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,8 @@ def _matrix_layers(role: Role) -> Iterator[str]:
 
 def _is_embedding(name: str) -> bool:
     """Whether a layer belongs to the time embedding, which the timestep table runs and the denoiser only carries along."""
-    return name.startswith(("time_mlp.", "z_mlp.", "unet.time_mlp.", "unet.z_mlp.")) or name.endswith(".emb")
+    mlps = ("time_mlp.", "z_mlp.", "unet.time_mlp.", "unet.z_mlp.", "unet.time_embed.")
+    return name.startswith(mlps) or name.endswith((".emb", ".emb_layers.1"))
 
 
 def _check_names(wanted: Mapping[str, Role], options: HalfOptions) -> None:

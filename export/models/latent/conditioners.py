@@ -116,6 +116,14 @@ class TokenEncoder(nn.Module):
         return context
 
 
+class ChannelMapper(nn.Module):
+    """The weights of a 1 x 1 convolution, of which `Rescaler` looks up rows."""
+
+    def __init__(self, cin: int, cout: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(cout, cin, 1, 1))
+
+
 class Rescaler(nn.Module):
     """segmentation int64 [N, H, W] -> cond [N, channels or classes, h, w]: one-hot, halved `stages` times, mapped.
 
@@ -126,9 +134,7 @@ class Rescaler(nn.Module):
     def __init__(self, spec: RescalerConditionerSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.channel_mapper = None
-        if spec.channels is not None:
-            self.channel_mapper = nn.Conv2d(spec.classes, spec.channels, 1, bias=False)
+        self.channel_mapper = None if spec.channels is None else ChannelMapper(spec.classes, spec.channels)
 
     def forward(self, segmentation: torch.Tensor) -> torch.Tensor:
         rows = torch.eye(self.spec.classes) if self.channel_mapper is None else self.channel_mapper.weight[:, :, 0, 0].T

@@ -95,7 +95,8 @@ class Attention(nn.Module):
         self.softmax = nn.Softmax(dim=-1)
 
     def forward(self, x: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        q, k, v = (self._by_head(part) for part in (self.to_q(x), keys, values))
+        q = self._by_head(self.to_q(x))
+        k, v = (self._by_head(part.to(q.dtype)) for part in (keys, values))  # the graph's input beside a query in half
         h = self.softmax(q @ (k * self.scale).transpose(-1, -2)) @ v
         out: torch.Tensor = self.to_out(h.transpose(1, 2).reshape(x.shape))
         return out

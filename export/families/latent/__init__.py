@@ -1,0 +1,1 @@
+"""Latent diffusion: a denoiser of the latents of an autoencoder."""
