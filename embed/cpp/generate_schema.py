@@ -37,7 +37,7 @@ NAMES = {  # numbers, texts, and lists of words
     limits: " ".join(name for name in vars(limits) if name.isupper()), manifest: "FORMAT", files: "MANIFEST_FILE",
     fields: "HEXADECIMAL", tensors: "BATCH", pipeline: "X E VARIANCE ROWS TIMESTEPS IMAGE STEPS",
     graphs: "SAMPLER PRECISIONS", inputs: "RESERVED", table: "METHODS PREDICTIONS", levels: "LEARNED_RANGE VARIANCES",
-    resolve: "SETTINGS", deadline: "QUANTILE WINDOW PROBES", timesteps: "SPACINGS RHO LEAST_RHO MOST_RHO",
+    resolve: "SETTINGS", deadline: "QUANTILE WINDOW PROBES", timesteps: "SPACINGS LEADING RHO LEAST_RHO MOST_RHO",
 }  # fmt: skip
 SPECS = (
     tensors.TensorSpec, inputs.InputSpec, files.FileSpec, graphs.Parity, graphs.GraphSpec, pipeline.StateSpec,

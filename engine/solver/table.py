@@ -36,6 +36,7 @@ from engine.solver.plms import plms
 from engine.solver.prediction import PREDICTIONS
 from engine.solver.schedule import F64, I64, Schedule
 from engine.solver.timesteps import (
+    LEADING,
     LEAST_RHO,
     MOST_RHO,
     RHO,
@@ -131,7 +132,9 @@ def build_step_table(
     steps, spacing: how many timesteps, and which. None is "uniform" (the reference's whole strides), or "linspace"
         with t_start; "quad" is dense near 0 and may merge duplicates; "trailing" ends one stride above 0, so that no
         call is spent on a clean x; "truncated" is the last `steps` of the full chain; "karras" is even in
-        sigma^(1 / rho), rho 1 .. 100, and "logsnr" in lambda, both ending one stride above t = 0.
+        sigma^(1 / rho), rho 1 .. 100, and "logsnr" in lambda, both ending one stride above t = 0. "leading"
+        takes strides of T // steps, and "leading_quad" the squares of "quad", each + 1, so that the last step goes from
+        t = 1 to alpha_bar[0] and not to x0; "leading" often has more rows than `steps`; t_start keeps those up to it.
     timesteps: the timesteps themselves, falling, in place of steps, spacing and rho.
     method, eta, variance: "ddim" with eta 0 (deterministic) .. 1; "ddpm" with variance "fixedlarge", "fixedsmall" or, for a
         network that returns it, "learned_range" (of no effect with the others); "dpmpp_2m" and, with noise, "sde_dpmpp_2m",
@@ -202,6 +205,11 @@ class _Chain(NamedTuple):
             return listed_timesteps(self.timesteps or (), self.schedule.T)
         return kept_timesteps(self.schedule.alpha_bar, self.steps, self.spacing, self.t_start, self.rho)
 
+    @property
+    def end(self) -> float:
+        """The level after the last step: 1, which returns x0, or that of t = 0 where the spacing ends there."""
+        return float(self.schedule.alpha_bar[0]) if self.spacing in LEADING else 1.0
+
     def each_step(self, name: str, steps: int) -> F64 | float:
         """An option that is one number, or one a step."""
         value: Numbers = getattr(self, name)
@@ -219,7 +227,7 @@ def _table(chain: _Chain) -> StepTable:
     levels = Levels(
         timesteps=kept[::-1].copy(),
         alpha_bar=ascending[::-1],
-        previous=np.concatenate([[1.0], ascending[:-1]])[::-1],  # the last step of every chain returns x0
+        previous=np.concatenate([[chain.end], ascending[:-1]])[::-1],
         prediction=chain.prediction,
         centred=chain.centred,
         eta=chain.each_step("eta", len(kept)),

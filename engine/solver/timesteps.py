@@ -70,11 +70,15 @@ def _quad(wanted: Wanted) -> I64:
         if t_start is None:
             raise ArgumentError("steps is 1, which quad spacing would spend at t = 0: use spacing='linspace' or t_start=")
         return np.array([t_start], np.int64)
-    end = wanted.T * 0.8 if t_start is None else float(t_start)
-    kept = (np.linspace(0, np.sqrt(end), wanted.steps) ** 2).astype(np.int64)
+    kept = _squares(wanted.T * 0.8 if t_start is None else float(t_start), wanted.steps)
     if t_start is not None:
         kept[-1] = t_start  # sqrt(t_start)**2 may fall just short of it
     return np.unique(kept)
+
+
+def _squares(end: float, count: int) -> I64:
+    """Squares of evenly spaced numbers from 0 to sqrt(end), rounded down."""
+    return (np.linspace(0, np.sqrt(end), count) ** 2).astype(np.int64)
 
 
 def _linspace(wanted: Wanted) -> I64:
@@ -141,6 +145,54 @@ def _nearest_to(alpha_bar: F64, value: float) -> int:
     return t - 1 if t and _lambda(alpha_bar, t - 1) - value <= value - _lambda(alpha_bar, t) else t
 
 
+def _leading(wanted: Wanted) -> I64:
+    """1, 1 + T // steps, ... up to T: often more than `steps` of them (Lin et al. 2023, arXiv 2305.08891, table 2)."""
+    T, steps = wanted.T, wanted.steps
+    if not _leads(T, steps):
+        below = next((count for count in range(steps - 1, 0, -1) if _leads(T, count)), None)
+        above = next((count for count in range(steps + 1, T + 1) if _leads(T, count)), None)
+        near = " and ".join(str(count) for count in (below, above) if count is not None)
+        raise ArgumentError(
+            f"steps is {steps}, with which leading spacing over T={T} would end at t = {T}, beyond the last timestep; "
+            + (f"nearest to {steps}: {near}; or " if near else "")
+            + "use spacing='linspace', which takes any count"
+        )
+    return _up_to_start(wanted, np.arange(0, T, T // steps, dtype=np.int64) + 1)
+
+
+def _leads(T: int, steps: int) -> bool:
+    """Whether leading spacing has timesteps below T alone."""
+    stride = T // steps
+    return (T - 1) // stride * stride + 1 < T
+
+
+def _leading_quad(wanted: Wanted) -> I64:
+    """Squares of evenly spaced numbers up to 0.8 T, rounded down, + 1. Of duplicates one is kept: DDIM's step from a
+    timestep to itself changes nothing."""
+    if wanted.steps == 1:
+        raise ArgumentError("steps is 1, which leading_quad spacing would spend at t = 1: use spacing='linspace'")
+    kept = np.unique(_squares(wanted.T * 0.8, wanted.steps)) + 1
+    if kept[-1] >= wanted.T:
+        raise ArgumentError(
+            f"leading_quad spacing over T={wanted.T} would end at t = {kept[-1]}, beyond the last timestep: "
+            "use spacing='linspace'"
+        )
+    return _up_to_start(wanted, kept)
+
+
+def _up_to_start(wanted: Wanted, grid: I64) -> I64:
+    """The timesteps of a grid up to t_start, which is one of them."""
+    t_start = wanted.t_start
+    if t_start is None:
+        return grid
+    if t_start not in grid:
+        raise ArgumentError(
+            f"t_start is {t_start}, which is none of the timesteps of this spacing with {wanted.steps} steps: "
+            f"pass t_start={grid[np.abs(grid - t_start).argmin()]}, the nearest, or use spacing='linspace'"
+        )
+    return grid[grid <= t_start]
+
+
 SPACINGS: dict[str, Callable[[Wanted], I64]] = {
     "uniform": _uniform,
     "quad": _quad,
@@ -149,13 +201,19 @@ SPACINGS: dict[str, Callable[[Wanted], I64]] = {
     "truncated": _truncated,
     "karras": _karras,
     "logsnr": _logsnr,
+    "leading": _leading,
+    "leading_quad": _leading_quad,
 }
+# Their timesteps are one above a grid that begins at 0, where their last step ends, at alpha_bar[0]; those of the others
+# end in x0. They are laid over all trained timesteps, and t_start keeps the part of them up to it.
+LEADING = ("leading", "leading_quad")
 
 
 def kept_timesteps(alpha_bar: F64, steps: int, spacing: str, t_start: int | None = None, rho: float = RHO) -> I64:
     """The original timesteps that a chain keeps, ascending, int64; with t_start the last one is t_start.
 
-    Up to `steps` of them: quad spacing merges duplicates at its dense end. Raises ArgumentError saying what can be had.
+    Up to `steps` of them, as quad spacings merge duplicates at their dense end; of leading spacing there may be more.
+    Raises ArgumentError saying what can be had.
     """
     T = len(alpha_bar)
     if spacing not in SPACINGS:
@@ -168,9 +226,10 @@ def kept_timesteps(alpha_bar: F64, steps: int, spacing: str, t_start: int | None
         )
     if t_start is not None and not 0 <= t_start < T:
         raise ArgumentError(f"t_start is {t_start}; expected a timestep in 0 .. {T - 1}, e.g. {round(0.45 * T)}")
-    available = T if t_start is None else t_start + 1
+    laid_to = None if spacing in LEADING else t_start
+    available = T if laid_to is None else laid_to + 1
     if not 1 <= steps <= available:
-        what = f"T = {T}" if t_start is None else f"t_start = {t_start}"
+        what = f"T = {T}" if laid_to is None else f"t_start = {t_start}"
         raise ArgumentError(f"steps is {steps}; expected 1 .. {available}, the timesteps there are with {what}")
     return SPACINGS[spacing](Wanted(alpha_bar, steps, t_start, rho))
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.solver.levels import Levels
 from engine.solver.schedule import Schedule
-from engine.solver.table import METHODS, build_step_table, exact_rows
+from engine.solver.table import StepTable, build_step_table
 from tests import latent_models
 from tests.solver_rows import run_kernels, run_rows
 
@@ -43,10 +42,12 @@ def difference(found: np.ndarray, key: str) -> float:
     return float(np.abs(found - expected).mean() / expected.std())
 
 
-def levels_of(run: str) -> Levels:
-    """The reference's own timesteps and levels, which end at alpha_bar[0] and not at 1."""
-    names = ("timesteps", "alphas", "alphas_prev")
-    return Levels(*(EXPECTED[f"{run}_{name}"][::-1].copy() for name in names), eta=CONFIG["runs"][run]["eta"])
+def table_of(run: str, **changed: object) -> StepTable:
+    """The chain of a run: the reference's own timesteps, which end at alpha_bar[0] and not at 1."""
+    of = CONFIG["runs"][run]
+    spacing = {"uniform": "leading", "quad": "leading_quad"}[of["spacing"]]
+    options = {"steps": of["S"], "spacing": spacing} | changed
+    return build_step_table(SCHEDULE, method=of["sampler"], eta=of["eta"], clip=None, **options)
 
 
 @pytest.mark.parametrize("run", SPACED)
@@ -61,10 +62,10 @@ def test_scaled_linear_is_the_references_schedule(run):
 @pytest.mark.parametrize("run", SPACED)
 def test_ddim_and_plms_chains(network, run, execute):
     of = CONFIG["runs"][run]
-    timesteps, rows = exact_rows(METHODS[of["sampler"]].solver, levels_of(run))
-    assert len(timesteps) == of["calls"]
+    table = table_of(run)
+    assert len(table) == of["calls"]
     noise = EXPECTED[f"{run}_noise"] if of["eta"] else None
-    states = execute(timesteps, rows.astype(np.float32), network, EXPECTED["x_T"], noise=noise)
+    states = execute(table.timesteps, table.rows, network, EXPECTED["x_T"], noise=noise)
     extra = of["calls"] - of["steps"]
     assert difference(states[extra], f"{run}_step1") < TOLERANCE
     assert difference(states[of["steps"] // 2 - 1 + extra], f"{run}_mid") < TOLERANCE
@@ -74,10 +75,9 @@ def test_ddim_and_plms_chains(network, run, execute):
 def test_the_tolerance_sees_another_last_level(network):
     """A chain that ends at alpha_bar = 1 in the last step, as this engine's own tables do, is another one."""
     run = "plms_uniform_10_eta0"
-    at = levels_of(run)
-    at.previous[-1] = 1.0
-    timesteps, rows = exact_rows(METHODS["plms"].solver, at)
-    assert difference(run_rows(timesteps, rows.astype(np.float32), network, EXPECTED["x_T"])[-1], run) > 4 * TOLERANCE
+    listed = EXPECTED[f"{run}_timesteps"][::-1].tolist()
+    table = table_of(run, steps=None, spacing=None, timesteps=listed)
+    assert difference(run_rows(table.timesteps, table.rows, network, EXPECTED["x_T"])[-1], run) > 4 * TOLERANCE
 
 
 @pytest.mark.parametrize("execute", [run_rows, run_kernels])

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 
 from engine.errors import ArgumentError
+from engine.kernels import ROW_FIELDS
 from engine.solver.schedule import Schedule
 from engine.solver.table import StepTable, build_step_table
 from engine.solver.timesteps import SPACINGS, kept_timesteps
+from tests.solver_rows import run_rows
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+LATENT = sorted((GOLDEN.parent / "golden_ldm").glob("*/config.json"))
 FOLDERS = sorted(path.parent.name for path in GOLDEN.glob("*/expected.npz"))
 SCHEDULE = Schedule.from_recipe("linear", 1000, start=1e-4, end=0.02)
 
@@ -38,6 +41,62 @@ def test_timesteps_and_noise_levels_of_the_reference(folder):
         assert of.timesteps[::-1].tolist() == expected[case].tolist()
 
 
+@pytest.mark.parametrize("path", LATENT, ids=lambda path: path.parent.name)
+def test_leading_chains_are_those_of_latent_diffusion(path):
+    of, expected = json.loads(path.read_text()), np.load(path.with_name("expected.npz"))
+    schedule = Schedule.from_recipe("scaled_linear", of["T"], start=of["linear_start"], end=of["linear_end"])
+    chains = {name: run for name, run in of["runs"].items() if run["sampler"] != "ddpm"}
+    assert chains
+    for name, run in chains.items():
+        timesteps = expected[f"{name}_timesteps"].tolist()
+        options = {"spacing": {"uniform": "leading", "quad": "leading_quad"}[run["spacing"]], "method": run["sampler"]}
+        if run.get("last"):  # the reference's way to begin amid a chain
+            options["t_start"] = timesteps[-1]
+        found = build_step_table(schedule, clip=None, steps=run["S"], eta=run["eta"], **options)
+        assert len(found) == run["calls"]
+        steps = [row for row in range(len(found)) if row != 1 or run["sampler"] != "plms"]  # its second call
+        assert found.timesteps[steps][::-1].tolist() == timesteps
+        p_x, k_x0, k_n = (found.rows[steps[::-1], ROW_FIELDS.index(field)] for field in ("p_x", "k_x0", "k_n"))
+        # The reference's levels are float32 numbers in float64 arithmetic.
+        np.testing.assert_allclose(np.float64(p_x) ** -2, expected[f"{name}_alphas"], rtol=0, atol=5e-7)
+        np.testing.assert_allclose(np.float64(k_x0) ** 2, expected[f"{name}_alphas_prev"], rtol=0, atol=5e-7)
+        np.testing.assert_allclose(k_n, expected[f"{name}_sigmas"], rtol=0, atol=1e-6)
+
+
+def test_leading_counts_are_refused_where_the_reference_would_leave_the_schedule():
+    refused = [3, 9, 27, 36, 37, *range(101, 112), *range(251, 334), *range(501, 1001)]
+    for steps in range(1, 1001):
+        grid = range(1, 1001, 1000 // steps)
+        assert (grid[-1] == 1000) == (steps in refused)
+        if steps not in refused:
+            assert kept_timesteps(SCHEDULE.alpha_bar, steps, "leading").tolist() == list(grid)
+            continue
+        with pytest.raises(ArgumentError, match=rf"steps is {steps}, with which leading spacing over") as refusal:
+            kept_timesteps(SCHEDULE.alpha_bar, steps, "leading")
+        nearest = str(refusal.value).split(f"nearest to {steps}: ")[1].split(";")[0]
+        assert not {int(count) for count in nearest.split(" and ")} & set(refused)
+
+
+@pytest.mark.parametrize("method", ["ddim", "ddpm", "dpmpp_2m", "sde_dpmpp_2m", "unipc_2", "ipndm", "plms"])
+def test_every_solver_ends_a_leading_chain_at_the_level_of_0(method):
+    """A network that knows the image: whatever the solver, x is then sqrt(a_0) image + sqrt(1 - a_0) eps, without noise."""
+    a = SCHEDULE.alpha_bar
+    image, eps = np.full((1, 1, 2, 2), 0.25), np.full((1, 1, 2, 2), 2.0)
+    chain = table(8, spacing="leading", method=method, clip=None)
+    start = np.sqrt(a[876]) * image + np.sqrt(1 - a[876]) * eps
+
+    def network(x, t):
+        return (x - np.sqrt(a[t]) * image) / np.sqrt(1 - a[t])
+
+    x = run_rows(chain.timesteps, chain.rows.astype(np.float64), network, start, noise=np.zeros((len(chain), 1)))[-1]
+    assert len(chain) == 8 + (method == "plms")
+    left = (x - np.sqrt(a[0]) * image) / np.sqrt(1 - a[0])  # of the noise that it started with
+    np.testing.assert_allclose(left, left.mean(), rtol=1e-6)
+    if method not in ("ddpm", "sde_dpmpp_2m"):
+        np.testing.assert_allclose(left, eps, rtol=1e-3)
+    assert chain.stochastic == (method in ("ddpm", "sde_dpmpp_2m"))
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -57,6 +116,12 @@ def test_timesteps_and_noise_levels_of_the_reference(folder):
         ({"steps": 1, "spacing": "quad", "t_start": 450}, [450]),
         ({"steps": 3, "spacing": "truncated", "t_start": 2}, [2, 1, 0]),
         ({"steps": 1, "spacing": "truncated"}, [0]),
+        ({"steps": 4, "spacing": "leading"}, [751, 501, 251, 1]),
+        ({"steps": 6, "spacing": "leading"}, [997, 831, 665, 499, 333, 167, 1]),
+        ({"steps": 1, "spacing": "leading"}, [1]),
+        ({"steps": 400, "spacing": "leading", "t_start": 7}, [7, 5, 3, 1]),
+        ({"steps": 3, "spacing": "leading_quad"}, [801, 201, 1]),
+        ({"steps": 5, "spacing": "leading_quad", "t_start": 51}, [51, 1]),
     ],
 )
 def test_kept_timesteps(options, expected):
@@ -172,6 +237,12 @@ REFUSED = [
     ({"steps": 5, "spacing": "truncated", "t_start": 400}, "starts at t = 4, but t_start is 400: pass steps=401"),
     ({"steps": 5, "rho": 3.0}, "rho is 3.0 with spacing='linspace'; only karras takes rho: leave it out or use spacing="),
     ({"steps": 5, "spacing": "karras", "rho": 0.5}, r"rho is 0.5; expected a number in 1 \.\. 100"),
+    ({"steps": 37, "spacing": "leading"}, "end at t = 1000, beyond the last timestep; nearest to 37: 35 and 38; or use"),
+    (
+        {"steps": 4, "spacing": "leading", "t_start": 500},
+        "t_start is 500, which is none of the timesteps of this spacing with 4 steps: pass t_start=501, the nearest, or use",
+    ),
+    ({"steps": 1, "spacing": "leading_quad"}, "leading_quad spacing would spend at t = 1: use spacing='linspace'"),
     ({"steps": 5, "spacing": "quadd"}, "spacing is 'quadd'; expected one of uniform, .* Did you mean 'quad'"),
 ]
 
@@ -214,4 +285,5 @@ def test_uniform_refusals_name_only_counts_that_exist():
                 kept_timesteps(np.ones(T), steps, "uniform")
             nearest = str(refusal.value).split(f"nearest to {steps}: ")[1].split(";")[0]
             assert {int(count) for count in nearest.split(" and ")} <= exists
-    assert list(SPACINGS) == ["uniform", "quad", "linspace", "trailing", "truncated", "karras", "logsnr"]
+    assert list(SPACINGS)[:7] == ["uniform", "quad", "linspace", "trailing", "truncated", "karras", "logsnr"]
+    assert list(SPACINGS)[7:] == ["leading", "leading_quad"]

@@ -167,7 +167,7 @@ DIFFUSEVAE_API void diffusevae_free(diffusevae_sampler* sampler);
 /* A complete few-step setting; the texts are static. Lists are NULL and 0 long where there is none; else they are those of the
  * options, valid while these are, or the bundle's, valid while the sampler is. */
 typedef struct diffusevae_setting {
-    int64_t steps;         /* asked for; spacing "quad" may merge some, method "plms" calls the network once more */
+    int64_t steps;         /* asked for; spacings "quad" may merge some and "leading" have more, method "plms" calls once more */
     const int64_t* timesteps;  /* [timesteps_count], falling, where they were listed */
     int64_t timesteps_count;
     const char* spacing;   /* NULL where the timesteps were listed */
@@ -271,13 +271,13 @@ typedef struct diffusevae_sample_options {
     /* The few-step setting. With nothing given down to t_start the bundle's recorded setting applies as a whole, its scales
      * and guidance included; naming any replaces it by ddim, uniform spacing (linspace with t_start), eta 0, no t_start, scales 1,
      * guidance 0, at the recorded number of steps. */
-    int64_t steps;          /* 1 .. T, or 1 .. t_start + 1 */
+    int64_t steps;          /* 1 .. T, or 1 .. t_start + 1 where a spacing is laid up to t_start */
     const char* setting;    /* "fitted", the bundle's own for this number of steps (`diffusevae fit-setting`), or "plain", as
                              * above; NULL: the fitted one where there is one and nothing but steps is named */
     const int64_t* timesteps;  /* [timesteps_count], or NULL: the timesteps themselves, falling, in place of steps and spacing */
     int64_t timesteps_count;   /* 1 or more with timesteps, else as initialised: 0; so for the lists below */
-    const char* spacing;    /* "uniform" (whole strides only), "quad", "linspace", "trailing", "truncated", "karras" or
-                             * "logsnr" */
+    const char* spacing;    /* "uniform" (whole strides only), "quad", "linspace", "trailing", "truncated", "karras",
+                             * "logsnr", "leading" or "leading_quad" */
     double rho;             /* 1 .. 100, of spacing "karras"; unset: 7 */
     const char* method;     /* "ddim", "ddpm", "dpmpp_2m", "sde_dpmpp_2m", "unipc_2", "ipndm" or "plms" */
     double eta;             /* 0 (deterministic) .. 1, ddim only */

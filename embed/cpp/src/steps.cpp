@@ -77,11 +77,12 @@ std::vector<double> each_step(const std::string& name, const Scale& scale, int64
 Levels levels_of(const Schedule& schedule, const Manifest& manifest, const Setting& setting) {
     const std::vector<int64_t> kept = kept_timesteps(schedule.alpha_bar, setting);
     Levels levels;
+    const double end = is_leading(setting) ? schedule.alpha_bar[0] : 1.0;  // 1 returns x0
     levels.timesteps.assign(kept.rbegin(), kept.rend());
     for (size_t i = 0; i < kept.size(); ++i) {
-        const bool last = i + 1 == kept.size();  // the last step of every chain returns x0
+        const bool last = i + 1 == kept.size();
         levels.alpha_bar.push_back(schedule.alpha_bar[size_t(levels.timesteps[i])]);
-        levels.previous.push_back(last ? 1.0 : schedule.alpha_bar[size_t(levels.timesteps[i + 1])]);
+        levels.previous.push_back(last ? end : schedule.alpha_bar[size_t(levels.timesteps[i + 1])]);
     }
     levels.prediction = manifest.prediction;
     levels.centred = manifest.pipeline.state.centre.has_value();

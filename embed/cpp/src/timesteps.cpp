@@ -75,6 +75,17 @@ Kept uniform(const Choice& choice) {
     return kept;
 }
 
+// Squares of evenly spaced numbers from 0 to sqrt(end), rounded down.
+Kept squares(double end, int64_t count) {
+    const double last = std::sqrt(end), step = last / double(count - 1);
+    Kept found;
+    for (int64_t i = 0; i < count; ++i) {
+        const double root = i == count - 1 ? last : double(i) * step;
+        found.push_back(int64_t(root * root));
+    }
+    return found;
+}
+
 // Squares of evenly spaced numbers, dense near 0; the reference ends at 0.8 T. Duplicates are kept once.
 Kept quad(const Choice& choice) {
     const int64_t steps = choice.steps;
@@ -84,13 +95,7 @@ Kept quad(const Choice& choice) {
             refuse_argument("steps is 1, which quad spacing would spend at t = 0: use spacing 'linspace' or t_start");
         return {*t_start};
     }
-    const double end = std::sqrt(t_start ? double(*t_start) : double(choice.T()) * 0.8);
-    const double step = end / double(steps - 1);
-    Kept kept;
-    for (int64_t i = 0; i < steps; ++i) {
-        const double root = i == steps - 1 ? end : double(i) * step;
-        kept.push_back(int64_t(root * root));
-    }
+    Kept kept = squares(t_start ? double(*t_start) : double(choice.T()) * 0.8, steps);
     if (t_start) kept.back() = *t_start;  // sqrt(t_start)^2 may fall just short of it
     kept.erase(std::unique(kept.begin(), kept.end()), kept.end());
     return kept;
@@ -177,13 +182,68 @@ Kept logsnr(const Choice& choice) {
     return nearest(choice, lambdas);
 }
 
+// The timesteps of a grid up to t_start, which is one of them.
+Kept up_to_start(const Choice& choice, const Kept& grid) {
+    if (!choice.t_start) return grid;
+    const int64_t t_start = *choice.t_start;
+    const auto distance = [t_start](int64_t t) { return t < t_start ? t_start - t : t - t_start; };
+    const auto nearest = std::min_element(grid.begin(), grid.end(),
+                                          [&](int64_t a, int64_t b) { return distance(a) < distance(b); });
+    if (*nearest != t_start)
+        refuse_argument("t_start is " + of(t_start) + ", which is none of the timesteps of this spacing with "
+                        + of(choice.steps) + " steps: pass t_start " + of(*nearest)
+                        + ", the nearest, or use spacing 'linspace'");
+    return Kept(grid.begin(), nearest + 1);
+}
+
+// Whether leading spacing has timesteps below T alone.
+bool leads(int64_t T, int64_t steps) {
+    const int64_t stride = T / steps;
+    return (T - 1) / stride * stride + 1 < T;
+}
+
+// 1, 1 + T // steps, ... up to T: often more than `steps` of them (Lin et al. 2023, arXiv 2305.08891, table 2).
+Kept leading(const Choice& choice) {
+    const int64_t T = choice.T(), steps = choice.steps;
+    if (!leads(T, steps)) {
+        int64_t below = steps - 1, above = steps + 1;
+        while (below > 0 && !leads(T, below)) --below;
+        while (above <= T && !leads(T, above)) ++above;
+        Kept near;
+        if (below > 0) near.push_back(below);
+        if (above <= T) near.push_back(above);
+        refuse_argument("steps is " + of(steps) + ", with which leading spacing over T=" + of(T) + " would end at t = "
+                        + of(T) + ", beyond the last timestep; "
+                        + (near.empty() ? "" : "nearest to " + of(steps) + ": " + joined(near, " and ") + "; or ")
+                        + "use spacing 'linspace', which takes any count");
+    }
+    Kept grid;
+    for (int64_t t = 0; t < T; t += T / steps) grid.push_back(t + 1);
+    return up_to_start(choice, grid);
+}
+
+// Squares of evenly spaced numbers up to 0.8 T, rounded down, + 1. Of duplicates one is kept: DDIM's step from a timestep to
+// itself changes nothing.
+Kept leading_quad(const Choice& choice) {
+    if (choice.steps == 1)
+        refuse_argument("steps is 1, which leading_quad spacing would spend at t = 1: use spacing 'linspace'");
+    Kept grid = squares(double(choice.T()) * 0.8, choice.steps);
+    grid.erase(std::unique(grid.begin(), grid.end()), grid.end());
+    for (int64_t& t : grid) ++t;
+    if (grid.back() >= choice.T())
+        refuse_argument("leading_quad spacing over T=" + of(choice.T()) + " would end at t = " + of(grid.back())
+                        + ", beyond the last timestep: use spacing 'linspace'");
+    return up_to_start(choice, grid);
+}
+
 struct Spacing {
     const char* name;
     Kept (*keep)(const Choice&);
 };
 
 constexpr Spacing kKept[] = {{"uniform", uniform},     {"quad", quad},     {"linspace", linspace}, {"trailing", trailing},
-                             {"truncated", truncated}, {"karras", karras}, {"logsnr", logsnr}};
+                             {"truncated", truncated}, {"karras", karras}, {"logsnr", logsnr},     {"leading", leading},
+                             {"leading_quad", leading_quad}};
 
 Kept spaced(const std::string& spacing, const Choice& choice) {
     for (const Spacing& one : kKept)
@@ -206,6 +266,10 @@ Kept listed(const Setting& setting, int64_t T) {
 }
 
 }  // namespace
+
+bool is_leading(const Setting& setting) {
+    return setting.spacing && std::find(kLeading.begin(), kLeading.end(), setting.spacing) != kLeading.end();
+}
 
 const char* default_spacing(std::optional<int64_t> t_start) { return t_start ? "linspace" : "uniform"; }
 
@@ -235,10 +299,11 @@ Kept kept_timesteps(const std::vector<double>& alpha_bar, const Setting& setting
     if (t_start && !(*t_start >= 0 && *t_start < T))
         refuse_argument("t_start is " + of(*t_start) + "; expected a timestep in 0 .. " + of(T - 1) + ", e.g. "
                         + of(int64_t(std::nearbyint(0.45 * double(T)))));
-    const int64_t available = t_start ? *t_start + 1 : T;
+    const bool whole = !t_start || is_leading(setting);
+    const int64_t available = whole ? T : *t_start + 1;
     if (!(setting.steps >= 1 && setting.steps <= available))
         refuse_argument("steps is " + of(setting.steps) + "; expected 1 .. " + of(available)
-                        + ", the timesteps there are with " + (t_start ? "t_start = " + of(*t_start) : "T = " + of(T)));
+                        + ", the timesteps there are with " + (whole ? "T = " + of(T) : "t_start = " + of(*t_start)));
     return spaced(spacing, Choice{alpha_bar, setting.steps, t_start, setting.rho});
 }
 

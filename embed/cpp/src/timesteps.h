@@ -13,6 +13,9 @@ namespace diffusevae {
 // uniform, as the reference; linspace where a chain starts at t_start.
 const char* default_spacing(std::optional<int64_t> t_start);
 
+// Whether the last step ends at the level of t = 0, and not in x0.
+bool is_leading(const Setting& setting);
+
 // Error (ARGUMENT) for a rho that no spacing takes, and for what contradicts a list of timesteps.
 void check_timesteps(const Setting& setting);
 

@@ -46,7 +46,8 @@ constexpr double kQuantile = 0.995;
 constexpr int64_t kWindow = 512;
 constexpr int64_t kProbes = 5;
 inline const std::vector<std::string> kSpacings = {"uniform", "quad", "linspace", "trailing", "truncated", "karras",
-    "logsnr"};
+    "logsnr", "leading", "leading_quad"};
+inline const std::vector<std::string> kLeading = {"leading", "leading_quad"};
 constexpr double kRho = 7.0;
 constexpr double kLeastRho = 1.0;
 constexpr double kMostRho = 100.0;
