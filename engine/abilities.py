@@ -13,6 +13,7 @@ from engine import checks
 from engine.argument_checks import is_integer
 from engine.bundle.inputs import InputSpec
 from engine.bundle.manifest import Manifest
+from engine.bundle.pipeline import X
 from engine.errors import ArgumentError
 from engine.pipeline import Arrays, Pipeline
 from engine.result import F32
@@ -41,24 +42,56 @@ def need_encoder(manifest: Manifest, what: str) -> None:
         raise lacks(manifest, what, "an encoder (`pipeline.encode`)")
 
 
+def takes_images(manifest: Manifest) -> bool:
+    """Whether images can become the state: it is the image, or `encode` makes it of one."""
+    return manifest.pipeline.image == X or manifest.pipeline.encodes_state
+
+
+def autoencodes(manifest: Manifest) -> bool:
+    """Whether `encode` makes the state of an image and nothing else that a chain takes: what `after` makes of it is then the
+    image again, and a chain between the two would know no image."""
+    made = {value for call in manifest.pipeline.encode for value in call.outputs.values()}
+    return X in made and not made & {spec.name for spec in manifest.inputs}
+
+
+def need_pixel_state(manifest: Manifest, what: str) -> None:
+    """Refuse a bundle whose state is no image."""
+    if manifest.pipeline.image != X:
+        shape = list(manifest.pipeline.state.shape)
+        raise lacks(manifest, what, f"a state that is the image: it decodes one of {shape}")
+
+
 def start_pixels(manifest: Manifest, images: npt.ArrayLike, what: str) -> F32:
-    """Images that the chain can start from."""
+    """Images that the chain can start from, [N, C, H, W] in [0, 1]."""
+    if not takes_images(manifest):
+        shape = list(manifest.pipeline.state.shape)
+        raise lacks(manifest, what, f"a state that is the image, or an encoder to it: it decodes one of {shape}")
+    return checks.images_of(images, picture_shape(manifest))
+
+
+def start_state(pipeline: Pipeline, pixels: F32, encoded: Arrays) -> F32:
+    """The clean state of images, [N, *state]; encoded: what `encode` made of them."""
+    return encoded[X] if pipeline.spec.encodes_state else 2 * pixels - 1
+
+
+def picture_shape(manifest: Manifest) -> tuple[int, int, int]:
+    """[C, H, W] of the images that verbs take: the encoder's, but where the state itself is the image."""
     spec = manifest.pipeline
-    if spec.image != "x":
-        raise lacks(manifest, what, f"a state that is the image: it decodes one of {list(spec.state.shape)}")
-    return checks.images_of(images, spec.state.shape)
+    return spec.image_shape if spec.image == X and not spec.encodes_state else encoder_shape(manifest)
 
 
-def encoder_shape(pipeline: Pipeline) -> tuple[int, int, int]:
-    """[C, H, W] of the images that `encode` takes."""
-    channels, height, width = pipeline.encoder_image.sample
+def encoder_shape(manifest: Manifest) -> tuple[int, int, int]:
+    """[C, H, W] of the images that `encode` takes; without one, of those that the pipeline makes."""
+    if manifest.encoder_image is None:
+        return manifest.pipeline.image_shape
+    channels, height, width = manifest.encoder_image.sample
     return int(channels), int(height), int(width)
 
 
-def encoded_inputs(pipeline: Pipeline, pixels: F32) -> Arrays:
-    """Those values of `encode` that are inputs."""
-    declared = [spec.name for spec in pipeline.manifest.inputs]
-    return {name: value for name, value in pipeline.encode(pixels).items() if name in declared}
+def declared(manifest: Manifest, values: Arrays) -> Arrays:
+    """Those values that are inputs."""
+    names = [spec.name for spec in manifest.inputs]
+    return {name: value for name, value in values.items() if name in names}
 
 
 def refuse_given(options: Mapping[str, Any], encoded: Arrays, what: str) -> None:
@@ -68,12 +101,14 @@ def refuse_given(options: Mapping[str, Any], encoded: Arrays, what: str) -> None
             raise ArgumentError(f"{what} encodes {name} from the images; expected none beside them. Leave {name} out.")
 
 
-def end_of(pipeline: Pipeline, end: Any, name: str, drawn: InputSpec, prior: str | None) -> F32:
-    """One end of an interpolation as one sample of the drawn input: of a seed, or as given."""
+def end_of(pipeline: Pipeline, end: Any, name: str, drawn: InputSpec | None, prior: str | None) -> F32:
+    """One end of an interpolation as one sample of the drawn input, or of x_T without one: of a seed, or as given."""
+    shape = pipeline.spec.state.shape
     if is_integer(end) or isinstance(end, (bool, np.bool_)):
         seeds = noises.resolve_seeds(end, 1)  # refuses a bool
-        return pipeline.draw(seeds, prior)[drawn.name][0]
-    found = checks.input_of(replace(drawn, name=name), end)
+        return noises.initial(seeds, shape)[0] if drawn is None else pipeline.draw(seeds, prior)[drawn.name][0]
+    found = checks.start_noise_of(end, shape, name) if drawn is None else checks.input_of(replace(drawn, name=name), end)
     if len(found) != 1:
-        raise ArgumentError(f"{name} holds {len(found)} samples of {drawn.name}; expected one, or an int seed.")
+        moved = "x_T" if drawn is None else drawn.name
+        raise ArgumentError(f"{name} holds {len(found)} samples of {moved}; expected one, or an int seed.")
     return found[0]

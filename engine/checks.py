@@ -142,12 +142,12 @@ def check_device_shape(name: str, shape: tuple[int, ...], sample: tuple[int | st
         raise ArgumentError(f"{name} has shape {list(shape)}; expected [N, {', '.join(map(str, sample))}], N > 0.")
 
 
-def start_noise_of(x_T: Any, shape: tuple[int, int, int]) -> F32:
+def start_noise_of(x_T: Any, shape: tuple[int, int, int], name: str = "x_T") -> F32:
     """x_T as float32 [N or 1, C, H, W]: the unit Gaussian that the start's coefficients multiply."""
-    array = _finite_array("x_T", x_T)
+    array = _finite_array(name, x_T)
     if array.ndim != 4 or array.shape[1:] != shape or not len(array):
         raise ArgumentError(
-            f"x_T has shape {list(array.shape)}; expected [N, {', '.join(map(str, shape))}], or N = 1 to share it."
+            f"{name} has shape {list(array.shape)}; expected [N, {', '.join(map(str, shape))}], or N = 1 to share it."
         )
     return array
 

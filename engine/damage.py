@@ -9,6 +9,7 @@ import numpy as np
 
 from engine import abilities
 from engine.argument_checks import check_integer
+from engine.bundle.pipeline import X
 from engine.commands import command
 from engine.errors import ArgumentError
 from engine.pipeline import Arrays, Pipeline
@@ -49,7 +50,8 @@ def _residual(pipeline: Pipeline, pixels: F32) -> F32:
     """How far each image is from what `encode` and `before` make of it, [N]."""
     start = pipeline.spec.state.start
     names = [spec.name for spec in pipeline.manifest.inputs]
-    encoded: Arrays = abilities.encoded_inputs(pipeline, pixels) if pipeline.spec.encode else {}
+    encoded: Arrays = pipeline.encode(pixels) if pipeline.spec.encode and pipeline.spec.image == X else {}
+    encoded = abilities.declared(pipeline.manifest, encoded)
     if start is None or start in names or set(encoded) != set(names):
         return np.zeros(len(pixels), np.float32)
     made = np.clip((pipeline.decode(encoded) + 1) / 2, 0, 1)

@@ -23,9 +23,8 @@ from engine.backends.base import Backend, DeviceChain
 from engine.backends.host import HostChain
 from engine.bundle.directions import Directions, read_directions
 from engine.bundle.manifest import Manifest
-from engine.bundle.pipeline import IMAGE
+from engine.bundle.pipeline import IMAGE, X
 from engine.bundle.prior import Prior, read_prior
-from engine.bundle.tensors import TensorSpec
 from engine.cleanup import run_all, undo
 from engine.device.arrays import DeviceBatch
 from engine.request import Request, Watch
@@ -129,20 +128,10 @@ class Pipeline:
             return {drawn.name: self.prior.draw(seeds).reshape(len(seeds), *shape)}
         return {drawn.name: noises.drawn(seeds, shape)}
 
-    @property
-    def encoder_image(self) -> TensorSpec:
-        """The image that `encode` takes; only of a pipeline that has such calls."""
-        return next(
-            tensor
-            for call in self.spec.encode
-            for tensor in self.bundle.spec(call.graph).inputs
-            if call.inputs[tensor.name] == IMAGE
-        )
-
     def encode(self, pixels: F32) -> Arrays:
         """Images [N, C, H, W] in [0, 1] through `encode`: its values by name."""
-        calls = self.spec.encode
-        unsigned = self.encoder_image.range == (0.0, 1.0)
+        calls, taken = self.spec.encode, self.manifest.encoder_image
+        unsigned = taken is not None and taken.range == (0.0, 1.0)
         parts: list[Arrays] = []
         for begin in range(0, len(pixels), self.max_batch):
             image = pixels[begin : begin + self.max_batch]
@@ -151,6 +140,17 @@ class Pipeline:
                 values.update(self._host.call(call, values))
             parts.append(values)
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != IMAGE}
+
+    def autoencode(self, pixels: F32) -> Batch:
+        """Images [N, C, H, W] in [0, 1] through `encode` and `after` alone: a batch of no steps, whose seeds are 0."""
+        timings = Timings()
+        with timings.clock("total_ms"):
+            x = self.encode(pixels)[X]
+            starts = range(0, len(x), self.max_batch)
+            images = np.concatenate([self._host.pixels({}, x[begin : begin + self.max_batch]) for begin in starts])
+            timings.chunks = len(starts)
+        seeds, timesteps = np.zeros(len(x), np.uint64), np.zeros(0, np.int64)
+        return Batch(images, x, {}, seeds=seeds, timesteps=timesteps, setting=Setting(steps=0), timings=timings)
 
     def decode(self, inputs: Mapping[str, npt.NDArray[Any]]) -> F32:
         """The start value that `before` makes of inputs, float32 [N, C, H, W]."""

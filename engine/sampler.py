@@ -205,7 +205,7 @@ class Sampler:
         b: Any,
         n: int = 8,
         *,
-        mode: str = "lerp",
+        mode: str | None = None,
         seed: Seed = None,
         prior: str | None = None,
         part: tuple[int, int] | None = None,
@@ -213,9 +213,12 @@ class Sampler:
     ) -> Batch:
         """n images from a to b: the drawn input z moves, x_T and the steps' noise stay those of one seed.
 
-        a, b  int seeds (z as `sample(seed=a)` draws it) or one sample of z
+        In a bundle without a drawn input x_T moves, and only the steps' noise is shared.
+
+        a, b  int seeds (z or x_T as `sample(seed=a)` draws it) or one sample of z or x_T
         mode  "lerp", z = (1 - u) a + u b for u from 0 to 1; or "slerp", along the arc between them, which keeps
-              the length that Gaussian vectors have (those of N(0, I): a fitted prior has means of its own)
+              the length that Gaussian vectors have (those of N(0, I): a fitted prior has means of its own). None is
+              lerp for z and slerp for x_T, whose length the network knows
         prior what the z of a seed is drawn from, as for `sample`
         seed  of the shared noise; None is a where a is a seed (the first image is then `sample(seed=a)`),
               else drawn
@@ -226,9 +229,11 @@ class Sampler:
             request = verbs.interpolate(self._pipeline, (a, b), n, mode, part, {**options, "seed": seed, "prior": prior})
             return self._run(request, options)
 
-    def path(self, a: Any, b: Any, n: int = 8, *, mode: str = "lerp", seed: Seed = None, prior: str | None = None) -> Arrays:
-        """What `interpolate` samples from, as `sample` takes it: {the drawn input's name: float32 [n, ...], "seed": uint64
-        [n]}. It may be called while this runs in another thread."""
+    def path(
+        self, a: Any, b: Any, n: int = 8, *, mode: str | None = None, seed: Seed = None, prior: str | None = None
+    ) -> Arrays:
+        """What `interpolate` samples from, as `sample` takes it: {the drawn input's name, or "x_T": float32 [n, ...],
+        "seed": uint64 [n]}. It may be called while this runs in another thread."""
         return verbs.path(self._pipeline, (a, b), n, mode, None, seed, prior)[0]
 
     def reconstruct(self, images: npt.ArrayLike, **options: Any) -> Batch:
@@ -237,15 +242,19 @@ class Sampler:
         images  uint8 [N, H, W, C] or [H, W, C], or float [N, C, H, W] in [0, 1]
         The chain starts from sqrt(alpha_bar_t) * image + sqrt(1 - alpha_bar_t) * noise at t_start; without
         one at T - 1. `batch.values` holds what the images were encoded to. The options are those of `sample`, n
-        and the encoded inputs apart.
+        and the encoded inputs apart. Images are of the encoder's size. Where the encoder makes the state and no input
+        (`encode` names one output "x"), they are encoded and decoded with no step between, and there are no options.
         """
         with NO_MEMORY, self._turn():
+            if abilities.autoencodes(self.bundle.manifest):
+                return verbs.autoencode(self._pipeline, images, options)
             return self._run(verbs.reconstruct(self._pipeline, images, options), options)
 
     def refine(self, images: npt.ArrayLike, **options: Any) -> Batch:
         """Let the images stand for the pipeline's start value (denoise, sharpen): what the network is conditioned on.
 
-        images  uint8 [N, H, W, C] or [H, W, C], or float [N, C, H, W] in [0, 1]
+        images  uint8 [N, H, W, C] or [H, W, C], or float [N, C, H, W] in [0, 1]: of the state's size or, where `encode`
+                makes the state of an image, of the encoder's
         With t_start the chain starts from the noised image, without from x_T; "auto" is the start that the bundle's table
         (`diffusevae fit-refine`) has for images as damaged as these are on average. Inputs that the network takes beside
         are encoded from the images. A bundle whose pipeline has no start value needs t_start, and then only the
@@ -286,10 +295,11 @@ class Sampler:
             return damage.estimate(self._pipeline, abilities.start_pixels(self.bundle.manifest, images, "estimate_damage"))
 
     def encode(self, images: npt.ArrayLike) -> Arrays:
-        """What the pipeline's encoder makes of images (as `reconstruct` takes them), by value name: [N, ...] each."""
+        """What the pipeline's encoder makes of images (as `reconstruct` takes them), by value name: [N, ...] each; "x" is
+        the clean state of the loop."""
         abilities.need_encoder(self.bundle.manifest, "encode")
         with NO_MEMORY, self._turn():
-            pixels = checks.images_of(images, abilities.encoder_shape(self._pipeline))
+            pixels = checks.images_of(images, abilities.encoder_shape(self.bundle.manifest))
             return self._pipeline.encode(pixels)
 
     def decode(self, value: npt.ArrayLike | None = None, **inputs: npt.ArrayLike) -> U8:
@@ -310,7 +320,7 @@ class Sampler:
         quick: dict[str, Any] = {} if options.get("timesteps") is not None else {"steps": 1, "spacing": "linspace"}
         self.sample(n, **{**quick, "seed": 0, **blank, **options})
         if self.bundle.manifest.pipeline.encode:
-            self.encode(np.zeros((n, *abilities.encoder_shape(self._pipeline)), np.float32))
+            self.encode(np.zeros((n, *abilities.encoder_shape(self.bundle.manifest)), np.float32))
 
     def clone(self) -> Sampler:
         """A Sampler over the same weights with states and buffers of its own, for another thread.

@@ -13,12 +13,13 @@ from engine.argument_checks import check_number, check_numbers, is_integer
 from engine.bundle.directions import checked_edits
 from engine.bundle.limits import MAX_STRENGTH
 from engine.bundle.manifest import Manifest
+from engine.bundle.pipeline import X
 from engine.bundle.training import Defaults
 from engine.errors import ArgumentError
 from engine.pipeline import Arrays, Pipeline
 from engine.request import Request
 from engine.resolve import OPTIONS, resolve_request
-from engine.result import F32, U8
+from engine.result import F32, U8, Batch
 from engine.solver import noise as noises
 
 PRESERVE = 0.9  # what `edit` keeps of images where the caller does not say
@@ -28,32 +29,45 @@ SLACK = np.float32(0.1)
 
 
 def interpolate(
-    pipeline: Pipeline, ends: tuple[Any, Any], n: int, mode: str, part: tuple[int, int] | None, options: Mapping[str, Any]
+    pipeline: Pipeline,
+    ends: tuple[Any, Any],
+    n: int,
+    mode: str | None,
+    part: tuple[int, int] | None,
+    options: Mapping[str, Any],
 ) -> Request:
     """n samples from one end to the other, or those of them that `part` says, with the noise of one seed."""
     manifest = pipeline.manifest
-    drawn = abilities.drawn_input(manifest, "interpolate")
     checks.check_inputs(options, manifest.inputs, OPTIONS, "interpolate")
-    if options.get(drawn.name) is not None:
-        raise ArgumentError(f"interpolate moves {drawn.name} from a to b; expected it not given too. Leave it out.")
+    moved = "x_T" if manifest.drawn is None else manifest.drawn.name
+    if options.get(moved) is not None:
+        raise ArgumentError(f"interpolate moves {moved} from a to b; expected it not given too. Leave it out.")
     given, prior = path(pipeline, ends, n, mode, part, options.get("seed"), options.get("prior"))
     return _said(resolve_request(pipeline, {**options, **given, "prior": None}, "interpolate"), prior)
 
 
 def path(
-    pipeline: Pipeline, ends: tuple[Any, Any], n: int, mode: str, part: tuple[int, int] | None, seed: Any, prior: str | None
+    pipeline: Pipeline,
+    ends: tuple[Any, Any],
+    n: int,
+    mode: str | None,
+    part: tuple[int, int] | None,
+    seed: Any,
+    prior: str | None,
 ) -> tuple[Arrays, str | None]:
-    """The drawn input and the seeds of an interpolation, and what an end that is a seed was drawn from."""
-    drawn = abilities.drawn_input(pipeline.manifest, "interpolate")
+    """The drawn input of an interpolation (x_T without one) and its seeds, and what an end that is a seed was drawn from."""
+    drawn = pipeline.manifest.drawn
     count = checks.count_of(n) or 1
     begin, end = part or (0, count)
     if not 0 <= begin < end <= count:
         raise ArgumentError(f"part is {part!r}; expected (begin, end) with 0 <= begin < end <= n, which is {count}.")
-    prior = resolve.choose_prior(pipeline.manifest, prior, draws=any(map(is_integer, ends)))
+    prior = resolve.choose_prior(pipeline.manifest, prior, draws=drawn is not None and any(map(is_integer, ends)))
     a, b = (abilities.end_of(pipeline, end, name, drawn, prior) for end, name in zip(ends, "ab", strict=True))
     shared = noises.resolve_seeds(ends[0] if seed is None and is_integer(ends[0]) else seed, 1)
+    mode = ("slerp" if drawn is None else "lerp") if mode is None else mode
     between = checks.between(a.ravel(), b.ravel(), count, mode, slice(begin, end))
-    return {drawn.name: between.reshape(-1, *a.shape), "seed": np.repeat(shared, end - begin)}, prior
+    moved = "x_T" if drawn is None else drawn.name
+    return {moved: between.reshape(-1, *a.shape), "seed": np.repeat(shared, end - begin)}, prior
 
 
 def mix(pipeline: Pipeline, what: Any, weights: Any, options: Mapping[str, Any]) -> Request:
@@ -71,7 +85,7 @@ def mix(pipeline: Pipeline, what: Any, weights: Any, options: Mapping[str, Any])
     elif way == "latents":
         z = checks.input_of(drawn, what)
     else:
-        z = _encoded(pipeline, what, "mix")[1][drawn.name]
+        z = _encoded(pipeline, what, "mix")[2][drawn.name]
     given = (1.0,) * len(z) if weights is None else check_numbers("weights", weights, -MAX_STRENGTH, MAX_STRENGTH)
     shares = np.array(given, np.float64)
     if shares.shape != (len(z),) or len(z) < 2 or abs(shares.sum()) < 1e-6:
@@ -120,9 +134,24 @@ def way_of(manifest: Manifest, what: Any) -> str:
 def reconstruct(pipeline: Pipeline, images: Any, options: Mapping[str, Any]) -> Request:
     """Encode images to inputs, and sample from those, started from the noised images."""
     checks.check_inputs(options, pipeline.manifest.inputs, OPTIONS, "reconstruct")
-    pixels, encoded = _encoded(pipeline, images, "reconstruct")
+    _, state, encoded = _encoded(pipeline, images, "reconstruct")
     abilities.refuse_given(options, encoded, "reconstruct")
-    return resolve_request(pipeline, {**options, **encoded}, "reconstruct", start=2 * pixels - 1, noised_image=True)
+    return resolve_request(pipeline, {**options, **encoded}, "reconstruct", start=state, noised_image=True)
+
+
+def autoencode(pipeline: Pipeline, images: Any, options: Mapping[str, Any]) -> Batch:
+    """Images through `encode` and `after`: what `reconstruct` is where the encoder makes the state alone."""
+    manifest = pipeline.manifest
+    given = [name for name, value in options.items() if value is not None and name != "progress"]
+    if given:
+        raise ArgumentError(
+            f"reconstruct encodes and decodes on this bundle, without a step between; expected no options, found "
+            f"{', '.join(given)}. Leave them out, or call refine(images, t_start=...)."
+        )
+    fed = tuple(value for call in manifest.pipeline.after for value in call.inputs.values() if value != X)
+    if needed := ", ".join(spec.name for spec in resolve.needed_inputs(manifest, {}, fed)):
+        raise abilities.lacks(manifest, "reconstruct", f"an encoder to {needed}, or a decoder that takes none of it")
+    return pipeline.autoencode(abilities.start_pixels(manifest, images, "reconstruct"))
 
 
 def refine(pipeline: Pipeline, images: Any, options: Mapping[str, Any]) -> Request:
@@ -132,15 +161,15 @@ def refine(pipeline: Pipeline, images: Any, options: Mapping[str, Any]) -> Reque
     start = manifest.pipeline.state.start
     pixels = abilities.start_pixels(manifest, images, "refine")
     options = damage.with_start(pipeline, pixels, options)
-    image = 2 * pixels - 1
-    given = {} if start is None else {start: image}
-    needed = [spec.name for spec in resolve.needed_inputs(manifest, given)]
-    encoded: Arrays = {}
-    if manifest.pipeline.encode:
-        missing = [name for name in needed if name not in options]
-        found = abilities.encoded_inputs(pipeline, pixels) if missing else {}
-        encoded = {name: value for name, value in found.items() if name in missing}
-    request = resolve_request(pipeline, {**options, **encoded}, "refine", start=image, given=given)
+    replaced = () if start is None else (start,)
+    needed = [spec.name for spec in resolve.needed_inputs(manifest, dict.fromkeys(replaced))]
+    missing = [name for name in needed if options.get(name) is None]
+    spec = manifest.pipeline
+    found = pipeline.encode(pixels) if spec.encode and (missing or spec.encodes_state) else {}
+    encoded = {name: value for name, value in found.items() if name in missing}
+    state = abilities.start_state(pipeline, pixels, found)
+    given = dict.fromkeys(replaced, state)
+    request = resolve_request(pipeline, {**options, **encoded}, "refine", start=state, given=given)
     if start is None and request.setting.t_start is None:
         raise ArgumentError(
             "refine on a bundle without a start value has nothing to refine from: found no t_start, expected "
@@ -159,7 +188,8 @@ def edit(pipeline: Pipeline, what: Any, edits: Any, preserve: float | None, opti
         raise ArgumentError(f"edit moves {drawn.name} itself; expected neither edits nor {drawn.name} among its options.")
     way = way_of(manifest, what)
     if way == "images":
-        pixels, encoded = _encoded(pipeline, what, "edit")
+        abilities.need_pixel_state(manifest, "edit")
+        pixels, _, encoded = _encoded(pipeline, what, "edit")
         abilities.refuse_given(options, encoded, "edit")
         return _from_images(pipeline, pixels, encoded, edits, PRESERVE if preserve is None else preserve, options)
     if way == "seeds" and options.get("seed") is not None:
@@ -174,11 +204,12 @@ def edit(pipeline: Pipeline, what: Any, edits: Any, preserve: float | None, opti
     return _said(request, original.setting.prior)
 
 
-def _encoded(pipeline: Pipeline, images: Any, what: str) -> tuple[F32, Arrays]:
-    """Images [N, C, H, W] in [0, 1], and the inputs that they are encoded to."""
+def _encoded(pipeline: Pipeline, images: Any, what: str) -> tuple[F32, F32, Arrays]:
+    """Images [N, C, H, W] in [0, 1], and the state and the inputs that they are encoded to."""
     abilities.need_encoder(pipeline.manifest, what)
     pixels = abilities.start_pixels(pipeline.manifest, images, what)
-    return pixels, abilities.encoded_inputs(pipeline, pixels)
+    values = pipeline.encode(pixels)
+    return pixels, abilities.start_state(pipeline, pixels, values), abilities.declared(pipeline.manifest, values)
 
 
 def _from(t_start: int, recorded: Defaults, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ Nothing in engine, embed or kernels was written for it; it is a manifest and six
     after    decoder(x) -> decoded
 
 State 4 x 6 x 8, image 3 x 12 x 16. A variant has a denoiser that learned the variance too: its second output, `range`.
+Others encode the image to the state, state_encoder(image) -> x, in place of the style or beside it.
 `Reference` is the same in float64 numpy, chain included, written from the papers alone.
 """
 
@@ -39,8 +40,9 @@ def weights() -> dict[str, np.ndarray]:
         "A": (CONTEXT + STYLE, STATE[0]),
         "B": (CONTEXT + STYLE, STATE[0]),
         "D": (STATE[0], IMAGE[0], 2, 2),
+        "S": (STATE[0], IMAGE[0], 2, 2),
     }
-    scales = {"E": 0.05, "labels": 0.5, "A": 0.3, "B": 0.2, "D": 0.4}
+    scales = {"E": 0.05, "labels": 0.5, "A": 0.3, "B": 0.2, "D": 0.4, "S": 0.4}
     made = {name: (scales[name] * rng.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
     return made | {"ramp": np.arange(1, ROW + 1, dtype=np.float32) / 6000}
 
@@ -55,15 +57,24 @@ def build_family(
     *,
     style_null: bool = True,
     learned: bool = False,
+    encodes: Sequence[str] = ("image_encoder",),
+    draws: bool = True,
 ) -> Path:
     """Write the bundle and return its folder.
 
     sampler: its whole-sampler graph, where one was composed. style_null: without, only the label has a null, and what is
-    made of both has one that is each sample's own. learned: of variance "learned_range".
+    made of both has one that is each sample's own. learned: of variance "learned_range". encodes: the calls of `encode`.
+    draws: whether the style is drawn.
     """
-    models = graphs(learned)
+    models = {name: model for name, model in graphs(learned).items() if not name.endswith("_encoder") or name in encodes
+              or name == "label_encoder"}  # fmt: skip
     files: dict[str, bytes | Path] = {f"{name}.onnx": model.SerializeToString() for name, model in models.items()}
     raw = manifest(models, backends)
+    made = {"image_encoder": {"style": "style"}, "state_encoder": {"x": "x"}}
+    calls = [{"graph": name, "inputs": {"image": "image"}, "outputs": made[name]} for name in encodes]
+    raw["pipeline"]["encode"] = calls
+    if not draws:
+        raw["inputs"][1]["draw"] = None
     if not style_null:
         raw["inputs"][1]["null"] = None
     if learned:
@@ -92,7 +103,7 @@ def manifest(models: dict[str, onnx.ModelProto], backends: Sequence[str]) -> dic
             },
         ],
         "pipeline": {
-            "encode": [{"graph": "image_encoder", "inputs": {"image": "image"}, "outputs": {"style": "style"}}],
+            "encode": [],
             "before": [
                 {"graph": "label_encoder", "inputs": {"label": "label"}, "outputs": {"context": "context"}},
                 {
@@ -157,7 +168,7 @@ def entry(name: str, model: onnx.ModelProto) -> dict[str, Any]:
 
 
 def graphs(learned: bool = False) -> dict[str, onnx.ModelProto]:
-    """The six graphs by name; with `learned` the denoiser has its second output."""
+    """The seven graphs by name; with `learned` the denoiser has its second output."""
     node, w = helper.make_node, weights()
     state, image = ["batch", *STATE], ["batch", *IMAGE]
     flat = {"flat": np.array([0, -1])}
@@ -165,6 +176,9 @@ def graphs(learned: bool = False) -> dict[str, onnx.ModelProto]:
         "image_encoder": _model(
             [node("Reshape", ["image", "flat"], ["pixels"]), node("MatMul", ["pixels", "E"], ["style"])],
             {"image": image}, {"style": ["batch", STYLE]}, {"E": w["E"]} | flat,
+        ),
+        "state_encoder": _model(
+            [node("Conv", ["image", "S"], ["x"], strides=[2, 2])], {"image": image}, {"x": state}, {"S": w["S"]},
         ),
         "label_encoder": _model(
             [node("Gather", ["labels", "label"], ["context"])],
@@ -250,6 +264,12 @@ class Reference:
     def encode(self, images: np.ndarray) -> F64:
         """The style of images [N, 3, 12, 16] in [-1, 1]."""
         return images.reshape(len(images), -1).astype(np.float64) @ self.w["E"]
+
+    def encode_state(self, images: np.ndarray) -> F64:
+        """The state of images [N, 3, 12, 16] in [-1, 1]: a convolution whose windows do not overlap."""
+        n, channels, height, width = images.shape
+        windows = images.astype(np.float64).reshape(n, channels, height // 2, 2, width // 2, 2)
+        return np.asarray(np.einsum("ncjaib,ocab->noji", windows, self.w["S"]))
 
     def modulation(self, label: np.ndarray, style: np.ndarray) -> tuple[F64, F64]:
         """scale and shift, [N, 4] each."""

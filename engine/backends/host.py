@@ -112,7 +112,7 @@ class HostChain:
             values.update(self.call(call, values))
         return cast(F32, values[self.pipeline.image])
 
-    def _pixels(self, values: Arrays, x: F32) -> U8:
+    def pixels(self, values: Arrays, x: F32) -> U8:
         """A state as the images that the pipeline makes of it, in an array of their own."""
         return kernels.to_uint8(np.ascontiguousarray(self._after(values, x)))
 
@@ -180,7 +180,7 @@ class HostChain:
             timings.update_ms += 1e3 * (perf_counter() - answered)
             if not finite:
                 raise self._not_finite(table, i)
-            if request.watch is not None and report(request, i, int(t), work, lambda x0: self._pixels(values, x0)):
+            if request.watch is not None and report(request, i, int(t), work, lambda x0: self.pixels(values, x0)):
                 np.copyto(work.x, cast(F32, work.x0))
                 break
 

@@ -1,6 +1,6 @@
 """The pipeline of a bundle: which graphs run before the loop, in it and after it, and what each is fed.
 
-    encode   from an image to inputs; only for the verbs that take images
+    encode   from an image to inputs, and to the loop's clean state x; only for the verbs that take images
     before   once a request, from inputs to values
     rows     once a set of timesteps: everything of the network that depends on the timestep
     step     once a row of the solver's table: x and the values above to the network's output e, and to `variance` where a
@@ -93,6 +93,11 @@ class PipelineSpec(ByValue):
         return tuple(dict.fromkeys(call.graph for call in self.calls))
 
     @property
+    def encodes_state(self) -> bool:
+        """Whether `encode` makes the loop's clean state of an image."""
+        return any(X in call.outputs.values() for call in self.encode)
+
+    @property
     def constants(self) -> dict[str, str]:
         """{name in the step's graph: value} of what stays the same in all steps."""
         return {port: value for port, value in self.step.inputs.items() if value not in (X, ROWS)}
@@ -137,7 +142,7 @@ def parse_pipeline(fields: Fields, inputs: tuple[InputSpec, ...], graphs: Mappin
     reader = _Reader(graphs, {spec.name: Value(spec.dtype, spec.shape) for spec in inputs})
     state = nested(fields, "state", StateSpec)
     shape: Shape = (BATCH, *state.shape)
-    encode = reader.encode(fields)
+    encode = reader.encode(fields, shape)
     before = reader.section(fields, "before", dict(reader.values))
     reader.check_state(fields.object("state"), state, shape)
     rows = reader.rows(fields)
@@ -159,21 +164,23 @@ class _Reader:
 
     # ---- sections ----------------------------------------------------------------------------------------------------
 
-    def encode(self, top: Fields) -> tuple[CallSpec, ...]:
-        """`encode`: sees the image and its own values; at least one of those is an input of that name and kind."""
+    def encode(self, top: Fields, state: Shape) -> tuple[CallSpec, ...]:
+        """`encode`: sees the image and its own values; at least one of those has the name and kind of an input, or is x."""
+        taken = self.values | {X: Value("float32", state)}
         there: Values = {}
         calls: list[CallSpec] = []
         for fields in self._calls(top, "encode"):
             call, made = self._call(fields, there, {}, image=True)
             _check_samples(fields, call, made)
             for port, name in call.outputs.items():
-                known = self.values.get(name) if name in self.inputs else None
+                known = taken.get(name)
                 if known is not None and made[name] != known:
-                    fields.object("outputs").refuse(port, f"the name of an input of {made[name]}: {name} is {known}")
+                    fields.object("outputs").refuse(port, f"another name for {made[name]}: {name} is {known}")
             there |= made
             calls.append(call)
-        if calls and not any(name in self.inputs for name in there):
-            top.refuse("encode", f"outputs that are named as an input: {', '.join(self.inputs) or 'there is none'}")
+        if calls and not any(name in taken for name in there):
+            top.refuse("encode", f"outputs that are named as an input, or as the state: {', '.join(taken)}")
+        there.pop(X, None)  # which the loop makes, for all calls after it
         self.values.update({name: value for name, value in there.items() if name not in self.values})
         self.encoded = frozenset(there)
         return tuple(calls)

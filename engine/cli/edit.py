@@ -9,6 +9,7 @@ from typing import Any
 import click
 import numpy as np
 
+from engine.abilities import picture_shape
 from engine.bundle.directions import Edits
 from engine.bundle.reader import Bundle
 from engine.cli.inputs import INPUT
@@ -129,7 +130,7 @@ def _taken(
         raise ArgumentError(f"images: found {'images and seeds' if images else 'none'}, expected files, or seeds: --of 3,9")
     if of is not None:
         return np.array([of] if isinstance(of, int) else of, np.uint64), None
-    loaded = load_images(images, opened.manifest.pipeline.image_shape, **reading)
+    loaded = load_images(images, picture_shape(opened.manifest), **reading)
     return loaded.images, loaded
 
 

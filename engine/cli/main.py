@@ -109,7 +109,10 @@ def sample(bundle: str, n: int | None, first: int, prior: str | None, **given: A
 @READING
 @output("reconstructions.png")
 def reconstruct(bundle: str, images: tuple[str, ...], **given: Any) -> None:
-    """Encode IMAGES (files, folders or .npy), and sample from what the bundle's encoder makes of them."""
+    """Encode IMAGES (files, folders or .npy), and sample from what the bundle's encoder makes of them.
+
+    Where it makes the state that the steps change, they are decoded again without a step, and there are no options.
+    """
     run_images(bundle, images, Sampler.reconstruct, given)
 
 
@@ -138,9 +141,7 @@ def refine(bundle: str, images: tuple[str, ...], **given: Any) -> None:
 @click.option(
     "--mode",
     type=NearChoice(["lerp", "slerp"]),
-    default="lerp",
-    show_default=True,
-    help="Path of the drawn input.",
+    help="Path of what moves.  [default: lerp of the drawn input, slerp of noise]",
 )
 @FIRST
 @NOISE_SEED
@@ -149,8 +150,11 @@ def refine(bundle: str, images: tuple[str, ...], **given: Any) -> None:
 @PRIOR
 @MACHINE
 @output("interpolation.png")
-def interpolate(bundle: str, a: int, b: int, n: int, mode: str, first: int, prior: str | None, **given: Any) -> None:
-    """Walk from the image of seed A to that of seed B: the drawn input moves, the noise stays."""
+def interpolate(bundle: str, a: int, b: int, n: int, mode: str | None, first: int, prior: str | None, **given: Any) -> None:
+    """Walk from the image of seed A to that of seed B: the drawn input moves, the noise stays.
+
+    In a bundle without a drawn input the noise moves that the images start from.
+    """
     opened = open_bundle(bundle, given)
     options = run_options(opened.manifest, given)
     shared = a if options["seed"] is None else options["seed"]

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from engine.abilities import picture_shape
 from engine.bundle.manifest import Manifest
 from engine.bundle.pipeline import X
 from engine.bundle.prior import PRIORS
@@ -193,7 +194,7 @@ def run_images(bundle: str, images: tuple[str, ...], run: Callable[..., Batch], 
     """Read the pictures at the bundle's size, run a Sampler's method on them, and write what came out."""
     opened = open_bundle(bundle, given)
     reading = {name: given.pop(name) for name in ("background", "fit", "strict")}
-    loaded = load_images(images, opened.manifest.pipeline.image_shape, **reading)
+    loaded = load_images(images, picture_shape(opened.manifest), **reading)
     options = run_options(opened.manifest, given)
     check_results(opened.manifest, len(loaded.images), options["seed"], **given)
     with open_sampler(opened, given) as sampler:

@@ -172,6 +172,8 @@ def seeds_line(seeds: Sequence[int]) -> str:
 def setting_line(batch: Batch) -> str:
     """The setting in a few words: steps, method and what differs from the plain chain."""
     setting = batch.setting
+    if not len(batch.timesteps):
+        return "encoded and decoded, without a step"
     words = [f"{setting.steps} steps {setting.method}", f"t {batch.timesteps[0]} to {batch.timesteps[-1]}"]
     if setting.t_start is not None:
         words.append("from a noised image")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from engine import __version__
+from engine.abilities import picture_shape
 from engine.bundle.examples import example_inputs
 from engine.http import formats
 from engine.http.axes import principal_axes
@@ -134,11 +135,12 @@ def _example(reader: Reader, verb: str) -> dict[str, Any]:
         return {"what": list(range(min(4, reader.limits.max_batch))), "edits": {first: 1.0}, **needed}
     if verb == "sample":
         return {"n": min(4, reader.limits.max_batch), "seed": 0, **needed}
-    channels, height, width = reader.manifest.pipeline.image_shape
+    channels, height, width = picture_shape(reader.manifest)
     ramp = np.linspace(0, 255, width, dtype=np.uint8)[None, :, None]
     picture = base64.b64encode(png_bytes(np.tile(ramp, (height, 1, channels)))).decode()
     known = {name: value for name, value in needed.items() if name in reader.fields[verb]}
-    setting = {"steps": 5, "t_start": reader.manifest.schedule.T * 3 // 10}
-    return {IMAGES: [picture], "seed": 0, **setting, **known}
+    setting = {"seed": 0, "steps": 5, "t_start": reader.manifest.schedule.T * 3 // 10}
+    fields = reader.fields[verb]
+    return {IMAGES: [picture], **{name: value for name, value in setting.items() if name in fields}, **known}
 
 

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engine.bundle.inputs import InputSpec
+from engine.abilities import autoencodes, takes_images
 from engine.bundle.limits import MAX_STRENGTH
 from engine.bundle.manifest import Manifest
 from engine.bundle.prior import PRIORS
+from engine.bundle.tensors import BATCH, TensorSpec
 from engine.http.limits import Limits
 from engine.resolve import SETTINGS
 from engine.serving.groups import starts_from_pixels
@@ -35,10 +36,10 @@ class Field:
 
 def verbs_of(manifest: Manifest) -> tuple[str, ...]:
     """The verbs that this bundle has the abilities for."""
-    encodes, pixels, drawn = bool(manifest.pipeline.encode), manifest.pipeline.image == "x", manifest.drawn is not None
-    edits = manifest.directions is not None
+    starts, encodes = takes_images(manifest), bool(manifest.pipeline.encode)
     found = {
-        "sample": True, "reconstruct": encodes and pixels, "refine": pixels, "edit": edits, "interpolate": drawn
+        "sample": True, "reconstruct": encodes and starts, "refine": starts, "edit": manifest.directions is not None,
+        "interpolate": True,
     }  # fmt: skip
     return tuple(verb for verb, has in found.items() if has)
 
@@ -46,6 +47,8 @@ def verbs_of(manifest: Manifest) -> tuple[str, ...]:
 def fields_of(manifest: Manifest, verb: str, limits: Limits) -> dict[str, Field]:
     """The fields of a verb's request by name."""
     found: list[Field] = []
+    if verb == "reconstruct" and autoencodes(manifest):
+        return {IMAGES: _images(limits)}
     if verb == "sample":
         found.append(_count("Images; may be left out where seed or an input says it.", limits))
     elif verb == "interpolate":
@@ -70,13 +73,14 @@ def _count(text: str, limits: Limits) -> Field:
 
 
 def _ends(manifest: Manifest, limits: Limits) -> list[Field]:
-    assert manifest.drawn is not None, "a bundle without a drawn input has no verb interpolate"
-    one = {"oneOf": [_seed_number(), _array(manifest.drawn, batched=False)]}
+    drawn = manifest.drawn or TensorSpec("x_T", "float32", (BATCH, *manifest.pipeline.state.shape), None)
+    one = {"oneOf": [_seed_number(), _array(drawn, batched=False)]}
+    mode = "slerp" if manifest.drawn is None else "lerp"
     return [
-        *(Field(name, {**one, "description": f"{where}: a seed, or one {manifest.drawn.name}."}, needed=True)
+        *(Field(name, {**one, "description": f"{where}: a seed, or one {drawn.name}."}, needed=True)
           for name, where in (("a", "The first image"), ("b", "The last image"))),
         _count("Images, both ends included.", limits),
-        Field("mode", {"enum": ["lerp", "slerp"], "default": "lerp", "description": "Straight, or along the arc."}),
+        Field("mode", {"enum": ["lerp", "slerp"], "default": mode, "description": "Straight, or along the arc."}),
     ]  # fmt: skip
 
 
@@ -171,7 +175,7 @@ def _inputs(manifest: Manifest, verb: str) -> list[Field]:
     ]
 
 
-def _array(spec: InputSpec, batched: bool = True) -> Schema:
+def _array(spec: TensorSpec, batched: bool = True) -> Schema:
     """Nested lists of an input; where a request holds several, one sample stands for all."""
     number: dict[str, Any] = {"type": "integer" if spec.dtype == "int64" else "number"}
     if spec.range is not None:

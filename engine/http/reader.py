@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import checks, resolve
+from engine.abilities import picture_shape
 from engine.argument_checks import check_number
 from engine.bundle.directions import Edits, checked_edits
 from engine.bundle.inputs import InputSpec
@@ -68,7 +69,7 @@ class Reader:
             given["edits"] = checked_edits(self.manifest.directions, given["edits"])
         if "preserve" in given:
             check_number("preserve", given["preserve"], 0.0, 1.0)
-        options, budget = self._settle(verb, given, has_images)
+        options, budget = self._settle(verb, given, has_images) if "steps" in fields else ((), None)
         if verb == "edit":
             verb, options, given = self._edit(given, inputs, query)
         if verb == "interpolate":
@@ -155,7 +156,7 @@ class Reader:
             raise ArgumentError(f"images holds {len(files)}; expected 1 .. {self.limits.max_batch}. Send several requests.")
         reading = {name: query[name][:MAX_NAME] for name in ("fit", "background") if name in query}
         decoded = [_from_base64(f"images[{i}]", file) for i, file in enumerate(files)]
-        shape = self.manifest.pipeline.image_shape
+        shape = picture_shape(self.manifest)
         return decode_images(decoded, shape, max_pixels=self.limits.max_pixels, **reading).images
 
     def _seeds(self, given: Mapping[str, Any], inputs: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.uint64]:

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from engine.abilities import autoencodes
 from engine.backends import backend_class
 from engine.bundle.manifest import Manifest
 from engine.bundle.pipeline import X
@@ -140,6 +141,8 @@ def _sample(sampler: Sampler, members: Sequence[Member], watch: Watch) -> Batch:
         options["edits"] = {name: [edit.get(name, 0.0) for edit in edits] for name in names}
     elif first.verb == "edit":
         options["edits"] = {}
+    if first.verb == "reconstruct" and autoencodes(sampler.bundle.manifest):
+        return sampler.reconstruct(**options)  # without a step: no seeds, and nothing to watch
     seeds = np.array([member.ask.seeds[member.index] for member in members], np.uint64)
     if not ("what" in options and options["what"].ndim == 1):  # those of an edit are what it edits
         options["seed"] = seeds

@@ -119,6 +119,13 @@ def test_it_is_the_reference(family: Path, guidance: float, library: Library) ->
     np.testing.assert_allclose(found.values["shift"], shift, rtol=TOLERANCE, atol=TOLERANCE)
 
 
+def test_an_encoder_of_the_state_is_read_and_not_run(library: Library, tmp_path: Path) -> None:
+    path = build_family(tmp_path / "latent.bundle", encodes=["state_encoder"])
+    given: dict[str, Any] = {"seed": 3, "label": np.array([4]), "steps": 4, "spacing": "leading"}
+    with open_c(library, path, backend="openvino") as c, Sampler(path, "openvino", "f32", 2) as python:
+        same(c.sample(2, **given), python.sample(2, **given))
+
+
 def test_chunks_and_one_label_for_all(family: Path, library: Library) -> None:
     given: dict[str, Any] = {"seed": 2**64 - 3, "label": np.array([4]), "steps": 4, "guidance": 1.0}
     opened = (open_c(library, family, backend="openvino", max_batch=size) for size in (2, 64))

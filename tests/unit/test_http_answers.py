@@ -259,3 +259,26 @@ def test_the_axes_of_a_prior_are_those_of_its_samples(monkeypatch: pytest.Monkey
     drawn = prior.draw(np.arange(20_000, dtype=np.uint64))
     np.testing.assert_allclose(found.T @ found, np.cov(drawn.T), rtol=0.04, atol=0.05)
     assert np.all(np.diff(np.linalg.norm(found, axis=1)) < 0)
+
+
+def test_a_bundle_that_encodes_the_state(tmp_path: Path) -> None:
+    """Pictures of the encoder's size; reconstructed without options, refined, and noise that walks."""
+    path = build_family(tmp_path / "latent.bundle", encodes=["state_encoder"], draws=False)
+    picture = np.random.default_rng(3).integers(0, 256, (12, 16, 3), np.uint8)
+    sent, inputs = base64.b64encode(png_bytes(picture)).decode(), {"label": 3, "style": [0.5] * 5}
+    with serving(path) as served, lone(path) as alone:
+        verbs = json.loads(served.send("GET", "/v1/info").data)["verbs"]
+        assert list(verbs) == ["sample", "reconstruct", "refine", "interpolate"]
+        assert list(verbs["reconstruct"]) == ["images"]
+        asked = {"images": [sent] * 2}
+        np.testing.assert_array_equal(served.ask("reconstruct", asked).array, alone.reconstruct([picture] * 2).images)
+        options = {"seed": 4, "t_start": 400, "steps": 3, **inputs}
+        given = {**options, "style": np.float32([0.5] * 5)}
+        refined = served.ask("refine", {**asked, **options}).array
+        np.testing.assert_array_equal(refined, alone.refine([picture] * 2, **given).images)
+        walk = served.ask("interpolate", {"a": 1, "b": 2, "n": 3, **inputs}).array
+        np.testing.assert_array_equal(walk, alone.interpolate(1, 2, 3, label=3, style=given["style"]).images)
+        for verb in ("reconstruct", "refine", "interpolate"):
+            example = json.loads(served.send("GET", "/openapi.json").data)["paths"][f"/v1/{verb}"]["post"]["requestBody"]
+            assert served.ask(verb, example["content"]["application/json"]["example"]).status == 200
+        assert "no field 'steps'; it has images" in served.ask("reconstruct", {**asked, "steps": 3}).refusal[1]

@@ -79,6 +79,7 @@ REFUSED: list[tuple[str, object, str]] = [
     ("pipeline.step.outputs.eps", "variance", "pipeline.step.outputs: found {'eps': 'variance'} (object), expected one out"),
     # encode
     ("pipeline.encode.0.outputs.mu", "mu", "pipeline.encode: found"),
+    ("pipeline.encode.0.outputs.mu", "x", "pipeline.encode[0].outputs.mu: found 'x' (str), expected another name"),
     ("pipeline.encode.0.inputs.image", "z", "pipeline.encode[0].inputs.image: found 'z' (str), expected a value that some"),
     # state, nulls, image
     ("pipeline.state.height", 9, "pipeline.state.centre: found 'recon' (str), expected a value of float32[batch, 3, 9, 8]"),

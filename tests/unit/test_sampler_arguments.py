@@ -139,8 +139,6 @@ def test_a_bundle_that_lacks_what_a_verb_needs_says_so(uncond: Sampler) -> None:
     for call, needed in needs.items():
         with pytest.raises(ArgumentError, match=rf"needs {needed}.*, which this bundle lacks: it takes no inputs"):
             call(pixels)
-    with pytest.raises(ArgumentError, match=r"interpolate needs an input that is drawn"):
-        uncond.interpolate(1, 2)
     with pytest.raises(ArgumentError, match=r"draw needs an input that is drawn"):
         uncond.draw(1)
     with pytest.raises(ArgumentError, match=r"prior is 'standard', but no input is drawn here"):

@@ -13,7 +13,7 @@ from engine import Sampler
 from engine.bundle.reader import Bundle
 from engine.errors import ArgumentError
 from engine.solver import noise as noises
-from tests.samplers import EACH_BACKEND, watch_graph
+from tests.samplers import ANY_BACKEND, EACH_BACKEND, watch_graph
 from tests.toy_family import CLASSES, IMAGE, STATE, STYLE, Reference, build_family
 
 TOLERANCE = 2e-5  # float32 runtimes over a few steps of a network with values around 1
@@ -199,7 +199,7 @@ class TestVerbs:
     @pytest.mark.parametrize("verb", ["refine", "reconstruct"])
     def test_verbs_that_need_a_state_of_pixels(self, backend: str, sampler: Sampler, verb: str) -> None:
         images = np.zeros((1, *IMAGE[1:], IMAGE[0]), np.uint8)
-        with pytest.raises(ArgumentError, match=rf"{verb} needs a state that is the image: it decodes one of \[4, 6, 8\]"):
+        with pytest.raises(ArgumentError, match=rf"{verb} needs a state that is the image, or an encoder to it"):
             getattr(sampler, verb)(images, steps=2, t_start=500)
 
     def test_decode_needs_a_start_value(self, backend: str, sampler: Sampler) -> None:
@@ -224,6 +224,69 @@ class TestVerbs:
     def test_bad_input_is_refused(self, backend: str, sampler: Sampler, options: dict[str, Any], message: str) -> None:
         with pytest.raises(ArgumentError, match=message):
             sampler.sample(**options)
+
+@pytest.fixture(scope="module")
+def latent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Encodes the state alone, and draws no input."""
+    return build_family(tmp_path_factory.mktemp("latent") / "latent.bundle", encodes=["state_encoder"], draws=False)
+
+
+PHOTOS = np.random.default_rng(3).integers(0, 256, (3, *IMAGE[1:], IMAGE[0]), np.uint8)
+STATES = Reference().encode_state(PHOTOS.transpose(0, 3, 1, 2) / 127.5 - 1)
+
+
+@EACH_BACKEND
+class TestEncodedState:
+    def test_encode_and_reconstruct(self, backend: str, latent: Path) -> None:
+        with Sampler(latent, backend, "f32", 1, max_batch=2) as sampler:
+            encoded, batch = sampler.encode(PHOTOS), sampler.reconstruct(PHOTOS)
+            for options, found in (({"steps": 3}, "steps"), ({"seed": 0, "label": 3}, "seed, label")):
+                with pytest.raises(ArgumentError, match=rf"without a step between; expected no options, found {found}\."):
+                    sampler.reconstruct(PHOTOS, **options)
+        assert list(encoded) == ["x"]
+        close(encoded["x"], STATES)
+        close(batch.x, STATES)
+        assert np.abs(batch.images.astype(int) - Reference().pixels(STATES)).max() <= 1
+        assert (len(batch.timesteps), batch.setting.steps, batch.timings.chunks) == (0, 0, 2)
+
+    def test_refine_starts_from_the_noised_state(self, backend: str, latent: Path) -> None:
+        inputs, reference = given(), Reference()
+        with Sampler(latent, backend, "f32", 1, max_batch=2) as sampler:
+            batch = sampler.refine(PHOTOS, **inputs, steps=4, t_start=400, guidance=0.5)
+            with pytest.raises(ArgumentError, match="refine: found no label, style, expected it"):
+                sampler.refine(PHOTOS, t_start=400)
+            with pytest.raises(ArgumentError, match=r"images has shape \[1, 6, 8, 4\] \(uint8\); expected uint8 \[N, 12"):
+                sampler.refine(np.zeros((1, 6, 8, 4), np.uint8), t_start=400)
+        a = reference.alpha_bar[400]
+        start = np.sqrt(a) * STATES + np.sqrt(1 - a) * inputs["x_T"]
+        del inputs["x_T"]
+        assert batch.timesteps[0] == 400
+        close(batch.x, reference.sample(batch.timesteps.tolist(), start, **inputs, guidance=0.5))
+
+    def test_interpolate_walks_x_T_along_the_sphere(self, backend: str, latent: Path) -> None:
+        style = given()["style"][:1]
+        with Sampler(latent, backend, "f32", 1) as sampler:
+            walk = sampler.interpolate(3, 8, 4, label=6, style=style, eta=0.5)
+            ends = [sampler.sample(seed=3, label=6, style=style, eta=0.5, x_T=noises.initial(np.uint64([seed]), STATE)).x[0]
+                    for seed in (3, 8)]  # fmt: skip
+            path = sampler.path(3, noises.initial(np.uint64([8]), STATE), 3)
+            with pytest.raises(ArgumentError, match="interpolate moves x_T from a to b; expected it not given too"):
+                sampler.interpolate(3, 8, label=6, style=style, x_T=path["x_T"])
+        close(walk.x[[0, -1]], np.stack(ends))
+        np.testing.assert_array_equal(walk.seeds, [3] * 4)
+        lengths = np.linalg.norm(path["x_T"].reshape(3, -1), axis=1)
+        assert lengths[1] > 0.97 * lengths[[0, 2]].min(), "a straight line would lose three tenths of it"
+
+
+def test_a_state_beside_an_input_is_where_reconstruction_starts(tmp_path: Path) -> None:
+    path = build_family(tmp_path / "both.bundle", encodes=["image_encoder", "state_encoder"])
+    x_T, reference = given()["x_T"], Reference()
+    with Sampler(path, ANY_BACKEND, "f32", 1) as sampler:
+        batch = sampler.reconstruct(PHOTOS, label=[1, 2, 3], x_T=x_T, steps=4)
+    style, a = reference.encode(PHOTOS.transpose(0, 3, 1, 2) / 127.5 - 1), reference.alpha_bar[-1]
+    close(batch.values["style"], style)
+    start = np.sqrt(a) * STATES + np.sqrt(1 - a) * x_T
+    close(batch.x, reference.sample(batch.timesteps.tolist(), start, np.array([1, 2, 3]), style))
 
 
 def test_its_pipeline_is_read_as_it_was_written(family: Path) -> None:

@@ -121,30 +121,28 @@ private:
 
     // ---- sections ------------------------------------------------------------------------------------------------------
 
-    // Sees the image and its own values; at least one of those is an input of that name and kind.
+    // Sees the image and its own values; at least one of those has the name and kind of an input, or is x.
     void encode(Fields& top) {
-        ValueKinds there;
-        bool to_input = false;
+        ValueKinds there, taken = spec_.values;
+        taken.add(kX, state_);
+        bool used = false;
         for (Fields& fields : calls(top, "encode")) {
             const auto [call, made] = read_call(fields, there, {}, true);
             check_samples(fields, call, made);
             for (size_t i = 0; i < made.size(); ++i) {
-                const ValueKind* known = is_input(made[i].first) ? spec_.values.find(made[i].first) : nullptr;
-                to_input = to_input || known != nullptr;
+                const ValueKind* known = taken.find(made[i].first);
+                used = used || known != nullptr;
                 if (known != nullptr && !(made[i].second == *known))
-                    fields.object("outputs").refuse(call.outputs[i].first,
-                                                    "the name of an input of " + made[i].second.text() + ": "
-                                                        + made[i].first + " is " + known->text());
+                    fields.object("outputs").refuse(call.outputs[i].first, "another name for " + made[i].second.text() + ": "
+                                                                               + made[i].first + " is " + known->text());
             }
             for (const auto& [name, kind] : made) there.add(name, kind);
             spec_.encode.push_back(call);
         }
-        if (!spec_.encode.empty() && !to_input) {
-            std::vector<std::string> names;
-            for (const auto& [name, kind] : spec_.values.all()) names.push_back(name);
-            top.refuse("encode", "outputs that are named as an input: " + (names.empty() ? "there is none" : joined(names)));
-        }
+        if (!spec_.encode.empty() && !used)
+            top.refuse("encode", "outputs that are named as an input, or as the state: " + joined(taken.names()));
         for (const auto& [name, kind] : there.all()) {
+            if (name == kX) continue;  // which the loop makes, for all calls after it
             encoded_.insert(name);
             if (spec_.values.find(name) == nullptr) spec_.values.add(name, kind);
         }
