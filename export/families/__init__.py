@@ -11,7 +11,8 @@ from typing import cast
 from export.families.base import Command, Family
 from export.read.checkpoint import Checkpoint
 
-FAMILIES = {"diffusevae": "export.families.diffusevae"}  # name -> module, which is a `Family`
+# name -> module, which is a `Family`. The first one's refusal is told for what none of them claims.
+FAMILIES = {"diffusevae": "export.families.diffusevae", "latent": "export.families.latent"}
 
 
 def load_family(name: str) -> Family:
