@@ -179,3 +179,27 @@ def networks(folder: str, raw: bool = False) -> tuple[LatentUNet, FirstStage, nn
 def below(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     """The part of a checkpoint below a prefix."""
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def given(folder: str) -> dict[str, np.ndarray]:
+    """What its runs were conditioned on, as a bundle takes it."""
+    arrays = expected(folder)
+    if "image" in arrays:
+        return {"known": 2 * arrays["image"] - 1, "mask": arrays["mask"]}
+    names = {"labels": "label", "tokens": "tokens", "segmentation": "segmentation", "LR_image": "low_resolution"}
+    found = {name: arrays[key] for key, name in names.items() if key in arrays}
+    return {name: value.astype(np.int64) if value.dtype.kind in "iu" else value for name, value in found.items()}
+
+
+def build_latent(folder: str, into: Path, size: tuple[int, int] | None = None, **request: Any) -> Path:
+    """Write checkpoint and YAML of one model into a folder, and build its bundle there."""
+    from export.build import Request, build
+
+    file, config_file = into / f"{folder}.ckpt", into / f"{folder}.yaml"
+    torch.save(checkpoint(folder), file)
+    config_file.write_text(yaml_text(folder))
+    options: dict[str, Any] = {"config": config_file, "size": size}
+    null = expected(folder).get("null_tokens")
+    if null is not None:
+        options["null_tokens"] = " ".join(map(str, null.tolist()))
+    return build(Request(file, out=into / f"{folder}.bundle", options=options, **request)).path

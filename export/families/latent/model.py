@@ -91,7 +91,9 @@ def _options(given: Mapping[str, Any]) -> Options:
 def _resized(spec: LatentSpec, height: int, width: int) -> LatentSpec:
     step = spec.stage.factor << (len(spec.unet.channel_mult) - 1)
     if height % step or width % step or not height or not width:
-        raise ArgumentError(f"--size: found {height} {width}, expected multiples of {step}, down to which this model halves images")
+        raise ArgumentError(
+            f"--size: found {height} {width}, expected multiples of {step}: this model halves images so far"
+        )
     return dataclasses.replace(spec, latent=(spec.latent[0], height // spec.stage.factor, width // spec.stage.factor))
 
 
