@@ -46,9 +46,8 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
 
     @functools.cache
     def build(model: str, size: tuple[int, int] | None = None) -> Path:
-        whole = GraphOptions(whole_sampler=True)
-        backends = ("onnxruntime", "openvino")
-        return latent_models.build_latent(model, tmp_path_factory.mktemp(model), size, backends=backends, graph_options=whole)
+        whole, folder = GraphOptions(whole_sampler=True), tmp_path_factory.mktemp(model)
+        return latent_models.build_latent(model, folder, size, backends=("onnxruntime", "openvino"), graph_options=whole)
 
     return build
 
@@ -59,9 +58,10 @@ def samplers(bundles: Bundles) -> Iterator[Callable[..., Sampler]]:
     opened: dict[Any, Sampler] = {}
 
     def get(backend: str, *which: Any) -> Sampler:
-        if (backend, *which) not in opened:
-            opened[backend, *which] = Sampler(bundles(*which), backend, "f32", threads=1)
-        return opened[backend, *which]
+        key = (backend, *which)
+        if key not in opened:
+            opened[key] = Sampler(bundles(*which), backend, "f32", threads=1)
+        return opened[key]
 
     yield get
     for sampler in opened.values():
