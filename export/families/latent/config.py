@@ -26,7 +26,7 @@ VQ, KL = "ldm.models.autoencoder.VQModelInterface", "ldm.models.autoencoder.Auto
 # Of the reference, recipe by name: its linear is linear in the square root of beta, its sqrt_linear in beta.
 SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear", "cosine": "cosine"}
 PREDICTIONS = ("eps", "x0", "v")
-MAX_WIDTH, MAX_SIDE, MAX_BLOCKS, MAX_SCALE = 1 << 16, 1 << 14, 64, 1e6
+MAX_WIDTH, MAX_SIDE, MAX_BLOCKS, MAX_SCALE = 1 << 16, 1 << 14, 16, 1e6
 # What the reference's training reads and its network, process and sampling do not.
 TRAINING = (
     "num_timesteps_cond", "log_every_t", "first_stage_key", "cond_stage_trainable", "monitor", "loss_type",
@@ -165,8 +165,8 @@ def _unet(outer: Section) -> LatentUNetSpec:
     )
     p.only("context_dim", None)  # without a transformer, which the reference refuses, too
     p.done()
-    _check_widths(p, "model_channels", spec.model_channels, spec.channel_mult)
-    _check_heads(p, spec)
+    check_widths(p, "model_channels", spec.model_channels, spec.channel_mult)
+    check_heads(p, spec)
     return spec
 
 
@@ -178,13 +178,14 @@ def _heads(p: Section, key: str) -> int | None:
     return None if found == -1 else found
 
 
-def _check_widths(p: Section, key: str, base: int, mults: tuple[int, ...]) -> None:
+def check_widths(p: Section, key: str, base: int, mults: tuple[int, ...]) -> None:
     """Refuse widths that group normalisation does not take, and maps halved more often than any has rows."""
-    if any(base * mult % NORM_GROUPS for mult in (1, *mults)) or base * max(mults) > MAX_WIDTH or len(mults) > 12:
-        raise p.refuse(key, base, f"a multiple of {NORM_GROUPS} at up to 12 levels of at most {MAX_WIDTH} channels each")
+    if any(base * mult % NORM_GROUPS for mult in (1, *mults)) or base * max(mults) > MAX_WIDTH or len(mults) > 8:
+        raise p.refuse(key, base, f"a multiple of {NORM_GROUPS} at up to 8 levels of at most {MAX_WIDTH} channels each")
 
 
-def _check_heads(p: Section, spec: LatentUNetSpec) -> None:
+def check_heads(p: Section, spec: LatentUNetSpec) -> None:
+    """Refuse heads that some level with attention cannot be split into."""
     levels = [level for level in range(len(spec.channel_mult)) if 1 << level in spec.attention_factors]
     by = spec.num_head_channels or spec.num_heads
     if by is None:
@@ -225,7 +226,7 @@ def _stage(outer: Section) -> FirstStageSpec:
     )
     dd.done()
     p.done()
-    _check_widths(dd, "ch", spec.channels, spec.channel_mult)
+    check_widths(dd, "ch", spec.channels, spec.channel_mult)
     return spec
 
 

@@ -5,8 +5,9 @@ Nothing in it is code: a `target` is a text that is compared with known ones, an
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,30 +48,39 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> Mapping[str, Any]:
-    """The mapping in a file; CheckpointError for one that is too large, no YAML or no mapping."""
+    """The mapping in a YAML file; CheckpointError for one that is too large, no YAML or no mapping."""
+    return _mapping(path, "YAML", lambda data: yaml.load(data, _Loader))  # a SafeLoader
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    """The mapping in a JSON file; CheckpointError as for YAML."""
+    return _mapping(path, "JSON", json.loads)
+
+
+def _mapping(path: Path, kind: str, parse: Callable[[bytes], Any]) -> Mapping[str, Any]:
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise CheckpointError(
-            f"{path}: found no configuration to read ({error.strerror}), expected a YAML file; check the path"
+            f"{path}: found no configuration to read ({error.strerror}), expected a {kind} file; check the path"
         ) from error
     if len(data) > MAX_BYTES:
         raise CheckpointError(
-            f"{path}: found more than {MAX_BYTES} bytes, expected the YAML of a model, which has a few thousand; check that "
-            "this is the right file"
+            f"{path}: found more than {MAX_BYTES} bytes, expected the {kind} of a model, which has a few thousand; check "
+            "that this is the right file"
         )
     try:
-        content = yaml.load(data, _Loader)  # a SafeLoader
+        content = parse(data)
     except DAMAGED as error:
         raise CheckpointError(
-            f"{path}: found no YAML of plain values ({first_line(error)}), expected the configuration beside the "
-            "checkpoint; correct it, or copy it again"
+            f"{path}: found no {kind} of plain values ({first_line(error)}), expected the configuration beside the "
+            "weights; correct it, or copy it again"
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(
-            f"{path}: found {type(content).__name__} instead of fields, expected a YAML mapping that begins with model:; "
-            "give the configuration that the model was trained with"
+            f"{path}: found {type(content).__name__} instead of fields, expected a mapping in {kind}; give the "
+            "configuration that the model was trained with"
         )
     return content
 
@@ -91,6 +101,18 @@ class Section:
     def has(self, key: str) -> bool:
         """Whether a field is there and not null."""
         return self._left.get(key) is not None
+
+    def knows(self, key: str) -> bool:
+        """Whether a field is there, even as null."""
+        return key in self._left
+
+    def is_list(self, key: str) -> bool:
+        """Whether a field is a list."""
+        return isinstance(self._left.get(key), list)
+
+    def drop(self, useless: Callable[[str, Any], bool]) -> None:
+        """Pass over the fields for which `useless(key, value)` is true."""
+        self._left = {key: value for key, value in self._left.items() if not useless(str(key), value)}
 
     def raw(self, key: str) -> Any:
         """A field as it is; None where there is none."""
@@ -149,12 +171,11 @@ class Section:
         return tuple(found)
 
     def only(self, key: str, *values: Any) -> None:
-        """Refuse a field that has another value than these, of which one is what its absence means."""
+        """Refuse a field that is not null and has another value than these, of which one is what its absence means."""
         value = self.raw(key)
         if value is not None and not any(type(value) is type(known) and value == known for known in values):
-            raise self.refuse(
-                key, value, f"{' or '.join(map(repr, values))}", "a model of another kind is not supported"
-            )
+            expected = " or ".join(repr(known) for known in values if known is not None) or "null"
+            raise self.refuse(key, value, expected, "a model of another kind is not supported")
 
     def ignore(self, keys: Collection[str]) -> None:
         """Pass over fields that matter for training only."""

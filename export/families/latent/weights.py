@@ -129,11 +129,16 @@ def read_weights(checkpoint: Checkpoint, config: Config, weights: str = "ema") -
             "give the configuration that this model was trained with"
         )
     _check_schedule(checkpoint, config)
-    halves = Counter(str(tensors[name].dtype).removeprefix("torch.") for name in known)
-    del halves["float32"]
-    notes += [f"{n} of {len(known)} tensors are stored as {kind} and computed with in float32" for kind, n in halves.items()]
+    notes += stored_as({name: tensors[name] for name in known})
     unet, stage, condition = parts
     return Weights(unet, stage, condition, _scale(checkpoint, config), "ema" if averaged else "online", tuple(notes))
+
+
+def stored_as(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """Sentences on weights that are stored in another precision than they are computed with."""
+    kinds = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
+    del kinds["float32"]
+    return [f"{n} of {len(tensors)} tensors are stored as {kind} and computed with in float32" for kind, n in kinds.items()]
 
 
 def _shapes(module: nn.Module | None) -> Shapes:
