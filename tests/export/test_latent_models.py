@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from export.families.latent.graphs import roles
+from export.graphs.roles import Role
 from export.models.latent import first_stage
 from export.models.latent.conditioners import InpaintConditioner, Rescaler
 from export.models.latent.first_stage import Quantiser
@@ -42,16 +44,20 @@ def having(*keys: str) -> list[str]:
     return [name for name in NAMES if all(key in latent_models.expected(name) for key in keys)]
 
 
-@torch.inference_mode()
+@functools.cache
+def graphs(name: str, raw: bool = False) -> dict[str, Role]:
+    """The graphs of a model's bundle."""
+    return roles(latent_models.spec(name), *networks(name, raw), latent_models.config(name)["T"])
+
+
 def predictions(name: str, raw: bool, cond: torch.Tensor | None) -> torch.Tensor:
-    """The network's output for x_T at every t, split as the graphs are."""
-    unet, _, _ = networks(name, raw)
-    at = arrays(name)
-    rows = unet.timestep_rows(at["t"])
-    keys_values = None
-    if cond is not None and unet.spec.context_dim is not None:
-        keys_values, cond = unet.keys_values(cond.expand(2, -1, -1)), None
-    return torch.stack([unet.denoise(at["x_T"], row[None], keys_values, cond) for row in rows])
+    """The network's output for x_T at every t, by the graphs that sampling runs."""
+    of, at = graphs(name, raw), arrays(name)
+    rows = of["timestep_table"]({"timesteps": at["t"]})["rows"]
+    inputs = {"x": at["x_T"]}
+    if cond is not None:
+        inputs |= of["keys_values"]({"context": cond.expand(2, -1, -1)}) if "keys_values" in of else {"cond": cond}
+    return torch.stack([of["denoiser"](inputs | {"row": row[None]})["eps"] for row in rows])
 
 
 CASES = [
@@ -84,16 +90,15 @@ def test_the_embedding_of_timesteps(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_first_stage(name):
-    _, stage, _ = networks(name)
-    at, scale = arrays(name), latent_models.spec(name).scale
-    with torch.inference_mode():
-        latent, decoded = stage.encode(at["img"]), stage.decode(at["z"] / scale)
-        if stage.quantize is None:
-            moments = stage.moments(at["img"])
-            assert difference(moments, at["fs_moments"]) < TOLERANCE
-            latent = latent + (moments.chunk(2, dim=1)[1] / 2).exp() * at["fs_noise"]
-    assert difference(latent * scale, at["fs_latent"]) < TOLERANCE
-    assert difference(decoded, at["z_decode"]) < TOLERANCE
+    of, at, scale = graphs(name), arrays(name), latent_models.spec(name).scale
+    latent = of["first_stage_encoder"]({"image": at["img"]})["latent"]
+    if "fs_moments" in at:
+        _, stage, _ = networks(name)
+        moments = stage.moments(at["img"])
+        assert difference(moments, at["fs_moments"]) < TOLERANCE
+        latent = latent + scale * (moments.chunk(2, dim=1)[1] / 2).exp() * at["fs_noise"]
+    assert difference(latent, at["fs_latent"]) < TOLERANCE
+    assert difference(of["first_stage_decoder"]({"latent": at["z"]})["image"], at["z_decode"]) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", having("z_indices"))
@@ -132,6 +137,13 @@ def test_the_conditioner_of_inpainting():
     cond = conditioner(2 * at["image"] - 1, at["mask"])
     assert difference(cond[:, :-1], at["masked_latent"]) < TOLERANCE
     assert torch.equal(cond[:, -1], at["cond"][:, -1])
+
+
+def test_the_composite_of_inpainting():
+    at, run = arrays("inpaint_concat"), "ddim_uniform_5_eta0"
+    inputs = {"decoded": at[f"{run}_decode"], "image": 2 * at["image"] - 1, "mask": at["mask"]}
+    found = graphs("inpaint_concat")["composite"](inputs)["composite"]
+    assert difference((found.clamp(-1, 1) + 1) / 2, at[f"{run}_composite"]) < TOLERANCE
 
 
 def test_a_rescaler_without_a_map_gives_the_classes():

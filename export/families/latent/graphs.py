@@ -4,7 +4,7 @@
     conditioner          label or tokens -> context; segmentation, or image and mask -> cond
     keys_values          context -> keys_values              timestep_table       timesteps -> rows
     denoiser             x, (cond), (keys_values), row -> the prediction
-    composite            decoded, image, mask -> image       only of inpainting
+    composite            decoded, image, mask -> composite   only of inpainting
 
 The image of a super-resolution model is its cond as it is: such a model has no conditioner.
 """
@@ -64,7 +64,8 @@ def roles(
     result.append(Role("first_stage_decoder", decoder, (latent,), (image,), compute=searches))
     if isinstance(spec.conditioner, InpaintConditionerSpec):
         inputs = (tensor("decoded", image.shape), *conditions(spec))
-        result.append(Role("composite", Composite(), inputs, (image,), compute=EXACT))
+        composite = tensor("composite", image.shape, range=image.range)
+        result.append(Role("composite", Composite(), inputs, (composite,), compute=EXACT))
     return {role.name: role for role in result}
 
 

@@ -34,7 +34,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, spec: TokenConditionerSpec) -> None:
         super().__init__()
-        self.heads, self.scale = spec.heads, spec.head_width**-0.5
+        self.heads, self.width, self.scale = spec.heads, spec.head_width, spec.head_width**-0.5
         inner = spec.heads * spec.head_width
         self.to_q, self.to_k, self.to_v = (nn.Linear(spec.width, inner, bias=False) for _ in range(3))
         self.to_out = nn.Linear(inner, spec.width)
@@ -43,7 +43,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         length = x.shape[1]
         q, k, v = (
-            layer(x).reshape(-1, length, self.heads, layer.out_features // self.heads).transpose(1, 2)
+            layer(x).reshape(-1, length, self.heads, self.width).transpose(1, 2)
             for layer in (self.to_q, self.to_k, self.to_v)
         )
         h = self.softmax(q @ (k * self.scale).transpose(-1, -2)) @ v

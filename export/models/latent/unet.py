@@ -26,9 +26,9 @@ class ResBlock(nn.Module):
         super().__init__()
         self.scale_shift = spec.scale_shift
         self.resample = resample
+        self.row_width = cout * (2 if spec.scale_shift else 1)
         self.in_layers = nn.Sequential(nn.GroupNorm(NORM_GROUPS, cin), nn.SiLU(), nn.Conv2d(cin, cout, 3, padding=1))
-        width = cout * (2 if spec.scale_shift else 1)
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * spec.model_channels, width))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * spec.model_channels, self.row_width))
         last = nn.Conv2d(cout, cout, 3, padding=1)
         self.out_layers = nn.Sequential(nn.GroupNorm(NORM_GROUPS, cout), nn.SiLU(), nn.Identity(), last)
         self.skip_connection = nn.Identity() if cin == cout else nn.Conv2d(cin, cout, 1)
@@ -86,7 +86,7 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int, context_dim: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.width = heads, width
         self.scale = (width // heads) ** -0.5
         self.to_q = nn.Linear(width, width, bias=False)
         self.to_k = nn.Linear(context_dim, width, bias=False)
@@ -257,23 +257,30 @@ class LatentUNet(nn.Module):
     @property
     def projections(self) -> list[nn.Linear]:
         """The embedding's projections of all residual blocks, in the order in which the timestep table holds them."""
-        return [module.projection for module in self.modules() if isinstance(module, ResBlock)]
+        return [block.projection for block in self._res_blocks()]
 
     @property
     def context_projections(self) -> list[nn.Linear]:
         """The projections of the context to keys and values of all transformer blocks, in the order of `keys_values`."""
-        blocks = [module.attn2 for module in self.modules() if isinstance(module, TransformerBlock)]
-        return [part for attention in blocks for part in (attention.to_k, attention.to_v)]
+        return [part for attention in self._crossed() for part in (attention.to_k, attention.to_v)]
+
+    def _res_blocks(self) -> list[ResBlock]:
+        """In the order in which they run, which is that of registration."""
+        return [module for module in self.modules() if isinstance(module, ResBlock)]
+
+    def _crossed(self) -> list[Attention]:
+        """The cross-attention of all transformer blocks, in the order in which they run."""
+        return [module.attn2 for module in self.modules() if isinstance(module, TransformerBlock)]
 
     @property
     def row_width(self) -> int:
         """Width R of one row of the timestep table."""
-        return sum(layer.out_features for layer in self.projections)
+        return sum(block.row_width for block in self._res_blocks())
 
     @property
     def context_width(self) -> int:
         """Width K of the keys and values of one token: 0 without cross-attention."""
-        return sum(layer.out_features for layer in self.context_projections)
+        return sum(2 * attention.width for attention in self._crossed())
 
     def timestep_rows(self, timesteps: torch.Tensor) -> torch.Tensor:
         """Embed integer timesteps [S] into rows [S, R]."""
@@ -293,10 +300,10 @@ class LatentUNet(nn.Module):
     ) -> torch.Tensor:
         """The prediction [N, C, H, W] from x [N, C, H, W], row [1 or N, R], keys_values [N, L, K] where there is a context,
         and cond [N, in_channels - C, H, W] where the network takes more channels than x has."""
-        rows = iter(row.split([layer.out_features for layer in self.projections], dim=1))
+        rows = iter(row.split([block.row_width for block in self._res_blocks()], dim=1))
         parts: Iterator[torch.Tensor] = iter(())
         if keys_values is not None:
-            parts = iter(keys_values.split([layer.out_features for layer in self.context_projections], dim=2))
+            parts = iter(keys_values.split([width for at in self._crossed() for width in (at.width, at.width)], dim=2))
         h = x if cond is None else torch.cat([x, cond], dim=1)
         skips = []
         for block in self.input_blocks:
