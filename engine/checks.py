@@ -80,8 +80,11 @@ def images_of(images: Any, shape: tuple[int, int, int]) -> F32:
 def input_of(spec: InputSpec, value: Any) -> npt.NDArray[Any]:
     """A declared input as [N, ...] of its dtype; one sample [...] becomes [1, ...], to be shared.
 
-    Trailing dimensions of 1 beyond the declared ones are accepted ([N, 64, 1, 1] for [N, 64]).
+    Trailing dimensions of 1 beyond the declared ones are accepted ([N, 64, 1, 1] for [N, 64]). For a picture uint8 will do
+    too, as `picture_of` has it.
     """
+    if spec.picture is not None and np.asarray(value).dtype.kind in "ub":
+        return picture_of(spec, np.asarray(value))
     array = _finite_array(spec.name, value) if spec.dtype == "float32" else _integers(spec.name, value)
     rank = len(spec.shape)
     if array.ndim > rank and all(size == 1 for size in array.shape[rank:]):
@@ -90,17 +93,46 @@ def input_of(spec: InputSpec, value: Any) -> npt.NDArray[Any]:
         array = array[None]
     fits = array.ndim == rank and all(isinstance(d, str) or d == n for d, n in zip(spec.shape, array.shape, strict=True))
     if not fits or not array.size:
-        one = f" or one sample [{', '.join(map(str, spec.sample))}]" if spec.sample else " or one number"
-        raise ArgumentError(
-            f"{spec.name} has shape {list(np.shape(value))}; expected {spec.dtype} "
-            f"[{', '.join(['N', *map(str, spec.sample)])}]{one}, N > 0."
-        )
+        raise ArgumentError(f"{spec.name} has shape {list(np.shape(value))}; expected {_wanted(spec)}, N > 0.")
     if spec.range is not None and (array.min() < spec.range[0] or array.max() > spec.range[1]):
         raise ArgumentError(
             f"{spec.name} runs from {array.min():.6g} to {array.max():.6g}; expected values in "
             f"{spec.range[0]:g} .. {spec.range[1]:g}, as this bundle takes them."
         )
     return np.ascontiguousarray(array)
+
+
+def picture_of(spec: InputSpec, array: npt.NDArray[Any]) -> F32:
+    """A picture input as float32 [N, C, H, W] in its range.
+
+    image: uint8 [N, H, W, C] or [H, W, C], without C where it is 1; 0 becomes -1 and 255 becomes 1.
+    mask: uint8 or bool [N, H, W, 1], [N, H, W] or [H, W]; 128 and above, or True, becomes 1 and the rest 0.
+    """
+    found, (channels, height, width) = array, spec.picture_shape
+    size = (height, width, channels)
+    if channels == 1 and found.shape[-2:] == (height, width) and found.shape != size:
+        found = found[..., None]
+    found = found[None] if found.ndim == 3 else found
+    if found.shape[1:] != size or not len(found) or not (array.dtype == np.uint8 or (array.dtype == bool and channels == 1)):
+        raise ArgumentError(f"{spec.name} has shape {list(array.shape)} ({array.dtype}); expected {_wanted(spec)}, N > 0.")
+    if spec.picture == "mask" and array.dtype == np.uint8 and array.max() == 1:
+        raise ArgumentError(f"{spec.name} is uint8 with no value above 1; expected 0 and 255. Pass bool, or 255 times it.")
+    planes = found.transpose(0, 3, 1, 2)
+    if spec.picture == "mask":
+        return np.ascontiguousarray(planes if array.dtype == bool else planes >= 128, np.float32)
+    picture: F32 = np.ascontiguousarray(planes, np.float32) / np.float32(255) * np.float32(2) - np.float32(1)
+    return picture
+
+
+def _wanted(spec: InputSpec) -> str:
+    """What an input may be, for the message that refuses something else."""
+    one = f" or one sample [{', '.join(map(str, spec.sample))}]" if spec.sample else " or one number"
+    floats = f"{spec.dtype} [{', '.join(['N', *map(str, spec.sample)])}]{one}"
+    if spec.picture is None:
+        return floats
+    channels, height, width = spec.picture_shape
+    low = "0" if spec.picture == "mask" else "-1"
+    return f"uint8 [N, {height}, {width}, {channels}], or {floats} in [{low}, 1]"
 
 
 def _integers(name: str, value: Any) -> npt.NDArray[np.int64]:

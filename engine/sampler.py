@@ -158,7 +158,8 @@ class Sampler:
         at_most    where none keeps the budget, take the fastest; otherwise that is a DeadlineError
         anytime    end a chain that is late with the last step's prediction of the images (`batch.deadline.done`)
         inputs     what the bundle declares (`sampler.inputs`), by name: [N, ...], or one sample for all. One that
-                   is drawn may be left out
+                   is drawn may be left out. One that is a picture may be uint8 [N, H, W, C], where a mask is 255
+                   at what is to be filled in
 
         float inputs, x_T and noise take float32 or float64; on a GPU backend inputs and x_T may lie on the device,
         as for `sample_on_device`. Raises ArgumentError, BackendError (DeviceError among them), NumericsError or
@@ -262,6 +263,16 @@ class Sampler:
         """
         with NO_MEMORY, self._turn():
             return self._run(verbs.refine(self._pipeline, images, options), options)
+
+    def upscale(self, images: npt.ArrayLike, **options: Any) -> Batch:
+        """One sample of each image, for a bundle whose one picture input that is: of a low resolution, say.
+
+        images  uint8 [N, H, W, C] or [H, W, C], or float [N, C, H, W] in [0, 1], of the input's size
+        The options are those of `sample`, n and that input apart. `sample` takes the same picture under its name, in whose
+        range floats are then: [-1, 1].
+        """
+        with NO_MEMORY, self._turn():
+            return self._run(verbs.upscale(self._pipeline, images, options), options)
 
     def edit(self, what: Any, edits: Edits, *, preserve: float | None = None, **options: Any) -> Batch:
         """Move what there is along the bundle's directions (`sampler.directions`), x_T and the steps' noise shared.

@@ -178,6 +178,17 @@ def refine(pipeline: Pipeline, images: Any, options: Mapping[str, Any]) -> Reque
     return request
 
 
+def upscale(pipeline: Pipeline, images: Any, options: Mapping[str, Any]) -> Request:
+    """One sample of each image, which is the one picture that the bundle takes."""
+    manifest = pipeline.manifest
+    checks.check_inputs(options, manifest.inputs, OPTIONS, "upscale")
+    spec = abilities.upscaled_input(manifest, "upscale")
+    if options.get(spec.name) is not None:
+        raise ArgumentError(f"upscale takes {spec.name} from the images; expected none beside them. Leave {spec.name} out.")
+    pixels = checks.images_of(images, spec.picture_shape)
+    return resolve_request(pipeline, {**options, spec.name: 2 * pixels - 1}, "upscale", n=len(pixels))
+
+
 def edit(pipeline: Pipeline, what: Any, edits: Any, preserve: float | None, options: Mapping[str, Any]) -> Request:
     """Move what there is along the bundle's directions: images, seeds, or samples of the drawn input."""
     manifest = pipeline.manifest

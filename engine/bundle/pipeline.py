@@ -21,11 +21,10 @@ from engine.bundle.graphs import GraphSpec
 from engine.bundle.inputs import RESERVED, InputSpec
 from engine.bundle.limits import MAX_CALLS
 from engine.bundle.schema import nested
-from engine.bundle.tensors import BATCH, ByValue, Null, Shape, TensorSpec, parse_null
+from engine.bundle.tensors import BATCH, IMAGE_CHANNELS, ByValue, Null, Shape, TensorSpec, parse_null
 
 X, E, VARIANCE, ROWS, TIMESTEPS, IMAGE = "x", "e", "variance", "rows", "timesteps", "image"
 STEPS = "steps"  # the free dimension of a table of timesteps
-IMAGE_CHANNELS = (1, 3, 4)
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,9 @@ def input_line(entry: dict[str, Any], prior: dict[str, Any] | None) -> str:
     drawn = "drawn from the bundle's prior" if prior and prior["input"] == entry["name"] else "drawn from N(0, I)"
     null = "" if entry["null"] is None else f", null {_brief(entry['null'])}"
     shape = ", ".join(map(str, entry["shape"]))
-    return f"{entry['name']} {entry['dtype']}[{shape}]: {low_high}, {drawn if entry['draw'] else 'to be given'}{null}"
+    kind = {"image": "a picture, ", "mask": "a mask, 1 what is to be filled in, ", None: ""}[entry["picture"]]
+    how = drawn if entry["draw"] else f"{kind}to be given"
+    return f"{entry['name']} {entry['dtype']}[{shape}]: {low_high}, {how}{null}"
 
 
 def pipeline_lines(pipeline: dict[str, Any]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from engine import __version__
+from engine.abilities import upscaled_input
 from engine.bundle.graphs import SAMPLER
 from engine.bundle.prior import read_prior
 from engine.bundle.reader import Bundle
@@ -131,6 +132,20 @@ def refine(bundle: str, images: tuple[str, ...], **given: Any) -> None:
     --t-start auto chooses the start by how damaged they look, from the table that `diffusevae fit-refine` wrote.
     """
     run_images(bundle, images, Sampler.refine, given)
+
+
+@cli.command(short_help="Sample from IMAGES that are the bundle's input, of a low resolution say.")
+@click.argument("bundle")
+@click.argument("images", nargs=-1, required=True)
+@SEED
+@INPUT
+@SETTING
+@MACHINE
+@READING
+@output("upscaled.png")
+def upscale(bundle: str, images: tuple[str, ...], **given: Any) -> None:
+    """Sample from IMAGES (files, folders or .npy), one each: for a bundle that takes one picture, such as one to enlarge."""
+    run_images(bundle, images, Sampler.upscale, given, lambda manifest: upscaled_input(manifest, "upscale").picture_shape)
 
 
 @cli.command(cls=Resumable, short_help="Walk from the image of one seed to that of another.")

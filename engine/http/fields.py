@@ -57,7 +57,7 @@ def fields_of(manifest: Manifest, verb: str, limits: Limits) -> dict[str, Field]
         found += _edit(manifest, limits)
     else:
         found.append(_images(limits))
-    found += [_seed(limits), *_setting(manifest, verb, limits), *_inputs(manifest, verb)]
+    found += [_seed(limits), *_setting(manifest, verb, limits), *_inputs(manifest, verb, limits)]
     if manifest.directions is not None and verb != "edit":
         found.append(Field("edits", _strengths(manifest)))
     return {field.name: field for field in found}
@@ -161,7 +161,7 @@ def _setting(manifest: Manifest, verb: str, limits: Limits) -> list[Field]:
     return [Field(name, schema) for name, schema in found.items()]
 
 
-def _inputs(manifest: Manifest, verb: str) -> list[Field]:
+def _inputs(manifest: Manifest, verb: str, limits: Limits) -> list[Field]:
     """The bundle's own, but for those that a verb makes itself."""
     made: set[str] = set()
     if verb == "reconstruct":
@@ -169,7 +169,11 @@ def _inputs(manifest: Manifest, verb: str) -> list[Field]:
     if verb in ("edit", "interpolate") and manifest.drawn is not None:
         made = {manifest.drawn.name}
     return [
-        Field(spec.name, _array(spec), needed=spec.draw is None and verb in ("sample", "edit", "interpolate"))
+        Field(
+            spec.name,
+            _array(spec) if spec.picture is None else _images(limits).schema,
+            needed=spec.draw is None and verb in ("sample", "edit", "interpolate"),
+        )
         for spec in manifest.inputs
         if spec.name not in made
     ]

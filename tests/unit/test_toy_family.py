@@ -289,6 +289,76 @@ def test_a_state_beside_an_input_is_where_reconstruction_starts(tmp_path: Path) 
     close(batch.x, reference.sample(batch.timesteps.tolist(), start, np.array([1, 2, 3]), style))
 
 
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Families whose style is made of pictures: of a photo, and of a photo and a mask."""
+    folder = tmp_path_factory.mktemp("pictured")
+    kinds = {"photo": ["photo"], "masked": ["photo", "mask"]}
+    return {kind: build_family(folder / kind, encodes=[], pictures=inputs) for kind, inputs in kinds.items()}
+
+
+UNIT = PHOTOS.transpose(0, 3, 1, 2) / 255
+HOLE = np.zeros(IMAGE[1:], bool)
+HOLE[3:8, 4:10] = True
+
+
+class TestPictures:
+    def test_upscale_is_a_sample_of_the_picture(self, pictured: dict[str, Path]) -> None:
+        reference, x_T = Reference(), given()["x_T"]
+        with Sampler(pictured["photo"], ANY_BACKEND, "f32", 1, max_batch=2) as sampler:
+            batch = sampler.upscale(PHOTOS, label=4, x_T=x_T, steps=4)
+            same = [sampler.upscale(UNIT, label=4, x_T=x_T, steps=4)]
+            same += [sampler.sample(photo=photo, label=4, x_T=x_T, steps=4) for photo in (PHOTOS, 2 * UNIT - 1)]
+            assert sampler.sample(3, photo=PHOTOS[0], label=4).values["photo"].shape == (3, *IMAGE)
+            sampler.warmup()
+        close(batch.values["photo"], 2 * UNIT - 1)
+        style = reference.encode(2 * UNIT - 1)
+        close(batch.x, reference.sample(batch.timesteps.tolist(), x_T, np.full(3, 4), style, style_null=False))
+        for other in same:
+            close(other.x, batch.x)
+
+    def test_a_mask_is_what_is_to_be_filled_in(self, pictured: dict[str, Path]) -> None:
+        x_T, style = given()["x_T"], Reference().encode((2 * UNIT - 1) * ~HOLE)
+        masks = [HOLE, HOLE[None], 255 * HOLE.astype(np.uint8), np.uint8(200) * HOLE[None, ..., None].astype(np.uint8),
+                 HOLE[None, None].astype(np.float32)]  # fmt: skip
+        with Sampler(pictured["masked"], ANY_BACKEND, "f32", 1) as sampler:
+            batches = [sampler.sample(photo=PHOTOS, mask=mask, label=4, x_T=x_T, steps=4) for mask in masks]
+        expected = Reference().sample(batches[0].timesteps.tolist(), x_T, np.full(3, 4), style, style_null=False)
+        for batch in batches:
+            close(batch.x, expected)
+            np.testing.assert_array_equal(batch.values["mask"], np.broadcast_to(HOLE, (3, 1, *HOLE.shape)))
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"photo": PHOTOS[:, :6]}, r"photo has shape \[3, 6, 16, 3\] \(uint8\); expected uint8 \[N, 12, 16, 3\], or "
+             r"float32 \[N, 3, 12, 16\] or one sample \[3, 12, 16\] in \[-1, 1\], N > 0"),
+            ({"photo": PHOTOS.astype(np.float32)}, r"photo has shape \[3, 12, 16, 3\]; expected uint8 \[N, 12, 16, 3\], or"),
+            ({"photo": 255 * UNIT}, r"photo runs from .*; expected values in -1 .. 1"),
+            ({"photo": np.full((1, *IMAGE), np.nan)}, "photo holds 576 values that are NaN"),
+            ({"photo": PHOTOS > 3}, r"photo has shape .* \(bool\); expected uint8 \[N, 12, 16, 3\]"),
+            ({"mask": HOLE[:6]}, r"mask has shape \[6, 16\] \(bool\); expected uint8 \[N, 12, 16, 1\], .* in \[0, 1\]"),
+            ({"mask": PHOTOS}, r"mask has shape \[3, 12, 16, 3\] \(uint8\)"),
+            ({"mask": HOLE.astype(np.uint8)}, "mask is uint8 with no value above 1; expected 0 and 255"),
+            ({"mask": np.full((1, 1, 12, 16), 1.5)}, "mask runs from 1.5 to 1.5; expected values in 0 .. 1"),
+            ({"mask": None}, r"found no mask, expected it: this bundle takes label int64\[batch\], photo"),
+        ],
+    )
+    def test_bad_pictures_are_refused(self, pictured: dict[str, Path], changes: dict[str, Any], message: str) -> None:
+        with Sampler(pictured["masked"], ANY_BACKEND, "f32", 1) as sampler, pytest.raises(ArgumentError, match=message):
+            sampler.sample(**{"photo": PHOTOS, "mask": HOLE, "label": 4} | changes)
+
+    def test_upscale_needs_one_picture(self, pictured: dict[str, Path]) -> None:
+        both, one = (Sampler(pictured[kind], ANY_BACKEND, "f32", 1) for kind in ("masked", "photo"))
+        with both as sampler, pytest.raises(ArgumentError, match="upscale needs exactly one input that is an image, and no"):
+            sampler.upscale(PHOTOS, label=3)
+        with one as sampler:
+            with pytest.raises(ArgumentError, match=r"images has shape \[1, 3, 4, 3\] \(uint8\); expected uint8 \[N, 12"):
+                sampler.upscale(PHOTOS[:1, :3, :4], label=3)
+            with pytest.raises(ArgumentError, match="upscale takes photo from the images; expected none beside them"):
+                sampler.upscale(PHOTOS, label=3, photo=PHOTOS)
+
+
 def test_its_pipeline_is_read_as_it_was_written(family: Path) -> None:
     manifest = Bundle.open(family).manifest
     pipeline = manifest.pipeline

@@ -19,6 +19,7 @@ inline void take(Fields& fields, InputSpec& into) {
     into.shape = parse_shape(fields, "shape");
     into.range = parse_range(fields, "range");
     if (!fields.take_null("draw")) into.draw = fields.choice("draw", {"normal"});
+    if (!fields.take_null("picture")) into.picture = fields.choice("picture", {"image", "mask"});
 }
 
 inline void take(Fields& fields, FileSpec& into) {
