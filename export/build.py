@@ -22,7 +22,7 @@ from engine.errors import ArgumentError, BundleError, CheckpointError, ExportErr
 from engine.solver.table import build_step_table
 from export.context import Graph, Watch
 from export.engines import ENGINE_BUILDERS, BuildContext, BuiltEngine, EngineBuilder, load_builder
-from export.families import family_of
+from export.families import family_of, folder_family
 from export.families.base import Model, Recognised, Source
 from export.graphs.extra import GraphOptions, extra_graphs
 from export.graphs.onnx_export import OPSET, export_onnx
@@ -135,6 +135,9 @@ def prepare(request: Request, watch: Watch) -> Prepared:
 
 def recognise(request: Request) -> Recognised:
     """Read the checkpoint and let its family settle what model it is."""
+    folder = folder_family(request.checkpoint)
+    if folder is not None:
+        return folder.recognise_folder(request.checkpoint, request.options)
     checkpoint = read_checkpoint(request.checkpoint, Selection(request.weights, request.key))
     return family_of(checkpoint).recognise(checkpoint, request.other, request.weights, request.options)
 

@@ -199,7 +199,9 @@ def build_latent(folder: str, into: Path, size: tuple[int, int] | None = None, *
     torch.save(checkpoint(folder), file)
     config_file.write_text(yaml_text(folder))
     options: dict[str, Any] = {"config": config_file, "size": size}
-    null = expected(folder).get("null_tokens")
-    if null is not None:
-        options["null_tokens"] = " ".join(map(str, null.tolist()))
+    arrays = expected(folder)
+    if "null_tokens" in arrays:
+        options["null_tokens"] = " ".join(map(str, arrays["null_tokens"].tolist()))
+    if "null_label" in arrays:
+        options["null_label"] = int(arrays["null_label"])
     return build(Request(file, out=into / f"{folder}.bundle", options=options, **request)).path

@@ -8,19 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from engine.errors import ArgumentError, CheckpointError, did_you_mean
 from engine.solver.timesteps import kept_timesteps
 from export.families.base import Model, Source
 from export.families.latent.config import Config, describe, read_config, with_null
+from export.families.latent.diffusers_folder import is_folder, read_folder
 from export.families.latent.graphs import roles
 from export.families.latent.pipeline import inputs, pipeline
 from export.families.latent.published import identify, published
-from export.families.latent.weights import Weights, read_weights
+from export.families.latent.weights import Weights, networks, read_weights
 from export.families.latent.weights import claims as claims_keys
-from export.models.latent.conditioners import conditioner
 from export.models.latent.first_stage import FirstStage
 from export.models.latent.spec import ClassConditionerSpec, ImageConditionerSpec, LatentSpec, TokenConditionerSpec
 from export.models.latent.unet import LatentUNet
@@ -55,26 +54,48 @@ def claims(checkpoint: Checkpoint) -> bool:
     return claims_keys(checkpoint.tensors)
 
 
+def claims_folder(path: Path) -> bool:
+    """Whether a folder is a pipeline of diffusers."""
+    return is_folder(path)
+
+
 def recognise(checkpoint: Checkpoint, other: Path | None, weights: str, options: Mapping[str, Any]) -> Found:
     """The model in a checkpoint, by its YAML or, for a published one, by the shapes of its weights."""
     said = _options(options)
     if other is not None:
         raise ArgumentError(f"--vae: found {other}, expected none: a latent diffusion checkpoint has its first stage inside")
-    name = said.name or checkpoint.path.stem
+    name = checkpoint.path.stem
     if said.config is not None:
         config = read_config(said.config)
     elif said.preset is not None:
         config = published(said.preset)
     else:
-        name_found, config = identify(checkpoint)
-        name = said.name or name_found
+        name, config = identify(checkpoint)
     if said.null_label is not None:
         config = with_null(config, said.null_label)
-    if said.size is not None:
-        config = dataclasses.replace(config, spec=_resized(config.spec, *said.size))
     read = read_weights(checkpoint, config, weights)
+    return _found(Source(checkpoint, None, read.kind), name, config, read, said)
+
+
+def recognise_folder(path: Path, options: Mapping[str, Any]) -> Found:
+    """The model in a folder of diffusers, which says all that a YAML does."""
+    said = _options(options)
+    for name in ("config", "preset", "null_label"):
+        if getattr(said, name) is not None:
+            flag = "--" + name.replace("_", "-")
+            raise ArgumentError(
+                f"{flag}: found it beside {path}, expected none: a folder of diffusers has its configuration inside"
+            )
+    folder = read_folder(path)
+    source = Source(folder.files["unet"], folder.files.get("vqvae"), folder.weights.kind)
+    return _found(source, path.resolve().name, folder.config, folder.weights, said)
+
+
+def _found(source: Source, name: str, config: Config, read: Weights, said: Options) -> Found:
     spec = dataclasses.replace(config.spec, scale=read.scale)
-    return Found(Source(checkpoint, None, read.kind), name, config, spec, read, _null_tokens(config, said))
+    if said.size is not None:
+        spec = _resized(spec, *said.size)
+    return Found(source, said.name or name, config, spec, read, _null_tokens(config, said))
 
 
 def _options(given: Mapping[str, Any]) -> Options:
@@ -129,11 +150,9 @@ class Found:
 
     def networks(self) -> tuple[LatentUNet, FirstStage, nn.Module | None]:
         """The networks with their weights, in evaluation mode."""
-        spec, read = self.spec, self.weights
-        with torch.device("meta"):
-            unet, stage = LatentUNet(spec.unet), FirstStage(spec.stage)
-            condition = conditioner(spec.conditioner) if spec.conditioner is not None else None
-        for module, weights in ((unet, read.unet), (stage, read.stage), (condition, read.conditioner)):
+        unet, stage, condition = networks(self.spec)
+        pairs = ((unet, self.weights.unet), (stage, self.weights.stage), (condition, self.weights.conditioner))
+        for module, weights in pairs:
             if module is not None:
                 module.load_state_dict(weights, assign=True)
                 module.eval().requires_grad_(False)
