@@ -27,7 +27,7 @@ SPACINGS = {"uniform": "leading", "quad": "leading_quad"}
 # Of the reference alone: a chain begun amid its noise (its timesteps are in test_solver_timesteps.py), codes looked up in
 # every step, the network in tiles; and chains over part of the image, which are those of `inpaint`.
 OTHER = ("last", "qx0", "tiled", "blend")
-# A build takes most of a minute: these three have every kind of block, condition and sampler. DIFFUSEVAE_GOLDEN=all: all eight.
+# A build takes most of a minute. These three have every kind of block and of condition; DIFFUSEVAE_GOLDEN=all: all eight.
 FEW = ("class_crossattn_cfg", "text_bert_cfg", "inpaint_concat")
 MODELS = latent_models.NAMES if os.environ.get("DIFFUSEVAE_GOLDEN") == "all" else FEW
 RUNS = [
