@@ -1,13 +1,15 @@
-"""The latent example: prompts, data set, a tiny training and what it packs."""
+"""The latent example: prompts and sentences, and two steps of each stage of its training with what is packed then."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
 FOLDER = Path(__file__).parents[2] / "examples" / "avatars-latent"
 
@@ -49,3 +51,42 @@ def test_sentences_are_drawn_from_the_seed_in_words_of_the_vocabulary(prompts: M
     assert used == set(range(len(prompts.VOCABULARY))) - special
     count = [sentence.count(",") + 1 for sentence in said]
     assert (min(count), max(count)) == (1, 9)
+
+
+def test_the_networks_fit_into_the_file_that_is_shipped() -> None:
+    train = script("train")
+    with torch.device("meta"):
+        networks = (train.TextDiffusion(), train.FirstStage(train.STAGE))
+    assert sum(weight.numel() for network in networks for weight in network.parameters()) * 2 < 18_000_000
+
+
+def test_two_steps_of_each_stage_are_packed_under_the_keys_of_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(1)  # tiny layers: on busy cores the threads would wait for each other at every one
+    train, dataset = script("train"), script("dataset")
+    monkeypatch.setattr(train, "UNET", dataclasses.replace(train.UNET, model_channels=32, channel_mult=(1,)))
+    monkeypatch.setattr(train, "TEXT", dataclasses.replace(train.TEXT, layers=1))
+    rows = np.zeros((4, 10), dtype=np.int16)
+    images = np.random.default_rng(1).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    tokens = np.stack([train.prompts.encode("long red hair")] * 4)
+    dataset.faces.save(tmp_path / "train.npz", images, rows, 0, tokens=tokens)
+    for fit in (train.train_autoencoder, train.train_diffusion):
+        fit(tmp_path, tmp_path, train.Recipe(images=4, batch=2, lr=1e-3, weighting="v"))
+    path = train.pack(tmp_path, tmp_path / "to")
+    state = torch.load(path, weights_only=True)["state_dict"]
+    trained = torch.load(tmp_path / "diffuse.state", weights_only=True)
+    assert trained["step"] == 2
+    for prefix, module in (
+        ("model.diffusion_model.", train.LatentUNet(train.UNET)),
+        ("first_stage_model.", train.FirstStage(train.STAGE)),
+        ("cond_stage_model.", train.TokenEncoder(train.TEXT)),
+    ):
+        module.load_state_dict({key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)})
+    weight = trained["ema"]["unet.out.2.weight"]
+    assert weight.abs().max() > 0
+    assert torch.equal(state["model.diffusion_model.out.2.weight"], weight.half())
+    betas = np.linspace(0.0015**0.5, 0.0195**0.5, 1000) ** 2
+    assert state["alphas_cumprod"][-1] == pytest.approx(np.prod(1 - betas), rel=1e-5)
+    assert "    parameterization: v\n" in path.with_suffix(".yaml").read_text()
+    assert (tmp_path / "to" / "vocab.txt").read_text() == (FOLDER / "vocab.txt").read_text()
