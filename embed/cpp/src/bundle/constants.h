@@ -41,6 +41,7 @@ inline const std::vector<std::string> kMethods = {"ddim", "ddpm", "dpmpp_2m", "s
 inline const std::vector<std::string> kPredictions = {"eps", "x0", "v"};
 constexpr const char* kLearnedRange = "learned_range";
 inline const std::vector<std::string> kVariances = {"fixedlarge", "fixedsmall", "learned_range"};
+constexpr int64_t kMeasures = 5;
 inline const std::vector<std::string> kSettings = {"fitted", "plain"};
 constexpr double kQuantile = 0.995;
 constexpr int64_t kWindow = 512;
