@@ -257,7 +257,7 @@ class Sampler:
         images  uint8 [N, H, W, C] or [H, W, C], or float [N, C, H, W] in [0, 1]: of the state's size or, where `encode`
                 makes the state of an image, of the encoder's
         With t_start the chain starts from the noised image, without from x_T; "auto" is the start that the bundle's table
-        (`diffusevae fit-refine`) has for images as damaged as these are on average. Inputs that the network takes beside
+        (`diffusevae fit-refine`) has for images as damaged as these look, one for all. Inputs that the network takes beside
         are encoded from the images. A bundle whose pipeline has no start value needs t_start, and then only the
         start knows the image. The options are those of `sample`, n apart.
         """
@@ -301,7 +301,7 @@ class Sampler:
             return self._run(verbs.mix(self._pipeline, what, weights, {**options, "seed": seed}), options)
 
     def estimate_damage(self, images: npt.ArrayLike) -> damage.Estimate:
-        """How damaged images (as `refine` takes them) look, on average: what t_start="auto" goes by."""
+        """How damaged each of the images (as `refine` takes them) looks: what t_start="auto" goes by."""
         with NO_MEMORY, self._turn():
             return damage.estimate(self._pipeline, abilities.start_pixels(self.bundle.manifest, images, "estimate_damage"))
 

@@ -150,8 +150,8 @@ def starts_line(refine: dict[str, Any] | None) -> dict[str, str]:
     """The starts that `refine` chooses among."""
     if refine is None:
         return {}
-    starts, date = sorted({row["t_start"] for row in refine["starts"]}), str(refine["record"].get("date", "an unknown date"))
-    return {"refine": f"t_start auto is one of {', '.join(map(str, starts))}, of {date[:10]}"}
+    starts, date = ", ".join(map(str, refine["t_starts"][::-1])), str(refine["record"].get("date", "an unknown date"))
+    return {"refine": f"t_start auto is one of {starts}, of {date[:10]}"}
 
 
 def show_graphs(bundle: dict[str, Any]) -> None:

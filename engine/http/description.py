@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from engine import __version__
+from engine import __version__, resolve
 from engine.abilities import picture_shape
 from engine.bundle.examples import example_inputs
 from engine.http import formats
@@ -57,7 +57,7 @@ def info(reader: Reader) -> dict[str, Any]:
         "directions": list(sampler.directions),
         "axes": principal_axes(sampler.bundle).tolist(),
         "outputs": list(reader.outputs),
-        "defaults": asdict(manifest.defaults),
+        "setting": asdict(resolve.setting_of(manifest, {})),
         "fitted": [] if fitted is None else [asdict(setting) for setting in fitted.settings],
         "T": manifest.schedule.T,
         "limits": vars(reader.limits),

@@ -19,6 +19,7 @@ from engine.resolve import SETTINGS
 from engine.serving.groups import starts_from_pixels
 from engine.solver.table import METHODS, VARIANCES
 from engine.solver.timesteps import SPACINGS
+from engine.verbs import PRESERVE
 
 Schema = Mapping[str, Any]
 IMAGES = "images"
@@ -95,7 +96,7 @@ def _edit(manifest: Manifest, limits: Limits) -> list[Field]:
     assert manifest.drawn is not None, "a bundle with directions has an input that is drawn"
     kinds = [_seed_number(), {"type": "array", "items": _seed_number()}, _array(manifest.drawn), _images(limits).schema]
     text = f"Seeds, samples of {manifest.drawn.name}, or pictures as base64."
-    kept = "How much of the originals stays; 0.6 for pictures, and seeds are sampled moved where it is left out."
+    kept = f"How much of the originals stays; {PRESERVE} for pictures, and seeds are sampled moved where it is left out."
     return [
         Field("what", {"oneOf": kinds, "description": text}, needed=True),
         Field("edits", _strengths(manifest), needed=True),
