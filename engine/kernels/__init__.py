@@ -19,7 +19,7 @@ from engine.kernels.operands import INDEX, ROW_FIELDS, USERS, Operands, Q
 
 __all__ = [
     "ROW_FIELDS", "STREAM_PRIOR", "STREAM_STEP", "STREAM_X_T", "STREAM_Z", "KernelArgumentError", "KernelError",
-    "KernelLoadError", "implementation", "normal", "philox4x32", "to_uint8", "update",
+    "KernelLoadError", "implementation", "mixture", "normal", "philox4x32", "to_uint8", "update",
 ]  # fmt: skip
 
 STREAM_Z, STREAM_X_T, STREAM_STEP, STREAM_PRIOR = 0, 1, 2, 3
@@ -122,6 +122,35 @@ def normal(
     else:
         checks.float32("out", out, (seeds.size, count), writable=True)
     _kernels().normal(seeds, stream, step, count, out)
+    return out
+
+
+def mixture(
+    seeds: NDArray[np.uint64],
+    thresholds: NDArray[np.uint64],
+    means: NDArray[np.float32],
+    factors: NDArray[np.float32],
+    units: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    """A draw of a Gaussian mixture for each seed, float32 [N, D]: means[k] + factors[k] units, the same in any batch.
+
+    k is the first component with the first word of (seed, STREAM_PRIOR) below thresholds[k]; they are uint64 [K], the last
+    2**32. means [K, D], factors [K, D, D], units [N, D]: standard normals. Each row of the product is summed from the left
+    and the mean added last: the same bits in every implementation.
+    """
+    checks.seeds(seeds)
+    checks.array("thresholds", thresholds, np.uint64)
+    checks.float32("means", means)
+    if means.ndim != 2 or not means.size or thresholds.shape != means.shape[:1] or thresholds[-1] < 2**32:
+        raise KernelArgumentError(
+            f"thresholds and means have shapes {list(thresholds.shape)} and {list(means.shape)}; expected [K] and [K, D], and "
+            "2**32 as the last threshold"
+        )
+    components, width = means.shape
+    checks.float32("factors", factors, (components, width, width))
+    checks.float32("units", units, (seeds.size, width))
+    out = np.empty((seeds.size, width), np.float32)
+    _kernels().mixture(seeds, thresholds, means, factors, units, out)
     return out
 
 

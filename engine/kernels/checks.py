@@ -25,15 +25,10 @@ def _describe(value: Any) -> str:
 
 def array(name: str, value: Any, dtype: type, shapes: tuple[tuple[int, ...], ...] = (), *, writable: bool = False) -> None:
     """Refuses all but an aligned C-contiguous array of `dtype` with one of `shapes` (any shape when empty)."""
-    if (
-        isinstance(value, np.ndarray)
-        and value.dtype == dtype
-        and value.flags.c_contiguous
-        and value.flags.aligned
-        and (not shapes or value.shape in shapes)
-        and (not writable or value.flags.writeable)
-    ):
-        return
+    if isinstance(value, np.ndarray) and value.dtype == dtype and (not shapes or value.shape in shapes):
+        flags = value.flags
+        if flags.c_contiguous and flags.aligned and (not writable or flags.writeable):
+            return
     wanted = " or ".join(str(list(shape)) for shape in dict.fromkeys(shapes))
     raise KernelArgumentError(
         f"{name} is {_describe(value)}; expected {'writable ' if writable else ''}C-contiguous, aligned "

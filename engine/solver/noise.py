@@ -64,13 +64,6 @@ def drawn(seeds: Seeds, shape: Sequence[int]) -> F32:
     return _draw(seeds, kernels.STREAM_Z, 0, shape, None)
 
 
-def prior_words(seeds: Seeds) -> NDArray[np.uint32]:
-    """The first word of each seed's stream for choosing among a prior's components: uint32 [N], uniform."""
-    counter = (0, 0, 0, kernels.STREAM_PRIOR)
-    keys = ((seed & 0xFFFFFFFF, seed >> 32) for seed in seeds.tolist())
-    return np.array([kernels.philox4x32(counter, key)[0] for key in keys], np.uint32)
-
-
 def initial(seeds: Seeds, shape: Sequence[int]) -> F32:
     """Unit normal noise that a chain starts from, before temperature: float32 [N, *shape]."""
     return _draw(seeds, kernels.STREAM_X_T, 0, shape, None)
