@@ -13,6 +13,8 @@ from engine.errors import ArgumentError
 
 def is_integer(value: object) -> bool:
     """Whether this is one whole number: an int, a numpy scalar or array without dimensions, what has __index__; no bool."""
+    if type(value) is int:
+        return True
     if isinstance(value, bool) or getattr(value, "ndim", 0) != 0 or "bool" in str(getattr(value, "dtype", "")):
         return False
     try:
@@ -27,6 +29,13 @@ def check_integer(name: str, value: Any, expected: str = "an integer") -> int:
     if not is_integer(value):
         raise ArgumentError(f"{name} is {value!r}, a {type(value).__name__}; expected {expected}")
     return operator.index(value)
+
+
+def check_name(name: str, value: object) -> str:
+    """Refuses what is no text."""
+    if not isinstance(value, str):
+        raise ArgumentError(f"{name} is {value!r}, a {type(value).__name__}; expected a name")
+    return value
 
 
 def check_number(name: str, value: object, low: float, high: float = math.inf) -> float:

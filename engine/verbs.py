@@ -95,7 +95,7 @@ def decode(pipeline: Pipeline, value: Any, inputs: Mapping[str, Any]) -> U8:
         inputs = {abilities.drawn_input(pipeline.manifest, "decode").name: value, **inputs}
     checks.check_inputs(inputs, specs, (), "decode")
     arrays = {spec.name: checks.input_of(spec, inputs[spec.name]) for spec in specs if spec.name in inputs}
-    needed = [spec.name for spec in resolve.needed_inputs(pipeline.manifest, {}, (start,))]
+    needed = [spec.name for spec in specs if spec.name in pipeline.spec.inputs_for((start,), set())]
     if missing := [name for name in needed if name not in arrays]:
         raise ArgumentError(f"decode: found no {', '.join(missing)}, expected {', '.join(needed)}. Pass them by name.")
     return kernels.to_uint8(pipeline.decode(arrays))
@@ -134,7 +134,7 @@ def refine(pipeline: Pipeline, images: Any, options: Mapping[str, Any]) -> Reque
     options = damage.with_start(pipeline, pixels, options)
     image = 2 * pixels - 1
     given = {} if start is None else {start: image}
-    needed = [spec.name for spec in resolve.needed_inputs(manifest, given)]
+    needed = [spec.name for spec in pipeline.needed(given)]
     encoded: Arrays = {}
     if manifest.pipeline.encode:
         missing = [name for name in needed if name not in options]

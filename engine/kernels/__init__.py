@@ -143,8 +143,8 @@ def mixture(
     checks.float32("means", means)
     if means.ndim != 2 or not means.size or thresholds.shape != means.shape[:1] or thresholds[-1] < 2**32:
         raise KernelArgumentError(
-            f"thresholds and means have shapes {list(thresholds.shape)} and {list(means.shape)}; expected [K] and [K, D], and "
-            "2**32 as the last threshold"
+            f"thresholds and means have shapes {list(thresholds.shape)} and {list(means.shape)}; expected [K] and [K, D], "
+            "and 2**32 as the last threshold"
         )
     components, width = means.shape
     checks.float32("factors", factors, (components, width, width))

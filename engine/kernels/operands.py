@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-
 from typing import Any
 
 import numpy as np
@@ -39,7 +38,9 @@ _NOTHING = ctypes.c_char * 0
 def address(array: NDArray[Any]) -> int:
     """Where the elements of a C-contiguous array lie; good as long as the array is held."""
     # The general way, array.ctypes, takes 1.5 us, and a run of a small network has a dozen arrays.
-    return ctypes.addressof(_NOTHING.from_buffer(array)) if array.flags.writeable else array.ctypes.data
+    if array.flags.writeable:
+        return ctypes.addressof(_NOTHING.from_buffer(array))  # type: ignore[arg-type]  # numpy says so from Python 3.12 on
+    return array.ctypes.data
 
 
 def address_or_none(array: NDArray[Any] | None) -> int | None:

@@ -55,8 +55,13 @@ def resolve_seeds(seed: SupportsIndex | Sequence[SupportsIndex] | NDArray[np.int
                 "pass as many, leave n out, or give one integer"
             )
         return listed
+    return consecutive_seeds(seed, 1 if n is None else n)
+
+
+def consecutive_seeds(seed: Any, n: int) -> Seeds:
+    """The same of what is no list."""
     first = int.from_bytes(os.urandom(8), "little") if seed is None else _one_seed(seed)
-    return np.arange(1 if n is None else n, dtype=np.uint64) + np.uint64(first)  # modulo 2**64, as unsigned sums are
+    return np.arange(n, dtype=np.uint64) + np.uint64(first)  # modulo 2**64, as unsigned sums are
 
 
 def drawn(seeds: Seeds, shape: Sequence[int]) -> F32:
@@ -64,9 +69,9 @@ def drawn(seeds: Seeds, shape: Sequence[int]) -> F32:
     return _draw(seeds, kernels.STREAM_Z, 0, shape, None)
 
 
-def initial(seeds: Seeds, shape: Sequence[int]) -> F32:
-    """Unit normal noise that a chain starts from, before temperature: float32 [N, *shape]."""
-    return _draw(seeds, kernels.STREAM_X_T, 0, shape, None)
+def initial(seeds: Seeds, shape: Sequence[int], out: F32 | None = None) -> F32:
+    """Unit normal noise that a chain starts from, before temperature: float32 [N, *shape], into `out` when given."""
+    return _draw(seeds, kernels.STREAM_X_T, 0, shape, out)
 
 
 def step_noise(seeds: Seeds, step_index: int, shape: Sequence[int], out: F32 | None = None) -> F32:
