@@ -224,7 +224,7 @@ class Pipeline:
             x=np.empty((n, *self._state_shape), np.float32),
             values=values,
             seeds=request.seeds.copy(),
-            timesteps=np.array(request.table.timesteps, np.int64),
+            timesteps=request.table.timesteps.copy(),
             setting=request.setting,
             timings=timings,
             start_name=start,

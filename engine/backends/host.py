@@ -58,13 +58,14 @@ class HostChain:
         """before, rows, the loop, after. See `Chain.run`."""
         work = self._workspace(len(request), request.lanes)
         now = perf_counter()
+        # Before any network, while what drew the inputs is in the caches still.
+        x_T = request.x_T if request.x_T is not None else noises.initial(request.seeds, work.shape, work.x)
+        now = timings.book("noise_ms", now)
         values: Arrays = {**request.inputs, **request.given}
         self.before(values)
         now = timings.book("before_ms", now)
         embeddings = self._rows(request.table, values, request.lanes)
         now = timings.book("rows_ms", now)
-        x_T = request.x_T if request.x_T is not None else noises.initial(request.seeds, work.shape, work.x)
-        now = timings.book("noise_ms", now)
         self._start(request, work, values, x_T)
         timings.book("update_ms", now)
         self._loop(request, work, values, embeddings, timings)
