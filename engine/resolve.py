@@ -72,7 +72,7 @@ def resolve_request(
         **{name: len(array) for name, array in inputs.items()},
     }
     count = checks.agree_on_count(counts, shared=("x_T", "noise", *inputs)) or 1
-    seeds = noises.consecutive_seeds(seed, count) if listed is None else listed
+    seeds = noises.seeds_for(seed, listed, count)
     inputs = {name: _for_all(array, count) for name, array in inputs.items()}
     if missing:
         inputs |= pipeline.draw(seeds, prior)

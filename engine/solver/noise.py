@@ -47,7 +47,11 @@ def resolve_seeds(seed: SupportsIndex | Sequence[SupportsIndex] | NDArray[np.int
     """
     if n is not None and n < 0:
         raise ArgumentError(f"n is {n}; expected a number of samples, 0 or more")
-    listed = listed_seeds(seed)
+    return seeds_for(seed, listed_seeds(seed), n)
+
+
+def seeds_for(seed: Any, listed: Seeds | None, n: int | None) -> Seeds:
+    """The same where `listed_seeds` has read the seed already."""
     if listed is not None:
         if n is not None and n != len(listed):
             raise ArgumentError(
@@ -55,13 +59,8 @@ def resolve_seeds(seed: SupportsIndex | Sequence[SupportsIndex] | NDArray[np.int
                 "pass as many, leave n out, or give one integer"
             )
         return listed
-    return consecutive_seeds(seed, 1 if n is None else n)
-
-
-def consecutive_seeds(seed: Any, n: int) -> Seeds:
-    """The same of what is no list."""
     first = int.from_bytes(os.urandom(8), "little") if seed is None else _one_seed(seed)
-    return np.arange(n, dtype=np.uint64) + np.uint64(first)  # modulo 2**64, as unsigned sums are
+    return np.arange(1 if n is None else n, dtype=np.uint64) + np.uint64(first)  # modulo 2**64, as unsigned sums are
 
 
 def drawn(seeds: Seeds, shape: Sequence[int]) -> F32:
