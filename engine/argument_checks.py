@@ -13,8 +13,6 @@ from engine.errors import ArgumentError
 
 def is_integer(value: object) -> bool:
     """Whether this is one whole number: an int, a numpy scalar or array without dimensions, what has __index__; no bool."""
-    if type(value) is int:
-        return True
     if isinstance(value, bool) or getattr(value, "ndim", 0) != 0 or "bool" in str(getattr(value, "dtype", "")):
         return False
     try:
@@ -26,6 +24,8 @@ def is_integer(value: object) -> bool:
 
 def check_integer(name: str, value: Any, expected: str = "an integer") -> int:
     """Refuses what is not a whole number (True and 3.0 included)."""
+    if type(value) is int:
+        return value
     if not is_integer(value):
         raise ArgumentError(f"{name} is {value!r}, a {type(value).__name__}; expected {expected}")
     return operator.index(value)

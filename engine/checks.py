@@ -179,9 +179,9 @@ def step_noise_of(noise: Any, shape: tuple[int, int, int]) -> F32:
     return array
 
 
-def check_noise_steps(noise: F32 | None, steps: int) -> None:
+def check_noise_steps(noise: F32, steps: int) -> None:
     """Noise given for another number of steps than will run is a mistake, not something to cut to length."""
-    if noise is not None and len(noise) != steps:
+    if len(noise) != steps:
         raise ArgumentError(
             f"noise holds {len(noise)} steps; this run has {steps}. Pass one slice a step, in the order used "
             f"(from the noisiest step to the last)."

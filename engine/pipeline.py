@@ -169,9 +169,10 @@ class Pipeline:
 
     def run(self, request: Request, progress: bool = False) -> Batch:
         """Run a whole request and return a batch that shares no memory with the pipeline."""
-        timings, rows = Timings(), len(request.table)
-        checks.check_noise_steps(request.noise, rows)
-        n, size = len(request), min(self.max_batch, self.chain.limit(request.lanes))
+        timings, rows, n = Timings(), len(request.table.rows), len(request.seeds)
+        if request.noise is not None:
+            checks.check_noise_steps(request.noise, rows)
+        size = min(self.max_batch, self.chain.limit(request.lanes))
         starts = range(0, n, size)
         bar = _bar(rows * len(starts)) if progress else None  # importing tqdm is not part of the run
         begun = perf_counter()
@@ -182,7 +183,7 @@ class Pipeline:
                 part = watched.part(begin, begin + size)
                 outcome = self.chain.run(part, timings)
                 now = perf_counter()
-                _keep(batch, slice(begin, begin + len(part)), outcome)
+                _keep(batch, slice(begin, begin + size), outcome)
                 timings.book("post_ms", now)
                 timings.chunks += 1
         finally:
@@ -194,7 +195,8 @@ class Pipeline:
     def run_on_device(self, request: Request, chain: DeviceChain) -> DeviceBatch:
         """Run a whole request and leave the results on the device."""
         timings, begun = Timings(), perf_counter()
-        checks.check_noise_steps(request.noise, len(request.table))
+        if request.noise is not None:
+            checks.check_noise_steps(request.noise, len(request.table))
         n, size = len(request), min(self.max_batch, chain.limit(request.lanes))
         results = chain.results(request)
         for begin in range(0, n, size):
@@ -214,7 +216,7 @@ class Pipeline:
         )
 
     def _room(self, request: Request, timings: Timings) -> Batch:
-        n, (channels, height, width) = len(request), self._image_shape
+        n, (channels, height, width) = len(request.seeds), self._image_shape
         values: Arrays = {name: np.empty((n, *array.shape[1:]), array.dtype) for name, array in request.inputs.items()}
         start = self.spec.state.start
         if start is not None and start not in values:

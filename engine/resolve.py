@@ -56,7 +56,12 @@ def resolve_request(
         if options.get(spec.name) is not None
     }
     missing = [spec for spec in pipeline.needed(given) if spec.name not in inputs]
-    _check_all_given(manifest, [spec for spec in missing if spec.draw is None], where)
+    if lacking := [spec for spec in missing if spec.draw is None]:
+        takes = ", ".join(str(spec) for spec in manifest.inputs)
+        raise ArgumentError(
+            f"{where}: found no {', '.join(spec.name for spec in lacking)}, expected it: this bundle takes {takes}. Pass it "
+            "by name."
+        )
     prior = choose_prior(manifest, options.get("prior"), draws=bool(missing))
     setting, table = chain_of(pipeline, options, prior, has_image=start is not None, noised_image=noised_image)
     x_T, noise, seed = options.get("x_T"), options.get("noise"), options.get("seed")
@@ -76,8 +81,10 @@ def resolve_request(
     inputs = {name: _for_all(array, count) for name, array in inputs.items()}
     if missing:
         inputs |= pipeline.draw(seeds, prior)
-    inputs = _edited(pipeline, inputs, options.get("edits"))
-    checks.check_free_dimensions(pipeline.free_inputs, inputs)
+    if options.get("edits") is not None:
+        inputs = _edited(pipeline, inputs, options["edits"])
+    if pipeline.free_inputs:
+        checks.check_free_dimensions(pipeline.free_inputs, inputs)
     callback = options.get("callback")
     return Request(table, setting, seeds, inputs, given, x_T=x_T, noise=noise, start=start, watch=callback)
 
@@ -156,15 +163,6 @@ def _fitted(manifest: Manifest, given: Mapping[str, Any], asked: str | None) -> 
     return None if asked == "plain" else found
 
 
-def _check_all_given(manifest: Manifest, missing: list[InputSpec], where: str) -> None:
-    if missing:
-        takes = ", ".join(str(spec) for spec in manifest.inputs)
-        raise ArgumentError(
-            f"{where}: found no {', '.join(spec.name for spec in missing)}, expected it: this bundle takes {takes}. Pass it "
-            "by name."
-        )
-
-
 def _given_input(pipeline: Pipeline, spec: InputSpec, value: Any) -> Array:
     """A declared input on the host or on the device, [N or 1, ...]."""
     if not is_on_device(value):
@@ -186,8 +184,6 @@ def _x_T(pipeline: Pipeline, value: Any) -> Array:
 
 def _edited(pipeline: Pipeline, inputs: dict[str, Array], edits: Any) -> dict[str, Array]:
     """The inputs with the drawn one, drawn or given, moved along the bundle's directions."""
-    if edits is None:
-        return inputs
     spec, directions = pipeline.manifest.directions, pipeline.directions
     strengths = checked_edits(spec, edits)
     assert spec and directions, "checked_edits refuses edits without directions"  # noqa: PT018

@@ -56,7 +56,7 @@ class HostChain:
 
     def run(self, request: Request, timings: Timings) -> Outcome:
         """before, rows, the loop, after. See `Chain.run`."""
-        work = self._workspace(len(request), request.lanes)
+        work = self._workspace(len(request.seeds), request.table.lanes)
         now = perf_counter()
         # Before any network, while what drew the inputs is in the caches still.
         x_T = request.x_T if request.x_T is not None else noises.initial(request.seeds, work.shape, work.x)
@@ -64,7 +64,7 @@ class HostChain:
         values: Arrays = {**request.inputs, **request.given}
         self.before(values)
         now = timings.book("before_ms", now)
-        embeddings = self._rows(request.table, values, request.lanes)
+        embeddings = self._rows(request.table, values, work.lanes)
         now = timings.book("rows_ms", now)
         self._start(request, work, values, x_T)
         timings.book("update_ms", now)

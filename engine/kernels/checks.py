@@ -47,9 +47,10 @@ def seeds(value: Any, samples: int | None = None) -> None:
         raise KernelArgumentError(f"seeds have shape {list(value.shape)}; expected [N], one seed a sample")
 
 
-def word(name: str, value: int) -> None:
-    if not 0 <= value < 2**32:
-        raise KernelArgumentError(f"{name} is {value}; expected 0 .. 2**32 - 1")
+def words(**values: int) -> None:
+    for name, value in values.items():
+        if not 0 <= value < 2**32:
+            raise KernelArgumentError(f"{name} is {value}; expected 0 .. 2**32 - 1")
 
 
 def row(value: Any) -> list[float]:
@@ -97,7 +98,7 @@ def noise_source(x: NDArray[np.float32], noise: Any, seeds_: Any, step: int | No
     if noise is not None:
         raise KernelArgumentError("noise and seeds are both given: pass the array, or seeds and step")
     seeds(seeds_, x.shape[0])
-    word("step", step)
+    words(step=step)
     return step
 
 

@@ -102,6 +102,11 @@ class StepTable:
 
     # Executors ask at every run; a table is kept for many.
     @cached_property
+    def lanes(self) -> int:
+        """L."""
+        return int(self.weights.shape[1])
+
+    @cached_property
     def stochastic(self) -> bool:
         """Whether any row adds noise."""
         return self._uses("k_n", "q_n")

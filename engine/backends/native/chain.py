@@ -23,7 +23,8 @@ class NativeChain(HostChain):
         if request.watch is not None:
             super()._loop(request, work, values, embeddings, timings)
             return
-        graph = cast(NativeGraph, self.backend.graph(self.pipeline.step.graph))
+        graph = self.backend.graph(self.pipeline.step.graph)
+        assert isinstance(graph, NativeGraph), "a native backend's graphs are its own"
         loop: Loop | None = work.loop
         if loop is None or loop.table is not request.table:
             loop = work.loop = Loop(self.pipeline.step, graph.ports, request.table, work)
@@ -35,7 +36,7 @@ class NativeChain(HostChain):
         loop.feed(embeddings, constants, c, request.seeds if noise is None else None, noise)
         failed = graph.run_steps(loop.call)
         timings.add_steps(loop.step_ms[:])
-        timings.update_ms += loop.update_ms
-        timings.network_calls += len(request.table)
+        timings.update_ms += loop.update_ms.value
+        timings.network_calls += len(loop.step_ms)
         if failed != NONE:
             raise self._not_finite(request.table, failed)

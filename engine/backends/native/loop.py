@@ -20,7 +20,7 @@ class Loop:
     """The rows of a table over the n samples of a workspace, whose x goes from the start to x_0 in place.
 
     step: the call of the network; ports: those of its program, in their order.
-    Attributes: `table`, `call` (the struct), and what a run leaves: `step_ms`, of the network, and `update_ms`.
+    Attributes: `table`, `call` (the struct), and what a run leaves: `step_ms`, of the network, and `update_ms`, of all rows.
     """
 
     def __init__(self, step: CallSpec, ports: Sequence[str], table: StepTable, work: Workspace) -> None:
@@ -29,7 +29,7 @@ class Loop:
         constants = [ports.index(port) for port, value in step.inputs.items() if value not in (X, ROWS)]
         self.table = table
         self.step_ms = (ctypes.c_double * len(table))()
-        self._update_ms = ctypes.c_double()
+        self.update_ms = ctypes.c_double()
         self._constant_ports = (ctypes.c_int32 * len(constants))(*constants)
         self._constants = (ctypes.c_void_p * len(constants))()
         rows, weights = np.ascontiguousarray(table.rows), np.ascontiguousarray(table.weights)
@@ -55,7 +55,7 @@ class Loop:
             y=address_or_none(work.y) if table.carries_y else None,
             h=address_or_none(work.history) if table.pushes else None,
             step_ms=ctypes.addressof(self.step_ms),
-            update_ms=ctypes.addressof(self._update_ms),
+            update_ms=ctypes.addressof(self.update_ms),
         )
 
     def feed(
@@ -76,12 +76,9 @@ class Loop:
         call.embeddings = None if call.row_port == NONE else address(embeddings)
         for index, array in enumerate(constants.values()):
             self._constants[index] = address(array)
-        call.c, call.seeds, call.noise = address_or_none(centre), address_or_none(seeds), address_or_none(noise)
+        call.c = None if centre is None else address(centre)
+        call.seeds = None if seeds is None else address(seeds)
+        call.noise = None if noise is None else address(noise)
         call.noise_shared = noise is not None and noise.shape[1] != call.samples
         call.failed_step, call.slice = NONE, Slice()
-        self._update_ms.value = 0.0
-
-    @property
-    def update_ms(self) -> float:
-        """Milliseconds of all rows beside the network."""
-        return self._update_ms.value
+        self.update_ms.value = 0.0
