@@ -7,44 +7,59 @@ was found, what was expected and what to do.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.argument_checks import check_integer, check_integers, check_number, check_numbers
+from engine.argument_checks import check_integer, check_integers, check_name, check_number, check_numbers
 from engine.bundle.inputs import InputSpec
 from engine.errors import ArgumentError, did_you_mean
 from engine.result import F32, Setting
+from engine.solver.timesteps import LEAST_RHO, MOST_RHO
 
 # Naming any of these replaces the bundle's recorded setting as a whole: half of one few-step setting and half of another
 # (a recorded t_start with other steps, say) is a setting that was never measured.
 REPLACES_RECORDED = ("steps", "timesteps", "spacing", "rho", "method", "eta", "t_start")
 
 
+# How each option of a setting is read.
+SETTING: dict[str, Callable[[str, Any], Hashable]] = {
+    "steps": check_integer,
+    "timesteps": check_integers,
+    "spacing": check_name,
+    "rho": lambda name, value: check_number(name, value, LEAST_RHO, MOST_RHO),
+    "method": check_name,
+    "eta": lambda name, value: check_numbers(name, value, 0.0, 1.0),
+    "t_start": check_integer,
+    "temperature": lambda name, value: check_number(name, value, 0.0),
+    "noise_scale": lambda name, value: check_numbers(name, value, 0.0),
+    "eps_scale": lambda name, value: check_numbers(name, value, 0.0),
+    "guidance": lambda name, value: check_number(name, value, -math.inf),
+    "variance": check_name,
+}
+
+
+def setting_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options of a setting that a caller gave, each of one type: an integer, a float or a tuple of them, or a text."""
+    return {name: SETTING[name](name, value) for name, value in given.items() if value is not None and name in SETTING}
+
+
 def resolve_setting(recorded: Mapping[str, Any], variance: str, given: Mapping[str, Any], *, clip: bool = True) -> Setting:
-    """Merge a caller's options (None = not given) with the bundle's recorded setting.
+    """Merge a caller's options (`setting_options`) with the bundle's recorded setting.
 
     Without any of REPLACES_RECORDED the recorded setting applies whole. Naming one of them replaces it by the library's
     own (ddim, uniform or, with t_start, linspace; eta 0, temperature 1, scales 1, guidance 0) at the recorded number of
     steps, or that of the timesteps. temperature, noise_scale, eps_scale, guidance and variance can be given beside
     either. `build_step_table` checks what the values may be.
     """
-    chosen = {name: value for name, value in given.items() if value is not None}
     base: Mapping[str, Any] = recorded
-    if any(name in chosen for name in REPLACES_RECORDED):
+    if any(name in given for name in REPLACES_RECORDED):
         base = {"steps": recorded["steps"]}
-    if "timesteps" in chosen:
-        chosen["timesteps"] = check_integers("timesteps", chosen["timesteps"])
-        base = {"steps": len(chosen["timesteps"])}
-    for name, high in (("eta", 1.0), ("noise_scale", math.inf), ("eps_scale", math.inf)):
-        if name in chosen:
-            chosen[name] = check_numbers(name, chosen[name], 0.0, high)
-    merged = {"variance": variance, **base, **chosen}
-    if "guidance" in merged:
-        merged["guidance"] = check_number("guidance", merged["guidance"], -math.inf)
-    return Setting(clip=bool(clip), **merged)
+    if "timesteps" in given:
+        base = {"steps": len(given["timesteps"])}
+    return Setting(clip=bool(clip), **{"variance": variance, **base, **given})
 
 
 def images_of(images: Any, shape: tuple[int, int, int]) -> F32:
@@ -144,14 +159,14 @@ def _integers(name: str, value: Any) -> npt.NDArray[np.int64]:
 
 def check_inputs(given: Mapping[str, Any], specs: tuple[InputSpec, ...], options: Iterable[str], where: str) -> None:
     """Refuse a name that is neither an option of `where` nor an input of the bundle."""
-    known = (*options, *(spec.name for spec in specs))
-    for name in given:
-        if name not in known:
-            takes = ", ".join(str(spec) for spec in specs) or "none"
-            raise ArgumentError(
-                f"{where} has no option {name!r}, and this bundle has no such input: it takes {takes}."
-                f"{did_you_mean(name, known)}"
-            )
+    unknown = given.keys() - options
+    if unknown and (unknown := unknown - {spec.name for spec in specs}):
+        name, known = next(name for name in given if name in unknown), (*options, *(spec.name for spec in specs))
+        takes = ", ".join(str(spec) for spec in specs) or "none"
+        raise ArgumentError(
+            f"{where} has no option {name!r}, and this bundle has no such input: it takes {takes}."
+            f"{did_you_mean(name, known)}"
+        )
 
 
 def check_free_dimensions(specs: tuple[InputSpec, ...], arrays: Mapping[str, Any]) -> None:
@@ -196,9 +211,9 @@ def step_noise_of(noise: Any, shape: tuple[int, int, int]) -> F32:
     return array
 
 
-def check_noise_steps(noise: F32 | None, steps: int) -> None:
+def check_noise_steps(noise: F32, steps: int) -> None:
     """Noise given for another number of steps than will run is a mistake, not something to cut to length."""
-    if noise is not None and len(noise) != steps:
+    if len(noise) != steps:
         raise ArgumentError(
             f"noise holds {len(noise)} steps; this run has {steps}. Pass one slice a step, in the order used "
             f"(from the noisiest step to the last)."

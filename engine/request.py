@@ -47,11 +47,11 @@ class Request:
     @property
     def lanes(self) -> int:
         """Lanes of the network: 2 with guidance."""
-        return int(self.table.weights.shape[1])
+        return self.table.lanes
 
     def part(self, begin: int, end: int) -> Request:
         """Samples begin..end of this request; arrays shared by the batch stay shared."""
-        n = len(self)
+        n = len(self.seeds)
         if begin == 0 and end >= n:
             return self
 

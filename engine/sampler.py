@@ -25,7 +25,7 @@ from engine.device.arrays import DeviceBatch, stream_handle
 from engine.errors import ArgumentError, BundleError, SamplerStateError
 from engine.pipeline import Arrays, Pipeline
 from engine.request import Request, Watch
-from engine.resolve import REQUEST_OPTIONS, SETTING_OPTIONS
+from engine.resolve import OPTIONS, REQUEST_OPTIONS
 from engine.result import U8, Batch
 from engine.solver import noise as noises
 from engine.threads import resolve_threads
@@ -165,17 +165,18 @@ class Sampler:
         as for `sample_on_device`. Raises ArgumentError, BackendError (DeviceError among them), NumericsError or
         Cancelled.
         """
-        # In the order of SETTING_OPTIONS, so that the two cannot drift apart unnoticed.
+        # In the order of OPTIONS, so that the two cannot drift apart unnoticed.
         scales = (temperature, noise_scale, eps_scale)
         values = (steps, timesteps, spacing, rho, method, eta, t_start, *scales, guidance, variance)
-        named = dict(zip(SETTING_OPTIONS, values, strict=True)) | {"setting": setting}
-        options: dict[str, Any] = {"clip": clip, "seed": seed, "x_T": x_T, "noise": noise, "prior": prior, "edits": edits}
-        options |= {"callback": callback, **inputs}
+        others = (setting, bool(clip), seed, x_T, noise, prior, edits, callback, progress)
+        named = zip(OPTIONS, (*values, *others), strict=True)
+        options: dict[str, Any] = {name: value for name, value in named if value is not None}
+        options |= inputs
         budget = Budget.of(budget_ms, at_most, anytime)
         with NO_MEMORY, self._turn():
             if budget is not None:
-                return self._deadlines.sample(budget, {**named, **options}, n, progress)
-            return self._pipeline.run(self._request({**named, **options}, "sample", n=n), progress)
+                return self._deadlines.sample(budget, options, n, progress)
+            return self._pipeline.run(resolve.resolve_request(self._pipeline, options, "sample", n=n), progress)
 
     def sample_on_device(self, n: int | None = None, *, stream: object = None, **options: Any) -> DeviceBatch:
         """As `sample`, with the results left on the GPU: arrays that torch, CuPy and pycuda take without a copy.
@@ -191,7 +192,8 @@ class Sampler:
             chain = self._pipeline.backend.device_chain()
             if stream is not None:
                 chain.wait_for(stream_handle(stream))
-            return self._pipeline.run_on_device(self._request(options, "sample_on_device", n=n), chain)
+            request = resolve.resolve_request(self._pipeline, options, "sample_on_device", n=n)
+            return self._pipeline.run_on_device(request, chain)
 
     def draw(self, n: int | None = None, *, seed: Seed = None, prior: str | None = None) -> Arrays:
         """The drawn input as `sample` would draw it for these seeds from this prior: {name: float32 [N, ...]}."""
@@ -417,9 +419,6 @@ class Sampler:
 
     def _run(self, request: Request, options: Mapping[str, Any]) -> Batch:
         return self._pipeline.run(request, bool(options.get("progress")))
-
-    def _request(self, options: dict[str, Any], where: str, **more: Any) -> Request:
-        return resolve.resolve_request(self._pipeline, options, where, **more)
 
 
 def _open_again(

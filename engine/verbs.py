@@ -109,7 +109,7 @@ def decode(pipeline: Pipeline, value: Any, inputs: Mapping[str, Any]) -> U8:
         inputs = {abilities.drawn_input(pipeline.manifest, "decode").name: value, **inputs}
     checks.check_inputs(inputs, specs, (), "decode")
     arrays = {spec.name: checks.input_of(spec, inputs[spec.name]) for spec in specs if spec.name in inputs}
-    needed = [spec.name for spec in resolve.needed_inputs(pipeline.manifest, {}, (start,))]
+    needed = [spec.name for spec in specs if spec.name in pipeline.spec.inputs_for((start,), set())]
     if missing := [name for name in needed if name not in arrays]:
         raise ArgumentError(f"decode: found no {', '.join(missing)}, expected {', '.join(needed)}. Pass them by name.")
     return kernels.to_uint8(pipeline.decode(arrays))
@@ -162,7 +162,7 @@ def refine(pipeline: Pipeline, images: Any, options: Mapping[str, Any]) -> Reque
     pixels = abilities.start_pixels(manifest, images, "refine")
     options = damage.with_start(pipeline, pixels, options)
     replaced = () if start is None else (start,)
-    needed = [spec.name for spec in resolve.needed_inputs(manifest, dict.fromkeys(replaced))]
+    needed = [spec.name for spec in pipeline.needed(dict.fromkeys(replaced))]
     missing = [name for name in needed if options.get(name) is None]
     spec = manifest.pipeline
     found = pipeline.encode(pixels) if spec.encode and (missing or spec.encodes_state) else {}

@@ -41,6 +41,8 @@ def uncond() -> Iterator[Sampler]:
         ({"steps": 999}, r"uniform spacing over T=1000 exists for .*spacing='linspace'"),
         ({"steps": "10"}, r"steps is '10', a str; expected an integer"),
         ({"method": "ddmi"}, r"method is 'ddmi'; expected one of ddim, ddpm, .*\. Did you mean"),
+        ({"method": ["ddim"]}, r"method is \['ddim'\], a list; expected a name"),
+        ({"setting": ["fitted"]}, r"setting is \['fitted'\], a list; expected a name"),
         ({"spacing": "quadratic"}, r"spacing is 'quadratic'; .*Did you mean 'quad'"),
         ({"variance": "fixedlrge"}, r"variance is 'fixedlrge'; .*Did you mean 'fixedlarge'"),
         ({"eta": 2.0}, r"eta is 2.0; expected a number in 0 \.\. 1"),

@@ -17,7 +17,7 @@ import pytest
 
 from engine import ArgumentError, Bundle, Cancelled, NumericsError, SamplerStateError, StepInfo, backends
 from engine.backends.host import KEPT_SHAPES
-from engine.pipeline import KEPT_TABLES
+from engine.resolve import KEPT_CHAINS
 from tests import toy
 from tests.samplers import EACH_BACKEND, SIZE, Z_DIM, open_toy, watch_graph
 
@@ -284,9 +284,9 @@ class TestKeptTables:
         with open_toy("form1") as sampler:
             first = sampler.sample(2, steps=5, seed=1)
             assert np.array_equal(sampler.sample(2, steps=5, seed=1).x, first.x)
-            for steps in range(6, 6 + KEPT_TABLES):
+            for steps in range(6, 6 + KEPT_CHAINS):
                 sampler.sample(1, steps=steps)
-            assert len(sampler._pipeline._tables) == KEPT_TABLES
+            assert len(sampler._pipeline.chains) == KEPT_CHAINS
             assert np.array_equal(sampler.sample(2, steps=5, seed=1).x, first.x)
 
     @pytest.mark.parametrize("equal", [1.0, True])
