@@ -146,12 +146,12 @@ class Pipeline:
 
     def autoencode(self, pixels: F32) -> Batch:
         """Images [N, C, H, W] in [0, 1] through `encode` and `after` alone: a batch of no steps, whose seeds are 0."""
-        timings = Timings()
-        with timings.clock("total_ms"):
-            x = self.encode(pixels)[X]
-            starts = range(0, len(x), self.max_batch)
-            images = np.concatenate([self._host.pixels({}, x[begin : begin + self.max_batch]) for begin in starts])
-            timings.chunks = len(starts)
+        timings, begun = Timings(), perf_counter()
+        x = self.encode(pixels)[X]
+        starts = range(0, len(x), self.max_batch)
+        images = np.concatenate([self._host.pixels({}, x[begin : begin + self.max_batch]) for begin in starts])
+        timings.chunks = len(starts)
+        timings.book("total_ms", begun)
         seeds, timesteps = np.zeros(len(x), np.uint64), np.zeros(0, np.int64)
         return Batch(images, x, {}, seeds=seeds, timesteps=timesteps, setting=Setting(steps=0), timings=timings)
 

@@ -149,7 +149,7 @@ def autoencode(pipeline: Pipeline, images: Any, options: Mapping[str, Any]) -> B
             f"{', '.join(given)}. Leave them out, or call refine(images, t_start=...)."
         )
     fed = tuple(value for call in manifest.pipeline.after for value in call.inputs.values() if value != X)
-    if needed := ", ".join(spec.name for spec in resolve.needed_inputs(manifest, {}, fed)):
+    if needed := ", ".join(sorted(pipeline.spec.inputs_for(fed, frozenset()))):
         raise abilities.lacks(manifest, "reconstruct", f"an encoder to {needed}, or a decoder that takes none of it")
     return pipeline.autoencode(abilities.start_pixels(manifest, images, "reconstruct"))
 
