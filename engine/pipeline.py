@@ -170,6 +170,10 @@ class Pipeline:
         make_bar = _bar_maker() if progress else None  # importing tqdm is not part of the run
         with timings.clock("total_ms"):
             checks.check_noise_steps(request.noise, len(request.table.rows))
+            # Step by step on the host: no backend blends inside a loop of its own.
+            chain = self.chain if request.blend is None else self._host
+            if request.blend is not None:
+                checks.check_noise_steps(request.blend.noise, len(request.table.rows), "known_noise")
             n, size = len(request), min(self.max_batch, self.chain.limit(request.lanes))
             batch = self._room(request, timings)
             starts = range(0, n, size)
@@ -177,7 +181,7 @@ class Pipeline:
                 watched = replace(request, watch=_watch(request.watch, tick)) if tick is not None else request
                 for begin in starts:
                     part = watched.part(begin, begin + size)
-                    outcome = self.chain.run(part, timings)
+                    outcome = chain.run(part, timings)
                     with timings.clock("post_ms"):
                         _keep(batch, slice(begin, begin + len(part)), outcome.images, outcome.x, outcome.values)
                     timings.chunks += 1
