@@ -199,23 +199,23 @@ def start_noise_of(x_T: Any, shape: tuple[int, int, int], name: str = "x_T") -> 
     return array
 
 
-def step_noise_of(noise: Any, shape: tuple[int, int, int]) -> F32:
+def step_noise_of(noise: Any, shape: tuple[int, int, int], name: str = "noise") -> F32:
     """Noise of the rows as float32 [S, N or 1, C, H, W]; [S, C, H, W] is shared by the batch."""
-    array = _finite_array("noise", noise)
+    array = _finite_array(name, noise)
     array = array[:, None] if array.ndim == 4 else array
     if array.ndim != 5 or array.shape[2:] != shape or not len(array) or not array.shape[1]:
         dims = ", ".join(map(str, shape))
         raise ArgumentError(
-            f"noise has shape {list(np.shape(noise))}; expected [steps, N, {dims}], or [steps, {dims}] to share it."
+            f"{name} has shape {list(np.shape(noise))}; expected [steps, N, {dims}], or [steps, {dims}] to share it."
         )
     return array
 
 
-def check_noise_steps(noise: F32, steps: int) -> None:
+def check_noise_steps(noise: F32, steps: int, name: str = "noise") -> None:
     """Noise given for another number of steps than will run is a mistake, not something to cut to length."""
     if len(noise) != steps:
         raise ArgumentError(
-            f"noise holds {len(noise)} steps; this run has {steps}. Pass one slice a step, in the order used "
+            f"{name} holds {len(noise)} steps; this run has {steps}. Pass one slice a step, in the order used "
             f"(from the noisiest step to the last)."
         )
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import checks
-from engine.backends.base import Backend, DeviceChain
+from engine.backends.base import Backend, Chain, DeviceChain
 from engine.backends.host import HostChain
 from engine.bundle.directions import Directions, read_directions
 from engine.bundle.inputs import InputSpec
@@ -172,6 +172,10 @@ class Pipeline:
         timings, rows, n = Timings(), len(request.table.rows), len(request.seeds)
         if request.noise is not None:
             checks.check_noise_steps(request.noise, rows)
+        # Step by step on the host where something is blended in: no backend does that inside a loop of its own.
+        chain: Chain = self.chain if request.blend is None else self._host
+        if request.blend is not None and request.blend.noise is not None:
+            checks.check_noise_steps(request.blend.noise, rows, "known_noise")
         size = min(self.max_batch, self.chain.limit(request.lanes))
         starts = range(0, n, size)
         bar = _bar(rows * len(starts)) if progress else None  # importing tqdm is not part of the run
@@ -181,7 +185,7 @@ class Pipeline:
             watched = request if bar is None else replace(request, watch=_watch(request.watch, bar.update))
             for begin in starts:
                 part = watched.part(begin, begin + size)
-                outcome = self.chain.run(part, timings)
+                outcome = chain.run(part, timings)
                 now = perf_counter()
                 _keep(batch, slice(begin, begin + size), outcome)
                 timings.book("post_ms", now)

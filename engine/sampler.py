@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from engine import abilities, backends, checks, damage, kernels, resolve, verbs
+from engine import inpaint as inpainting
 from engine.bundle.directions import Edits
 from engine.bundle.examples import example_inputs
 from engine.bundle.inputs import InputSpec
@@ -275,6 +277,36 @@ class Sampler:
         """
         with NO_MEMORY, self._turn():
             return self._run(verbs.upscale(self._pipeline, images, options), options)
+
+    def inpaint(
+        self,
+        images: npt.ArrayLike,
+        masks: npt.ArrayLike,
+        *,
+        known_noise: npt.ArrayLike | None = None,
+        composite: bool = True,
+        **options: Any,
+    ) -> Batch:
+        """Fill in the part of each image that its mask marks.
+
+        A bundle that takes an image and a mask (inputs that are pictures) is handed them. Any other whose state is the
+        image, or whose `encode` makes the state, is kept to what is known: before each step x is replaced outside of the
+        mask by the known state, noised afresh to the step's level. Missing inputs are then encoded from the images, as by
+        `refine`; with t_start the chain starts from the noised start value, or without one from the noised images.
+
+        images       uint8 [N, H, W, C] or [H, W, C], or float [N, C, H, W] in [0, 1]
+        masks        one each or one for all, of the images' size: bool or uint8 (255 is to be filled in, 0 is kept)
+                     [N, H, W], [H, W] or [N, H, W, 1]; or float [N, 1, H, W] in [0, 1]. The state's is taken by nearest
+        known_noise  [rows, N or 1, C, H, W] or [rows, C, H, W], what the known state is noised with, in place of the
+                     seeds' own stream for it; of no use where the network takes image and mask
+        composite    whether `batch.images` are the images themselves outside of the mask: there every pixel is then the
+                     one that was given (a mask between 0 and 1 mixes). `batch.x` is what the chain made
+        The options are those of `sample`, n apart.
+        """
+        with NO_MEMORY, self._turn():
+            request, holed = inpainting.inpaint(self._pipeline, images, masks, known_noise, options, composite=composite)
+            batch = self._run(request, options)
+            return replace(batch, images=inpainting.composited(batch.images, holed)) if composite else batch
 
     def edit(self, what: Any, edits: Edits, *, preserve: float | None = None, **options: Any) -> Batch:
         """Move what there is along the bundle's directions (`sampler.directions`), x_T and the steps' noise shared.

@@ -21,7 +21,7 @@ from engine.backends.lanes import Bindings
 from engine.backends.workspace import Workspace
 from engine.bundle.pipeline import ROWS, TIMESTEPS, VARIANCE, CallSpec, E, X
 from engine.errors import Cancelled, NumericsError
-from engine.request import FINISH, Outcome, Request
+from engine.request import FINISH, Blend, Outcome, Request
 from engine.result import F32, U8, StepInfo, Timings
 from engine.solver import noise as noises
 from engine.solver.table import StepTable
@@ -30,6 +30,7 @@ KEPT_SHAPES = 4  # buffers of so many batch shapes are kept: enough for a server
 UNLIMITED = 2**31
 
 C_IN, PUSH = (kernels.ROW_FIELDS.index(name) for name in ("c_in", "push"))
+FROM_BASE = [kernels.ROW_FIELDS.index(name) for name in ("p_y", "k_y")]  # of rows that take a step once more
 
 
 class HostChain:
@@ -148,6 +149,10 @@ class HostChain:
         h1, h2, h3 = (None, None, None) if work.history is None else work.history
         answers: list[float] = []
         for i, (t, row) in enumerate(zip(table.timesteps, table.rows, strict=True)):
+            if request.blend is not None and not row[FROM_BASE].any():
+                begun = perf_counter()
+                blend_in(request.blend, request.seeds, i, work.x, cast("F32 | None", centre))
+                timings.book("update_ms", begun)
             asked = perf_counter()
             # e_l = network(c_in x, what lane l is bound to, the embedding of t) in every lane with a weight
             lanes = active_lanes(table, i)
@@ -245,6 +250,15 @@ class HostChain:
 def active_lanes(table: StepTable, i: int) -> int:
     """Lanes that row i evaluates: a row without weight beyond the first runs that one alone."""
     return int(table.weights.shape[1]) if table.weights[i, 1:].any() else 1
+
+
+def blend_in(blend: Blend, seeds: npt.NDArray[np.uint64], i: int, x: F32, centre: F32 | None) -> None:
+    """x <- keep (signal known + c + sigma n) + (1 - keep) x before row i, in place."""
+    noise = noises.known_noise(seeds, i, x.shape[1:]) if blend.noise is None else blend.noise[i]
+    known = blend.signal[i] * blend.known + blend.sigma[i] * noise
+    if centre is not None:
+        known += centre
+    np.copyto(x, blend.keep * known + (np.float32(1) - blend.keep) * x)
 
 
 def report(request: Request, i: int, t: int, work: Workspace, pixels_of: Callable[[F32], U8]) -> bool:

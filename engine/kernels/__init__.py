@@ -18,11 +18,11 @@ from engine.kernels.loader import Kernels, load
 from engine.kernels.operands import INDEX, ROW_FIELDS, USERS, Operands, Q
 
 __all__ = [
-    "ROW_FIELDS", "STREAM_PRIOR", "STREAM_STEP", "STREAM_X_T", "STREAM_Z", "KernelArgumentError", "KernelError",
-    "KernelLoadError", "implementation", "mixture", "normal", "philox4x32", "to_uint8", "update",
+    "ROW_FIELDS", "STREAM_KNOWN", "STREAM_PRIOR", "STREAM_STEP", "STREAM_X_T", "STREAM_Z", "KernelArgumentError",
+    "KernelError", "KernelLoadError", "implementation", "mixture", "normal", "philox4x32", "to_uint8", "update",
 ]  # fmt: skip
 
-STREAM_Z, STREAM_X_T, STREAM_STEP, STREAM_PRIOR = 0, 1, 2, 3
+STREAM_Z, STREAM_X_T, STREAM_STEP, STREAM_PRIOR, STREAM_KNOWN = 0, 1, 2, 3, 4
 
 
 @functools.cache

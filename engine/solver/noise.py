@@ -81,6 +81,11 @@ def step_noise(seeds: Seeds, step_index: int, shape: Sequence[int], out: F32 | N
     return _draw(seeds, kernels.STREAM_STEP, step_index, shape, out)
 
 
+def known_noise(seeds: Seeds, row: int, shape: Sequence[int]) -> F32:
+    """Unit normal noise of what is known of a state, for blending it in before row `row`: float32 [N, *shape]."""
+    return _draw(seeds, kernels.STREAM_KNOWN, row, shape, None)
+
+
 def _draw(seeds: Seeds, stream: int, step: int, shape: Sequence[int], out: F32 | None) -> F32:
     full = (seeds.size, *shape)
     if out is not None and (out.shape != full or not out.flags.c_contiguous):

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from engine.backends.host import blend_in
+from engine.request import Blend
 from engine.solver.schedule import Schedule
 from engine.solver.table import StepTable, build_step_table
 from tests import latent_models
@@ -17,6 +19,7 @@ FOLDER = "uncond_vq_f4"
 CONFIG = latent_models.config(FOLDER)
 EXPECTED = latent_models.expected(FOLDER)
 SCHEDULE = Schedule.from_recipe("scaled_linear", CONFIG["T"], start=CONFIG["linear_start"], end=CONFIG["linear_end"])
+BLENDED = "ddim_uniform_5_eta1_blend"
 SPACED = [
     "ddim_uniform_10_eta0", "ddim_uniform_6_eta0", "ddim_quad_10_eta0", "plms_uniform_10_eta0", "ddim_uniform_5_eta1",
 ]  # fmt: skip
@@ -70,6 +73,19 @@ def test_ddim_and_plms_chains(network, run, execute):
     assert difference(states[extra], f"{run}_step1") < TOLERANCE
     assert difference(states[of["steps"] // 2 - 1 + extra], f"{run}_mid") < TOLERANCE
     assert difference(states[-1], run) < TOLERANCE
+
+
+def test_a_chain_that_is_kept_to_what_is_known(network):
+    table, a = table_of(BLENDED), np.array(SCHEDULE.alpha_bar[EXPECTED[f"{BLENDED}_timesteps"][::-1]])
+    levels = (np.sqrt(a).astype(np.float32), np.sqrt(1 - a).astype(np.float32))
+    blend = Blend(EXPECTED["fs_latent"], EXPECTED["mask_keep"], *levels, EXPECTED[f"{BLENDED}_known_noise"])
+    x, states, noise = EXPECTED["x_T"].copy(), [], EXPECTED[f"{BLENDED}_noise"]
+    for i in range(len(table)):
+        blend_in(blend, np.zeros(2, np.uint64), i, x, None)
+        x = run_kernels(table.timesteps[i : i + 1], table.rows[i : i + 1], network, x, noise=noise[i : i + 1])[-1]
+        states.append(x.copy())  # blended in place
+    for index, key in ((0, f"{BLENDED}_step1"), (1, f"{BLENDED}_mid"), (-1, BLENDED)):
+        assert difference(states[index], key) < TOLERANCE
 
 
 def test_the_tolerance_sees_another_last_level(network):

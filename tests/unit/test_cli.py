@@ -26,7 +26,7 @@ from tests.toy_family import build_family
 ROOT = Path(__file__).parents[2]
 HELP = ROOT / "tests" / "help"
 COMMANDS = [
-    "sample", "reconstruct", "refine", "upscale", "interpolate", "edit", "mix", "walk", "steps", "info", "verify",
+    "sample", "reconstruct", "refine", "upscale", "inpaint", "interpolate", "edit", "mix", "walk", "steps", "info", "verify",
     "cpp-config", "examples", "serve", "studio", "triton-repo",
 ]  # fmt: skip
 # Their help is that of their scripts, checked in tests/export.

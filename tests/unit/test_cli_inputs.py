@@ -108,3 +108,21 @@ class TestInputs:
         with Sampler(path, ANY_BACKEND, "f32", 2) as sampler:
             np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), sampler.upscale(photo, seed=5, label=1).images)
         assert "photo float32[batch, 3, 12, 16]: -1 to 1, a picture, to be given" in succeed("info", path).output
+
+    def test_inpaint_takes_a_picture_and_its_mask(self, tmp_path: Path) -> None:
+        path = build_family(tmp_path / "latent", encodes=["state_encoder"])
+        rng = np.random.default_rng(0)
+        photo, mask = rng.integers(0, 256, (12, 16, 3), np.uint8), np.zeros((12, 16), np.uint8)
+        mask[2:8, 3:9] = 255
+        for name, array in (("photo", photo), ("mask", mask)):
+            Image.fromarray(array).save(tmp_path / f"{name}.png")
+        options = ["--mask", tmp_path / "mask.png", "--seed", "5", "--input", "label=1", "--out", tmp_path / "a.npy", *HERE]
+        succeed("inpaint", path, tmp_path / "photo.png", tmp_path / "photo.png", *options)
+        succeed("inpaint", path, tmp_path / "photo.png", "--no-composite", *options[:6], "--out", tmp_path / "b.npy", *HERE)
+        found = np.load(tmp_path / "a.npy")
+        with Sampler(path, ANY_BACKEND, "f32", 2) as sampler:
+            expected = sampler.inpaint(np.stack([photo, photo]), mask, seed=5, label=1).images
+        np.testing.assert_array_equal(found, expected)
+        assert (np.load(tmp_path / "b.npy")[0] != photo)[mask == 0].any()
+        result = run("inpaint", build_family(tmp_path / "family"), tmp_path / "photo.png", *options)
+        assert (result.exit_code, "inpaint needs an image and a mask" in result.stderr) == (1, True)

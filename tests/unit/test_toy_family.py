@@ -359,6 +359,83 @@ class TestPictures:
                 sampler.upscale(PHOTOS, label=3, photo=PHOTOS)
 
 
+def blended(timesteps: list[int], x: np.ndarray, keep: np.ndarray, noise: np.ndarray, **inputs: Any) -> np.ndarray:
+    """The blended chain in float64, step by step, from x_T."""
+    reference, x = Reference(), x.astype(np.float64)
+    for i, t in enumerate(timesteps):
+        a = reference.alpha_bar[t]
+        x = keep * (np.sqrt(a) * STATES + np.sqrt(1 - a) * noise[i]) + (1 - keep) * x
+        then = reference.alpha_bar[timesteps[i + 1]] if i + 1 < len(timesteps) else 1.0
+        with_inputs = reference.modulation(inputs["label"], inputs["style"])
+        v = reference.denoise(x, *with_inputs, t)
+        x0, eps = np.sqrt(a) * x - np.sqrt(1 - a) * v, np.sqrt(1 - a) * x + np.sqrt(a) * v
+        x = np.sqrt(then) * x0 + np.sqrt(1 - then) * eps
+    return x
+
+
+class TestInpainting:
+    @EACH_BACKEND
+    def test_blends_what_is_known_before_each_step(self, backend: str, latent: Path) -> None:
+        inputs, reference = given(), Reference()
+        x_T = inputs.pop("x_T")
+        noise = np.random.default_rng(9).standard_normal((4, 3, *STATE)).astype(np.float32)
+        with Sampler(latent, backend, "f32", 1, max_batch=2) as sampler:
+            batch = sampler.inpaint(PHOTOS, HOLE, known_noise=noise, x_T=x_T, steps=4, **inputs)
+            raw = sampler.inpaint(PHOTOS, HOLE, known_noise=noise, x_T=x_T, steps=4, composite=False, **inputs)
+        keep = 1 - HOLE[::2, ::2].astype(float)
+        expected = blended(batch.timesteps.tolist(), x_T, keep, noise, **inputs)
+        close(batch.x, expected)
+        assert np.abs(raw.images.astype(int) - reference.pixels(expected)).max() <= 1
+        np.testing.assert_array_equal(batch.images, np.where(HOLE[..., None], raw.images, PHOTOS))
+
+    def test_a_sample_keeps_its_noise_in_any_batch_and_its_other_draws(self, latent: Path) -> None:
+        inputs = {"label": 3, "style": given()["style"][:1], "steps": 4, "eta": 0.5}
+        with Sampler(latent, ANY_BACKEND, "f32", 1) as sampler:
+            batch = sampler.inpaint(PHOTOS, HOLE, seed=[7, 8, 9], **inputs)
+            alone = sampler.inpaint(PHOTOS[1:2], HOLE, seed=8, **inputs)
+            nothing_known = sampler.inpaint(PHOTOS, np.ones_like(HOLE), seed=[7, 8, 9], **inputs)
+            plain = sampler.sample(seed=[7, 8, 9], **inputs)
+            noise = np.stack([noises.known_noise(np.uint64([7, 8, 9]), row, STATE) for row in range(4)])
+            given_noise = sampler.inpaint(PHOTOS, HOLE, seed=[7, 8, 9], known_noise=noise, **inputs)
+        close(alone.x, batch.x[1:2])
+        np.testing.assert_array_equal(nothing_known.x, plain.x)
+        np.testing.assert_array_equal(given_noise.x, batch.x)
+        assert not np.allclose(noise[0], noise[1])
+
+    def test_a_network_that_takes_image_and_mask_is_handed_them(self, pictured: dict[str, Path]) -> None:
+        options = {"label": 4, "seed": 3, "steps": 4}
+        with Sampler(pictured["masked"], ANY_BACKEND, "f32", 1) as sampler:
+            batch, sampled = sampler.inpaint(PHOTOS, HOLE, **options), sampler.sample(3, photo=PHOTOS, mask=HOLE, **options)
+            with pytest.raises(ArgumentError, match="as photo and mask; expected no mask, known_noise beside them"):
+                sampler.inpaint(PHOTOS, HOLE, label=4, mask=HOLE, known_noise=np.zeros((4, *STATE)))
+        np.testing.assert_array_equal(batch.x, sampled.x)
+        np.testing.assert_array_equal(batch.images, np.where(HOLE[..., None], sampled.images, PHOTOS))
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"images": PHOTOS[:, :6]}, r"images has shape \[3, 6, 16, 3\] \(uint8\); expected uint8 \[N, 12, 16, 3\]"),
+            ({"masks": HOLE[:6]}, r"masks has shape \[6, 16\] \(bool\); expected uint8 \[N, 12, 16, 1\], or float32"),
+            ({"masks": np.repeat(HOLE[None], 2, 0)}, "contradictory: images says 3, masks says 2"),
+            ({"masks": np.full((1, 1, 12, 16), np.nan)}, "masks holds 192 values that are NaN"),
+            ({"masks": np.full((1, 1, 12, 16), -0.5)}, r"masks runs from -0.5 to -0.5; expected values in 0 .. 1"),
+            ({"known_noise": np.zeros((3, *STATE))}, r"known_noise holds 3 steps; this run has 4"),
+            ({"known_noise": np.zeros((4, 3, 8, 8))}, r"known_noise has shape .* expected \[steps, N, 4, 6, 8\]"),
+            ({"label": None}, "inpaint: found no label, expected it"),
+            ({"lable": 3}, "inpaint has no option 'lable'"),
+        ],
+    )
+    def test_bad_holes_are_refused(self, latent: Path, changes: dict[str, Any], message: str) -> None:
+        asked: dict[str, Any] = {"images": PHOTOS, "masks": HOLE, "label": 3, "style": given()["style"][:1], "steps": 4}
+        with Sampler(latent, ANY_BACKEND, "f32", 1) as sampler, pytest.raises(ArgumentError, match=message):
+            sampler.inpaint(**asked | changes)
+
+    def test_a_bundle_without_a_way_says_so(self, family: Path) -> None:
+        needed = "inpaint needs an image and a mask among its inputs, a state that is the image, or an encoder"
+        with Sampler(family, ANY_BACKEND, "f32", 1) as sampler, pytest.raises(ArgumentError, match=needed):
+            sampler.inpaint(PHOTOS, HOLE, label=3)
+
+
 def test_its_pipeline_is_read_as_it_was_written(family: Path) -> None:
     manifest = Bundle.open(family).manifest
     pipeline = manifest.pipeline
