@@ -33,12 +33,12 @@ def fuzz(library: Path, bundle: Path, *arguments: str, env: dict[str, str] | Non
 
 @pytest.mark.parametrize("model", ["form1", "form1_zcond", "uncond"])
 def test_mutated_bundles_get_the_same_answer(cpp_library: Path, native_bundle: Callable[..., Path], model: str) -> None:
-    counts, _ = fuzz(cpp_library, native_bundle(model), "--count", "250")
+    counts, _ = fuzz(cpp_library, native_bundle(model), "--count", "120")
     same = counts.pop("same place")
-    assert sum(counts.values()) == 250
-    assert same > 0.9 * 250, "several faults at once may be found in another order, one alone may not"
-    assert sum(number for name, number in counts.items() if name.endswith("opened")) > 10
-    assert sum(number for name, number in counts.items() if name.endswith("refused")) > 150
+    assert sum(counts.values()) == 120
+    assert same > 0.9 * 120, "several faults at once may be found in another order, one alone may not"
+    assert sum(number for name, number in counts.items() if name.endswith("opened")) > 4
+    assert sum(number for name, number in counts.items() if name.endswith("refused")) > 70
 
 
 def test_a_seed_replays_alone(cpp_library: Path, native_bundle: Callable[..., Path]) -> None:
@@ -62,5 +62,5 @@ def sanitizer_libraries() -> str:
 def test_mutated_bundles_under_the_sanitizers(cpp_sanitized: Path, native_bundle: Callable[..., Path]) -> None:
     # Leaks are looked for by test_cpp_hardships.py: what Python itself never gives back would be counted here.
     env = {"LD_PRELOAD": sanitizer_libraries(), "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
-    counts, _ = fuzz(cpp_sanitized / "diffusevae" / LIBRARY, native_bundle("form1"), "--count", "120", env=env)
-    assert sum(counts.values()) > 120
+    counts, _ = fuzz(cpp_sanitized / "diffusevae" / LIBRARY, native_bundle("form1"), "--count", "80", env=env)
+    assert sum(counts.values()) > 80
