@@ -121,6 +121,7 @@ class Sampler:
         budget_ms: float | None = None,
         at_most: bool = False,
         anytime: bool = False,
+        text: str | Sequence[str] | None = None,
         **inputs: Any,
     ) -> Batch:
         """Sample N images.
@@ -157,6 +158,8 @@ class Sampler:
                    first call of a size measures a few runs. `batch.deadline` says what became of it
         at_most    where none keeps the budget, take the fastest; otherwise that is a DeadlineError
         anytime    end a chain that is late with the last step's prediction of the images (`batch.deadline.done`)
+        text       a text, or one a sample, in place of the token ids that it becomes; where the bundle holds a vocabulary.
+                   Cut without a word where it is longer than the input
         inputs     what the bundle declares (`sampler.inputs`), by name: [N, ...], or one sample for all. One that
                    is drawn may be left out
 
@@ -169,7 +172,7 @@ class Sampler:
         values = (steps, timesteps, spacing, rho, method, eta, t_start, *scales, guidance, variance)
         named = dict(zip(SETTING_OPTIONS, values, strict=True)) | {"setting": setting}
         options: dict[str, Any] = {"clip": clip, "seed": seed, "x_T": x_T, "noise": noise, "prior": prior, "edits": edits}
-        options |= {"callback": callback, **inputs}
+        options |= {"callback": callback, "text": text, **inputs}
         budget = Budget.of(budget_ms, at_most, anytime)
         with NO_MEMORY, self._turn():
             if budget is not None:
@@ -185,7 +188,7 @@ class Sampler:
         The results are complete when this returns. The other options are those of `sample` but callback and
         progress. Only on a GPU backend.
         """
-        checks.check_inputs(options, self.inputs, REQUEST_OPTIONS, "sample_on_device")
+        options = resolve.taken(self._pipeline, options, REQUEST_OPTIONS, "sample_on_device")
         with NO_MEMORY, self._turn():
             chain = self._pipeline.backend.device_chain()
             if stream is not None:
@@ -317,6 +320,8 @@ class Sampler:
         zeros or what is nearest to them in range, of size 1 in free dimensions.
         """
         blank = example_inputs(self.bundle.manifest, free=1) or {}
+        if self._pipeline.text is not None and options.get("text") is not None:
+            del blank[self._pipeline.text.input]
         quick: dict[str, Any] = {} if options.get("timesteps") is not None else {"steps": 1, "spacing": "linspace"}
         self.sample(n, **{**quick, "seed": 0, **blank, **options})
         if self.bundle.manifest.pipeline.encode:

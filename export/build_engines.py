@@ -202,6 +202,11 @@ def echo_table(rows: Sequence[tuple[str, ...]]) -> None:
     type=click.Path(path_type=Path),
     help="File of fit-prior: the density that z is drawn from, instead of N(0, I).",
 )
+@click.option(
+    "--vocabulary",
+    type=click.Path(path_type=Path),
+    help="WordPiece vocabulary, a token a line, of a model that takes token ids: the bundle then takes text.",
+)
 @family_flags
 @engine_options
 @click.option(
@@ -219,6 +224,7 @@ def main(
     turing: bool,
     whole_sampler: bool,
     latent_prior: Path | None,
+    vocabulary: Path | None,
     check: bool,
     **said: Any,
 ) -> None:
@@ -233,7 +239,8 @@ def main(
     backends = backends or default_backends(precisions)
     graphs = GraphOptions(keep_float32, turing, whole_sampler)
     engines = take_engine_options(said, (*backends, "tensorrt_rtx") if check else backends)
-    request = Request(checkpoint, vae, out, weights, key, backends, precisions, said, engines, graphs, latent_prior)
+    fitted = latent_prior, vocabulary
+    request = Request(checkpoint, vae, out, weights, key, backends, precisions, said, engines, graphs, *fitted)
     if check:
         report(check_request(request, Narrator()))
     else:

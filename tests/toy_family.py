@@ -9,7 +9,8 @@ Nothing in engine, embed or kernels was written for it; it is a manifest and six
     after    decoder(x) -> decoded
 
 State 4 x 6 x 8, image 3 x 12 x 16. A variant has a denoiser that learned the variance too: its second output, `range`.
-Others encode the image to the state, state_encoder(image) -> x, in place of the style or beside it.
+Others encode the image to the state, state_encoder(image) -> x, in place of the style or beside it; or have a text in place
+of the label, token_encoder(tokens) -> context.
 `Reference` is the same in float64 numpy, chain included, written from the papers alone.
 """
 
@@ -26,6 +27,11 @@ from onnx import TensorProto, helper, numpy_helper
 from engine.bundle.writer import write_bundle
 
 STATE, IMAGE, STYLE, CLASSES, CONTEXT, ROW = (4, 6, 8), (3, 12, 16), 5, 10, 3, 6
+TOKENS, LENGTH = 24, 7  # of a text
+TEXT = {
+    "input": "tokens", "file": "vocab.txt", "kind": "wordpiece", "lowercase": True, "begin": "[CLS]", "end": "[SEP]",
+    "pad": "[PAD]", "unknown": "[UNK]",
+}  # fmt: skip
 T = 1000
 OPSET, IR_VERSION = 21, 10
 F64 = np.ndarray[Any, np.dtype[np.float64]]
@@ -59,20 +65,26 @@ def build_family(
     learned: bool = False,
     encodes: Sequence[str] = ("image_encoder",),
     draws: bool = True,
+    vocabulary: bytes | None = None,
 ) -> Path:
     """Write the bundle and return its folder.
 
     sampler: its whole-sampler graph, where one was composed. style_null: without, only the label has a null, and what is
     made of both has one that is each sample's own. learned: of variance "learned_range". encodes: the calls of `encode`.
-    draws: whether the style is drawn.
+    draws: whether the style is drawn. vocabulary: with a text in place of the label.
     """
-    models = {name: model for name, model in graphs(learned).items() if not name.endswith("_encoder") or name in encodes
-              or name == "label_encoder"}  # fmt: skip
+    used = (*encodes, "label_encoder" if vocabulary is None else "token_encoder")
+    models = {name: model for name, model in graphs(learned).items() if not name.endswith("_encoder") or name in used}
     files: dict[str, bytes | Path] = {f"{name}.onnx": model.SerializeToString() for name, model in models.items()}
     raw = manifest(models, backends)
     made = {"image_encoder": {"style": "style"}, "state_encoder": {"x": "x"}}
     calls = [{"graph": name, "inputs": {"image": "image"}, "outputs": made[name]} for name in encodes]
     raw["pipeline"]["encode"] = calls
+    if vocabulary is not None:
+        tokens = {"name": "tokens", "dtype": "int64", "shape": ["batch", LENGTH], "range": [0, TOKENS - 1], "draw": None}
+        raw["inputs"][0] = tokens | {"null": [0] * LENGTH}
+        raw["pipeline"]["before"][0] |= {"graph": "token_encoder", "inputs": {"tokens": "tokens"}}
+        raw["text"], files["vocab.txt"] = dict(TEXT), vocabulary
     if not draws:
         raw["inputs"][1]["draw"] = None
     if not style_null:
@@ -137,6 +149,7 @@ def manifest(models: dict[str, onnx.ModelProto], backends: Sequence[str]) -> dic
         "refine": None,
         "prior": None,
         "directions": None,
+        "text": None,
         "engines": [],
         "built_with": {"onnx": onnx.__version__},
     }  # fmt: skip
@@ -144,7 +157,7 @@ def manifest(models: dict[str, onnx.ModelProto], backends: Sequence[str]) -> dic
 
 def entry(name: str, model: onnx.ModelProto) -> dict[str, Any]:
     """The manifest's entry of one model."""
-    ranges: dict[str, Any] = {"timesteps": [0, T - 1], "label": [0, CLASSES], "image": [-1, 1]}
+    ranges: dict[str, Any] = {"timesteps": [0, T - 1], "label": [0, CLASSES], "image": [-1, 1], "tokens": [0, TOKENS - 1]}
     kinds = {TensorProto.INT64: "int64", TensorProto.UINT8: "uint8", TensorProto.FLOAT: "float32"}
 
     def tensors(infos: Any) -> list[dict[str, Any]]:
@@ -168,7 +181,7 @@ def entry(name: str, model: onnx.ModelProto) -> dict[str, Any]:
 
 
 def graphs(learned: bool = False) -> dict[str, onnx.ModelProto]:
-    """The seven graphs by name; with `learned` the denoiser has its second output."""
+    """The graphs of all variants by name; with `learned` the denoiser has its second output."""
     node, w = helper.make_node, weights()
     state, image = ["batch", *STATE], ["batch", *IMAGE]
     flat = {"flat": np.array([0, -1])}
@@ -183,6 +196,11 @@ def graphs(learned: bool = False) -> dict[str, onnx.ModelProto]:
         "label_encoder": _model(
             [node("Gather", ["labels", "label"], ["context"])],
             {"label": ["batch"]}, {"context": ["batch", CONTEXT]}, {"labels": w["labels"]},
+        ),
+        "token_encoder": _model(
+            [node("Gather", ["table", "tokens"], ["each"]), node("ReduceMean", ["each", "axis"], ["context"], keepdims=0)],
+            {"tokens": ["batch", LENGTH]}, {"context": ["batch", CONTEXT]},
+            {"table": np.sin(np.arange(TOKENS * CONTEXT, dtype=np.float32)).reshape(TOKENS, -1), "axis": np.array([1])},
         ),
         "modulation": _model(
             [
@@ -237,7 +255,7 @@ def _model(
     constants: dict[str, Any],
 ) -> onnx.ModelProto:
     def infos(named: dict[str, list[Any]]) -> list[onnx.ValueInfoProto]:
-        whole = ("label", "timesteps")
+        whole = ("label", "timesteps", "tokens")
         return [
             helper.make_tensor_value_info(name, TensorProto.INT64 if name in whole else TensorProto.FLOAT, shape)
             for name, shape in named.items()

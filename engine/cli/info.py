@@ -86,6 +86,8 @@ def _count(bundle: Bundle) -> str:
         words.append("the prior")
     if manifest.directions is not None:
         words.append("the directions")
+    if manifest.text is not None:
+        words.append("the vocabulary")
     if manifest.engines:
         words.append(f"{len(manifest.engines)} engines")
     return ", ".join(words)
