@@ -62,7 +62,7 @@ def verify(
     Exit code 1 when the bundle is refused, when no backend could run it, or when two backends disagree.
     """
     opened = Bundle.open(bundle, allow_links)
-    inputs = (example_inputs(opened.manifest) or {}) | take_inputs(given, opened.manifest)
+    inputs = (example_inputs(opened.manifest) or {}) | take_inputs(given, opened)
     report = check_backends(opened, n, seed, inputs)
     if as_json:
         echo_json({"bundle": str(opened.path), "graphs": list(opened.manifest.graphs), **report})

@@ -19,6 +19,7 @@ from engine.resolve import SETTINGS
 from engine.serving.groups import starts_from_pixels
 from engine.solver.table import METHODS, VARIANCES
 from engine.solver.timesteps import SPACINGS
+from engine.text import TEXT
 
 Schema = Mapping[str, Any]
 IMAGES = "images"
@@ -27,11 +28,12 @@ SEEDS_END = 2**64 - 1
 
 @dataclass(frozen=True)
 class Field:
-    """One keyword argument: its JSON schema, and whether a request must have it."""
+    """One keyword argument: its JSON schema, whether a request must have it, and the field that may stand for it."""
 
     name: str
     schema: Schema
     needed: bool = False
+    instead: str = ""
 
 
 def verbs_of(manifest: Manifest) -> tuple[str, ...]:
@@ -57,7 +59,7 @@ def fields_of(manifest: Manifest, verb: str, limits: Limits) -> dict[str, Field]
         found += _edit(manifest, limits)
     else:
         found.append(_images(limits))
-    found += [_seed(limits), *_setting(manifest, verb, limits), *_inputs(manifest, verb)]
+    found += [_seed(limits), *_setting(manifest, verb, limits), *_inputs(manifest, verb, limits)]
     if manifest.directions is not None and verb != "edit":
         found.append(Field("edits", _strengths(manifest)))
     return {field.name: field for field in found}
@@ -161,18 +163,27 @@ def _setting(manifest: Manifest, verb: str, limits: Limits) -> list[Field]:
     return [Field(name, schema) for name, schema in found.items()]
 
 
-def _inputs(manifest: Manifest, verb: str) -> list[Field]:
-    """The bundle's own, but for those that a verb makes itself."""
+def _inputs(manifest: Manifest, verb: str, limits: Limits) -> list[Field]:
+    """The bundle's own, but for those that a verb makes itself; and text, where it stands for one of them."""
     made: set[str] = set()
     if verb == "reconstruct":
         made = {value for call in manifest.pipeline.encode for value in call.outputs.values()}
     if verb in ("edit", "interpolate") and manifest.drawn is not None:
         made = {manifest.drawn.name}
-    return [
-        Field(spec.name, _array(spec), needed=spec.draw is None and verb in ("sample", "edit", "interpolate"))
+    given = verb in ("sample", "edit", "interpolate")
+    worded = "" if manifest.text is None else manifest.text.input
+    found = [
+        Field(spec.name, _array(spec), spec.draw is None and given, TEXT if spec.name == worded else "")
         for spec in manifest.inputs
         if spec.name not in made
     ]
+    return [*found, *(_text(field.name, limits) for field in found if field.instead)]
+
+
+def _text(name: str, limits: Limits) -> Field:
+    one = {"type": "string"}
+    many = {"type": "array", "items": one, "minItems": 1, "maxItems": limits.max_batch}
+    return Field(TEXT, {"oneOf": [one, many], "description": f"In place of {name}: one for all, or one each."})
 
 
 def _array(spec: TensorSpec, batched: bool = True) -> Schema:
