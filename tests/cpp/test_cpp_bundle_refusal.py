@@ -183,7 +183,8 @@ def test_what_is_sound_gets_as_far_as_the_engines(library: Library, plain: Path,
     "format", "format_version", "name", "architecture", "inputs", "inputs.0.null", "inputs.0.draw", "pipeline",
     "pipeline.before", "pipeline.step", "pipeline.nulls", "pipeline.state", "pipeline.state.centre", "pipeline.image",
     "schedule.T", "prediction", "defaults.spacing", "defaults.t_start", "source.other_file", "source.other_sha256",
-    "backends", "graphs.denoiser.compute", "graphs.denoiser.parity", "graphs.denoiser.inputs.0.range", "prior", "built_with",
+    "backends", "graphs.denoiser.compute", "graphs.denoiser.parity", "graphs.denoiser.inputs.0.range", "prior", "text",
+    "built_with",
 ])  # fmt: skip
 def test_a_missing_field_is_named(library: Library, plain: Path, field: str) -> None:
     edit(plain, field, ABSENT)

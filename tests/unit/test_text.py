@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from engine import ArgumentError, BackendError, BundleError, Sampler
-from engine.bundle.files import MANIFEST_FILE
+from engine.bulk.maker import pack
 from engine.bundle.reader import Bundle
 from engine.bundle.vocabulary import MAX_VOCABULARY_BYTES, read_vocabulary
 from engine.text import TextEncoder
@@ -190,8 +190,9 @@ def test_a_vocabulary_that_is_none_is_refused(tmp_path: Path, data: bytes, words
 
 
 def test_a_bundle_says_what_it_makes_of_text(path: Path) -> None:
-    manifest = Bundle.open(path).manifest
+    bundle = Bundle.open(path)
+    manifest = bundle.manifest
     assert manifest.text is not None
     assert manifest.text in manifest.files
     assert {name: getattr(manifest.text, name) for name in TEXT} == TEXT
-    assert (path / MANIFEST_FILE).is_file()
+    assert pack(bundle) == {file.name: file.read_bytes() for file in path.iterdir()}
