@@ -159,7 +159,7 @@ class Sampler:
         at_most    where none keeps the budget, take the fastest; otherwise that is a DeadlineError
         anytime    end a chain that is late with the last step's prediction of the images (`batch.deadline.done`)
         text       a text, or one a sample, in place of the token ids that it becomes; where the bundle holds a vocabulary.
-                   Cut without a word where it is longer than the input
+                   Cut silently where it is longer than the input
         inputs     what the bundle declares (`sampler.inputs`), by name: [N, ...], or one sample for all. One that
                    is drawn may be left out
 

@@ -1,7 +1,7 @@
 """Text as the token ids that an input holds: the pieces that a vocabulary has for its words, by the library `tokenizers`.
 
 BERT's way with WordPiece: spaces and punctuation part words, and of each word the longest pieces that the vocabulary has are
-taken from the left, ##-pieces behind the first. Too long a text is cut without a word, as the models' own code does.
+taken from the left, ##-pieces behind the first. Too long a text is cut silently, as the models' own code does.
 """
 
 from __future__ import annotations
