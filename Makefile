@@ -14,6 +14,7 @@ demo: $(VENV)/.installed-export
 	$(BIN)/python export/build_engines.py $(AVATARS) --out $(OUT)/avatars.bundle
 	$(BIN)/python export/fit_directions.py $(OUT)/avatars.bundle --take examples/avatars/directions.safetensors
 	$(BIN)/python export/fit_setting.py $(OUT)/avatars.bundle --take examples/avatars/settings.json
+	$(BIN)/python export/fit_refine.py $(OUT)/avatars.bundle --take examples/avatars/starts.json
 	$(BIN)/python examples/avatars/demo.py $(OUT)/avatars.bundle --out $(OUT)/avatars.png
 	@echo "make studio opens a page to try it on: http://127.0.0.1:8080"
 

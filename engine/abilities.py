@@ -80,6 +80,20 @@ def picture_shape(manifest: Manifest) -> tuple[int, int, int]:
     return spec.image_shape if spec.image == X and not spec.encodes_state else encoder_shape(manifest)
 
 
+def picture_inputs(manifest: Manifest) -> tuple[tuple[InputSpec, ...], tuple[InputSpec, ...]]:
+    """The inputs that are images, and those that are masks."""
+    images, masks = (tuple(spec for spec in manifest.inputs if spec.picture == kind) for kind in ("image", "mask"))
+    return images, masks
+
+
+def upscaled_input(manifest: Manifest, what: str) -> InputSpec:
+    """The one picture that a sample is made of."""
+    images, masks = picture_inputs(manifest)
+    if len(images) != 1 or masks:
+        raise lacks(manifest, what, "exactly one input that is an image, and none that is a mask")
+    return images[0]
+
+
 def encoder_shape(manifest: Manifest) -> tuple[int, int, int]:
     """[C, H, W] of the images that `encode` takes; without one, of those that the pipeline makes."""
     if manifest.encoder_image is None:

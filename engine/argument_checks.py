@@ -24,9 +24,18 @@ def is_integer(value: object) -> bool:
 
 def check_integer(name: str, value: Any, expected: str = "an integer") -> int:
     """Refuses what is not a whole number (True and 3.0 included)."""
+    if type(value) is int:
+        return value
     if not is_integer(value):
         raise ArgumentError(f"{name} is {value!r}, a {type(value).__name__}; expected {expected}")
     return operator.index(value)
+
+
+def check_name(name: str, value: object) -> str:
+    """Refuses what is no text."""
+    if not isinstance(value, str):
+        raise ArgumentError(f"{name} is {value!r}, a {type(value).__name__}; expected a name")
+    return value
 
 
 def check_number(name: str, value: object, low: float, high: float = math.inf) -> float:

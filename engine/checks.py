@@ -7,44 +7,59 @@ was found, what was expected and what to do.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.argument_checks import check_integer, check_integers, check_number, check_numbers
+from engine.argument_checks import check_integer, check_integers, check_name, check_number, check_numbers
 from engine.bundle.inputs import InputSpec
 from engine.errors import ArgumentError, did_you_mean
 from engine.result import F32, Setting
+from engine.solver.timesteps import LEAST_RHO, MOST_RHO
 
 # Naming any of these replaces the bundle's recorded setting as a whole: half of one few-step setting and half of another
 # (a recorded t_start with other steps, say) is a setting that was never measured.
 REPLACES_RECORDED = ("steps", "timesteps", "spacing", "rho", "method", "eta", "t_start")
 
 
+# How each option of a setting is read.
+SETTING: dict[str, Callable[[str, Any], Hashable]] = {
+    "steps": check_integer,
+    "timesteps": check_integers,
+    "spacing": check_name,
+    "rho": lambda name, value: check_number(name, value, LEAST_RHO, MOST_RHO),
+    "method": check_name,
+    "eta": lambda name, value: check_numbers(name, value, 0.0, 1.0),
+    "t_start": check_integer,
+    "temperature": lambda name, value: check_number(name, value, 0.0),
+    "noise_scale": lambda name, value: check_numbers(name, value, 0.0),
+    "eps_scale": lambda name, value: check_numbers(name, value, 0.0),
+    "guidance": lambda name, value: check_number(name, value, -math.inf),
+    "variance": check_name,
+}
+
+
+def setting_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options of a setting that a caller gave, each of one type: an integer, a float or a tuple of them, or a text."""
+    return {name: SETTING[name](name, value) for name, value in given.items() if value is not None and name in SETTING}
+
+
 def resolve_setting(recorded: Mapping[str, Any], variance: str, given: Mapping[str, Any], *, clip: bool = True) -> Setting:
-    """Merge a caller's options (None = not given) with the bundle's recorded setting.
+    """Merge a caller's options (`setting_options`) with the bundle's recorded setting.
 
     Without any of REPLACES_RECORDED the recorded setting applies whole. Naming one of them replaces it by the library's
     own (ddim, uniform or, with t_start, linspace; eta 0, temperature 1, scales 1, guidance 0) at the recorded number of
     steps, or that of the timesteps. temperature, noise_scale, eps_scale, guidance and variance can be given beside
     either. `build_step_table` checks what the values may be.
     """
-    chosen = {name: value for name, value in given.items() if value is not None}
     base: Mapping[str, Any] = recorded
-    if any(name in chosen for name in REPLACES_RECORDED):
+    if any(name in given for name in REPLACES_RECORDED):
         base = {"steps": recorded["steps"]}
-    if "timesteps" in chosen:
-        chosen["timesteps"] = check_integers("timesteps", chosen["timesteps"])
-        base = {"steps": len(chosen["timesteps"])}
-    for name, high in (("eta", 1.0), ("noise_scale", math.inf), ("eps_scale", math.inf)):
-        if name in chosen:
-            chosen[name] = check_numbers(name, chosen[name], 0.0, high)
-    merged = {"variance": variance, **base, **chosen}
-    if "guidance" in merged:
-        merged["guidance"] = check_number("guidance", merged["guidance"], -math.inf)
-    return Setting(clip=bool(clip), **merged)
+    if "timesteps" in given:
+        base = {"steps": len(given["timesteps"])}
+    return Setting(clip=bool(clip), **{"variance": variance, **base, **given})
 
 
 def images_of(images: Any, shape: tuple[int, int, int]) -> F32:
@@ -80,8 +95,11 @@ def images_of(images: Any, shape: tuple[int, int, int]) -> F32:
 def input_of(spec: InputSpec, value: Any) -> npt.NDArray[Any]:
     """A declared input as [N, ...] of its dtype; one sample [...] becomes [1, ...], to be shared.
 
-    Trailing dimensions of 1 beyond the declared ones are accepted ([N, 64, 1, 1] for [N, 64]).
+    Trailing dimensions of 1 beyond the declared ones are accepted ([N, 64, 1, 1] for [N, 64]). For a picture uint8 will do
+    too, as `picture_of` has it.
     """
+    if spec.picture is not None and np.asarray(value).dtype.kind in "ub":
+        return picture_of(spec, np.asarray(value))
     array = _finite_array(spec.name, value) if spec.dtype == "float32" else _integers(spec.name, value)
     rank = len(spec.shape)
     if array.ndim > rank and all(size == 1 for size in array.shape[rank:]):
@@ -90,17 +108,46 @@ def input_of(spec: InputSpec, value: Any) -> npt.NDArray[Any]:
         array = array[None]
     fits = array.ndim == rank and all(isinstance(d, str) or d == n for d, n in zip(spec.shape, array.shape, strict=True))
     if not fits or not array.size:
-        one = f" or one sample [{', '.join(map(str, spec.sample))}]" if spec.sample else " or one number"
-        raise ArgumentError(
-            f"{spec.name} has shape {list(np.shape(value))}; expected {spec.dtype} "
-            f"[{', '.join(['N', *map(str, spec.sample)])}]{one}, N > 0."
-        )
+        raise ArgumentError(f"{spec.name} has shape {list(np.shape(value))}; expected {_wanted(spec)}, N > 0.")
     if spec.range is not None and (array.min() < spec.range[0] or array.max() > spec.range[1]):
         raise ArgumentError(
             f"{spec.name} runs from {array.min():.6g} to {array.max():.6g}; expected values in "
             f"{spec.range[0]:g} .. {spec.range[1]:g}, as this bundle takes them."
         )
     return np.ascontiguousarray(array)
+
+
+def picture_of(spec: InputSpec, array: npt.NDArray[Any]) -> F32:
+    """A picture input as float32 [N, C, H, W] in its range.
+
+    image: uint8 [N, H, W, C] or [H, W, C], without C where it is 1; 0 becomes -1 and 255 becomes 1.
+    mask: uint8 or bool [N, H, W, 1], [N, H, W] or [H, W]; 128 and above, or True, becomes 1 and the rest 0.
+    """
+    found, (channels, height, width) = array, spec.picture_shape
+    size = (height, width, channels)
+    if channels == 1 and found.shape[-2:] == (height, width) and found.shape != size:
+        found = found[..., None]
+    found = found[None] if found.ndim == 3 else found
+    if found.shape[1:] != size or not len(found) or not (array.dtype == np.uint8 or (array.dtype == bool and channels == 1)):
+        raise ArgumentError(f"{spec.name} has shape {list(array.shape)} ({array.dtype}); expected {_wanted(spec)}, N > 0.")
+    if spec.picture == "mask" and array.dtype == np.uint8 and array.max() == 1:
+        raise ArgumentError(f"{spec.name} is uint8 with no value above 1; expected 0 and 255. Pass bool, or 255 times it.")
+    planes = found.transpose(0, 3, 1, 2)
+    if spec.picture == "mask":
+        return np.ascontiguousarray(planes if array.dtype == bool else planes >= 128, np.float32)
+    picture: F32 = np.ascontiguousarray(planes, np.float32) / np.float32(255) * np.float32(2) - np.float32(1)
+    return picture
+
+
+def _wanted(spec: InputSpec) -> str:
+    """What an input may be, for the message that refuses something else."""
+    one = f" or one sample [{', '.join(map(str, spec.sample))}]" if spec.sample else " or one number"
+    floats = f"{spec.dtype} [{', '.join(['N', *map(str, spec.sample)])}]{one}"
+    if spec.picture is None:
+        return floats
+    channels, height, width = spec.picture_shape
+    low = "0" if spec.picture == "mask" else "-1"
+    return f"uint8 [N, {height}, {width}, {channels}], or {floats} in [{low}, 1]"
 
 
 def _integers(name: str, value: Any) -> npt.NDArray[np.int64]:
@@ -112,14 +159,14 @@ def _integers(name: str, value: Any) -> npt.NDArray[np.int64]:
 
 def check_inputs(given: Mapping[str, Any], specs: tuple[InputSpec, ...], options: Iterable[str], where: str) -> None:
     """Refuse a name that is neither an option of `where` nor an input of the bundle."""
-    known = (*options, *(spec.name for spec in specs))
-    for name in given:
-        if name not in known:
-            takes = ", ".join(str(spec) for spec in specs) or "none"
-            raise ArgumentError(
-                f"{where} has no option {name!r}, and this bundle has no such input: it takes {takes}."
-                f"{did_you_mean(name, known)}"
-            )
+    unknown = given.keys() - options
+    if unknown and (unknown := unknown - {spec.name for spec in specs}):
+        name, known = next(name for name in given if name in unknown), (*options, *(spec.name for spec in specs))
+        takes = ", ".join(str(spec) for spec in specs) or "none"
+        raise ArgumentError(
+            f"{where} has no option {name!r}, and this bundle has no such input: it takes {takes}."
+            f"{did_you_mean(name, known)}"
+        )
 
 
 def check_free_dimensions(specs: tuple[InputSpec, ...], arrays: Mapping[str, Any]) -> None:
@@ -152,23 +199,23 @@ def start_noise_of(x_T: Any, shape: tuple[int, int, int], name: str = "x_T") -> 
     return array
 
 
-def step_noise_of(noise: Any, shape: tuple[int, int, int]) -> F32:
+def step_noise_of(noise: Any, shape: tuple[int, int, int], name: str = "noise") -> F32:
     """Noise of the rows as float32 [S, N or 1, C, H, W]; [S, C, H, W] is shared by the batch."""
-    array = _finite_array("noise", noise)
+    array = _finite_array(name, noise)
     array = array[:, None] if array.ndim == 4 else array
     if array.ndim != 5 or array.shape[2:] != shape or not len(array) or not array.shape[1]:
         dims = ", ".join(map(str, shape))
         raise ArgumentError(
-            f"noise has shape {list(np.shape(noise))}; expected [steps, N, {dims}], or [steps, {dims}] to share it."
+            f"{name} has shape {list(np.shape(noise))}; expected [steps, N, {dims}], or [steps, {dims}] to share it."
         )
     return array
 
 
-def check_noise_steps(noise: F32 | None, steps: int) -> None:
+def check_noise_steps(noise: F32, steps: int, name: str = "noise") -> None:
     """Noise given for another number of steps than will run is a mistake, not something to cut to length."""
-    if noise is not None and len(noise) != steps:
+    if len(noise) != steps:
         raise ArgumentError(
-            f"noise holds {len(noise)} steps; this run has {steps}. Pass one slice a step, in the order used "
+            f"{name} holds {len(noise)} steps; this run has {steps}. Pass one slice a step, in the order used "
             f"(from the noisiest step to the last)."
         )
 

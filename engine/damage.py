@@ -16,23 +16,34 @@ from engine.pipeline import Arrays, Pipeline
 from engine.result import F32
 
 AUTO = "auto"
+PARTS = 8  # along each axis
 
 
 class Estimate(NamedTuple):
-    """The mean over images of the noise in each and of its distance from the encoder's reconstruction (0 where the pipeline
-    has none), both RMS in [0, 1]."""
+    """What each image looks like, [N] each, of pixels in [0, 1].
 
-    noise: float
-    residual: float
+    noise     the standard deviation of white noise in it, as the mean second difference tells it
+    quiet     the same of its quietest quarter: clean pictures have flat parts, which noise and JPEG disturb
+    peak      the same of its steepest pixel: impulses are steeper than edges, and blurred edges less steep
+    residual  RMS distance from the encoder's reconstruction; 0 where the pipeline has none
+    part      the same of the mean colours of the worst of 8 x 8 parts, such as one that a mask hides
+    """
+
+    noise: F32
+    quiet: F32
+    peak: F32
+    residual: F32
+    part: F32
 
 
 def estimate(pipeline: Pipeline, pixels: F32) -> Estimate:
     """Of images [N, C, H, W] in [0, 1]."""
-    return Estimate(float(noise_of(pixels).mean()), float(_residual(pipeline, pixels).mean()))
+    return Estimate(*noise_of(pixels), *_residual(pipeline, pixels))
 
 
-def noise_of(pixels: F32) -> F32:
-    """The standard deviation of white noise in each image, [N]: what the second differences along both axes leave of it.
+def noise_of(pixels: F32) -> tuple[F32, F32, F32]:
+    """The noise in each image, in its quietest quarter and in its steepest pixel, [N] each: what second differences along
+    both axes leave of it, in standard deviations of white noise.
 
     [1 -2 1; -2 4 -2; 1 -2 1] sees no plane and no straight edge along an axis, and multiplies the variance of white noise
     by 36 (Immerkaer 1996). 0 for images of less than three pixels along an axis.
@@ -40,23 +51,30 @@ def noise_of(pixels: F32) -> F32:
     found = pixels
     for axis in (2, 3):
         if found.shape[axis] < 3:
-            return np.zeros(len(pixels), np.float32)
+            nothing = np.zeros(len(pixels), np.float32)
+            return nothing, nothing, nothing
         found = np.diff(found, 2, axis=axis)
-    noise: F32 = np.sqrt(np.pi / 2) / 6 * np.abs(found).mean(axis=(1, 2, 3))
-    return noise
+    size = np.float32(np.sqrt(np.pi / 2) / 6) * np.abs(found).reshape(len(pixels), -1)
+    quiet: F32 = np.partition(size, size.shape[1] // 4, axis=1)[:, size.shape[1] // 4]
+    return size.mean(axis=1), quiet, size.max(axis=1)
 
 
-def _residual(pipeline: Pipeline, pixels: F32) -> F32:
-    """How far each image is from what `encode` and `before` make of it, [N]."""
+def _residual(pipeline: Pipeline, pixels: F32) -> tuple[F32, F32]:
+    """How far each image, and its worst part, is from what `encode` and `before` make of it, [N] each."""
     start = pipeline.spec.state.start
     names = [spec.name for spec in pipeline.manifest.inputs]
     encoded: Arrays = pipeline.encode(pixels) if pipeline.spec.encode and pipeline.spec.image == X else {}
     encoded = abilities.declared(pipeline.manifest, encoded)
     if start is None or start in names or set(encoded) != set(names):
-        return np.zeros(len(pixels), np.float32)
-    made = np.clip((pipeline.decode(encoded) + 1) / 2, 0, 1)
-    residual: F32 = np.sqrt(np.square(made - pixels).mean(axis=(1, 2, 3)))
-    return residual
+        return np.zeros(len(pixels), np.float32), np.zeros(len(pixels), np.float32)
+    off = np.clip((pipeline.decode(encoded) + 1) / 2, 0, 1) - pixels
+    n, channels, *sides = off.shape
+    height, width = (max(1, side // PARTS) for side in sides)
+    rows, columns = sides[0] // height, sides[1] // width
+    whole = off[:, :, : rows * height, : columns * width]
+    parts = whole.reshape(n, channels, rows, height, columns, width).mean(axis=(3, 5))
+    worst: F32 = np.sqrt(np.square(parts).mean(axis=1)).max(axis=(1, 2))
+    return np.sqrt(np.square(off).mean(axis=(1, 2, 3))), worst
 
 
 def with_start(pipeline: Pipeline, pixels: F32, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,7 +90,7 @@ def with_start(pipeline: Pipeline, pixels: F32, options: Mapping[str, Any]) -> d
         raise ArgumentError(
             f"t_start is {AUTO!r}, but this bundle has no table of starts; expected a timestep. Fit the table with: {cure}"
         )
-    chosen = manifest.refine.nearest(*estimate(pipeline, pixels)).t_start
+    chosen = manifest.refine.choose(np.stack(estimate(pipeline, pixels), 1))
     steps = options.get("steps")
     # A chain of many steps needs as many timesteps below its start.
     least = (manifest.defaults.steps if steps is None else check_integer("steps", steps)) - 1

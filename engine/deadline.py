@@ -112,9 +112,7 @@ class Deadlines:
         times = self._times(request, settings, options)
         chosen = self._choose(budget, settings, times, len(request))
         if chosen is not settings[0]:
-            setting = resolve.setting_of(self.manifest, {**options, "steps": chosen.steps})
-            setting = replace(setting, prior=request.setting.prior)
-            request = replace(request, setting=setting, table=self.pipeline.table(setting))
+            request = self._of(request, chosen, options)
         calls = len(request.table.rows)
         watcher = _Watcher(request.watch, began, budget.milliseconds, calls)
         batch = self.pipeline.run(replace(request, watch=watcher) if budget.anytime else request, progress)
@@ -138,6 +136,12 @@ class Deadlines:
     def _request(self, options: Mapping[str, Any], setting: Defaults, n: int | None) -> Request:
         return resolve.resolve_request(self.pipeline, {**options, "steps": setting.steps}, "sample", n=n)
 
+    def _of(self, request: Request, chosen: Defaults, options: Mapping[str, Any]) -> Request:
+        """The same request with this setting."""
+        given = {**options, "steps": chosen.steps}
+        setting, table = resolve.chain_of(self.pipeline, given, request.setting.prior)
+        return replace(request, setting=setting, table=table)
+
     def _times(self, request: Request, settings: tuple[Defaults, ...], options: Mapping[str, Any]) -> RunTimes:
         """Those of requests of this size; measured now where there were none."""
         key = (len(request), request.lanes)
@@ -146,11 +150,10 @@ class Deadlines:
             ends = (min(settings, key=lambda one: one.steps), max(settings, key=lambda one: one.steps))
             probe = replace(request, watch=None)
             for index, setting in enumerate((ends[0], *(ends * PROBES))):
-                of = resolve.setting_of(self.manifest, {**options, "steps": setting.steps})
-                table = self.pipeline.table(of)
-                timings = self.pipeline.run(replace(probe, setting=of, table=table)).timings
+                run = self._of(probe, setting, options)
+                timings = self.pipeline.run(run).timings
                 if index:  # the first run of a shape may pay for a runtime's preparation
-                    times.add(len(table.rows), timings)
+                    times.add(len(run.table), timings)
             self.times.setdefault(key, times)  # those of another clone, if it was faster, stay
         return self.times[key]
 

@@ -10,33 +10,32 @@ and memory stays bounded.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import replace
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from engine import checks
-from engine.backends.base import Backend, DeviceChain
+from engine.backends.base import Backend, Chain, DeviceChain
 from engine.backends.host import HostChain
 from engine.bundle.directions import Directions, read_directions
+from engine.bundle.inputs import InputSpec
 from engine.bundle.manifest import Manifest
 from engine.bundle.pipeline import IMAGE, X
 from engine.bundle.prior import Prior, read_prior
 from engine.cleanup import run_all, undo
 from engine.device.arrays import DeviceBatch
-from engine.request import Request, Watch
-from engine.result import F32, U8, Batch, Setting, Timings
+from engine.request import Outcome, Request, Watch
+from engine.result import F32, Batch, Setting, Timings
 from engine.solver import noise as noises
 from engine.solver.table import Schedule, StepTable, build_step_table
 from engine.text import TextEncoder
 
 Seeds = npt.NDArray[np.uint64]
 Arrays = dict[str, npt.NDArray[Any]]
-
-KEPT_TABLES = 16  # of the last settings: enough for a server's few
 
 
 def table_of(manifest: Manifest, schedule: Schedule, setting: Setting) -> StepTable:
@@ -73,7 +72,13 @@ class Pipeline:
         self.manifest = self.bundle.manifest
         self.spec = self.manifest.pipeline
         self.schedule = self.manifest.schedule.schedule()
-        self._tables: dict[str, StepTable] = {}
+        self.chains: dict[tuple[Hashable, ...], tuple[Setting, StepTable]] = {}  # of the last requests, see `chain_of`
+        # What the manifest says, once and not at every request.
+        drawn, inputs = self.manifest.drawn, self.manifest.inputs
+        self.free_inputs = tuple(spec for spec in inputs if any(isinstance(d, str) for d in spec.sample))
+        self._drawn = None if drawn is None else (drawn.name, tuple(int(d) for d in drawn.sample))
+        self._state_shape, self._image_shape = self.spec.state.shape, self.spec.image_shape
+        self._needed: dict[frozenset[str], tuple[InputSpec, ...]] = {}
         with undo(backend.close):
             # The calls around the loop of verbs without a chain (encode, decode) run on the host on every backend.
             self._host = HostChain(backend)
@@ -104,15 +109,6 @@ class Pipeline:
     def table(self, setting: Setting, *, noised_image: bool = False) -> StepTable:
         """The rows of `setting`; with `noised_image` and no t_start, from the image noised to the first of the listed
         timesteps, or to T - 1."""
-        key = f"{setting} {noised_image}"  # not the setting itself: 5 and 5.0 are equal, but only one is a number of steps
-        table = self._tables.get(key)
-        if table is None:
-            table = self._tables[key] = self._made_table(setting, noised_image)
-            if len(self._tables) > KEPT_TABLES:
-                del self._tables[next(iter(self._tables))]
-        return table
-
-    def _made_table(self, setting: Setting, noised_image: bool) -> StepTable:
         table = table_of(self.manifest, self.schedule, setting)
         if not noised_image or setting.t_start is not None:
             return table
@@ -121,16 +117,23 @@ class Pipeline:
         noise_scale = setting.temperature * math.sqrt(1 - alpha_bar)
         return replace(table, start=replace(table.start, k_start=math.sqrt(alpha_bar), k_noise=noise_scale))
 
+    def needed(self, given: Iterable[str]) -> tuple[InputSpec, ...]:
+        """The inputs that a run needs where these values are given."""
+        key = frozenset(given)
+        if key not in self._needed:
+            names = self.spec.inputs_for(self.spec.run_values, key)
+            self._needed[key] = tuple(spec for spec in self.manifest.inputs if spec.name in names)
+        return self._needed[key]
+
     def draw(self, seeds: Seeds, prior: str | None) -> Arrays:
         """The drawn input of each seed, {name: float32 [N, ...]}: from the bundle's prior when that is what `prior` names,
         else from N(0, I); empty where no input is drawn."""
-        drawn = self.manifest.drawn
-        if drawn is None:
+        if self._drawn is None:
             return {}
-        shape = tuple(int(d) for d in drawn.sample)
+        name, shape = self._drawn
         if self.prior is not None and prior == "bundle":
-            return {drawn.name: self.prior.draw(seeds).reshape(len(seeds), *shape)}
-        return {drawn.name: noises.drawn(seeds, shape)}
+            return {name: self.prior.draw(seeds).reshape(len(seeds), *shape)}
+        return {name: noises.drawn(seeds, shape)}
 
     def encode(self, pixels: F32) -> Arrays:
         """Images [N, C, H, W] in [0, 1] through `encode`: its values by name."""
@@ -147,12 +150,12 @@ class Pipeline:
 
     def autoencode(self, pixels: F32) -> Batch:
         """Images [N, C, H, W] in [0, 1] through `encode` and `after` alone: a batch of no steps, whose seeds are 0."""
-        timings = Timings()
-        with timings.clock("total_ms"):
-            x = self.encode(pixels)[X]
-            starts = range(0, len(x), self.max_batch)
-            images = np.concatenate([self._host.pixels({}, x[begin : begin + self.max_batch]) for begin in starts])
-            timings.chunks = len(starts)
+        timings, begun = Timings(), perf_counter()
+        x = self.encode(pixels)[X]
+        starts = range(0, len(x), self.max_batch)
+        images = np.concatenate([self._host.pixels({}, x[begin : begin + self.max_batch]) for begin in starts])
+        timings.chunks = len(starts)
+        timings.book("total_ms", begun)
         seeds, timesteps = np.zeros(len(x), np.uint64), np.zeros(0, np.int64)
         return Batch(images, x, {}, seeds=seeds, timesteps=timesteps, setting=Setting(steps=0), timings=timings)
 
@@ -170,34 +173,45 @@ class Pipeline:
 
     def run(self, request: Request, progress: bool = False) -> Batch:
         """Run a whole request and return a batch that shares no memory with the pipeline."""
-        timings = Timings()
-        make_bar = _bar_maker() if progress else None  # importing tqdm is not part of the run
-        with timings.clock("total_ms"):
-            checks.check_noise_steps(request.noise, len(request.table.rows))
-            n, size = len(request), min(self.max_batch, self.chain.limit(request.lanes))
+        timings, rows, n = Timings(), len(request.table.rows), len(request.seeds)
+        if request.noise is not None:
+            checks.check_noise_steps(request.noise, rows)
+        # Step by step on the host where something is blended in: no backend does that inside a loop of its own.
+        chain: Chain = self.chain if request.blend is None else self._host
+        if request.blend is not None and request.blend.noise is not None:
+            checks.check_noise_steps(request.blend.noise, rows, "known_noise")
+        size = min(self.max_batch, self.chain.limit(request.lanes))
+        starts = range(0, n, size)
+        bar = _bar(rows * len(starts)) if progress else None  # importing tqdm is not part of the run
+        begun = perf_counter()
+        try:
             batch = self._room(request, timings)
-            starts = range(0, n, size)
-            with _ticking(make_bar, len(request.table.rows) * len(starts)) as tick:
-                watched = replace(request, watch=_watch(request.watch, tick)) if tick is not None else request
-                for begin in starts:
-                    part = watched.part(begin, begin + size)
-                    outcome = self.chain.run(part, timings)
-                    with timings.clock("post_ms"):
-                        _keep(batch, slice(begin, begin + len(part)), outcome.images, outcome.x, outcome.values)
-                    timings.chunks += 1
+            watched = request if bar is None else replace(request, watch=_watch(request.watch, bar.update))
+            for begin in starts:
+                part = watched.part(begin, begin + size)
+                outcome = chain.run(part, timings)
+                now = perf_counter()
+                _keep(batch, slice(begin, begin + size), outcome)
+                timings.book("post_ms", now)
+                timings.chunks += 1
+        finally:
+            if bar is not None:
+                bar.close()
+        timings.book("total_ms", begun)
         return batch
 
     def run_on_device(self, request: Request, chain: DeviceChain) -> DeviceBatch:
         """Run a whole request and leave the results on the device."""
-        timings = Timings()
-        with timings.clock("total_ms"):
-            checks.check_noise_steps(request.noise, len(request.table.rows))
-            n, size = len(request), min(self.max_batch, chain.limit(request.lanes))
-            results = chain.results(request)
-            for begin in range(0, n, size):
-                part = request.part(begin, begin + size)
-                chain.run_into(part, timings, {name: array[begin : begin + size] for name, array in results.items()})
-                timings.chunks += 1
+        timings, begun = Timings(), perf_counter()
+        if request.noise is not None:
+            checks.check_noise_steps(request.noise, len(request.table))
+        n, size = len(request), min(self.max_batch, chain.limit(request.lanes))
+        results = chain.results(request)
+        for begin in range(0, n, size):
+            part = request.part(begin, begin + size)
+            chain.run_into(part, timings, {name: array[begin : begin + size] for name, array in results.items()})
+            timings.chunks += 1
+        timings.book("total_ms", begun)
         return DeviceBatch(
             images=results.pop("images"),
             x=results.pop("x"),
@@ -210,29 +224,29 @@ class Pipeline:
         )
 
     def _room(self, request: Request, timings: Timings) -> Batch:
-        n, (channels, height, width) = len(request), self.spec.image_shape
+        n, (channels, height, width) = len(request.seeds), self._image_shape
         values: Arrays = {name: np.empty((n, *array.shape[1:]), array.dtype) for name, array in request.inputs.items()}
         start = self.spec.state.start
-        if start is not None:
-            values.setdefault(start, np.empty((n, *self.spec.state.shape), np.float32))
+        if start is not None and start not in values:
+            values[start] = np.empty((n, *self._state_shape), np.float32)
         return Batch(
             images=np.empty((n, height, width, channels), np.uint8),
-            x=np.empty((n, *self.spec.state.shape), np.float32),
+            x=np.empty((n, *self._state_shape), np.float32),
             values=values,
             seeds=request.seeds.copy(),
-            timesteps=np.array(request.table.timesteps, np.int64),
+            timesteps=request.table.timesteps.copy(),
             setting=request.setting,
             timings=timings,
             start_name=start,
         )
 
 
-def _keep(batch: Batch, where: slice, images: U8, x: F32, values: Mapping[str, npt.NDArray[Any]]) -> None:
+def _keep(batch: Batch, where: slice, outcome: Outcome) -> None:
     """Copy finished samples into the batch."""
-    batch.images[where] = images
-    batch.x[where] = x
+    batch.images[where] = outcome.images
+    batch.x[where] = outcome.x
     for name, array in batch.values.items():
-        array[where] = values[name]
+        array[where] = outcome.values[name]
 
 
 def _watch(callback: Watch | None, tick: Callable[[], Any]) -> Watch:
@@ -245,18 +259,8 @@ def _watch(callback: Watch | None, tick: Callable[[], Any]) -> Watch:
     return watch
 
 
-def _bar_maker() -> Callable[[int], Any]:
-    """What makes a bar on stderr that shows itself after two seconds."""
+def _bar(total: int) -> Any:
+    """A bar on stderr that shows itself after two seconds."""
     from tqdm import tqdm
 
-    return lambda total: tqdm(total=total, delay=2, unit="step", leave=False)
-
-
-@contextmanager
-def _ticking(make_bar: Callable[[int], Any] | None, total: int) -> Iterator[Callable[[], Any] | None]:
-    """Yields what moves the bar by one step, or None without a bar."""
-    if make_bar is None:
-        yield None
-        return
-    with make_bar(total) as bar:
-        yield bar.update
+    return tqdm(total=total, delay=2, unit="step", leave=False)

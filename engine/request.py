@@ -9,12 +9,33 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engine.errors import ArgumentError
 from engine.result import F32, U8, Setting, StepInfo
 from engine.solver.table import StepTable
 
 Array = Any  # a numpy array, or a DeviceArray where the backend runs on a device
 Watch = Callable[[StepInfo], object]
 FINISH = object()  # a watcher's answer, on the host: the row's x0 is the result, the rows after it are left out
+
+
+@dataclass(frozen=True)
+class Blend:
+    """What x is replaced by where it is known: before each step, and not after the last,
+
+        x <- keep (signal known + c + sigma n) + (1 - keep) x
+    with fresh noise n, and the centre c where there is one (Lugmayr et al. 2022, RePaint, eq. 8).
+
+    known          float32 [n, C, H, W], the clean state
+    keep           float32 [n or 1, 1, H, W], 1 where it is known
+    signal, sigma  float32 [rows]: sqrt(alpha_bar) and sqrt(1 - alpha_bar) of x before each row
+    noise          float32 [rows, n or 1, C, H, W] in place of the seeds' own streams
+    """
+
+    known: F32
+    keep: F32
+    signal: F32
+    sigma: F32
+    noise: F32 | None
 
 
 @dataclass(frozen=True)
@@ -26,6 +47,7 @@ class Request:
     x_T         [n or 1, C, H, W], the unit Gaussian that start's k_noise multiplies; None: of the seeds' own stream
     noise       float32 [rows, n or 1, C, H, W] in place of the seeds' streams
     start       float32 [n, C, H, W] that start's k_start multiplies; None: the pipeline's start value
+    blend       what is known of the state
     watch       called after every row; a true answer stops the run
     first       index in the batch of the first of these samples: a large batch runs in chunks
     """
@@ -38,6 +60,7 @@ class Request:
     x_T: Array | None = None
     noise: F32 | None = None
     start: F32 | None = None
+    blend: Blend | None = None
     watch: Watch | None = None
     first: int = 0
 
@@ -47,28 +70,40 @@ class Request:
     @property
     def lanes(self) -> int:
         """Lanes of the network: 2 with guidance."""
-        return int(self.table.weights.shape[1])
+        return self.table.lanes
+
+    def blended(self, blend: Blend) -> Request:
+        """The same with what is known of its state."""
+        for name, array in (*self.inputs.items(), ("x_T", self.x_T)):
+            if array is not None and not isinstance(array, np.ndarray):
+                raise ArgumentError(f"{name} lies on a device, but what is known is blended in on the host: copy it there")
+        return replace(self, blend=blend)
 
     def part(self, begin: int, end: int) -> Request:
         """Samples begin..end of this request; arrays shared by the batch stay shared."""
-        n = len(self)
+        n = len(self.seeds)
         if begin == 0 and end >= n:
             return self
 
-        def cut(array: Array | None) -> Array | None:
+        def cut(array: Array | None) -> Any:
             return array if array is None or len(array) != n else array[begin:end]
 
-        noise = self.noise
-        if noise is not None and noise.shape[1] == n:
-            noise = noise[:, begin:end]
+        def cut_rows(array: F32 | None) -> F32 | None:
+            return array if array is None or array.shape[1] != n else array[:, begin:end]
+
+        blend = self.blend
+        if blend is not None:
+            known, keep = cut(blend.known), cut(blend.keep)
+            blend = replace(blend, known=known, keep=keep, noise=cut_rows(blend.noise))
         return replace(
             self,
             seeds=self.seeds[begin:end],
             inputs={name: cut(array) for name, array in self.inputs.items()},
             given={name: cut(array) for name, array in self.given.items()},
             x_T=cut(self.x_T),
-            noise=noise,
+            noise=cut_rows(self.noise),
             start=cut(self.start),
+            blend=blend,
             first=self.first + begin,
         )
 

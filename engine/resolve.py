@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import checks
+from engine.argument_checks import check_name
 from engine.bundle.directions import checked_edits
 from engine.bundle.inputs import InputSpec
 from engine.bundle.manifest import Manifest
-from engine.bundle.pipeline import PipelineSpec
 from engine.bundle.prior import resolve_prior
 from engine.bundle.training import Defaults
 from engine.commands import command
@@ -24,14 +24,13 @@ from engine.request import Array, Request
 from engine.result import F32, Setting
 from engine.solver import noise as noises
 from engine.solver.levels import FIXED_VARIANCES, LEARNED_RANGE
+from engine.solver.table import StepTable
 from engine.text import replace_text
 
-SETTING_OPTIONS = (
-    "steps", "timesteps", "spacing", "rho", "method", "eta", "t_start", "temperature", "noise_scale", "eps_scale",
-    "guidance", "variance",
-)  # fmt: skip
+SETTING_OPTIONS = tuple(checks.SETTING)
 REQUEST_OPTIONS = (*SETTING_OPTIONS, "setting", "clip", "seed", "x_T", "noise", "prior", "edits")
 SETTINGS = ("fitted", "plain")
+KEPT_CHAINS = 16  # of the last settings: enough for a server's few
 OPTIONS = (*REQUEST_OPTIONS, "callback", "progress")
 
 
@@ -52,16 +51,21 @@ def resolve_request(
     """
     manifest, given = pipeline.manifest, given or {}
     options = taken(pipeline, options, OPTIONS, where)
-    setting = setting_of(manifest, options, has_image=start is not None)
     inputs = {
         spec.name: _given_input(pipeline, spec, options[spec.name])
         for spec in manifest.inputs
         if options.get(spec.name) is not None
     }
-    missing = [spec for spec in needed_inputs(manifest, given) if spec.name not in inputs]
-    drawn = [spec for spec in missing if spec.draw is not None]
-    _check_all_given(manifest, [spec for spec in missing if spec.draw is None], where)
-    x_T, noise, seed = (options.get(name) for name in ("x_T", "noise", "seed"))
+    missing = [spec for spec in pipeline.needed(given) if spec.name not in inputs]
+    if lacking := [spec for spec in missing if spec.draw is None]:
+        takes = ", ".join(str(spec) for spec in manifest.inputs)
+        raise ArgumentError(
+            f"{where}: found no {', '.join(spec.name for spec in lacking)}, expected it: this bundle takes {takes}. Pass it "
+            "by name."
+        )
+    prior = choose_prior(manifest, options.get("prior"), draws=bool(missing))
+    setting, table = chain_of(pipeline, options, prior, has_image=start is not None, noised_image=noised_image)
+    x_T, noise, seed = options.get("x_T"), options.get("noise"), options.get("seed")
     x_T = None if x_T is None else _x_T(pipeline, x_T)
     noise = None if noise is None else checks.step_noise_of(noise, manifest.pipeline.state.shape)
     listed = noises.listed_seeds(seed)
@@ -74,14 +78,14 @@ def resolve_request(
         **{name: len(array) for name, array in inputs.items()},
     }
     count = checks.agree_on_count(counts, shared=("x_T", "noise", *inputs)) or 1
-    seeds = noises.resolve_seeds(seed, count)
-    setting = replace(setting, prior=choose_prior(manifest, options.get("prior"), draws=bool(drawn)))
+    seeds = noises.seeds_for(seed, listed, count)
     inputs = {name: _for_all(array, count) for name, array in inputs.items()}
-    if drawn:
-        inputs |= pipeline.draw(seeds, setting.prior)
-    inputs = _edited(pipeline, inputs, options.get("edits"))
-    checks.check_free_dimensions(manifest.inputs, inputs)
-    table = pipeline.table(setting, noised_image=noised_image)
+    if missing:
+        inputs |= pipeline.draw(seeds, prior)
+    if options.get("edits") is not None:
+        inputs = _edited(pipeline, inputs, options["edits"])
+    if pipeline.free_inputs:
+        checks.check_free_dimensions(pipeline.free_inputs, inputs)
     callback = options.get("callback")
     return Request(table, setting, seeds, inputs, given, x_T=x_T, noise=noise, start=start, watch=callback)
 
@@ -95,24 +99,20 @@ def taken(pipeline: Pipeline, given: Mapping[str, Any], known: Sequence[str], wh
     return found
 
 
-def needed_inputs(manifest: Manifest, given: Mapping[str, Any], values: tuple[str, ...] | None = None) -> list[InputSpec]:
-    """The inputs that a run needs when these values are given; or only what `values` need."""
-    spec = manifest.pipeline
-    if values is None:
-        fed = [value for call in (spec.rows, spec.step, *spec.after) for value in call.inputs.values()]
-        values = tuple(fed) + tuple(name for name in (spec.state.centre, spec.state.start) if name is not None)
-    names: set[str] = set()
-    _collect(spec, set(values), set(given), names)
-    return [entry for entry in manifest.inputs if entry.name in names]
-
-
-def _collect(spec: PipelineSpec, wanted: set[str], given: set[str], names: set[str]) -> None:
-    for value in wanted - given:
-        call = spec.maker(value)
-        if call is None:
-            names.add(value)
-        else:
-            _collect(spec, set(call.inputs.values()), given, names)
+def chain_of(
+    pipeline: Pipeline, options: Mapping[str, Any], prior: str | None, *, has_image: bool = False, noised_image: bool = False
+) -> tuple[Setting, StepTable]:
+    """The setting that is asked for and its table. Those of the last few are kept: a service is asked for the same again."""
+    given, asked = checks.setting_options(options), options.get("setting")
+    asked = None if asked is None else check_name("setting", asked)
+    key = (*given.items(), asked, bool(options.get("clip", True)), prior, has_image, noised_image)
+    found = pipeline.chains.get(key)
+    if found is None:
+        setting = replace(setting_of(pipeline.manifest, options, has_image=has_image), prior=prior)
+        found = pipeline.chains[key] = setting, pipeline.table(setting, noised_image=noised_image)
+        if len(pipeline.chains) > KEPT_CHAINS:
+            del pipeline.chains[next(iter(pipeline.chains))]
+    return found
 
 
 def choose_prior(manifest: Manifest, asked: str | None, *, draws: bool) -> str | None:
@@ -129,10 +129,10 @@ def choose_prior(manifest: Manifest, asked: str | None, *, draws: bool) -> str |
 def setting_of(manifest: Manifest, options: Mapping[str, Any], *, has_image: bool = False) -> Setting:
     """The few-step setting, checked for what this bundle cannot have: guidance without nulls, a learned variance
     without a second output, a start without an image."""
-    given = {name: options.get(name) for name in SETTING_OPTIONS}
-    recorded = manifest.defaults
+    given, recorded = checks.setting_options(options), manifest.defaults
     if fitted := _fitted(manifest, given, options.get("setting")):
-        recorded, given["steps"] = fitted, None
+        recorded = fitted
+        given.pop("steps", None)
     setting = checks.resolve_setting(vars(recorded), manifest.variance, given, clip=options.get("clip", True))
     if setting.guidance != 0.0 and not manifest.pipeline.guided:
         raise ArgumentError(
@@ -159,8 +159,8 @@ def _fitted(manifest: Manifest, given: Mapping[str, Any], asked: str | None) -> 
     """
     if asked not in (None, *SETTINGS):
         raise ArgumentError(f"setting is {asked!r}; expected one of {', '.join(SETTINGS)}.{did_you_mean(asked, SETTINGS)}")
-    others = [name for name in checks.REPLACES_RECORDED if name != "steps" and given[name] is not None]
-    steps = manifest.defaults.steps if given["steps"] is None else given["steps"]
+    others = [name for name in checks.REPLACES_RECORDED if name != "steps" and name in given]
+    steps = given.get("steps", manifest.defaults.steps)
     found = None if manifest.fitted is None or others else manifest.fitted.get(steps)
     if asked == "fitted" and found is None:
         there = [] if manifest.fitted is None else [setting.steps for setting in manifest.fitted.settings]
@@ -171,15 +171,6 @@ def _fitted(manifest: Manifest, given: Mapping[str, Any], asked: str | None) -> 
             f"{', '.join(map(str, sorted(there))) or 'none yet'}. Fit some with: {command('fit-setting', 'BUNDLE')}"
         )
     return None if asked == "plain" else found
-
-
-def _check_all_given(manifest: Manifest, missing: list[InputSpec], where: str) -> None:
-    if missing:
-        takes = ", ".join(str(spec) for spec in manifest.inputs)
-        raise ArgumentError(
-            f"{where}: found no {', '.join(spec.name for spec in missing)}, expected it: this bundle takes {takes}. Pass it "
-            "by name."
-        )
 
 
 def _given_input(pipeline: Pipeline, spec: InputSpec, value: Any) -> Array:
@@ -203,8 +194,6 @@ def _x_T(pipeline: Pipeline, value: Any) -> Array:
 
 def _edited(pipeline: Pipeline, inputs: dict[str, Array], edits: Any) -> dict[str, Array]:
     """The inputs with the drawn one, drawn or given, moved along the bundle's directions."""
-    if edits is None:
-        return inputs
     spec, directions = pipeline.manifest.directions, pipeline.directions
     strengths = checked_edits(spec, edits)
     assert spec and directions, "checked_edits refuses edits without directions"  # noqa: PT018

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from time import perf_counter
 from typing import Any
 
@@ -44,22 +45,6 @@ class Setting:
     prior: str | None = None
 
 
-class Clock:
-    """A `with` block whose milliseconds are added to a field of `Timings`; a generator would cost three times as much."""
-
-    __slots__ = ("_begun", "_stage", "_timings")
-
-    def __init__(self, timings: Timings, stage: str) -> None:
-        self._timings, self._stage = timings, stage
-
-    def __enter__(self) -> None:
-        self._begun = perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        took = 1e3 * (perf_counter() - self._begun)
-        setattr(self._timings, self._stage, getattr(self._timings, self._stage) + took)
-
-
 @dataclass
 class Timings:
     """Wall-clock milliseconds of one run, by stage; a run in several chunks reports sums over its chunks.
@@ -93,23 +78,21 @@ class Timings:
         """Milliseconds inside the step's network, all steps together."""
         return self.first_step_ms + sum(self.other_steps_ms)
 
-    def clock(self, stage: str) -> Clock:
-        """Add the time spent inside the `with` block to the field `stage`."""
-        return Clock(self, stage)
+    def book(self, stage: str, since: float) -> float:
+        """Add the time since then (of perf_counter) to the field `stage`; the time that it is now."""
+        now = perf_counter()
+        setattr(self, stage, getattr(self, stage) + 1e3 * (now - since))
+        return now
 
-    def add_step(self, step: int, milliseconds: float) -> None:
-        """Book `milliseconds` of the network's time to `step` (0 is the first)."""
-        if step == 0:
-            self.first_step_ms += milliseconds
-        elif step <= len(self.other_steps_ms):
-            self.other_steps_ms[step - 1] += milliseconds
-        else:
-            self.other_steps_ms.append(milliseconds)
+    def add_steps(self, milliseconds: Sequence[float]) -> None:
+        """Book the network's times of the first of the steps, one each."""
+        first, *others = milliseconds
+        self.first_step_ms += first
+        self.other_steps_ms = list(map(sum, zip_longest(self.other_steps_ms, others, fillvalue=0.0)))
 
     def add(self, other: Timings) -> None:
         """Book the figures of a further run, as if its chunks were this one's."""
-        for step, milliseconds in enumerate((other.first_step_ms, *other.other_steps_ms)):
-            self.add_step(step, milliseconds)
+        self.add_steps((other.first_step_ms, *other.other_steps_ms))
         stages = ("before_ms", "rows_ms", "noise_ms", "update_ms", "after_ms", "post_ms", "total_ms")
         for name in (*stages, "network_calls", "chunks"):
             setattr(self, name, getattr(self, name) + getattr(other, name))

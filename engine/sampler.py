@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from engine import abilities, backends, checks, damage, kernels, resolve, verbs
+from engine import inpaint as inpainting
 from engine.bundle.directions import Edits
 from engine.bundle.examples import example_inputs
 from engine.bundle.inputs import InputSpec
@@ -25,9 +27,10 @@ from engine.device.arrays import DeviceBatch, stream_handle
 from engine.errors import ArgumentError, BundleError, SamplerStateError
 from engine.pipeline import Arrays, Pipeline
 from engine.request import Request, Watch
-from engine.resolve import REQUEST_OPTIONS, SETTING_OPTIONS
+from engine.resolve import OPTIONS, REQUEST_OPTIONS
 from engine.result import U8, Batch
 from engine.solver import noise as noises
+from engine.text import TEXT
 from engine.threads import resolve_threads
 
 Seed: TypeAlias = "SupportsIndex | Sequence[SupportsIndex] | npt.NDArray[np.integer[Any]] | None"
@@ -161,23 +164,25 @@ class Sampler:
         text       a text, or one a sample, in place of the token ids that it becomes; where the bundle holds a vocabulary.
                    Cut silently where it is longer than the input
         inputs     what the bundle declares (`sampler.inputs`), by name: [N, ...], or one sample for all. One that
-                   is drawn may be left out
+                   is drawn may be left out. One that is a picture may be uint8 [N, H, W, C], where a mask is 255
+                   at what is to be filled in
 
         float inputs, x_T and noise take float32 or float64; on a GPU backend inputs and x_T may lie on the device,
         as for `sample_on_device`. Raises ArgumentError, BackendError (DeviceError among them), NumericsError or
         Cancelled.
         """
-        # In the order of SETTING_OPTIONS, so that the two cannot drift apart unnoticed.
+        # In the order of OPTIONS, so that the two cannot drift apart unnoticed.
         scales = (temperature, noise_scale, eps_scale)
         values = (steps, timesteps, spacing, rho, method, eta, t_start, *scales, guidance, variance)
-        named = dict(zip(SETTING_OPTIONS, values, strict=True)) | {"setting": setting}
-        options: dict[str, Any] = {"clip": clip, "seed": seed, "x_T": x_T, "noise": noise, "prior": prior, "edits": edits}
-        options |= {"callback": callback, "text": text, **inputs}
+        others = (setting, bool(clip), seed, x_T, noise, prior, edits, callback, progress)
+        named = zip(OPTIONS, (*values, *others), strict=True)
+        options: dict[str, Any] = {name: value for name, value in named if value is not None}
+        options |= inputs if text is None else {TEXT: text, **inputs}
         budget = Budget.of(budget_ms, at_most, anytime)
         with NO_MEMORY, self._turn():
             if budget is not None:
-                return self._deadlines.sample(budget, {**named, **options}, n, progress)
-            return self._pipeline.run(self._request({**named, **options}, "sample", n=n), progress)
+                return self._deadlines.sample(budget, options, n, progress)
+            return self._pipeline.run(resolve.resolve_request(self._pipeline, options, "sample", n=n), progress)
 
     def sample_on_device(self, n: int | None = None, *, stream: object = None, **options: Any) -> DeviceBatch:
         """As `sample`, with the results left on the GPU: arrays that torch, CuPy and pycuda take without a copy.
@@ -193,7 +198,8 @@ class Sampler:
             chain = self._pipeline.backend.device_chain()
             if stream is not None:
                 chain.wait_for(stream_handle(stream))
-            return self._pipeline.run_on_device(self._request(options, "sample_on_device", n=n), chain)
+            request = resolve.resolve_request(self._pipeline, options, "sample_on_device", n=n)
+            return self._pipeline.run_on_device(request, chain)
 
     def draw(self, n: int | None = None, *, seed: Seed = None, prior: str | None = None) -> Arrays:
         """The drawn input as `sample` would draw it for these seeds from this prior: {name: float32 [N, ...]}."""
@@ -259,12 +265,52 @@ class Sampler:
         images  uint8 [N, H, W, C] or [H, W, C], or float [N, C, H, W] in [0, 1]: of the state's size or, where `encode`
                 makes the state of an image, of the encoder's
         With t_start the chain starts from the noised image, without from x_T; "auto" is the start that the bundle's table
-        (`diffusevae fit-refine`) has for images as damaged as these are on average. Inputs that the network takes beside
+        (`diffusevae fit-refine`) has for images as damaged as these look, one for all. Inputs that the network takes beside
         are encoded from the images. A bundle whose pipeline has no start value needs t_start, and then only the
         start knows the image. The options are those of `sample`, n apart.
         """
         with NO_MEMORY, self._turn():
             return self._run(verbs.refine(self._pipeline, images, options), options)
+
+    def upscale(self, images: npt.ArrayLike, **options: Any) -> Batch:
+        """One sample of each image, for a bundle whose one picture input that is: of a low resolution, say.
+
+        images  uint8 [N, H, W, C] or [H, W, C], or float [N, C, H, W] in [0, 1], of the input's size
+        The options are those of `sample`, n and that input apart. `sample` takes the same picture under its name, in whose
+        range floats are then: [-1, 1].
+        """
+        with NO_MEMORY, self._turn():
+            return self._run(verbs.upscale(self._pipeline, images, options), options)
+
+    def inpaint(
+        self,
+        images: npt.ArrayLike,
+        masks: npt.ArrayLike,
+        *,
+        known_noise: npt.ArrayLike | None = None,
+        composite: bool = True,
+        **options: Any,
+    ) -> Batch:
+        """Fill in the part of each image that its mask marks.
+
+        A bundle that takes an image and a mask (inputs that are pictures) is handed them. Any other whose state is the
+        image, or whose `encode` makes the state, is kept to what is known: before each step x is replaced outside of the
+        mask by the known state, noised afresh to the step's level. Missing inputs are then encoded from the images, as by
+        `refine`; with t_start the chain starts from the noised start value, or without one from the noised images.
+
+        images       uint8 [N, H, W, C] or [H, W, C], or float [N, C, H, W] in [0, 1]
+        masks        one each or one for all, of the images' size: bool or uint8 (255 is to be filled in, 0 is kept)
+                     [N, H, W], [H, W] or [N, H, W, 1]; or float [N, 1, H, W] in [0, 1]. The state's is taken by nearest
+        known_noise  [rows, N or 1, C, H, W] or [rows, C, H, W], what the known state is noised with, in place of the
+                     seeds' own stream for it; of no use where the network takes image and mask
+        composite    whether `batch.images` are the images themselves outside of the mask: there every pixel is then the
+                     one that was given (a mask between 0 and 1 mixes). `batch.x` is what the chain made
+        The options are those of `sample`, n apart.
+        """
+        with NO_MEMORY, self._turn():
+            request, holed = inpainting.inpaint(self._pipeline, images, masks, known_noise, options, composite=composite)
+            batch = self._run(request, options)
+            return replace(batch, images=inpainting.composited(batch.images, holed)) if composite else batch
 
     def edit(self, what: Any, edits: Edits, *, preserve: float | None = None, **options: Any) -> Batch:
         """Move what there is along the bundle's directions (`sampler.directions`), x_T and the steps' noise shared.
@@ -293,7 +339,7 @@ class Sampler:
             return self._run(verbs.mix(self._pipeline, what, weights, {**options, "seed": seed}), options)
 
     def estimate_damage(self, images: npt.ArrayLike) -> damage.Estimate:
-        """How damaged images (as `refine` takes them) look, on average: what t_start="auto" goes by."""
+        """How damaged each of the images (as `refine` takes them) looks: what t_start="auto" goes by."""
         with NO_MEMORY, self._turn():
             return damage.estimate(self._pipeline, abilities.start_pixels(self.bundle.manifest, images, "estimate_damage"))
 
@@ -411,9 +457,6 @@ class Sampler:
 
     def _run(self, request: Request, options: Mapping[str, Any]) -> Batch:
         return self._pipeline.run(request, bool(options.get("progress")))
-
-    def _request(self, options: dict[str, Any], where: str, **more: Any) -> Request:
-        return resolve.resolve_request(self._pipeline, options, where, **more)
 
 
 def _open_again(

@@ -109,7 +109,7 @@ def decode(pipeline: Pipeline, value: Any, inputs: Mapping[str, Any]) -> U8:
         inputs = {abilities.drawn_input(pipeline.manifest, "decode").name: value, **inputs}
     inputs = resolve.taken(pipeline, inputs, (), "decode")
     arrays = {spec.name: checks.input_of(spec, inputs[spec.name]) for spec in specs if spec.name in inputs}
-    needed = [spec.name for spec in resolve.needed_inputs(pipeline.manifest, {}, (start,))]
+    needed = [spec.name for spec in specs if spec.name in pipeline.spec.inputs_for((start,), set())]
     if missing := [name for name in needed if name not in arrays]:
         raise ArgumentError(f"decode: found no {', '.join(missing)}, expected {', '.join(needed)}. Pass them by name.")
     return kernels.to_uint8(pipeline.decode(arrays))
@@ -149,7 +149,7 @@ def autoencode(pipeline: Pipeline, images: Any, options: Mapping[str, Any]) -> B
             f"{', '.join(given)}. Leave them out, or call refine(images, t_start=...)."
         )
     fed = tuple(value for call in manifest.pipeline.after for value in call.inputs.values() if value != X)
-    if needed := ", ".join(spec.name for spec in resolve.needed_inputs(manifest, {}, fed)):
+    if needed := ", ".join(sorted(pipeline.spec.inputs_for(fed, frozenset()))):
         raise abilities.lacks(manifest, "reconstruct", f"an encoder to {needed}, or a decoder that takes none of it")
     return pipeline.autoencode(abilities.start_pixels(manifest, images, "reconstruct"))
 
@@ -162,7 +162,7 @@ def refine(pipeline: Pipeline, images: Any, options: Mapping[str, Any]) -> Reque
     pixels = abilities.start_pixels(manifest, images, "refine")
     options = damage.with_start(pipeline, pixels, options)
     replaced = () if start is None else (start,)
-    needed = [spec.name for spec in resolve.needed_inputs(manifest, dict.fromkeys(replaced))]
+    needed = [spec.name for spec in pipeline.needed(dict.fromkeys(replaced))]
     missing = [name for name in needed if options.get(name) is None]
     spec = manifest.pipeline
     found = pipeline.encode(pixels) if spec.encode and (missing or spec.encodes_state) else {}
@@ -176,6 +176,17 @@ def refine(pipeline: Pipeline, images: Any, options: Mapping[str, Any]) -> Reque
             "one. Pass t_start, for example t_start=400, and steps."
         )
     return request
+
+
+def upscale(pipeline: Pipeline, images: Any, options: Mapping[str, Any]) -> Request:
+    """One sample of each image, which is the one picture that the bundle takes."""
+    manifest = pipeline.manifest
+    options = resolve.taken(pipeline, options, OPTIONS, "upscale")
+    spec = abilities.upscaled_input(manifest, "upscale")
+    if options.get(spec.name) is not None:
+        raise ArgumentError(f"upscale takes {spec.name} from the images; expected none beside them. Leave {spec.name} out.")
+    pixels = checks.images_of(images, spec.picture_shape)
+    return resolve_request(pipeline, {**options, spec.name: 2 * pixels - 1}, "upscale", n=len(pixels))
 
 
 def edit(pipeline: Pipeline, what: Any, edits: Any, preserve: float | None, options: Mapping[str, Any]) -> Request:

@@ -23,7 +23,7 @@ from engine.errors import ArgumentError, BundleError, CheckpointError, ExportErr
 from engine.solver.table import build_step_table
 from export.context import Graph, Watch
 from export.engines import ENGINE_BUILDERS, BuildContext, BuiltEngine, EngineBuilder, load_builder
-from export.families import family_of
+from export.families import family_of, folder_family
 from export.families.base import Model, Recognised, Source
 from export.graphs.extra import GraphOptions, extra_graphs
 from export.graphs.onnx_export import OPSET, export_onnx
@@ -49,6 +49,7 @@ class Request:
     options         of the model's family, by name; None is not said
     engine_options  of the builders of engines: each takes what it knows
     graph_options   graphs beside the pipeline's own in float32, and which of their layers are in half
+    if_fit          leave out a backend that has no operations for this model, instead of refusing it
     """
 
     checkpoint: Path
@@ -63,6 +64,7 @@ class Request:
     graph_options: GraphOptions = field(default_factory=GraphOptions)
     latent_prior: Path | None = None
     vocabulary: Path | None = None
+    if_fit: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Prepared:
     plan: PrecisionPlan
     builders: Mapping[str, EngineBuilder]
     context: BuildContext
+    backends: tuple[str, ...]
     prior: FittedPrior | None = None
     text: tuple[TextSpec, bytes] | None = None
 
@@ -96,7 +99,7 @@ def build(request: Request, watch: Watch | None = None) -> Built:
     context, path = prepared.context, prepared.path
     engines = build_engines(context, prepared.plan.engines, prepared.builders, request.engine_options)
     with watch.stage("write"):
-        manifest = manifest_of(context.model, prepared.source, context.graphs, request.backends, engines)
+        manifest = manifest_of(context.model, prepared.source, context.graphs, prepared.backends, engines)
         files = {graph.file: graph.model for graph in context.graphs}
         files |= {name: data for engine in engines for name, data in engine.files.items()}
         if prepared.prior is not None:
@@ -130,6 +133,9 @@ def prepare(request: Request, watch: Watch) -> Prepared:
     options = request.graph_options.for_targets(request.engine_options.get("targets") or ())
     with watch.stage("load weights"):
         model = options.of(found.load(), plan.graphs)
+        backends = tuple(name for name in request.backends if _fits(name, builders, model, request.if_fit, watch))
+    builders = {name: builder for name, builder in builders.items() if name in backends}
+    plan = dataclasses.replace(plan, engines=tuple(entry for entry in plan.engines if entry[0] in backends))
     if vocabulary is not None:
         model, spec = with_text(model, vocabulary)
         text = spec, vocabulary.data
@@ -139,13 +145,27 @@ def prepare(request: Request, watch: Watch) -> Prepared:
         check_prior(prior, model)
     graphs = export_graphs(model, runtimes, watch)
     context = BuildContext(model, tuple(graphs), watch, _previous(path))
-    extra = extra_graphs(context, plan.graphs, options, request.backends)
+    extra = extra_graphs(context, plan.graphs, options, backends)
     context = dataclasses.replace(context, graphs=(*graphs, *extra))
-    return Prepared(path, found.source, plan, builders, context, prior, text)
+    return Prepared(path, found.source, plan, builders, context, backends, prior, text)
+
+
+def _fits(name: str, builders: Mapping[str, EngineBuilder], model: Model, if_fit: bool, watch: Watch) -> bool:
+    """Whether a backend stays among those that the bundle is for; ExportError where it was asked for and cannot."""
+    unfit = builders[name].unfit(model) if name in builders else None
+    if unfit is None:
+        return True
+    if not if_fit:
+        raise ExportError(f"{unfit}; leave {name} out of --backends")
+    watch.note(f"backend {name} is left out: {unfit}")
+    return False
 
 
 def recognise(request: Request) -> Recognised:
     """Read the checkpoint and let its family settle what model it is."""
+    folder = folder_family(request.checkpoint)
+    if folder is not None:
+        return folder.recognise_folder(request.checkpoint, request.options)
     checkpoint = read_checkpoint(request.checkpoint, Selection(request.weights, request.key))
     return family_of(checkpoint).recognise(checkpoint, request.other, request.weights, request.options)
 

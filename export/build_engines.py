@@ -236,11 +236,11 @@ def main(
     in ONNX Runtime and in the chosen runtimes and compared with torch before anything is written.
     """
     click.echo(f"Building from {checkpoint}")
-    backends = backends or default_backends(precisions)
+    chosen, backends = bool(backends), backends or default_backends(precisions)
     graphs = GraphOptions(keep_float32, turing, whole_sampler)
     engines = take_engine_options(said, (*backends, "tensorrt_rtx") if check else backends)
-    fitted = latent_prior, vocabulary
-    request = Request(checkpoint, vae, out, weights, key, backends, precisions, said, engines, graphs, *fitted)
+    files = (checkpoint, vae, out, weights, key)
+    request = Request(*files, backends, precisions, said, engines, graphs, latent_prior, vocabulary, if_fit=not chosen)
     if check:
         report(check_request(request, Narrator()))
     else:

@@ -65,6 +65,9 @@ class EngineBuilder(Protocol):
     def check(self, options: Mapping[str, Any]) -> None:
         """Refuse, before any work is done, what `build` would refuse in the end: options, a missing library or GPU."""
 
+    def unfit(self, model: Model) -> str | None:
+        """Why this backend cannot run a model, or None: what its graphs found where they have no operations."""
+
     def build(self, context: BuildContext, precision: str, options: Mapping[str, Any]) -> Sequence[BuiltEngine]:
         """The engines that a run of this backend in this precision needs; any EngineError ends the build."""
 

@@ -38,7 +38,7 @@ from export.dates import now
 from export.fitting.features import DEFAULT, NETWORKS, check_network, open_features, title_of
 from export.fitting.fit import CALLS, FIRST_SEED, UNSEEN, Fit, Fitting
 from export.fitting.objective import Objective, Reference
-from export.fitting.saved import checkpoint_of, load_settings, save_settings
+from export.fitting.saved import check_beside_take, checkpoint_of, load_fit, save_fit
 from export.fitting.search import Record
 from export.training_images import read_images, thinned
 
@@ -114,6 +114,7 @@ def main(
     setting, that one stays. `sample --steps K` then uses the fitted setting of K calls; `--setting plain` does not.
     """
     if take is not None:
+        check_beside_take(click.get_current_context())
         return take_settings(bundle, take, dry_run)
     counts = tuple(sorted(set(calls)))
     record = record or bundle.with_name(f"{bundle.resolve().name}.settings.json")
@@ -149,13 +150,13 @@ def main(
     made = {**about, "unseen": [unseen.start, proof], "date": now(), "engine_version": __version__}
     made["fits"] = [fit.as_dict() for fit in found]
     if save is not None:
-        save_settings(save, checkpoint, settings, made)
+        save_fit(save, "settings", checkpoint, settings, made)
     write(bundle, settings, made, dry_run)
 
 
 def take_settings(bundle: Path, file: Path, dry_run: bool) -> None:
     """Put the settings of a file into the bundle."""
-    settings, made = load_settings(file, checkpoint_of(Bundle.open(bundle).manifest.source))
+    settings, made = load_fit(file, "settings", checkpoint_of(Bundle.open(bundle).manifest.source))
     write(bundle, settings, made, dry_run)
 
 

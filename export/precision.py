@@ -1,7 +1,7 @@
 """Half variants of graphs, layer by layer in torch, before they are exported.
 
 Convolutions and matrix products have float16 weights and operands. What is sensitive stays in float32: the statistics of
-GroupNorm and the SiLU behind it, softmax, GELU, the time embedding, the layer that writes the output; and so do inputs and
+norms and the SiLU behind them, softmax, GELU, the time embedding, the layer that writes the output; and so do inputs and
 outputs, so that a half graph stands in for the float32 one. The casts are nodes of the graph: runtimes ignore
 `stash_type` of GroupNormalization, and a converter that runs after the export cannot know which layers matter.
 """
@@ -20,10 +20,13 @@ from export.graphs.roles import Role
 from export.models.graphs import TimestepTable
 
 BOUND = 2e-3  # largest relative error of a half graph against float32 torch
-MATRIX_LAYERS = (nn.Conv2d, nn.Linear)
-SENSITIVE = (nn.GroupNorm, nn.GELU)
+MATRIX_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
+SENSITIVE = (nn.GroupNorm, nn.LayerNorm, nn.GELU)
 # The layer that writes a graph's output: what it rounds off is in the image, with nothing behind it to even it out.
-OUTPUT_LAYERS = ("unet.out_conv", "enc.mu", "enc.logvar", "dec.last_conv")
+OUTPUT_LAYERS = (
+    "unet.out_conv", "enc.mu", "enc.logvar", "dec.last_conv",
+    "unet.out.2", "quant_conv", "decoder.conv_out", "projection",  # of latent diffusion
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,13 +102,15 @@ def layer_names(wanted: Mapping[str, Role]) -> dict[str, None]:
 def _matrix_layers(role: Role) -> Iterator[str]:
     """The layers of a role that are half in the ordinary variant."""
     for name, module in role.module.named_modules():
-        if isinstance(module, MATRIX_LAYERS) and name not in OUTPUT_LAYERS and not _is_embedding(name):
+        if isinstance(module, MATRIX_LAYERS) and name not in OUTPUT_LAYERS and not _runs_elsewhere(name):
             yield name
 
 
-def _is_embedding(name: str) -> bool:
-    """Whether a layer belongs to the time embedding, which the timestep table runs and the denoiser only carries along."""
-    return name.startswith(("time_mlp.", "z_mlp.", "unet.time_mlp.", "unet.z_mlp.")) or name.endswith(".emb")
+def _runs_elsewhere(name: str) -> bool:
+    """Whether a layer belongs to the time embedding, which the timestep table runs, or to the context's keys and values: the
+    denoiser only carries them along."""
+    mlps = ("time_mlp.", "z_mlp.", "unet.time_mlp.", "unet.z_mlp.", "unet.time_embed.")
+    return name.startswith(mlps) or name.endswith((".emb", ".emb_layers.1", ".attn2.to_k", ".attn2.to_v"))
 
 
 def _check_names(wanted: Mapping[str, Role], options: HalfOptions) -> None:
@@ -127,7 +132,7 @@ def _convert(module: nn.Module, path: str, role: str, options: HalfOptions) -> N
     """Replace the children of `module` in place, all the way down."""
     for name, child in list(module.named_children()):
         full = f"{path}.{name}" if path else name
-        if path.startswith("unet") and _is_embedding(full):
+        if path.startswith("unet") and _runs_elsewhere(full):
             continue
         if isinstance(child, MATRIX_LAYERS):
             setattr(module, name, _matrix_layer(child, full, role, options))
@@ -140,7 +145,7 @@ def _convert(module: nn.Module, path: str, role: str, options: HalfOptions) -> N
 
 
 def _matrix_layer(layer: nn.Module, name: str, role: str, options: HalfOptions) -> nn.Module:
-    output = name in OUTPUT_LAYERS or _is_embedding(name)
+    output = name in OUTPUT_LAYERS or _runs_elsewhere(name)
     kept = any(name == k or name.startswith(f"{k}.") for k in options.keep_float32)
     if kept or (output and not options.turing):
         return Float32Layer(layer)

@@ -35,7 +35,7 @@ def weight(seed: int, key: str, shape: list[int]) -> torch.Tensor:
         a = 0.05 * a
     else:
         a = 1 + 0.05 * a
-    return torch.from_numpy(a.astype(np.float32))
+    return torch.from_numpy(np.asarray(a, np.float32))
 
 
 def buffers(cfg: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -119,7 +119,7 @@ def wiring(formulation: int | None, image_size: int, z_dim: int, z_conditioned: 
     pipeline["encode"] = [{"graph": "vae_encoder", "inputs": {"image": "image"}, "outputs": encoded}]
     pipeline["before"] = [{"graph": "vae_decoder", "inputs": {"z": "z"}, "outputs": {"image": "recon"}}]
     pipeline["nulls"] = {"recon": 0.0}
-    return {"inputs": [z | {"null": 0.0 if z_conditioned else None}], "pipeline": pipeline}
+    return {"inputs": [z | {"picture": None, "null": 0.0 if z_conditioned else None}], "pipeline": pipeline}
 
 
 def graph_entry(name: str, model: onnx.ModelProto, T: int = 1000) -> dict[str, Any]:

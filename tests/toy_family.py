@@ -9,8 +9,9 @@ Nothing in engine, embed or kernels was written for it; it is a manifest and six
     after    decoder(x) -> decoded
 
 State 4 x 6 x 8, image 3 x 12 x 16. A variant has a denoiser that learned the variance too: its second output, `range`.
-Others encode the image to the state, state_encoder(image) -> x, in place of the style or beside it; or have a text in place
-of the label, token_encoder(tokens) -> context.
+Others encode the image to the state, state_encoder(image) -> x, in place of the style or beside it; make the style of
+pictures that they take, photo_encoder(photo, mask) -> style; or have a text in place of the label,
+token_encoder(tokens) -> context.
 `Reference` is the same in float64 numpy, chain included, written from the papers alone.
 """
 
@@ -66,25 +67,39 @@ def build_family(
     encodes: Sequence[str] = ("image_encoder",),
     draws: bool = True,
     vocabulary: bytes | None = None,
+    pictures: Sequence[str] = (),
 ) -> Path:
     """Write the bundle and return its folder.
 
     sampler: its whole-sampler graph, where one was composed. style_null: without, only the label has a null, and what is
     made of both has one that is each sample's own. learned: of variance "learned_range". encodes: the calls of `encode`.
-    draws: whether the style is drawn. vocabulary: with a text in place of the label.
+    draws: whether the style is drawn. vocabulary: with a text in place of the label. pictures: photo, or photo and mask,
+    the inputs that the style is made of then.
     """
-    used = (*encodes, "label_encoder" if vocabulary is None else "token_encoder")
-    models = {name: model for name, model in graphs(learned).items() if not name.endswith("_encoder") or name in used}
+    models = graphs(learned)
+    unused = "token_encoder" if vocabulary is None else "label_encoder"
+    for name in {"image_encoder", "state_encoder", unused} - set(encodes):
+        del models[name]
+    if pictures:
+        models["photo_encoder"] = photo_encoder(pictures)
     files: dict[str, bytes | Path] = {f"{name}.onnx": model.SerializeToString() for name, model in models.items()}
     raw = manifest(models, backends)
     made = {"image_encoder": {"style": "style"}, "state_encoder": {"x": "x"}}
     calls = [{"graph": name, "inputs": {"image": "image"}, "outputs": made[name]} for name in encodes]
     raw["pipeline"]["encode"] = calls
     if vocabulary is not None:
-        tokens = {"name": "tokens", "dtype": "int64", "shape": ["batch", LENGTH], "range": [0, TOKENS - 1], "draw": None}
-        raw["inputs"][0] = tokens | {"null": [0] * LENGTH}
+        tokens = {"name": "tokens", "shape": ["batch", LENGTH], "range": [0, TOKENS - 1], "null": [0] * LENGTH}
+        raw["inputs"][0] |= tokens
         raw["pipeline"]["before"][0] |= {"graph": "token_encoder", "inputs": {"tokens": "tokens"}}
         raw["text"], files["vocab.txt"] = dict(TEXT), vocabulary
+    if pictures:
+        shapes = {"photo": (["batch", *IMAGE], [-1, 1], "image"), "mask": (["batch", 1, *IMAGE[1:]], [0, 1], "mask")}
+        raw["inputs"][1:] = [
+            {"name": name, "dtype": "float32", "shape": shapes[name][0], "range": shapes[name][1], "draw": None,
+             "picture": shapes[name][2], "null": None} for name in pictures
+        ]  # fmt: skip
+        made = {"graph": "photo_encoder", "inputs": {name: name for name in pictures}, "outputs": {"style": "style"}}
+        raw["pipeline"]["before"].insert(0, made)
     if not draws:
         raw["inputs"][1]["draw"] = None
     if not style_null:
@@ -108,10 +123,11 @@ def manifest(models: dict[str, onnx.ModelProto], backends: Sequence[str]) -> dic
         "family": "toyfamily",
         "architecture": {"kind": "toy"},
         "inputs": [
-            {"name": "label", "dtype": "int64", "shape": ["batch"], "range": [0, CLASSES], "draw": None, "null": CLASSES},
+            {"name": "label", "dtype": "int64", "shape": ["batch"], "range": [0, CLASSES], "draw": None,
+             "picture": None, "null": CLASSES},
             {
                 "name": "style", "dtype": "float32", "shape": ["batch", STYLE], "range": "unbounded", "draw": "normal",
-                "null": [0.1] * STYLE,
+                "picture": None, "null": [0.1] * STYLE,
             },
         ],
         "pipeline": {
@@ -246,6 +262,17 @@ def graphs(learned: bool = False) -> dict[str, onnx.ModelProto]:
             {"x": state}, {"image": image}, {"D": w["D"]},
         ),
     }  # fmt: skip
+
+
+def photo_encoder(pictures: Sequence[str]) -> onnx.ModelProto:
+    """The style of a photo as the image encoder has it; where there is a mask, of what lies outside of it."""
+    node = helper.make_node
+    nodes = [node("Sub", ["whole", "mask"], ["keep"]), node("Mul", ["photo", "keep"], ["seen"])]
+    nodes = nodes if "mask" in pictures else [node("Identity", ["photo"], ["seen"])]
+    nodes += [node("Reshape", ["seen", "flat"], ["pixels"]), node("MatMul", ["pixels", "E"], ["style"])]
+    shapes: dict[str, list[Any]] = {"photo": ["batch", *IMAGE], "mask": ["batch", 1, *IMAGE[1:]]}
+    constants = {"E": weights()["E"], "flat": np.array([0, -1])} | ({"whole": np.float32(1)} if "mask" in pictures else {})
+    return _model(nodes, {name: shapes[name] for name in pictures}, {"style": ["batch", STYLE]}, constants)
 
 
 def _model(

@@ -79,13 +79,16 @@ def measure(
     damaged = originals if damage is None else damage(originals, SEED)
     few, true = damaged[:swept], originals[:swept]
     seeds = chain_seeds(len(originals))
-    starts = {*starts_of(sampler, STARTS), *(row.t_start for row in table_of(sampler).starts)}
+    starts = {*starts_of(sampler, STARTS), *table_of(sampler).t_starts}
     sweep = {start: psnr(sampler.refine(few, t_start=start, seed=seeds[:swept]).images, true) for start in sorted(starts)}
     best = max(sweep, key=lambda start: float(sweep[start].mean()))
-    estimate = sampler.estimate_damage(damaged)
-    auto = table_of(sampler).nearest(*estimate).t_start
+    estimate = sampler.estimate_damage(few)
+    measures = np.stack(estimate, 1)
+    auto = table_of(sampler).choose(measures)
     lost = float((sweep[best] - sweep[auto]).mean())
-    alone = float(np.mean([sweep[best][i] - sweep[start][i] for i, start in enumerate(starts_alone(sampler, few))]))
+    # Images do not depend on each other: what each by itself gives is that of the sweep.
+    own = [table_of(sampler).choose(one[None]) for one in measures]
+    alone = float(np.mean([sweep[best][i] - sweep[start][i] for i, start in enumerate(own)]))
     ways = {
         "damaged": damaged,
         "vae": encoded(sampler, damaged),
@@ -94,18 +97,13 @@ def measure(
     }
     row = {
         "damage": "none" if damage is None else damage.title,
-        "estimate": {name: round(value, 5) for name, value in estimate._asdict().items()},
+        "estimate": {name: round(float(value.mean()), 5) for name, value in estimate._asdict().items()},
         **{way: scorer.scores(images, originals) for way, images in ways.items()},
         "sweep": {str(start): round(float(value.mean()), 2) for start, value in sweep.items()},
         "best_t_start": best,
         "auto": {"t_start": auto, "loss": round(lost, 2), "loss_alone": round(alone, 2)},
     }
     return row, [originals[:SHOWN], *(images[:SHOWN] for images in ways.values())]
-
-
-def starts_alone(sampler: Sampler, images: U8) -> list[int]:
-    """What "auto" takes for each image by itself; its result is that of the sweep, as images do not depend on each other."""
-    return [table_of(sampler).nearest(*sampler.estimate_damage(image)).t_start for image in images]
 
 
 def table_of(sampler: Sampler) -> Starts:
@@ -196,18 +194,20 @@ def inputs_of(heldout: Path, number: int, reference: int) -> tuple[U8, U8]:
     "--only", multiple=True, type=click.Choice(TITLES), metavar="DAMAGE", help="As the table names it; again for each. "
     "Default: all."
 )  # fmt: skip
+@click.option("--backend", default="auto", help="As for sample.")
+@click.option("--precision", default="auto", help="As for sample.")
 @click.option("--threads", type=int, default=None, help="Default: what affinity and container allow.")
 @click.option("--out", type=Path, default=Path("out/robustness.json"), help="Table, plot and grid are written beside it.")
 def main(
-    bundle: Path, heldout: Path, number: int, sweep: int, reference: int, only: tuple[str, ...], threads: int | None,
-    out: Path,
+    bundle: Path, heldout: Path, number: int, sweep: int, reference: int, only: tuple[str, ...], backend: str,
+    precision: str, threads: int | None, out: Path,
 ) -> None:  # fmt: skip
     """Damage held-out images in many ways, and measure what comes back; exit code 1 where "auto" loses too much."""
     check_file(out)
     facts = machine_facts()  # now, while the load average is not yet our own
     click.echo(describe(facts))
     originals, others = inputs_of(faces.held_out(heldout, out.parent), number, reference)
-    with Sampler(bundle, threads=threads) as sampler:
+    with Sampler(bundle, backend, precision, threads) as sampler:
         table_of(sampler)
         scorer = Judge(judge.open_extractor(judge.FIRST, sampler.threads), others)
         result: dict[str, Any] = {

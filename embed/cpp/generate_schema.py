@@ -38,7 +38,8 @@ NAMES = {  # numbers, texts, and lists of words
     limits: " ".join(name for name in vars(limits) if name.isupper()), manifest: "FORMAT", files: "MANIFEST_FILE",
     fields: "HEXADECIMAL", tensors: "BATCH", pipeline: "X E VARIANCE ROWS TIMESTEPS IMAGE STEPS",
     graphs: "SAMPLER PRECISIONS", inputs: "RESERVED", table: "METHODS PREDICTIONS", levels: "LEARNED_RANGE VARIANCES",
-    resolve: "SETTINGS", deadline: "QUANTILE WINDOW PROBES", timesteps: "SPACINGS LEADING RHO LEAST_RHO MOST_RHO",
+     starts: "MEASURES", resolve: "SETTINGS", deadline: "QUANTILE WINDOW PROBES",
+     timesteps: "SPACINGS LEADING RHO LEAST_RHO MOST_RHO",
 }  # fmt: skip
 SPECS = (
     tensors.TensorSpec, inputs.InputSpec, files.FileSpec, graphs.Parity, graphs.GraphSpec, pipeline.StateSpec,
@@ -49,7 +50,7 @@ SPECS = (
 # What C++ checks and has no use for.
 CHECKED = (
     "reference", "max_relative_error", "batches", "runtimes", "opset", "parity", "options", "record", "architecture",
-    "built_with", "kind", "lowercase", "begin", "end", "pad", "unknown",
+    "built_with", "mean", "spread", "psnr", "kind", "lowercase", "begin", "end", "pad", "unknown",
 )  # fmt: skip
 KINDS = {
     int: "constexpr int64_t", float: "constexpr double", str: "constexpr const char*",

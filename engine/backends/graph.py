@@ -54,7 +54,11 @@ class Graph(ABC):
         when another thread is running it.
         """
         with self._turn():
-            sizes = self._check(arrays)
+            if arrays.keys() != self._inputs.keys():
+                self._refuse_names(arrays)
+            sizes: dict[str, int] = {}
+            for name, expected in self._inputs.items():
+                expected.check(arrays[name], sizes)
             try:
                 self._bind_outputs(sizes)
                 self._run({name: self._usable(array) for name, array in arrays.items()})
@@ -131,15 +135,6 @@ class Graph(ABC):
                 f"{self.backend} graph {self.name!r}: found a closed graph, expected an open one; load it again"
             )
 
-    def _check(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, int]:
-        """Check names, dtypes and shapes; the size of each free dimension."""
-        if arrays.keys() != self._inputs.keys():
-            self._refuse_names(arrays)
-        sizes: dict[str, int] = {}
-        for name, expected in self._inputs.items():
-            expected.check(arrays[name], sizes)
-        return sizes
-
     def _refuse_names(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> NoReturn:
         unknown = [name for name in arrays if name not in self._inputs]
         hint = did_you_mean(unknown[0], self._inputs) if unknown else ""
@@ -151,11 +146,10 @@ class Graph(ABC):
     def _usable(self, array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
         """The array itself, or a copy where the runtime could not read it in place."""
         # A result of the last call lies in a buffer that this call writes while it still reads its inputs.
-        overlaps = any(np.may_share_memory(array, output) for output in self._outputs.values())
-        flags = array.flags
-        if flags.c_contiguous and flags.aligned and flags.writeable and not overlaps:
-            return array
-        return array.copy(order="C")
+        flags, usable = array.flags, True
+        for output in self._outputs.values():
+            usable &= not np.may_share_memory(array, output)
+        return array if usable and flags.c_contiguous and flags.aligned and flags.writeable else array.copy(order="C")
 
     def _bind_outputs(self, sizes: dict[str, int]) -> None:
         """Allocate the outputs for these free dimensions, unless the last call had the same."""

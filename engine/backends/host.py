@@ -21,7 +21,7 @@ from engine.backends.lanes import Bindings
 from engine.backends.workspace import Workspace
 from engine.bundle.pipeline import ROWS, TIMESTEPS, VARIANCE, CallSpec, E, X
 from engine.errors import Cancelled, NumericsError
-from engine.request import FINISH, Outcome, Request
+from engine.request import FINISH, Blend, Outcome, Request
 from engine.result import F32, U8, StepInfo, Timings
 from engine.solver import noise as noises
 from engine.solver.table import StepTable
@@ -30,6 +30,7 @@ KEPT_SHAPES = 4  # buffers of so many batch shapes are kept: enough for a server
 UNLIMITED = 2**31
 
 C_IN, PUSH = (kernels.ROW_FIELDS.index(name) for name in ("c_in", "push"))
+FROM_BASE = [kernels.ROW_FIELDS.index(name) for name in ("p_y", "k_y")]  # of rows that take a step once more
 
 
 class HostChain:
@@ -40,7 +41,10 @@ class HostChain:
         self.pipeline = backend.bundle.manifest.pipeline
         self.bindings = Bindings(self.pipeline, self.call)
         self._workspaces: OrderedDict[tuple[int, int], Workspace] = OrderedDict()
-        self._kept_rows: tuple[bytes, F32] | None = None
+        self._kept_rows: tuple[StepTable, F32] | None = None
+        # What the manifest says, once and not at every run.
+        self._before = [(call, {*call.inputs.values()}, {*call.outputs.values()}) for call in self.pipeline.before]
+        self._image_shape, self._constant_ports = self.pipeline.image_shape, self.pipeline.constants
 
     def limit(self, lanes: int) -> int:
         """No limit of its own."""
@@ -53,48 +57,47 @@ class HostChain:
 
     def run(self, request: Request, timings: Timings) -> Outcome:
         """before, rows, the loop, after. See `Chain.run`."""
-        work = self._workspace(len(request), request.lanes)
-        with timings.clock("before_ms"):
-            values: Arrays = {**request.inputs, **request.given}
-            self.before(values)
-        with timings.clock("rows_ms"):
-            embeddings = self._rows(request.table, values, request.lanes)
-        with timings.clock("noise_ms"):
-            x_T = request.x_T if request.x_T is not None else noises.initial(request.seeds, self.pipeline.state.shape)
-        with timings.clock("update_ms"):
-            self._start(request, work, values, x_T)
+        work = self._workspace(len(request.seeds), request.table.lanes)
+        now = perf_counter()
+        # Before any network, while what drew the inputs is in the caches still.
+        x_T = request.x_T if request.x_T is not None else noises.initial(request.seeds, work.shape, work.x)
+        now = timings.book("noise_ms", now)
+        values: Arrays = {**request.inputs, **request.given}
+        self.before(values)
+        now = timings.book("before_ms", now)
+        embeddings = self._rows(request.table, values, work.lanes)
+        now = timings.book("rows_ms", now)
+        self._start(request, work, values, x_T)
+        timings.book("update_ms", now)
         self._loop(request, work, values, embeddings, timings)
-        with timings.clock("after_ms"):
-            image = self._after(values, work.x)
-        with timings.clock("post_ms"):
-            images = kernels.to_uint8(image, out=work.images(self.pipeline.image_shape))
+        now = perf_counter()
+        image = self._after(values, work.x)
+        now = timings.book("after_ms", now)
+        images = kernels.to_uint8(image, work.images(self._image_shape))
+        timings.book("post_ms", now)
         return Outcome(images, work.x, self._results(request, values))
 
     # ---- around the loop ---------------------------------------------------------------------------------------------
 
     def before(self, values: Arrays) -> None:
         """Add what `before` makes of these values to them, but for what is there already."""
-        for call in self.pipeline.before:
+        for call, takes, makes in self._before:
             # A call that only makes what is given already may lack its inputs: nothing needs it.
-            fed = all(name in values for name in call.inputs.values())
-            if fed and any(name not in values for name in call.outputs.values()):
-                values.update({name: array for name, array in self.call(call, values).items() if name not in values})
+            if takes <= values.keys() and not makes <= values.keys():
+                values.update({**self.call(call, values), **values})
 
     def _rows(self, table: StepTable, values: Arrays, lanes: int) -> F32:
         """The table of embeddings: [rows, 1, R], or [rows, lanes * n, R] where it depends on the sample."""
-        timesteps = np.ascontiguousarray(table.timesteps, np.int64)
-        call = self.pipeline.rows
-        if self.pipeline.per_sample_rows:
-            names = [name for name in call.inputs.values() if name != TIMESTEPS]
-            stacked = {name: self.bindings.stacked(name, values, lanes) for name in names}
-            return self._embeddings(call, stacked | {TIMESTEPS: timesteps})
-        key = timesteps.tobytes()
-        if self._kept_rows is None or self._kept_rows[0] != key:
-            self._kept_rows = key, self._embeddings(call, {TIMESTEPS: timesteps})[:, None, :]
+        if self._kept_rows is not None and self._kept_rows[0] is table:
+            return self._kept_rows[1]
+        call, timesteps = self.pipeline.rows, np.ascontiguousarray(table.timesteps, np.int64)
+        names = [name for name in call.inputs.values() if name != TIMESTEPS]
+        stacked = {name: self.bindings.stacked(name, values, lanes) for name in names}
+        rows = cast(F32, self.call(call, {**stacked, TIMESTEPS: timesteps})[ROWS])
+        if names:  # of the samples too
+            return rows
+        self._kept_rows = table, rows[:, None, :]
         return self._kept_rows[1]
-
-    def _embeddings(self, call: CallSpec, values: Arrays) -> F32:
-        return cast(F32, self.call(call, values)[ROWS])
 
     def _start(self, request: Request, work: Workspace, values: Arrays, x_T: F32) -> None:
         """x = k_noise x_T + k_start start + k_centre centre, in place in the workspace."""
@@ -122,10 +125,6 @@ class HostChain:
 
     def call(self, call: CallSpec, values: Mapping[str, npt.NDArray[np.generic]]) -> Arrays:
         """One call of the pipeline on values by name; its outputs by name, the caller's own."""
-        # Copies: a graph's outputs are its buffers, and one graph may serve two calls.
-        return {name: array.copy() for name, array in self._call(call, values).items()}
-
-    def _call(self, call: CallSpec, values: Mapping[str, npt.NDArray[np.generic]]) -> Arrays:
         graph = self.backend.graph(call.graph)
         outputs = graph(**{port: np.ascontiguousarray(values[name]) for port, name in call.inputs.items()})
         for array in outputs.values():
@@ -135,7 +134,8 @@ class HostChain:
                     f"expected to be finite. Check {', '.join(call.inputs.values())} as you passed them, and build the "
                     f"bundle again from its checkpoint if they are ordinary."
                 )
-        return {name: outputs[port] for port, name in call.outputs.items()}
+        # Copies: a graph's outputs are its buffers, and one graph may serve two calls.
+        return {name: outputs[port].copy() for port, name in call.outputs.items()}
 
     # ---- the loop ----------------------------------------------------------------------------------------------------
 
@@ -146,14 +146,19 @@ class HostChain:
         centre = _value(values, self.pipeline.state.centre)
         row_port = next((port for port, name in step.inputs.items() if name == ROWS), None)
         work.begin(table, watched=request.watch is not None)
+        h1, h2, h3 = (None, None, None) if work.history is None else work.history
+        answers: list[float] = []
         for i, (t, row) in enumerate(zip(table.timesteps, table.rows, strict=True)):
+            if request.blend is not None and not row[FROM_BASE].any():
+                begun = perf_counter()
+                blend_in(request.blend, request.seeds, i, work.x, cast("F32 | None", centre))
+                timings.book("update_ms", begun)
             asked = perf_counter()
             # e_l = network(c_in x, what lane l is bound to, the embedding of t) in every lane with a weight
             lanes = active_lanes(table, i)
             e, v = self._evaluate(work, lanes, float(row[C_IN]), constants, row_port, embeddings[i], timings)
             answered = perf_counter()
             # e = sum of w_l e_l;  x_0 = limit(p . (x, e, c, y, h));  x' = k . (x_0, x, e, c, exp(s_n v) noise, y, h)
-            h1, h2, h3 = work.history
             finite = kernels.update(
                 row,
                 work.x,
@@ -175,19 +180,20 @@ class HostChain:
                 threads=self.backend.threads,
             )
             if row[PUSH] != 0.0:
-                work.history = (h3, h1, h2)
-            timings.add_step(i, 1e3 * (answered - asked))
-            timings.update_ms += 1e3 * (perf_counter() - answered)
+                h1, h2, h3 = h3, h1, h2
+            answers.append(1e3 * (answered - asked))
+            timings.book("update_ms", answered)
             if not finite:
                 raise self._not_finite(table, i)
             if request.watch is not None and report(request, i, int(t), work, lambda x0: self.pixels(values, x0)):
                 np.copyto(work.x, cast(F32, work.x0))
                 break
+        timings.add_steps(answers)
 
     def _constants(self, values: Arrays, work: Workspace) -> Arrays:
         """What the step's graph takes beside x and the row, stacked over the lanes, by its own names."""
         return {
-            port: self.bindings.stacked(name, values, work.lanes) for port, name in self.pipeline.constants.items()
+            port: self.bindings.stacked(name, values, work.lanes) for port, name in self._constant_ports.items()
         }
 
     def _evaluate(
@@ -244,6 +250,15 @@ class HostChain:
 def active_lanes(table: StepTable, i: int) -> int:
     """Lanes that row i evaluates: a row without weight beyond the first runs that one alone."""
     return int(table.weights.shape[1]) if table.weights[i, 1:].any() else 1
+
+
+def blend_in(blend: Blend, seeds: npt.NDArray[np.uint64], i: int, x: F32, centre: F32 | None) -> None:
+    """x <- keep (signal known + c + sigma n) + (1 - keep) x before row i, in place."""
+    noise = noises.known_noise(seeds, i, x.shape[1:]) if blend.noise is None else blend.noise[i]
+    known = blend.signal[i] * blend.known + blend.sigma[i] * noise
+    if centre is not None:
+        known += centre
+    np.copyto(x, blend.keep * known + (np.float32(1) - blend.keep) * x)
 
 
 def report(request: Request, i: int, t: int, work: Workspace, pixels_of: Callable[[F32], U8]) -> bool:

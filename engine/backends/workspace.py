@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from engine import kernels
 from engine.result import F32, U8
 from engine.solver.table import StepTable
 
 # Up to this many samples, one call on all lanes replaces one a lane. On the CIFAR-10 network (two cores, float32) the two
 # ways lay within 5 % of each other at n = 1 and 4; at n = 16 two calls were 10 % faster in ONNX Runtime.
 FOLD_LIMIT = 8
-PUSH = kernels.ROW_FIELDS.index("push")
-Y = [i for i, name in enumerate(kernels.ROW_FIELDS) if name in ("p_y", "k_y") or name.startswith("q_")]
 
 
 class Workspace:
-    """x [n, ...]; for several lanes x_in and e [lanes * n, ...]; x0, y and history where a table uses them."""
+    """x [n, ...]; for several lanes x_in and e [lanes * n, ...]; x0, y and history [3, n, ...] where a table uses them.
+
+    loop: what the native engine prepared for the last table.
+    """
 
     def __init__(self, n: int, lanes: int, shape: tuple[int, int, int]) -> None:
         self.n, self.lanes, self.shape = n, lanes, shape
@@ -24,7 +26,8 @@ class Workspace:
         self.x: F32 = np.zeros((n, *shape), np.float32)
         self.x0: F32 | None = None
         self.y: F32 | None = None
-        self.history: tuple[F32 | None, F32 | None, F32 | None] = (None, None, None)
+        self.history: F32 | None = None
+        self.loop: Any = None
         self._e: F32 | None = None
         self._x_in: F32 | None = None
         self._images: U8 | None = None
@@ -33,10 +36,10 @@ class Workspace:
         """Room for what this table uses. Only what was written is read (`check_table`): nothing is cleared."""
         if watched and self.x0 is None:
             self.x0 = np.empty_like(self.x)
-        if self.y is None and table.rows[:, Y].any():
+        if self.y is None and table.carries_y:
             self.y = np.empty_like(self.x)
-        if self.history[0] is None and table.rows[:, PUSH].any():
-            self.history = (np.empty_like(self.x), np.empty_like(self.x), np.empty_like(self.x))
+        if self.history is None and table.pushes:
+            self.history = np.empty((3, *self.x.shape), np.float32)
 
     def network_input(self, lanes: int, c_in: float) -> F32:
         """c_in x, once a lane, [lanes * n, ...]; x itself where that is the same."""

@@ -156,6 +156,15 @@ class Fields:
         found = self.checked(key, expected, lambda value: fits(value) or listed(value))
         return tuple(map(float, found)) if type(found) is list else float(found)
 
+    def series(self, key: str, low: float, high: float, count: int) -> tuple[float, ...]:
+        """So many numbers in low..high."""
+
+        def fits(value: Any) -> bool:
+            return type(value) is list and all(type(one) in (int, float) and low <= one <= high for one in value)
+
+        expected = f"a list of {count} numbers in {low:g}..{high:g}"
+        return tuple(map(float, self.checked(key, expected, lambda value: fits(value) and len(value) == count)))
+
     def falling(self, key: str, low: int, high: int) -> tuple[int, ...]:
         """A list of integers in low..high that fall, where null would do as well."""
 

@@ -10,29 +10,39 @@ import numpy as np
 from engine.bundle.fields import Fields
 from engine.bundle.limits import MAX_INPUTS
 from engine.bundle.schema import Spec, read, take
-from engine.bundle.tensors import BATCH, ByValue, Null, TensorSpec, parse_null
+from engine.bundle.tensors import BATCH, IMAGE_CHANNELS, ByValue, Null, TensorSpec, parse_null
 
 # Names with a meaning of their own in a pipeline, a request or a result.
 RESERVED = (
     "x", "x_T", "noise", "timesteps", "rows", "e", "image", "images", "seeds", "weights", "start", "coefficients",
     "n", "steps", "setting", "seed", "spacing", "rho", "method", "eta", "t_start", "temperature", "noise_scale", "eps_scale",
     "guidance", "variance", "clip", "prior", "callback", "progress", "budget_ms", "at_most", "anytime", "stream", "a", "b",
-    "mode", "step_ms", "edits", "preserve", "text",
+    "mode", "part", "step_ms", "edits", "preserve", "what", "value", "self", "masks", "known_noise", "composite", "text",
 )  # fmt: skip
 INPUT_DTYPES = ("float32", "int64")
+PICTURES = ("image", "mask")
 
 
 @dataclass(frozen=True, eq=False)
 class InputSpec(ByValue, TensorSpec):
     """A declared input. shape[0] is "batch".
 
-    draw   "normal": standard normals of the sample's own stream, or the bundle's fitted prior; None: it must be given
-    null   one sample of what stands for "nothing" under guidance, an array that broadcasts to it; None: it has none
+    draw     "normal": standard normals of the sample's own stream, or the bundle's fitted prior; None: it must be given
+    picture  "image": a picture, float32 [batch, 1, 3 or 4, H, W] in [-1, 1]; "mask": float32 [batch, 1, H, W] in [0, 1], 1
+             where something is to be filled in; None: something else
+    null     one sample of what stands for "nothing" under guidance, an array that broadcasts to it; None: it has none
     """
 
     dtype: Annotated[str, Fields.choice, INPUT_DTYPES]
     draw: Annotated[str, Fields.choice, ("normal",)] | None
+    picture: Annotated[str, Fields.choice, PICTURES] | None
     null: Null | None
+
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """[C, H, W] of a picture."""
+        channels, height, width = self.sample
+        return int(channels), int(height), int(width)
 
 
 def read_of_drawn(spec: type[Spec], top: Fields, key: str, inputs: tuple[InputSpec, ...]) -> Spec | None:
@@ -71,6 +81,13 @@ def _input(fields: Fields) -> InputSpec:
     drawable = found["dtype"] == "float32" and limits is None and not any(isinstance(d, str) for d in shape[1:])
     if found["draw"] is not None and not drawable:
         fields.refuse("draw", "null, unless the input is float32, unbounded and of fixed dimensions")
+    kind = found["picture"]
+    channels, expected = ((1,), (0.0, 1.0)) if kind == "mask" else (IMAGE_CHANNELS, (-1.0, 1.0))
+    pictured = found["dtype"] == "float32" and len(shape) == 4 and limits == expected and shape[1] in channels
+    if kind is not None and not (pictured and found["draw"] is None and all(isinstance(d, int) for d in shape[1:])):
+        counts = " or ".join(map(str, channels))
+        what = f"float32[batch, {counts}, H, W] in [{expected[0]:g}, 1], of fixed dimensions, and not drawn"
+        fields.refuse("picture", f"null, unless the input is {what}")
     null = parse_null(fields, "null", shape[1:], found["dtype"], limits)
     fields.done()
     return InputSpec(**found, null=null)

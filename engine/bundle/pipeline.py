@@ -12,7 +12,8 @@ Calls name graphs and values and nothing else; every call is checked here agains
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -21,11 +22,10 @@ from engine.bundle.graphs import GraphSpec
 from engine.bundle.inputs import RESERVED, InputSpec
 from engine.bundle.limits import MAX_CALLS
 from engine.bundle.schema import nested
-from engine.bundle.tensors import BATCH, ByValue, Null, Shape, TensorSpec, parse_null
+from engine.bundle.tensors import BATCH, IMAGE_CHANNELS, ByValue, Null, Shape, TensorSpec, parse_null
 
 X, E, VARIANCE, ROWS, TIMESTEPS, IMAGE = "x", "e", "variance", "rows", "timesteps", "image"
 STEPS = "steps"  # the free dimension of a table of timesteps
-IMAGE_CHANNELS = (1, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,20 @@ class PipelineSpec(ByValue):
     def maker(self, value: str) -> CallSpec | None:
         """The call of `before` that makes a value; None for an input."""
         return next((call for call in self.before if value in call.outputs.values()), None)
+
+    def inputs_for(self, values: Iterable[str], given: AbstractSet[str]) -> set[str]:
+        """The inputs that these values are made of, where those of `given` need not be made."""
+        names: set[str] = set()
+        for value in set(values) - given:
+            call = self.maker(value)
+            names |= {value} if call is None else self.inputs_for(call.inputs.values(), given)
+        return names
+
+    @property
+    def run_values(self) -> list[str]:
+        """What a run needs beside x: all that its calls take, the centre and the start value."""
+        fed = [value for call in (self.rows, self.step, *self.after) for value in call.inputs.values()]
+        return fed + [name for name in (self.state.centre, self.state.start) if name is not None]
 
     def null_is_computed(self, value: str) -> bool:
         """Whether a value without a null of its own has one made by a call that is run on nulls."""

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, deserialize
 
+from engine import kernels
 from engine.bundle.fields import shorten
 from engine.bundle.reader import Bundle
 from engine.commands import command
@@ -60,19 +61,10 @@ class Prior:
         ends: npt.NDArray[np.uint64] = np.floor(total / total[-1] * 2.0**32).astype(np.uint64)
         return ends
 
-    def choose(self, seeds: Seeds) -> npt.NDArray[np.intp]:
-        """The component of each seed, [N]."""
-        return np.searchsorted(self.thresholds, noises.prior_words(seeds), side="right")
-
     def draw(self, seeds: Seeds) -> F32:
         """A draw for each seed, float32 [N, D]: the same in any batch."""
         units = noises.drawn(seeds, (self.width,))
-        z = np.empty_like(units)
-        # One sample at a time: a matrix product over the batch would sum in an order that depends on its size.
-        for index, component in enumerate(self.choose(seeds)):
-            terms = self.scale_tril[component] * units[index]
-            np.add(np.add.accumulate(terms, axis=1)[:, -1], self.means[component], out=z[index])
-        return z
+        return kernels.mixture(seeds, self.thresholds, self.means, self.scale_tril, units)
 
 
 def read_prior(bundle: Bundle) -> Prior | None:

@@ -40,9 +40,11 @@ def write_fitted(
     _put(path, "fitted", {"settings": list(settings), "record": dict(record)} if settings else None)
 
 
-def write_starts(path: str | os.PathLike[str], starts: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> None:
-    """Put a table of starts for `refine`, each with the fields of `StartRow`, in place of the one that the bundle has."""
-    _put(path, "refine", {"starts": [dict(start) for start in starts], "record": dict(record)})
+def write_starts(
+    path: str | os.PathLike[str], t_starts: Sequence[int], damages: Sequence[Mapping[str, Any]], record: Mapping[str, Any]
+) -> None:
+    """Put a table of starts for `refine`, each damage with the fields of `StartRow`, in place of what the bundle has."""
+    _put(path, "refine", {"t_starts": list(t_starts), "damages": list(map(dict, damages)), "record": dict(record)})
 
 
 def _put(path: str | os.PathLike[str], key: str, fit: Mapping[str, Any] | None) -> None:

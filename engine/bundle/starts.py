@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from engine.bundle.fields import Fields, refuse
 from engine.bundle.fitted import step_digest
@@ -15,42 +17,49 @@ from engine.bundle.schema import read, take
 if TYPE_CHECKING:
     from engine.bundle.manifest import Manifest
 
-RESIDUAL = 10.0  # beyond what two images in [-1, 1] can differ by, and more noise than pixels in [0, 1] can show
-
+MEASURES = 5  # of how damaged an image looks: the fields of engine.damage.Estimate
 GREY_LEVEL = 0.005  # what rounding to 1/255 leaves no trace of
+EVIDENCE = 4  # images' worth at most: the damages of the table are samples, and more images do not make them exact
 
 
 @dataclass(frozen=True)
 class StartRow:
-    """The best start of images that look so: the noise in them, how far the encoder's reconstruction is off, both RMS
-    in [0, 1], and the timestep."""
+    """Images with one damage: mean and spread over them of `looks`, and the PSNR in dB that each start gives."""
 
-    noise: Annotated[float, Fields.number, 0.0, RESIDUAL]
-    residual: Annotated[float, Fields.number, 0.0, RESIDUAL]
-    t_start: Annotated[int, Fields.integer, 0, "last"]
+    mean: Annotated[tuple[float, ...], Fields.series, -10.0, 10.0, "measures"]
+    spread: Annotated[tuple[float, ...], Fields.series, 0.001, 10.0, "measures"]
+    psnr: Annotated[tuple[float, ...], Fields.series, 0.0, 100.0, "starts"]
 
 
 @dataclass(frozen=True)
 class Starts:
     """What `diffusevae fit-refine` wrote.
 
-    of      SHA-256 of the step's graph that the table was fitted on
-    starts  the table; the row nearest to an estimate holds
-    record  images, damages, scores, date, engine; not read by the engine
+    of        SHA-256 of the step's graph that the table was fitted on
+    t_starts  the timesteps to choose among
+    damages   the table
+    record    images, damages, date, engine; not read by the engine
     """
 
     of: Annotated[str, Fields.sha256]
-    starts: tuple[StartRow, ...]
+    t_starts: Annotated[tuple[int, ...], Fields.falling, 0, "last"]
+    damages: tuple[StartRow, ...]
     record: Annotated[dict[str, Any], Fields.free]
 
-    def nearest(self, noise: float, residual: float) -> StartRow:
-        """The row of the images that look most like these: by ratios, as a trace of noise matters where there is little."""
+    def choose(self, measures: npt.NDArray[np.floating[Any]]) -> int:
+        """The start that promises most for images that measure [N, MEASURES]: each damage counts as much as they look like
+        images with it (normal in `looks`), so that one mistaken for another costs little."""
+        mean, spread, psnr = (np.array([getattr(row, name) for row in self.damages]) for name in ("mean", "spread", "psnr"))
+        apart = (looks(measures)[:, None] - mean) / spread
+        likelihood = -(np.square(apart) / 2 + np.log(spread)).sum(2).mean(0) * min(len(measures), EVIDENCE)
+        weights = np.exp(likelihood - likelihood.max())
+        return self.t_starts[int((weights @ psnr).argmax())]
 
-        def distance(row: StartRow) -> float:
-            pairs = ((row.noise, noise), (row.residual, residual))
-            return math.hypot(*(math.log((a + GREY_LEVEL) / (b + GREY_LEVEL)) for a, b in pairs))
 
-        return min(self.starts, key=distance)
+def looks(measures: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+    """Measures [N, MEASURES] as they are compared: by ratios, as a trace of noise matters where there is little."""
+    found: npt.NDArray[np.float64] = np.log(measures.astype(np.float64) + GREY_LEVEL)
+    return found
 
 
 def parse_starts(top: Fields, T: int) -> Starts | None:
@@ -58,13 +67,13 @@ def parse_starts(top: Fields, T: int) -> Starts | None:
     if top.take_null("refine"):
         return None
     fields = top.object("refine")
-    taken, expected = take(Starts, fields), f"a list of 1..{MAX_STARTS} rows"
-    rows: Sequence[Fields] = fields.objects("starts", expected)
+    taken, expected = take(Starts, fields, last=T - 1), f"a list of 1..{MAX_STARTS} damages"
+    rows: Sequence[Fields] = fields.objects("damages", expected)
     if len(rows) > MAX_STARTS:
-        fields.refuse("starts", expected)
-    starts = tuple(read(StartRow, row, last=T - 1) for row in rows)
+        fields.refuse("damages", expected)
+    damages = tuple(read(StartRow, row, measures=MEASURES, starts=len(taken["t_starts"])) for row in rows)
     fields.done()
-    return Starts(starts=starts, **taken)
+    return Starts(damages=damages, **taken)
 
 
 def check_starts(manifest: Manifest, where: str) -> None:

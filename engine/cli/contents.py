@@ -159,8 +159,8 @@ def starts_line(refine: dict[str, Any] | None) -> dict[str, str]:
     """The starts that `refine` chooses among."""
     if refine is None:
         return {}
-    starts, date = sorted({row["t_start"] for row in refine["starts"]}), str(refine["record"].get("date", "an unknown date"))
-    return {"refine": f"t_start auto is one of {', '.join(map(str, starts))}, of {date[:10]}"}
+    starts, date = ", ".join(map(str, refine["t_starts"][::-1])), str(refine["record"].get("date", "an unknown date"))
+    return {"refine": f"t_start auto is one of {starts}, of {date[:10]}"}
 
 
 def show_graphs(bundle: dict[str, Any]) -> None:
@@ -211,7 +211,9 @@ def input_line(entry: dict[str, Any], prior: dict[str, Any] | None) -> str:
     drawn = "drawn from the bundle's prior" if prior and prior["input"] == entry["name"] else "drawn from N(0, I)"
     null = "" if entry["null"] is None else f", null {_brief(entry['null'])}"
     shape = ", ".join(map(str, entry["shape"]))
-    return f"{entry['name']} {entry['dtype']}[{shape}]: {low_high}, {drawn if entry['draw'] else 'to be given'}{null}"
+    kind = {"image": "a picture, ", "mask": "a mask, 1 what is to be filled in, ", None: ""}[entry["picture"]]
+    how = drawn if entry["draw"] else f"{kind}to be given"
+    return f"{entry['name']} {entry['dtype']}[{shape}]: {low_high}, {how}{null}"
 
 
 def pipeline_lines(pipeline: dict[str, Any]) -> Iterator[str]:

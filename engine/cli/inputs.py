@@ -3,33 +3,36 @@ may end (--allow-links)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import numpy as np
 import numpy.typing as npt
 
+from engine.bundle.inputs import InputSpec
 from engine.bundle.manifest import Manifest
 from engine.bundle.reader import Bundle
 from engine.damage import AUTO
 from engine.errors import ArgumentError
+from engine.imaging import load_images
 from engine.text import TEXT, TextEncoder, replace_text
 
-Value = int | float | npt.NDArray[Any]
+Value = int | float | Path
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class InputValue(click.ParamType):
-    """NAME=NUMBER, or NAME=FILE.npy."""
+    """NAME=NUMBER, or NAME=FILE."""
 
     name = "name=value"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Value]:
         name, equals, text = str(value).partition("=")
         if not (equals and name.isidentifier() and text):
-            self.fail(f"{value!r} is not NAME=VALUE, with a number or a .npy file for VALUE: label=3.", param, ctx)
-        return name, _number(text) if _is_number(text) else _array(name, text)
+            self.fail(f"{value!r} is not NAME=VALUE, with a number or a file for VALUE: label=3.", param, ctx)
+        return name, _number(text) if _is_number(text) else Path(text)
 
 
 def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -50,8 +53,8 @@ INPUT = options(
         type=InputValue(),
         metavar="NAME=VALUE",
         multiple=True,
-        help="An input of the bundle (`diffusevae info` lists them): a number, or a .npy file of one sample or one an "
-        "image. Again for each.",
+        help="An input of the bundle (`diffusevae info` lists them): a number, a .npy file of one sample or one an image, "
+        "or a picture, where it is one. Again for each.",
     ),
     click.option(
         "--text",
@@ -96,13 +99,16 @@ def _typed_inputs(pairs: Sequence[tuple[str, Value]], manifest: Manifest) -> dic
         if name in by_name:
             raise ArgumentError(f"input: found {name} twice, expected one value for each; leave one out")
         by_name[name] = value
-    return by_name | _numbers(by_name, manifest)
+    specs = {spec.name: spec for spec in manifest.inputs}
+    return {name: _typed(name, value, specs.get(name)) for name, value in by_name.items()}
 
 
-def _numbers(given: Mapping[str, Value], manifest: Manifest) -> dict[str, npt.NDArray[Any]]:
-    """Whole numbers for inputs of float32, as such: 3 is then as good as 3.0."""
-    floats = [spec.name for spec in manifest.inputs if spec.dtype == "float32"]
-    return {name: np.array(value, np.float64) for name, value in given.items() if name in floats and isinstance(value, int)}
+def _typed(name: str, value: Value, spec: InputSpec | None) -> Any:
+    """What is in a file; and a whole number for an input of float32 as such: 3 is then as good as 3.0."""
+    if isinstance(value, Path):
+        picture = spec is not None and spec.picture is not None and value.suffix != ".npy"
+        return load_images([value], spec.picture_shape).images if spec is not None and picture else _array(name, value)
+    return np.array(value, np.float64) if isinstance(value, int) and spec is not None and spec.dtype == "float32" else value
 
 
 def _is_number(text: str) -> bool:
@@ -120,7 +126,7 @@ def _number(text: str) -> int | float:
         return float(text)
 
 
-def _array(name: str, path: str) -> npt.NDArray[Any]:
+def _array(name: str, path: Path) -> npt.NDArray[Any]:
     try:
         array: npt.NDArray[Any] = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

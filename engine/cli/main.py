@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from engine import __version__
+from engine.abilities import upscaled_input
 from engine.bundle.graphs import SAMPLER
 from engine.bundle.prior import read_prior
 from engine.bundle.reader import Bundle
@@ -39,7 +40,10 @@ from engine.cli.stream import Resumable, Run, Walk, sample_to
 from engine.cli.terminal import Program
 from engine.errors import ArgumentError, did_you_mean
 from engine.feeds import noise_bytes, noise_feeds, setting_feeds, write_feeds
+from engine.imaging import load_images
+from engine.inpaint import picture_shape
 from engine.places import check_file
+from engine.result import U8, Batch
 from engine.sampler import Sampler
 from engine.solver.noise import resolve_seeds
 
@@ -131,6 +135,46 @@ def refine(bundle: str, images: tuple[str, ...], **given: Any) -> None:
     --t-start auto chooses the start by how damaged they look, from the table that `diffusevae fit-refine` wrote.
     """
     run_images(bundle, images, Sampler.refine, given)
+
+
+@cli.command(short_help="Sample from IMAGES that are the bundle's input, of a low resolution say.")
+@click.argument("bundle")
+@click.argument("images", nargs=-1, required=True)
+@SEED
+@INPUT
+@SETTING
+@MACHINE
+@READING
+@output("upscaled.png")
+def upscale(bundle: str, images: tuple[str, ...], **given: Any) -> None:
+    """Sample from IMAGES (files, folders or .npy), one each: for a bundle that takes one picture, such as one to enlarge."""
+    run_images(bundle, images, Sampler.upscale, given, lambda manifest: upscaled_input(manifest, "upscale").picture_shape)
+
+
+@cli.command(short_help="Fill in the part of IMAGES that a mask marks.")
+@click.argument("bundle")
+@click.argument("images", nargs=-1, required=True)
+@click.option("--mask", required=True, help="A picture, white where IMAGES are filled in; or a folder of one an image.")
+@click.option("--no-composite", is_flag=True, help="Do not put the given pixels back outside of the mask.")
+@SEED
+@INPUT
+@SETTING
+@MACHINE
+@READING
+@output("inpainted.png")
+def inpaint(bundle: str, images: tuple[str, ...], mask: str, no_composite: bool, **given: Any) -> None:
+    """Fill in the part of IMAGES (files, folders or .npy) that the mask marks, with what BUNDLE makes of the rest.
+
+    The mask is resized and cropped as IMAGES are. Outside of it the results are the images themselves.
+    """
+
+    def run(sampler: Sampler, pixels: U8, **options: Any) -> Batch:
+        shape = (1, *picture_shape(sampler.bundle.manifest)[1:])
+        masks = load_images([mask], shape, fit=fit).images
+        return sampler.inpaint(pixels, masks, composite=not no_composite, **options)
+
+    fit = given["fit"]
+    run_images(bundle, images, run, given, picture_shape)
 
 
 @cli.command(cls=Resumable, short_help="Walk from the image of one seed to that of another.")

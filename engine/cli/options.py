@@ -177,11 +177,17 @@ def has_start_image(manifest: Manifest) -> bool:
     return manifest.pipeline.state.start is not None and manifest.pipeline.image == X
 
 
-def run_images(bundle: str, images: tuple[str, ...], run: Callable[..., Batch], given: dict[str, Any]) -> None:
-    """Read the pictures at the bundle's size, run a Sampler's method on them, and write what came out."""
+def run_images(
+    bundle: str,
+    images: tuple[str, ...],
+    run: Callable[..., Batch],
+    given: dict[str, Any],
+    shape: Callable[[Manifest], tuple[int, int, int]] = picture_shape,
+) -> None:
+    """Read the pictures at the size that a Sampler's method takes, run it on them, and write what came out."""
     opened = open_bundle(bundle, given)
     reading = {name: given.pop(name) for name in ("background", "fit", "strict")}
-    loaded = load_images(images, picture_shape(opened.manifest), **reading)
+    loaded = load_images(images, shape(opened.manifest), **reading)
     options = run_options(opened, given)
     check_results(opened.manifest, len(loaded.images), options["seed"], **given)
     with open_sampler(opened, given) as sampler:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from engine import __version__
+from engine import __version__, resolve
 from engine.abilities import picture_shape
 from engine.bundle.examples import example_inputs
 from engine.http import formats
@@ -59,7 +59,7 @@ def info(reader: Reader) -> dict[str, Any]:
         "directions": list(sampler.directions),
         "axes": principal_axes(sampler.bundle).tolist(),
         "outputs": list(reader.outputs),
-        "defaults": asdict(manifest.defaults),
+        "setting": asdict(resolve.setting_of(manifest, {})),
         "fitted": [] if fitted is None else [asdict(setting) for setting in fitted.settings],
         "T": manifest.schedule.T,
         "limits": vars(reader.limits),
@@ -122,7 +122,7 @@ def _operation(reader: Reader, verb: str) -> dict[str, Any]:
 def _parameters(reader: Reader, verb: str) -> list[dict[str, Any]]:
     names = ", ".join(reader.outputs)
     found = {"outputs": ({"type": "string", "default": "image"}, f"Some of {names}, with commas between them.")}
-    if verb in ("reconstruct", "refine", "edit"):
+    if verb in ("reconstruct", "refine", "edit") or any(spec.picture for spec in reader.manifest.inputs):
         found["fit"] = ({"type": "string", "default": FITS[0]}, "Pictures of other proportions: crop, or pad.")
         found["background"] = ({"type": "string", "default": "white"}, "Below what is transparent.")
     return [
@@ -132,7 +132,12 @@ def _parameters(reader: Reader, verb: str) -> list[dict[str, Any]]:
 
 def _example(reader: Reader, verb: str) -> dict[str, Any]:
     """A body that works as it stands."""
-    needed = {name: np.asarray(value).tolist() for name, value in (example_inputs(reader.manifest, free=1) or {}).items()}
+    examples = example_inputs(reader.manifest, free=1) or {}
+    needed: dict[str, Any] = {
+        spec.name: np.asarray(examples[spec.name]).tolist() if spec.picture is None else _picture(spec.picture_shape)
+        for spec in reader.manifest.inputs
+        if spec.name in examples
+    }
     if reader.manifest.text is not None and needed.pop(reader.manifest.text.input, None) is not None:
         needed[TEXT] = "a red house"
     if verb == "interpolate":
@@ -142,12 +147,15 @@ def _example(reader: Reader, verb: str) -> dict[str, Any]:
         return {"what": list(range(min(4, reader.limits.max_batch))), "edits": {first: 1.0}, **needed}
     if verb == "sample":
         return {"n": min(4, reader.limits.max_batch), "seed": 0, **needed}
-    channels, height, width = picture_shape(reader.manifest)
-    ramp = np.linspace(0, 255, width, dtype=np.uint8)[None, :, None]
-    picture = base64.b64encode(png_bytes(np.tile(ramp, (height, 1, channels)))).decode()
+    picture = _picture(picture_shape(reader.manifest))
     known = {name: value for name, value in needed.items() if name in reader.fields[verb]}
     setting = {"seed": 0, "steps": 5, "t_start": reader.manifest.schedule.T * 3 // 10}
     fields = reader.fields[verb]
     return {IMAGES: [picture], **{name: value for name, value in setting.items() if name in fields}, **known}
 
 
+def _picture(shape: tuple[int, int, int]) -> str:
+    """A ramp as a picture's file in base64."""
+    channels, height, width = shape
+    ramp = np.linspace(0, 255, width, dtype=np.uint8)[None, :, None]
+    return base64.b64encode(png_bytes(np.tile(ramp, (height, 1, channels)))).decode()

@@ -20,6 +20,7 @@ from engine.serving.groups import starts_from_pixels
 from engine.solver.table import METHODS, VARIANCES
 from engine.solver.timesteps import SPACINGS
 from engine.text import TEXT
+from engine.verbs import PRESERVE
 
 Schema = Mapping[str, Any]
 IMAGES = "images"
@@ -97,7 +98,7 @@ def _edit(manifest: Manifest, limits: Limits) -> list[Field]:
     assert manifest.drawn is not None, "a bundle with directions has an input that is drawn"
     kinds = [_seed_number(), {"type": "array", "items": _seed_number()}, _array(manifest.drawn), _images(limits).schema]
     text = f"Seeds, samples of {manifest.drawn.name}, or pictures as base64."
-    kept = "How much of the originals stays; 0.6 for pictures, and seeds are sampled moved where it is left out."
+    kept = f"How much of the originals stays; {PRESERVE} for pictures, and seeds are sampled moved where it is left out."
     return [
         Field("what", {"oneOf": kinds, "description": text}, needed=True),
         Field("edits", _strengths(manifest), needed=True),
@@ -173,7 +174,12 @@ def _inputs(manifest: Manifest, verb: str, limits: Limits) -> list[Field]:
     given = verb in ("sample", "edit", "interpolate")
     worded = "" if manifest.text is None else manifest.text.input
     found = [
-        Field(spec.name, _array(spec), spec.draw is None and given, TEXT if spec.name == worded else "")
+        Field(
+            spec.name,
+            _array(spec) if spec.picture is None else _images(limits).schema,
+            needed=spec.draw is None and given,
+            instead=TEXT if spec.name == worded else "",
+        )
         for spec in manifest.inputs
         if spec.name not in made
     ]

@@ -69,7 +69,9 @@ class Reader:
             raise ArgumentError(f"{verb}: found no {names}, expected it in the body. Send it too.")
         wanted = self._wanted(query.get("outputs"))
         has_images = verb in ("reconstruct", "refine")
-        inputs = {spec.name: self._input(spec, given[spec.name]) for spec in self.manifest.inputs if spec.name in given}
+        inputs = {
+            spec.name: self._input(spec, given[spec.name], query) for spec in self.manifest.inputs if spec.name in given
+        }
         if has_images:
             inputs[IMAGES] = self._images(given[IMAGES], query)
         if "edits" in given:
@@ -130,7 +132,9 @@ class Reader:
             resolve.choose_prior(self.manifest, given["prior"], draws=drawn)
         return self._settings.settle(options, has_image)
 
-    def _input(self, spec: InputSpec, value: Any) -> npt.NDArray[Any]:
+    def _input(self, spec: InputSpec, value: Any, query: Mapping[str, str]) -> npt.NDArray[Any]:
+        if spec.picture is not None:
+            return checks.input_of(spec, self._images(value, query, spec.name, spec.picture_shape))
         return checks.input_of(spec, _array(spec.name, value, spec.dtype))
 
     def _edit(
@@ -151,20 +155,22 @@ class Reader:
             given = {**given, "seed": what}
             inputs |= {"what": self._seeds(given, {})} if keep else {}
         else:
-            inputs["what" if keep else drawn.name] = self._input(drawn, what)
+            inputs["what" if keep else drawn.name] = self._input(drawn, what, query)
             options.pop("prior", None)
         if "what" in inputs:
             return "edit", tuple(options.items()), given
         return "sample", self._settings.settle(tuple(options.items()))[0], given
 
-    def _images(self, value: Any, query: Mapping[str, str]) -> npt.NDArray[np.uint8]:
+    def _images(
+        self, value: Any, query: Mapping[str, str], name: str = IMAGES, shape: tuple[int, int, int] | None = None
+    ) -> npt.NDArray[np.uint8]:
         files: list[Any] = value if isinstance(value, list) else [value]
         if not 1 <= len(files) <= self.limits.max_batch:
-            raise ArgumentError(f"images holds {len(files)}; expected 1 .. {self.limits.max_batch}. Send several requests.")
-        reading = {name: query[name][:MAX_NAME] for name in ("fit", "background") if name in query}
-        decoded = [_from_base64(f"images[{i}]", file) for i, file in enumerate(files)]
-        shape = picture_shape(self.manifest)
-        return decode_images(decoded, shape, max_pixels=self.limits.max_pixels, **reading).images
+            raise ArgumentError(f"{name} holds {len(files)}; expected 1 .. {self.limits.max_batch}. Send several requests.")
+        reading = {option: query[option][:MAX_NAME] for option in ("fit", "background") if option in query}
+        decoded = [_from_base64(f"{name}[{i}]", file) for i, file in enumerate(files)]
+        shape = picture_shape(self.manifest) if shape is None else shape
+        return decode_images(decoded, shape, max_pixels=self.limits.max_pixels, what=name, **reading).images
 
     def _seeds(self, given: Mapping[str, Any], inputs: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.uint64]:
         seed, n = given.get("seed"), checks.count_of(given.get("n"))

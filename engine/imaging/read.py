@@ -102,13 +102,17 @@ def decode_images(
     background: str = "white",
     fit: str = "crop",
     max_pixels: int | None = None,
+    what: str = "images",
 ) -> Loaded:
-    """As `load_images`, of pictures in memory that a stranger may have sent: of SENT_FORMATS, with at most `max_pixels`."""
+    """As `load_images`, of pictures in memory that a stranger may have sent: of SENT_FORMATS, with at most `max_pixels`.
+
+    what: their name in messages.
+    """
     colour, stacks = parse_background(background), []
     check_fit(fit)
     result = Loaded(np.empty((0,), np.uint8), [], [], [], [])
     for index, data in enumerate(files):
-        name = f"images[{index}]"
+        name = f"{what}[{index}]"
         _check_channels(name, shape)
         decoded = decode_picture(io.BytesIO(data), name, shape[0], colour, formats=SENT_FORMATS, max_pixels=max_pixels)
         found, note = _at_size(*decoded, shape, colour, fit)

@@ -18,11 +18,11 @@ from engine.kernels.loader import Kernels, load
 from engine.kernels.operands import INDEX, ROW_FIELDS, USERS, Operands, Q
 
 __all__ = [
-    "ROW_FIELDS", "STREAM_PRIOR", "STREAM_STEP", "STREAM_X_T", "STREAM_Z", "KernelArgumentError", "KernelError",
-    "KernelLoadError", "implementation", "normal", "philox4x32", "to_uint8", "update",
+    "ROW_FIELDS", "STREAM_KNOWN", "STREAM_PRIOR", "STREAM_STEP", "STREAM_X_T", "STREAM_Z", "KernelArgumentError",
+    "KernelError", "KernelLoadError", "implementation", "mixture", "normal", "philox4x32", "to_uint8", "update",
 ]  # fmt: skip
 
-STREAM_Z, STREAM_X_T, STREAM_STEP, STREAM_PRIOR = 0, 1, 2, 3
+STREAM_Z, STREAM_X_T, STREAM_STEP, STREAM_PRIOR, STREAM_KNOWN = 0, 1, 2, 3, 4
 
 
 @functools.cache
@@ -113,21 +113,49 @@ def normal(
     implementation, bit for bit. stream and step are in 0 .. 2**32 - 1 (STREAM_Z, STREAM_X_T, STREAM_STEP).
     """
     checks.seeds(seeds)
-    checks.word("stream", stream)
-    checks.word("step", step)
+    checks.words(stream=stream, step=step)
     if count < 0:
         raise KernelArgumentError(f"count is {count}; expected 0 or more elements a sample")
     if out is None:
         out = np.empty((seeds.size, count), np.float32)
     else:
-        checks.float32("out", out, (seeds.size, count), writable=True)
+        checks.array("out", out, np.float32, ((seeds.size, count),), writable=True)
     _kernels().normal(seeds, stream, step, count, out)
+    return out
+
+
+def mixture(
+    seeds: NDArray[np.uint64],
+    thresholds: NDArray[np.uint64],
+    means: NDArray[np.float32],
+    factors: NDArray[np.float32],
+    units: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    """A draw of a Gaussian mixture for each seed, float32 [N, D]: means[k] + factors[k] units, the same in any batch.
+
+    k is the first component with the first word of (seed, STREAM_PRIOR) below thresholds[k]; they are uint64 [K], the last
+    2**32. means [K, D], factors [K, D, D], units [N, D]: standard normals. Each row of the product is summed from the left
+    and the mean added last: the same bits in every implementation.
+    """
+    checks.seeds(seeds)
+    checks.array("thresholds", thresholds, np.uint64)
+    checks.array("means", means, np.float32)
+    if means.ndim != 2 or not means.size or thresholds.shape != means.shape[:1] or thresholds[-1] < 2**32:
+        raise KernelArgumentError(
+            f"thresholds and means have shapes {list(thresholds.shape)} and {list(means.shape)}; expected [K] and [K, D], "
+            "and 2**32 as the last threshold"
+        )
+    components, width = means.shape
+    checks.array("factors", factors, np.float32, ((components, width, width),))
+    checks.array("units", units, np.float32, ((seeds.size, width),))
+    out = np.empty((seeds.size, width), np.float32)
+    _kernels().mixture(seeds, thresholds, means, factors, units, out)
     return out
 
 
 def to_uint8(x: NDArray[np.float32], out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
     """Images for people: float32 [N, C, H, W] in [-1, 1] to uint8 [N, H, W, C], clipped, rounded half up; NaN is 0."""
-    checks.float32("x", x)
+    checks.array("x", x, np.float32)
     if x.ndim != 4:
         raise KernelArgumentError(f"x has shape {x.shape}; expected [N, C, H, W]")
     shape = (x.shape[0], x.shape[2], x.shape[3], x.shape[1])

@@ -25,15 +25,10 @@ def _describe(value: Any) -> str:
 
 def array(name: str, value: Any, dtype: type, shapes: tuple[tuple[int, ...], ...] = (), *, writable: bool = False) -> None:
     """Refuses all but an aligned C-contiguous array of `dtype` with one of `shapes` (any shape when empty)."""
-    if (
-        isinstance(value, np.ndarray)
-        and value.dtype == dtype
-        and value.flags.c_contiguous
-        and value.flags.aligned
-        and (not shapes or value.shape in shapes)
-        and (not writable or value.flags.writeable)
-    ):
-        return
+    if isinstance(value, np.ndarray) and value.dtype == dtype and (not shapes or value.shape in shapes):
+        flags = value.flags
+        if flags.c_contiguous and flags.aligned and (not writable or flags.writeable):
+            return
     wanted = " or ".join(str(list(shape)) for shape in dict.fromkeys(shapes))
     raise KernelArgumentError(
         f"{name} is {_describe(value)}; expected {'writable ' if writable else ''}C-contiguous, aligned "
@@ -52,9 +47,10 @@ def seeds(value: Any, samples: int | None = None) -> None:
         raise KernelArgumentError(f"seeds have shape {list(value.shape)}; expected [N], one seed a sample")
 
 
-def word(name: str, value: int) -> None:
-    if not 0 <= value < 2**32:
-        raise KernelArgumentError(f"{name} is {value}; expected 0 .. 2**32 - 1")
+def words(**values: int) -> None:
+    for name, value in values.items():
+        if not 0 <= value < 2**32:
+            raise KernelArgumentError(f"{name} is {value}; expected 0 .. 2**32 - 1")
 
 
 def row(value: Any) -> list[float]:
@@ -102,7 +98,7 @@ def noise_source(x: NDArray[np.float32], noise: Any, seeds_: Any, step: int | No
     if noise is not None:
         raise KernelArgumentError("noise and seeds are both given: pass the array, or seeds and step")
     seeds(seeds_, x.shape[0])
-    word("step", step)
+    words(step=step)
     return step
 
 

@@ -13,7 +13,7 @@ from engine.kernels.operands import F32, FULL, INDEX, PUSH_E, U64, Operands
 U32 = NDArray[np.uint32]
 U8 = NDArray[np.uint8]
 
-STREAM_STEP = 2  # kStreamStep of philox.h
+STREAM_STEP, STREAM_PRIOR = 2, 3  # kStreamStep and kStreamPrior of philox.h
 
 _LOG = (-0.0763449296, 0.12761575, -0.131601825, 0.142017588, -0.166233569, 0.200012267, -0.250008196, 0.333333313)
 _SIN = (-0.00460567372, 0.0796817318, -0.645963669, 1.57079637)
@@ -135,7 +135,7 @@ def _row(o: Operands, e: F32, noise: F32 | None) -> tuple[F32, F32, F32]:
 
 
 class NumpyKernels:
-    """The same four kernels as loader.CompiledKernels; `reason` says why numpy was taken."""
+    """The same kernels as loader.CompiledKernels; `reason` says why numpy was taken."""
 
     def __init__(self, reason: str) -> None:
         self._reason = reason
@@ -166,6 +166,14 @@ class NumpyKernels:
         rows = out.reshape(seeds.size, count)
         for values, seed in zip(rows, seeds.tolist(), strict=True):
             values[:] = _normal_sample(seed, stream, step, count)
+
+    def mixture(self, seeds: U64, thresholds: U64, means: F32, factors: F32, units: F32, out: F32) -> None:
+        for index, seed in enumerate(seeds.tolist()):
+            counter = np.array([0, 0, 0, STREAM_PRIOR], np.uint32)
+            word = self.philox4x32(counter, np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32))[0]
+            k = int(np.searchsorted(thresholds, word, side="right"))
+            terms = factors[k] * units[index]
+            np.add(np.add.accumulate(terms, axis=1)[:, -1], means[k], out=out[index])
 
     def to_uint8(self, x: F32, out: U8) -> None:
         limited = np.where(x > -1, x, np.float32(-1))  # NaN fails the comparison and becomes -1

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from engine.commands import reinstall
 from engine.kernels import fallback
 from engine.kernels.errors import KernelLoadError
-from engine.kernels.operands import F32, U64, Operands
+from engine.kernels.operands import F32, U64, Operands, address
+from engine.kernels.operands import address_or_none as _at
 
 VARIABLE = "DIFFUSEVAE_KERNELS"
 CHOICES = ("compiled", "numpy")
 LIBRARY = Path(__file__).with_name("_kernels.so")
-ABI_VERSION = 3  # DV_ABI_VERSION of kernels/include/diffusevae/kernels.h
+ABI_VERSION = 4  # DV_ABI_VERSION of kernels/include/diffusevae/kernels.h
 
 _ELF_MACHINES = {"x86_64": 62, "aarch64": 183, "riscv64": 243}
 
@@ -37,11 +38,13 @@ _CURE = (
 
 
 class Kernels(Protocol):
-    """The four kernels; arguments are checked by the caller (kernels/__init__.py)."""
+    """The kernels; arguments are checked by the caller (kernels/__init__.py)."""
 
     def update(self, o: Operands) -> bool: ...
 
     def normal(self, seeds: U64, stream: int, step: int, count: int, out: F32) -> None: ...
+
+    def mixture(self, seeds: U64, thresholds: U64, means: F32, factors: F32, units: F32, out: F32) -> None: ...
 
     def to_uint8(self, x: F32, out: U8) -> None: ...
 
@@ -63,10 +66,6 @@ class _UpdateArgs(ctypes.Structure):
     ]
 
 
-def _at(array: NDArray[Any] | None) -> int | None:
-    return None if array is None else array.ctypes.data
-
-
 class CompiledKernels:
     """The compiled library, called through ctypes (which releases the interpreter lock meanwhile)."""
 
@@ -78,6 +77,7 @@ class CompiledKernels:
             "dv_isa": ([], ctypes.c_char_p),
             "dv_update": ([ctypes.POINTER(_UpdateArgs)], ctypes.c_int32),
             "dv_normal": ([pointer, size, unsigned, unsigned, size, pointer], None),
+            "dv_mixture": ([pointer, size, pointer, size, pointer, pointer, size, pointer, pointer], None),
             "dv_to_uint8": ([pointer, size, size, size, pointer], None),
             "dv_philox4x32": ([pointer, pointer, pointer], None),
         }
@@ -95,15 +95,22 @@ class CompiledKernels:
         return bool(self._library.dv_update(ctypes.byref(arguments)))
 
     def normal(self, seeds: U64, stream: int, step: int, count: int, out: F32) -> None:
-        self._library.dv_normal(seeds.ctypes.data, seeds.size, stream, step, count, out.ctypes.data)
+        self._library.dv_normal(address(seeds), seeds.size, stream, step, count, address(out))
+
+    def mixture(self, seeds: U64, thresholds: U64, means: F32, factors: F32, units: F32, out: F32) -> None:
+        components, width = means.shape
+        self._library.dv_mixture(
+            address(seeds), seeds.size, address(thresholds), components, address(means), address(factors), width,
+            address(units), address(out),
+        )  # fmt: skip
 
     def to_uint8(self, x: F32, out: U8) -> None:
         samples, channels, height, width = x.shape
-        self._library.dv_to_uint8(x.ctypes.data, samples, channels, height * width, out.ctypes.data)
+        self._library.dv_to_uint8(address(x), samples, channels, height * width, address(out))
 
     def philox4x32(self, counter: U32, key: U32) -> U32:
         out = np.empty(4, np.uint32)
-        self._library.dv_philox4x32(counter.ctypes.data, key.ctypes.data, out.ctypes.data)
+        self._library.dv_philox4x32(address(counter), address(key), address(out))
         return out
 
     def describe(self) -> dict[str, str]:

@@ -31,6 +31,7 @@ OK, BAD_PROGRAM, BAD_CALL, NO_MEMORY, NO_THREADS, UNSUPPORTED, BUSY, FORKED, NOT
 SLICE_MS = 10.0  # a signal is answered after so long, and the row or tile that is being worked on
 _PATIENCE = 50.0
 _ERROR_SIZE = 1024
+_Text = ctypes.c_char * _ERROR_SIZE
 _Sources = ctypes.c_int32 * MAX_SOURCES
 
 
@@ -186,7 +187,7 @@ class NativeLibrary:
 
     def supports(self, isa: str) -> tuple[bool, str]:
         """(whether this machine runs `isa`, what is missing where not)."""
-        why = ctypes.create_string_buffer(_ERROR_SIZE)
+        why = _Text()
         there = bool(self._library.dv_native_supports(isa.encode(), why, _ERROR_SIZE))
         return there, why.value.decode(errors="replace")
 
@@ -256,16 +257,17 @@ class NativeLibrary:
     def _in_slices(self, name: str, handle: int, call: Call | Steps) -> None:
         """Run a call to its end. In the main thread it comes back here between slices, where Python runs the handlers of
         signals that have arrived: what one raises (KeyboardInterrupt, say) ends the run, and the handle serves on."""
-        function, error = getattr(self._library, name), ctypes.create_string_buffer(_ERROR_SIZE)
+        function, error = getattr(self._library, name), _Text()
         if threading.get_ident() == threading.main_thread().ident:
             call.slice.ms = SLICE_MS
         while (status := function(handle, ctypes.byref(call), error, _ERROR_SIZE)) == PAUSED:
             # Where other threads hold the interpreter, coming back takes milliseconds: then it is done the more rarely.
             call.slice.ms = max(SLICE_MS, _PATIENCE * (1e3 * time.monotonic() - call.slice.left_ms))
-        self._check(status, error.value)
+        if status != OK:
+            self._check(status, error.value)
 
     def _call(self, name: str, *arguments: Any) -> None:
-        error = ctypes.create_string_buffer(_ERROR_SIZE)
+        error = _Text()
         self._check(getattr(self._library, name)(*arguments, error, _ERROR_SIZE), error.value)
 
     def _check(self, status: int, text: bytes) -> None:

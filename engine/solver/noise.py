@@ -47,7 +47,11 @@ def resolve_seeds(seed: SupportsIndex | Sequence[SupportsIndex] | NDArray[np.int
     """
     if n is not None and n < 0:
         raise ArgumentError(f"n is {n}; expected a number of samples, 0 or more")
-    listed = listed_seeds(seed)
+    return seeds_for(seed, listed_seeds(seed), n)
+
+
+def seeds_for(seed: Any, listed: Seeds | None, n: int | None) -> Seeds:
+    """The same where `listed_seeds` has read the seed already."""
     if listed is not None:
         if n is not None and n != len(listed):
             raise ArgumentError(
@@ -64,16 +68,9 @@ def drawn(seeds: Seeds, shape: Sequence[int]) -> F32:
     return _draw(seeds, kernels.STREAM_Z, 0, shape, None)
 
 
-def prior_words(seeds: Seeds) -> NDArray[np.uint32]:
-    """The first word of each seed's stream for choosing among a prior's components: uint32 [N], uniform."""
-    counter = (0, 0, 0, kernels.STREAM_PRIOR)
-    keys = ((seed & 0xFFFFFFFF, seed >> 32) for seed in seeds.tolist())
-    return np.array([kernels.philox4x32(counter, key)[0] for key in keys], np.uint32)
-
-
-def initial(seeds: Seeds, shape: Sequence[int]) -> F32:
-    """Unit normal noise that a chain starts from, before temperature: float32 [N, *shape]."""
-    return _draw(seeds, kernels.STREAM_X_T, 0, shape, None)
+def initial(seeds: Seeds, shape: Sequence[int], out: F32 | None = None) -> F32:
+    """Unit normal noise that a chain starts from, before temperature: float32 [N, *shape], into `out` when given."""
+    return _draw(seeds, kernels.STREAM_X_T, 0, shape, out)
 
 
 def step_noise(seeds: Seeds, step_index: int, shape: Sequence[int], out: F32 | None = None) -> F32:
@@ -82,6 +79,11 @@ def step_noise(seeds: Seeds, step_index: int, shape: Sequence[int], out: F32 | N
     The same numbers as kernels.update(..., seeds=seeds, step=step_index) generates in passing.
     """
     return _draw(seeds, kernels.STREAM_STEP, step_index, shape, out)
+
+
+def known_noise(seeds: Seeds, row: int, shape: Sequence[int]) -> F32:
+    """Unit normal noise of what is known of a state, for blending it in before row `row`: float32 [N, *shape]."""
+    return _draw(seeds, kernels.STREAM_KNOWN, row, shape, None)
 
 
 def _draw(seeds: Seeds, stream: int, step: int, shape: Sequence[int], out: F32 | None) -> F32:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -82,7 +82,7 @@ class Start:
     k_centre: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StepTable:
     """A chain, in the order of its R network calls.
 
@@ -101,10 +101,34 @@ class StepTable:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
+    # Executors ask at every run; a table is kept for many.
+    @cached_property
+    def lanes(self) -> int:
+        """L."""
+        return int(self.weights.shape[1])
+
+    @cached_property
     def stochastic(self) -> bool:
         """Whether any row adds noise."""
-        return bool(self.rows[:, [ROW_FIELDS.index("k_n"), ROW_FIELDS.index("q_n")]].any())
+        return self._uses("k_n", "q_n")
+
+    @cached_property
+    def carries_y(self) -> bool:
+        """Whether any row reads or writes y."""
+        return self._uses("p_y", "k_y", *(name for name in ROW_FIELDS if name.startswith("q_")))
+
+    @cached_property
+    def pushes(self) -> bool:
+        """Whether any row puts something in front of the history."""
+        return self._uses("push")
+
+    @cached_property
+    def scales_x(self) -> bool:
+        """Whether any row gives the network something else than x."""
+        return bool((self.rows[:, ROW_FIELDS.index("c_in")] != 1.0).any())
+
+    def _uses(self, *fields: str) -> bool:
+        return bool(self.rows[:, [ROW_FIELDS.index(name) for name in fields]].any())
 
 
 def build_step_table(

@@ -10,6 +10,7 @@ be drawn again on its own, and the number of worker processes never changes the 
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import json
 import math
@@ -127,7 +128,7 @@ BEARD_ODDS = (0.50, 0.28, 0.22)
 class AvatarSet:
     """One stored set of N faces with K attributes each.
 
-    images: (N, 32, 32, 3) uint8 in [0, 255], RGB; attributes: (N, K) int16, column k in
+    images: (N, S, S, 3) uint8 in [0, 255], RGB; attributes: (N, K) int16, column k in
     [0, len(categories[attribute_names[k]])); categories: the names of each attribute's values.
     """
 
@@ -196,10 +197,10 @@ def render(attributes: dict[str, int], size: int = SIZE) -> np.ndarray:
     return np.rint(flat.reshape(size, 2, size, 2, 3).mean(axis=(1, 3))).astype(np.uint8)
 
 
-def make_face(seed_and_index: tuple[int, int]) -> tuple[np.ndarray, list[int]]:
-    """Face ``index`` of the set ``seed``: its (32, 32, 3) uint8 picture and its K attribute values."""
+def make_face(seed_and_index: tuple[int, int], size: int = SIZE) -> tuple[np.ndarray, list[int]]:
+    """Face ``index`` of the set ``seed``: its (size, size, 3) uint8 picture and its K attribute values."""
     attributes = draw_attributes(np.random.default_rng(seed_and_index))
-    return render(attributes), [attributes[name] for name in ATTRIBUTES]
+    return render(attributes, size), [attributes[name] for name in ATTRIBUTES]
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -212,19 +213,27 @@ def replace_file(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def build(path: str | Path, count: int, seed: int, workers: int | None = None) -> None:
-    """Render ``count`` faces of the set ``seed`` into the .npz ``path``; ``workers`` None: one per core."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    images = np.empty((count, SIZE, SIZE, 3), dtype=np.uint8)
+def draw(
+    count: int, seed: int, workers: int | None = None, size: int = SIZE, title: str = "faces"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images (count, size, size, 3) uint8 and attributes (count, K) int16 of the set ``seed``.
+
+    workers: processes, None for one per core. title: what the progress bar says.
+    """
+    images = np.empty((count, size, size, 3), dtype=np.uint8)
     attributes = np.empty((count, len(ATTRIBUTES)), dtype=np.int16)
     jobs = ((seed, index) for index in range(count))
     # Not forked: a caller with threads (a benchmark, a test) would leave its locks held in the children.
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         # Ordered, and in chunks: a face takes milliseconds, so passing them one by one would cost as much.
-        faces = pool.imap(make_face, jobs, chunksize=32)
-        for index, (image, values) in enumerate(tqdm(faces, total=count, desc=path.name, unit="face", disable=None)):
+        faces = pool.imap(functools.partial(make_face, size=size), jobs, chunksize=32)
+        for index, (image, values) in enumerate(tqdm(faces, total=count, desc=title, unit="face", disable=None)):
             images[index], attributes[index] = image, values
+    return images, attributes
+
+
+def save(path: str | Path, images: np.ndarray, attributes: np.ndarray, seed: int, **more: np.ndarray) -> None:
+    """Write what ``draw`` returned, and ``more`` arrays beside it, into the .npz ``path``."""
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
@@ -233,12 +242,20 @@ def build(path: str | Path, count: int, seed: int, workers: int | None = None) -
         attribute_names=np.array(list(ATTRIBUTES)),
         categories=np.array(json.dumps(ATTRIBUTES)),
         seed=np.array(seed, dtype=np.int64),
+        **more,
     )
-    replace_file(path, buffer.getvalue())
+    replace_file(Path(path), buffer.getvalue())
+
+
+def build(path: str | Path, count: int, seed: int, workers: int | None = None) -> None:
+    """Render ``count`` faces of the set ``seed`` into the .npz ``path``; ``workers`` None: one per core."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)  # found out now where it cannot be
+    save(path, *draw(count, seed, workers, title=path.name), seed)
 
 
 def load(path: str | Path) -> AvatarSet:
-    """Read what ``build`` wrote."""
+    """Read what ``save`` wrote."""
     with np.load(path, allow_pickle=False) as stored:
         categories = json.loads(str(stored["categories"]))
         return AvatarSet(

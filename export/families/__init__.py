@@ -6,17 +6,28 @@ A new family is one module here, named in FAMILIES, and its torch modules in exp
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import cast
 
-from export.families.base import Command, Family
+from export.families.base import Command, Family, FolderFamily
 from export.read.checkpoint import Checkpoint
 
-FAMILIES = {"diffusevae": "export.families.diffusevae"}  # name -> module, which is a `Family`
+# name -> module, which is a `Family`. The first one's refusal is told for what none of them claims.
+FAMILIES = {"diffusevae": "export.families.diffusevae", "latent": "export.families.latent"}
 
 
 def load_family(name: str) -> Family:
     """The module of a family."""
     return cast(Family, importlib.import_module(FAMILIES[name]))
+
+
+FOLDERS = ("latent",)  # of these, the `FolderFamily`s
+
+
+def folder_family(path: Path) -> FolderFamily | None:
+    """The family whose model a folder is; None for a file, or for a folder of another kind."""
+    families = [cast(FolderFamily, load_family(name)) for name in FOLDERS] if path.is_dir() else []
+    return next((family for family in families if family.claims_folder(path)), None)
 
 
 def family_of(checkpoint: Checkpoint) -> Family:

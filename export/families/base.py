@@ -122,3 +122,13 @@ class Family(Protocol):
 
         other: a second file; weights: which of those in the file; options: what was said of the model on the command line.
         """
+
+
+class FolderFamily(Family, Protocol):
+    """A family whose models also come as folders of several files."""
+
+    def claims_folder(self, path: Path) -> bool:
+        """Whether a folder is a model of this family."""
+
+    def recognise_folder(self, path: Path, options: Mapping[str, Any]) -> Recognised:
+        """As `recognise`, for a folder."""

@@ -6,11 +6,13 @@ holds a weight of the other.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from export.models.unet import UNet, sinusoid
+from export.models.unet import UNet
 from export.models.vae import VAE
 
 
@@ -45,16 +47,18 @@ class TimestepTable(nn.Module):
 
     The sinusoids of all T timesteps are a stored table: sine and cosine of angles up to T differ between runtimes by more
     than the parity bound. The projections of all blocks are one matrix.
+
+    sinusoids: [T, width]; blocks: each block's projection of the embedding, in the order of the rows.
     """
 
-    def __init__(self, unet: UNet, T: int) -> None:
+    def __init__(
+        self, sinusoids: torch.Tensor, time_mlp: nn.Module, blocks: Sequence[nn.Linear], z_mlp: nn.Sequential | None = None
+    ) -> None:
         super().__init__()
-        spec = unet.spec
-        self.sinusoids = nn.Buffer(sinusoid(torch.arange(T), spec.model_channels, spec.layout))
-        self.time_mlp = unet.time_mlp
-        self.z_mlp = unet.z_mlp
-        self.z_dim = spec.z_dim or 0
-        blocks = [stage.res.emb for stage in unet.stages()]
+        self.sinusoids = nn.Buffer(sinusoids)
+        self.time_mlp = time_mlp
+        self.z_mlp = z_mlp
+        self.z_dim: int = next(z_mlp.parameters()).shape[1] if z_mlp is not None else 0
         self.weight = nn.Parameter(torch.cat([block.weight for block in blocks]), requires_grad=False)
         self.bias = nn.Parameter(torch.cat([block.bias for block in blocks]), requires_grad=False)
 

@@ -18,9 +18,10 @@ from torch import nn
 import engine
 from engine.backends.native.backend import NAME, Native
 from engine.backends.native.program import VERSION
-from engine.errors import BackendError, ExportError
+from engine.errors import BackendError
 from export.context import Watch
 from export.engines import BuildContext, BuiltEngine
+from export.families.base import Model
 from export.graphs.roles import Role
 from export.models.graphs import ConditionedDenoiser, DecoderGraph, Denoiser, EncoderGraph, TimestepTable
 from export.native.int8 import Choice, choose_layers, parse_budget
@@ -68,16 +69,20 @@ def build(context: BuildContext, precision: str, options: Mapping[str, Any]) -> 
     return engines
 
 
+def unfit(model: Model) -> str | None:
+    """The first graph that the native engine has no operations for, or None."""
+    for role in model.roles.values():
+        if type(role.module) not in LOWERINGS:
+            return (
+                f"graph {role.name}: found a {type(role.module).__name__}, expected one of "
+                f"{', '.join(kind.__name__ for kind in LOWERINGS)}: the native engine has no other"
+            )
+    return None
+
+
 def lower(role: Role) -> Assembled:
-    """The program of a graph; ExportError for a module that the native engine has no operations for."""
-    lowering = LOWERINGS.get(type(role.module))
-    if lowering is None:
-        raise ExportError(
-            f"graph {role.name}: found a {type(role.module).__name__}, expected one of "
-            f"{', '.join(kind.__name__ for kind in LOWERINGS)}: the native engine has no other; leave native out of "
-            "--backends"
-        )
-    return lowering(role)
+    """The program of a graph that is not `unfit`."""
+    return LOWERINGS[type(role.module)](role)
 
 
 def _engine(

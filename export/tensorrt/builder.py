@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from export.tensorrt.engines import PRECISIONS, build_plans, check_request
+from export.tensorrt.engines import PRECISIONS, build_plans, check_request, unfit
 
-__all__ = ["PRECISIONS", "build", "check"]
+__all__ = ["PRECISIONS", "build", "check", "unfit"]
 
 check = partial(check_request, "tensorrt")
 build = partial(build_plans, "tensorrt")

@@ -12,6 +12,7 @@ from engine.bundle.reader import Bundle
 from engine.errors import BundleError
 from export.context import Graph
 from export.engines import BuildContext, BuiltEngine
+from export.families.base import Model
 from export.tensorrt.library import Library, open_library, settle_targets
 from export.tensorrt.options import PlanOptions, read_options
 from export.tensorrt.plan import build_plan
@@ -33,6 +34,12 @@ def check_request(backend: str, options: Mapping[str, Any]) -> None:
     """Refuse unusable options, a missing library and a missing GPU before any graph is exported."""
     wishes = read_options(backend, options)
     settle_targets(open_library(backend), wishes.targets, wishes.hardware)
+
+
+def unfit(model: Model) -> str | None:
+    """None: TensorRT's parser, which takes any graph or says itself what it does not take."""
+    del model
+    return None
 
 
 def build_plans(backend: str, context: BuildContext, precision: str, options: Mapping[str, Any]) -> list[BuiltEngine]:

@@ -265,6 +265,18 @@ int in_parallel(int64_t units, int64_t threads, const Work& work) {
     return *std::max_element(bad.begin(), bad.end());
 }
 
+// Column by column: every row's sum grows from the left, and those of all rows at a time.
+DV_CLONES
+void mixture_sample(const float* mean, const float* factor, const float* units, int64_t width, float* out) {
+    for (int64_t r = 0; r < width; ++r) out[r] = factor[r * width] * units[0];
+    for (int64_t c = 1; c < width; ++c) {
+        const float unit = units[c];
+        DV_INDEPENDENT
+        for (int64_t r = 0; r < width; ++r) out[r] += factor[r * width + c] * unit;
+    }
+    for (int64_t r = 0; r < width; ++r) out[r] += mean[r];
+}
+
 template <int64_t kChannels>
 void interleave(const float* x, int64_t channels, int64_t pixels, uint8_t* out) {
     const int64_t width = kChannels > 0 ? kChannels : channels;
@@ -322,6 +334,16 @@ int32_t dv_update(const dv_update_args* args) {
 
 void dv_normal(const uint64_t* seeds, int64_t samples, uint32_t stream, uint32_t step, int64_t count, float* out) {
     for (int64_t s = 0; s < samples; ++s) normal_range(seeds[s], stream, step, 0, count, out + s * count);
+}
+
+void dv_mixture(const uint64_t* seeds, int64_t samples, const uint64_t* thresholds, int64_t components, const float* means,
+                const float* factors, int64_t width, const float* units, float* out) {
+    for (int64_t s = 0; s < samples; ++s) {
+        const uint64_t word =
+            dv::philox4x32(dv::Words{0, 0, 0, dv::kStreamPrior}, uint32_t(seeds[s]), uint32_t(seeds[s] >> 32)).v0;
+        const int64_t k = std::upper_bound(thresholds, thresholds + components, word) - thresholds;
+        mixture_sample(means + k * width, factors + k * width * width, units + s * width, width, out + s * width);
+    }
 }
 
 void dv_to_uint8(const float* x, int64_t samples, int64_t channels, int64_t pixels, uint8_t* out) {

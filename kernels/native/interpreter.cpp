@@ -92,20 +92,19 @@ Interpreter::Interpreter(std::shared_ptr<const Layout> layout, int32_t threads)
 
 void Interpreter::check(const dv_native_call& call) const {
     const Program& p = layout_->program;
-    const auto demand = [](bool good, const std::string& what) {
-        if (!good) throw Failure(DV_NATIVE_BAD_CALL, what);
+    const auto expect = [](bool good, const char* what, const char* expected, int64_t found) {
+        demand(good, [=] { return std::string(what) + ": expected " + expected + ", found " + std::to_string(found); });
     };
-    const auto found = [](int64_t value) { return ", found " + std::to_string(value); };
-    demand(call.ports && size_t(call.ports_count) == p.ports.size(),
-           "expected " + std::to_string(p.ports.size()) + " ports" + found(call.ports_count));
+    demand(call.ports && size_t(call.ports_count) == p.ports.size(), [&] {
+        return "expected " + std::to_string(p.ports.size()) + " ports, found " + std::to_string(call.ports_count);
+    });
     for (int32_t i = 0; i < call.ports_count; ++i)
-        demand(call.ports[i] != nullptr, "the pointer of port " + std::to_string(i) + " is null");
-    demand(call.batch >= 1 && call.batch <= INT32_MAX, "batch: expected 1 or more" + found(call.batch));
+        demand(call.ports[i] != nullptr, [=] { return "the pointer of port " + std::to_string(i) + " is null"; });
+    expect(call.batch >= 1 && call.batch <= INT32_MAX, "batch", "1 or more", call.batch);
     const bool row = p.row_port != DV_NATIVE_NONE, steps = p.steps_port != DV_NATIVE_NONE;
-    demand(row ? call.row_count == 1 || call.row_count == call.batch : call.row_count == 0,
-           std::string("row_count: expected ") + (row ? "1 or the batch" : "0") + found(call.row_count));
-    demand(steps ? call.steps >= 1 && call.steps <= INT32_MAX : call.steps == 0,
-           std::string("steps: expected ") + (steps ? "1 or more" : "0") + found(call.steps));
+    expect(row ? call.row_count == 1 || call.row_count == call.batch : call.row_count == 0, "row_count",
+           row ? "1 or the batch" : "0", call.row_count);
+    expect(steps ? call.steps >= 1 && call.steps <= INT32_MAX : call.steps == 0, "steps", steps ? "1 or more" : "0", call.steps);
 }
 
 void Interpreter::run(const dv_native_call& call, Watch& watch) {

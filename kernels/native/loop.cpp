@@ -10,10 +10,6 @@ namespace diffusevae {
 namespace native {
 namespace {
 
-void demand(bool good, const std::string& what) {
-    if (!good) throw Failure(DV_NATIVE_BAD_CALL, what);
-}
-
 class Loop {
 public:
     Loop(Interpreter& interpreter, dv_native_steps& steps)
@@ -73,7 +69,7 @@ private:
         std::vector<char> named(p_.ports.size(), 0);
         const auto name = [&](int32_t number) {
             demand(number >= 0 && size_t(number) < named.size() && named[size_t(number)]++ == 0,
-                   "ports: expected each port of the program named once, found number " + std::to_string(number));
+                   [=] { return "ports: expected each port of the program named once, found number " + std::to_string(number); });
         };
         name(s_.x_port);
         name(s_.e_port);
@@ -104,7 +100,9 @@ private:
     // A buffer that is there for every row that needs it.
     void check_row(int32_t number) const {
         const Row row = row_of(number);
-        const auto has = [number](bool good, const char* what) { demand(good, what + (" of row " + std::to_string(number))); };
+        const auto has = [number](bool good, const char* what) {
+            demand(good, [=] { return what + (" of row " + std::to_string(number)); });
+        };
         has(!reads_g(row), "k_g, q_g: expected 0 without a guide, in the coefficients");
         has(s_.c || !reads_c(row), "c: expected a centre, for the coefficients");
         has(s_.v || !reads_v(row), "v_port: expected a second output, for s_n");

@@ -15,6 +15,7 @@
 #include "loop.h"
 
 namespace native = diffusevae::native;
+using native::demand;
 using native::Failure;
 
 struct dv_native {
@@ -50,10 +51,6 @@ int32_t guarded(char* error, size_t size, const Body& body) {
         say(failure.what(), error, size);
         return DV_NATIVE_BAD_PROGRAM;
     }
-}
-
-void demand(bool good, const char* what) {
-    if (!good) throw Failure(DV_NATIVE_BAD_CALL, what);
 }
 
 int32_t checked_threads(int32_t threads) {

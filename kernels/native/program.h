@@ -4,6 +4,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "target.h"
@@ -20,6 +21,15 @@ public:
 private:
     int32_t status_;
 };
+
+// Throws Failure(DV_NATIVE_BAD_CALL) where a call is not good. `text` is a text, or where it takes making what makes it: a check
+// of every step's call must cost nothing.
+template <class Text>
+void demand(bool good, const Text& text) {
+    if (good) return;
+    if constexpr (std::is_invocable_v<Text>) throw Failure(DV_NATIVE_BAD_CALL, text());
+    else throw Failure(DV_NATIVE_BAD_CALL, text);
+}
 
 // The arrays of a checked program; the weights stay the caller's.
 struct Program {

@@ -1,7 +1,10 @@
-"""Edits in C++: the bits of Python on the same backend, and the same refusals."""
+"""Edits in C++: the bits of Python on the same backend, the same refusals, and the program that the studio gives."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +16,14 @@ from engine import ArgumentError, BundleError, Sampler
 from engine.bundle.directions import Directions
 from engine.bundle.reader import Bundle
 from engine.bundle.rewriter import write_directions
+from tests.cpp import building
 from tests.cpp.capi import ARGUMENT, BUNDLE, CSampler, Failed, Library, open_c
 from tests.manifests import edit
 from tests.native_models import NEEDS_NATIVE
 
 pytestmark = NEEDS_NATIVE
+# A canvas as [height, width, 4] numbers in one list.
+PIXELS = "canvas => [...canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data]"
 NAMES = ("glasses", "hair=afro", "axis 1")
 EDITS: list[dict[str, float]] = [{"glasses": 1.0}, {"axis 1": -0.3, "glasses": 1 / 3}, {"hair=afro": 0.0}, {}]
 
@@ -53,6 +59,37 @@ def test_edits_are_the_same_bits(sampler: CSampler, bundle: Path) -> None:
                 assert np.array_equal(found.values["z"].view(np.uint32), expected.values["z"].view(np.uint32))
                 assert np.array_equal(found.images, expected.images)
         assert not np.array_equal(python.sample(3, seed=5, steps=2, edits=EDITS[0]).values["z"], plain)
+
+
+def test_the_studios_program_compiles_and_makes_the_picture_that_it_shows(
+    cpp_installed: Path, bundle: Path, tmp_path: Path
+) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("there is no chromium on the PATH")
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+    from tests.http_served import serving
+
+    with serving(bundle, backend="native", precision="auto") as served, playwright.sync_playwright() as api:
+        page = api.chromium.launch(executable_path=chromium, args=["--no-sandbox"]).new_page()
+        page.goto(f"http://127.0.0.1:{served.port}/")
+        page.locator("#wall-A[data-drawn]").wait_for()
+        page.locator("#direction-0").press("ArrowRight")
+        page.locator("#temperature").press("ArrowLeft")
+        page.locator("#tab-cpp").click()
+        page.locator("#code", has_text='options.edits = {{"glasses", 0.02}}').wait_for()
+        page.locator("#code", has_text="options.temperature").wait_for()
+        program, shown = page.locator("#code").inner_text(), page.locator("#focus").evaluate(PIXELS)
+    head, _, end = program.rpartition("}")
+    assert end == ""
+    source, target = tmp_path / "studio.cpp", tmp_path / "studio"
+    source.write_text(f"#include <cstdio>\n{head}std::fwrite(batch.images.data(), 1, batch.images.size(), stdout);\n}}\n")
+    libraries = cpp_installed / "lib"
+    flags = ["-std=c++17", f"-I{cpp_installed / 'include'}", f"-L{libraries}", f"-Wl,-rpath,{libraries}", "-ldiffusevae"]
+    building.run([os.environ.get("CXX", "c++"), source, "-o", target, *flags])
+    images = subprocess.run([target], capture_output=True, check=True, timeout=60).stdout
+    assert bytes(np.array(shown, np.uint8).reshape(-1, 4)[:, :3]) == images
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from engine import Sampler
 from engine.bundle.files import MANIFEST_FILE
+from engine.bundle.starts import looks
 from export import fit_refine
 from export.fitting.damages import FITTED, MEASURED, Damage
 from tests import toy
@@ -51,18 +52,29 @@ def test_the_table_is_what_was_measured(tmp_path: Path, monkeypatch: pytest.Monk
     result = fit(*given)
     assert result.exit_code == 0, result.output
     table = json.loads((bundle / MANIFEST_FILE).read_bytes())["refine"]
-    scores = list(table["record"]["psnr"].values())
-    assert len(table["starts"]) == len(FITTED) + 1
-    for row, gained in zip(table["starts"], scores, strict=True):
-        assert gained[str(row["t_start"])] == max(gained.values())
+    rows, starts = table["damages"], table["t_starts"]
+    assert table["record"]["damages"] == ["none", *(damage.title for damage in FITTED)]
+    assert (starts, len(rows)) == ([900, 200, 9], len(FITTED) + 1)
     chosen = IMAGES[np.linspace(0, 9, 8).round().astype(int)]
     with Sampler(bundle, ANY_BACKEND, "f32", threads=1) as sampler:
-        refined = sampler.refine(chosen, t_start="auto", seed=fit_refine.SEED)
-        assert refined.setting.t_start == table["starts"][0]["t_start"]
-    assert fit_refine.psnr(refined.images, chosen).mean() == pytest.approx(max(scores[0].values()), abs=1e-3)
-    monkeypatch.setattr(Sampler, "refine", None)  # what is in the record is not refined again
-    assert fit(*given).exit_code == 0
-    assert json.loads((bundle / MANIFEST_FILE).read_bytes())["refine"]["starts"] == table["starts"]
+        for row, damage in ((rows[0], None), (rows[2], FITTED[1])):
+            damaged = IMAGES if damage is None else damage(IMAGES, fit_refine.SEED)
+            measured = looks(np.stack(sampler.estimate_damage(damaged), 1))
+            np.testing.assert_allclose(row["mean"], measured.mean(0), atol=1e-4)
+            np.testing.assert_allclose(row["spread"], measured.std(0) + fit_refine.SPREAD, atol=1e-4)
+            damaged = chosen if damage is None else damage(chosen, fit_refine.SEED)
+            for start, gained in zip(starts, row["psnr"], strict=True):
+                refined = sampler.refine(damaged, t_start=start, seed=fit_refine.SEED).images
+                assert fit_refine.psnr(refined, chosen).mean() == pytest.approx(gained, abs=1e-3)
+    monkeypatch.setattr(Sampler, "refine", None)  # what the table says already is not refined again
+    assert fit(*given, "--save", tmp_path / "starts.json").exit_code == 0
+    assert json.loads((bundle / MANIFEST_FILE).read_bytes())["refine"]["damages"] == rows
+    other = toy.build_bundle(tmp_path / "b.bundle")
+    assert f"Wrote a table of {len(rows)} damages" in fit(other, "--take", tmp_path / "starts.json").output
+    assert json.loads((other / MANIFEST_FILE).read_bytes())["refine"]["damages"] == rows
+    refused = fit(other, "--take", tmp_path / "starts.json", "--number", 9)
+    assert "--number: found --take too, which does not search" in refused.output
+    assert "--images: found none, expected training images, or a file to --take" in fit(other).output
 
 
 def test_too_few_images_are_refused(tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ def test_fitted_to_the_teacher(tmp_path: Path) -> None:
         (1, ["--images", "absent.npz"], "found nothing that can be read"),
         (1, ["--images", "absent.npz", "--network", "lite"], "network is 'lite'; expected one of efficientnet-lite0"),
         (1, ["--record", "."], "found a folder"),
+        (1, ["--take", "a.json", "--images", "b.npz"], "--images: found --take too, which does not search; expected one of"),
     ],
 )
 def test_refusals(tmp_path: Path, kind: int | None, options: list[str], words: str) -> None:

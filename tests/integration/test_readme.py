@@ -70,7 +70,7 @@ def test_python_runs(bundle: Path) -> None:
     code = "\n".join(blocks("python"))
     assert code.count("sampler.") >= 6
     images = np.full((2, 8, 8, 3), 128, np.uint8)
-    names: dict[str, object] = {"images": images, "blurred": images}
+    names: dict[str, object] = {"images": images, "blurred": images, "masks": images[..., 0]}
     exec(compile(code.replace(BUNDLE, str(bundle)), "README.md", "exec"), names)
     assert names["batch"].images.shape == (16, 8, 8, 3)
 

@@ -24,7 +24,7 @@ KINDS = {
     "guidance": ("FP32", np.float32), "eta": ("FP32", np.float32), "temperature": ("FP32", np.float32),
     "method": ("BYTES", np.object_), "spacing": ("BYTES", np.object_), "label": ("INT64", np.int64),
     "style": ("FP32", np.float32), "setting": ("BYTES", np.object_), "budget_ms": ("FP32", np.float32),
-    "at_most": ("BOOL", np.bool_),
+    "at_most": ("BOOL", np.bool_), "edits": ("BYTES", np.object_),
 }  # fmt: skip
 
 _counts: Counter[str] = Counter()

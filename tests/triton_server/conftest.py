@@ -10,16 +10,19 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from engine import Sampler
+from engine import Bundle, Sampler
 from engine.backends.native.backend import Native
+from engine.bundle.directions import Directions
 from engine.bundle.fitted import as_defaults
-from engine.bundle.rewriter import write_fitted
+from engine.bundle.rewriter import write_directions, write_fitted
 from engine.triton.local_server import LocalServer
 from engine.triton.repository import write_repository
 from engine.triton.server_files import ServerError, find_installation
 from tests import toy, toy_family
+from tests.samplers import Z_DIM
 from tests.triton_server.served import SERVED, SHARED
 
 REQUIRED = os.environ.get("DIFFUSEVAE_TRITON") == "required"  # `make test-triton`: what would be skipped fails instead
@@ -71,6 +74,8 @@ def bundles(native_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPat
     ort = ("onnxruntime",)
     fitted = toy.build_bundle(folder / "toy.bundle", backends=ort)
     write_fitted(fitted, [as_defaults({"timesteps": steps}) for steps in ([900, 700, 300, 100, 20], [400, 150, 25])], {})
+    vectors = np.random.default_rng(5).standard_normal((2, Z_DIM)).astype(np.float32)
+    write_directions(Bundle.open(fitted), Directions(("glasses", "beard"), vectors), {})
     return {
         "faces": native_bundle("form1", "bf16"),
         "toy": fitted,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tritonclient.utils import InferenceServerException
 
 from engine import Sampler
 from engine.triton.local_server import LocalServer
@@ -62,6 +63,20 @@ def test_a_drawn_input_can_be_given_and_comes_back(
         found = client.sample("faces", [5, 6], ("image", "z"), z=z, steps=3)
     np.testing.assert_array_equal(found["z"], z)
     np.testing.assert_array_equal(found["image"], sampler.sample(z=z, seed=[5, 6], steps=3).images)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_edits_move_each_sample_of_a_request(server: LocalServer, samplers: dict[str, Sampler], protocol: str) -> None:
+    edits: list[dict[str, float]] = [{"glasses": 1.0}, {}, {"beard": -0.3, "glasses": 1 / 3}]
+    with Client(protocol, server) as client:
+        texts = np.array([json.dumps(one) for one in edits], np.object_)
+        found = client.sample("toy", [4, 5, 6], ("image", "z"), edits=texts)
+        with pytest.raises(InferenceServerException, match=r"glases.*Did you mean 'glasses'"):
+            client.sample("toy", [4], edits='{"glases": 1}')
+    for row, one in enumerate(edits):
+        expected = samplers["toy"].sample(seed=[4 + row], edits=one)
+        np.testing.assert_array_equal(found["image"][row], expected.images[0])
+        np.testing.assert_array_equal(found["z"][row], expected.values["z"][0])
 
 
 def test_samples_of_one_request_may_differ_in_their_setting(server: LocalServer, samplers: dict[str, Sampler]) -> None:

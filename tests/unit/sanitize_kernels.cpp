@@ -77,6 +77,15 @@ void normals(int64_t count, int64_t offset) {
     for (int64_t i = 0; i < 3 * count; ++i) check(std::fabs(out.at()[i]) < 6.0f, "a normal beyond 6 deviations");
 }
 
+void mixture(int64_t width, int64_t components) {
+    Array units(3 * width, 1, 0.5f), means(components * width, 3, 1.0f), out(3 * width, 1, 0.0f);
+    Array factors(components * width * width, 1, 0.25f);
+    std::vector<uint64_t> thresholds;
+    for (int64_t k = 1; k <= components; ++k) thresholds.push_back((uint64_t(k) << 32) / uint64_t(components));
+    dv_mixture(kSeeds, 3, thresholds.data(), components, means.at(), factors.at(), width, units.at(), out.at());
+    for (int64_t i = 0; i < 3 * width; ++i) check(out.at()[i] == 1.0f + 0.125f * float(width), "not the mean and the product");
+}
+
 void bytes(int64_t channels, int64_t pixels) {
     const float values[6] = {-INFINITY, -1.0f, 0.1f, 1.0f, INFINITY, NAN};
     Array x(2 * channels * pixels, 1, 0.0f);
@@ -98,6 +107,8 @@ int main() {
     for (bool full : {false, true}) update(3, 1100001, 1, 16 + 1, 3, full);
     for (int64_t channels : {1, 2, 3, 4})
         for (int64_t pixels : {0, 1, 7, 16, 33, 1025}) bytes(channels, pixels);
+    for (int64_t width : {1, 7, 64})
+        for (int64_t components : {1, 5}) mixture(width, components);
     const uint32_t counter[4] = {}, key[2] = {};
     uint32_t words[4];
     dv_philox4x32(counter, key, words);

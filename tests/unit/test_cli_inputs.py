@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from engine import Sampler
 from tests.samplers import ANY_BACKEND
@@ -81,3 +82,47 @@ class TestInputs:
         result = run("sample", family, "--input", "label=1", "--with-start", "--out", tmp_path / "a.png", *HERE)
         assert result.exit_code == 1
         assert "expected a bundle with an image to start from; leave --with-start out" in result.stderr
+
+    def test_pictures_are_files(self, tmp_path: Path) -> None:
+        path = build_family(tmp_path / "pictured", encodes=[], pictures=["photo", "mask"])
+        rng = np.random.default_rng(0)
+        photo, mask = rng.integers(0, 256, (12, 16, 3), np.uint8), 255 * rng.integers(0, 2, (12, 16), np.uint8)
+        for name, array in (("photo", photo), ("mask", mask)):
+            Image.fromarray(array).save(tmp_path / f"{name}.png")
+        given = [f"--input={name}={tmp_path / name}.png" for name in ("photo", "mask")]
+        arguments = ["sample", path, "-n", "2", "--seed", "5", "--input", "label=1", "--out", tmp_path / "a.npy"]
+        succeed(*arguments, *given, *HERE)
+        with Sampler(path, ANY_BACKEND, "f32", 2) as sampler:
+            expected = sampler.sample(2, seed=5, label=1, photo=photo, mask=mask).images
+        np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), expected)
+        for wrong, message in (("no.png", "no.png"), ("3", "photo has shape []; expected uint8 [N")):
+            result = run(*arguments, "--input", f"photo={wrong}", given[1], *HERE)
+            assert (result.exit_code, message in result.stderr) == (1, True), result.stderr
+
+    def test_upscale_reads_them_at_the_size_of_the_input(self, tmp_path: Path) -> None:
+        path = build_family(tmp_path / "pictured", encodes=[], pictures=["photo"])
+        photo = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+        Image.fromarray(photo).save(tmp_path / "photo.png")
+        options = ["--seed", "5", "--input", "label=1", "--out", tmp_path / "a.npy", *HERE]
+        succeed("upscale", path, tmp_path / "photo.png", *options)
+        with Sampler(path, ANY_BACKEND, "f32", 2) as sampler:
+            np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), sampler.upscale(photo, seed=5, label=1).images)
+        assert "photo float32[batch, 3, 12, 16]: -1 to 1, a picture, to be given" in succeed("info", path).output
+
+    def test_inpaint_takes_a_picture_and_its_mask(self, tmp_path: Path) -> None:
+        path = build_family(tmp_path / "latent", encodes=["state_encoder"])
+        rng = np.random.default_rng(0)
+        photo, mask = rng.integers(0, 256, (12, 16, 3), np.uint8), np.zeros((12, 16), np.uint8)
+        mask[2:8, 3:9] = 255
+        for name, array in (("photo", photo), ("mask", mask)):
+            Image.fromarray(array).save(tmp_path / f"{name}.png")
+        options = ["--mask", tmp_path / "mask.png", "--seed", "5", "--input", "label=1", "--out", tmp_path / "a.npy", *HERE]
+        succeed("inpaint", path, tmp_path / "photo.png", tmp_path / "photo.png", *options)
+        succeed("inpaint", path, tmp_path / "photo.png", "--no-composite", *options[:6], "--out", tmp_path / "b.npy", *HERE)
+        found = np.load(tmp_path / "a.npy")
+        with Sampler(path, ANY_BACKEND, "f32", 2) as sampler:
+            expected = sampler.inpaint(np.stack([photo, photo]), mask, seed=5, label=1).images
+        np.testing.assert_array_equal(found, expected)
+        assert (np.load(tmp_path / "b.npy")[0] != photo)[mask == 0].any()
+        result = run("inpaint", build_family(tmp_path / "family"), tmp_path / "photo.png", *options)
+        assert (result.exit_code, "inpaint needs an image and a mask" in result.stderr) == (1, True)

@@ -84,6 +84,7 @@ def test_a_fitted_setting_serves_every_verb(sampler: Sampler) -> None:
     [
         ({"setting": "fited"}, r"setting is 'fited'; expected one of fitted, plain\. Did you mean 'fitted'"),
         ({"setting": "fitted", "steps": 4}, r"has none of 4 steps; expected one of those it has: 3, 5\. Fit some"),
+        ({"steps": 3.0}, r"steps is 3\.0, a float; expected an integer"),
         ({"setting": "fitted", "eta": 1.0}, r"eta is given, which a fitted setting says itself"),
     ],
 )

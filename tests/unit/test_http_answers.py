@@ -282,3 +282,19 @@ def test_a_bundle_that_encodes_the_state(tmp_path: Path) -> None:
             example = json.loads(served.send("GET", "/openapi.json").data)["paths"][f"/v1/{verb}"]["post"]["requestBody"]
             assert served.ask(verb, example["content"]["application/json"]["example"]).status == 200
         assert "no field 'steps'; it has images" in served.ask("reconstruct", {**asked, "steps": 3}).refusal[1]
+
+
+def test_inputs_that_are_pictures_are_sent_as_such(tmp_path: Path) -> None:
+    path = build_family(tmp_path / "pictured", encodes=[], pictures=["photo", "mask"])
+    rng = np.random.default_rng(3)
+    photo, mask = rng.integers(0, 256, (12, 16, 3), np.uint8), 255 * rng.integers(0, 2, (12, 16, 1), np.uint8)
+    body = {"seed": 2, "n": 2, "label": 3, "photo": base64.b64encode(png_bytes(photo)).decode()}
+    whole = body | {"mask": [base64.b64encode(png_bytes(mask)).decode()]}
+    with serving(path) as served, lone(path) as alone:
+        expected = alone.sample(2, seed=2, label=3, photo=photo, mask=mask).images
+        np.testing.assert_array_equal(served.ask("sample", whole).array, expected)
+        example = json.loads(served.send("GET", "/openapi.json").data)["paths"]["/v1/sample"]["post"]["requestBody"]
+        assert served.ask("sample", example["content"]["application/json"]["example"]).status == 200
+        assert "found no mask" in served.ask("sample", body).refusal[1]
+        assert "mask[0] is no base64" in served.ask("sample", body | {"mask": "?"}).refusal[1]
+        assert "mask[0] cannot be read as an image" in served.ask("sample", body | {"mask": "abcd"}).refusal[1]

@@ -1,4 +1,7 @@
-"""The studio in a real browser: sliders move the picture, dropped pictures are edited, its code has the same bits."""
+"""The studio in a real browser: sliders move the picture, dropped pictures are edited, its code has the same bits.
+
+Its C++ is compiled in tests/cpp/test_cpp_directions.py.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,20 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
 
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from benchmarks.serving import studio
+from engine.bundle.fitted import as_defaults
+from engine.bundle.rewriter import write_fitted
 from engine.imaging import save_images
 from tests.http_served import PATIENCE, Served, edited, lone, serving
 from tests.samplers import Z_DIM
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
+LACKING = [name for name in ("chromium", "curl") if shutil.which(name) is None]
+pytestmark = pytest.mark.skipif(bool(LACKING), reason=f"there is no {' and no '.join(LACKING)} on the PATH")
 # A canvas as [height, width, 4] numbers in one list.
 PIXELS = "canvas => [...canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data]"
 
@@ -94,6 +101,14 @@ def run_python(code: str, out: Path) -> np.ndarray:
     return found
 
 
+def run_curl(page: Any, folder: Path) -> np.ndarray:
+    """The picture that the page's curl command fetches from its server."""
+    page.locator("#tab-curl").click()
+    subprocess.run(["sh", "-c", code_of(page, "curl -s")], cwd=folder, check=True, timeout=PATIENCE)
+    page.locator("#tab-python").click()
+    return np.asarray(Image.open(folder / "picture.png"))
+
+
 def test_the_page_shows_what_python_samples_and_is_readable_on_a_telephone(page: Any) -> None:
     with lone(edited()) as alone:
         np.testing.assert_array_equal(shown(page), alone.sample(seed=0).images[0])
@@ -130,6 +145,7 @@ def test_a_slider_moves_the_picture_by_hand_and_by_key_and_its_python_has_the_sa
     page.locator("#axis-1").press("ArrowLeft")
     code = code_of(page, "z=z")
     np.testing.assert_array_equal(run_python(code, tmp_path / "axis.npy")[0], shown(page))
+    np.testing.assert_array_equal(run_curl(page, tmp_path), shown(page))
     page.locator("#reset").click()
     code_of(page, "sampler.sample(seed=[0])")
     np.testing.assert_array_equal(shown(page), before)
@@ -137,21 +153,20 @@ def test_a_slider_moves_the_picture_by_hand_and_by_key_and_its_python_has_the_sa
 
 def test_a_dropped_picture_is_reconstructed_edited_and_copied(page: Any, tmp_path: Path) -> None:
     picture = np.random.default_rng(1).integers(0, 256, (1, 8, 8, 3), np.uint8)
-    (file,) = save_images(tmp_path / "mine.png", picture)
+    (file,) = save_images(tmp_path / "it's mine.png", picture)
     data = [*file.read_bytes()]
     page.evaluate(
-        "data => { const held = new DataTransfer(); held.items.add(new File([new Uint8Array(data)], 'mine.png', {type: "
-        "'image/png'})); document.querySelector('#drop').dispatchEvent(new DragEvent('drop', {bubbles: true, cancelable: "
-        "true, dataTransfer: held})); }",
+        "data => { const held = new DataTransfer(); held.items.add(new File([new Uint8Array(data)], 'it\\'s mine.png', "
+        "{type: 'image/png'})); document.querySelector('#drop').dispatchEvent(new DragEvent('drop', {bubbles: true, "
+        "cancelable: true, dataTransfer: held})); }",
         data,
     )
     page.locator("#original-image").wait_for()
     page.locator("#direction-0").press("ArrowRight")
     code = code_of(page, '{"glasses": 0.02}')
-    assert "load_images([\"mine.png\"], (3, 8, 8))" in code
+    assert "load_images([\"it's mine.png\"], (3, 8, 8))" in code
     np.testing.assert_array_equal(run_python(code, tmp_path / "edited.npy")[0], shown(page))
-    page.locator("#tab-curl").click()
-    assert "base64 -w0 'mine.png'" in page.locator("#code").inner_text()
+    np.testing.assert_array_equal(run_curl(page, tmp_path), shown(page))
     page.locator("#back").click()
     page.locator("#tab-cpp").click()
     assert "options.seeds = {0};" in code_of(page, "options.edits")
@@ -172,6 +187,19 @@ def test_settings_are_compared_and_an_interpolation_is_scrubbed(page: Any) -> No
         page.locator("#scrub").fill("5")
         frames = alone.interpolate(3, 9, 8, steps=2, method="ddim", temperature=0.8, t_start=450).images
         np.testing.assert_array_equal(shown(page, "#frame"), frames[5])
+
+
+def test_the_setting_that_is_shown_is_the_one_that_runs(browser: Any, tmp_path: Path) -> None:
+    path = shutil.copytree(edited(), tmp_path / "fitted.bundle")
+    write_fitted(path, [as_defaults({"timesteps": [390, 210, 90, 20], "t_start": 390, "noise_scale": 0.9})], {})
+    with serving(path) as found, lone(path) as alone, browser.new_page() as page:
+        page.goto(f"http://127.0.0.1:{found.port}/")
+        text = "Fitted: 4 steps of ddim from the start image at t = 390, at 390, 210, 90, 20"
+        page.locator("#recorded-text", has_text=text).wait_for()
+        assert page.locator("#t_start").input_value() == "390"
+        page.locator("#wall-A[data-drawn]").wait_for()
+        np.testing.assert_array_equal(shown(page), alone.sample(seed=0).images[0])
+        assert alone.sample(seed=0).timesteps.tolist() == [390, 210, 90, 20]
 
 
 def test_the_last_of_many_movements_is_drawn_and_a_refusal_is_told(page: Any, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ LAYERS = (
     ("engine.pipeline",),
     ("engine.abilities", "engine.resolve"),
     ("engine.damage",),
-    ("engine.deadline", "engine.verbs"),
+    ("engine.deadline", "engine.inpaint", "engine.verbs"),
     ("engine.feeds", "engine.sampler"),
     ("engine",),
     ("engine.serving",),

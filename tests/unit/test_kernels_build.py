@@ -233,7 +233,7 @@ def test_a_damaged_library_is_refused(tmp_path, content):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ('extern "C" int dv_abi_version(void) { return 99; }', "has interface version 99, expected 3. Run `pip install"),
+        ('extern "C" int dv_abi_version(void) { return 99; }', "has interface version 99, expected 4. Run `pip install"),
         ('extern "C" int something(void) { return 1; }', "is not a kernel library"),
     ],
 )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from engine import Sampler, backends
@@ -22,11 +23,13 @@ from engine.backends.native import isa
 from engine.backends.native.backend import Native
 from engine.backends.native.loop import Loop
 from engine.backends.native.weights import Weights, weights_of
+from engine.backends.workspace import Workspace
 from engine.bundle.reader import Bundle
 from engine.errors import ArgumentError, BackendError, BundleError, NumericsError
 from engine.kernels import ROW_FIELDS, native_library
 from engine.kernels.native_library import ISAS, NONE
 from engine.processor import Processor
+from engine.solver.table import Start, StepTable
 from tests.native_models import NEEDS_NATIVE, PATHS
 
 pytestmark = NEEDS_NATIVE
@@ -143,17 +146,18 @@ def test_a_chain_that_is_not_finite_names_its_step(bundle: Bundle) -> None:
             sampler.sample(2, seed=0, steps=3, spacing="linspace")
 
 
-def loop_of(bundle: Bundle, steps: int) -> Loop:
-    """A chain of one sample whose rows hand x on as it is."""
+def loop_of(bundle: Bundle, ports: tuple[str, ...], steps: int) -> tuple[Loop, npt.NDArray[np.float32], object]:
+    """A chain of one sample whose rows hand x on as it is, that x, and what must live as long as the loop."""
     given = inputs(bundle, 1)
     rows = np.zeros((steps, len(ROW_FIELDS)), np.float32)
     rows[:, [ROW_FIELDS.index(name) for name in ("k_x", "clip", "c_in")]] = 1
-    return Loop(
-        x_port="x", row_port="row", e_port="eps", v_port=None, constants={"cond": given["cond"]},
-        embeddings=np.repeat(given["row"][None], steps, axis=0), rows=rows, weights=np.ones((steps, 1), np.float32),
-        x=given["x"], x_in=None, e=np.empty_like(given["x"]), v=None, centre=None, y=None, history=None, seeds=None,
-        noise=None,
-    )  # fmt: skip
+    table = StepTable(np.arange(steps), rows, np.ones((steps, 1), np.float32), Start(1, 0, 0), "ddim", None)
+    work = Workspace(1, 1, given["x"].shape[1:])
+    work.x[...] = given["x"]
+    embeddings = np.repeat(given["row"][None], steps, axis=0)
+    loop = Loop(bundle.manifest.pipeline.step, ports, table, work)
+    loop.feed(embeddings, {"cond": given["cond"]})
+    return loop, work.x, (embeddings, given)
 
 
 @pytest.mark.parametrize("answer", ["goes on", "raises"])
@@ -167,24 +171,23 @@ def test_a_signal_is_answered_between_two_slices(bundle: Bundle, monkeypatch: py
     before = signal.signal(signal.SIGUSR1, arrived)
     try:
         with load(bundle) as graph:
-            library, handle, names = graph._loaded.library, graph._handle, graph._loaded.program.port_names
-            loop, milliseconds = loop_of(bundle, 1000), np.zeros(1000)
-            call, kept = loop.call(names, milliseconds, np.zeros(1))
+            library, handle = graph._loaded.library, graph._handle
+            loop, x, kept = loop_of(bundle, graph.ports, 1000)
             monkeypatch.setattr(native_library, "SLICE_MS", 1e-6)  # over after every row
             monkeypatch.setattr(native_library, "_PATIENCE", 0.0)
             threading.Timer(0.005, os.kill, (os.getpid(), signal.SIGUSR1)).start()
             if answer == "raises":
                 with pytest.raises(TimeoutError):
-                    library.run_steps(handle, call)
-                assert 0 < call.slice.rows < 1000, "the rows that were left are not run"
-                call, kept = (loop := loop_of(bundle, 1000)).call(names, milliseconds, np.zeros(1))
-            assert library.run_steps(handle, call) == NONE, "the handle serves on"
+                    library.run_steps(handle, loop.call)
+                assert 0 < loop.call.slice.rows < 1000, "the rows that were left are not run"
+                loop, x, kept = loop_of(bundle, graph.ports, 1000)
+            assert library.run_steps(handle, loop.call) == NONE, "the handle serves on"
             assert seen == [0]
-            assert (milliseconds > 0).all(), "every row was clocked, in whichever slice"
+            assert min(loop.step_ms) > 0, "every row was clocked, in whichever slice"
             monkeypatch.undo()
-            whole, also_kept = (undivided := loop_of(bundle, 1000)).call(names, milliseconds, np.zeros(1))
-            assert library.run_steps(handle, whole) == NONE
-            np.testing.assert_array_equal(loop.x, undivided.x)
+            undivided, whole, also_kept = loop_of(bundle, graph.ports, 1000)
+            assert library.run_steps(handle, undivided.call) == NONE
+            np.testing.assert_array_equal(x, whole)
             del kept, also_kept
     finally:
         signal.signal(signal.SIGUSR1, before)

@@ -18,7 +18,10 @@ from tests import toy
 from tests.manifests import ABSENT, check_refused, edit
 
 CALL = {"graph": "vae_decoder", "inputs": {"z": "z"}, "outputs": {"image": "recon"}}
-Z = {"name": "z", "dtype": "float32", "shape": ["batch", 4], "range": "unbounded", "draw": "normal", "null": None}
+Z = {
+    "name": "z", "dtype": "float32", "shape": ["batch", 4], "range": "unbounded", "draw": "normal", "picture": None,
+    "null": None,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -40,6 +43,14 @@ REFUSED: list[tuple[str, object, str]] = [
     ("inputs.0.shape", ["batch", "width"], "inputs[0].draw: found 'normal' (str), expected null, unless the input is floa"),
     ("inputs.0.range", [0, 1], "inputs[0].draw: found 'normal' (str), expected null, unless"),
     ("inputs.0.draw", "prior", "inputs[0].draw: found 'prior' (str), expected one of 'normal'"),
+    ("inputs.0.picture", "photo", "inputs[0].picture: found 'photo' (str), expected one of 'image', 'mask'"),
+    ("inputs.0.picture", "image", "inputs[0].picture: found 'image' (str), expected null, unless the input is float"),
+    ("inputs", [Z | {"picture": "mask", "draw": None, "shape": ["batch", 3, 8, 8], "range": [0, 1]}],
+     "inputs[0].picture: found 'mask' (str), expected null, unless the input is float32[batch, 1, H, W] in [0, 1]"),
+    ("inputs", [Z | {"picture": "image", "draw": None, "shape": ["batch", 3, 8, "W"], "range": [-1, 1]}],
+     "inputs[0].picture: found 'image' (str), expected null, unless"),
+    ("inputs", [Z | {"picture": "image", "draw": None, "shape": ["batch", 3, 8, 8], "range": [0, 1]}],
+     "inputs[0].picture: found 'image' (str), expected null, unless"),
     ("inputs.0.null", "zero", "inputs[0].null: found 'zero' (str), expected numbers of float32"),
     ("inputs.0.null", [0.0, 0.0], "inputs[0].null: found [0.0, 0.0] (list), expected a number, or a list of shape [4]"),
     ("inputs.0.null", [[0.0] * 4], "expected a number, or a list of shape [4]"),

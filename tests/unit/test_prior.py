@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from engine.commands import command
 from engine.errors import ArgumentError, BundleError
 from engine.solver import noise as noises
 from tests import toy
-from tests.kernel_choice import SEEDS
+from tests.kernel_choice import SEEDS, component_words
 from tests.samplers import ANY_BACKEND, SIZE, Z_DIM, open_toy
 
 
@@ -58,6 +59,7 @@ def open_prior(bundle: Path, **options: Any) -> Sampler:
 
 
 class TestDraw:
+    @pytest.mark.usefixtures("each")
     def test_the_formula_operation_by_operation(self) -> None:
         prior, seeds = mixture(), np.arange(40, dtype=np.uint64)
         z, units = prior.draw(seeds), noises.drawn(seeds, (Z_DIM,))
@@ -73,8 +75,9 @@ class TestDraw:
 
     @pytest.mark.usefixtures("each")
     def test_known_answers(self) -> None:
-        assert noises.prior_words(SEEDS).tolist() == [1299916284, 3020447697, 2027842763, 1632890453]
-        assert mixture().choose(SEEDS).tolist() == [1, 2, 1, 1]
+        assert component_words(SEEDS).tolist() == [1299916284, 3020447697, 2027842763, 1632890453]
+        flat = replace(mixture(), scale_tril=np.zeros((3, Z_DIM, Z_DIM), np.float32))
+        assert np.array_equal(flat.draw(SEEDS), flat.means[[1, 2, 1, 1]])
 
     def test_a_batch_changes_nothing(self) -> None:
         prior = mixture(width=37)
@@ -89,7 +92,8 @@ class TestDraw:
     def test_moments(self) -> None:
         prior, n = mixture(), 6_000
         seeds = noises.resolve_seeds(0, n)
-        chosen, z = prior.choose(seeds), prior.draw(seeds).astype(np.float64)
+        chosen = np.searchsorted(prior.thresholds, component_words(seeds), side="right")
+        z = prior.draw(seeds).astype(np.float64)
         for k, weight in enumerate(prior.weights):
             assert abs((chosen == k).mean() - weight) < 4 * np.sqrt(weight * (1 - weight) / n)
             mine = z[chosen == k]
@@ -104,11 +108,28 @@ class TestDraw:
         assert np.abs(ends.astype(np.float64) / 2**32 - [0.1, 0.3, 0.6, 1.0]).max() < 1e-7
         assert ends[-1] == 2**32, "every word must choose a component"
 
-    def test_a_word_on_a_threshold_belongs_to_the_next_component(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        prior = Prior(np.full(2, 0.5, np.float32), mixture(2).means, mixture(2).scale_tril)
-        words = np.array([0, 2**31 - 1, 2**31, 2**32 - 1], np.uint32)
-        monkeypatch.setattr(noises, "prior_words", lambda seeds: words)
-        assert prior.choose(np.zeros(4, np.uint64)).tolist() == [0, 0, 1, 1]
+    @pytest.mark.usefixtures("each")
+    def test_a_word_on_a_threshold_belongs_to_the_next_component(self) -> None:
+        seed, (word,) = SEEDS[:1], component_words(SEEDS[:1]).tolist()
+        means, nothing = np.arange(2, dtype=np.float32)[:, None], np.zeros((2, 1, 1), np.float32)
+        for end, component in ((word - 1, 1), (word, 1), (word + 1, 0)):
+            ends = np.array([end, 2**32], np.uint64)
+            assert kernels.mixture(seed, ends, means, nothing, np.ones((1, 1), np.float32)) == component
+
+    @pytest.mark.parametrize(
+        ("name", "given", "message"),
+        [
+            ("thresholds", np.array([1, 2], np.uint64), "2\\*\\*32 as the last threshold"),
+            ("thresholds", np.array([2**32], np.uint64), r"have shapes \[1\] and \[2, 1\]"),
+            ("factors", np.zeros((2, 1, 2), np.float32), r"factors is float32 \[2, 1, 2\]"),
+            ("units", np.zeros((1, 2), np.float32), r"units is float32 \[1, 2\]"),
+        ],
+    )
+    def test_what_is_no_mixture_is_refused(self, name: str, given: np.ndarray, message: str) -> None:
+        shapes = {"means": (2, 1), "factors": (2, 1, 1), "units": (1, 1)}
+        arrays = {key: np.zeros(shape, np.float32) for key, shape in shapes.items()}
+        with pytest.raises(kernels.KernelArgumentError, match=message):
+            kernels.mixture(SEEDS[:1], **{"thresholds": np.array([5, 2**32], np.uint64), **arrays, name: given})
 
 
 def changed(**tensors: np.ndarray | None) -> bytes:

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from benchmarks.quality import judge, robustness
 from engine.bundle.rewriter import write_starts
+from engine.bundle.starts import MEASURES
 from export.fit_refine import psnr
 from export.fitting.damages import MEASURED
 from tests import toy
@@ -33,7 +34,7 @@ def test_every_damage_has_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     assert "found no table of starts, expected one; fit it with" in run()[1]
     assert "found 9 images, expected at least 10" in run("--images", 8)[1]
-    write_starts(bundle, [{"noise": 0.1, "residual": 0.1, "t_start": 30}], {})
+    write_starts(bundle, [30], [{"mean": [-1] * MEASURES, "spread": [1] * MEASURES, "psnr": [20]}], {})
     code, output = run("--sweep", 3)
     result = json.loads((tmp_path / "r.json").read_text())
     check_schema("robustness", result)

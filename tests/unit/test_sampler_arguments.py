@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from engine import ArgumentError, BackendError, BundleError, Sampler, SamplerStateError
+from engine.bundle.inputs import RESERVED
 from tests.samplers import ANY_BACKEND, SIZE, Z_DIM, T, bundle, open_toy, watch_graph
 
 SHAPE = (3, SIZE, SIZE)
@@ -39,6 +41,8 @@ def uncond() -> Iterator[Sampler]:
         ({"steps": 999}, r"uniform spacing over T=1000 exists for .*spacing='linspace'"),
         ({"steps": "10"}, r"steps is '10', a str; expected an integer"),
         ({"method": "ddmi"}, r"method is 'ddmi'; expected one of ddim, ddpm, .*\. Did you mean"),
+        ({"method": ["ddim"]}, r"method is \['ddim'\], a list; expected a name"),
+        ({"setting": ["fitted"]}, r"setting is \['fitted'\], a list; expected a name"),
         ({"spacing": "quadratic"}, r"spacing is 'quadratic'; .*Did you mean 'quad'"),
         ({"variance": "fixedlrge"}, r"variance is 'fixedlrge'; .*Did you mean 'fixedlarge'"),
         ({"eta": 2.0}, r"eta is 2.0; expected a number in 0 \.\. 1"),
@@ -193,3 +197,12 @@ def test_a_closed_sampler_says_so() -> None:
     for call in (sampler.sample, sampler.clone):
         with pytest.raises(SamplerStateError, match=r"This Sampler is closed; expected an open one"):
             call()
+
+
+def test_no_input_of_a_bundle_has_the_name_of_an_argument() -> None:
+    public = [verb for name, verb in vars(Sampler).items() if name[0] != "_" and callable(verb)]
+    verbs = [inspect.signature(verb).parameters.values() for verb in public]
+    open_ones = [arguments for arguments in verbs if any(one.kind is one.VAR_KEYWORD for one in arguments)]
+    names = {one.name for arguments in open_ones for one in arguments if one.kind is not one.VAR_KEYWORD}
+    assert {"what", "weights", "part", "value", "self"} <= names
+    assert sorted(names - set(RESERVED)) == []

@@ -17,7 +17,7 @@ import pytest
 
 from engine import ArgumentError, Bundle, Cancelled, NumericsError, SamplerStateError, StepInfo, backends
 from engine.backends.host import KEPT_SHAPES
-from engine.pipeline import KEPT_TABLES
+from engine.resolve import KEPT_CHAINS
 from tests import toy
 from tests.samplers import EACH_BACKEND, SIZE, Z_DIM, open_toy, watch_graph
 
@@ -284,9 +284,9 @@ class TestKeptTables:
         with open_toy("form1") as sampler:
             first = sampler.sample(2, steps=5, seed=1)
             assert np.array_equal(sampler.sample(2, steps=5, seed=1).x, first.x)
-            for steps in range(6, 6 + KEPT_TABLES):
+            for steps in range(6, 6 + KEPT_CHAINS):
                 sampler.sample(1, steps=steps)
-            assert len(sampler._pipeline._tables) == KEPT_TABLES
+            assert len(sampler._pipeline.chains) == KEPT_CHAINS
             assert np.array_equal(sampler.sample(2, steps=5, seed=1).x, first.x)
 
     @pytest.mark.parametrize("equal", [1.0, True])
@@ -295,3 +295,25 @@ class TestKeptTables:
             sampler.sample(1, steps=1, spacing="linspace")
             with pytest.raises(ArgumentError, match="steps"):
                 sampler.sample(1, steps=equal, spacing="linspace")
+
+
+@pytest.mark.parametrize("kind", ["form1", "form2"])  # the state lies around a centre in the second
+def test_inpainting_of_a_state_that_is_the_image(kind: str) -> None:
+    """With everything known, one step is that of `sample` from the noised image; and only what is marked changes."""
+    n, shape = 3, (3, SIZE, SIZE)
+    rng = np.random.default_rng(4)
+    images, noise = rng.integers(0, 256, (n, SIZE, SIZE, 3), np.uint8), rng.standard_normal((n, *shape)).astype(np.float32)
+    hole = np.zeros((SIZE, SIZE), bool)
+    hole[2:6, 1:4] = True
+    with open_toy(kind, max_batch=2) as sampler:
+        z = sampler.encode(images)["z"]
+        start = sampler.sample(z=z).values["recon"]
+        options = {"t_start": 400, "steps": 1, "clip": False}
+        known = {"masks": np.zeros_like(hole), "known_noise": noise[None], "composite": False}
+        found = sampler.inpaint(np.clip((start + 1) / 2, 0, 1), z=z, **known, **options)
+        np.testing.assert_allclose(found.x, sampler.sample(z=z, x_T=noise, **options).x, rtol=1e-5, atol=1e-5)
+        batch = sampler.inpaint(images, hole, seed=3, steps=4, method="plms")
+        np.testing.assert_array_equal(batch.values["z"], z)
+        free = sampler.inpaint(images, hole, seed=3, steps=4, method="plms", composite=False)
+    np.testing.assert_array_equal(batch.images, np.where(hole[..., None], free.images, images))
+    assert (batch.images != images)[:, hole].any(axis=(1, 2)).all()

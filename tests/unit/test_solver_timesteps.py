@@ -18,7 +18,7 @@ from engine.solver.timesteps import SPACINGS, kept_timesteps
 from tests.solver_rows import run_rows
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-LEADING_CHAINS = json.loads((GOLDEN.parent / "golden_ldm" / "chains.json").read_text())
+LATENT = sorted((GOLDEN.parent / "golden_ldm").glob("*/config.json"))
 FOLDERS = sorted(path.parent.name for path in GOLDEN.glob("*/expected.npz"))
 SCHEDULE = Schedule.from_recipe("linear", 1000, start=1e-4, end=0.02)
 
@@ -41,24 +41,26 @@ def test_timesteps_and_noise_levels_of_the_reference(folder):
         assert of.timesteps[::-1].tolist() == expected[case].tolist()
 
 
-@pytest.mark.parametrize("model", LEADING_CHAINS)
-def test_leading_chains_are_those_of_latent_diffusion(model):
-    of = LEADING_CHAINS[model]
-    schedule = Schedule.from_recipe("scaled_linear", of["T"], start=of["start"], end=of["end"])
-    assert of["chains"]
-    for chain in of["chains"]:
-        options = {name: chain[name] for name in ("steps", "spacing", "method", "eta")}
-        if chain["last"]:  # the reference's way to begin amid a chain
-            options["t_start"] = chain["timesteps"][-1]
-        found = build_step_table(schedule, clip=None, **options)
-        assert len(found) == chain["calls"]
-        steps = [row for row in range(len(found)) if row != 1 or chain["method"] != "plms"]  # Heun's second call
-        assert found.timesteps[steps][::-1].tolist() == chain["timesteps"]
-        p_x, k_x0, k_n = (found.rows[steps[::-1], ROW_FIELDS.index(name)] for name in ("p_x", "k_x0", "k_n"))
+@pytest.mark.parametrize("path", LATENT, ids=lambda path: path.parent.name)
+def test_leading_chains_are_those_of_latent_diffusion(path):
+    of, expected = json.loads(path.read_text()), np.load(path.with_name("expected.npz"))
+    schedule = Schedule.from_recipe("scaled_linear", of["T"], start=of["linear_start"], end=of["linear_end"])
+    chains = {name: run for name, run in of["runs"].items() if run["sampler"] != "ddpm"}
+    assert chains
+    for name, run in chains.items():
+        timesteps = expected[f"{name}_timesteps"].tolist()
+        options = {"spacing": {"uniform": "leading", "quad": "leading_quad"}[run["spacing"]], "method": run["sampler"]}
+        if run.get("last"):  # the reference's way to begin amid a chain
+            options["t_start"] = timesteps[-1]
+        found = build_step_table(schedule, clip=None, steps=run["S"], eta=run["eta"], **options)
+        assert len(found) == run["calls"]
+        steps = [row for row in range(len(found)) if row != 1 or run["sampler"] != "plms"]  # its second call
+        assert found.timesteps[steps][::-1].tolist() == timesteps
+        p_x, k_x0, k_n = (found.rows[steps[::-1], ROW_FIELDS.index(field)] for field in ("p_x", "k_x0", "k_n"))
         # The reference's levels are float32 numbers in float64 arithmetic.
-        np.testing.assert_allclose(np.float64(p_x) ** -2, chain["alphas"], rtol=0, atol=5e-7)
-        np.testing.assert_allclose(np.float64(k_x0) ** 2, chain["alphas_prev"], rtol=0, atol=5e-7)
-        np.testing.assert_allclose(k_n, chain["sigmas"], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(np.float64(p_x) ** -2, expected[f"{name}_alphas"], rtol=0, atol=5e-7)
+        np.testing.assert_allclose(np.float64(k_x0) ** 2, expected[f"{name}_alphas_prev"], rtol=0, atol=5e-7)
+        np.testing.assert_allclose(k_n, expected[f"{name}_sigmas"], rtol=0, atol=1e-6)
 
 
 def test_leading_counts_are_refused_where_the_reference_would_leave_the_schedule():

@@ -289,6 +289,153 @@ def test_a_state_beside_an_input_is_where_reconstruction_starts(tmp_path: Path) 
     close(batch.x, reference.sample(batch.timesteps.tolist(), start, np.array([1, 2, 3]), style))
 
 
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Families whose style is made of pictures: of a photo, and of a photo and a mask."""
+    folder = tmp_path_factory.mktemp("pictured")
+    kinds = {"photo": ["photo"], "masked": ["photo", "mask"]}
+    return {kind: build_family(folder / kind, encodes=[], pictures=inputs) for kind, inputs in kinds.items()}
+
+
+UNIT = PHOTOS.transpose(0, 3, 1, 2) / 255
+HOLE = np.zeros(IMAGE[1:], bool)
+HOLE[3:8, 4:10] = True
+
+
+class TestPictures:
+    def test_upscale_is_a_sample_of_the_picture(self, pictured: dict[str, Path]) -> None:
+        reference, x_T = Reference(), given()["x_T"]
+        with Sampler(pictured["photo"], ANY_BACKEND, "f32", 1, max_batch=2) as sampler:
+            batch = sampler.upscale(PHOTOS, label=4, x_T=x_T, steps=4)
+            same = [sampler.upscale(UNIT, label=4, x_T=x_T, steps=4)]
+            same += [sampler.sample(photo=photo, label=4, x_T=x_T, steps=4) for photo in (PHOTOS, 2 * UNIT - 1)]
+            assert sampler.sample(3, photo=PHOTOS[0], label=4).values["photo"].shape == (3, *IMAGE)
+            sampler.warmup()
+        close(batch.values["photo"], 2 * UNIT - 1)
+        style = reference.encode(2 * UNIT - 1)
+        close(batch.x, reference.sample(batch.timesteps.tolist(), x_T, np.full(3, 4), style, style_null=False))
+        for other in same:
+            close(other.x, batch.x)
+
+    def test_a_mask_is_what_is_to_be_filled_in(self, pictured: dict[str, Path]) -> None:
+        x_T, style = given()["x_T"], Reference().encode((2 * UNIT - 1) * ~HOLE)
+        masks = [HOLE, HOLE[None], 255 * HOLE.astype(np.uint8), np.uint8(200) * HOLE[None, ..., None].astype(np.uint8),
+                 HOLE[None, None].astype(np.float32)]  # fmt: skip
+        with Sampler(pictured["masked"], ANY_BACKEND, "f32", 1) as sampler:
+            batches = [sampler.sample(photo=PHOTOS, mask=mask, label=4, x_T=x_T, steps=4) for mask in masks]
+        expected = Reference().sample(batches[0].timesteps.tolist(), x_T, np.full(3, 4), style, style_null=False)
+        for batch in batches:
+            close(batch.x, expected)
+            np.testing.assert_array_equal(batch.values["mask"], np.broadcast_to(HOLE, (3, 1, *HOLE.shape)))
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"photo": PHOTOS[:, :6]}, r"photo has shape \[3, 6, 16, 3\] \(uint8\); expected uint8 \[N, 12, 16, 3\], or "
+             r"float32 \[N, 3, 12, 16\] or one sample \[3, 12, 16\] in \[-1, 1\], N > 0"),
+            ({"photo": PHOTOS.astype(np.float32)}, r"photo has shape \[3, 12, 16, 3\]; expected uint8 \[N, 12, 16, 3\], or"),
+            ({"photo": 255 * UNIT}, r"photo runs from .*; expected values in -1 .. 1"),
+            ({"photo": np.full((1, *IMAGE), np.nan)}, "photo holds 576 values that are NaN"),
+            ({"photo": PHOTOS > 3}, r"photo has shape .* \(bool\); expected uint8 \[N, 12, 16, 3\]"),
+            ({"mask": HOLE[:6]}, r"mask has shape \[6, 16\] \(bool\); expected uint8 \[N, 12, 16, 1\], .* in \[0, 1\]"),
+            ({"mask": PHOTOS}, r"mask has shape \[3, 12, 16, 3\] \(uint8\)"),
+            ({"mask": HOLE.astype(np.uint8)}, "mask is uint8 with no value above 1; expected 0 and 255"),
+            ({"mask": np.full((1, 1, 12, 16), 1.5)}, "mask runs from 1.5 to 1.5; expected values in 0 .. 1"),
+            ({"mask": None}, r"found no mask, expected it: this bundle takes label int64\[batch\], photo"),
+        ],
+    )
+    def test_bad_pictures_are_refused(self, pictured: dict[str, Path], changes: dict[str, Any], message: str) -> None:
+        with Sampler(pictured["masked"], ANY_BACKEND, "f32", 1) as sampler, pytest.raises(ArgumentError, match=message):
+            sampler.sample(**{"photo": PHOTOS, "mask": HOLE, "label": 4} | changes)
+
+    def test_upscale_needs_one_picture(self, pictured: dict[str, Path]) -> None:
+        both, one = (Sampler(pictured[kind], ANY_BACKEND, "f32", 1) for kind in ("masked", "photo"))
+        with both as sampler, pytest.raises(ArgumentError, match="upscale needs exactly one input that is an image, and no"):
+            sampler.upscale(PHOTOS, label=3)
+        with one as sampler:
+            with pytest.raises(ArgumentError, match=r"images has shape \[1, 3, 4, 3\] \(uint8\); expected uint8 \[N, 12"):
+                sampler.upscale(PHOTOS[:1, :3, :4], label=3)
+            with pytest.raises(ArgumentError, match="upscale takes photo from the images; expected none beside them"):
+                sampler.upscale(PHOTOS, label=3, photo=PHOTOS)
+
+
+def blended(timesteps: list[int], x: np.ndarray, keep: np.ndarray, noise: np.ndarray, **inputs: Any) -> np.ndarray:
+    """The blended chain in float64, step by step, from x_T."""
+    reference, x = Reference(), x.astype(np.float64)
+    for i, t in enumerate(timesteps):
+        a = reference.alpha_bar[t]
+        x = keep * (np.sqrt(a) * STATES + np.sqrt(1 - a) * noise[i]) + (1 - keep) * x
+        then = reference.alpha_bar[timesteps[i + 1]] if i + 1 < len(timesteps) else 1.0
+        with_inputs = reference.modulation(inputs["label"], inputs["style"])
+        v = reference.denoise(x, *with_inputs, t)
+        x0, eps = np.sqrt(a) * x - np.sqrt(1 - a) * v, np.sqrt(1 - a) * x + np.sqrt(a) * v
+        x = np.sqrt(then) * x0 + np.sqrt(1 - then) * eps
+    return x
+
+
+class TestInpainting:
+    @EACH_BACKEND
+    def test_blends_what_is_known_before_each_step(self, backend: str, latent: Path) -> None:
+        inputs, reference = given(), Reference()
+        x_T = inputs.pop("x_T")
+        noise = np.random.default_rng(9).standard_normal((4, 3, *STATE)).astype(np.float32)
+        with Sampler(latent, backend, "f32", 1, max_batch=2) as sampler:
+            batch = sampler.inpaint(PHOTOS, HOLE, known_noise=noise, x_T=x_T, steps=4, **inputs)
+            raw = sampler.inpaint(PHOTOS, HOLE, known_noise=noise, x_T=x_T, steps=4, composite=False, **inputs)
+        keep = 1 - HOLE[::2, ::2].astype(float)
+        expected = blended(batch.timesteps.tolist(), x_T, keep, noise, **inputs)
+        close(batch.x, expected)
+        assert np.abs(raw.images.astype(int) - reference.pixels(expected)).max() <= 1
+        np.testing.assert_array_equal(batch.images, np.where(HOLE[..., None], raw.images, PHOTOS))
+
+    def test_a_sample_keeps_its_noise_in_any_batch_and_its_other_draws(self, latent: Path) -> None:
+        inputs = {"label": 3, "style": given()["style"][:1], "steps": 4, "eta": 0.5}
+        with Sampler(latent, ANY_BACKEND, "f32", 1) as sampler:
+            batch = sampler.inpaint(PHOTOS, HOLE, seed=[7, 8, 9], **inputs)
+            alone = sampler.inpaint(PHOTOS[1:2], HOLE, seed=8, **inputs)
+            nothing_known = sampler.inpaint(PHOTOS, np.ones_like(HOLE), seed=[7, 8, 9], **inputs)
+            plain = sampler.sample(seed=[7, 8, 9], **inputs)
+            noise = np.stack([noises.known_noise(np.uint64([7, 8, 9]), row, STATE) for row in range(4)])
+            given_noise = sampler.inpaint(PHOTOS, HOLE, seed=[7, 8, 9], known_noise=noise, **inputs)
+        close(alone.x, batch.x[1:2])
+        np.testing.assert_array_equal(nothing_known.x, plain.x)
+        np.testing.assert_array_equal(given_noise.x, batch.x)
+        assert not np.allclose(noise[0], noise[1])
+
+    def test_a_network_that_takes_image_and_mask_is_handed_them(self, pictured: dict[str, Path]) -> None:
+        options = {"label": 4, "seed": 3, "steps": 4}
+        with Sampler(pictured["masked"], ANY_BACKEND, "f32", 1) as sampler:
+            batch, sampled = sampler.inpaint(PHOTOS, HOLE, **options), sampler.sample(3, photo=PHOTOS, mask=HOLE, **options)
+            with pytest.raises(ArgumentError, match="as photo and mask; expected no mask, known_noise beside them"):
+                sampler.inpaint(PHOTOS, HOLE, label=4, mask=HOLE, known_noise=np.zeros((4, *STATE)))
+        np.testing.assert_array_equal(batch.x, sampled.x)
+        np.testing.assert_array_equal(batch.images, np.where(HOLE[..., None], sampled.images, PHOTOS))
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"images": PHOTOS[:, :6]}, r"images has shape \[3, 6, 16, 3\] \(uint8\); expected uint8 \[N, 12, 16, 3\]"),
+            ({"masks": HOLE[:6]}, r"masks has shape \[6, 16\] \(bool\); expected uint8 \[N, 12, 16, 1\], or float32"),
+            ({"masks": np.repeat(HOLE[None], 2, 0)}, "contradictory: images says 3, masks says 2"),
+            ({"masks": np.full((1, 1, 12, 16), np.nan)}, "masks holds 192 values that are NaN"),
+            ({"masks": np.full((1, 1, 12, 16), -0.5)}, r"masks runs from -0.5 to -0.5; expected values in 0 .. 1"),
+            ({"known_noise": np.zeros((3, *STATE))}, r"known_noise holds 3 steps; this run has 4"),
+            ({"known_noise": np.zeros((4, 3, 8, 8))}, r"known_noise has shape .* expected \[steps, N, 4, 6, 8\]"),
+            ({"label": None}, "inpaint: found no label, expected it"),
+            ({"lable": 3}, "inpaint has no option 'lable'"),
+        ],
+    )
+    def test_bad_holes_are_refused(self, latent: Path, changes: dict[str, Any], message: str) -> None:
+        asked: dict[str, Any] = {"images": PHOTOS, "masks": HOLE, "label": 3, "style": given()["style"][:1], "steps": 4}
+        with Sampler(latent, ANY_BACKEND, "f32", 1) as sampler, pytest.raises(ArgumentError, match=message):
+            sampler.inpaint(**asked | changes)
+
+    def test_a_bundle_without_a_way_says_so(self, family: Path) -> None:
+        needed = "inpaint needs an image and a mask among its inputs, a state that is the image, or an encoder"
+        with Sampler(family, ANY_BACKEND, "f32", 1) as sampler, pytest.raises(ArgumentError, match=needed):
+            sampler.inpaint(PHOTOS, HOLE, label=3)
+
+
 def test_its_pipeline_is_read_as_it_was_written(family: Path) -> None:
     manifest = Bundle.open(family).manifest
     pipeline = manifest.pipeline

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,14 +12,14 @@ import numpy.typing as npt
 
 from engine.backends.graph import Arrays, Graph
 from engine.backends.native.isa import VARIABLE, instruction_set, load_library
-from engine.backends.native.loop import Loop
 from engine.backends.native.program import PORT_KINDS, ParsedProgram, check_ports, op_kind, op_side, parse_program
 from engine.backends.native.weights import Weights
 from engine.bundle.fields import REBUILD
 from engine.bundle.graphs import GraphSpec
 from engine.errors import ArgumentError, BackendError, BundleError, EngineError
 from engine.kernels import native_library
-from engine.kernels.native_library import MAX_THREADS, NONE, Flat, NativeError, NativeLibrary
+from engine.kernels.native_library import MAX_THREADS, Flat, NativeError, NativeLibrary, Steps
+from engine.kernels.operands import address
 
 NAME = "native"
 PRECISIONS = ("bf16", "int8")
@@ -35,8 +34,11 @@ def open_graph(
     parsed = parse_program(program, weights.blobs, name, precision, where)
     check_ports(parsed, spec, where)
     loaded = Loaded(parsed, weights, library)
-    with _typed(where):
-        handle = library.open(Flat(parsed.ports, parsed.tensors, parsed.ops, parsed.blobs, weights.data), isa, count)
+    flat = Flat(parsed.ports, parsed.tensors, parsed.ops, parsed.blobs, weights.data)
+    try:
+        handle = library.open(flat, isa, count)
+    except NativeError as error:
+        raise engine_error(error, where) from error
     return NativeGraph(name, spec, precision, count, loaded, handle)
 
 
@@ -47,15 +49,6 @@ class Loaded:
     program: ParsedProgram
     weights: Weights
     library: NativeLibrary
-
-
-@dataclass(frozen=True)
-class StepTimes:
-    """How a run of a whole chain went: milliseconds of the network a step, of all updates, and the step that failed."""
-
-    network_ms: list[float]
-    update_ms: float
-    failed_step: int | None
 
 
 @dataclass(frozen=True)
@@ -87,6 +80,8 @@ class NativeGraph(Graph):
         self._loaded = loaded
         self._adopt(handle)
         self._addresses: dict[str, int] = {}
+        program = loaded.program
+        self._kinds = {name: port.kind for name, port in zip(program.port_names, program.ports, strict=True)}
 
     @property
     def isa(self) -> str:
@@ -101,13 +96,15 @@ class NativeGraph(Graph):
     def operation_times(self, runs: int, arrays: Mapping[str, npt.NDArray[np.generic]]) -> list[OperationTime]:
         """Call the graph on these inputs so many times and tell where the time of a call went, in the program's order."""
         library, program = self._loaded.library, self._loaded.program
-        with _typed(f"native graph {self.name!r}, the clocks of its operations"):
+        try:
             library.profile(self._own_handle(), True)
             try:
                 for _ in range(runs):
                     self(**arrays)
             finally:
                 library.profile(self._own_handle(), False)
+        except NativeError as error:
+            raise engine_error(error, f"native graph {self.name!r}, the clocks of its operations") from error
         timings = library.timings(self._own_handle(), len(program.ops))
         return [
             OperationTime(
@@ -117,40 +114,43 @@ class NativeGraph(Graph):
             for name, op, t in zip(program.op_names, program.ops, timings, strict=True)
         ]  # fmt: skip
 
-    def run_steps(self, loop: Loop) -> StepTimes:
-        """A whole chain in one call: `loop.x` goes from the start to x_0 in place.
+    @property
+    def ports(self) -> tuple[str, ...]:
+        """The program's ports, in the order of its numbers."""
+        return self._loaded.program.port_names
+
+    def run_steps(self, steps: Steps) -> int:
+        """A whole chain in one call (`Loop.call`): the first row whose e was not finite, or NONE.
 
         BackendError when the graph is closed or another thread runs it.
         """
-        network, update = np.zeros(len(loop.rows)), np.zeros(1)
-        call, kept = loop.call(self._loaded.program.port_names, network, update)
-        with self._turn(), _typed(f"native graph {self.name!r} over {len(loop.rows)} steps"):
-            failed = self._loaded.library.run_steps(self._own_handle(), call)
-        del kept  # pointers into it were read until here
-        return StepTimes(network.tolist(), float(update[0]), None if failed == NONE else failed)
+        with self._turn():
+            try:
+                return self._loaded.library.run_steps(self._own_handle(), steps)
+            except NativeError as error:
+                raise engine_error(error, f"native graph {self.name!r} over {steps.steps} steps") from error
 
     def _bind(self, outputs: Arrays) -> None:
-        self._addresses = {name: array.ctypes.data for name, array in outputs.items()}
+        self._addresses = {name: address(array) for name, array in outputs.items()}
 
     def _run(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
-        addresses = self._addresses | {name: array.ctypes.data for name, array in arrays.items()}
-        program = self._loaded.program
-        batch, steps, row_count = 0, 0, 0
-        for name, port in zip(program.port_names, program.ports, strict=True):
-            if name not in arrays:
-                continue
-            if port.kind == PORT_KINDS["steps"]:
-                steps = len(arrays[name])
-            elif port.kind == PORT_KINDS["row"]:
-                row_count = len(arrays[name])
+        addresses, program = dict(self._addresses), self._loaded.program
+        batch, steps, row_count = 1, 0, 0
+        for name, array in arrays.items():
+            addresses[name] = address(array)
+            kind = self._kinds[name]
+            if kind == PORT_KINDS["steps"]:
+                steps = len(array)
+            elif kind == PORT_KINDS["row"]:
+                row_count = len(array)
             else:
-                batch = len(arrays[name])
-        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
-        with _typed(f"native graph {self.name!r} on {shapes}"):
-            self._loaded.library.run(
-                self._own_handle(), [addresses[name] for name in program.port_names], batch=max(1, batch), steps=steps,
-                row_count=row_count,
-            )  # fmt: skip
+                batch = len(array)
+        pointers = [addresses[name] for name in program.port_names]
+        try:
+            self._loaded.library.run(self._own_handle(), pointers, batch=batch, steps=steps, row_count=row_count)
+        except NativeError as error:
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
+            raise engine_error(error, f"native graph {self.name!r} on {shapes}") from error
 
     def _check_process(self) -> None:
         """A child gets a handle of its own, with its first call."""
@@ -158,8 +158,7 @@ class NativeGraph(Graph):
     def _own_handle(self) -> int:
         """The handle, made again after a fork: threads stay behind in the process that started them."""
         if self._process != os.getpid():
-            with _typed(f"native graph {self.name!r} in a forked process"):
-                self._adopt(self._loaded.library.clone(self._handle, self.threads))
+            self._adopt(self._another(" in a forked process"))
         return self._handle
 
     def _adopt(self, handle: int) -> None:
@@ -171,24 +170,22 @@ class NativeGraph(Graph):
         self._finalizer()
 
     def _twin(self) -> NativeGraph:
-        with _typed(f"native graph {self.name!r}, another handle over it"):
-            handle = self._loaded.library.clone(self._handle, self.threads)
-        return NativeGraph(self.name, self.spec, self.precision, self.threads, self._loaded, handle)
+        return NativeGraph(
+            self.name, self.spec, self.precision, self.threads, self._loaded, self._another(", another handle over it")
+        )
+
+    def _another(self, why: str) -> int:
+        """Another handle over the same plan and weights."""
+        try:
+            return self._loaded.library.clone(self._handle, self.threads)
+        except NativeError as error:
+            raise engine_error(error, f"native graph {self.name!r}{why}") from error
 
 
 def _close(loaded: Loaded, handle: int, process: int) -> None:
     """Close a handle in the process that opened it; `loaded` is named so that the weights outlive the handle."""
     if process == os.getpid():
         loaded.library.close(handle)
-
-
-@contextmanager
-def _typed(what: str) -> Iterator[None]:
-    """Raise what the library reports as one of the engine's errors."""
-    try:
-        yield
-    except NativeError as error:
-        raise engine_error(error, what) from error
 
 
 def engine_error(error: NativeError, what: str) -> EngineError:

@@ -1,94 +1,84 @@
-"""The arrays of a whole chain in the native engine, as the C struct takes them."""
+"""A chain as the native engine takes it: one struct for a table over the buffers of a batch shape, fed anew for each run."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.kernels.native_library import NONE, Steps
+from engine.backends.workspace import Workspace
+from engine.bundle.pipeline import ROWS, VARIANCE, CallSpec, E, X
+from engine.kernels.native_library import NONE, Slice, Steps
+from engine.kernels.operands import address, address_or_none
 from engine.result import F32
+from engine.solver.table import StepTable
 
 
-@dataclass(frozen=True)
 class Loop:
-    """One chain of S rows over n samples in L lanes; every array C-contiguous float32 but seeds (uint64).
+    """The rows of a table over the n samples of a workspace, whose x goes from the start to x_0 in place.
 
-    x_port, row_port, e_port, v_port   names of the program's ports; row_port and v_port None where it has none
-    constants     {port: [L * n, ...]} of what stays the same in all steps
-    embeddings    [S, 1 or L * n, R] for row_port
-    rows, weights [S, 31], [S, L] of the step table
-    x             [n, C, H, W], in and out
-    x_in          [L * n, ...] scratch, None for one lane whose c_in is 1 throughout
-    e, v          [L * n, ...] scratch, v None without v_port
-    centre        [n, ...] or None;  y [n, ...] or None;  history [3, n, ...] or None
-    seeds [n] or noise [S, n or 1, ...]
+    step: the call of the network; ports: those of its program, in their order.
+    Attributes: `table`, `call` (the struct), and what a run leaves: `step_ms`, of the network, and `update_ms`, of all rows.
     """
 
-    x_port: str
-    row_port: str | None
-    e_port: str
-    v_port: str | None
-    constants: Mapping[str, npt.NDArray[np.generic]]
-    embeddings: F32
-    rows: F32
-    weights: F32
-    x: F32
-    x_in: F32 | None
-    e: F32
-    v: F32 | None
-    centre: F32 | None
-    y: F32 | None
-    history: F32 | None
-    seeds: npt.NDArray[np.uint64] | None
-    noise: F32 | None
-
-    def call(self, ports: Sequence[str], network_ms: F64, update_ms: F64) -> tuple[Steps, Any]:
-        """The struct for a program with these ports, and what must live as long as it."""
-        index = {name: at for at, name in enumerate(ports)}
-        numbers = (ctypes.c_int32 * len(self.constants))(*[index[port] for port in self.constants])
-        pointers = (ctypes.c_void_p * len(self.constants))(*[array.ctypes.data for array in self.constants.values()])
-        lanes = self.weights.shape[1]
-        call = Steps(
-            x_port=index[self.x_port],
-            row_port=NONE if self.row_port is None else index[self.row_port],
-            e_port=index[self.e_port],
-            v_port=NONE if self.v_port is None else index[self.v_port],
-            constants_count=len(self.constants),
-            constant_ports=ctypes.cast(numbers, ctypes.c_void_p),
-            constants=ctypes.cast(pointers, ctypes.c_void_p),
-            steps=len(self.rows),
-            row_count=self.embeddings.shape[1],
-            lanes=lanes,
-            samples=len(self.x),
-            embeddings=_at(self.embeddings),
-            rows=_at(self.rows),
-            weights=_at(self.weights),
-            x=_at(self.x),
-            x_in=_at(self.x_in),
-            c=_at(self.centre),
-            e=_at(self.e),
-            v=_at(self.v),
-            x0=None,
-            y=_at(self.y),
-            h=_at(self.history),
-            seeds=_at(self.seeds),
-            noise=_at(self.noise),
-            noise_shared=int(self.noise is not None and self.noise.shape[1] != len(self.x)),
-            first_step=0,
-            step_ms=_at(network_ms),
-            update_ms=_at(update_ms),
-            failed_step=NONE,
+    def __init__(self, step: CallSpec, ports: Sequence[str], table: StepTable, work: Workspace) -> None:
+        work.begin(table, watched=False)
+        number = {value: ports.index(port) for port, value in (*step.inputs.items(), *step.outputs.items())}
+        constants = [ports.index(port) for port, value in step.inputs.items() if value not in (X, ROWS)]
+        self.table = table
+        self.step_ms = (ctypes.c_double * len(table))()
+        self.update_ms = ctypes.c_double()
+        self._constant_ports = (ctypes.c_int32 * len(constants))(*constants)
+        self._constants = (ctypes.c_void_p * len(constants))()
+        rows, weights = np.ascontiguousarray(table.rows), np.ascontiguousarray(table.weights)
+        v = np.empty_like(work.e) if VARIANCE in number else None
+        self._held = [work, rows, weights, v]  # what the struct points into
+        self.call = Steps(
+            x_port=number[X],
+            row_port=number.get(ROWS, NONE),
+            e_port=number[E],
+            v_port=number.get(VARIANCE, NONE),
+            constants_count=len(constants),
+            constant_ports=ctypes.addressof(self._constant_ports),
+            constants=ctypes.addressof(self._constants),
+            steps=len(table),
+            lanes=work.lanes,
+            samples=work.n,
+            rows=address(rows),
+            weights=address(weights),
+            x=address(work.x),
+            x_in=address(work.x_in) if work.lanes > 1 or table.scales_x else None,
+            e=address(work.e),
+            v=address_or_none(v),
+            y=address_or_none(work.y) if table.carries_y else None,
+            h=address_or_none(work.history) if table.pushes else None,
+            step_ms=ctypes.addressof(self.step_ms),
+            update_ms=ctypes.addressof(self.update_ms),
         )
-        return call, (self, numbers, pointers)
 
+    def feed(
+        self,
+        embeddings: F32,
+        constants: Mapping[str, npt.NDArray[np.generic]],
+        centre: F32 | None = None,
+        seeds: npt.NDArray[np.uint64] | None = None,
+        noise: F32 | None = None,
+    ) -> None:
+        """What the next run is about, every array C-contiguous and held by the caller until it is over.
 
-F64 = npt.NDArray[np.float64]
-
-
-def _at(array: npt.NDArray[np.generic] | None) -> int | None:
-    return None if array is None else array.ctypes.data
+        embeddings [S, 1 or L * n, R], constants {port: [L * n, ...]} in the order of the step's inputs, centre [n, ...], and
+        the noise [S, n or 1, ...] or the seeds [n] that it is drawn from.
+        """
+        call = self.call
+        call.row_count = embeddings.shape[1]
+        call.embeddings = None if call.row_port == NONE else address(embeddings)
+        for index, array in enumerate(constants.values()):
+            self._constants[index] = address(array)
+        call.c = None if centre is None else address(centre)
+        call.seeds = None if seeds is None else address(seeds)
+        call.noise = None if noise is None else address(noise)
+        call.noise_shared = noise is not None and noise.shape[1] != call.samples
+        call.failed_step, call.slice = NONE, Slice()
+        self.update_ms.value = 0.0

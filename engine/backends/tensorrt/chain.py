@@ -304,10 +304,11 @@ def _book(prepared: Prepared, timings: Timings) -> None:
     """Add the device's times between the events to `timings`."""
     events = prepared.events
     ends = {"before": "before_ms", "rows": "rows_ms", "start": "update_ms", "after": "after_ms", "post": "post_ms"}
-    earlier = events["begin"]
+    earlier, steps = events["begin"], []
     for name, event in events.items():
         if isinstance(name, int):
-            timings.add_step(name, event.since(earlier))
+            steps.append(event.since(earlier))
         elif name in ends:
             setattr(timings, ends[name], getattr(timings, ends[name]) + event.since(earlier))
         earlier = event
+    timings.add_steps(steps)

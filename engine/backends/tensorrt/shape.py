@@ -13,15 +13,12 @@ import numpy as np
 
 from engine.backends.graph import Arrays
 from engine.backends.tensorrt.kernels import CONTROL_WORDS
-from engine.backends.workspace import PUSH, Y
 from engine.bundle.pipeline import ROWS, TIMESTEPS, CallSpec, PipelineSpec, X
 from engine.device.memory import Spec
 from engine.errors import BackendError
 from engine.kernels import ROW_FIELDS
 from engine.kernels.operands import FULL
 from engine.request import Request
-
-C_IN = ROW_FIELDS.index("c_in")
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,8 @@ class Shape:
 
 def shape_of(request: Request, pipeline: PipelineSpec) -> Shape:
     """The shape of a request."""
-    rows, beyond = request.table.rows, np.asarray(request.table.weights[:, 1:]).any(axis=1)
+    table = request.table
+    beyond = np.asarray(table.weights[:, 1:]).any(axis=1)
     return Shape(
         n=len(request),
         lanes=request.lanes,
@@ -72,10 +70,10 @@ def shape_of(request: Request, pipeline: PipelineSpec) -> Shape:
         x_T=0 if request.x_T is None else len(request.x_T),
         noise=0 if request.noise is None else request.noise.shape[1],
         start=request.start is not None,
-        scaled=bool((rows[:, C_IN] != 1).any()),
-        full=bool(rows[:, list(FULL)].any()),
-        history=bool(rows[:, PUSH].any()),
-        y=bool(rows[:, Y].any()),
+        scaled=table.scales_x,
+        full=bool(table.rows[:, list(FULL)].any()),
+        history=table.pushes,
+        y=table.carries_y,
         watched=request.watch is not None,
     )
 

@@ -47,8 +47,9 @@ export function asCurl({ verb, body, file }, info, origin, withToken) {
   const head = [`curl -s ${origin}/v1/${verb} -H 'Content-Type: application/json' -H 'Accept: image/png'`];
   if (withToken) head.push(`-H "Authorization: Bearer $DIFFUSEVAE_TOKEN"`);
   if (!file) return [...head, `-d ${shell(JSON.stringify(body))} -o picture.png`].join(" \\\n  ");
-  const text = JSON.stringify({ ...body, [body.images ? "images" : "what"]: "%s" }).replaceAll("'", "'\\''");
-  return `printf '${text}' "$(base64 -w0 ${shell(file)})" |\n  ${[...head, "-d @- -o picture.png"].join(" \\\n  ")}`;
+  const name = body.images ? "images" : "what", { [name]: _, ...rest } = body; // the shell puts the picture between the two
+  const parts = [`printf %s ${shell(`{"${name}":"`)}`, `base64 < ${shell(file)} | tr -d '\\n'`, `printf %s ${shell(`",${JSON.stringify(rest).slice(1)}`)}`];
+  return `{ ${parts.join("; ")}; } |\n  ${[...head, "-d @- -o picture.png"].join(" \\\n  ")}`;
 }
 
 const CPP = {

@@ -211,7 +211,7 @@ function addField(name, kind, value) {
 }
 
 function showSetting() {
-  const chosen = state.settings[state.side], usual = info.defaults;
+  const chosen = state.settings[state.side], usual = info.setting;
   $("recorded").checked = chosen === null;
   const now = chosen || { steps: usual.steps, method: usual.method, t_start: usual.t_start, temperature: usual.temperature };
   $("steps").value = now.steps;
@@ -233,13 +233,14 @@ function readSetting() {
 }
 
 function addSetting() {
-  const { defaults, limits, T, start, verbs } = info;
+  const { setting: usual, fitted, limits, T, start, verbs } = info;
   $("steps").max = Math.min(30, limits.max_steps);
   $("t_start").max = T - 1;
   $("t_start-field").hidden = !start;
   for (const name of verbs.sample.method.enum) $("method").append(new Option(name, name));
-  const from = defaults.t_start ? `from the start image at t = ${defaults.t_start}` : "from noise";
-  $("recorded-text").textContent = `${defaults.steps} steps of ${defaults.method} ${from}${defaults.timesteps ? `, at ${defaults.timesteps.join(", ")}` : ""}`;
+  const from = usual.t_start ? `from the start image at t = ${usual.t_start}` : "from noise";
+  const kind = fitted.some((one) => one.steps === usual.steps) ? "Fitted" : "Recorded"; // as a request without a setting takes it
+  $("recorded-text").textContent = `${kind}: ${usual.steps} steps of ${usual.method} ${from}${usual.timesteps ? `, at ${usual.timesteps.join(", ")}` : ""}`;
   for (const id of ["steps", "method", "t_start", "temperature"]) $(id).addEventListener("input", readSetting);
   $("recorded").addEventListener("change", () => {
     if (!$("recorded").checked) return readSetting();

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+
 from export.graphs.roles import Role, tensor
 from export.models.graphs import ConditionedDenoiser, DecoderGraph, Denoiser, EncoderGraph, TimestepTable
-from export.models.unet import UNet
+from export.models.unet import UNet, sinusoid
 from export.models.vae import VAE
 
 # What the table rounds off would enter every step; int8 is for the one network that runs in every step.
@@ -26,7 +28,8 @@ def roles(unet: UNet, vae: VAE | None, T: int, prediction: str = "eps") -> dict[
     by_z = (tensor("z", ("batch", spec.z_dim)),) if spec.z_dim is not None else ()
     rows = ("steps", "batch", unet.row_width) if by_z else ("steps", unet.row_width)
     steps = tensor("timesteps", ("steps",), "int64", (0.0, T - 1.0))
-    table = TimestepTable(unet, T)
+    sinusoids = sinusoid(torch.arange(T), spec.model_channels, spec.layout)
+    table = TimestepTable(sinusoids, unet.time_mlp, [stage.res.emb for stage in unet.stages()], unet.z_mlp)
     result.append(Role("timestep_table", table, (steps, *by_z), (tensor("rows", rows),), compute=TABLE))
     row = tensor("row", ("batch" if by_z else 1, unet.row_width))
     cond = (tensor("cond", image, range=(-1.0, 1.0)),) if spec.conditional else ()

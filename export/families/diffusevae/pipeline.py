@@ -22,7 +22,7 @@ def inputs(unet: UNetSpec, vae: VAESpec | None) -> list[Json]:
         return []
     null = 0.0 if unet.z_dim is not None else None
     z = {"name": "z", "dtype": "float32", "shape": ["batch", vae.z_dim], "range": "unbounded", "draw": "normal"}
-    return [z | {"null": null}]
+    return [z | {"picture": None, "null": null}]
 
 
 def pipeline(unet: UNetSpec, formulation: int | None, prediction: str) -> Json:

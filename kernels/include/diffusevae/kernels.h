@@ -15,7 +15,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a signature or a struct below changes; the loader refuses a library of another version. */
-#define DV_ABI_VERSION 3
+#define DV_ABI_VERSION 4
 
 /* Operands of one row over `samples` x `count` float32 elements, each array contiguous and aligned as a float is.
  * An operand whose coefficients are all 0 is not read; a null one counts as zeros. A result may be any operand of the same
@@ -57,6 +57,13 @@ DV_API int32_t dv_update(const dv_update_args* args);
 /* Standard normals [samples, count]; a sample's numbers depend on its seed, stream, step and the element only. */
 DV_API void dv_normal(const uint64_t* seeds, int64_t samples, uint32_t stream, uint32_t step, int64_t count,
                       float* out);
+
+/* A draw of a Gaussian mixture for each seed, [samples, width]: means[k] + factors[k] units, each row of the product summed from
+ * the left, zeros too, and the mean last: any other order would give other bits. `units` [samples, width] are the seeds' normals;
+ * k is the first component with the first word of (seed, kStreamPrior) below thresholds[k], of which the last is 2^32.
+ * means [components, width], factors [components, width, width]. */
+DV_API void dv_mixture(const uint64_t* seeds, int64_t samples, const uint64_t* thresholds, int64_t components,
+                       const float* means, const float* factors, int64_t width, const float* units, float* out);
 
 /* [samples, channels, pixels] in [-1, 1] to [samples, pixels, channels] in 0..255. */
 DV_API void dv_to_uint8(const float* x, int64_t samples, int64_t channels, int64_t pixels, uint8_t* out);

@@ -38,11 +38,13 @@ inline const std::vector<std::string> kPrecisions = {"f32", "bf16", "fp16", "int
 inline const std::vector<std::string> kReserved = {"x", "x_T", "noise", "timesteps", "rows", "e", "image", "images", "seeds",
     "weights", "start", "coefficients", "n", "steps", "setting", "seed", "spacing", "rho", "method", "eta", "t_start",
     "temperature", "noise_scale", "eps_scale", "guidance", "variance", "clip", "prior", "callback", "progress", "budget_ms",
-    "at_most", "anytime", "stream", "a", "b", "mode", "step_ms", "edits", "preserve", "text"};
+    "at_most", "anytime", "stream", "a", "b", "mode", "part", "step_ms", "edits", "preserve", "what", "value", "self",
+    "masks", "known_noise", "composite", "text"};
 inline const std::vector<std::string> kMethods = {"ddim", "ddpm", "dpmpp_2m", "sde_dpmpp_2m", "unipc_2", "ipndm", "plms"};
 inline const std::vector<std::string> kPredictions = {"eps", "x0", "v"};
 constexpr const char* kLearnedRange = "learned_range";
 inline const std::vector<std::string> kVariances = {"fixedlarge", "fixedsmall", "learned_range"};
+constexpr int64_t kMeasures = 5;
 inline const std::vector<std::string> kSettings = {"fitted", "plain"};
 constexpr double kQuantile = 0.995;
 constexpr int64_t kWindow = 512;

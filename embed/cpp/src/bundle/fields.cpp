@@ -115,6 +115,20 @@ Numbers Fields::numbers(std::string_view key, double low, double high) {
     return found;
 }
 
+std::vector<double> Fields::series(std::string_view key, double low, double high, int64_t count) {
+    const std::string expected =
+        "a list of " + std::to_string(count) + " numbers in " + short_number(low) + ".." + short_number(high);
+    const List* list = take(key, expected).list();
+    if (list == nullptr || int64_t(list->size()) != count) refuse(key, expected);
+    std::vector<double> found;
+    for (const Value& one : *list) {
+        const std::optional<long double> number = one.number();
+        if (!number || *number < low || *number > high) refuse(key, expected);
+        found.push_back(double(*number));
+    }
+    return found;
+}
+
 std::vector<int64_t> Fields::falling(std::string_view key, int64_t low, int64_t high) {
     const std::string expected =
         "a falling list of integers in " + std::to_string(low) + ".." + std::to_string(high) + ", or null";

@@ -44,6 +44,7 @@ public:
     int64_t integer_or_null(std::string_view key, int64_t low, int64_t high);  // where null would do as well
     double number(std::string_view key, double low, double high);
     Numbers numbers(std::string_view key, double low, double high);
+    std::vector<double> series(std::string_view key, double low, double high, int64_t count);
     std::vector<int64_t> falling(std::string_view key, int64_t low, int64_t high);  // integers; where null would do as well
     bool boolean(std::string_view key);
     std::string text(std::string_view key);

@@ -10,6 +10,16 @@ namespace {
 
 bool is_free(const Dimension& dimension) { return std::holds_alternative<std::string>(dimension); }
 
+// Whether an input that is said to be a picture can be one.
+bool is_picture(const InputSpec& input) {
+    const bool mask = *input.picture == "mask";
+    const Dimensions sample = input.sample();
+    if (input.dtype != kFloat32 || sample.size() != 3 || std::any_of(sample.begin(), sample.end(), is_free)) return false;
+    const int64_t channels = std::get<int64_t>(sample[0]);
+    const bool ranged = input.range && input.range->first == (mask ? 0.0 : -1.0) && input.range->second == 1.0;
+    return !input.draw && ranged && (channels == 1 || (!mask && (channels == 3 || channels == 4)));
+}
+
 InputSpec parse_input(Fields& fields) {
     InputSpec input;
     take(fields, input);
@@ -21,6 +31,11 @@ InputSpec parse_input(Fields& fields) {
     const bool drawable = input.dtype == kFloat32 && !input.range && std::none_of(sample.begin(), sample.end(), is_free);
     if (input.draw && !drawable)
         fields.refuse("draw", "null, unless the input is float32, unbounded and of fixed dimensions");
+    if (input.picture && !is_picture(input)) {
+        const bool mask = *input.picture == "mask";
+        fields.refuse("picture", std::string("null, unless the input is float32[batch, ") + (mask ? "1" : "1 or 3 or 4")
+                                     + ", H, W] in [" + (mask ? "0" : "-1") + ", 1], of fixed dimensions, and not drawn");
+    }
     input.null = parse_null(fields, "null", sample, input.dtype, input.range);
     fields.done();
     return input;

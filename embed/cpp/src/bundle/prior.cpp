@@ -101,25 +101,10 @@ Prior Prior::parse(std::string_view bytes, const std::string& where) {
     return Prior(std::move(thresholds), std::move(values["means"]), std::move(values["scale_tril"]), width);
 }
 
-size_t Prior::choose(uint64_t seed) const {
-    const uint64_t word = philox4x32(Words{0, 0, 0, kStreamPrior}, uint32_t(seed), uint32_t(seed >> 32)).v0;
-    return size_t(std::upper_bound(thresholds_.begin(), thresholds_.end(), word) - thresholds_.begin());
-}
-
 void Prior::draw(const uint64_t* seeds, int64_t count, float* z) const {
-    const size_t width = size_t(width_);
-    std::vector<float> units(width);
-    for (int64_t i = 0; i < count; ++i, z += width) {
-        dv_normal(seeds + i, 1, kStreamZ, 0, width_, units.data());
-        const size_t component = choose(seeds[i]);
-        const float* row = scale_tril_.data() + component * width * width;
-        for (size_t r = 0; r < width; ++r, row += width) {
-            // From the left and over the whole row, zeros too: any other order would give other bits.
-            float sum = row[0] * units[0];
-            for (size_t c = 1; c < width; ++c) sum += row[c] * units[c];
-            z[r] = sum + means_[component * width + r];
-        }
-    }
+    std::vector<float> units(size_t(count * width_));
+    dv_normal(seeds, count, kStreamZ, 0, width_, units.data());
+    dv_mixture(seeds, count, thresholds_.data(), components(), means_.data(), scale_tril_.data(), width_, units.data(), z);
 }
 
 std::optional<Prior> read_prior(const Bundle& bundle) {

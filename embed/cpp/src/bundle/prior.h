@@ -25,8 +25,6 @@ public:
     int64_t components() const { return int64_t(thresholds_.size()); }
     int64_t width() const { return width_; }
 
-    // The component of a seed.
-    size_t choose(uint64_t seed) const;
     // A draw for each seed, z [count, width]: the same in any batch.
     void draw(const uint64_t* seeds, int64_t count, float* z) const;
 

@@ -19,6 +19,7 @@ inline void take(Fields& fields, InputSpec& into) {
     into.shape = parse_shape(fields, "shape");
     into.range = parse_range(fields, "range");
     if (!fields.take_null("draw")) into.draw = fields.choice("draw", {"normal"});
+    if (!fields.take_null("picture")) into.picture = fields.choice("picture", {"image", "mask"});
 }
 
 inline void take(Fields& fields, FileSpec& into) {
@@ -87,14 +88,15 @@ inline void take(Fields& fields, Fitted& into) {
     fields.free("record");
 }
 
-inline void take(Fields& fields, StartRow& into, int64_t last) {
-    into.noise = fields.number("noise", 0.0, 10.0);
-    into.residual = fields.number("residual", 0.0, 10.0);
-    into.t_start = fields.integer("t_start", 0, last);
+inline void take(Fields& fields, StartRow&, int64_t measures, int64_t starts) {
+    fields.series("mean", -10.0, 10.0, measures);
+    fields.series("spread", 0.001, 10.0, measures);
+    fields.series("psnr", 0.0, 100.0, starts);
 }
 
-inline void take(Fields& fields, Starts& into) {
+inline void take(Fields& fields, Starts& into, int64_t last) {
     into.of = fields.sha256("of");
+    into.t_starts = fields.falling("t_starts", 0, last);
     fields.free("record");
 }
 

@@ -10,11 +10,11 @@ std::optional<Starts> parse_starts(Fields& top, int64_t T) {
     if (top.take_null("refine")) return std::nullopt;
     Fields fields = top.object("refine");
     Starts starts;
-    take(fields, starts);
-    const std::string expected = "a list of 1.." + std::to_string(kMaxStarts) + " rows";
-    std::vector<Fields> rows = fields.objects("starts", expected);
-    if (int64_t(rows.size()) > kMaxStarts) fields.refuse("starts", expected);
-    for (Fields& row : rows) read<StartRow>(row, T - 1);
+    take(fields, starts, T - 1);
+    const std::string expected = "a list of 1.." + std::to_string(kMaxStarts) + " damages";
+    std::vector<Fields> rows = fields.objects("damages", expected);
+    if (int64_t(rows.size()) > kMaxStarts) fields.refuse("damages", expected);
+    for (Fields& row : rows) read<StartRow>(row, kMeasures, int64_t(starts.t_starts.size()));
     fields.done();
     return starts;
 }

@@ -5,6 +5,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "bundle/fields.h"
 
@@ -12,15 +13,13 @@ namespace diffusevae {
 
 struct Manifest;
 
-// A row of the table: noise and residual of an estimate, and the best timestep to start from.
-struct StartRow {
-    double noise = 0, residual = 0;
-    int64_t t_start = 0;
-};
+// A row of the table: how images with one damage look, and what each start gives.
+struct StartRow {};
 
 // What `diffusevae fit-refine` wrote: the SHA-256 of the step's graph that the table was fitted on.
 struct Starts {
     std::string of;
+    std::vector<int64_t> t_starts;
 };
 
 std::optional<Starts> parse_starts(Fields& top, int64_t T);

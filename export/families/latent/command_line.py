@@ -1,0 +1,35 @@
+"""The command line's options for what the weights of a latent diffusion model cannot tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+FLAGS = (
+    click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        metavar="YAML",
+        help="The configuration beside the checkpoint of a latent diffusion model; published models are known without.",
+    ),
+    click.option(
+        "--size",
+        type=(click.IntRange(1), click.IntRange(1)),
+        default=None,
+        metavar="HEIGHT WIDTH",
+        help="Size of its images, if other than in training.",
+    ),
+    click.option("--null-label", type=click.IntRange(0), help="The label that stands for no class, which guidance needs."),
+    click.option("--null-tokens", metavar="IDS", help="The ids of the empty text, which guidance needs."),
+)
+
+
+def flags(command: Command) -> Command:
+    """Add the options to a click command, in their order."""
+    for option in reversed(FLAGS):
+        command = option(command)
+    return command

@@ -1,0 +1,80 @@
+"""The networks of latent diffusion as graphs of a bundle; a conditioner is one as it is.
+
+The scale of the latent is inside the encoder and the decoder: what the loop carries is the scaled latent.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from export.models.latent.first_stage import FirstStage
+from export.models.latent.unet import LatentUNet
+
+
+class FirstStageEncoder(nn.Module):
+    """image [N, C, H, W] in [-1, 1] -> latent [N, c, h, w], scaled: the mean of KL, VQ before quantisation."""
+
+    def __init__(self, stage: FirstStage, scale: float) -> None:
+        super().__init__()
+        self.encoder, self.quant_conv = stage.encoder, stage.quant_conv
+        self.channels, self.scale = stage.spec.embed_dim, scale
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        moments = self.quant_conv(self.encoder(image))
+        return moments[:, : self.channels] * self.scale
+
+
+class FirstStageDecoder(nn.Module):
+    """latent [N, c, h, w], scaled -> image [N, C, H, W], nominally in [-1, 1] and not clamped; VQ is quantised first."""
+
+    def __init__(self, stage: FirstStage, scale: float) -> None:
+        super().__init__()
+        self.quantize, self.post_quant_conv, self.decoder = stage.quantize, stage.post_quant_conv, stage.decoder
+        self.scale = scale
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        latent = latent / self.scale
+        if self.quantize is not None:
+            latent = self.quantize(latent)
+        image: torch.Tensor = self.decoder(self.post_quant_conv(latent))
+        return image
+
+
+class KeysValues(nn.Module):
+    """context [N, L, width] -> keys_values [N, L, K] of every transformer block: their projections as one matrix."""
+
+    def __init__(self, unet: LatentUNet) -> None:
+        super().__init__()
+        weight = torch.cat([layer.weight for layer in unet.context_projections])
+        self.projection = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        self.projection.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, context: torch.Tensor) -> torch.Tensor:
+        keys_values: torch.Tensor = self.projection(context)
+        return keys_values
+
+
+class LatentDenoiser(nn.Module):
+    """x, (cond), (keys_values), row -> the network's prediction: the UNet without its embedding."""
+
+    def __init__(self, unet: LatentUNet) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        *,
+        cond: torch.Tensor | None = None,
+        keys_values: torch.Tensor | None = None,
+        row: torch.Tensor,
+    ) -> torch.Tensor:
+        return self.unet.denoise(x, row, keys_values, cond)
+
+
+class Composite(nn.Module):
+    """decoded, image [N, C, H, W], mask [N, 1, H, W] -> the image, and what was decoded where the mask is 1."""
+
+    def forward(self, decoded: torch.Tensor, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return mask * decoded + (1 - mask) * image
