@@ -25,7 +25,9 @@ from tests.samplers import ANY_BACKEND
 from tests.toy_family import LENGTH, TOKENS, build_family
 from tests.unit.test_text import VOCABULARY
 
-OTHER = {"name": "more", "dtype": "int64", "shape": ["batch", 9], "range": "unbounded", "draw": None, "null": None}
+OTHER = {
+    "name": "more", "dtype": "int64", "shape": ["batch", 9], "range": "unbounded", "draw": None, "picture": None, "null": None,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
