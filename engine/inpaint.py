@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine import abilities, checks
+from engine import abilities, checks, resolve
 from engine.bundle.inputs import InputSpec
 from engine.bundle.manifest import Manifest
 from engine.bundle.tensors import BATCH
@@ -39,7 +39,7 @@ def inpaint(
 ) -> tuple[Request, Holed]:
     """The request, and what its images are to be composited from."""
     manifest, state = pipeline.manifest, pipeline.spec.state.shape
-    checks.check_inputs(options, manifest.inputs, OPTIONS, "inpaint")
+    options = resolve.taken(pipeline, options, OPTIONS, "inpaint")
     shape = picture_shape(manifest)
     if composite and shape != manifest.pipeline.image_shape:
         made = manifest.pipeline.image_shape

@@ -32,6 +32,7 @@ from engine.request import Outcome, Request, Watch
 from engine.result import F32, Batch, Setting, Timings
 from engine.solver import noise as noises
 from engine.solver.table import Schedule, StepTable, build_step_table
+from engine.text import TextEncoder
 
 Seeds = npt.NDArray[np.uint64]
 Arrays = dict[str, npt.NDArray[Any]]
@@ -63,8 +64,10 @@ def table_of(manifest: Manifest, schedule: Schedule, setting: Setting) -> StepTa
 class Pipeline:
     """One bundle on one backend. Not safe for two threads: the Sampler sees to that."""
 
-    def __init__(self, backend: Backend, max_batch: int, prior: Prior | None, directions: Directions | None) -> None:
-        self.backend, self.prior, self.directions = backend, prior, directions
+    def __init__(
+        self, backend: Backend, max_batch: int, prior: Prior | None, directions: Directions | None, text: TextEncoder | None
+    ) -> None:
+        self.backend, self.prior, self.directions, self.text = backend, prior, directions, text
         self.bundle = backend.bundle
         self.manifest = self.bundle.manifest
         self.spec = self.manifest.pipeline
@@ -86,15 +89,16 @@ class Pipeline:
     def open(cls, backend: Backend, max_batch: int) -> Pipeline:
         """A pipeline with everything loaded that a sample needs; graphs of `encode` wait for the first image."""
         with undo(backend.close):
-            prior, directions = read_prior(backend.bundle), read_directions(backend.bundle)
-            spec = backend.bundle.manifest.pipeline
+            bundle = backend.bundle
+            fitted, text = (read_prior(bundle), read_directions(bundle)), TextEncoder.of(bundle)
+            spec = bundle.manifest.pipeline
             for name in dict.fromkeys(call.graph for call in (*spec.before, spec.rows, spec.step, *spec.after)):
                 backend.graph(name)
-        return cls(backend, max_batch, prior, directions)
+        return cls(backend, max_batch, *fitted, text)
 
     def clone(self) -> Pipeline:
         """Another over the same weights, with states and buffers of its own."""
-        return Pipeline(self.backend.clone(), self.max_batch, self.prior, self.directions)
+        return Pipeline(self.backend.clone(), self.max_batch, self.prior, self.directions, self.text)
 
     def close(self) -> None:
         """Free graphs and buffers."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from engine.result import F32, Setting
 from engine.solver import noise as noises
 from engine.solver.levels import FIXED_VARIANCES, LEARNED_RANGE
 from engine.solver.table import StepTable
+from engine.text import replace_text
 
 SETTING_OPTIONS = tuple(checks.SETTING)
 REQUEST_OPTIONS = (*SETTING_OPTIONS, "setting", "clip", "seed", "x_T", "noise", "prior", "edits")
@@ -49,7 +50,7 @@ def resolve_request(
     pipeline's own. noised_image: without t_start, start from the image noised to T - 1.
     """
     manifest, given = pipeline.manifest, given or {}
-    checks.check_inputs(options, manifest.inputs, OPTIONS, where)
+    options = taken(pipeline, options, OPTIONS, where)
     inputs = {
         spec.name: _given_input(pipeline, spec, options[spec.name])
         for spec in manifest.inputs
@@ -87,6 +88,15 @@ def resolve_request(
         checks.check_free_dimensions(pipeline.free_inputs, inputs)
     callback = options.get("callback")
     return Request(table, setting, seeds, inputs, given, x_T=x_T, noise=noise, start=start, watch=callback)
+
+
+def taken(pipeline: Pipeline, given: Mapping[str, Any], known: Sequence[str], where: str) -> dict[str, Any]:
+    """What a caller gave `where`, text as the token ids that it becomes; ArgumentError for a name that is neither one of
+    `known` nor an input of the bundle."""
+    specs = pipeline.manifest.inputs
+    found = replace_text(pipeline.text, given, specs, pipeline.bundle.path)
+    checks.check_inputs(found, specs, known, where)
+    return found
 
 
 def chain_of(

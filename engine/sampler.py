@@ -30,6 +30,7 @@ from engine.request import Request, Watch
 from engine.resolve import OPTIONS, REQUEST_OPTIONS
 from engine.result import U8, Batch
 from engine.solver import noise as noises
+from engine.text import TEXT
 from engine.threads import resolve_threads
 
 Seed: TypeAlias = "SupportsIndex | Sequence[SupportsIndex] | npt.NDArray[np.integer[Any]] | None"
@@ -123,6 +124,7 @@ class Sampler:
         budget_ms: float | None = None,
         at_most: bool = False,
         anytime: bool = False,
+        text: str | Sequence[str] | None = None,
         **inputs: Any,
     ) -> Batch:
         """Sample N images.
@@ -159,6 +161,8 @@ class Sampler:
                    first call of a size measures a few runs. `batch.deadline` says what became of it
         at_most    where none keeps the budget, take the fastest; otherwise that is a DeadlineError
         anytime    end a chain that is late with the last step's prediction of the images (`batch.deadline.done`)
+        text       a text, or one a sample, in place of the token ids that it becomes; where the bundle holds a vocabulary.
+                   Cut silently where it is longer than the input
         inputs     what the bundle declares (`sampler.inputs`), by name: [N, ...], or one sample for all. One that
                    is drawn may be left out. One that is a picture may be uint8 [N, H, W, C], where a mask is 255
                    at what is to be filled in
@@ -173,7 +177,7 @@ class Sampler:
         others = (setting, bool(clip), seed, x_T, noise, prior, edits, callback, progress)
         named = zip(OPTIONS, (*values, *others), strict=True)
         options: dict[str, Any] = {name: value for name, value in named if value is not None}
-        options |= inputs
+        options |= inputs if text is None else {TEXT: text, **inputs}
         budget = Budget.of(budget_ms, at_most, anytime)
         with NO_MEMORY, self._turn():
             if budget is not None:
@@ -189,7 +193,7 @@ class Sampler:
         The results are complete when this returns. The other options are those of `sample` but callback and
         progress. Only on a GPU backend.
         """
-        checks.check_inputs(options, self.inputs, REQUEST_OPTIONS, "sample_on_device")
+        options = resolve.taken(self._pipeline, options, REQUEST_OPTIONS, "sample_on_device")
         with NO_MEMORY, self._turn():
             chain = self._pipeline.backend.device_chain()
             if stream is not None:
@@ -362,6 +366,8 @@ class Sampler:
         zeros or what is nearest to them in range, of size 1 in free dimensions.
         """
         blank = example_inputs(self.bundle.manifest, free=1) or {}
+        if self._pipeline.text is not None and options.get("text") is not None:
+            del blank[self._pipeline.text.input]
         quick: dict[str, Any] = {} if options.get("timesteps") is not None else {"steps": 1, "spacing": "linspace"}
         self.sample(n, **{**quick, "seed": 0, **blank, **options})
         if self.bundle.manifest.pipeline.encode:

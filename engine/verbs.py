@@ -38,7 +38,7 @@ def interpolate(
 ) -> Request:
     """n samples from one end to the other, or those of them that `part` says, with the noise of one seed."""
     manifest = pipeline.manifest
-    checks.check_inputs(options, manifest.inputs, OPTIONS, "interpolate")
+    options = resolve.taken(pipeline, options, OPTIONS, "interpolate")
     moved = "x_T" if manifest.drawn is None else manifest.drawn.name
     if options.get(moved) is not None:
         raise ArgumentError(f"interpolate moves {moved} from a to b; expected it not given too. Leave it out.")
@@ -73,7 +73,7 @@ def path(
 def mix(pipeline: Pipeline, what: Any, weights: Any, options: Mapping[str, Any]) -> Request:
     """One sample of the weighted mean of several samples of the drawn input."""
     manifest = pipeline.manifest
-    checks.check_inputs(options, manifest.inputs, OPTIONS, "mix")
+    options = resolve.taken(pipeline, options, OPTIONS, "mix")
     drawn, way = abilities.drawn_input(manifest, "mix"), way_of(manifest, what)
     if options.get(drawn.name) is not None:
         raise ArgumentError(f"mix makes {drawn.name} itself; expected it not given too. Leave it out.")
@@ -107,7 +107,7 @@ def decode(pipeline: Pipeline, value: Any, inputs: Mapping[str, Any]) -> U8:
     start, specs = _made_start(pipeline.manifest, "decode"), pipeline.manifest.inputs
     if value is not None:
         inputs = {abilities.drawn_input(pipeline.manifest, "decode").name: value, **inputs}
-    checks.check_inputs(inputs, specs, (), "decode")
+    inputs = resolve.taken(pipeline, inputs, (), "decode")
     arrays = {spec.name: checks.input_of(spec, inputs[spec.name]) for spec in specs if spec.name in inputs}
     needed = [spec.name for spec in specs if spec.name in pipeline.spec.inputs_for((start,), set())]
     if missing := [name for name in needed if name not in arrays]:
@@ -133,7 +133,7 @@ def way_of(manifest: Manifest, what: Any) -> str:
 
 def reconstruct(pipeline: Pipeline, images: Any, options: Mapping[str, Any]) -> Request:
     """Encode images to inputs, and sample from those, started from the noised images."""
-    checks.check_inputs(options, pipeline.manifest.inputs, OPTIONS, "reconstruct")
+    options = resolve.taken(pipeline, options, OPTIONS, "reconstruct")
     _, state, encoded = _encoded(pipeline, images, "reconstruct")
     abilities.refuse_given(options, encoded, "reconstruct")
     return resolve_request(pipeline, {**options, **encoded}, "reconstruct", start=state, noised_image=True)
@@ -157,7 +157,7 @@ def autoencode(pipeline: Pipeline, images: Any, options: Mapping[str, Any]) -> B
 def refine(pipeline: Pipeline, images: Any, options: Mapping[str, Any]) -> Request:
     """Let the images stand for the pipeline's start value."""
     manifest = pipeline.manifest
-    checks.check_inputs(options, manifest.inputs, OPTIONS, "refine")
+    options = resolve.taken(pipeline, options, OPTIONS, "refine")
     start = manifest.pipeline.state.start
     pixels = abilities.start_pixels(manifest, images, "refine")
     options = damage.with_start(pipeline, pixels, options)
@@ -181,7 +181,7 @@ def refine(pipeline: Pipeline, images: Any, options: Mapping[str, Any]) -> Reque
 def upscale(pipeline: Pipeline, images: Any, options: Mapping[str, Any]) -> Request:
     """One sample of each image, which is the one picture that the bundle takes."""
     manifest = pipeline.manifest
-    checks.check_inputs(options, manifest.inputs, OPTIONS, "upscale")
+    options = resolve.taken(pipeline, options, OPTIONS, "upscale")
     spec = abilities.upscaled_input(manifest, "upscale")
     if options.get(spec.name) is not None:
         raise ArgumentError(f"upscale takes {spec.name} from the images; expected none beside them. Leave {spec.name} out.")
@@ -192,7 +192,7 @@ def upscale(pipeline: Pipeline, images: Any, options: Mapping[str, Any]) -> Requ
 def edit(pipeline: Pipeline, what: Any, edits: Any, preserve: float | None, options: Mapping[str, Any]) -> Request:
     """Move what there is along the bundle's directions: images, seeds, or samples of the drawn input."""
     manifest = pipeline.manifest
-    checks.check_inputs(options, manifest.inputs, OPTIONS, "edit")
+    options = resolve.taken(pipeline, options, OPTIONS, "edit")
     drawn = abilities.drawn_input(manifest, "edit")
     checked_edits(manifest.directions, edits)
     if options.get("edits") is not None or options.get(drawn.name) is not None:

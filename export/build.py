@@ -17,6 +17,7 @@ from engine.bundle.graphs import SAMPLER
 from engine.bundle.limits import FORMAT_VERSION
 from engine.bundle.manifest import FORMAT
 from engine.bundle.reader import Bundle
+from engine.bundle.vocabulary import TextSpec
 from engine.bundle.writer import check_place, write_bundle
 from engine.errors import ArgumentError, BundleError, CheckpointError, ExportError
 from engine.solver.table import build_step_table
@@ -33,6 +34,7 @@ from export.latent_prior import PRIOR_FILE, FittedPrior, check_prior, read_prior
 from export.plan import PrecisionPlan, check_backends, plan_precisions
 from export.read.checkpoint import Selection, read_checkpoint
 from export.read.schedule import entry_of as schedule_entry
+from export.vocabulary import read_vocabulary_file, with_text
 
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino")
 
@@ -61,6 +63,7 @@ class Request:
     engine_options: Mapping[str, Any] = field(default_factory=dict)
     graph_options: GraphOptions = field(default_factory=GraphOptions)
     latent_prior: Path | None = None
+    vocabulary: Path | None = None
     if_fit: bool = False
 
 
@@ -86,6 +89,7 @@ class Prepared:
     context: BuildContext
     backends: tuple[str, ...]
     prior: FittedPrior | None = None
+    text: tuple[TextSpec, bytes] | None = None
 
 
 def build(request: Request, watch: Watch | None = None) -> Built:
@@ -102,6 +106,9 @@ def build(request: Request, watch: Watch | None = None) -> Built:
             assert context.model.drawn is not None, "check_prior refuses a model without an input that is drawn"
             manifest["prior"] = prepared.prior.entry(context.model.drawn.name)
             files[PRIOR_FILE] = prepared.prior.data
+        if prepared.text is not None:
+            spec, files[spec.file] = prepared.text
+            manifest["text"] = dataclasses.asdict(spec)
         write_bundle(path, manifest, files)
     return Built(path, context.model, prepared.source, context.graphs, tuple(engines))
 
@@ -116,6 +123,7 @@ def prepare(request: Request, watch: Watch) -> Prepared:
     if request.out is not None:
         check_place(request.out)
     prior = read_prior_file(request.latent_prior) if request.latent_prior else None
+    vocabulary, text = read_vocabulary_file(request.vocabulary) if request.vocabulary else None, None
     with watch.stage("read"):
         found = recognise(request)
     watch.inferred(found)
@@ -128,6 +136,9 @@ def prepare(request: Request, watch: Watch) -> Prepared:
         backends = tuple(name for name in request.backends if _fits(name, builders, model, request.if_fit, watch))
     builders = {name: builder for name, builder in builders.items() if name in backends}
     plan = dataclasses.replace(plan, engines=tuple(entry for entry in plan.engines if entry[0] in backends))
+    if vocabulary is not None:
+        model, spec = with_text(model, vocabulary)
+        text = spec, vocabulary.data
     check_place(path, size_of(model, plan, options))
     check_defaults(model, found.source)
     if prior is not None:
@@ -136,7 +147,7 @@ def prepare(request: Request, watch: Watch) -> Prepared:
     context = BuildContext(model, tuple(graphs), watch, _previous(path))
     extra = extra_graphs(context, plan.graphs, options, backends)
     context = dataclasses.replace(context, graphs=(*graphs, *extra))
-    return Prepared(path, found.source, plan, builders, context, backends, prior)
+    return Prepared(path, found.source, plan, builders, context, backends, prior, text)
 
 
 def _fits(name: str, builders: Mapping[str, EngineBuilder], model: Model, if_fit: bool, watch: Watch) -> bool:
@@ -258,6 +269,7 @@ def manifest_of(
         "refine": None,
         "prior": None,
         "directions": None,
+        "text": None,
         "engines": [engine.entry for engine in engines],
         "built_with": _versions(),
     }

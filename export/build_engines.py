@@ -202,6 +202,11 @@ def echo_table(rows: Sequence[tuple[str, ...]]) -> None:
     type=click.Path(path_type=Path),
     help="File of fit-prior: the density that z is drawn from, instead of N(0, I).",
 )
+@click.option(
+    "--vocabulary",
+    type=click.Path(path_type=Path),
+    help="WordPiece vocabulary, a token a line, of a model that takes token ids: the bundle then takes text.",
+)
 @family_flags
 @engine_options
 @click.option(
@@ -219,6 +224,7 @@ def main(
     turing: bool,
     whole_sampler: bool,
     latent_prior: Path | None,
+    vocabulary: Path | None,
     check: bool,
     **said: Any,
 ) -> None:
@@ -234,7 +240,7 @@ def main(
     graphs = GraphOptions(keep_float32, turing, whole_sampler)
     engines = take_engine_options(said, (*backends, "tensorrt_rtx") if check else backends)
     files = (checkpoint, vae, out, weights, key)
-    request = Request(*files, backends, precisions, said, engines, graphs, latent_prior, if_fit=not chosen)
+    request = Request(*files, backends, precisions, said, engines, graphs, latent_prior, vocabulary, if_fit=not chosen)
     if check:
         report(check_request(request, Narrator()))
     else:

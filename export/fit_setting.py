@@ -29,7 +29,7 @@ from engine import Sampler, __version__
 from engine.bundle.fitted import as_defaults, step_digest
 from engine.bundle.reader import Bundle
 from engine.bundle.rewriter import check_rewritable, write_fitted
-from engine.cli.inputs import INPUT, typed_inputs
+from engine.cli.inputs import INPUT, take_inputs
 from engine.cli.terminal import Program, shows_progress
 from engine.errors import ArgumentError
 from engine.places import check_file
@@ -104,8 +104,8 @@ def starts_from_image(sampler: Sampler, start: str | None) -> bool:
 @click.option("--threads", type=click.IntRange(1), help="As for sample.")
 def main(
     bundle: Path, images: Path | None, calls: tuple[int, ...], start: str | None, network: str, seeds: int, proof: int,
-    minutes: float, record: Path | None, save: Path | None, take: Path | None, dry_run: bool, inputs: Any, backend: str,
-    precision: str, threads: int | None,
+    minutes: float, record: Path | None, save: Path | None, take: Path | None, dry_run: bool, inputs: Any,
+    texts: tuple[str, ...], backend: str, precision: str, threads: int | None,
 ) -> None:  # fmt: skip
     """Find the best setting for each count of network calls, and write those that hold into the bundle.
 
@@ -125,7 +125,8 @@ def main(
     if not dry_run:
         check_rewritable(bundle)
     with Sampler(bundle, backend, precision, threads) as sampler, bar() as say:
-        fitting = Fitting(sampler, starts_from_image(sampler, start), typed_inputs(inputs, sampler.bundle.manifest), say)
+        taken = take_inputs({"inputs": inputs, "texts": texts}, sampler.bundle)
+        fitting = Fitting(sampler, starts_from_image(sampler, start), taken, say)
         searched, unseen = range(FIRST_SEED, FIRST_SEED + seeds), range(FIRST_SEED + UNSEEN, FIRST_SEED + UNSEEN + proof)
         about = identity(sampler, fitting)
         if images is None:

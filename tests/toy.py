@@ -95,6 +95,7 @@ def manifest_of(
         "refine": None,
         "prior": None,
         "directions": None,
+        "text": None,
         "engines": [],
         "built_with": {"onnx": onnx.__version__},
     }

@@ -9,8 +9,9 @@ Nothing in engine, embed or kernels was written for it; it is a manifest and six
     after    decoder(x) -> decoded
 
 State 4 x 6 x 8, image 3 x 12 x 16. A variant has a denoiser that learned the variance too: its second output, `range`.
-Others encode the image to the state, state_encoder(image) -> x, in place of the style or beside it, or make the style of
-pictures that they take, photo_encoder(photo, mask) -> style.
+Others encode the image to the state, state_encoder(image) -> x, in place of the style or beside it; make the style of
+pictures that they take, photo_encoder(photo, mask) -> style; or have a text in place of the label,
+token_encoder(tokens) -> context.
 `Reference` is the same in float64 numpy, chain included, written from the papers alone.
 """
 
@@ -27,6 +28,11 @@ from onnx import TensorProto, helper, numpy_helper
 from engine.bundle.writer import write_bundle
 
 STATE, IMAGE, STYLE, CLASSES, CONTEXT, ROW = (4, 6, 8), (3, 12, 16), 5, 10, 3, 6
+TOKENS, LENGTH = 24, 7  # of a text
+TEXT = {
+    "input": "tokens", "file": "vocab.txt", "kind": "wordpiece", "lowercase": True, "begin": "[CLS]", "end": "[SEP]",
+    "pad": "[PAD]", "unknown": "[UNK]",
+}  # fmt: skip
 T = 1000
 OPSET, IR_VERSION = 21, 10
 F64 = np.ndarray[Any, np.dtype[np.float64]]
@@ -60,16 +66,19 @@ def build_family(
     learned: bool = False,
     encodes: Sequence[str] = ("image_encoder",),
     draws: bool = True,
+    vocabulary: bytes | None = None,
     pictures: Sequence[str] = (),
 ) -> Path:
     """Write the bundle and return its folder.
 
     sampler: its whole-sampler graph, where one was composed. style_null: without, only the label has a null, and what is
     made of both has one that is each sample's own. learned: of variance "learned_range". encodes: the calls of `encode`.
-    draws: whether the style is drawn. pictures: photo, or photo and mask, the inputs that the style is made of then.
+    draws: whether the style is drawn. vocabulary: with a text in place of the label. pictures: photo, or photo and mask,
+    the inputs that the style is made of then.
     """
     models = graphs(learned)
-    for name in {"image_encoder", "state_encoder"} - set(encodes):
+    unused = "token_encoder" if vocabulary is None else "label_encoder"
+    for name in {"image_encoder", "state_encoder", unused} - set(encodes):
         del models[name]
     if pictures:
         models["photo_encoder"] = photo_encoder(pictures)
@@ -78,6 +87,11 @@ def build_family(
     made = {"image_encoder": {"style": "style"}, "state_encoder": {"x": "x"}}
     calls = [{"graph": name, "inputs": {"image": "image"}, "outputs": made[name]} for name in encodes]
     raw["pipeline"]["encode"] = calls
+    if vocabulary is not None:
+        tokens = {"name": "tokens", "shape": ["batch", LENGTH], "range": [0, TOKENS - 1], "null": [0] * LENGTH}
+        raw["inputs"][0] |= tokens
+        raw["pipeline"]["before"][0] |= {"graph": "token_encoder", "inputs": {"tokens": "tokens"}}
+        raw["text"], files["vocab.txt"] = dict(TEXT), vocabulary
     if pictures:
         shapes = {"photo": (["batch", *IMAGE], [-1, 1], "image"), "mask": (["batch", 1, *IMAGE[1:]], [0, 1], "mask")}
         raw["inputs"][1:] = [
@@ -151,6 +165,7 @@ def manifest(models: dict[str, onnx.ModelProto], backends: Sequence[str]) -> dic
         "refine": None,
         "prior": None,
         "directions": None,
+        "text": None,
         "engines": [],
         "built_with": {"onnx": onnx.__version__},
     }  # fmt: skip
@@ -158,7 +173,7 @@ def manifest(models: dict[str, onnx.ModelProto], backends: Sequence[str]) -> dic
 
 def entry(name: str, model: onnx.ModelProto) -> dict[str, Any]:
     """The manifest's entry of one model."""
-    ranges: dict[str, Any] = {"timesteps": [0, T - 1], "label": [0, CLASSES], "image": [-1, 1]}
+    ranges: dict[str, Any] = {"timesteps": [0, T - 1], "label": [0, CLASSES], "image": [-1, 1], "tokens": [0, TOKENS - 1]}
     kinds = {TensorProto.INT64: "int64", TensorProto.UINT8: "uint8", TensorProto.FLOAT: "float32"}
 
     def tensors(infos: Any) -> list[dict[str, Any]]:
@@ -182,7 +197,7 @@ def entry(name: str, model: onnx.ModelProto) -> dict[str, Any]:
 
 
 def graphs(learned: bool = False) -> dict[str, onnx.ModelProto]:
-    """The seven graphs by name; with `learned` the denoiser has its second output."""
+    """The graphs of all variants by name; with `learned` the denoiser has its second output."""
     node, w = helper.make_node, weights()
     state, image = ["batch", *STATE], ["batch", *IMAGE]
     flat = {"flat": np.array([0, -1])}
@@ -197,6 +212,11 @@ def graphs(learned: bool = False) -> dict[str, onnx.ModelProto]:
         "label_encoder": _model(
             [node("Gather", ["labels", "label"], ["context"])],
             {"label": ["batch"]}, {"context": ["batch", CONTEXT]}, {"labels": w["labels"]},
+        ),
+        "token_encoder": _model(
+            [node("Gather", ["table", "tokens"], ["each"]), node("ReduceMean", ["each", "axis"], ["context"], keepdims=0)],
+            {"tokens": ["batch", LENGTH]}, {"context": ["batch", CONTEXT]},
+            {"table": np.sin(np.arange(TOKENS * CONTEXT, dtype=np.float32)).reshape(TOKENS, -1), "axis": np.array([1])},
         ),
         "modulation": _model(
             [
@@ -262,7 +282,7 @@ def _model(
     constants: dict[str, Any],
 ) -> onnx.ModelProto:
     def infos(named: dict[str, list[Any]]) -> list[onnx.ValueInfoProto]:
-        whole = ("label", "timesteps")
+        whole = ("label", "timesteps", "tokens")
         return [
             helper.make_tensor_value_info(name, TensorProto.INT64 if name in whole else TensorProto.FLOAT, shape)
             for name, shape in named.items()

@@ -29,6 +29,7 @@ from engine.bundle import (  # noqa: E402
     starts,
     tensors,
     training,
+    vocabulary,
 )
 from engine.bundle.schema import Entry, entries  # noqa: E402
 from engine.solver import levels, table, timesteps  # noqa: E402
@@ -43,12 +44,13 @@ NAMES = {  # numbers, texts, and lists of words
 SPECS = (
     tensors.TensorSpec, inputs.InputSpec, files.FileSpec, graphs.Parity, graphs.GraphSpec, pipeline.StateSpec,
     training.ScheduleSpec, training.Defaults, training.Source, fitted.Fitted, starts.StartRow, starts.Starts,
-    engines.EngineSpec, engines.PriorSpec, directions.DirectionsSpec, manifest.Manifest,
+    engines.EngineSpec, engines.PriorSpec, directions.DirectionsSpec, vocabulary.TextSpec,
+    manifest.Manifest,
 )  # fmt: skip
 # What C++ checks and has no use for.
 CHECKED = (
     "reference", "max_relative_error", "batches", "runtimes", "opset", "parity", "options", "record", "architecture",
-    "built_with", "mean", "spread", "psnr",
+    "built_with", "mean", "spread", "psnr", "kind", "lowercase", "begin", "end", "pad", "unknown",
 )  # fmt: skip
 KINDS = {
     int: "constexpr int64_t", float: "constexpr double", str: "constexpr const char*",

@@ -114,8 +114,13 @@ def pack(bundle: Bundle) -> dict[str, bytes]:
     files |= {spec.file: bundle.read_graph(key) for key, spec in bundle.manifest.graphs.items()}
     for spec in bundle.manifest.engines:
         files |= {file.file: bundle.read_engine(spec, label) for label, file in spec.files.items()}
-    fitted = ((bundle.manifest.prior, bundle.read_prior()), (bundle.manifest.directions, bundle.read_directions()))
-    return files | {spec.file: data for spec, data in fitted if spec is not None and data is not None}
+    manifest = bundle.manifest
+    others = (
+        (manifest.prior, bundle.read_prior()),
+        (manifest.directions, bundle.read_directions()),
+        (manifest.text, bundle.read_text()),
+    )
+    return files | {spec.file: data for spec, data in others if spec is not None and data is not None}
 
 
 def unpack(files: Mapping[str, bytes | memoryview], folder: Path) -> Bundle:

@@ -30,6 +30,7 @@ from engine.bundle.schema import read, take
 from engine.bundle.starts import Starts, check_starts, parse_starts
 from engine.bundle.tensors import TensorSpec
 from engine.bundle.training import Defaults, ScheduleSpec, Source, parse_schedule, parse_source
+from engine.bundle.vocabulary import TextSpec, parse_text
 from engine.bundle.whole import check_sampler
 from engine.errors import BundleError
 from engine.solver.levels import FIXED_VARIANCES, LEARNED_RANGE, VARIANCES
@@ -58,6 +59,7 @@ class Manifest:
     graphs: dict[str, GraphSpec]
     prior: PriorSpec | None
     directions: DirectionsSpec | None
+    text: TextSpec | None
     engines: tuple[EngineSpec, ...]
     built_with: Annotated[dict[str, str], parse_versions]
 
@@ -84,6 +86,8 @@ class Manifest:
             yield "prior", self.prior
         if self.directions is not None:
             yield "directions", self.directions
+        if self.text is not None:
+            yield "text", self.text
         for index, engine in enumerate(self.engines):
             for label, file in engine.files.items():
                 yield f"engines[{index}].files.{label}", file
@@ -129,6 +133,7 @@ def check_manifest(raw: object, where: str, *, hashed: bool = True) -> Manifest:
         graphs=graphs,
         prior=parse_prior(top, inputs),
         directions=parse_directions(top, inputs),
+        text=parse_text(top, inputs),
         engines=parse_engines(top, graphs),
     )
     top.done()

@@ -1,8 +1,8 @@
 """Opening a bundle: everything is verified before a native parser sees a byte.
 
-A bundle is a folder: manifest.json and the files it names (graphs, engines, a prior, directions), flat. Other files in the
-folder are ignored (file managers leave some); which links are followed is said in `engine.bundle.links`. Writing one is
-`engine.bundle.writer`.
+A bundle is a folder: manifest.json and the files it names (graphs, engines, a prior, directions, a vocabulary), flat. Other
+files in the folder are ignored (file managers leave some); which links are followed is said in `engine.bundle.links`.
+Writing one is `engine.bundle.writer`.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Bundle:
         """The bytes of a graph, themselves verified: what the disk holds before or after does not matter."""
         return self._read(self.spec(key))
 
-    # ---- engines, prior and directions -----------------------------------------------------------
+    # ---- engines, prior, directions and vocabulary -----------------------------------------------
 
     def has_engine(self, backend: str, precision: str, graph: str) -> bool:
         """Whether an engine of a graph was built for this backend in this precision."""
@@ -135,6 +135,10 @@ class Bundle:
     def read_directions(self) -> bytes | None:
         """The bytes of the fitted directions, themselves verified; None where the bundle has none."""
         return None if self.manifest.directions is None else self._read(self.manifest.directions)
+
+    def read_text(self) -> bytes | None:
+        """The bytes of the vocabulary, themselves verified; None where the bundle has none."""
+        return None if self.manifest.text is None else self._read(self.manifest.text)
 
     def chunks(self, spec: FileSpec) -> Iterator[bytes]:
         """The bytes of a file piece by piece, for who copies it and computes its SHA-256 on the way."""

@@ -45,8 +45,8 @@ _NO_LOCKS = (errno.ENOSYS, errno.EINVAL, errno.ENOLCK, errno.ENOTSUP)
 def write_bundle(path: str | os.PathLike[str], manifest: Mapping[str, Any], files: Mapping[str, Content]) -> None:
     """Write a bundle under `path`, in one step for every reader.
 
-    manifest: as in manifest.json; `size` and `sha256` of every file (graphs, prior, directions, engines) are filled in where
-    they are missing.
+    manifest: as in manifest.json; `size` and `sha256` of every file (graphs, prior, directions, vocabulary, engines) are
+    filled in where they are missing.
     files: {file name: content, whole or in pieces, or a path to copy from}, exactly the files that the manifest names.
     An older bundle under `path` is replaced; any other folder with content is not. BundleError when the manifest is
     not valid, a file is missing or differs from what the manifest says, or the disk refuses.
@@ -120,7 +120,7 @@ def _file_entries(raw: dict[str, Any]) -> list[dict[str, Any]]:
     """Wherever a manifest names a file, if it has the shape of one; what has not, `check_manifest` refuses."""
     engines = raw.get("engines")
     holders = [engine.get("files") for engine in engines if isinstance(engine, dict)] if isinstance(engines, list) else []
-    entries = [raw.get("prior"), raw.get("directions")]
+    entries = [raw.get("prior"), raw.get("directions"), raw.get("text")]
     for holder in (raw.get("graphs"), *holders):
         entries += holder.values() if isinstance(holder, dict) else []
     return [entry for entry in entries if isinstance(entry, dict)]

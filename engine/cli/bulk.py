@@ -103,7 +103,7 @@ def sample_in_bulk(path: str, n: int | None, bulk: dict[str, Any], given: dict[s
     bundle = Bundle.open(path, given.pop("allow_links"))
     size = SHARD_SIZE if bulk["shard_size"] is None else bulk["shard_size"]
     format = bulk["format"] or FORMATS[0]
-    inputs = take_inputs(given, bundle.manifest)
+    inputs = take_inputs(given, bundle)
     kept: dict[str, Any] = {"shard_size": size, "format": format, "features": features}
     job = describe(bundle, n, seed=seed, inputs=inputs, **kept, **given)
     make = in_this_process if bulk["ray"] is None else on_ray(Cluster(bulk["ray"], bulk["workers"]))

@@ -47,6 +47,7 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
         },
         "prior": asdict(manifest.prior) if manifest.prior else None,
         "directions": asdict(manifest.directions) if manifest.directions else None,
+        "text": asdict(manifest.text) if manifest.text else None,
         "engines": [asdict(engine) | {"size": engine.size} for engine in manifest.engines],
         "built_with": manifest.built_with,
     }
@@ -103,6 +104,7 @@ def show_contents(bundle: dict[str, Any]) -> None:
             "backends": ", ".join(bundle["backends"]),
             "auto": auto["reason"],
             "prior": prior_line(bundle["prior"]),
+            **text_line(bundle["text"]),
             **notes_line(bundle["architecture"]),
             "built with": ", ".join(f"{name} {version}" for name, version in bundle["built_with"].items()),
         },
@@ -119,6 +121,13 @@ def show_contents(bundle: dict[str, Any]) -> None:
     show_directions(bundle["directions"])
     show_graphs(bundle)
     show_engines(bundle["engines"])
+
+
+def text_line(text: dict[str, Any] | None) -> dict[str, str]:
+    """Which input a text becomes."""
+    if text is None:
+        return {}
+    return {"text": f"may stand for {text['input']}: {text['kind']}{', lower case' * text['lowercase']} ({size_of(text)})"}
 
 
 def show_directions(directions: dict[str, Any] | None) -> None:

@@ -84,7 +84,7 @@ def edit(
     asked = dict(edits)
     if len(asked) < len(edits):
         raise ArgumentError("edit: found one direction twice, expected one strength for each; leave one out")
-    call = run_options(opened.manifest, given) | {"prior": given.pop("prior")}
+    call = run_options(opened, given) | {"prior": given.pop("prior")}
     factors, n = strengths or [1.0], len(what)
     edit_by: Edits = {name: tuple(factor * value for _ in range(n) for factor in factors) for name, value in asked.items()}
     seeds = np.repeat(resolve_seeds(call["seed"] if of is None else what, n), len(factors))
@@ -115,7 +115,7 @@ def mix(
     """
     opened = open_bundle(bundle, given)
     what, loaded = _taken(opened, images, of, given)
-    call = run_options(opened.manifest, given) | {"prior": given.pop("prior")}
+    call = run_options(opened, given) | {"prior": given.pop("prior")}
     check_results(opened.manifest, 1, call["seed"], **given)
     with open_sampler(opened, given) as sampler:
         finish(sampler, sampler.mix(what, weights, **call), loaded=loaded, **given)
@@ -158,7 +158,7 @@ def walk(
     if len(seeds) < 2:
         raise ArgumentError(f"seeds: found {len(seeds)}, expected two or more; add one")
     opened = Bundle.open(bundle, given.pop("allow_links"))
-    call, as_json = run_options(opened.manifest, given), given.pop("as_json")
+    call, as_json = run_options(opened, given), given.pop("as_json")
     shared = seeds[0] if call["seed"] is None else call["seed"]
     ends = [*seeds, seeds[0]] if loop else seeds
     parts: list[U8] = []

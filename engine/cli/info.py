@@ -62,7 +62,7 @@ def verify(
     Exit code 1 when the bundle is refused, when no backend could run it, or when two backends disagree.
     """
     opened = Bundle.open(bundle, allow_links)
-    inputs = (example_inputs(opened.manifest) or {}) | take_inputs(given, opened.manifest)
+    inputs = (example_inputs(opened.manifest) or {}) | take_inputs(given, opened)
     report = check_backends(opened, n, seed, inputs)
     if as_json:
         echo_json({"bundle": str(opened.path), "graphs": list(opened.manifest.graphs), **report})
@@ -86,6 +86,8 @@ def _count(bundle: Bundle) -> str:
         words.append("the prior")
     if manifest.directions is not None:
         words.append("the directions")
+    if manifest.text is not None:
+        words.append("the vocabulary")
     if manifest.engines:
         words.append(f"{len(manifest.engines)} engines")
     return ", ".join(words)

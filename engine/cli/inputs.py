@@ -1,10 +1,11 @@
-"""What a command is handed beside a bundle's path: inputs by name (--input), and where its links may end (--allow-links)."""
+"""What a command is handed beside a bundle's path: inputs by name (--input), texts (--text), and where the bundle's links
+may end (--allow-links)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import numpy as np
@@ -12,11 +13,14 @@ import numpy.typing as npt
 
 from engine.bundle.inputs import InputSpec
 from engine.bundle.manifest import Manifest
+from engine.bundle.reader import Bundle
 from engine.damage import AUTO
 from engine.errors import ArgumentError
 from engine.imaging import load_images
+from engine.text import TEXT, TextEncoder, replace_text
 
 Value = int | float | Path
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class InputValue(click.ParamType):
@@ -31,15 +35,35 @@ class InputValue(click.ParamType):
         return name, _number(text) if _is_number(text) else Path(text)
 
 
-INPUT = click.option(
-    "--input",
-    "inputs",
-    type=InputValue(),
-    metavar="NAME=VALUE",
-    multiple=True,
-    help="An input of the bundle (`diffusevae info` lists them): a number, a .npy file of one sample or one an image, or a "
-    "picture, where it is one. Again for each.",
+def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator, in the order of --help."""
+
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+INPUT = options(
+    click.option(
+        "--input",
+        "inputs",
+        type=InputValue(),
+        metavar="NAME=VALUE",
+        multiple=True,
+        help="An input of the bundle (`diffusevae info` lists them): a number, a .npy file of one sample or one an image, "
+        "or a picture, where it is one. Again for each.",
+    ),
+    click.option(
+        "--text",
+        "texts",
+        multiple=True,
+        help="What to show, where the bundle has a vocabulary. Again for each image, or once for all.",
+    ),
 )
+
 
 class Start(click.ParamType):
     """A timestep, or auto."""
@@ -59,12 +83,16 @@ LINKS = click.option(
 )
 
 
-def take_inputs(given: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
-    """The inputs of a command by name, taken out of its options; a number gets the dtype that the bundle declares."""
-    return typed_inputs(given.pop("inputs"), manifest)
+def take_inputs(given: dict[str, Any], bundle: Bundle) -> dict[str, Any]:
+    """The inputs of a command by name, taken out of its options: a number gets the dtype that the bundle declares, texts
+    are token ids."""
+    found, texts = _typed_inputs(given.pop("inputs"), bundle.manifest), given.pop("texts")
+    if not texts:
+        return found
+    return replace_text(TextEncoder.of(bundle), {**found, TEXT: texts}, bundle.manifest.inputs, bundle.path)
 
 
-def typed_inputs(pairs: Sequence[tuple[str, Value]], manifest: Manifest) -> dict[str, Any]:
+def _typed_inputs(pairs: Sequence[tuple[str, Value]], manifest: Manifest) -> dict[str, Any]:
     """The same of --input's own values. Names that the bundle has not are left for the Sampler to refuse."""
     by_name: dict[str, Value] = {}
     for name, value in pairs:

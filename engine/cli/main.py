@@ -97,7 +97,7 @@ def sample(bundle: str, n: int | None, first: int, prior: str | None, **given: A
         sample_in_bulk(bundle, n, bulk, {**given, "prior": prior})
         return
     opened = open_bundle(bundle, given)
-    run = Run.of(opened.manifest, n, first, {**run_options(opened.manifest, given), "prior": prior, **budget})
+    run = Run.of(opened.manifest, n, first, {**run_options(opened, given), "prior": prior, **budget})
     check_results(opened.manifest, run.count, run.options["seed"], first=first, **given)
     with open_sampler(opened, given) as sampler:
         sample_to(sampler, run, **given)
@@ -200,7 +200,7 @@ def interpolate(bundle: str, a: int, b: int, n: int, mode: str | None, first: in
     In a bundle without a drawn input the noise moves that the images start from.
     """
     opened = open_bundle(bundle, given)
-    options = run_options(opened.manifest, given)
+    options = run_options(opened, given)
     shared = a if options["seed"] is None else options["seed"]
     run = Walk.of(
         opened.manifest, n, first, {**options, "seed": shared}, ends=(a, b), how={"mode": mode, "prior": prior}
@@ -229,7 +229,7 @@ def write_steps(
     check_file(out, suffixes=(".npz",))
     opened = Bundle.open(bundle, allow_links)
     manifest = opened.manifest
-    inputs = take_inputs(given, manifest)
+    inputs = take_inputs(given, opened)
     check_inputs(inputs, manifest.inputs, (), "steps")
     feeds, table = setting_feeds(manifest, given)
     if n is not None or seed is not None or inputs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -12,7 +12,7 @@ from engine.bundle.manifest import Manifest
 from engine.bundle.pipeline import X
 from engine.bundle.prior import PRIORS
 from engine.bundle.reader import Bundle
-from engine.cli.inputs import LINKS, START, take_inputs
+from engine.cli.inputs import LINKS, START, Command, options, take_inputs
 from engine.cli.output import check_out, check_results, finish
 from engine.cli.terminal import shows_progress
 from engine.errors import ArgumentError, did_you_mean
@@ -22,8 +22,6 @@ from engine.result import Batch
 from engine.sampler import Sampler
 from engine.solver.table import METHODS, VARIANCES
 from engine.solver.timesteps import SPACINGS
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class NearChoice(click.Choice):
@@ -64,17 +62,6 @@ class Listed(click.ParamType):
             one = "a number, or several with commas" if self._single else "a list of whole numbers with commas"
             self.fail(f"{value!r} is not {one}: {self._example}.", param, ctx)
         return numbers[0] if self._single and len(numbers) == 1 else numbers
-
-
-def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Several options as one decorator, in the order of --help."""
-
-    def decorate(command: Command) -> Command:
-        for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
-
-    return decorate
 
 
 TIMESTEPS = Listed(int, "400,244,111,38,9", single=False)
@@ -179,10 +166,10 @@ def open_sampler(opened: Bundle, given: dict[str, Any]) -> Sampler:
     return Sampler(opened, max_batch=given.pop("batch"), **machine)
 
 
-def run_options(manifest: Manifest, given: dict[str, Any]) -> dict[str, Any]:
+def run_options(opened: Bundle, given: dict[str, Any]) -> dict[str, Any]:
     """The options and inputs of one `Sampler.sample` call; takes them out of `given`."""
     options = {name: given.pop(name) for name in (*SETTING_OPTIONS, "setting", "seed")}
-    return {**options, **take_inputs(given, manifest), "progress": not given["as_json"] and shows_progress()}
+    return {**options, **take_inputs(given, opened), "progress": not given["as_json"] and shows_progress()}
 
 
 def has_start_image(manifest: Manifest) -> bool:
@@ -201,7 +188,7 @@ def run_images(
     opened = open_bundle(bundle, given)
     reading = {name: given.pop(name) for name in ("background", "fit", "strict")}
     loaded = load_images(images, shape(opened.manifest), **reading)
-    options = run_options(opened.manifest, given)
+    options = run_options(opened, given)
     check_results(opened.manifest, len(loaded.images), options["seed"], **given)
     with open_sampler(opened, given) as sampler:
         finish(sampler, run(sampler, loaded.images, **options), loaded=loaded, **given)

@@ -16,6 +16,7 @@ from engine.http.axes import principal_axes
 from engine.http.fields import IMAGES
 from engine.http.reader import Reader
 from engine.imaging import FITS, png_bytes
+from engine.text import TEXT
 
 SUMMARIES = {
     "sample": "Images of seeds",
@@ -52,6 +53,7 @@ def info(reader: Reader) -> dict[str, Any]:
             for spec in manifest.inputs
             if spec.draw is None
         ],
+        "text": None if manifest.text is None else manifest.text.input,
         "drawn": None if drawn is None else {"name": drawn.name, "shape": list(drawn.sample)},
         "start": manifest.pipeline.state.start,
         "directions": list(sampler.directions),
@@ -93,9 +95,12 @@ def _operation(reader: Reader, verb: str) -> dict[str, Any]:
     body = {
         "type": "object",
         "properties": {field.name: field.schema for field in fields},
-        "required": [field.name for field in fields if field.needed],
+        "required": [field.name for field in fields if field.needed and not field.instead],
         "additionalProperties": False,
     }
+    for field in fields:
+        if field.needed and field.instead:
+            body["oneOf"] = [{"required": [field.name]}, {"required": [field.instead]}]
     pictures, text = {"schema": {"type": "string", "format": "binary"}}, {"schema": {"type": "string"}}
     content = {
         formats.PNG: pictures, formats.WEBP: pictures, formats.NPY: pictures, formats.JSON: {"schema": {"type": "object"}},
@@ -133,6 +138,8 @@ def _example(reader: Reader, verb: str) -> dict[str, Any]:
         for spec in reader.manifest.inputs
         if spec.name in examples
     }
+    if reader.manifest.text is not None and needed.pop(reader.manifest.text.input, None) is not None:
+        needed[TEXT] = "a red house"
     if verb == "interpolate":
         return {"a": 3, "b": 9, "n": min(8, reader.limits.max_batch), **needed}
     if verb == "edit" and reader.manifest.directions is not None:

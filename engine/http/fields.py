@@ -19,6 +19,7 @@ from engine.resolve import SETTINGS
 from engine.serving.groups import starts_from_pixels
 from engine.solver.table import METHODS, VARIANCES
 from engine.solver.timesteps import SPACINGS
+from engine.text import TEXT
 from engine.verbs import PRESERVE
 
 Schema = Mapping[str, Any]
@@ -28,11 +29,12 @@ SEEDS_END = 2**64 - 1
 
 @dataclass(frozen=True)
 class Field:
-    """One keyword argument: its JSON schema, and whether a request must have it."""
+    """One keyword argument: its JSON schema, whether a request must have it, and the field that may stand for it."""
 
     name: str
     schema: Schema
     needed: bool = False
+    instead: str = ""
 
 
 def verbs_of(manifest: Manifest) -> tuple[str, ...]:
@@ -163,21 +165,31 @@ def _setting(manifest: Manifest, verb: str, limits: Limits) -> list[Field]:
 
 
 def _inputs(manifest: Manifest, verb: str, limits: Limits) -> list[Field]:
-    """The bundle's own, but for those that a verb makes itself."""
+    """The bundle's own, but for those that a verb makes itself; and text, where it stands for one of them."""
     made: set[str] = set()
     if verb == "reconstruct":
         made = {value for call in manifest.pipeline.encode for value in call.outputs.values()}
     if verb in ("edit", "interpolate") and manifest.drawn is not None:
         made = {manifest.drawn.name}
-    return [
+    given = verb in ("sample", "edit", "interpolate")
+    worded = "" if manifest.text is None else manifest.text.input
+    found = [
         Field(
             spec.name,
             _array(spec) if spec.picture is None else _images(limits).schema,
-            needed=spec.draw is None and verb in ("sample", "edit", "interpolate"),
+            needed=spec.draw is None and given,
+            instead=TEXT if spec.name == worded else "",
         )
         for spec in manifest.inputs
         if spec.name not in made
     ]
+    return [*found, *(_text(field.name, limits) for field in found if field.instead)]
+
+
+def _text(name: str, limits: Limits) -> Field:
+    one = {"type": "string"}
+    many = {"type": "array", "items": one, "minItems": 1, "maxItems": limits.max_batch}
+    return Field(TEXT, {"oneOf": [one, many], "description": f"In place of {name}: one for all, or one each."})
 
 
 def _array(spec: TensorSpec, batched: bool = True) -> Schema:

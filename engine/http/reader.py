@@ -25,6 +25,7 @@ from engine.imaging import decode_images
 from engine.sampler import Sampler
 from engine.serving.asks import Ask, Options, Settings
 from engine.solver import noise as noises
+from engine.text import TEXT, TextEncoder
 
 MAX_NAME = 100
 MAX_FIELDS = 64
@@ -46,6 +47,9 @@ class Reader:
         self._options = {verb: setting_names(self.manifest, verb, limits) for verb in self.verbs}
         self._settings = Settings(self.manifest, limits.max_steps, "have it started with another --max-steps.")
         self._values = limits.values(self.manifest)
+        self._text = TextEncoder.of(sampler.bundle)
+        if self._text is not None:
+            self._text.encode("")  # a missing library is said at the start
         self._settings.settle(())  # refuses limits that the bundle's own setting does not keep
 
     def read(self, verb: str, body: bytes, query: Mapping[str, str]) -> Ask:
@@ -58,8 +62,11 @@ class Reader:
         for name in given:
             if name not in fields:
                 raise ArgumentError(f"{verb} has no field {name!r}; it has {', '.join(fields)}.{did_you_mean(name, fields)}")
-        if missing := [name for name, field in fields.items() if field.needed and name not in given]:
-            raise ArgumentError(f"{verb}: found no {', '.join(missing)}, expected it in the body. Send it too.")
+        if self._text is not None and TEXT in given:
+            given = self._text.replace(given)
+        if missing := [field for field in fields.values() if field.needed and field.name not in given]:
+            names = ", ".join(f"{field.name} or {field.instead}" if field.instead else field.name for field in missing)
+            raise ArgumentError(f"{verb}: found no {names}, expected it in the body. Send it too.")
         wanted = self._wanted(query.get("outputs"))
         has_images = verb in ("reconstruct", "refine")
         inputs = {

@@ -95,7 +95,7 @@ def _warmup(manifest: Manifest, settled: Settled) -> list[Value]:
     examples = example_inputs(manifest)
     if examples is None or any(array.any() for array in examples.values()):
         return []
-    needed = [tensor for tensor in inputs_of(manifest) if not tensor.optional]
+    needed = [tensor for tensor in inputs_of(manifest) if not tensor.optional or tensor.name in examples]
     zeros: dict[str, Value] = {
         tensor.name: {"data_type": Word(tensor.kind), "dims": list(tensor.dims), "zero_data": True} for tensor in needed
     }

@@ -11,11 +11,12 @@ import numpy.typing as npt
 
 from engine.bundle.directions import Edits, checked_edits
 from engine.bundle.inputs import InputSpec
-from engine.bundle.manifest import Manifest
+from engine.bundle.reader import Bundle
 from engine.checks import input_of
 from engine.deadline import Budget
 from engine.errors import ArgumentError
 from engine.serving.asks import Ask, Options, Settings
+from engine.text import TextEncoder
 from engine.triton.tensors import (
     EDITS,
     FREE,
@@ -23,6 +24,7 @@ from engine.triton.tensors import (
     NUMPY,
     PROGRESS,
     PROMISE,
+    WORDS,
     Tensor,
     inputs_of,
     outputs_of,
@@ -31,13 +33,16 @@ from engine.triton.tensors import (
 
 MAX_NAME = 64
 MAX_EDITS = 16_384
+MAX_WORDS = 16_384  # bytes of a text: more than any input has room for
 
 
 class Reader:
     """Reads the requests of one model; `limit` is the most samples and `max_steps` the most steps that one may ask for."""
 
-    def __init__(self, manifest: Manifest, *, limit: int, max_steps: int, previews: bool) -> None:
+    def __init__(self, bundle: Bundle, *, limit: int, max_steps: int, previews: bool) -> None:
+        manifest = bundle.manifest
         self.manifest, self.limit = manifest, limit
+        self._text = TextEncoder.of(bundle)
         self.inputs = inputs_of(manifest)
         self.options = tuple(tensor.name for tensor in setting_of(manifest))
         self.outputs = frozenset(tensor.name for tensor in outputs_of(manifest, previews))
@@ -55,6 +60,7 @@ class Reader:
                 _check(tensor, given[tensor.name], n)
             elif not tensor.optional:
                 raise ArgumentError(f"{tensor.name} is missing; expected {_words(tensor, n)}, one row a seed. Send it too.")
+        given = self._worded(given, n)
         inputs = {spec.name: self._input(spec, given[spec.name]) for spec in self.manifest.inputs if spec.name in given}
         # A seed is 64 bits: what INT64 calls negative is the seed that many above 2**63.
         seeds = np.ascontiguousarray(given["seed"].reshape(n)).view(np.uint64)
@@ -70,6 +76,28 @@ class Reader:
             )
         edits = tuple(self._edits(text) for text in given[EDITS.name].reshape(n)) if EDITS.name in given else ()
         return Ask(seeds, tuple(options for options, _ in settled), budgets, inputs, outputs, edits=edits)
+
+    def check_text(self) -> None:
+        """Refuse, at load and not at the first text, a machine without the library that text needs."""
+        if self._text is not None:
+            self._text.encode("")
+
+    def _worded(self, given: Mapping[str, np.ndarray], n: int) -> Mapping[str, np.ndarray]:
+        """The tensors with token ids in place of texts."""
+        if self._text is None:
+            return given
+        if WORDS.name not in given:
+            if self._text.input not in given:
+                raise ArgumentError(f"{self._text.input} and text are missing; expected one of the two. Send it too.")
+            return given
+        texts = given[WORDS.name].reshape(n)
+        for i, text in enumerate(texts):
+            if len(text) > MAX_WORDS:
+                raise ArgumentError(f"text {i} of {n} holds {len(text)} bytes; expected at most {MAX_WORDS}. Shorten it.")
+        try:
+            return self._text.replace({**given, WORDS.name: [text.decode() for text in texts]})
+        except UnicodeDecodeError as error:
+            raise ArgumentError(f"text is no UTF-8 at byte {error.start}; expected UTF-8. Encode it so.") from error
 
     @staticmethod
     def _input(spec: InputSpec, given: np.ndarray) -> npt.NDArray[Any]:

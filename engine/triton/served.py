@@ -17,7 +17,7 @@ from engine.triton.metrics import Metrics
 from engine.triton.numpy_check import check_numpy
 from engine.triton.options import check_tensors, read_options
 from engine.triton.samples import Reader
-from engine.triton.tensors import BUDGET
+from engine.triton.tensors import BUDGET, WORDS
 
 
 class TritonPythonModel:
@@ -35,9 +35,12 @@ class TritonPythonModel:
             check_tensors(options.config, bundle.manifest, options.previews)
             self._streams = options.previews
             self._reader = Reader(
-                bundle.manifest, limit=options.max_batch, max_steps=options.max_steps, previews=options.previews
+                bundle, limit=options.max_batch, max_steps=options.max_steps, previews=options.previews
             )
             self._reader.check_defaults()
+            offered = {entry["name"] for entry in options.config["input"]}
+            if WORDS.name in offered:
+                self._reader.check_text()
             self._sampler = Sampler(
                 bundle,
                 options.backend,
@@ -47,7 +50,7 @@ class TritonPythonModel:
                 device=options.device,
             )
             warm_up(self._sampler, options.max_batch, self._server.Logger.log_info)
-            if BUDGET[0].name in {entry["name"] for entry in options.config["input"]}:
+            if BUDGET[0].name in offered:
                 measure(self._sampler, range(1, options.max_batch + 1), self._server.Logger.log_info)
             self._metrics = Metrics(self._server, options.name, args["model_version"])
         except EngineError as error:

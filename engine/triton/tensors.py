@@ -9,6 +9,7 @@ import numpy as np
 from engine.bundle.inputs import InputSpec
 from engine.bundle.manifest import Manifest
 from engine.serving.groups import CALLS, IMAGE, starts_from_pixels
+from engine.text import TEXT
 
 KINDS = {"float32": "TYPE_FP32", "int64": "TYPE_INT64", "uint8": "TYPE_UINT8"}
 NUMPY = {
@@ -55,6 +56,7 @@ T_START = Tensor("t_start", "TYPE_INT32")  # needs an image to start from
 GUIDANCE = Tensor("guidance", "TYPE_FP32")  # needs a null
 BUDGET = (Tensor("budget_ms", "TYPE_FP32"), Tensor("at_most", "TYPE_BOOL"))  # need fitted settings to choose from
 EDITS = Tensor("edits", "TYPE_STRING")  # JSON: {"glasses": 1.0}; needs directions
+WORDS = Tensor(TEXT, "TYPE_STRING")  # UTF-8; needs a vocabulary, and stands for the input that it becomes
 TOOK, KEPT = "took_ms", "kept"  # what became of a budget, beside CALLS
 PROMISE = (
     Tensor(CALLS, "TYPE_INT32", optional=False),
@@ -70,15 +72,19 @@ PROGRESS = (
 
 
 def inputs_of(manifest: Manifest) -> tuple[Tensor, ...]:
-    """Every input: the seed, the bundle's own (optional where they are drawn), the setting, and edits."""
+    """Every input: the seed, the bundle's own (optional where they are drawn, or text stands for them), the setting, edits
+    and text."""
     edits = (EDITS,) if manifest.directions is not None else ()
-    return (SEED, *declared_of(manifest), *setting_of(manifest), *edits)
+    words = (WORDS,) if manifest.text is not None else ()
+    return (SEED, *declared_of(manifest), *setting_of(manifest), *edits, *words)
 
 
 def declared_of(manifest: Manifest) -> tuple[Tensor, ...]:
     """The inputs that the bundle declares."""
+    worded = None if manifest.text is None else manifest.text.input
     return tuple(
-        Tensor(spec.name, KINDS[spec.dtype], _dims(spec), optional=spec.draw is not None) for spec in manifest.inputs
+        Tensor(spec.name, KINDS[spec.dtype], _dims(spec), optional=spec.draw is not None or spec.name == worded)
+        for spec in manifest.inputs
     )
 
 

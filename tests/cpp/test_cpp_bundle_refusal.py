@@ -26,12 +26,14 @@ from tests.cpp.refusals import ask_both, ask_cpp
 from tests.field import test_links as links
 from tests.manifests import ABSENT, EXTRA_FILES, damages, edit, full_files, full_manifest
 from tests.native_models import NEEDS_NATIVE
+from tests.toy_family import build_family
 from tests.unit import test_bundle as bundles
 from tests.unit import test_bundle_engines as engines
 from tests.unit import test_fitted as fitted
 from tests.unit import test_pipeline as pipelines
 from tests.unit import test_prior as priors
 from tests.unit import test_starts as starts
+from tests.unit import test_text as texts
 
 pytestmark = NEEDS_NATIVE
 NO_ENGINES = ": found the engines "  # how a toy bundle is refused whose manifest and files are sound
@@ -121,6 +123,16 @@ def test_a_table_of_starts_that_means_nothing_is_refused(
     assert re.search(words, check_same_refusal(library, path))
 
 
+@pytest.mark.parametrize(("field", "value", "message"), cases(texts))
+def test_one_wrong_field_of_a_text_is_named(
+    library: Library, tmp_path: Path, field: str, value: object, message: str
+) -> None:
+    path = build_family(tmp_path / "a.bundle", ("onnxruntime", "native"), vocabulary=texts.VOCABULARY)
+    assert NO_ENGINES in ask_cpp(library, path).text
+    edit(path, field, value)
+    assert message in check_same_refusal(library, path)
+
+
 def test_a_cycle_is_called_one(library: Library, plain: Path) -> None:
     first, second = pipelines.call(outputs={"image": "one"}), pipelines.call(outputs={"image": "recon"})
     first["inputs"] = {"z": "recon"}
@@ -172,7 +184,8 @@ def test_what_is_sound_gets_as_far_as_the_engines(library: Library, plain: Path,
     "format", "format_version", "name", "architecture", "inputs", "inputs.0.null", "inputs.0.draw", "pipeline",
     "pipeline.before", "pipeline.step", "pipeline.nulls", "pipeline.state", "pipeline.state.centre", "pipeline.image",
     "schedule.T", "prediction", "defaults.spacing", "defaults.t_start", "source.other_file", "source.other_sha256",
-    "backends", "graphs.denoiser.compute", "graphs.denoiser.parity", "graphs.denoiser.inputs.0.range", "prior", "built_with",
+    "backends", "graphs.denoiser.compute", "graphs.denoiser.parity", "graphs.denoiser.inputs.0.range", "prior", "text",
+    "built_with",
 ])  # fmt: skip
 def test_a_missing_field_is_named(library: Library, plain: Path, field: str) -> None:
     edit(plain, field, ABSENT)
@@ -191,6 +204,11 @@ def test_a_prior_needs_an_input_that_is_drawn(library: Library, plain: Path) -> 
     build_toy(plain, None)
     edit(plain, "prior", {})
     assert "prior: found {} (object), expected null, since no input is drawn" in check_same_refusal(library, plain)
+
+
+def test_a_text_needs_an_input_of_tokens(library: Library, plain: Path) -> None:
+    edit(plain, "text", {})
+    assert "text: found {} (object), expected null, since no input is int64" in check_same_refusal(library, plain)
 
 
 @pytest.mark.parametrize(("change", "message"), [pytest.param(*t[1:], id=t[0]) for t in bundles.JSON_TRICKS])

@@ -132,7 +132,7 @@ def test_one_wrong_field_is_named(bundle: Path, field: str, value: object, messa
      "pipeline.encode", "pipeline.before", "pipeline.rows", "pipeline.step", "pipeline.after", "pipeline.nulls",
      "pipeline.state", "pipeline.state.centre", "pipeline.image", "pipeline.step.inputs", "prediction", "schedule.T",
      "schedule.end", "defaults.spacing", "defaults.timesteps", "defaults.noise_scale", "source.other_file",
-     "source.other_sha256", "backends", "prior", "refine",
+     "source.other_sha256", "backends", "prior", "refine", "text",
      "graphs.denoiser.parity", "graphs.denoiser.compute", "graphs.denoiser.inputs.0.range", "built_with"],
 )  # fmt: skip
 def test_a_missing_field_is_named(bundle: Path, field: str) -> None:

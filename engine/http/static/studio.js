@@ -189,20 +189,25 @@ function addSliders() {
   });
 }
 
-/** Number fields for inputs that a bundle must be given, such as a label. */
+/** Fields for inputs that a bundle must be given: numbers, such as a label, and a text where it stands for token ids. */
 function addGiven() {
+  if (info.text) addField("text", { type: "text", value: "" }, (input) => input.value);
   for (const { name, shape, range } of info.given) {
     if (shape.length) continue;
-    const field = document.createElement("div"), label = document.createElement("label"), input = document.createElement("input");
-    field.className = "field";
-    Object.assign(label, { htmlFor: `given-${name}`, textContent: name });
-    Object.assign(input, { id: `given-${name}`, type: "number", value: Math.max(0, range ? range[0] : 0) });
-    if (range) [input.min, input.max] = range;
-    state.given[name] = +input.value;
-    input.addEventListener("input", () => { state.given[name] = +input.value; latents.clear(); changed(); });
-    field.append(label, document.createElement("span"), input);
-    $("sliders").append(field);
+    const limits = range ? { min: range[0], max: range[1] } : {};
+    addField(name, { type: "number", value: Math.max(0, range ? range[0] : 0), ...limits }, (input) => +input.value);
   }
+}
+
+function addField(name, kind, value) {
+  const field = document.createElement("div"), label = document.createElement("label"), input = document.createElement("input");
+  field.className = "field";
+  Object.assign(label, { htmlFor: `given-${name}`, textContent: name });
+  Object.assign(input, { id: `given-${name}`, ...kind });
+  state.given[name] = value(input);
+  input.addEventListener("input", () => { state.given[name] = value(input); latents.clear(); changed(); });
+  field.append(label, document.createElement("span"), input);
+  $("sliders").append(field);
 }
 
 function showSetting() {

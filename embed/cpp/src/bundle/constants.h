@@ -18,6 +18,8 @@ constexpr int64_t kMaxCalls = 64;
 constexpr int64_t kMaxText = 200;
 constexpr int64_t kMaxDirections = 4096;
 constexpr double kMaxStrength = 1000.0;
+constexpr int64_t kMaxVocabularyBytes = 16777216;
+constexpr int64_t kMinTokens = 3;
 constexpr int64_t kMaxStarts = 1024;
 constexpr int64_t kMaxDigits = 20;
 constexpr const char* kFormat = "diffusevae-bundle";
@@ -37,7 +39,7 @@ inline const std::vector<std::string> kReserved = {"x", "x_T", "noise", "timeste
     "weights", "start", "coefficients", "n", "steps", "setting", "seed", "spacing", "rho", "method", "eta", "t_start",
     "temperature", "noise_scale", "eps_scale", "guidance", "variance", "clip", "prior", "callback", "progress", "budget_ms",
     "at_most", "anytime", "stream", "a", "b", "mode", "part", "step_ms", "edits", "preserve", "what", "value", "self",
-    "masks", "known_noise", "composite"};
+    "masks", "known_noise", "composite", "text"};
 inline const std::vector<std::string> kMethods = {"ddim", "ddpm", "dpmpp_2m", "sde_dpmpp_2m", "unipc_2", "ipndm", "plms"};
 inline const std::vector<std::string> kPredictions = {"eps", "x0", "v"};
 constexpr const char* kLearnedRange = "learned_range";

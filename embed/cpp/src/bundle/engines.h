@@ -29,7 +29,7 @@ struct EngineSpec {
 
 // The density that an input is drawn from instead of N(0, I), and the file that holds it.
 struct PriorSpec : FileSpec {
-    std::string input, kind;
+    std::string input;
     int64_t components = 0;
 };
 

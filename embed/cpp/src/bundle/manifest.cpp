@@ -36,6 +36,7 @@ std::vector<std::pair<std::string, FileSpec>> named_files(const Manifest& manife
     for (const GraphSpec& graph : manifest.graphs) named.emplace_back("graphs." + graph.key, graph);
     if (manifest.prior) named.emplace_back("prior", *manifest.prior);
     if (manifest.directions) named.emplace_back("directions", *manifest.directions);
+    if (manifest.text) named.emplace_back("text", *manifest.text);
     for (size_t i = 0; i < manifest.engines.size(); ++i)
         for (const auto& [label, file] : manifest.engines[i].files)
             named.emplace_back("engines[" + std::to_string(i) + "].files." + label, file);
@@ -114,6 +115,7 @@ Manifest parse_manifest(std::string_view data, const std::string& where) {
     manifest.refine = parse_starts(top, T);
     manifest.prior = parse_prior(top, manifest.inputs);
     manifest.directions = parse_directions(top, manifest.inputs);
+    manifest.text = parse_text(top, manifest.inputs);
     manifest.engines = parse_engines(top, manifest.graphs);
     top.done();
     check_all_used(top, manifest);

@@ -14,6 +14,7 @@
 #include "bundle/pipeline.h"
 #include "bundle/starts.h"
 #include "bundle/training.h"
+#include "bundle/vocabulary.h"
 
 namespace diffusevae {
 
@@ -32,6 +33,7 @@ struct Manifest {
     std::vector<GraphSpec> graphs;
     std::optional<PriorSpec> prior;
     std::optional<DirectionsSpec> directions;
+    std::optional<TextSpec> text;
     std::vector<EngineSpec> engines;
 
     const GraphSpec* graph(const std::string& key) const;  // null where there is none

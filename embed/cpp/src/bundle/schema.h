@@ -116,7 +116,7 @@ inline void take(Fields& fields, PriorSpec& into, const std::vector<std::string>
     into.size = fields.integer("size", 1, 2147483647);
     into.sha256 = fields.sha256("sha256");
     into.input = fields.choice("input", drawn);
-    into.kind = fields.choice("kind", {"gaussian_mixture"});
+    fields.choice("kind", {"gaussian_mixture"});
     into.components = fields.integer("components", 1, 65536);
 }
 
@@ -128,6 +128,19 @@ inline void take(Fields& fields, DirectionsSpec& into, const std::vector<std::st
     into.names = parse_names(fields, "names");
     into.of = fields.sha256("of");
     fields.free("record");
+}
+
+inline void take(Fields& fields, TextSpec& into, const std::vector<std::string>& tokens) {
+    into.file = parse_file_name(fields, "file");
+    into.size = fields.integer("size", 1, 16777216);
+    into.sha256 = fields.sha256("sha256");
+    into.input = fields.choice("input", tokens);
+    fields.choice("kind", {"wordpiece"});
+    fields.boolean("lowercase");
+    if (!fields.take_null("begin")) fields.text("begin");
+    if (!fields.take_null("end")) fields.text("end");
+    fields.text("pad");
+    fields.text("unknown");
 }
 
 inline void take(Fields& fields, Manifest& into) {
