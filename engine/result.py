@@ -157,7 +157,8 @@ class Batch:
     values     {name: array [N, ...]}: the declared inputs that took part, drawn or given, and the image that the chain
                may start from, float32 [N, C, H, W]
     seeds      uint64 [N]: sample i again is `sample(seed=int(seeds[i]))`
-    timesteps  int64 [rows], in the order used (falling): one a call of the network
+    timesteps  int64 [rows], in the order used (falling): one a call of the network. Where images were encoded and decoded
+               alone there are none, and the seeds are 0
     deadline   of a run with a budget of time
     """
 

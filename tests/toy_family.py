@@ -78,15 +78,15 @@ def build_family(
     """
     models = graphs(learned)
     unused = "token_encoder" if vocabulary is None else "label_encoder"
-    for name in {"image_encoder", "state_encoder", unused} - set(encodes):
+    for name in {"image_encoder", unused} - set(encodes):
         del models[name]
+    if "state_encoder" in encodes:
+        models["state_encoder"] = state_encoder()
     if pictures:
         models["photo_encoder"] = photo_encoder(pictures)
     files: dict[str, bytes | Path] = {f"{name}.onnx": model.SerializeToString() for name, model in models.items()}
     raw = manifest(models, backends)
-    made = {"image_encoder": {"style": "style"}, "state_encoder": {"x": "x"}}
-    calls = [{"graph": name, "inputs": {"image": "image"}, "outputs": made[name]} for name in encodes]
-    raw["pipeline"]["encode"] = calls
+    raw["pipeline"]["encode"] = [encode_call(name) for name in encodes]
     if vocabulary is not None:
         tokens = {"name": "tokens", "shape": ["batch", LENGTH], "range": [0, TOKENS - 1], "null": [0] * LENGTH}
         raw["inputs"][0] |= tokens
@@ -113,6 +113,12 @@ def build_family(
     return Path(path)
 
 
+def encode_call(name: str) -> dict[str, Any]:
+    """The call of `encode` of an encoder."""
+    made = "style" if name == "image_encoder" else "x"
+    return {"graph": name, "inputs": {"image": "image"}, "outputs": {made: made}}
+
+
 def manifest(models: dict[str, onnx.ModelProto], backends: Sequence[str]) -> dict[str, Any]:
     """The manifest, without the sizes and hashes that `write_bundle` fills in."""
     channels, height, width = STATE
@@ -131,7 +137,7 @@ def manifest(models: dict[str, onnx.ModelProto], backends: Sequence[str]) -> dic
             },
         ],
         "pipeline": {
-            "encode": [],
+            "encode": [encode_call("image_encoder")],
             "before": [
                 {"graph": "label_encoder", "inputs": {"label": "label"}, "outputs": {"context": "context"}},
                 {
@@ -197,7 +203,7 @@ def entry(name: str, model: onnx.ModelProto) -> dict[str, Any]:
 
 
 def graphs(learned: bool = False) -> dict[str, onnx.ModelProto]:
-    """The graphs of all variants by name; with `learned` the denoiser has its second output."""
+    """The graphs of most variants by name; with `learned` the denoiser has its second output."""
     node, w = helper.make_node, weights()
     state, image = ["batch", *STATE], ["batch", *IMAGE]
     flat = {"flat": np.array([0, -1])}
@@ -205,9 +211,6 @@ def graphs(learned: bool = False) -> dict[str, onnx.ModelProto]:
         "image_encoder": _model(
             [node("Reshape", ["image", "flat"], ["pixels"]), node("MatMul", ["pixels", "E"], ["style"])],
             {"image": image}, {"style": ["batch", STYLE]}, {"E": w["E"]} | flat,
-        ),
-        "state_encoder": _model(
-            [node("Conv", ["image", "S"], ["x"], strides=[2, 2])], {"image": image}, {"x": state}, {"S": w["S"]},
         ),
         "label_encoder": _model(
             [node("Gather", ["labels", "label"], ["context"])],
@@ -262,6 +265,12 @@ def graphs(learned: bool = False) -> dict[str, onnx.ModelProto]:
             {"x": state}, {"image": image}, {"D": w["D"]},
         ),
     }  # fmt: skip
+
+
+def state_encoder() -> onnx.ModelProto:
+    """The state of an image."""
+    nodes = [helper.make_node("Conv", ["image", "S"], ["x"], strides=[2, 2])]
+    return _model(nodes, {"image": ["batch", *IMAGE]}, {"x": ["batch", *STATE]}, {"S": weights()["S"]})
 
 
 def photo_encoder(pictures: Sequence[str]) -> onnx.ModelProto:

@@ -91,6 +91,17 @@ def test_every_setting_equals_the_cpu_plain_and_replayed(bundles: dict[str, Bund
     assert mock.leaks() == {}
 
 
+def test_inpainting_runs_step_by_step_on_the_host(bundles: dict[str, Bundle], mock: Mock) -> None:
+    rng = np.random.default_rng(3)
+    images, hole = rng.integers(0, 256, (3, 8, 8, 3), np.uint8), np.arange(64).reshape(8, 8) % 3 == 0
+    with Sampler(bundles["form2"], "onnxruntime", "f32", 1) as cpu, Sampler(bundles["form2"], "tensorrt_rtx") as gpu:
+        for options in ({"steps": 3, "eta": 1.0}, {"steps": 4, "method": "plms", "guidance": 1.0}):
+            same(*(sampler.inpaint(images, hole, seed=7, **options) for sampler in (gpu, cpu)))
+        with pytest.raises(ArgumentError, match="x_T lies on a device, but what is known is blended in on the host"):
+            gpu.inpaint(images, hole, x_T=gpu.sample_on_device(3, seed=1, steps=1, spacing="linspace").x)
+    assert mock.leaks() == {}
+
+
 def test_given_arrays_equal_the_cpu(bundles: dict[str, Bundle], mock: Mock) -> None:
     rng = np.random.default_rng(3)
     shape = (3, 8, 8)
