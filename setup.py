@@ -12,7 +12,7 @@ from setuptools.command.build_py import build_py
 HERE = Path(__file__).resolve().parent
 SOURCES = ("kernels", "embed")
 SOURCE_SUFFIXES = (".c", ".cpp", ".cu", ".h", ".hpp", ".cmake", ".map", ".md", ".txt")
-EXAMPLES = ("avatars.ckpt", "latent_prior.safetensors", "directions.safetensors", "settings.json")
+EXAMPLES = ("avatars.ckpt", "latent_prior.safetensors", "directions.safetensors", "settings.json", "starts.json")
 
 
 class BuildWithSources(build_py):
