@@ -20,7 +20,7 @@ class ExamplesError(EngineError):
 
 
 def examples_dir() -> Path:
-    """The folder with avatars/avatars.ckpt, its latent_prior.safetensors, directions.safetensors, settings.json, starts.json."""
+    """The folder with avatars/avatars.ckpt and what was fitted to it: its prior, directions, settings and starts."""
     if not (FOLDER / CHECKPOINT).is_file():
         raise ExamplesError(
             f"{FOLDER / CHECKPOINT}: found no such file, expected it as part of the package diffusevae-engine; install it "
