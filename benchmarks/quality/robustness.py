@@ -40,7 +40,7 @@ SEED = 2_000_000  # of damages and chains: image i has SEED + i
 ALLOWED = 0.3  # dB that "auto" may lose against the best fixed start
 WAYS = {"damaged": "damaged", "vae": "VAE", "refine": "refine, best start", "reconstruct": "reconstruct"}
 STYLES = {"damaged": ("#7f7f7f", "x"), "vae": ("#D55E00", "s"), "refine": ("#009E73", "o"), "reconstruct": ("#0072B2", "^")}
-SHOWN = 2  # faces of the grid
+SHOWN = 1  # faces of the grid
 TITLES = [damage.title for damage in MEASURED]
 
 
