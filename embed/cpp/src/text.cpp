@@ -48,6 +48,9 @@ bool is_hidden(uint32_t code) {
 }
 
 std::string escaped(const Character& c) {
+    if (c.code == '\n') return "\\n";
+    if (c.code == '\r') return "\\r";
+    if (c.code == '\t') return "\\t";
     static const char* const kDigits = "0123456789abcdef";
     const size_t digits = !c.sound || c.code < 0x100 ? 2 : c.code < 0x10000 ? 4 : 8;
     std::string text = digits == 2 ? "\\x" : digits == 4 ? "\\u" : "\\U";
