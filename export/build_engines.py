@@ -31,6 +31,7 @@ import click
 from tqdm import tqdm
 
 from engine.bundle.graphs import PRECISIONS
+from engine.bundle.inputs import InputSpec
 from engine.cli.options import NearChoice
 from engine.cli.output import echo_fields
 from engine.cli.terminal import Program
@@ -134,7 +135,15 @@ def summarise(built: Built) -> None:
         echo_table(lines)
     for note in built.model.notes:
         click.echo(f"\nNote: {note}.")
-    click.echo(f"\nWrote {built.path}. Next:\n  {command('sample', built.path, '-n', '16', '--out', 'grid.png')}")
+    needed = [word for spec in built.model.input_specs if spec.draw is None for word in ("--input", _example(spec))]
+    click.echo(f"\nWrote {built.path}. Next:\n  {command('sample', built.path, *needed, '-n', '16', '--out', 'grid.png')}")
+
+
+def _example(spec: InputSpec) -> str:
+    """An input as `--input` takes it: the least number, or the name of a file to be given."""
+    if len(spec.shape) == 1:
+        return f"{spec.name}={int(spec.range[0]) if spec.range else 0}"
+    return f"{spec.name}={spec.name}.{'npy' if spec.picture is None else 'png'}"
 
 
 def megabytes(data: bytes) -> str:

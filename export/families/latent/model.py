@@ -188,7 +188,8 @@ class Found:
     def lines(self) -> dict[str, str]:
         """What was inferred, each line with where it came from."""
         spec, schedule, defaults = self.spec, self.config.schedule, self.defaults()
-        recorded = ", ".join(f"{key} {value}" for key, value in defaults.items() if value not in (None, 0.0))
+        chosen = ("method", "steps", "spacing", "eta", "guidance")
+        recorded = ", ".join(f"{key} {defaults[key]}" for key in chosen if defaults[key])
         heads = spec.unet.num_heads or f"{spec.unet.num_head_channels} channels each"
         lines = {
             "name": (self.name, "the file's name or --name"),
