@@ -26,8 +26,8 @@ from tests.toy_family import LENGTH, TOKENS, build_family
 from tests.unit.test_text import VOCABULARY
 
 OTHER = {
-    "name": "more", "dtype": "int64", "shape": ["batch", 9], "range": "unbounded",
-    "draw": None, "picture": None, "null": None,
+    "name": "more", "dtype": "int64", "shape": ["batch", 9], "range": "unbounded", "draw": None, "picture": None,
+    "null": None,
 }  # fmt: skip
 
 
