@@ -56,7 +56,8 @@ def with_text(model: Model, given: GivenVocabulary) -> tuple[Model, TextSpec]:
     empty = parse_vocabulary(given.data, spec, taken, str(given.path)).row([]).tolist()
     lacks = [entry["name"] == taken.name and entry["null"] is None for entry in model.inputs]
     inputs = [{**entry, "null": empty} if lack else entry for entry, lack in zip(model.inputs, lacks, strict=True)]
-    return dataclasses.replace(model, inputs=inputs), spec
+    defaults = {**model.defaults, "guidance": model.guidance} if any(lacks) else model.defaults
+    return dataclasses.replace(model, inputs=inputs, defaults=defaults), spec
 
 
 def _tokens_input(model: Model, where: str) -> InputSpec:

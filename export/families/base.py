@@ -36,6 +36,7 @@ class Model:
     pipeline      the manifest's `pipeline`
     prediction    what the network predicts: "eps", "x0" or "v"
     architecture  what was inferred, for people: nothing reads it again
+    guidance      what `defaults` should record once the inputs have their null, where a build gives them one later
     notes         sentences on what was only said or was rounded, for people, as `architecture` is
     encoder       the file whose encoder gives the drawn input its meaning; a fitted prior belongs to it
     """
@@ -50,6 +51,7 @@ class Model:
     variance: str
     defaults: Mapping[str, Any]
     architecture: Mapping[str, Any] = field(default_factory=dict)
+    guidance: float = 0.0
     notes: Sequence[str] = ()
     encoder: Checkpoint | None = None
 

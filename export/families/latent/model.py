@@ -28,7 +28,7 @@ from export.read.schedule import describe as describe_schedule
 
 NAME = "latent"
 STEPS = 50  # of the reference's own scripts, DDIM
-SCALES = {ClassConditionerSpec: 3.0, TokenConditionerSpec: 5.0}  # of guidance, likewise
+SCALES: dict[type, float] = {ClassConditionerSpec: 3.0, TokenConditionerSpec: 5.0}  # of guidance, likewise
 BERT_EMPTY = (101, 102)  # [CLS] [SEP], and [PAD] is 0: the empty text of bert-base-uncased
 
 
@@ -172,8 +172,14 @@ class Found:
             variance="fixedsmall",
             defaults=self.defaults(),
             architecture={"config": self.config.origin, **dataclasses.asdict(self.spec)},
+            guidance=self.guidance,
             notes=self.weights.notes,
         )
+
+    @property
+    def guidance(self) -> float:
+        """The reference's scale for such a condition, less one."""
+        return SCALES.get(type(self.spec.conditioner), 1.0) - 1
 
     def defaults(self) -> dict[str, Any]:
         """The setting of the reference's scripts: DDIM in its own timesteps, and guidance where the model knows a null."""
@@ -182,7 +188,7 @@ class Found:
         return {
             "steps": _steps(self.config), "timesteps": None, "spacing": "leading", "rho": 7.0, "method": "ddim",
             "eta": 1.0 if isinstance(of, ImageConditionerSpec) else 0.0, "t_start": None, "temperature": 1.0,
-            "noise_scale": 1.0, "eps_scale": 1.0, "guidance": SCALES[type(of)] - 1 if guided else 0.0,
+            "noise_scale": 1.0, "eps_scale": 1.0, "guidance": self.guidance if guided else 0.0,
         }  # fmt: skip
 
     def lines(self) -> dict[str, str]:
