@@ -56,8 +56,8 @@ def pipeline(spec: LatentSpec) -> Json:
         before = [_call("conditioner", given, {"cond": "cond"})]
         step |= {"cond": "cond"}
     if isinstance(spec.conditioner, InpaintConditionerSpec):
-        after.append(_call("composite", {"decoded": "decoded", **given}, {"composite": "composite"}))
-        image = "composite"
+        after.append(_call("composite", {"decoded": "decoded", **given}, {"composite": "inpainted"}))
+        image = "inpainted"
     return {
         "encode": [_call("first_stage_encoder", {"image": "image"}, {"latent": "x"})],
         "before": before,
