@@ -77,9 +77,11 @@ def build_family(
     the inputs that the style is made of then.
     """
     models = graphs(learned)
-    unused = "token_encoder" if vocabulary is None else "label_encoder"
-    for name in {"image_encoder", unused} - set(encodes):
-        del models[name]
+    if "image_encoder" not in encodes:
+        del models["image_encoder"]
+    if vocabulary is not None:
+        del models["label_encoder"]
+        models["token_encoder"] = token_encoder()
     if "state_encoder" in encodes:
         models["state_encoder"] = state_encoder()
     if pictures:
@@ -203,7 +205,7 @@ def entry(name: str, model: onnx.ModelProto) -> dict[str, Any]:
 
 
 def graphs(learned: bool = False) -> dict[str, onnx.ModelProto]:
-    """The graphs of most variants by name; with `learned` the denoiser has its second output."""
+    """The six graphs by name; with `learned` the denoiser has its second output."""
     node, w = helper.make_node, weights()
     state, image = ["batch", *STATE], ["batch", *IMAGE]
     flat = {"flat": np.array([0, -1])}
@@ -215,11 +217,6 @@ def graphs(learned: bool = False) -> dict[str, onnx.ModelProto]:
         "label_encoder": _model(
             [node("Gather", ["labels", "label"], ["context"])],
             {"label": ["batch"]}, {"context": ["batch", CONTEXT]}, {"labels": w["labels"]},
-        ),
-        "token_encoder": _model(
-            [node("Gather", ["table", "tokens"], ["each"]), node("ReduceMean", ["each", "axis"], ["context"], keepdims=0)],
-            {"tokens": ["batch", LENGTH]}, {"context": ["batch", CONTEXT]},
-            {"table": np.sin(np.arange(TOKENS * CONTEXT, dtype=np.float32)).reshape(TOKENS, -1), "axis": np.array([1])},
         ),
         "modulation": _model(
             [
@@ -265,6 +262,16 @@ def graphs(learned: bool = False) -> dict[str, onnx.ModelProto]:
             {"x": state}, {"image": image}, {"D": w["D"]},
         ),
     }  # fmt: skip
+
+
+def token_encoder() -> onnx.ModelProto:
+    """tokens -> context, the mean of what stands for each of them."""
+    node = helper.make_node
+    return _model(
+        [node("Gather", ["table", "tokens"], ["each"]), node("ReduceMean", ["each", "axis"], ["context"], keepdims=0)],
+        {"tokens": ["batch", LENGTH]}, {"context": ["batch", CONTEXT]},
+        {"table": np.sin(np.arange(TOKENS * CONTEXT, dtype=np.float32)).reshape(TOKENS, -1), "axis": np.array([1])},
+    )  # fmt: skip
 
 
 def state_encoder() -> onnx.ModelProto:

@@ -30,7 +30,7 @@ from engine.errors import ArgumentError, BundleError, did_you_mean
 
 CHUNK = 1 << 20
 ASIDE = ".aside"  # what a writer calls the old bundle between two renames, where folders cannot be exchanged
-OPEN_ATTEMPTS = 5
+OPEN_ATTEMPTS = 20
 
 
 @dataclass(frozen=True)

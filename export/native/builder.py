@@ -18,7 +18,7 @@ from torch import nn
 import engine
 from engine.backends.native.backend import NAME, Native
 from engine.backends.native.program import VERSION
-from engine.errors import BackendError
+from engine.errors import BackendError, ExportError
 from export.context import Watch
 from export.engines import BuildContext, BuiltEngine
 from export.families.base import Model
@@ -71,17 +71,23 @@ def build(context: BuildContext, precision: str, options: Mapping[str, Any]) -> 
 
 def unfit(model: Model) -> str | None:
     """The first graph that the native engine has no operations for, or None."""
-    for role in model.roles.values():
-        if type(role.module) not in LOWERINGS:
-            return (
-                f"graph {role.name}: found a {type(role.module).__name__}, expected one of "
-                f"{', '.join(kind.__name__ for kind in LOWERINGS)}: the native engine has no other"
-            )
-    return None
+    return next((why for why in map(_unfit, model.roles.values()) if why is not None), None)
+
+
+def _unfit(role: Role) -> str | None:
+    if type(role.module) in LOWERINGS:
+        return None
+    return (
+        f"graph {role.name}: found a {type(role.module).__name__}, expected one of "
+        f"{', '.join(kind.__name__ for kind in LOWERINGS)}: the native engine has no other"
+    )
 
 
 def lower(role: Role) -> Assembled:
-    """The program of a graph that is not `unfit`."""
+    """The program of a graph; ExportError for a module that the native engine has no operations for."""
+    why = _unfit(role)
+    if why is not None:
+        raise ExportError(f"{why}; leave native out of --backends")
     return LOWERINGS[type(role.module)](role)
 
 

@@ -296,6 +296,9 @@ class FakeBuilder:
     def check(self, options: dict[str, Any]) -> None:
         self.checked = options
 
+    def unfit(self, model: Any) -> None:
+        """It runs any."""
+
     def build(self, context: BuildContext, precision: str, options: dict[str, Any]) -> list[BuiltEngine]:
         self.asked.append((precision, options, context.previous))
         return [self.engine(context, "denoiser", precision), self.engine(context, "timestep_table", "f32")]
@@ -398,7 +401,7 @@ def test_options_reach_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.output.endswith("Error: stop here\n")
     options = {"schedule": (0.001, 0.02, 50), "formulation": 2, "name": "x", "prediction": "v"}
     backends = default_backends(())  # where none are named
-    expected = Request(Path("c.pt"), weights="online", backends=backends, latent_prior=Path("p"))
+    expected = Request(Path("c.pt"), weights="online", backends=backends, latent_prior=Path("p"), if_fit=True)
     assert [replace(request, engine_options={}, options={}) for request in seen] == [expected]
     assert {name: value for name, value in seen[0].options.items() if value is not None} == options
     assert not any(seen[0].engine_options.values()), "options that were not given"
