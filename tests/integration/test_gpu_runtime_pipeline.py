@@ -15,6 +15,7 @@ from engine import Sampler
 from engine.bundle.reader import Bundle
 from engine.errors import BackendError, EngineError
 from engine.kernels import ROW_FIELDS
+from engine.resolve import resolve_request
 from engine.solver.table import StepTable
 from tests import toy_family
 from tests.integration.test_gpu_runtime_faults import caught
@@ -49,7 +50,7 @@ def both(bundle: Bundle, **options: Any) -> None:
 
 def with_table(sampler: Sampler, change: Callable[[StepTable], StepTable], **options: Any) -> Any:
     """A sample by a table that no solver makes."""
-    request = sampler._request({"steps": 4, "seed": 3, **options}, "sample", n=3)
+    request = resolve_request(sampler._pipeline, {"steps": 4, "seed": 3, **options}, "sample", n=3)
     return sampler._pipeline.run(replace(request, table=change(request.table)))
 
 
