@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import jsonschema
+import pytest
 
 from benchmarks.machine import machine_facts
 from benchmarks.serving import run
@@ -26,6 +27,7 @@ def test_a_short_run(installed: None, bundles: dict[str, Path]) -> None:
     count("servers started")
     assert sum(row["errors"] for row in rows.values()) == 0
     assert rows["onnxruntime_batched", 8]["mean_batch"] > 1
-    assert rows["onnxruntime_single", 8]["mean_batch"] == 1
+    # The server's two counters are read while requests are under way.
+    assert rows["onnxruntime_single", 8]["mean_batch"] == pytest.approx(1, abs=0.1)
     assert "3 models answer what Sampler makes, 64 seeds each" in told
     assert rows["onnxruntime_http", 8]["mean_batch"] > 1
