@@ -54,7 +54,7 @@ class PlanOptions:
     def sizes(self) -> dict[str, Range]:
         """{free dimension: the range of its sizes}."""
         noise_steps = Range(1, self.steps.usual, self.steps.high)  # one slice of zeros stands for no noise at all
-        return {"batch": self.batch, "steps": self.steps, "noise_steps": noise_steps, "lanes": LANES}
+        return {"batch": self.batch, "steps": self.steps, "rows": self.steps, "noise_steps": noise_steps, "lanes": LANES}
 
     def as_entry(self, free: Iterable[str]) -> dict[str, Any]:
         """What the manifest records of a plan with these free dimensions, and one that is used again must match."""

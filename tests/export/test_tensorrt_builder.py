@@ -78,7 +78,8 @@ class TestOptions:
         options = read_options("tensorrt_rtx", {"trt_batch": None, "targets": ()}, steps=10, T=1000)
         assert options.targets == RTX_DEFAULT_TARGETS
         assert options.sizes() == {
-            "batch": (1, 4, 16), "steps": (1, 10, 1000), "noise_steps": (1, 10, 1000), "lanes": (1, 1, 2)
+            "batch": (1, 4, 16), "steps": (1, 10, 1000), "rows": (1, 10, 1000), "noise_steps": (1, 10, 1000),
+            "lanes": (1, 1, 2),
         }  # fmt: skip
 
     def test_targets_as_people_write_them(self) -> None:
