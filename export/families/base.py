@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +13,7 @@ from engine.bundle.fields import Fields
 from engine.bundle.inputs import InputSpec, parse_inputs
 from engine.bundle.pipeline import PipelineSpec, parse_pipeline
 from engine.bundle.training import ScheduleSpec
+from engine.errors import ArgumentError, did_you_mean
 from export.graphs.roles import Example, Role, with_rows
 from export.read.checkpoint import Checkpoint
 
@@ -86,6 +88,21 @@ class Model:
     @property
     def _where(self) -> str:
         return f"family {self.family}"
+
+
+Options = TypeVar("Options")
+
+
+def options_of(kind: type[Options], given: Mapping[str, Any], family: str) -> Options:
+    """What was said of a model, by name, as the family's dataclass; ArgumentError for a name that it does not have."""
+    known = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for name, value in given.items():
+        if name not in known and value is not None:
+            raise ArgumentError(
+                f"options: found {name!r}, expected some of {', '.join(known)} for a model of family {family}."
+                f"{did_you_mean(name, known)}"
+            )
+    return kind(**{name: value for name, value in given.items() if name in known})
 
 
 class Recognised(Protocol):

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from engine.errors import ArgumentError, did_you_mean
-from export.families.base import Model, Source
+from export.families.base import Model, Source, options_of
 from export.families.diffusevae.architecture import Architecture, infer
 from export.families.diffusevae.evidence import Evidence, Options
 from export.families.diffusevae.graphs import roles
@@ -35,24 +34,13 @@ def claims(checkpoint: Checkpoint) -> bool:
 def recognise(checkpoint: Checkpoint, other: Path | None, weights: str, options: Mapping[str, Any]) -> Found:
     """The model in a checkpoint; `other`, the VAE's own file, replaces a VAE inside it."""
     parts = split(checkpoint)
-    network, said = select(parts, weights, checkpoint.path), _options(options)
+    network, said = select(parts, weights, checkpoint.path), options_of(Options, options, NAME)
     meant = Selection(weights, said.vae_key, STAGE, "--vae-key")
     stage = parts.vae if other is None else vae_stage(read_checkpoint(other, meant))
     evidence = Evidence(checkpoint.path, checkpoint.metadata, network, stage, said)
     architecture = infer(evidence)
     second = stage.checkpoint if stage and stage.checkpoint is not checkpoint and architecture.conditional else None
     return Found(Source(checkpoint, second, weights), architecture, network, stage)
-
-
-def _options(given: Mapping[str, Any]) -> Options:
-    known = [field.name for field in dataclasses.fields(Options)]
-    for name, value in given.items():
-        if name not in known and value is not None:
-            raise ArgumentError(
-                f"options: found {name!r}, expected some of {', '.join(known)} for a model of family {NAME}."
-                f"{did_you_mean(name, known)}"
-            )
-    return Options(**{name: value for name, value in given.items() if name in known})
 
 
 @dataclass(frozen=True)

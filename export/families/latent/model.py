@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from engine.errors import ArgumentError, CheckpointError, did_you_mean
+from engine.errors import ArgumentError, CheckpointError
 from engine.solver.timesteps import kept_timesteps
-from export.families.base import Model, Source
+from export.families.base import Model, Source, options_of
 from export.families.latent.config import Config, describe, read_config, with_null
 from export.families.latent.diffusers_folder import is_folder, read_folder
 from export.families.latent.graphs import roles
@@ -61,7 +61,7 @@ def claims_folder(path: Path) -> bool:
 
 def recognise(checkpoint: Checkpoint, other: Path | None, weights: str, options: Mapping[str, Any]) -> Found:
     """The model in a checkpoint, by its YAML or, for a published one, by the shapes of its weights."""
-    said = _options(options)
+    said = options_of(Options, options, NAME)
     if other is not None:
         raise ArgumentError(f"--vae: found {other}, expected none: a latent diffusion checkpoint has its first stage inside")
     name = checkpoint.path.stem
@@ -79,7 +79,7 @@ def recognise(checkpoint: Checkpoint, other: Path | None, weights: str, options:
 
 def recognise_folder(path: Path, options: Mapping[str, Any]) -> Found:
     """The model in a folder of diffusers, which says all that a YAML does."""
-    said = _options(options)
+    said = options_of(Options, options, NAME)
     for name in ("config", "preset", "null_label"):
         if getattr(said, name) is not None:
             flag = "--" + name.replace("_", "-")
@@ -96,17 +96,6 @@ def _found(source: Source, name: str, config: Config, read: Weights, said: Optio
     if said.size is not None:
         spec = _resized(spec, *said.size)
     return Found(source, said.name or name, config, spec, read, _null_tokens(config, said))
-
-
-def _options(given: Mapping[str, Any]) -> Options:
-    known = [field.name for field in dataclasses.fields(Options)]
-    for name, value in given.items():
-        if name not in known and value is not None:
-            raise ArgumentError(
-                f"options: found {name!r}, expected some of {', '.join(known)} for a model of family {NAME}."
-                f"{did_you_mean(name, known)}"
-            )
-    return Options(**{name: value for name, value in given.items() if name in known})
 
 
 def _resized(spec: LatentSpec, height: int, width: int) -> LatentSpec:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from export.models.latent.spec import FirstStageSpec
-from export.models.unet import NORM_GROUPS
+from export.models.unet import NORM_GROUPS, Upsample
 
 NORM_EPS = 1e-6
 SEARCHED = 1 << 20  # scores of pixels against codes that are in memory at a time for one image: 4 MiB
@@ -74,18 +74,6 @@ class Downsample(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
-        return result
-
-
-class Upsample(nn.Module):
-    """Nearest-neighbour doubling, then a convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         return result
 
 

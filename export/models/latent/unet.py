@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from export.models.latent.spec import LatentUNetSpec
-from export.models.unet import NORM_GROUPS, sinusoid
+from export.models.unet import NORM_GROUPS, Upsample, sinusoid
 
 
 class ResBlock(nn.Module):
@@ -179,18 +179,6 @@ class Downsample(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = self.op(x)
-        return result
-
-
-class Upsample(nn.Module):
-    """Nearest-neighbour doubling, then a convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         return result
 
 
