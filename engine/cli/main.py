@@ -18,7 +18,7 @@ from engine.cli.bulk import bulk_options, sample_in_bulk, take_bulk
 from engine.cli.edit import edit, mix, walk
 from engine.cli.elsewhere import commands as commands_elsewhere
 from engine.cli.info import info, verify
-from engine.cli.inputs import INPUT, LINKS, take_inputs
+from engine.cli.inputs import INPUT, LINKS, options, take_inputs
 from engine.cli.options import (
     BUDGET,
     FIRST,
@@ -103,14 +103,14 @@ def sample(bundle: str, n: int | None, first: int, prior: str | None, **given: A
         sample_to(sampler, run, **given)
 
 
+# Of the commands that a Sampler's method on pictures is behind.
+ON_IMAGES = options(
+    click.argument("bundle"), click.argument("images", nargs=-1, required=True), SEED, INPUT, SETTING, MACHINE, READING
+)
+
+
 @cli.command(short_help="Encode images, and sample from what the encoder makes of them.")
-@click.argument("bundle")
-@click.argument("images", nargs=-1, required=True)
-@SEED
-@INPUT
-@SETTING
-@MACHINE
-@READING
+@ON_IMAGES
 @output("reconstructions.png")
 def reconstruct(bundle: str, images: tuple[str, ...], **given: Any) -> None:
     """Encode IMAGES (files, folders or .npy), and sample from what the bundle's encoder makes of them.
@@ -121,13 +121,7 @@ def reconstruct(bundle: str, images: tuple[str, ...], **given: Any) -> None:
 
 
 @cli.command()
-@click.argument("bundle")
-@click.argument("images", nargs=-1, required=True)
-@SEED
-@INPUT
-@SETTING
-@MACHINE
-@READING
+@ON_IMAGES
 @output("refined.png")
 def refine(bundle: str, images: tuple[str, ...], **given: Any) -> None:
     """Refine IMAGES (files, folders or .npy) themselves: denoise, sharpen. --with-start shows them above.
@@ -138,13 +132,7 @@ def refine(bundle: str, images: tuple[str, ...], **given: Any) -> None:
 
 
 @cli.command(short_help="Sample from IMAGES that are the bundle's input, of a low resolution say.")
-@click.argument("bundle")
-@click.argument("images", nargs=-1, required=True)
-@SEED
-@INPUT
-@SETTING
-@MACHINE
-@READING
+@ON_IMAGES
 @output("upscaled.png")
 def upscale(bundle: str, images: tuple[str, ...], **given: Any) -> None:
     """Sample from IMAGES (files, folders or .npy), one each: for a bundle that takes one picture, such as one to enlarge."""
@@ -152,15 +140,9 @@ def upscale(bundle: str, images: tuple[str, ...], **given: Any) -> None:
 
 
 @cli.command(short_help="Fill in the part of IMAGES that a mask marks.")
-@click.argument("bundle")
-@click.argument("images", nargs=-1, required=True)
 @click.option("--mask", required=True, help="A picture, white where IMAGES are filled in; or a folder of one an image.")
 @click.option("--no-composite", is_flag=True, help="Do not put the given pixels back outside of the mask.")
-@SEED
-@INPUT
-@SETTING
-@MACHINE
-@READING
+@ON_IMAGES
 @output("inpainted.png")
 def inpaint(bundle: str, images: tuple[str, ...], mask: str, no_composite: bool, **given: Any) -> None:
     """Fill in the part of IMAGES (files, folders or .npy) that the mask marks, with what BUNDLE makes of the rest.
