@@ -69,6 +69,7 @@ class RunTimes:
     fixed: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))  # r
     call: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))  # s
     multiple: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))  # of r + K s that a run took
+    probes: int = 0  # runs that are still to be made before the first promise
     _lock: Lock = field(default_factory=Lock)  # clones book their runs in threads of their own
     # Both found once for each run that is booked: a request asks for them once for every fitted setting.
     _usual: tuple[float, float] = (0.0, 0.0)  # medians of r and s
@@ -142,20 +143,32 @@ class Deadlines:
         setting, table = resolve.chain_of(self.pipeline, given, request.setting.prior)
         return replace(request, setting=setting, table=table)
 
+    def probe(self, options: Mapping[str, Any], n: int) -> bool:
+        """Make one of the runs that a first promise for this size waits for; False where there is none left to make."""
+        settings = self._settings(options)
+        return self._probe(self._request(options, settings[0], n), settings, options)
+
     def _times(self, request: Request, settings: tuple[Defaults, ...], options: Mapping[str, Any]) -> RunTimes:
-        """Those of requests of this size; measured now where there were none."""
-        key = (len(request), request.lanes)
-        if key not in self.times:
-            times = RunTimes()
-            ends = (min(settings, key=lambda one: one.steps), max(settings, key=lambda one: one.steps))
-            probe = replace(request, watch=None)
-            for index, setting in enumerate((ends[0], *(ends * PROBES))):
-                run = self._of(probe, setting, options)
-                timings = self.pipeline.run(run).timings
-                if index:  # the first run of a shape may pay for a runtime's preparation
-                    times.add(len(run.table), timings)
-            self.times.setdefault(key, times)  # those of another clone, if it was faster, stay
-        return self.times[key]
+        """Those of requests of this size; measured now where there were too few."""
+        while self._probe(request, settings, options):
+            pass
+        return self._known(request)
+
+    def _known(self, request: Request) -> RunTimes:
+        return self.times.setdefault((len(request), request.lanes), RunTimes(probes=2 * PROBES + 1))
+
+    def _probe(self, request: Request, settings: tuple[Defaults, ...], options: Mapping[str, Any]) -> bool:
+        times = self._known(request)
+        left = times.probes
+        if left <= 0:
+            return False
+        times.probes = left - 1
+        end = (max, min)[left % 2](settings, key=lambda one: one.steps)
+        run = self._of(replace(request, watch=None), end, options)
+        timings = self.pipeline.run(run).timings
+        if left <= 2 * PROBES:  # the first run of a shape may pay for a runtime's preparation
+            times.add(len(run.table), timings)
+        return True
 
     def _choose(self, budget: Budget, settings: tuple[Defaults, ...], times: RunTimes, n: int) -> Defaults:
         for setting in settings:

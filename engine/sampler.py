@@ -184,6 +184,15 @@ class Sampler:
                 return self._deadlines.sample(budget, options, n, progress)
             return self._pipeline.run(resolve.resolve_request(self._pipeline, options, "sample", n=n), progress)
 
+    def probe(self, n: int = 1, **options: Any) -> bool:
+        """Make one of the runs that the first `budget_ms` for batches of n images waits for; options as for `sample`.
+
+        False where none is left to make. A server calls this while it has nothing else to do: a run at a time, so that a
+        request waits for one at most.
+        """
+        with NO_MEMORY, self._turn():
+            return self._deadlines.probe(options, n)
+
     def sample_on_device(self, n: int | None = None, *, stream: object = None, **options: Any) -> DeviceBatch:
         """As `sample`, with the results left on the GPU: arrays that torch, CuPy and pycuda take without a copy.
 

@@ -7,16 +7,17 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from time import perf_counter
+from time import monotonic, perf_counter
 
 from engine.errors import BackendError, EngineError
 from engine.http.answers import Answer
 from engine.http.refusals import Refusal
 from engine.sampler import Sampler
 from engine.serving.groups import run_all
-from engine.serving.warm import measure, warm_up
+from engine.serving.warm import Measuring, warm_up
 
 LOG = logging.getLogger(__name__)
+QUIET_S = 1.0  # without a request, before times for budgets are measured: clients who ask in turns are not to wait for that
 SMOOTHING = 0.2  # of the mean time that a request takes, for Retry-After
 Count = Callable[[Sequence[Answer], int], None]
 
@@ -35,8 +36,9 @@ class Worker:
         self._changed = threading.Condition()
         self._closing = False
         self._request_s = 0.01
-        # Sizes of batch whose times budgets have yet to learn: half a minute in all, in which clients may ask already.
-        self._unmeasured = deque(range(1, max_batch + 1) if sampler.bundle.manifest.fitted is not None else ())
+        self._asked = 0.0  # when the last request came or was answered; before the first one there is nothing to wait for
+        sizes = range(1, max_batch + 1) if sampler.bundle.manifest.fitted is not None else range(0)
+        self._unmeasured = Measuring(sampler, sizes, LOG.info)
         self.ready = False
         self.failed: EngineError | None = None
         self._thread = threading.Thread(target=self._work, name="diffusevae-worker", daemon=True)
@@ -80,6 +82,7 @@ class Worker:
         """Let an admitted request wait for its run; its events follow."""
         with self._changed:
             self._waiting.append(answer)
+            self._asked = monotonic()
             self._changed.notify()
 
     def _work(self) -> None:
@@ -90,8 +93,7 @@ class Worker:
                 if taken:
                     self._run(taken)
                 else:
-                    n = self._unmeasured.popleft()
-                    measure(self.sampler, range(n, n + 1), LOG.info)
+                    self._unmeasured.step()
         except EngineError as error:
             self.failed = error
             LOG.error("%s", error)
@@ -114,6 +116,7 @@ class Worker:
             for answer in taken:
                 if not answer.complete:
                     answer.fail(BackendError("this request met a fault of the server's, which its log describes. Report it"))
+        self._asked = monotonic()
         each = (perf_counter() - began) / len(taken)
         self._request_s += SMOOTHING * (each - self._request_s)
         for answer in taken:
@@ -121,10 +124,11 @@ class Worker:
         self._count(taken, runs)
 
     def _take(self) -> list[Answer] | None:
-        """The requests of the next turn, in the order of their arrival, as many as fill a run; none while there is time to
-        measure a size of batch; None when closing."""
+        """The requests of the next turn, in the order of their arrival, as many as fill a run; none while it is quiet and
+        there are times to measure; None when closing."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closing or self._unmeasured)
+            quiet = max(0.0, self._asked + QUIET_S - monotonic()) if self._unmeasured else None
+            self._changed.wait_for(lambda: self._waiting or self._closing, quiet)
             if self._closing:
                 return None
             if not self._waiting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from time import perf_counter
 from typing import Any
 
@@ -9,8 +10,6 @@ from engine.bundle.examples import example_inputs
 from engine.errors import BackendError, EngineError
 from engine.sampler import Sampler
 from engine.serving.groups import Log
-
-FOREVER = 1e12  # ms: a budget that the best setting keeps
 
 
 def warm_up(sampler: Sampler, max_batch: int, log: Log) -> None:
@@ -32,13 +31,25 @@ def warm_up(sampler: Sampler, max_batch: int, log: Log) -> None:
         raise BackendError(f"warm-up: {error}") from error
 
 
-def measure(sampler: Sampler, sizes: range, log: Log) -> None:
-    """Measure the runs of batches of these sizes, so that no request with a budget has to wait for that."""
-    manifest = sampler.bundle.manifest
-    examples, began = example_inputs(manifest), perf_counter()
-    if examples is None:
-        return  # the warm-up has said why
-    for n in sizes:
-        sampler.sample(n, seed=0, budget_ms=FOREVER, **examples)
-    took = perf_counter() - began
-    log(f"{manifest.name}: measured batches of {sizes[0]} .. {sizes[-1]} for budgets in {took:.1f} s")
+class Measuring:
+    """Measures batches of these sizes, a run at a time, so that no request with a budget has to wait for that."""
+
+    def __init__(self, sampler: Sampler, sizes: range, log: Log) -> None:
+        self.sampler, self.log, self.examples = sampler, log, example_inputs(sampler.bundle.manifest)
+        # Without examples there is nothing to run: the warm-up has said why.
+        self.sizes, self.left = sizes, deque(sizes if self.examples is not None else ())
+        self.took_s = 0.0
+
+    def __bool__(self) -> bool:
+        """Whether anything is left to measure."""
+        return bool(self.left)
+
+    def step(self) -> None:
+        """One run; says so after the last."""
+        began = perf_counter()
+        if not self.sampler.probe(self.left[0], seed=0, **(self.examples or {})):
+            self.left.popleft()
+        self.took_s += perf_counter() - began
+        if not self.left:
+            sizes = f"{self.sizes[0]} .. {self.sizes[-1]}"
+            self.log(f"{self.sampler.bundle.manifest.name}: measured batches of {sizes} for budgets in {self.took_s:.1f} s")

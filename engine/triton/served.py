@@ -11,7 +11,7 @@ from engine.bundle.reader import Bundle
 from engine.errors import EngineError
 from engine.sampler import Sampler
 from engine.serving.groups import run_all
-from engine.serving.warm import measure, warm_up
+from engine.serving.warm import Measuring, warm_up
 from engine.triton.answers import Answer
 from engine.triton.metrics import Metrics
 from engine.triton.numpy_check import check_numpy
@@ -51,7 +51,9 @@ class TritonPythonModel:
             )
             warm_up(self._sampler, options.max_batch, self._server.Logger.log_info)
             if BUDGET[0].name in offered:
-                measure(self._sampler, range(1, options.max_batch + 1), self._server.Logger.log_info)
+                measuring = Measuring(self._sampler, range(1, options.max_batch + 1), self._server.Logger.log_info)
+                while measuring:
+                    measuring.step()
             self._metrics = Metrics(self._server, options.name, args["model_version"])
         except EngineError as error:
             self.finalize()

@@ -90,11 +90,11 @@ class Damage:
 # The strengths that benchmarks measure, and between and around them those that starts are fitted to: none is in both.
 KINDS: tuple[tuple[str, str, Apply, tuple[float, ...], tuple[float, ...]], ...] = (
     ("Gaussian noise", "sigma {:g}", _noise, (0.05, 0.1, 0.2, 0.4), (0.02, 0.04, 0.06, 0.085, 0.12, 0.16, 0.25, 0.35, 0.5)),
-    ("blur", "sigma {:g} px", _blur, (0.6, 1.0, 2.0), (0.5, 0.8, 1.2, 1.5, 2.5)),
+    ("blur", "sigma {:g} px", _blur, (0.6, 1.0, 2.0), (0.35, 0.44, 0.55, 0.68, 0.85, 1.07, 1.33, 1.67, 2.6)),
     ("low resolution", "x{:g}", _low_resolution, (2, 4), (1.6, 3, 5)),
     ("JPEG", "quality {:g}", _jpeg, (50, 20, 8), (90, 70, 30, 12)),
     ("salt and pepper", "{:.0%}", _salt_and_pepper, (0.02, 0.1, 0.25), (0.01, 0.05, 0.07, 0.13, 0.17, 0.35)),
-    ("mask", "{:.0%} of the side", _mask, (0.25, 0.5), (0.1, 0.2, 0.4)),
+    ("mask", "{:.0%} of the side", _mask, (0.25, 0.5), (0.1, 0.15, 0.22, 0.33, 0.43, 0.56, 0.7)),
 )
 MEASURED = tuple(Damage(kind, strength, unit, apply) for kind, unit, apply, strengths, _ in KINDS for strength in strengths)
 FITTED = tuple(Damage(kind, strength, unit, apply) for kind, unit, apply, _, strengths in KINDS for strength in strengths)

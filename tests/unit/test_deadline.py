@@ -18,6 +18,7 @@ from engine.cli.main import cli
 from engine.deadline import PROBES, Budget, RunTimes
 from engine.result import Timings
 from tests import toy
+from tests.http_served import eventually, serving
 from tests.samplers import ANY_BACKEND
 
 CHAINS = {10: [900, 800, 700, 600, 500, 400, 300, 200, 100, 10], 5: [400, 244, 111, 38, 9], 3: [400, 150, 25], 1: [300]}
@@ -78,6 +79,31 @@ def test_a_new_size_is_measured_first(sampler: Sampler) -> None:
     assert list(sampler._deadlines.times) == [(2, 1)]
     assert len(sampler._deadlines.times[2, 1].call) == 2 * PROBES + 1
     np.testing.assert_array_equal(batch.images, sampler.sample(2, seed=1, steps=5).images)
+
+
+def test_a_server_measures_a_run_at_a_time(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler._deadlines.times = {}
+    runs: list[int] = []
+    run = sampler._pipeline.run
+    monkeypatch.setattr(sampler._pipeline, "run", lambda request: runs.append(len(request.table.rows)) or run(request))
+    found = []
+    while sampler.probe(2, seed=0):
+        found.append(list(runs))
+        runs.clear()
+    assert found == [[1], *([10], [1]) * PROBES]
+    assert len(sampler._deadlines.times[2, 1].call) == 2 * PROBES
+
+
+def test_an_http_server_measures_while_it_is_quiet(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.http.worker.QUIET_S", 1e6)
+    with serving(sampler.bundle.path, max_batch=3) as served:
+        times = served.worker.sampler._deadlines.times
+        assert served.ask("sample", {"n": 2, "seed": 1}).status == 200
+        assert times == {}, "clients who ask in turns do not wait for it"
+        monkeypatch.setattr("engine.http.worker.QUIET_S", 0.0)
+        assert served.ask("sample", {"n": 2, "seed": 1}).status == 200
+        eventually(lambda: not served.worker._unmeasured, "the end of the measuring")
+        assert {key: (kept.probes, len(kept.call)) for key, kept in times.items()} == {(n, 1): (0, 10) for n in (1, 2, 3)}
 
 
 def test_a_late_chain_ends_with_what_it_has(sampler: Sampler, known: RunTimes, monkeypatch: pytest.MonkeyPatch) -> None:
