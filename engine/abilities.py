@@ -86,12 +86,17 @@ def picture_inputs(manifest: Manifest) -> tuple[tuple[InputSpec, ...], tuple[Inp
     return images, masks
 
 
+def upscales(manifest: Manifest) -> bool:
+    """Whether one picture is what a sample is made of."""
+    images, masks = picture_inputs(manifest)
+    return len(images) == 1 and not masks
+
+
 def upscaled_input(manifest: Manifest, what: str) -> InputSpec:
     """The one picture that a sample is made of."""
-    images, masks = picture_inputs(manifest)
-    if len(images) != 1 or masks:
+    if not upscales(manifest):
         raise lacks(manifest, what, "exactly one input that is an image, and none that is a mask")
-    return images[0]
+    return picture_inputs(manifest)[0][0]
 
 
 def encoder_shape(manifest: Manifest) -> tuple[int, int, int]:

@@ -27,7 +27,7 @@ class Holed(NamedTuple):
 
 def picture_shape(manifest: Manifest) -> tuple[int, int, int]:
     """[C, H, W] of the images that `inpaint` takes; ArgumentError for a bundle that takes none."""
-    pair = _image_and_mask(manifest)
+    pair = image_and_mask(manifest)
     if pair is None and not abilities.takes_images(manifest):
         needed = "an image and a mask among its inputs, a state that is the image, or an encoder to it"
         raise abilities.lacks(manifest, "inpaint", needed)
@@ -51,7 +51,7 @@ def inpaint(
     spec = InputSpec("masks", "float32", (BATCH, 1, *shape[1:]), (0.0, 1.0), draw=None, picture="mask", null=None)
     mask = checks.input_of(spec, masks)
     checks.agree_on_count({"images": len(pixels), "masks": len(mask)}, shared=("masks",))
-    pair = _image_and_mask(manifest)
+    pair = image_and_mask(manifest)
     if pair is not None:
         return _conditioned(pipeline, Holed(pixels, mask), pair, known_noise, options), Holed(pixels, mask)
     noise = None if known_noise is None else checks.step_noise_of(known_noise, state, "known_noise")
@@ -67,7 +67,7 @@ def inpaint(
     return request.blended(blend), Holed(pixels, mask)
 
 
-def _image_and_mask(manifest: Manifest) -> tuple[InputSpec, InputSpec] | None:
+def image_and_mask(manifest: Manifest) -> tuple[InputSpec, InputSpec] | None:
     """The inputs that are a picture and its mask, where there is one of each."""
     images, masks = abilities.picture_inputs(manifest)
     return (images[0], masks[0]) if len(images) == len(masks) == 1 else None

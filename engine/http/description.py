@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from engine import __version__, resolve
-from engine.abilities import picture_shape
 from engine.bundle.examples import example_inputs
 from engine.http import formats
 from engine.http.axes import principal_axes
-from engine.http.fields import IMAGES
-from engine.http.reader import Reader
+from engine.http.fields import IMAGES, MASKS, WHOLE
+from engine.http.reader import Reader, picture_of
 from engine.imaging import FITS, png_bytes
 from engine.text import TEXT
 
@@ -24,6 +23,8 @@ SUMMARIES = {
     "refine": "Pictures refined themselves: denoised, sharpened",
     "edit": "Seeds, latents or pictures, moved along the bundle's directions",
     "interpolate": "The way from one image to another",
+    "upscale": "Small pictures, sampled large",
+    "inpaint": "Pictures whose masked part is filled in",
 }
 ERRORS = {
     "400": "A field is wrong; the message says which, what was expected and what to do",
@@ -122,7 +123,7 @@ def _operation(reader: Reader, verb: str) -> dict[str, Any]:
 def _parameters(reader: Reader, verb: str) -> list[dict[str, Any]]:
     names = ", ".join(reader.outputs)
     found = {"outputs": ({"type": "string", "default": "image"}, f"Some of {names}, with commas between them.")}
-    if verb in ("reconstruct", "refine", "edit") or any(spec.picture for spec in reader.manifest.inputs):
+    if IMAGES in reader.fields[verb] or verb == "edit" or any(spec.picture for spec in reader.manifest.inputs):
         found["fit"] = ({"type": "string", "default": FITS[0]}, "Pictures of other proportions: crop, or pad.")
         found["background"] = ({"type": "string", "default": "white"}, "Below what is transparent.")
     return [
@@ -147,11 +148,14 @@ def _example(reader: Reader, verb: str) -> dict[str, Any]:
         return {"what": list(range(min(4, reader.limits.max_batch))), "edits": {first: 1.0}, **needed}
     if verb == "sample":
         return {"n": min(4, reader.limits.max_batch), "seed": 0, **needed}
-    picture = _picture(picture_shape(reader.manifest))
+    shape = picture_of(reader.manifest, verb)
+    pictures: dict[str, Any] = {IMAGES: [_picture(shape)], MASKS: [_picture((1, *shape[1:]))]}
+    if shape != reader.manifest.pipeline.image_shape:
+        pictures[WHOLE] = False
     known = {name: value for name, value in needed.items() if name in reader.fields[verb]}
     setting = {"seed": 0, "steps": 5, "t_start": reader.manifest.schedule.T * 3 // 10}
     fields = reader.fields[verb]
-    return {IMAGES: [picture], **{name: value for name, value in setting.items() if name in fields}, **known}
+    return {**{name: value for name, value in (pictures | setting).items() if name in fields}, **known}
 
 
 def _picture(shape: tuple[int, int, int]) -> str:

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engine.abilities import autoencodes, takes_images
+from engine.abilities import autoencodes, takes_images, upscaled_input, upscales
 from engine.bundle.limits import MAX_STRENGTH
 from engine.bundle.manifest import Manifest
 from engine.bundle.prior import PRIORS
 from engine.bundle.tensors import BATCH, TensorSpec
 from engine.http.limits import Limits
+from engine.inpaint import image_and_mask
 from engine.resolve import SETTINGS
 from engine.serving.groups import starts_from_pixels
 from engine.solver.table import METHODS, VARIANCES
@@ -23,7 +24,8 @@ from engine.text import TEXT
 from engine.verbs import PRESERVE
 
 Schema = Mapping[str, Any]
-IMAGES = "images"
+IMAGES, MASKS = "images", "masks"
+WHOLE = "composite"  # of inpaint
 SEEDS_END = 2**64 - 1
 
 
@@ -42,7 +44,7 @@ def verbs_of(manifest: Manifest) -> tuple[str, ...]:
     starts, encodes = takes_images(manifest), bool(manifest.pipeline.encode)
     found = {
         "sample": True, "reconstruct": encodes and starts, "refine": starts, "edit": manifest.directions is not None,
-        "interpolate": True,
+        "interpolate": True, "upscale": upscales(manifest), "inpaint": starts or image_and_mask(manifest) is not None,
     }  # fmt: skip
     return tuple(verb for verb, has in found.items() if has)
 
@@ -60,6 +62,9 @@ def fields_of(manifest: Manifest, verb: str, limits: Limits) -> dict[str, Field]
         found += _edit(manifest, limits)
     else:
         found.append(_images(limits))
+    if verb == "inpaint":
+        kept = "Put what was given back outside of the mask: there every pixel is then the one that was sent."
+        found += [_masks(limits), Field(WHOLE, {"type": "boolean", "default": True, "description": kept})]
     found += [_seed(limits), *_setting(manifest, verb, limits), *_inputs(manifest, verb, limits)]
     if manifest.directions is not None and verb != "edit":
         found.append(Field("edits", _strengths(manifest)))
@@ -92,6 +97,17 @@ def _images(limits: Limits) -> Field:
     text = f"Pictures of at most {limits.max_pixels:,} pixels, as base64 or data: URLs."
     many = {"type": "array", "items": one, "minItems": 1, "maxItems": limits.max_batch}
     return Field(IMAGES, {"oneOf": [one, many], "description": text}, needed=True)
+
+
+def _masks(limits: Limits) -> Field:
+    text = "White where to fill in, of the images' size: one each, or one for all."
+    return Field(MASKS, {"oneOf": _images(limits).schema["oneOf"], "description": text}, needed=True)
+
+
+def noised(manifest: Manifest, verb: str) -> bool:
+    """Whether a chain of this verb may start from the noised pictures of its request."""
+    blends = verb == "inpaint" and image_and_mask(manifest) is None and manifest.pipeline.state.start is None
+    return verb in ("reconstruct", "refine") or blends
 
 
 def _edit(manifest: Manifest, limits: Limits) -> list[Field]:
@@ -148,7 +164,7 @@ def _setting(manifest: Manifest, verb: str, limits: Limits) -> list[Field]:
         "variance": {"enum": list(VARIANCES), "description": "DDPM's."},
         "clip": {"type": "boolean", "default": True, "description": "Limit each step's prediction."},
     }
-    if (verb != "edit" and pipeline.state.start is not None) or verb in ("reconstruct", "refine"):
+    if (verb != "edit" and pipeline.state.start is not None) or noised(manifest, verb):
         found["t_start"] = {**timestep, "description": "Start from the noised start image at this timestep."}
     if pipeline.guided:
         found["guidance"] = {"type": "number", "description": "Weight; not 0 doubles the network's work."}
@@ -171,7 +187,11 @@ def _inputs(manifest: Manifest, verb: str, limits: Limits) -> list[Field]:
         made = {value for call in manifest.pipeline.encode for value in call.outputs.values()}
     if verb in ("edit", "interpolate") and manifest.drawn is not None:
         made = {manifest.drawn.name}
-    given = verb in ("sample", "edit", "interpolate")
+    given = verb in ("sample", "edit", "interpolate", "upscale")
+    if verb == "upscale":
+        made = {upscaled_input(manifest, verb).name}
+    if verb == "inpaint" and (pair := image_and_mask(manifest)) is not None:
+        made, given = {spec.name for spec in pair}, True
     worded = "" if manifest.text is None else manifest.text.input
     found = [
         Field(

@@ -13,15 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import checks, resolve
-from engine.abilities import picture_shape
+from engine.abilities import picture_shape, upscaled_input
 from engine.argument_checks import check_number
 from engine.bundle.directions import Edits, checked_edits
 from engine.bundle.inputs import InputSpec
+from engine.bundle.manifest import Manifest
 from engine.deadline import Budget
 from engine.errors import ArgumentError, did_you_mean
-from engine.http.fields import IMAGES, Field, fields_of, outputs_of, setting_names, verbs_of
+from engine.http.fields import IMAGES, MASKS, WHOLE, Field, fields_of, noised, outputs_of, setting_names, verbs_of
 from engine.http.limits import Limits
 from engine.imaging import decode_images
+from engine.inpaint import picture_shape as inpainted_shape
 from engine.sampler import Sampler
 from engine.serving.asks import Ask, Options, Settings
 from engine.solver import noise as noises
@@ -30,6 +32,7 @@ from engine.text import TEXT, TextEncoder
 MAX_NAME = 100
 MAX_FIELDS = 64
 MAX_DIGITS = 20  # 2**64 has as many; int() of a long text is quadratic
+BROUGHT = (IMAGES, MASKS, "what")  # arguments of verbs beside the bundle's inputs
 DATA_URL = re.compile(r"data:[^,;]*;base64,")
 
 
@@ -68,17 +71,23 @@ class Reader:
             names = ", ".join(f"{field.name} or {field.instead}" if field.instead else field.name for field in missing)
             raise ArgumentError(f"{verb}: found no {names}, expected it in the body. Send it too.")
         wanted = self._wanted(query.get("outputs"))
-        has_images = verb in ("reconstruct", "refine")
         inputs = {
             spec.name: self._input(spec, given[spec.name], query) for spec in self.manifest.inputs if spec.name in given
         }
-        if has_images:
-            inputs[IMAGES] = self._images(given[IMAGES], query)
+        if IMAGES in fields:
+            inputs[IMAGES] = self._images(given[IMAGES], query, shape=picture_of(self.manifest, verb))
+        if MASKS in fields:
+            _, *size = inputs[IMAGES].shape[:3]
+            inputs[MASKS] = self._images(given[MASKS], query, MASKS, (1, *size))
         if "edits" in given:
             given["edits"] = checked_edits(self.manifest.directions, given["edits"])
         if "preserve" in given:
             check_number("preserve", given["preserve"], 0.0, 1.0)
-        options, budget = self._settle(verb, given, has_images) if "steps" in fields else ((), None)
+        options, budget = self._settle(verb, given, noised(self.manifest, verb)) if "steps" in fields else ((), None)
+        if WHOLE in given:
+            if not isinstance(given[WHOLE], bool):
+                raise ArgumentError(f"{WHOLE} is {str(given[WHOLE])[:MAX_NAME]}; expected true or false. Correct it.")
+            options = (*options, (WHOLE, given[WHOLE]))
         if verb == "edit":
             verb, options, given = self._edit(given, inputs, query)
         if verb == "interpolate":
@@ -88,7 +97,7 @@ class Reader:
             verb = "sample"
         else:
             seeds = self._seeds(given, inputs)
-        checks.check_free_dimensions(self.manifest.inputs, {k: v for k, v in inputs.items() if k not in (IMAGES, "what")})
+        checks.check_free_dimensions(self.manifest.inputs, {k: v for k, v in inputs.items() if k not in BROUGHT})
         inputs = {name: _for_all(array, len(seeds)) for name, array in inputs.items()}
         n = len(seeds)
         edits = _each(given.get("edits", {}), n)
@@ -201,6 +210,13 @@ class Reader:
 
     def _end(self, name: str, value: Any) -> Any:
         return _array(name, value, "float32") if isinstance(value, list) else value
+
+
+def picture_of(manifest: Manifest, verb: str) -> tuple[int, int, int]:
+    """[C, H, W] of the images that a verb takes."""
+    if verb == "upscale":
+        return upscaled_input(manifest, verb).picture_shape
+    return inpainted_shape(manifest) if verb == "inpaint" else picture_shape(manifest)
 
 
 def _whole(text: str) -> int:

@@ -28,6 +28,9 @@ from tests.toy_family import build_family
 
 PICTURE = np.random.default_rng(3).integers(0, 256, (8, 8, 3), np.uint8)
 SENT = base64.b64encode(png_bytes(PICTURE)).decode()
+MASK = np.zeros((8, 8, 1), np.uint8)
+MASK[2:6, 3:7] = 255
+HOLE = base64.b64encode(png_bytes(MASK)).decode()
 Z = [[0.5, -1.0, 0.25, 2], [0, 1, 2, 3]]  # whole numbers too, which JSON writes without a point
 EDITS = {"glasses": 1.0, "beard": -0.5}
 
@@ -73,6 +76,14 @@ REQUESTS: dict[str, tuple[str, dict[str, Any], Any]] = {
     "edit seeds": ("edit", {"what": [3, 4], "edits": EDITS}, lambda s: s.edit([3, 4], EDITS)),
     "edit kept": ("edit", {"what": 3, "edits": EDITS, "preserve": 0.7}, lambda s: s.edit(3, EDITS, preserve=0.7)),
     "edit z": ("edit", {"what": Z, "edits": EDITS, "seed": 1}, lambda s: s.edit(np.array(Z, np.float32), EDITS, seed=1)),
+    "inpaint": (
+        "inpaint", {"images": [SENT, SENT], "masks": HOLE, "seed": 1, "t_start": 300},
+        lambda s: s.inpaint([PICTURE] * 2, MASK, seed=1, t_start=300),
+    ),
+    "inpaint whole": (
+        "inpaint", {"images": SENT, "masks": [HOLE], "seed": 1, "composite": False},
+        lambda s: s.inpaint(PICTURE, MASK, seed=1, composite=False),
+    ),
     "edit picture": ("edit", {"what": SENT, "edits": EDITS, "seed": 1}, lambda s: s.edit(PICTURE, EDITS, seed=1)),
 }  # fmt: skip
 
@@ -201,7 +212,7 @@ def test_other_refusals_are_json_too(method: str, path: str, headers: dict[str, 
 def test_every_example_of_the_openapi_document_works(served: Served) -> None:
     paths = served.send("GET", "/openapi.json").json["paths"]
     verbs = [path for path in paths if "post" in paths[path]]
-    assert verbs == ["/v1/sample", "/v1/reconstruct", "/v1/refine", "/v1/edit", "/v1/interpolate"]
+    assert verbs == ["/v1/sample", "/v1/reconstruct", "/v1/refine", "/v1/edit", "/v1/interpolate", "/v1/inpaint"]
     for path in verbs:
         content = paths[path]["post"]["requestBody"]["content"][JSON]
         assert set(content["example"]) <= set(content["schema"]["properties"])
@@ -268,7 +279,7 @@ def test_a_bundle_that_encodes_the_state(tmp_path: Path) -> None:
     sent, inputs = base64.b64encode(png_bytes(picture)).decode(), {"label": 3, "style": [0.5] * 5}
     with serving(path) as served, lone(path) as alone:
         verbs = json.loads(served.send("GET", "/v1/info").data)["verbs"]
-        assert list(verbs) == ["sample", "reconstruct", "refine", "interpolate"]
+        assert list(verbs) == ["sample", "reconstruct", "refine", "interpolate", "inpaint"]
         assert list(verbs["reconstruct"]) == ["images"]
         asked = {"images": [sent] * 2}
         np.testing.assert_array_equal(served.ask("reconstruct", asked).array, alone.reconstruct([picture] * 2).images)
@@ -278,7 +289,7 @@ def test_a_bundle_that_encodes_the_state(tmp_path: Path) -> None:
         np.testing.assert_array_equal(refined, alone.refine([picture] * 2, **given).images)
         walk = served.ask("interpolate", {"a": 1, "b": 2, "n": 3, **inputs}).array
         np.testing.assert_array_equal(walk, alone.interpolate(1, 2, 3, label=3, style=given["style"]).images)
-        for verb in ("reconstruct", "refine", "interpolate"):
+        for verb in list(verbs)[1:]:
             example = json.loads(served.send("GET", "/openapi.json").data)["paths"][f"/v1/{verb}"]["post"]["requestBody"]
             assert served.ask(verb, example["content"]["application/json"]["example"]).status == 200
         assert "no field 'steps'; it has images" in served.ask("reconstruct", {**asked, "steps": 3}).refusal[1]
@@ -293,8 +304,27 @@ def test_inputs_that_are_pictures_are_sent_as_such(tmp_path: Path) -> None:
     with serving(path) as served, lone(path) as alone:
         expected = alone.sample(2, seed=2, label=3, photo=photo, mask=mask).images
         np.testing.assert_array_equal(served.ask("sample", whole).array, expected)
+        filled = {"images": body["photo"], "masks": whole["mask"], "composite": False, "seed": 2, "label": 3}
+        expected = alone.inpaint(photo, mask, composite=False, seed=2, label=3).images
+        np.testing.assert_array_equal(served.ask("inpaint", filled).array, expected)
+        assert served.ask("inpaint", filled | {"composite": True}).array.shape == (1, 12, 16, 3)
+        assert "composite is 1; expected true or false" in served.ask("inpaint", filled | {"composite": 1}).refusal[1]
+        assert "inpaint has no field 'photo'" in served.ask("inpaint", filled | {"photo": "abcd"}).refusal[1]
         example = json.loads(served.send("GET", "/openapi.json").data)["paths"]["/v1/sample"]["post"]["requestBody"]
         assert served.ask("sample", example["content"]["application/json"]["example"]).status == 200
+        example = json.loads(served.send("GET", "/openapi.json").data)["paths"]["/v1/inpaint"]["post"]["requestBody"]
+        assert served.ask("inpaint", example["content"]["application/json"]["example"]).status == 200
         assert "found no mask" in served.ask("sample", body).refusal[1]
         assert "mask[0] is no base64" in served.ask("sample", body | {"mask": "?"}).refusal[1]
         assert "mask[0] cannot be read as an image" in served.ask("sample", body | {"mask": "abcd"}).refusal[1]
+
+
+def test_a_bundle_of_one_picture_is_upscaled(tmp_path: Path) -> None:
+    path = build_family(tmp_path / "pictured", encodes=[], pictures=["photo"])
+    photo = np.random.default_rng(3).integers(0, 256, (12, 16, 3), np.uint8)
+    body = {"images": base64.b64encode(png_bytes(photo)).decode(), "seed": 2, "label": 3}
+    with serving(path) as served, lone(path) as alone:
+        expected = alone.upscale(photo, seed=2, label=3).images
+        np.testing.assert_array_equal(served.ask("upscale", body).array, expected)
+        example = json.loads(served.send("GET", "/openapi.json").data)["paths"]["/v1/upscale"]["post"]["requestBody"]
+        assert served.ask("upscale", example["content"]["application/json"]["example"]).status == 200
