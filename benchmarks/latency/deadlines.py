@@ -6,6 +6,9 @@ Each row is one load and one budget: `requests` calls of `sample(1, seed, budget
 promise is a call for which some fitted setting was expected in time; where none was, the fastest ran without a promise, and
 that is counted apart. Goal: 99 of 100 promises are kept. With --heldout the images' distance is given beside that of the
 one fitted setting whose time is nearest to the row's mean, on the same seeds.
+
+Before that, alone and in turns: what a budget, and a callback after each step, add to the same images. Goal for the former:
+1 %.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 if not __package__:
@@ -41,7 +45,9 @@ from export.fitting.frechet import Moments, frechet_distance, moments
 from export.fitting.objective import CHUNK
 
 GOAL = 0.99  # of all promises are kept
+ADDED = 0.01  # at most, by a budget
 BUDGETS = (8.0, 12.0, 20.0, 40.0)
+FOREVER = 1e9  # ms
 LOADS = (0, 1, 2)  # busy processes
 Say = Callable[[str], None]
 
@@ -95,6 +101,26 @@ def measure(sampler: Sampler, budgets: Sequence[float], loads: Sequence[int], re
                 say(f"{busy} busy, budget {budget:g} ms")
                 rows.append(ask(sampler, busy, budget, requests))
     return rows
+
+
+def added(sampler: Sampler, rounds: int = 300) -> dict[str, Any]:
+    """Medians in ms of the setting that a boundless budget takes: plain, with a budget, and with a callback, in turns."""
+    steps = sampler.sample(1, seed=0, budget_ms=FOREVER).setting.steps
+    plainly: dict[str, Any] = {"steps": steps}
+    ways = {"plain": plainly, "budget": {"budget_ms": FOREVER}, "callback": plainly | {"callback": lambda _: False}}
+    took: dict[str, list[float]] = {name: [] for name in ways}
+    images = [sampler.sample(1, seed=1, **options).images for options in ways.values()]
+    if any(not np.array_equal(one, images[0]) for one in images):
+        raise BenchmarkError("found other images with a budget or a callback than without, expected the same; report it")
+    names = list(ways)
+    for turn in range(rounds):
+        for name in (*names[turn % 3 :], *names[: turn % 3]):  # none is always after the same one
+            began = perf_counter()
+            sampler.sample(1, seed=turn, **ways[name])
+            took[name].append(1e3 * (perf_counter() - began))
+    plain = float(np.median(took["plain"]))
+    more = {name: round(float(np.median(took[name])) / plain - 1, 5) for name in ("budget", "callback")}
+    return {"steps": steps, "rounds": rounds, "plain_ms": percentiles(took["plain"]), "added": more, "most": ADDED}
 
 
 def run_times(sampler: Sampler, repeats: int = 50) -> dict[int, float]:
@@ -172,6 +198,10 @@ def table(result: dict[str, Any]) -> str:
         if "fd" in row:
             line += f"; FD {row['fd']:g}, always {row['fixed_steps']}: {row['fixed_fd']:g}"
         lines.append(line)
+    more = result["added"]
+    budget, callback = (f"{100 * more['added'][name]:.2f} %" for name in ("budget", "callback"))
+    alone = f"{more['steps']} steps alone: {more['plain_ms']['p50']:.2f} ms"
+    lines.append(f"{alone}; a budget adds {budget} (goal: {100 * more['most']:g} %), a callback {callback}")
     missed = [goal for goal in result["goals"] if not goal["good"]]
     return "\n".join([*lines, f"{len(result['goals']) - len(missed)} of {len(result['goals'])} rows keep {GOAL:.0%}"])
 
@@ -196,6 +226,7 @@ def main(
     click.echo(describe(facts))
     with Sampler(bundle, backend, precision, threads) as sampler:
         times = run_times(sampler)
+        more = added(sampler)
         rows = measure(sampler, budgets, loads, requests, click.echo)
         distances = None
         if heldout is not None:
@@ -205,7 +236,7 @@ def main(
             "format": "diffusevae-deadlines", "format_version": 1, "date": now(), "machine": facts,
             "model": sampler.bundle.manifest.name, "backend": sampler.backend, "precision": sampler.precision,
             "threads": sampler.threads, "requests": requests, "metric": METRIC if heldout else None,
-            "alone_ms": {str(steps): round(mean, 3) for steps, mean in times.items()}, "results": results,
+            "alone_ms": {str(steps): round(mean, 3) for steps, mean in times.items()}, "added": more, "results": results,
             "goals": judge(results),
         }  # fmt: skip
     write_json(out, result)

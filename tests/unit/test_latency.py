@@ -140,6 +140,8 @@ def test_budgets_beside_a_busy_process_are_what_their_schema_promises(tmp_path: 
     with Sampler(path, "onnxruntime", "f32", threads=1) as sampler:
         times = deadlines.run_times(sampler, repeats=2)
         assert list(times) == [5, 1]
+        more = deadlines.added(sampler, rounds=4)
+        assert (more["steps"], more["plain_ms"]["n"], list(more["added"])) == (5, 4, ["budget", "callback"])
         rows = deadlines.measure(sampler, (1e-3, 1e6), (0, 1), 3, lambda _: None)
         heldout = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
         results = deadlines.compare(rows, times, deadlines.Distances(sampler, heldout, colour_means, 3))
@@ -152,10 +154,12 @@ def test_budgets_beside_a_busy_process_are_what_their_schema_promises(tmp_path: 
         "format": "diffusevae-deadlines", "format_version": 1, "date": "now", "machine": FACTS, "model": "toy",
         "backend": "onnxruntime", "precision": "f32", "threads": 1, "requests": 3, "metric": None,
         "alone_ms": {str(steps): mean for steps, mean in times.items()}, "results": results,
-        "goals": deadlines.judge(results),
+        "added": more, "goals": deadlines.judge(results),
     }  # fmt: skip
     check_schema("deadlines", result)
     assert "2 of 2 rows keep 99%" in deadlines.table(result)
+    shown = result | {"added": more | {"added": {"budget": 0.004, "callback": 0.021}}}
+    assert "a budget adds 0.40 % (goal: 1 %), a callback 2.10 %" in deadlines.table(shown)
     late = deadlines.Row(1, 5.0, [4.0, 6.0], [5, 5], [True, True], np.zeros((2, 1, 1, 3), np.uint8))
     assert [goal["good"] for goal in deadlines.judge([late.figures()])] == [False]
 
