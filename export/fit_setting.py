@@ -35,6 +35,7 @@ from engine.errors import ArgumentError
 from engine.places import check_file
 from engine.result import U8
 from export.dates import now
+from export.fitting import front
 from export.fitting.features import DEFAULT, NETWORKS, check_network, open_features, title_of
 from export.fitting.fit import CALLS, FIRST_SEED, UNSEEN, Fit, Fitting
 from export.fitting.objective import Objective, Reference
@@ -97,6 +98,7 @@ def starts_from_image(sampler: Sampler, start: str | None) -> bool:
 @click.option("--record", type=click.Path(path_type=Path), help="Scores so far.  [default: BUNDLE.settings.json]")
 @click.option("--save", type=click.Path(path_type=Path), help="Write them into this file too, for --take.")
 @click.option("--take", type=click.Path(path_type=Path), help="What --save wrote of the same checkpoint: no search then.")
+@click.option("--plot", type=click.Path(path_type=Path), help="A picture of what was found, PNG or SVG.")
 @click.option("--dry-run", is_flag=True, help="Leave the bundle as it is.")
 @INPUT
 @click.option("--backend", default="auto", show_default=True, help="As for sample.")
@@ -104,8 +106,8 @@ def starts_from_image(sampler: Sampler, start: str | None) -> bool:
 @click.option("--threads", type=click.IntRange(1), help="As for sample.")
 def main(
     bundle: Path, images: Path | None, calls: tuple[int, ...], start: str | None, network: str, seeds: int, proof: int,
-    minutes: float, record: Path | None, save: Path | None, take: Path | None, dry_run: bool, inputs: Any,
-    texts: tuple[str, ...], backend: str, precision: str, threads: int | None,
+    minutes: float, record: Path | None, save: Path | None, take: Path | None, plot: Path | None, dry_run: bool,
+    inputs: Any, texts: tuple[str, ...], backend: str, precision: str, threads: int | None,
 ) -> None:  # fmt: skip
     """Find the best setting for each count of network calls, and write those that hold into the bundle.
 
@@ -118,8 +120,11 @@ def main(
         return take_settings(bundle, take, dry_run)
     counts = tuple(sorted(set(calls)))
     record = record or bundle.with_name(f"{bundle.resolve().name}.settings.json")
-    for file in (record, *([save] if save is not None else [])):
-        check_file(file)
+    for file in (record, save, plot):
+        if file is not None:
+            check_file(file)
+    if plot is not None:
+        front.open_pyplot()
     if images is not None:
         check_network(network)
     if not dry_run:
@@ -151,6 +156,9 @@ def main(
     made["fits"] = [fit.as_dict() for fit in found]
     if save is not None:
         save_fit(save, "settings", checkpoint, settings, made)
+    if plot is not None:
+        sampled = f"{sampler.bundle.manifest.name}: {about['objective']}, {proof} samples from the {about['start']}"
+        front.draw(found, sampled, plot)
     write(bundle, settings, made, dry_run)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from engine import Sampler
 from engine.bundle.files import MANIFEST_FILE
@@ -45,7 +46,7 @@ def test_fitted_to_images(tmp_path: Path, images: Path, start: str) -> None:
     bundle, network = toy.build_bundle(tmp_path / "a.bundle"), tmp_path / "features.onnx"
     network.write_bytes(extractor())
     given = [bundle, "--images", images, "--network", network, "--start", start, *QUICK]
-    result = fit(*given)
+    result = fit(*given, "--plot", tmp_path / "front.png")
     assert result.exit_code == 0, result.output
     found = fitted(bundle)
     record = {fit["calls"]: fit for fit in found["record"]["fits"]}
@@ -60,6 +61,8 @@ def test_fitted_to_images(tmp_path: Path, images: Path, start: str) -> None:
     known = json.loads((tmp_path / "a.bundle.settings.json").read_bytes())["scores"]
     assert len(known) == sum(fit["evaluations"] for fit in record.values())
     assert "calls" in result.output
+    with Image.open(tmp_path / "front.png") as plot:
+        assert plot.width > plot.height > 500
     assert fit(*given, "--dry-run").exit_code == 0
     assert fitted(bundle) == found, "a dry run writes nothing"
     assert "scores of another bundle" in fit(*given, "--seeds", 17).output
