@@ -55,7 +55,11 @@ class NumericsError(EngineError, ArithmeticError):
 
 
 class Cancelled(EngineError):
-    """A callback asked a run to stop."""
+    """A callback, or `stop`, asked a run to end. step: rows that were done; steps: of how many."""
+
+    def __init__(self, message: str, step: int = 0, steps: int = 0) -> None:
+        super().__init__(message)
+        self.step, self.steps = step, steps
 
 
 class DeadlineError(EngineError):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.errors import ArgumentError
+from engine.errors import ArgumentError, Cancelled
 from engine.result import F32, U8, Setting, StepInfo
 from engine.solver.table import StepTable
 
@@ -49,6 +49,7 @@ class Request:
     start       float32 [n, C, H, W] that start's k_start multiplies; None: the pipeline's start value
     blend       what is known of the state
     watch       called after every row; a true answer stops the run
+    stop        asked between rows or more seldom; a true answer stops the run
     first       index in the batch of the first of these samples: a large batch runs in chunks
     """
 
@@ -62,6 +63,7 @@ class Request:
     start: F32 | None = None
     blend: Blend | None = None
     watch: Watch | None = None
+    stop: Callable[[], object] | None = None
     first: int = 0
 
     def __len__(self) -> int:
@@ -106,6 +108,17 @@ class Request:
             blend=blend,
             first=self.first + begin,
         )
+
+
+def cancelled(who: str, table: StepTable, step: int) -> Cancelled:
+    """The error of a run that was stopped when so many rows were done."""
+    at = f" (timestep {int(table.timesteps[step - 1])})" if step else ""
+    return Cancelled(
+        f"{who} stopped the run after step {step} of {len(table)}{at}. No batch was made; the sampler is ready for the next "
+        "call.",
+        step,
+        len(table),
+    )
 
 
 @dataclass(frozen=True)

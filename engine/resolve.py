@@ -31,7 +31,7 @@ SETTING_OPTIONS = tuple(checks.SETTING)
 REQUEST_OPTIONS = (*SETTING_OPTIONS, "setting", "clip", "seed", "x_T", "noise", "prior", "edits")
 SETTINGS = ("fitted", "plain")
 KEPT_CHAINS = 16  # of the last settings: enough for a server's few
-OPTIONS = (*REQUEST_OPTIONS, "callback", "progress")
+OPTIONS = (*REQUEST_OPTIONS, "callback", "stop", "progress")
 
 
 def resolve_request(
@@ -86,8 +86,8 @@ def resolve_request(
         inputs = _edited(pipeline, inputs, options["edits"])
     if pipeline.free_inputs:
         checks.check_free_dimensions(pipeline.free_inputs, inputs)
-    callback = options.get("callback")
-    return Request(table, setting, seeds, inputs, given, x_T=x_T, noise=noise, start=start, watch=callback)
+    watch, stop = options.get("callback"), options.get("stop")
+    return Request(table, setting, seeds, inputs, given, x_T=x_T, noise=noise, start=start, watch=watch, stop=stop)
 
 
 def taken(pipeline: Pipeline, given: Mapping[str, Any], known: Sequence[str], where: str) -> dict[str, Any]:

@@ -5,39 +5,34 @@ Requests are checked here and taken through the bundle's pipeline (engine/pipeli
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from engine import abilities, backends, checks, damage, kernels, resolve, verbs
+from engine import abilities, checks, damage, resolve, verbs
 from engine import inpaint as inpainting
 from engine.bundle.directions import Edits
 from engine.bundle.examples import example_inputs
 from engine.bundle.inputs import InputSpec
-from engine.bundle.links import AllowLinks
-from engine.bundle.reader import Bundle
 from engine.cleanup import NO_MEMORY
-from engine.deadline import Budget, Deadlines
+from engine.deadline import Budget
 from engine.device.arrays import DeviceBatch, stream_handle
-from engine.errors import ArgumentError, BundleError, SamplerStateError
-from engine.pipeline import Arrays, Pipeline
+from engine.opened import Opened
+from engine.pipeline import Arrays
 from engine.request import Request, Watch
 from engine.resolve import OPTIONS, REQUEST_OPTIONS
 from engine.result import U8, Batch
 from engine.solver import noise as noises
 from engine.text import TEXT
-from engine.threads import resolve_threads
 
 Seed: TypeAlias = "SupportsIndex | Sequence[SupportsIndex] | npt.NDArray[np.integer[Any]] | None"
 Scale: TypeAlias = "float | Sequence[float] | npt.NDArray[np.floating[Any]] | None"  # one number, or one a step
 
 
-class Sampler:
+class Sampler(Opened):
     """Samples from one bundle on one backend; serves one thread at a time (`clone()` gives each its own).
 
     backend    "auto" (the rule that `diffusevae info` shows) or a name the bundle lists, e.g. "onnxruntime"
@@ -54,35 +49,6 @@ class Sampler:
     why this backend and precision. Raises BundleError, BackendError or ArgumentError.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str] | Bundle,
-        backend: str = "auto",
-        precision: str = "auto",
-        threads: int | None = None,
-        *,
-        max_batch: int = 64,
-        device: object = None,
-        allow_links: AllowLinks = False,
-    ) -> None:
-        if max_batch < 1:
-            raise ArgumentError(f"max_batch is {max_batch}; expected at least 1.")
-        kernels.implementation()  # a missing library is said before anything is loaded
-        if isinstance(path, Bundle) and allow_links:
-            raise ArgumentError(
-                f"allow_links: found {allow_links!r} with a Bundle that is open, expected none; give it to Bundle.open"
-            )
-        self.bundle = path if isinstance(path, Bundle) else Bundle.open(path, allow_links)
-        self._opened_with = (backend, precision, threads, max_batch, device)
-        self.backend, self.precision, self.choice = backends.choose(self.bundle, backend, precision)
-        self.threads = resolve_threads(threads)
-        opened = backends.open_backend(self.bundle, self.backend, self.precision, self.threads, device)
-        self._pipeline = Pipeline.open(opened, int(max_batch))
-        self._deadlines = Deadlines(self._pipeline)
-        self.max_batch = self._pipeline.max_batch
-        self._lock, self._process = threading.Lock(), os.getpid()
-        self._closed = False
-
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
         """What this bundle takes by name, beside the options of `sample`."""
@@ -93,8 +59,6 @@ class Sampler:
         """The names that `edits` may have; none where the bundle holds no directions."""
         spec = self.bundle.manifest.directions
         return () if spec is None else spec.names
-
-    # ---- verbs -------------------------------------------------------------------------------------------------------
 
     def sample(
         self,
@@ -120,6 +84,7 @@ class Sampler:
         x_T: npt.ArrayLike | None = None,
         noise: npt.ArrayLike | None = None,
         callback: Watch | None = None,
+        stop: Callable[[], object] | None = None,
         progress: bool = False,
         budget_ms: float | None = None,
         at_most: bool = False,
@@ -156,6 +121,8 @@ class Sampler:
                    it)
         noise      [rows, N or 1, C, H, W] or [rows, C, H, W], in the order used; read in the rows that add noise
         callback   called with a StepInfo after each step; a true answer stops the run (`Cancelled`)
+        stop       asked between steps, or every 10 ms where a backend runs all steps in one call (never on a GPU); a true
+                   answer ends the run (`Cancelled`). It costs next to nothing, where a callback has each step shown
         progress   a bar on stderr once a run takes longer than two seconds
         budget_ms  milliseconds from call to images: takes the best fitted setting that keeps it in 99 of 100 runs here. The
                    first call of a size measures a few runs. `batch.deadline` says what became of it
@@ -174,7 +141,7 @@ class Sampler:
         # In the order of OPTIONS, so that the two cannot drift apart unnoticed.
         scales = (temperature, noise_scale, eps_scale)
         values = (steps, timesteps, spacing, rho, method, eta, t_start, *scales, guidance, variance)
-        others = (setting, bool(clip), seed, x_T, noise, prior, edits, callback, progress)
+        others = (setting, bool(clip), seed, x_T, noise, prior, edits, callback, stop, progress)
         named = zip(OPTIONS, (*values, *others), strict=True)
         options: dict[str, Any] = {name: value for name, value in named if value is not None}
         options |= inputs if text is None else {TEXT: text, **inputs}
@@ -382,108 +349,5 @@ class Sampler:
         if self.bundle.manifest.pipeline.encode:
             self.encode(np.zeros((n, *abilities.encoder_shape(self.bundle.manifest)), np.float32))
 
-    def clone(self) -> Sampler:
-        """A Sampler over the same weights with states and buffers of its own, for another thread.
-
-        Can be called while this one runs; each of the two is closed by itself.
-        """
-        self._check_process()
-        self._check_open()
-        twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__)
-        twin._pipeline = self._pipeline.clone()
-        twin._deadlines = Deadlines(twin._pipeline, self._deadlines.times)
-        twin._lock = threading.Lock()
-        return twin
-
-    def __copy__(self) -> Sampler:
-        return self.clone()
-
-    def __deepcopy__(self, memo: object) -> Sampler:
-        return self.clone()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """A pickle holds what this was opened with, and the bundle's hash; unpickling opens the bundle again."""
-        self._check_open()
-        device = self._opened_with[-1]
-        if device is not None and not isinstance(device, int):
-            raise ArgumentError(
-                f"device: found {device!r}, which belongs to this process, expected None or a number for a Sampler that is "
-                "pickled; open it with the GPU's number"
-            )
-        bundle = self.bundle
-        return _open_again, (type(self), os.path.abspath(bundle.path), bundle.stores, bundle.digest, *self._opened_with)
-
-    def close(self) -> None:
-        """Free graphs and buffers; closing twice does no harm."""
-        if self._closed:
-            return
-        if self._process != os.getpid():
-            self._closed = True  # a child's copy: what it holds is the parent's
-            return
-        with NO_MEMORY, self._turn():
-            self._closed = True
-            self._pipeline.close()
-
-    def __enter__(self) -> Sampler:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"Sampler({str(self.bundle.path)!r}, backend={self.backend!r}, precision={self.precision!r})"
-
-    # ---- state -------------------------------------------------------------------------------------------------------
-
-    def _turn(self) -> threading.Lock:
-        """What a run holds: a second one would overwrite the graphs' and buffers' contents of the first, and is refused.
-
-        The lock itself, for `with`: Python runs no signal's handler between taking it and the block, so that none can raise
-        and leave it taken. Of two threads that ask at the same instant one waits.
-        """
-        self._check_process()
-        self._check_open()
-        if self._lock.locked():
-            raise SamplerStateError(
-                "This Sampler is running already, in another thread or below the callback that called it; "
-                "expected one request at a time. Give each thread its own with sampler.clone()."
-            )
-        return self._lock
-
-    def _check_process(self) -> None:
-        """In a child of fork: locks of its own, as those of the parent may be held for ever; or a refusal where the
-        backend's threads stayed in the parent."""
-        if self._process == os.getpid():
-            return
-        self._pipeline.backend.enter_child()
-        self._lock, self._process = threading.Lock(), os.getpid()
-        self._deadlines = Deadlines(self._pipeline)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise SamplerStateError("This Sampler is closed; expected an open one. Open the bundle again.")
-
     def _run(self, request: Request, options: Mapping[str, Any]) -> Batch:
         return self._pipeline.run(request, bool(options.get("progress")))
-
-
-def _open_again(
-    kind: type[Sampler],
-    path: str,
-    stores: tuple[str, ...],
-    digest: str,
-    backend: str,
-    precision: str,
-    threads: int | None,
-    max_batch: int,
-    device: Any,
-) -> Sampler:
-    """What a pickle calls; BundleError when another bundle lies there now."""
-    bundle = Bundle.open(path, stores)
-    if bundle.digest != digest:
-        raise BundleError(
-            f"{path}: found the bundle {bundle.digest}, expected {digest} as when the Sampler was pickled; it was built "
-            f"again since: open it anew with Sampler({path!r})"
-        )
-    return kind(bundle, backend, precision, threads, max_batch=max_batch, device=device)

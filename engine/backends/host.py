@@ -20,8 +20,8 @@ from engine.backends.graph import Arrays
 from engine.backends.lanes import Bindings
 from engine.backends.workspace import Workspace
 from engine.bundle.pipeline import ROWS, TIMESTEPS, VARIANCE, CallSpec, E, X
-from engine.errors import Cancelled, NumericsError
-from engine.request import FINISH, Blend, Outcome, Request
+from engine.errors import NumericsError
+from engine.request import FINISH, Blend, Outcome, Request, cancelled
 from engine.result import F32, U8, StepInfo, Timings
 from engine.solver import noise as noises
 from engine.solver.table import StepTable
@@ -188,6 +188,8 @@ class HostChain:
             if request.watch is not None and report(request, i, int(t), work, lambda x0: self.pixels(values, x0)):
                 np.copyto(work.x, cast(F32, work.x0))
                 break
+            if request.stop is not None and i + 1 < len(table) and request.stop():
+                raise cancelled("stop", table, i + 1)
         timings.add_steps(answers)
 
     def _constants(self, values: Arrays, work: Workspace) -> Arrays:
@@ -271,10 +273,7 @@ def report(request: Request, i: int, t: int, work: Workspace, pixels_of: Callabl
     steps = len(request.table.rows)
     answer = request.watch(StepInfo(i, steps, t, *views, request.first, pixels_of))
     if answer and answer is not FINISH:
-        raise Cancelled(
-            f"The callback stopped the run after step {i + 1} of {steps} (timestep {t}). "
-            f"No batch was made; the sampler is ready for the next call."
-        )
+        raise cancelled("The callback", request.table, i + 1)
     return answer is FINISH
 
 

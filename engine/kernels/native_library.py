@@ -9,7 +9,7 @@ import ctypes
 import functools
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,10 @@ _PATIENCE = 50.0
 _ERROR_SIZE = 1024
 _Text = ctypes.c_char * _ERROR_SIZE
 _Sources = ctypes.c_int32 * MAX_SOURCES
+
+
+class Stopped(Exception):
+    """`stop` ended a run between two slices; the handle serves on."""
 
 
 class NativeError(KernelError):
@@ -220,10 +224,10 @@ class NativeLibrary:
         call = Call(ctypes.addressof(ports), len(addresses), row_count, batch, steps)
         self._in_slices("dv_native_run", handle, call)
 
-    def run_steps(self, handle: int, steps: Steps) -> int:
-        """Run a whole chain; the first row whose e was not finite, or NONE."""
+    def run_steps(self, handle: int, steps: Steps, stop: Callable[[], object] | None = None) -> int:
+        """Run a whole chain; the first row whose e was not finite, or NONE. stop: as for `_in_slices`."""
         try:
-            self._in_slices("dv_native_run_steps", handle, steps)
+            self._in_slices("dv_native_run_steps", handle, steps, stop)
         except NativeError as error:
             if error.status != NOT_FINITE:
                 raise
@@ -254,13 +258,16 @@ class NativeLibrary:
         )
         return float(result.value)
 
-    def _in_slices(self, name: str, handle: int, call: Call | Steps) -> None:
+    def _in_slices(self, name: str, handle: int, call: Call | Steps, stop: Callable[[], object] | None = None) -> None:
         """Run a call to its end. In the main thread it comes back here between slices, where Python runs the handlers of
-        signals that have arrived: what one raises (KeyboardInterrupt, say) ends the run, and the handle serves on."""
+        signals that have arrived: what one raises (KeyboardInterrupt, say) ends the run, and the handle serves on. In any
+        thread `stop` is asked there, where there is one: Stopped where its answer is true."""
         function, error = getattr(self._library, name), _Text()
-        if threading.get_ident() == threading.main_thread().ident:
+        if stop is not None or threading.get_ident() == threading.main_thread().ident:
             call.slice.ms = SLICE_MS
         while (status := function(handle, ctypes.byref(call), error, _ERROR_SIZE)) == PAUSED:
+            if stop is not None and stop():
+                raise Stopped
             # Where other threads hold the interpreter, coming back takes milliseconds: then it is done the more rarely.
             call.slice.ms = max(SLICE_MS, _PATIENCE * (1e3 * time.monotonic() - call.slice.left_ms))
         if status != OK:

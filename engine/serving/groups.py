@@ -82,14 +82,15 @@ def run_group(sampler: Sampler, members: Sequence[Member], log: Log) -> int:
     """Run samples of one kind at once; an input that breaks the network costs only the request that sent it."""
     members = [member for member in members if member.answer.error is None]
     answers = _answers(members)
-    watch = Watch(members, log)
+    watch = Watch(members)
     if watch.all_gone():
         return 0
     try:
         batch = _sample(sampler, members, watch)
         run = Run(batch, _rows(sampler.bundle.manifest, batch))
-    except Cancelled:
-        return 1  # the watch has told every answer
+    except Cancelled as error:
+        log(f"stopped after step {error.step} of {error.steps}: every request of the run was cancelled")
+        return 1
     except NumericsError as error:
         if len(answers) > 1:
             parts = [[member for member in members if member.answer is alone] for alone in answers]
@@ -105,13 +106,12 @@ def run_group(sampler: Sampler, members: Sequence[Member], log: Log) -> int:
 
 
 class Watch:
-    """Ends a run that no client waits for any more (one question a step while the first of them waits), and where steps are
+    """Ends a run that no client waits for any more (one question a time while the first of them waits), and where steps are
     shown hands each answer its images of the step."""
 
-    def __init__(self, members: Sequence[Member], log: Log) -> None:
+    def __init__(self, members: Sequence[Member]) -> None:
         self._members, self._answers = members, _answers(members)
         self._waiting = list(self._answers)
-        self._log = log
 
     def all_gone(self) -> bool:
         """Whether every client has cancelled."""
@@ -121,9 +121,7 @@ class Watch:
 
     def __call__(self, done: StepInfo) -> bool:
         gone = self.all_gone()
-        if gone:
-            self._log(f"stopped after step {done.step + 1} of {done.steps}: every request of the run was cancelled")
-        elif self._answers[0].shows_steps:  # then all of the run do
+        if not gone:
             here, images = self._members[done.first : done.first + len(done.x)], done.images()
             for answer in _answers(here):
                 shown = {member.index: image for member, image in zip(here, images, strict=True) if member.answer is answer}
@@ -146,9 +144,10 @@ def _sample(sampler: Sampler, members: Sequence[Member], watch: Watch) -> Batch:
     seeds = np.array([member.ask.seeds[member.index] for member in members], np.uint64)
     if not ("what" in options and options["what"].ndim == 1):  # those of an edit are what it edits
         options["seed"] = seeds
-    # On a GPU all steps are one launch, which watching would take apart: there a run is cancelled before it starts.
-    watched = members[0].answer.shows_steps or not backend_class(sampler.backend).ON_DEVICE
-    options["callback"] = watch if watched else None
+    if members[0].answer.shows_steps:  # then all of the run do
+        options["callback"] = watch
+    elif not backend_class(sampler.backend).ON_DEVICE:  # there all steps are one launch: a run is cancelled before it starts
+        options["stop"] = watch.all_gone
     budget = members[0].budget
     if budget is None:
         batch: Batch = getattr(sampler, first.verb)(**options)

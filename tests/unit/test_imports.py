@@ -28,6 +28,7 @@ LAYERS = (
     ("engine.abilities", "engine.resolve"),
     ("engine.damage",),
     ("engine.deadline", "engine.inpaint", "engine.verbs"),
+    ("engine.opened",),
     ("engine.feeds", "engine.sampler"),
     ("engine",),
     ("engine.serving",),

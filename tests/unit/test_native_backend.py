@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from engine import Sampler, backends
+from engine import Cancelled, Sampler, backends
 from engine.backends.native import graph as native
 from engine.backends.native import isa
 from engine.backends.native.backend import Native
@@ -122,6 +122,18 @@ def test_a_chain_in_one_call_equals_step_by_step(model: str, setting: str, reque
     assert len(timings.other_steps_ms) == steps - 1
     assert all(ms > 0 for ms in timings.other_steps_ms)
     assert 0 < timings.update_ms < timings.total_ms
+
+
+def test_stop_ends_a_chain_between_two_slices(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_library, "SLICE_MS", 1e-3)
+    with Sampler(bundle, "native", "bf16", threads=2) as sampler:
+        expected, asked = sampler.sample(4, seed=0), []
+        np.testing.assert_array_equal(sampler.sample(4, seed=0, stop=lambda: asked.append(1)).x, expected.x)
+        assert len(asked) >= len(expected.timesteps) - 1, "a slice ends with its row at the latest"
+        with pytest.raises(Cancelled) as stopped:
+            sampler.sample(4, seed=0, stop=lambda: True)
+        assert stopped.value.step < stopped.value.steps == len(expected.timesteps)
+        np.testing.assert_array_equal(sampler.sample(4, seed=0).x, expected.x)
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -74,6 +74,16 @@ class TestCallback:
                 assert denoiser.calls - before == k
             np.testing.assert_array_equal(sampler.sample(2, seed=0, guidance=guidance).x, expected.x)
 
+    @EACH_BACKEND
+    def test_stop_is_asked_between_steps(self, backend: str) -> None:
+        with open_toy("form1", backend) as sampler:
+            expected = sampler.sample(2, seed=0)
+            denoiser, asked = watch_graph(sampler), iter([False, False, True])
+            with pytest.raises(Cancelled, match=r"stop stopped the run after step 3 of 10 \(timestep 700\)") as stopped:
+                sampler.sample(2, seed=0, stop=lambda: next(asked))
+            assert (denoiser.calls, stopped.value.step, stopped.value.steps) == (3, 3, 10)
+            np.testing.assert_array_equal(sampler.sample(2, seed=0, stop=lambda: None).x, expected.x)
+
     def test_a_callback_that_raises_leaves_a_sampler_that_works(self) -> None:
         def fail(info: StepInfo) -> None:
             if info.step == 2:

@@ -11,8 +11,8 @@ from engine.backends.host import HostChain
 from engine.backends.native.graph import NativeGraph
 from engine.backends.native.loop import Loop
 from engine.backends.workspace import Workspace
-from engine.kernels.native_library import NONE
-from engine.request import Request
+from engine.kernels.native_library import NONE, Stopped
+from engine.request import Request, cancelled
 from engine.result import F32, Timings
 
 
@@ -34,7 +34,10 @@ class NativeChain(HostChain):
         centre = self.pipeline.state.centre
         c = None if centre is None else np.ascontiguousarray(cast(F32, values[centre]))
         loop.feed(embeddings, constants, c, request.seeds if noise is None else None, noise)
-        failed = graph.run_steps(loop.call)
+        try:
+            failed = graph.run_steps(loop.call, request.stop)
+        except Stopped as error:
+            raise cancelled("stop", request.table, int(loop.call.slice.rows)) from error
         timings.add_steps(loop.step_ms[:])
         timings.update_ms += loop.update_ms.value
         timings.network_calls += len(loop.step_ms)

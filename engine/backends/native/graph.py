@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,14 +119,15 @@ class NativeGraph(Graph):
         """The program's ports, in the order of its numbers."""
         return self._loaded.program.port_names
 
-    def run_steps(self, steps: Steps) -> int:
+    def run_steps(self, steps: Steps, stop: Callable[[], object] | None = None) -> int:
         """A whole chain in one call (`Loop.call`): the first row whose e was not finite, or NONE.
 
-        BackendError when the graph is closed or another thread runs it.
+        stop: asked every few milliseconds; `Stopped` where its answer is true. BackendError when the graph is closed or
+        another thread runs it.
         """
         with self._turn():
             try:
-                return self._loaded.library.run_steps(self._own_handle(), steps)
+                return self._loaded.library.run_steps(self._own_handle(), steps, stop)
             except NativeError as error:
                 raise engine_error(error, f"native graph {self.name!r} over {steps.steps} steps") from error
 

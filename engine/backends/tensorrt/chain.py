@@ -27,7 +27,7 @@ from engine.device.memory import DeviceBlock
 from engine.device.stream import Lru, Stream, capture
 from engine.errors import BackendError, Cancelled, CaptureError, NumericsError
 from engine.kernels import cuda_module
-from engine.request import Outcome, Request
+from engine.request import Outcome, Request, cancelled
 from engine.result import F32, U8, StepInfo, Timings
 
 KEPT_SHAPES = 4  # each with its buffers, contexts and graph: enough for a server's few, bounded over any number
@@ -294,10 +294,7 @@ def _report(prepared: Prepared, request: Request, i: int, t: int, pixels_of: Cal
         view.flags.writeable = False
     rows = prepared.shape.rows
     if request.watch is not None and request.watch(StepInfo(i, rows, t, *views, request.first, pixels_of)):
-        raise Cancelled(
-            f"The callback stopped the run after step {i + 1} of {rows} (timestep {t}). "
-            f"No batch was made; the sampler is ready for the next call."
-        )
+        raise cancelled("The callback", request.table, i + 1)
 
 
 def _book(prepared: Prepared, timings: Timings) -> None:
