@@ -62,9 +62,13 @@ def check_alone(options: Mapping[str, Any]) -> None:
         raise ArgumentError(f"budget_ms chooses the setting, but {given} is given: leave one of the two out.")
 
 
+# Samples, lanes, and what else makes a call longer: guidance_interval and quantize_denoised.
+Size = tuple[int, int, "tuple[int, int] | None", bool]
+
+
 @dataclass
 class RunTimes:
-    """The last runs of one number of samples and lanes."""
+    """The last runs of one size."""
 
     fixed: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))  # r
     call: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))  # s
@@ -98,9 +102,9 @@ class RunTimes:
 class Deadlines:
     """The promises of one Sampler. Its clones share `times`: they run the same weights in as many threads."""
 
-    def __init__(self, pipeline: Pipeline, times: dict[tuple[int, int], RunTimes] | None = None) -> None:
+    def __init__(self, pipeline: Pipeline, times: dict[Size, RunTimes] | None = None) -> None:
         self.pipeline, self.manifest = pipeline, pipeline.manifest
-        self.times = {} if times is None else times
+        self.times: dict[Size, RunTimes] = {} if times is None else times
 
     def sample(self, budget: Budget, options: Mapping[str, Any], n: int | None, progress: bool) -> Batch:
         """A batch within the budget. DeadlineError where no fitted setting can keep it."""
@@ -144,7 +148,8 @@ class Deadlines:
 
     def _times(self, request: Request, settings: tuple[Defaults, ...], options: Mapping[str, Any]) -> RunTimes:
         """Those of requests of this size; measured now where there were none."""
-        key = (len(request), request.lanes)
+        asked = request.setting
+        key = (len(request), request.lanes, asked.guidance_interval, asked.quantize_denoised)
         if key not in self.times:
             times = RunTimes()
             ends = (min(settings, key=lambda one: one.steps), max(settings, key=lambda one: one.steps))
