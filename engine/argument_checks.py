@@ -31,6 +31,13 @@ def check_integer(name: str, value: Any, expected: str = "an integer") -> int:
     return operator.index(value)
 
 
+def check_flag(name: str, value: object) -> bool:
+    """Refuses what is neither true nor false."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ArgumentError(f"{name} is {value!r}, a {type(value).__name__}; expected True or False")
+    return bool(value)
+
+
 def check_name(name: str, value: object) -> str:
     """Refuses what is no text."""
     if not isinstance(value, str):
@@ -69,6 +76,14 @@ def check_integers(name: str, value: object) -> tuple[int, ...]:
         found = "empty" if listed is not None else f"{value!r}, a {type(value).__name__}"
         raise ArgumentError(f"{name} is {found}; expected a list of integers")
     return tuple(check_integer(f"{name}[{i}]", entry) for i, entry in enumerate(listed))
+
+
+def check_interval(name: str, value: object) -> tuple[int, int]:
+    """Refuses what is no pair of whole numbers."""
+    found = check_integers(name, value)
+    if len(found) != 2:
+        raise ArgumentError(f"{name} lists {len(found)} numbers; expected two timesteps, (low, high)")
+    return found[0], found[1]
 
 
 def _listed(value: object) -> list[Any] | None:

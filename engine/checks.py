@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.argument_checks import check_integer, check_integers, check_name, check_number, check_numbers
+from engine.argument_checks import (
+    check_flag,
+    check_integer,
+    check_integers,
+    check_interval,
+    check_name,
+    check_number,
+    check_numbers,
+)
 from engine.bundle.inputs import InputSpec
 from engine.errors import ArgumentError, did_you_mean
 from engine.result import F32, Setting
@@ -37,12 +45,15 @@ SETTING: dict[str, Callable[[str, Any], Hashable]] = {
     "noise_scale": lambda name, value: check_numbers(name, value, 0.0),
     "eps_scale": lambda name, value: check_numbers(name, value, 0.0),
     "guidance": lambda name, value: check_number(name, value, -math.inf),
+    "guidance_interval": check_interval,
     "variance": check_name,
+    "quantize_denoised": check_flag,
 }
 
 
 def setting_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Those options of a setting that a caller gave, each of one type: an integer, a float or a tuple of them, or a text."""
+    """Those options of a setting that a caller gave, each of one type: an integer, a float or a tuple of them, a text, or
+    true or false."""
     return {name: SETTING[name](name, value) for name, value in given.items() if value is not None and name in SETTING}
 
 
@@ -51,8 +62,8 @@ def resolve_setting(recorded: Mapping[str, Any], variance: str, given: Mapping[s
 
     Without any of REPLACES_RECORDED the recorded setting applies whole. Naming one of them replaces it by the library's
     own (ddim, uniform or, with t_start, linspace; eta 0, temperature 1, scales 1, guidance 0) at the recorded number of
-    steps, or that of the timesteps. temperature, noise_scale, eps_scale, guidance and variance can be given beside
-    either. `build_step_table` checks what the values may be.
+    steps, or that of the timesteps. temperature, noise_scale, eps_scale, guidance, guidance_interval, variance and
+    quantize_denoised can be given beside either. `build_step_table` checks what the values may be.
     """
     base: Mapping[str, Any] = recorded
     if any(name in given for name in REPLACES_RECORDED):

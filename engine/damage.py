@@ -14,6 +14,7 @@ from engine.commands import command
 from engine.errors import ArgumentError
 from engine.pipeline import Arrays, Pipeline
 from engine.result import F32
+from engine.solver.timesteps import LEADING, nearest_start
 
 AUTO = "auto"
 PARTS = 8  # along each axis
@@ -91,7 +92,8 @@ def with_start(pipeline: Pipeline, pixels: F32, options: Mapping[str, Any]) -> d
             f"t_start is {AUTO!r}, but this bundle has no table of starts; expected a timestep. Fit the table with: {cure}"
         )
     chosen = manifest.refine.choose(np.stack(estimate(pipeline, pixels), 1))
-    steps = options.get("steps")
-    # A chain of many steps needs as many timesteps below its start.
-    least = (manifest.defaults.steps if steps is None else check_integer("steps", steps)) - 1
-    return {**options, "t_start": min(max(chosen, least), manifest.schedule.T - 1)}
+    given = options.get("steps")
+    steps, spacing = manifest.defaults.steps if given is None else check_integer("steps", given), options.get("spacing")
+    if spacing not in LEADING:  # a chain of many steps needs as many timesteps below its start
+        chosen = min(max(chosen, steps - 1), manifest.schedule.T - 1)
+    return {**options, "t_start": nearest_start(pipeline.schedule.alpha_bar, steps, spacing, chosen)}

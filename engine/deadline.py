@@ -62,9 +62,13 @@ def check_alone(options: Mapping[str, Any]) -> None:
         raise ArgumentError(f"budget_ms chooses the setting, but {given} is given: leave one of the two out.")
 
 
+# Samples, lanes, and what else makes a call longer: guidance_interval and quantize_denoised.
+Size = tuple[int, int, "tuple[int, int] | None", bool]
+
+
 @dataclass
 class RunTimes:
-    """The last runs of one number of samples and lanes."""
+    """The last runs of one size."""
 
     fixed: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))  # r
     call: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))  # s
@@ -99,9 +103,9 @@ class RunTimes:
 class Deadlines:
     """The promises of one Sampler. Its clones share `times`: they run the same weights in as many threads."""
 
-    def __init__(self, pipeline: Pipeline, times: dict[tuple[int, int], RunTimes] | None = None) -> None:
+    def __init__(self, pipeline: Pipeline, times: dict[Size, RunTimes] | None = None) -> None:
         self.pipeline, self.manifest = pipeline, pipeline.manifest
-        self.times = {} if times is None else times
+        self.times: dict[Size, RunTimes] = {} if times is None else times
 
     def sample(self, budget: Budget, options: Mapping[str, Any], n: int | None, progress: bool) -> Batch:
         """A batch within the budget. DeadlineError where no fitted setting can keep it."""
@@ -155,7 +159,9 @@ class Deadlines:
         return self._known(request)
 
     def _known(self, request: Request) -> RunTimes:
-        return self.times.setdefault((len(request), request.lanes), RunTimes(probes=2 * PROBES + 1))
+        asked = request.setting
+        key = (len(request), request.lanes, asked.guidance_interval, asked.quantize_denoised)
+        return self.times.setdefault(key, RunTimes(probes=2 * PROBES + 1))
 
     def _probe(self, request: Request, settings: tuple[Defaults, ...], options: Mapping[str, Any]) -> bool:
         times = self._known(request)

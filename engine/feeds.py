@@ -31,7 +31,10 @@ __all__ = ["Feeds", "no_noise", "noise_bytes", "noise_feeds", "setting_feeds", "
 
 def setting_feeds(manifest: Manifest, given: Mapping[str, Any]) -> tuple[Feeds, StepTable]:
     """The feeds of a setting, named as for `Sampler.sample` (None: the bundle's recorded one). ArgumentError otherwise."""
-    table = table_of(manifest, manifest.schedule.schedule(), setting_of(manifest, given))
+    setting = setting_of(manifest, given)
+    if setting.quantize_denoised:
+        raise ArgumentError("quantize_denoised is given, which a whole-sampler graph has no operations for. Leave it out.")
+    table = table_of(manifest, manifest.schedule.schedule(), setting)
     return step_feeds(table), table
 
 

@@ -28,6 +28,7 @@ from engine.bundle.pipeline import IMAGE, X
 from engine.bundle.prior import Prior, read_prior
 from engine.cleanup import run_all, undo
 from engine.device.arrays import DeviceBatch
+from engine.errors import ArgumentError
 from engine.request import Outcome, Request, Watch
 from engine.result import F32, Batch, Setting, Timings
 from engine.solver import noise as noises
@@ -58,6 +59,7 @@ def table_of(manifest: Manifest, schedule: Schedule, setting: Setting) -> StepTa
         eps_scale=setting.eps_scale,
         clip=state.clip if setting.clip else None,
         guidance=setting.guidance,
+        guidance_interval=setting.guidance_interval,
     )
 
 
@@ -176,8 +178,8 @@ class Pipeline:
         timings, rows, n = Timings(), len(request.table.rows), len(request.seeds)
         if request.noise is not None:
             checks.check_noise_steps(request.noise, rows)
-        # Step by step on the host where something is blended in: no backend does that inside a loop of its own.
-        chain: Chain = self.chain if request.blend is None else self._host
+        # Step by step on the host where something is blended in or quantised: no backend does that inside a loop of its own.
+        chain: Chain = self._host if request.blend is not None or request.setting.quantize_denoised else self.chain
         if request.blend is not None and request.blend.noise is not None:
             checks.check_noise_steps(request.blend.noise, rows, "known_noise")
         size = min(self.max_batch, self.chain.limit(request.lanes))
@@ -203,6 +205,11 @@ class Pipeline:
     def run_on_device(self, request: Request, chain: DeviceChain) -> DeviceBatch:
         """Run a whole request and leave the results on the device."""
         timings, begun = Timings(), perf_counter()
+        if request.setting.quantize_denoised:
+            raise ArgumentError(
+                "quantize_denoised is given, which runs step by step on the host; expected none for results on a device. "
+                "Leave it out, or call sample."
+            )
         if request.noise is not None:
             checks.check_noise_steps(request.noise, len(request.table))
         n, size = len(request), min(self.max_batch, chain.limit(request.lanes))

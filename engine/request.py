@@ -76,10 +76,14 @@ class Request:
 
     def blended(self, blend: Blend) -> Request:
         """The same with what is known of its state."""
+        self.check_on_host("what is known is blended in")
+        return replace(self, blend=blend)
+
+    def check_on_host(self, why: str) -> None:
+        """Refuse arrays on a device where something is done on the host."""
         for name, array in (*self.inputs.items(), ("x_T", self.x_T)):
             if array is not None and not isinstance(array, np.ndarray):
-                raise ArgumentError(f"{name} lies on a device, but what is known is blended in on the host: copy it there")
-        return replace(self, blend=blend)
+                raise ArgumentError(f"{name} lies on a device, but {why} on the host: copy it there")
 
     def part(self, begin: int, end: int) -> Request:
         """Samples begin..end of this request; arrays shared by the batch stay shared."""

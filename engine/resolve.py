@@ -87,7 +87,10 @@ def resolve_request(
     if pipeline.free_inputs:
         checks.check_free_dimensions(pipeline.free_inputs, inputs)
     watch, stop = options.get("callback"), options.get("stop")
-    return Request(table, setting, seeds, inputs, given, x_T=x_T, noise=noise, start=start, watch=watch, stop=stop)
+    request = Request(table, setting, seeds, inputs, given, x_T=x_T, noise=noise, start=start, watch=watch, stop=stop)
+    if setting.quantize_denoised:
+        request.check_on_host("x0 is quantised")
+    return request
 
 
 def taken(pipeline: Pipeline, given: Mapping[str, Any], known: Sequence[str], where: str) -> dict[str, Any]:
@@ -128,7 +131,7 @@ def choose_prior(manifest: Manifest, asked: str | None, *, draws: bool) -> str |
 
 def setting_of(manifest: Manifest, options: Mapping[str, Any], *, has_image: bool = False) -> Setting:
     """The few-step setting, checked for what this bundle cannot have: guidance without nulls, a learned variance
-    without a second output, a start without an image."""
+    without a second output, x0 quantised without a codebook, a start without an image."""
     given, recorded = checks.setting_options(options), manifest.defaults
     if fitted := _fitted(manifest, given, options.get("setting")):
         recorded = fitted
@@ -143,6 +146,10 @@ def setting_of(manifest: Manifest, options: Mapping[str, Any], *, has_image: boo
         raise ArgumentError(
             f"variance is {setting.variance!r}, but this bundle's network has no second output that would say it; expected "
             f"one of {', '.join(FIXED_VARIANCES)}."
+        )
+    if setting.quantize_denoised and manifest.pipeline.quantize is None:
+        raise ArgumentError(
+            "quantize_denoised is given, but this bundle has no codebook in which x0 could be looked up. Leave it out."
         )
     if setting.t_start is not None and not has_image and manifest.pipeline.state.start is None:
         raise ArgumentError(

@@ -26,6 +26,7 @@ class Setting:
 
     timesteps: falling, where they were listed; None where `spacing` chose them (None: its default).
     eta, noise_scale, eps_scale: one number, or a tuple of one a step.
+    guidance_interval: (low, high), both included; None: guidance in every row.
     prior: "bundle" (its fitted density) or "standard", N(0, I); None where no input was drawn.
     """
 
@@ -40,7 +41,9 @@ class Setting:
     noise_scale: Numbers = 1.0
     eps_scale: Numbers = 1.0
     guidance: float = 0.0
+    guidance_interval: tuple[int, int] | None = None
     variance: str = "fixedlarge"
+    quantize_denoised: bool = False
     clip: bool = True
     prior: str | None = None
 

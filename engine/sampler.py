@@ -77,7 +77,9 @@ class Sampler(Opened):
         noise_scale: Scale = None,
         eps_scale: Scale = None,
         guidance: float | None = None,
+        guidance_interval: tuple[int, int] | None = None,
         variance: str | None = None,
+        quantize_denoised: bool = False,
         clip: bool = True,
         prior: str | None = None,
         edits: Edits | None = None,
@@ -112,7 +114,13 @@ class Sampler(Opened):
                    number, or one a step
         guidance   w in e_c + w * (e_c - e_u), e_u from the nulls of what is conditioned on; not 0 doubles the
                    network's work
+        guidance_interval
+                   (low, high): the timesteps, both included, that are guided; the others cost what they do without
+                   guidance. None: all
         variance   "fixedlarge", "fixedsmall" or, where the network has it, "learned_range" (ddpm); None is the bundle's own
+        quantize_denoised
+                   replace each step's prediction of the state by what the pipeline's `quantize` makes of it: the nearest
+                   codes of a codebook; the network's eps stays what it is
         clip       limit each step's prediction of the state as the pipeline says
         prior      what the drawn input comes from: "bundle", its fitted density, or "standard", N(0, I); None is
                    the bundle's where it has one. `batch.setting.prior` says which it was
@@ -140,9 +148,10 @@ class Sampler(Opened):
         """
         # In the order of OPTIONS, so that the two cannot drift apart unnoticed.
         scales = (temperature, noise_scale, eps_scale)
-        values = (steps, timesteps, spacing, rho, method, eta, t_start, *scales, guidance, variance)
+        values = (steps, timesteps, spacing, rho, method, eta, t_start, *scales, guidance)
+        more = (guidance_interval, variance, bool(quantize_denoised))
         others = (setting, bool(clip), seed, x_T, noise, prior, edits, callback, stop, progress)
-        named = zip(OPTIONS, (*values, *others), strict=True)
+        named = zip(OPTIONS, (*values, *more, *others), strict=True)
         options: dict[str, Any] = {name: value for name, value in named if value is not None}
         options |= inputs if text is None else {TEXT: text, **inputs}
         budget = Budget.of(budget_ms, at_most, anytime)

@@ -14,13 +14,13 @@ from engine.bundle.directions import checked_edits
 from engine.bundle.limits import MAX_STRENGTH
 from engine.bundle.manifest import Manifest
 from engine.bundle.pipeline import X
-from engine.bundle.training import Defaults
 from engine.errors import ArgumentError
 from engine.pipeline import Arrays, Pipeline
 from engine.request import Request
 from engine.resolve import OPTIONS, resolve_request
 from engine.result import F32, U8, Batch
 from engine.solver import noise as noises
+from engine.solver.timesteps import LEADING, nearest_start
 
 PRESERVE = 0.9  # what `edit` keeps of images where the caller does not say
 # Taken off the change of the start value, of a range of 2: a direction moves every pixel a little, and what it moves little
@@ -223,17 +223,21 @@ def _encoded(pipeline: Pipeline, images: Any, what: str) -> tuple[F32, F32, Arra
     return pixels, abilities.start_state(pipeline, pixels, values), abilities.declared(pipeline.manifest, values)
 
 
-def _from(t_start: int, recorded: Defaults, options: Mapping[str, Any]) -> dict[str, Any]:
+def _from(pipeline: Pipeline, t_start: int, options: Mapping[str, Any]) -> dict[str, Any]:
     """The setting that starts at t_start: the recorded one stretched to it, where that starts from an image too and the
-    caller names nothing else; otherwise the plain one."""
+    caller names nothing else; otherwise the plain one, from the nearest start that a spacing which the caller names has."""
+    recorded = pipeline.manifest.defaults
     named = [name for name in checks.REPLACES_RECORDED if options.get(name) is not None]
     if recorded.t_start and recorded.timesteps and not named:
         stretched = [round(t * t_start / recorded.t_start) for t in recorded.timesteps]
         if len(set(stretched)) == len(stretched):
             kept = ("method", "eta", "temperature", "noise_scale", "eps_scale", "guidance")
             return {**{name: getattr(recorded, name) for name in kept}, "timesteps": stretched, "t_start": t_start}
-    listed = options.get("timesteps") is not None
-    return {"t_start": t_start, "steps": None if listed else options.get("steps") or min(recorded.steps, t_start + 1)}
+    if options.get("timesteps") is not None:
+        return {"t_start": t_start, "steps": None}
+    spacing = options.get("spacing")
+    steps = options.get("steps") or (recorded.steps if spacing in LEADING else min(recorded.steps, t_start + 1))
+    return {"t_start": nearest_start(pipeline.schedule.alpha_bar, steps, spacing, t_start), "steps": steps}
 
 
 def _from_images(
@@ -245,7 +249,7 @@ def _from_images(
     if options.get("t_start") is not None:
         raise ArgumentError("edit was given t_start, which preserve says; expected one of the two. Leave t_start out.")
     start = _made_start(manifest, "edit")
-    setting = _from(round((1 - kept) * (manifest.schedule.T - 1)), manifest.defaults, options)
+    setting = _from(pipeline, round((1 - kept) * (manifest.schedule.T - 1)), options)
     given = {name: value for name, value in options.items() if value is not None}
     image, drawn = 2 * pixels - 1, abilities.drawn_input(manifest, "edit").name
     request = resolve_request(pipeline, {**setting, **given, **inputs, "edits": edits}, "edit", start=image)

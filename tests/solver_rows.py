@@ -10,14 +10,16 @@ import numpy as np
 from engine import kernels
 from engine.kernels import ROW_FIELDS
 from engine.solver.levels import Columns, Levels
+from engine.solver.quantized import update_quantized
 from engine.solver.table import exact_rows
 
 Network = Callable[[np.ndarray, int], Any]  # e, or e and the second output
 SLOTS = ("x0", "x", "e", "c", "n", "y", "h1", "h2", "h3")
 
 
-def run_rows(timesteps, rows, network: Network, x, *, c=None, noise=None) -> list[np.ndarray]:
-    """x after every row; `noise` is one array a row. What was not written yet is NaN, so that reading it shows."""
+def run_rows(timesteps, rows, network: Network, x, *, c=None, noise=None, quantize=None) -> list[np.ndarray]:
+    """x after every row; `noise` is one array a row, `quantize` a function of every x0. What was not written yet
+    is NaN, so that reading it shows."""
     unset = np.full_like(x, np.nan)
     slots = dict.fromkeys(SLOTS, unset) | {"x": x, "c": np.zeros_like(x) if c is None else c}
     states = []
@@ -26,6 +28,7 @@ def run_rows(timesteps, rows, network: Network, x, *, c=None, noise=None) -> lis
         slots["e"], v = _outputs(network(k["c_in"] * slots["x"], int(t)))
         slots["n"] = unset if noise is None else noise[i] if v is None else np.exp(k["s_n"] * v) * noise[i]
         slots["x0"] = np.clip(_sum("p", k, slots), -k["clip"], k["clip"])
+        slots["x0"] = slots["x0"] if quantize is None else quantize(slots["x0"])
         y = _sum("q", k, slots) if any(k[name] for name in ROW_FIELDS if name.startswith("q_")) else slots["y"]
         following = _sum("k", k, slots)
         if k["push"]:
@@ -50,7 +53,7 @@ def _sum(which: str, k: dict[str, np.ndarray], slots: dict[str, np.ndarray]) -> 
     return sum(terms, np.zeros_like(slots["x"]))
 
 
-def run_kernels(timesteps, rows, network: Network, x, *, c=None, noise=None) -> list[np.ndarray]:
+def run_kernels(timesteps, rows, network: Network, x, *, c=None, noise=None, quantize=None) -> list[np.ndarray]:
     """x after every row of a table by `kernels.update`, buffers handled as a chain handles them."""
     x, y, history = x.copy(), np.full_like(x, np.nan), [np.full_like(x, np.nan) for _ in range(3)]
     states = []
@@ -58,7 +61,10 @@ def run_kernels(timesteps, rows, network: Network, x, *, c=None, noise=None) -> 
         e, v = _outputs(network(row[ROW_FIELDS.index("c_in")] * x, int(t)))
         h1, h2, h3 = history
         slots = {"c": c, "y": y, "h1": h1, "h2": h2, "h3": h3, "v": v, "noise": None if noise is None else noise[i]}
-        assert kernels.update(row, x, e, **slots, out=x, y_out=y, push_out=h3)
+        if quantize is None:
+            assert kernels.update(row, x, e, **slots, out=x, y_out=y, push_out=h3)
+        else:
+            assert update_quantized(row, x, e, quantize, **slots, x0_out=np.empty_like(x), out=x, y_out=y, push_out=h3)
         if row[ROW_FIELDS.index("push")]:
             history = [h3, h1, h2]
         states.append(x.copy())

@@ -68,13 +68,14 @@ def build_family(
     draws: bool = True,
     vocabulary: bytes | None = None,
     pictures: Sequence[str] = (),
+    quantizes: bool = False,
 ) -> Path:
     """Write the bundle and return its folder.
 
     sampler: its whole-sampler graph, where one was composed. style_null: without, only the label has a null, and what is
     made of both has one that is each sample's own. learned: of variance "learned_range". encodes: the calls of `encode`.
     draws: whether the style is drawn. vocabulary: with a text in place of the label. pictures: photo, or photo and mask,
-    the inputs that the style is made of then.
+    the inputs that the style is made of then. quantizes: with a call for `quantize_denoised`.
     """
     models = graphs(learned)
     if "image_encoder" not in encodes:
@@ -82,6 +83,8 @@ def build_family(
     if vocabulary is not None:
         del models["label_encoder"]
         models["token_encoder"] = token_encoder()
+    if quantizes:
+        models["codebook"] = codebook()
     if "state_encoder" in encodes:
         models["state_encoder"] = state_encoder()
     if pictures:
@@ -102,6 +105,8 @@ def build_family(
         ]  # fmt: skip
         made = {"graph": "photo_encoder", "inputs": {name: name for name in pictures}, "outputs": {"style": "style"}}
         raw["pipeline"]["before"].insert(0, made)
+    if quantizes:
+        raw["pipeline"]["quantize"] = {"graph": "codebook", "inputs": {"latent": "x0"}, "outputs": {"codes": "x0"}}
     if not draws:
         raw["inputs"][1]["draw"] = None
     if not style_null:
@@ -154,6 +159,7 @@ def manifest(models: dict[str, onnx.ModelProto], backends: Sequence[str]) -> dic
                 "inputs": {"x": "x", "scale": "scale", "shift": "shift", "row": "rows"},
                 "outputs": {"v": "e"},
             },
+            "quantize": None,
             "after": [{"graph": "decoder", "inputs": {"x": "x"}, "outputs": {"image": "decoded"}}],
             "nulls": {},
             "state": {"channels": channels, "height": height, "width": width, "clip": None, "centre": None, "start": None},
@@ -280,6 +286,12 @@ def state_encoder() -> onnx.ModelProto:
     return _model(nodes, {"image": ["batch", *IMAGE]}, {"x": ["batch", *STATE]}, {"S": weights()["S"]})
 
 
+def codebook() -> onnx.ModelProto:
+    """latent -> tanh(latent): a smooth function, since near a border of codes float32 and float64 could part."""
+    nodes = [helper.make_node("Tanh", ["latent"], ["codes"])]
+    return _model(nodes, {"latent": ["batch", *STATE]}, {"codes": ["batch", *STATE]}, {})
+
+
 def photo_encoder(pictures: Sequence[str]) -> onnx.ModelProto:
     """The style of a photo as the image encoder has it; where there is a mask, of what lies outside of it."""
     node = helper.make_node
@@ -367,22 +379,25 @@ class Reference:
         noise: np.ndarray | None = None,
         style_null: bool = True,
         learned: bool = False,
+        interval: tuple[int, int] = (0, T),
+        quantized: bool = False,
     ) -> F64:
         """The state after the last step. timesteps fall; noise [S, N, ...] is needed where eta is not 0.
 
-        learned: DDPM's steps instead, with the noise that the network says: that of lane 0, the inputs'.
+        learned: DDPM's steps instead, with the noise that the network says: that of lane 0, the inputs'. interval: the
+        timesteps with guidance. quantized: x0, and not eps, goes through the codebook.
         """
         with_inputs = self.modulation(label, style)
         nulls = self.modulation(np.full_like(label, CLASSES), np.full_like(style, 0.1) if style_null else style)
         x = x_T.astype(np.float64)
         for step, t in enumerate(timesteps):
-            v = (1 + guidance) * self.denoise(x, *with_inputs, t)
-            if guidance:
-                v = v - guidance * self.denoise(x, *nulls, t)
+            w = guidance if interval[0] <= t <= interval[1] else 0.0
+            v = (1 + w) * self.denoise(x, *with_inputs, t) - w * self.denoise(x, *nulls, t)
             now = self.alpha_bar[t]
             then = self.alpha_bar[timesteps[step + 1]] if step + 1 < len(timesteps) else 1.0
             x0 = np.sqrt(now) * x - np.sqrt(1 - now) * v
             eps = np.sqrt(1 - now) * x + np.sqrt(now) * v
+            x0 = np.tanh(x0) if quantized else x0
             if learned:
                 assert noise is not None
                 beta = 1 - now / then

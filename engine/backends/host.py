@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from time import perf_counter
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +19,12 @@ from engine.backends.base import Backend
 from engine.backends.graph import Arrays
 from engine.backends.lanes import Bindings
 from engine.backends.workspace import Workspace
-from engine.bundle.pipeline import ROWS, TIMESTEPS, VARIANCE, CallSpec, E, X
+from engine.bundle.pipeline import ROWS, TIMESTEPS, VARIANCE, X0, CallSpec, E, X
 from engine.errors import NumericsError
 from engine.request import FINISH, Blend, Outcome, Request, cancelled
 from engine.result import F32, U8, StepInfo, Timings
 from engine.solver import noise as noises
+from engine.solver.quantized import update_quantized
 from engine.solver.table import StepTable
 
 KEPT_SHAPES = 4  # buffers of so many batch shapes are kept: enough for a server's few, flat over any number
@@ -142,10 +143,11 @@ class HostChain:
     def _loop(self, request: Request, work: Workspace, values: Arrays, embeddings: F32, timings: Timings) -> None:
         """Take `work.x` from the start to x_0 in place."""
         table, step = request.table, self.pipeline.step
+        quantize = self._codes if request.setting.quantize_denoised else None
         constants = self._constants(values, work)
         centre = _value(values, self.pipeline.state.centre)
         row_port = next((port for port, name in step.inputs.items() if name == ROWS), None)
-        work.begin(table, watched=request.watch is not None)
+        work.begin(table, shows_x0=request.watch is not None or quantize is not None)
         h1, h2, h3 = (None, None, None) if work.history is None else work.history
         answers: list[float] = []
         for i, (t, row) in enumerate(zip(table.timesteps, table.rows, strict=True)):
@@ -159,26 +161,24 @@ class HostChain:
             e, v = self._evaluate(work, lanes, float(row[C_IN]), constants, row_port, embeddings[i], timings)
             answered = perf_counter()
             # e = sum of w_l e_l;  x_0 = limit(p . (x, e, c, y, h));  x' = k . (x_0, x, e, c, exp(s_n v) noise, y, h)
-            finite = kernels.update(
-                row,
-                work.x,
-                e,
-                weights=table.weights[i, :lanes],
-                c=cast("F32 | None", centre),
-                y=work.y,
-                h1=h1,
-                h2=h2,
-                h3=h3,
-                v=v,
-                noise=None if request.noise is None else request.noise[i],
-                seeds=request.seeds if request.noise is None else None,
-                step=i if request.noise is None else None,
-                out=work.x,
-                x0_out=work.x0,
-                y_out=work.y,
-                push_out=h3,
-                threads=self.backend.threads,
-            )
+            operands: dict[str, Any] = {
+                "weights": table.weights[i, :lanes],
+                "c": cast("F32 | None", centre),
+                "y": work.y,
+                "h1": h1,
+                "h2": h2,
+                "h3": h3,
+                "v": v,
+                "noise": None if request.noise is None else request.noise[i],
+                "seeds": request.seeds if request.noise is None else None,
+                "step": i if request.noise is None else None,
+                "threads": self.backend.threads,
+            }
+            results: dict[str, Any] = {"out": work.x, "y_out": work.y, "push_out": h3}
+            if quantize is None:
+                finite = kernels.update(row, work.x, e, **operands, **results, x0_out=work.x0)
+            else:
+                finite = update_quantized(row, work.x, e, quantize, **operands, **results, x0_out=cast(F32, work.x0))
             if row[PUSH] != 0.0:
                 h1, h2, h3 = h3, h1, h2
             answers.append(1e3 * (answered - asked))
@@ -191,6 +191,12 @@ class HostChain:
             if request.stop is not None and i + 1 < len(table) and request.stop():
                 raise cancelled("stop", table, i + 1)
         timings.add_steps(answers)
+
+    def _codes(self, x0: F32) -> F32:
+        """What `quantize` makes of a row's x0."""
+        call = self.pipeline.quantize
+        assert call is not None, "a request for it is refused without one"
+        return cast(F32, self.call(call, {X0: x0})[X0])
 
     def _constants(self, values: Arrays, work: Workspace) -> Arrays:
         """What the step's graph takes beside x and the row, stacked over the lanes, by its own names."""

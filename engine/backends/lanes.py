@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import numpy as np
@@ -11,18 +12,23 @@ from engine.bundle.inputs import null_of
 from engine.bundle.pipeline import CallSpec, PipelineSpec
 
 Arrays = dict[str, npt.NDArray[np.generic]]
+KEPT_SHAPES = 4  # of a server's few lengths of what is free; each call's nulls are kept of so many
 
 
 class Bindings:
-    """The null of every value of a pipeline. What calls make of nulls alone is made once for each shape, on one sample, and
-    kept; what they make of nulls and of values that have none is each sample's own, and made once a request.
+    """The null of every value of a pipeline.
+
+    What calls make of nulls alone (such as the keys and values of an empty text) is made once for each shape, on one sample,
+    and kept for all requests; what they make of nulls and of values that have none is each sample's own, and made once a
+    request.
 
     call: runs one call of the pipeline on values by name; its results are kept, and so no buffers of a graph.
     """
 
     def __init__(self, pipeline: PipelineSpec, call: Callable[[CallSpec, Arrays], Arrays]) -> None:
         self._pipeline, self._call = pipeline, call
-        self._kept: dict[tuple[object, ...], Arrays] = {}
+        self._kept: OrderedDict[tuple[object, ...], Arrays] = OrderedDict()
+        self._most = KEPT_SHAPES * len(pipeline.before)
         self._values: Arrays | None = None  # of the request that `_own` is for
         self._own: Arrays = {}
 
@@ -53,6 +59,9 @@ class Bindings:
         key = (call.graph, *call.outputs.values(), *(array.shape for array in nulls.values()))  # free dimensions vary
         if key not in self._kept:
             self._kept[key] = self._call(call, nulls)
+            if len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
         return self._kept[key]
 
     def _of_request(self, call: CallSpec, values: Arrays) -> Arrays:

@@ -32,9 +32,12 @@ class Workspace:
         self._x_in: F32 | None = None
         self._images: U8 | None = None
 
-    def begin(self, table: StepTable, *, watched: bool) -> None:
-        """Room for what this table uses. Only what was written is read (`check_table`): nothing is cleared."""
-        if watched and self.x0 is None:
+    def begin(self, table: StepTable, *, shows_x0: bool) -> None:
+        """Room for what this table uses, and for each row's x0 where something looks at it.
+
+        Only what was written is read (`check_table`): nothing is cleared.
+        """
+        if shows_x0 and self.x0 is None:
             self.x0 = np.empty_like(self.x)
         if self.y is None and table.carries_y:
             self.y = np.empty_like(self.x)

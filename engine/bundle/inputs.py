@@ -14,11 +14,11 @@ from engine.bundle.tensors import BATCH, IMAGE_CHANNELS, ByValue, Null, TensorSp
 
 # Names with a meaning of their own in a pipeline, a request or a result.
 RESERVED = (
-    "x", "x_T", "noise", "timesteps", "rows", "e", "image", "images", "seeds", "weights", "start", "coefficients",
+    "x", "x0", "x_T", "noise", "timesteps", "rows", "e", "image", "images", "seeds", "weights", "start", "coefficients",
     "n", "steps", "setting", "seed", "spacing", "rho", "method", "eta", "t_start", "temperature", "noise_scale", "eps_scale",
-    "guidance", "variance", "clip", "prior", "callback", "stop", "progress", "budget_ms", "at_most", "anytime", "stream",
-    "a", "b", "mode", "part", "step_ms", "edits", "preserve", "what", "value", "self", "masks", "known_noise", "composite",
-    "text",
+    "guidance", "guidance_interval", "variance", "quantize_denoised", "clip", "prior", "callback", "stop", "progress",
+    "budget_ms", "at_most", "anytime", "stream", "a", "b", "mode", "part", "step_ms", "edits", "preserve", "what", "value",
+    "self", "masks", "known_noise", "composite", "text",
 )  # fmt: skip
 INPUT_DTYPES = ("float32", "int64")
 PICTURES = ("image", "mask")

@@ -5,6 +5,8 @@
     rows     once a set of timesteps: everything of the network that depends on the timestep
     step     once a row of the solver's table: x and the values above to the network's output e, and to `variance` where a
              second output says how much noise each element gets
+    quantize only where a request asks for it, once a row: from the row's x0 to what of it a decoder can tell apart, such as
+             the nearest codes; null where there is no such graph
     after    once a request, from the final x to values
 
 Calls name graphs and values and nothing else; every call is checked here against the graph's own signature.
@@ -25,6 +27,7 @@ from engine.bundle.schema import nested
 from engine.bundle.tensors import BATCH, IMAGE_CHANNELS, ByValue, Null, Shape, TensorSpec, parse_null
 
 X, E, VARIANCE, ROWS, TIMESTEPS, IMAGE = "x", "e", "variance", "rows", "timesteps", "image"
+X0 = "x0"  # of a row
 STEPS = "steps"  # the free dimension of a table of timesteps
 
 
@@ -76,6 +79,7 @@ class PipelineSpec(ByValue):
     before: tuple[CallSpec, ...]
     rows: CallSpec
     step: CallSpec
+    quantize: CallSpec | None
     after: tuple[CallSpec, ...]
     nulls: dict[str, Null]
     state: StateSpec
@@ -85,7 +89,8 @@ class PipelineSpec(ByValue):
     @property
     def calls(self) -> tuple[CallSpec, ...]:
         """Every call, in the order of a request."""
-        return (*self.encode, *self.before, self.rows, self.step, *self.after)
+        quantize = () if self.quantize is None else (self.quantize,)
+        return (*self.encode, *self.before, self.rows, self.step, *quantize, *self.after)
 
     @property
     def graphs(self) -> tuple[str, ...]:
@@ -161,11 +166,12 @@ def parse_pipeline(fields: Fields, inputs: tuple[InputSpec, ...], graphs: Mappin
     reader.check_state(fields.object("state"), state, shape)
     rows = reader.rows(fields)
     step = reader.step(fields, shape)
+    quantize = reader.quantize(fields, shape)
     after = reader.after(fields, shape)
     image = reader.image(fields, after)
     nulls = {spec.name: spec.null for spec in inputs if spec.null is not None} | reader.nulls(fields, before)
     fields.done()
-    return PipelineSpec(encode, before, rows, step, after, nulls, state, image, reader.values)
+    return PipelineSpec(encode, before, rows, step, quantize, after, nulls, state, image, reader.values)
 
 
 class _Reader:
@@ -246,6 +252,16 @@ class _Reader:
                 "outputs", f"one output, which is called {E!r} and is {self.values[X]} as the state, or beside it a second "
                 f"one of that kind, called {VARIANCE!r}, not {found}"
             )  # fmt: skip
+        return call
+
+    def quantize(self, top: Fields, state: Shape) -> CallSpec | None:
+        """`quantize`: x0 to x0; null where the pipeline has none."""
+        if top.take_null("quantize"):
+            return None
+        fields, kept = top.object("quantize"), Value("float32", state)
+        call, made = self._call(fields, {X0: kept}, {})
+        if made != {X0: kept}:
+            fields.refuse("outputs", f"one output, which is called {X0!r} and is {kept} as the state")
         return call
 
     def after(self, top: Fields, state: Shape) -> tuple[CallSpec, ...]:

@@ -17,7 +17,7 @@ from engine.bundle.reader import Bundle
 from engine.cli.output import echo_fields
 from engine.errors import BackendError
 
-SECTIONS = ("encode", "before", "rows", "step", "after")
+SECTIONS = ("encode", "before", "rows", "step", "quantize", "after")
 
 
 def describe_bundle(bundle: Bundle) -> dict[str, Any]:
@@ -73,15 +73,16 @@ def auto_choice(bundle: Bundle) -> dict[str, str | None]:
 
 
 def calls_of(pipeline: PipelineSpec, section: str) -> tuple[CallSpec, ...]:
-    """The calls of a section; `rows` and `step` have one each."""
+    """The calls of a section; `rows` and `step` have one each, `quantize` one or none."""
     found = getattr(pipeline, section)
-    return (found,) if isinstance(found, CallSpec) else found
+    return (found,) if isinstance(found, CallSpec) else found or ()
 
 
 def runs(manifest: Manifest, key: str) -> list[str]:
-    """The sections of the pipeline in which a graph runs; those of the whole sampler are all of them but `encode`."""
+    """The sections of the pipeline in which a graph runs; those of the whole sampler are all of them but `encode`
+    and `quantize`."""
     if graph_of(key) == SAMPLER:
-        return list(SECTIONS[1:])
+        return [section for section in SECTIONS if section not in ("encode", "quantize")]
     pipeline = manifest.pipeline
     return [section for section in SECTIONS if any(c.graph == graph_of(key) for c in calls_of(pipeline, section))]
 
@@ -220,10 +221,10 @@ def pipeline_lines(pipeline: dict[str, Any]) -> Iterator[str]:
     """Each call with what it is fed, the nulls, and what becomes the image."""
     for section in SECTIONS:
         for call in pipeline[section]:
-            yield f"{section:<8}{call['graph']}({_wires(call['inputs'])}) -> {_wires(call['outputs'])}"
+            yield f"{section:<10}{call['graph']}({_wires(call['inputs'])}) -> {_wires(call['outputs'])}"
     if pipeline["nulls"]:
-        yield f"{'nulls':<8}{', '.join(f'{name} {_brief(null)}' for name, null in pipeline['nulls'].items())}"
-    yield f"{'image':<8}{pipeline['image']}"
+        yield f"{'nulls':<10}{', '.join(f'{name} {_brief(null)}' for name, null in pipeline['nulls'].items())}"
+    yield f"{'image':<10}{pipeline['image']}"
 
 
 def size_of(entry: dict[str, Any]) -> str:

@@ -81,7 +81,16 @@ SETTING = options(
     click.option("--noise-scale", type=SCALE, help="Scale of the steps' noise; or one a step: 0.9,0.8,0.7."),
     click.option("--eps-scale", type=SCALE, help="Scale of the network's eps; or one a step."),
     click.option("--guidance", type=float, help="Guidance weight; not 0 doubles the network's work."),
+    click.option(
+        "--guidance-interval",
+        type=Listed(int, "200,800", single=False),
+        metavar="LOW,HIGH",
+        help="Guide only between these timesteps, both included; the others cost one evaluation.",
+    ),
     click.option("--variance", type=NearChoice(VARIANCES), help="DDPM's variance; default: the bundle's."),
+    click.option(
+        "--quantize-denoised", is_flag=True, default=None, help="Look each step's prediction up in the bundle's codebook."
+    ),
 )
 MACHINE = options(
     LINKS,

@@ -182,6 +182,10 @@ def setting_line(batch: Batch) -> str:
     plain = {"eta": 0.0, "temperature": 1.0, "noise_scale": 1.0, "eps_scale": 1.0, "guidance": 0.0}
     found = {name: getattr(setting, name) for name, usual in plain.items() if getattr(setting, name) != usual}
     words += [f"{name} {' '.join(f'{one:g}' for one in np.atleast_1d(value))}" for name, value in found.items()]
+    if setting.guidance_interval is not None:
+        words.append("guided from t {} to {}".format(*setting.guidance_interval))
+    if setting.quantize_denoised:
+        words.append("every step quantised")
     return ", ".join(words)
 
 

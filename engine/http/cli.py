@@ -42,7 +42,7 @@ def options(command: Command) -> Command:
         click.option("--precision", default="auto", show_default=True, help="As for `diffusevae sample`."),
         click.option("--threads", type=click.IntRange(1), help="Default: what this process may use."),
         click.option("--max-batch", default=USUAL.max_batch, show_default=True, help="Images of a request, and of a run."),
-        click.option("--max-steps", type=int, help="Most steps of a request; default: 100 or what is recorded."),
+        click.option("--max-steps", type=int, help="Most network calls of a request; default: 100 or what is recorded."),
         click.option("--max-pixels", default=USUAL.max_pixels, show_default=True, help="Of a picture that is sent."),
         click.option("--max-queue", default=USUAL.max_queue, show_default=True, help="Requests that may wait; then 429."),
         click.option("--max-body", default=USUAL.max_body, show_default=True, help="Bytes of a request."),

@@ -151,7 +151,7 @@ def _setting(manifest: Manifest, verb: str, limits: Limits) -> list[Field]:
     pipeline, T = manifest.pipeline, manifest.schedule.T
     timestep = {"type": "integer", "minimum": 0, "maximum": T - 1}
     found: dict[str, Schema] = {
-        "steps": {"type": "integer", "minimum": 1, "maximum": limits.max_steps, "description": "Network calls."},
+        "steps": {"type": "integer", "minimum": 1, "maximum": T, "description": "Network calls, about."},
         "setting": {"enum": list(SETTINGS), "description": "The bundle's own for these steps, or the textbook's."},
         "timesteps": {"type": "array", "items": timestep, "maxItems": limits.max_steps, "description": "Falling."},
         "spacing": {"enum": list(SPACINGS), "description": "Which timesteps are kept."},
@@ -168,6 +168,10 @@ def _setting(manifest: Manifest, verb: str, limits: Limits) -> list[Field]:
         found["t_start"] = {**timestep, "description": "Start from the noised start image at this timestep."}
     if pipeline.guided:
         found["guidance"] = {"type": "number", "description": "Weight; not 0 doubles the network's work."}
+        text = "Timesteps, the lower one first, between which guidance applies, both included."
+        found["guidance_interval"] = {"type": "array", "items": timestep, "minItems": 2, "maxItems": 2, "description": text}
+    if pipeline.quantize is not None:
+        found["quantize_denoised"] = {"type": "boolean", "description": "Look each step's prediction up in the codebook."}
     if manifest.drawn is not None and verb in ("sample", "edit", "interpolate"):
         found["prior"] = {"enum": list(PRIORS), "description": f"What {manifest.drawn.name} is drawn from."}
     if manifest.fitted is not None and verb == "sample":

@@ -38,7 +38,7 @@ class Ask:
 
 
 class Settings:
-    """What options mean for one bundle. `max_steps` is the most steps of a request, `cure` how a server raises that."""
+    """What options mean for one bundle. max_steps: the most network calls of a request; cure: how a server raises it."""
 
     def __init__(self, manifest: Manifest, max_steps: int, cure: str) -> None:
         self.manifest, self.max_steps, self._cure = manifest, max_steps, cure
@@ -66,11 +66,12 @@ class Settings:
     def _complete(self, options: Mapping[str, Any], has_image: bool) -> Options:
         """Every option of the setting that is meant."""
         setting = resolve.setting_of(self.manifest, options, has_image=has_image)
-        if not 1 <= setting.steps <= self.max_steps:
+        table = table_of(self.manifest, self._schedule, setting)
+        if len(table) > self.max_steps:
+            calls = f", {len(table)} calls of the network" if len(table) != setting.steps else ""
             raise ArgumentError(
-                f"steps is {setting.steps}; this server takes 1 .. {self.max_steps}. Ask for such a number, or {self._cure}"
+                f"steps is {setting.steps}{calls}; this server takes 1 .. {self.max_steps}. Ask for fewer, or {self._cure}"
             )
-        spacing = table_of(self.manifest, self._schedule, setting).spacing
-        values = {name: getattr(setting, name) for name in resolve.SETTING_OPTIONS} | {"spacing": spacing}
+        values = {name: getattr(setting, name) for name in resolve.SETTING_OPTIONS} | {"spacing": table.spacing}
         others = {name: value for name, value in options.items() if name not in values and name != "setting"}
         return tuple((values | others).items())

@@ -7,6 +7,8 @@ from engine.bundle.engines import ENGINE_FILES
 from engine.bundle.manifest import Manifest
 from engine.bundle.reader import Bundle
 from engine.errors import ArgumentError, BackendError, did_you_mean
+from engine.pipeline import table_of
+from engine.resolve import setting_of
 
 # In the order of preference. native: a sample is the same bit for bit in any batch, on any number of threads.
 CPU_BACKENDS = ("native", "openvino", "onnxruntime")
@@ -64,13 +66,14 @@ def check_precision(bundle: Bundle, backend: str, precision: str) -> None:
 
 
 def max_steps(manifest: Manifest, asked: int | None) -> int:
-    """The most steps that a request may ask for; what the bundle records must be among them."""
-    recorded, T = manifest.defaults.steps, manifest.schedule.T
+    """The most calls of the network that a request may ask for; what the bundle records must be among them."""
+    recorded = len(table_of(manifest, manifest.schedule.schedule(), setting_of(manifest, {})))
+    most = max(manifest.schedule.T, recorded)
     if asked is None:
-        return min(T, max(MAX_STEPS, recorded))
-    if not recorded <= asked <= T:
+        return min(most, max(MAX_STEPS, recorded))
+    if not recorded <= asked <= most:
         raise ArgumentError(
-            f"max_steps: found {asked}, expected {recorded} (what the bundle records, and a request without a setting "
-            f"gets) to {T}, the timesteps that the model was trained with; choose another --max-steps"
+            f"max_steps: found {asked}, expected {recorded} (the calls of what the bundle records, and a request without a "
+            f"setting gets) to {most}, the timesteps that the model was trained with; choose another --max-steps"
         )
     return asked

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.argument_checks import Numbers, check_integer, check_integers, check_number, check_numbers
+from engine.argument_checks import Numbers, check_integer, check_integers, check_interval, check_number, check_numbers
 from engine.errors import ArgumentError, did_you_mean
 from engine.kernels import ROW_FIELDS
 from engine.solver.check import check_rows
@@ -149,6 +149,7 @@ def build_step_table(
     eps_scale: float | Sequence[float] = 1.0,
     clip: float | None = 1.0,
     guidance: float = 0.0,
+    guidance_interval: tuple[int, int] | None = None,
 ) -> StepTable:
     """The rows of one chain, in arrays that are not to be written to.
 
@@ -170,6 +171,8 @@ def build_step_table(
     eta, noise_scale and eps_scale are one number, or one a step.
     clip: limit x0 to [-clip, clip] in every row, as in training; None: no limit.
     guidance: w in e = e_0 + w (e_0 - e_1), lane 0 with the inputs and lane 1 with their nulls. 0 is one lane.
+    guidance_interval: (low, high), the timesteps, both included, whose rows are guided (Kynkaanniemi et al. 2024); the
+        others run lane 0 alone. None: all rows.
     Raises ArgumentError, which says what can be had.
     """
     eta = check_numbers("eta", eta, 0.0, 1.0)
@@ -199,6 +202,7 @@ def build_step_table(
         eps_scale=check_numbers("eps_scale", eps_scale, 0.0),
         clip=math.inf if clip is None else check_number("clip", clip, 0.0),
         guidance=check_number("guidance", guidance, -math.inf),
+        guidance_interval=None if guidance_interval is None else check_interval("guidance_interval", guidance_interval),
     )
     return _table(chain)
 
@@ -222,6 +226,7 @@ class _Chain(NamedTuple):
     eps_scale: Numbers
     clip: float
     guidance: float
+    guidance_interval: tuple[int, int] | None
 
     def kept(self) -> I64:
         """The timesteps, ascending."""
@@ -264,6 +269,8 @@ def _table(chain: _Chain) -> StepTable:
         rows = exact.astype(np.float32)
     w = chain.guidance
     weights = np.tile(np.array([1.0 + w, -w] if w else [1.0], np.float32), (len(rows), 1))
+    if chain.guidance_interval is not None:
+        weights[~_guided(chain, chain.guidance_interval, timesteps)] = 1.0, 0.0
     check_rows(rows)
     for array in (timesteps, rows, weights):  # shared by every request for this chain
         array.setflags(write=False)
@@ -296,6 +303,21 @@ def check_table(table: StepTable, *, guide: bool = False) -> None:
     if not np.isfinite(table.weights).all():
         raise ArgumentError("weights holds values that are NaN or infinite; expected finite numbers")
     check_rows(table.rows, guide=guide)
+
+
+def _guided(chain: _Chain, interval: tuple[int, int], timesteps: I64) -> NDArray[np.bool_]:
+    """Which rows are guided. ArgumentError for an interval that says nothing."""
+    low, high = interval
+    found, T = f"guidance_interval is ({low}, {high})", chain.schedule.T
+    if not 0 <= low <= high < T:
+        raise ArgumentError(f"{found}; expected two timesteps of 0 .. {T - 1}, the lower one first")
+    if not chain.guidance:
+        raise ArgumentError(f"{found}, but guidance is 0; expected guidance beside it. Pass guidance, or leave it out")
+    guided: NDArray[np.bool_] = (low <= timesteps) & (timesteps <= high)
+    if not guided.any():
+        ends = f"{timesteps[0]} to {timesteps[-1]}"
+        raise ArgumentError(f"{found}, which holds none of this chain's timesteps, {ends}; widen it")
+    return guided
 
 
 def _start(chain: _Chain) -> Start:

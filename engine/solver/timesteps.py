@@ -234,6 +234,14 @@ def kept_timesteps(alpha_bar: F64, steps: int, spacing: str, t_start: int | None
     return SPACINGS[spacing](Wanted(alpha_bar, steps, t_start, rho))
 
 
+def nearest_start(alpha_bar: F64, steps: int, spacing: str | None, t_start: int) -> int:
+    """The start nearest to a timestep that a chain of this spacing can have: of leading ones a timestep of their grid."""
+    if spacing not in LEADING:
+        return t_start
+    grid = kept_timesteps(alpha_bar, steps, spacing)
+    return int(grid[np.abs(grid - t_start).argmin()])
+
+
 def listed_timesteps(listed: Sequence[int], T: int) -> I64:
     """The caller's own timesteps, ascending as of `kept_timesteps`. ArgumentError where they do not fall from T - 1."""
     for i, t in enumerate(listed):

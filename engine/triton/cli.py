@@ -24,7 +24,7 @@ from engine.triton.serving import Serving
 @click.option("--kind", type=click.Choice(list(KINDS)), default="cpu", show_default=True, help="Where it runs.")
 @click.option("--backend", help="Runtime; default: the bundle's best of this kind, native or tensorrt first.")
 @click.option("--precision", default="auto", show_default=True, help="As for `diffusevae sample`.")
-@click.option("--max-steps", type=int, help="Most steps that a request may ask for; default: 100 or what is recorded.")
+@click.option("--max-steps", type=int, help="Most network calls of a request; default: 100 or what is recorded.")
 @click.option("--max-queue", default=0, show_default=True, help="Requests that may wait; more are refused. 0: any number.")
 @click.option("--previews", is_flag=True, help="Stream a preview of each step (decoupled: clients use gRPC streams).")
 @click.option("--replace", is_flag=True, help="Replace a model of this name that this command wrote.")

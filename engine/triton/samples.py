@@ -37,7 +37,7 @@ MAX_WORDS = 16_384  # bytes of a text: more than any input has room for
 
 
 class Reader:
-    """Reads the requests of one model; `limit` is the most samples and `max_steps` the most steps that one may ask for."""
+    """Reads the requests of one model; `limit` is the most samples and `max_steps` the most network calls of one."""
 
     def __init__(self, bundle: Bundle, *, limit: int, max_steps: int, previews: bool) -> None:
         manifest = bundle.manifest

@@ -53,7 +53,9 @@ SETTING = (
     Tensor("eps_scale", "TYPE_FP32", (FREE,)),
 )
 T_START = Tensor("t_start", "TYPE_INT32")  # needs an image to start from
-GUIDANCE = Tensor("guidance", "TYPE_FP32")  # needs a null
+# Need a null; the interval is (low, high), timesteps.
+GUIDANCE = (Tensor("guidance", "TYPE_FP32"), Tensor("guidance_interval", "TYPE_INT32", (2,)))
+QUANTIZE = Tensor("quantize_denoised", "TYPE_BOOL")  # needs a codebook
 BUDGET = (Tensor("budget_ms", "TYPE_FP32"), Tensor("at_most", "TYPE_BOOL"))  # need fitted settings to choose from
 EDITS = Tensor("edits", "TYPE_STRING")  # JSON: {"glasses": 1.0}; needs directions
 WORDS = Tensor(TEXT, "TYPE_STRING")  # UTF-8; needs a vocabulary, and stands for the input that it becomes
@@ -94,7 +96,8 @@ def setting_of(manifest: Manifest) -> tuple[Tensor, ...]:
     return (
         *SETTING,
         *((T_START,) if pipeline.state.start is not None else ()),
-        *((GUIDANCE,) if pipeline.guided else ()),
+        *(GUIDANCE if pipeline.guided else ()),
+        *((QUANTIZE,) if pipeline.quantize is not None else ()),
         *(BUDGET if manifest.fitted is not None else ()),
     )
 

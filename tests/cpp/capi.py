@@ -81,8 +81,8 @@ class Setting(ctypes.Structure):
     _fields_ = [
         ("steps", LONG), *listed("timesteps"), ("spacing", TEXT), ("rho", DOUBLE), ("method", TEXT), ("eta", DOUBLE),
         *listed("etas"), ("t_start", LONG), ("temperature", DOUBLE), ("noise_scale", DOUBLE), *listed("noise_scales"),
-        ("eps_scale", DOUBLE), *listed("eps_scales"), ("guidance", DOUBLE), ("variance", TEXT), ("clip", INT),
-        ("prior", TEXT),
+        ("eps_scale", DOUBLE), *listed("eps_scales"), ("guidance", DOUBLE), ("guidance_interval", LONG * 2),
+        ("variance", TEXT), ("quantize_denoised", INT), ("clip", INT), ("prior", TEXT),
     ]  # fmt: skip
 
     def values(self) -> dict[str, Any]:
@@ -96,7 +96,10 @@ class Setting(ctypes.Structure):
             assert (several is None) == (found[name] != UNSET_NUMBER)
             found[name] = found[name] if several is None else several
         found = {name: value.decode() if isinstance(value, bytes) else value for name, value in found.items()}
-        return found | {"t_start": None if self.t_start == UNSET else self.t_start, "clip": bool(self.clip)}
+        interval = tuple(self.guidance_interval)
+        found |= {"guidance_interval": None if interval == (UNSET, UNSET) else interval}
+        found |= {name: bool(found[name]) for name in ("clip", "quantize_denoised")}
+        return found | {"t_start": None if self.t_start == UNSET else self.t_start}
 
 
 class Info(ctypes.Structure):
@@ -146,8 +149,9 @@ class SampleOptions(ctypes.Structure):
         ("seed", ctypes.c_uint64), ("steps", LONG), ("setting", TEXT), *listed("timesteps"), ("spacing", TEXT),
         ("rho", DOUBLE), ("method", TEXT), ("eta", DOUBLE), *listed("etas"), ("t_start", LONG), ("temperature", DOUBLE),
         ("noise_scale", DOUBLE),
-        *listed("noise_scales"), ("eps_scale", DOUBLE), *listed("eps_scales"), ("guidance", DOUBLE), ("variance", TEXT),
-        ("clip", INT), ("prior", TEXT), ("inputs", ctypes.POINTER(Array)), ("inputs_count", LONG), ("callback", CALLBACK),
+        *listed("noise_scales"), ("eps_scale", DOUBLE), *listed("eps_scales"), ("guidance", DOUBLE),
+        ("guidance_interval", LONG * 2), ("variance", TEXT), ("quantize_denoised", INT), ("clip", INT), ("prior", TEXT),
+        ("inputs", ctypes.POINTER(Array)), ("inputs_count", LONG), ("callback", CALLBACK),
         ("user", POINTER), ("budget_ms", DOUBLE), ("at_most", INT), ("anytime", INT),
         ("edits", ctypes.POINTER(Edit)), ("edits_count", LONG),
     ]  # fmt: skip

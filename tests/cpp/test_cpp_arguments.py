@@ -14,7 +14,7 @@ import pytest
 from engine import __version__
 from engine.kernels.native_library import native_library
 from tests.cpp import capi
-from tests.cpp.capi import ARGUMENT, BACKEND, NUMERICS, Arguments, CSampler, Failed, Library, open_c
+from tests.cpp.capi import ARGUMENT, BACKEND, NUMERICS, UNSET, Arguments, CSampler, Failed, Library, open_c
 from tests.native_models import NEEDS_NATIVE
 
 pytestmark = NEEDS_NATIVE
@@ -81,6 +81,10 @@ REFUSED: dict[str, tuple[Arguments, str]] = {
     "temperature": ({"temperature": -0.1}, r"temperature is -0\.1; expected a number of at least 0"),
     "temperature infinite": ({"temperature": float("inf")}, "temperature is inf; expected a number"),
     "guidance NaN": ({"guidance": float("nan")}, "guidance is nan; expected a number that is finite"),
+    "half a guidance interval": ({"guidance_interval": (UNSET, 5), "guidance": 1.0}, "has one of its two timesteps alone"),
+    "guidance interval": ({"guidance_interval": (9, 5), "guidance": 1.0}, r"\(9, 5\); expected two timesteps of 0 \.\. 999"),
+    "no codebook": ({"quantize_denoised": 1}, "quantize_denoised is given, but this bundle has no codebook"),
+    "quantize_denoised": ({"quantize_denoised": 2}, "quantize_denoised is 2; expected 0 or 1"),
     "variance": ({"variance": "fixed"}, "variance is 'fixed'; expected one of fixedlarge, fixedsmall, learned_range"),
     "clip": ({"clip": 2}, "clip is 2; expected 0 or 1"),
     "prior": ({"prior": "bundel"}, r"prior: found 'bundel', expected .*bundle, standard\. Did you mean 'bundle'"),

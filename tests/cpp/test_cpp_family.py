@@ -23,6 +23,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "history": {"steps": 7, "method": "dpmpp_2m", "guidance": 0.5},
     "noisy": {"steps": 5, "eta": 0.7, "temperature": 0.8},
     "only the nulls": {"steps": 4, "guidance": -1.0},
+    "on an interval": {"steps": 6, "guidance": 1.5, "guidance_interval": (333, 666)},
 }
 
 
@@ -62,6 +63,23 @@ def test_it_makes_the_bits_of_python(family: Path, run: str, library: Library) -
     given = {"seed": 11, "label": np.array([3, 10, 0]), **RUNS[run]}
     with open_c(library, family, backend="openvino") as c, Sampler(family, "openvino", "f32", 2) as python:
         same(c.sample(3, **given), python.sample(3, **given))
+
+
+@pytest.mark.parametrize("run", ["noisy", "history", "on an interval"])
+def test_quantised_steps_make_the_bits_of_python(tmp_path: Path, run: str, library: Library) -> None:
+    path = build_family(tmp_path / "quantizes.bundle", quantizes=True)
+    given = {"seed": 11, "label": np.array([3, 10, 0]), **RUNS[run]}
+    seen: dict[str, list[bytes]] = {"c": [], "python": []}
+    with open_c(library, path, backend="openvino") as c, Sampler(path, "openvino", "f32", 2) as python:
+        plain = python.sample(3, **given)
+        given["quantize_denoised"] = True
+        batch = python.sample(3, **given, callback=lambda info: seen["python"].append(info.x0.tobytes()))
+        found = c.sample(3, **given, callback=looking(lambda step: seen["c"].append(c.seen(step)[1].tobytes())))
+        same(found, batch)
+        same(c.sample(3, **given), batch)
+        assert found.setting["quantize_denoised"]
+    assert seen["c"] == seen["python"]
+    assert (batch.x != plain.x).any()
 
 
 def test_previews_are_decoded_as_in_python(family: Path, library: Library) -> None:

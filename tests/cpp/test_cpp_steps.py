@@ -146,6 +146,21 @@ def assert_same_answer(model: str, schedule: str, prediction: str, sampler: CSam
     return False
 
 
+INTERVALS: tuple[tuple[Arguments, bool], ...] = (
+    ({"guidance": 1.5, "guidance_interval": (1, 600)}, True), ({"guidance": -1.0, "guidance_interval": (0, 999)}, True),
+    ({"guidance": 1.5, "guidance_interval": (500, 500), "method": "plms"}, True),
+    ({"guidance": 1.5, "guidance_interval": (600, 1)}, False), ({"guidance": 1.5, "guidance_interval": (0, 1000)}, False),
+    ({"guidance": 1.5, "guidance_interval": (-1, 5)}, False), ({"guidance_interval": (1, 600)}, False),
+    ({"guidance": 1.5, "guidance_interval": (501, 502)}, False),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "fits"), INTERVALS)
+def test_guidance_on_an_interval(options: Arguments, fits: bool, opened: Opened) -> None:
+    given = {"timesteps": [900, 700, 500, 20], "variance": "fixedlarge", **options}
+    assert assert_same_answer("form1", "trained", "eps", opened("form1", "trained"), given) is fits
+
+
 def plain(refusal: str) -> str:
     """A refusal apart from how Python and C write an option and a number."""
     text = re.sub(r"[-+0-9.e]+", lambda number: f"{float(number[0]):g}" if is_number(number[0]) else number[0], refusal)
@@ -178,6 +193,7 @@ OPTIONAL = {
     "t_start": st.integers(-1, 1000),
     "temperature": st.floats(-0.5, 1e6),
     "guidance": st.sampled_from([0.0, 0.5, -1.0, 5e-324]) | st.floats(-5, 5),
+    "guidance_interval": st.tuples(st.integers(-1, 1000), st.integers(-1, 1000)) | st.just((200, 800)),
     "clip": st.booleans(),
 }
 SPACING = {"spacing": st.sampled_from(tuple(SPACINGS))}
@@ -226,13 +242,15 @@ def test_the_recorded_setting_is_replaced_as_a_whole(
         "temperature": 1.0, "noise_scale": 1.0, "eps_scale": 1.0, "guidance": 0.0,
     }  # fmt: skip
     listed = own | {"spacing": None}
-    everywhere = {"variance": "fixedsmall", "clip": True, "prior": "standard"}
+    everywhere = {"variance": "fixedsmall", "clip": True, "prior": "standard", "guidance_interval": None}
+    everywhere |= {"quantize_denoised": False}
     cases: list[tuple[Arguments, Arguments]] = [
         ({}, recorded),
         ({"guidance": 1.5, "temperature": 0.5}, recorded | {"guidance": 1.5, "temperature": 0.5}),
         ({"noise_scale": 0.5, "eps_scale": [1.0] * 4}, recorded | {"noise_scale": 0.5, "eps_scale": (1.0,) * 4}),
         ({"timesteps": [9, 3], "eta": [1.0, 0.0]}, listed | {"steps": 2, "timesteps": (9, 3), "eta": (1.0, 0.0)}),
         ({"spacing": "karras", "rho": 3.0}, own | {"spacing": "karras", "rho": 3.0}),
+        ({"guidance_interval": (9, 200)}, recorded | {"guidance_interval": (9, 200)}),
         ({"variance": "fixedlarge"}, recorded | {"variance": "fixedlarge"}),
         ({"steps": 5}, own | {"steps": 5}),
         ({"method": "ddpm"}, own | {"method": "ddpm"}),

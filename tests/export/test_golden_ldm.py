@@ -12,6 +12,7 @@ from engine.backends.host import blend_in
 from engine.request import Blend
 from engine.solver.schedule import Schedule
 from engine.solver.table import StepTable, build_step_table
+from export.models.latent.graphs import Codebook
 from tests import latent_models
 from tests.solver_rows import run_kernels, run_rows
 
@@ -19,7 +20,7 @@ FOLDER = "uncond_vq_f4"
 CONFIG = latent_models.config(FOLDER)
 EXPECTED = latent_models.expected(FOLDER)
 SCHEDULE = Schedule.from_recipe("scaled_linear", CONFIG["T"], start=CONFIG["linear_start"], end=CONFIG["linear_end"])
-BLENDED = "ddim_uniform_5_eta1_blend"
+BLENDED, QUANTIZED = "ddim_uniform_5_eta1_blend", "ddim_uniform_5_eta0_qx0"
 SPACED = [
     "ddim_uniform_10_eta0", "ddim_uniform_6_eta0", "ddim_quad_10_eta0", "plms_uniform_10_eta0", "ddim_uniform_5_eta1",
 ]  # fmt: skip
@@ -85,6 +86,20 @@ def test_a_chain_that_is_kept_to_what_is_known(network):
         x = run_kernels(table.timesteps[i : i + 1], table.rows[i : i + 1], network, x, noise=noise[i : i + 1])[-1]
         states.append(x.copy())  # blended in place
     for index, key in ((0, f"{BLENDED}_step1"), (1, f"{BLENDED}_mid"), (-1, BLENDED)):
+        assert difference(states[index], key) < TOLERANCE
+
+
+@pytest.mark.parametrize("execute", [run_rows, run_kernels])
+def test_a_chain_whose_every_x0_is_looked_up_in_the_codebook(network, execute):
+    codes, table, found = Codebook(latent_models.networks(FOLDER)[1].quantize, 1.0), table_of(QUANTIZED), []
+
+    def quantize(x0: np.ndarray) -> np.ndarray:
+        found.append(codes.quantize.indices(torch.from_numpy(x0)).numpy())
+        return codes(torch.from_numpy(x0)).numpy()
+
+    states = execute(table.timesteps, table.rows, network, EXPECTED["x_T"], quantize=quantize)
+    np.testing.assert_array_equal(found, EXPECTED[f"{QUANTIZED}_step_indices"])
+    for index, key in ((0, f"{QUANTIZED}_step1"), (1, f"{QUANTIZED}_mid"), (-1, QUANTIZED)):
         assert difference(states[index], key) < TOLERANCE
 
 

@@ -63,7 +63,7 @@ def test_a_golden_model_is_read(model: str, yaml_file: Callable[..., Path]) -> N
     assert dataclasses.replace(config.spec, scale=spec.scale) == spec
     assert config.schedule.numbers == {"start": of["linear_start"], "end": of["linear_end"]}
     assert (config.schedule.recipe, config.schedule.T, config.use_ema) == ("scaled_linear", of["T"], of["use_ema"])
-    assert (config.conditioning, config.scale_by_std) == (of["conditioning"], of["scale_by_std"])
+    assert config.scale_by_std == of["scale_by_std"]
     assert weights.kind == ("ema" if of["use_ema"] else "online")
     state = golden.checkpoint(model)["state_dict"]
     keys = [key for key in of["parameters"] if key not in of["ignored"]]
@@ -98,12 +98,12 @@ def test_a_file_goes_the_same_way(tmp_path: Path, yaml_file: Callable[..., Path]
         (VQ, "timesteps: 1000", "beta_schedule: cosine", "schedule.recipe", "cosine"),
         (VQ, "linear_start: 0.0015", "linear_start: 15e-4", "schedule.numbers", {"start": 0.0015, "end": 0.0195}),
         (VQ, "timesteps: 1000", "parameterization: x0", "spec.prediction", "x0"),
-        (VQ, "concat_mode: false", "conditioning_key: concat", "conditioning", None),
+        (VQ, "concat_mode: false", "conditioning_key: concat", "spec.conditioner", None),
         (CLASSES, "        n_classes: 11\n", "", "spec.conditioner", ClassConditionerSpec(1000, 24)),
         (CLASSES, "n_classes: 11", "n_classes: 1001", "spec.conditioner", ClassConditionerSpec(1001, 24, 1000)),
         ("text_bert_cfg", "vocab_size: 99", "device: cuda", "tokenizer", True),
         ("text_bert_cfg", "vocab_size: 99", "vocab_size: 99", "tokenizer", False),
-        ("text_bert_cfg", "conditioning_key: crossattn", "concat_mode: false", "conditioning", "crossattn"),
+        ("text_bert_cfg", "conditioning_key: crossattn", "concat_mode: false", "spec.unet.context_dim", 24),
     ],
 )
 def test_what_a_configuration_says(

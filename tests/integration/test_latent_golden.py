@@ -24,9 +24,9 @@ from tests.samplers import EACH_BACKEND
 
 TOLERANCE = 5e-5
 SPACINGS = {"uniform": "leading", "quad": "leading_quad"}
-# Of the reference alone: a chain begun amid its noise (its timesteps are in test_solver_timesteps.py), codes looked up in
-# every step, the network in tiles; and chains over part of the image, which are those of `inpaint`.
-OTHER = ("last", "qx0", "tiled", "blend")
+# Of the reference alone: a chain begun amid its noise (its timesteps are in test_solver_timesteps.py), the network in tiles;
+# and chains over part of the image, which are those of `inpaint`.
+OTHER = ("last", "tiled", "blend")
 # A build takes most of a minute. These three have every kind of block and of condition; DIFFUSEVAE_GOLDEN=all: all eight.
 FEW = ("class_crossattn_cfg", "text_bert_cfg", "inpaint_concat")
 MODELS = latent_models.NAMES if os.environ.get("DIFFUSEVAE_GOLDEN") == "all" else FEW
@@ -79,7 +79,8 @@ def setting(model: str, run: str) -> dict[str, Any]:
         return {"method": "ddpm", "spacing": "truncated", "steps": of["S"] if "S" in of else of["steps"]}
     scale = 0.5 if run.endswith("temp0.5") else 1.0
     options = {"method": of["sampler"], "spacing": SPACINGS[of["spacing"]], "steps": of["S"], "eta": of["eta"]}
-    return options | {"guidance": of["scale"] - 1, "noise_scale": scale}
+    quantized = bool(of.get("quantize_x0"))
+    return options | {"guidance": of["scale"] - 1, "noise_scale": scale, "quantize_denoised": quantized}
 
 
 def arrays(model: str, run: str) -> dict[str, Any]:

@@ -278,7 +278,7 @@ class TestInfoAndVerify:
             ("encode", "vae_encoder(image) -> mu=z, logvar=z_logvar"), ("before", "vae_decoder(z) -> image=recon"),
             ("rows", "timestep_table(timesteps, z) -> rows"), ("image", "x"),
         ):  # fmt: skip
-            assert f"{section:<8}{call}" in lines
+            assert f"{section:<10}{call}" in lines
         step = next(line for line in lines if line.startswith("step "))
         assert "cond=recon" in step
         assert step.endswith("-> eps=e")

@@ -40,7 +40,7 @@ def known(sampler: Sampler) -> RunTimes:
     for i in range(100):
         multiple = 3 if i % 50 == 0 else 1
         times.add(5, Timings(first_step_ms=2.0 * multiple, other_steps_ms=[2.0 * multiple] * 4, total_ms=11.0 * multiple))
-    sampler._deadlines.times = {(1, 1): times}
+    sampler._deadlines.times = {(1, 1, None, False): times}
     return times
 
 
@@ -76,8 +76,8 @@ def test_a_new_size_is_measured_first(sampler: Sampler) -> None:
     runs: list[int] = []
     batch = sampler.sample(2, seed=1, budget_ms=1e6, callback=lambda info: runs.append(info.step) or False)
     assert runs == [0, 1, 2, 3, 4], "the measured runs are not the caller's"
-    assert list(sampler._deadlines.times) == [(2, 1)]
-    assert len(sampler._deadlines.times[2, 1].call) == 2 * PROBES + 1
+    assert list(sampler._deadlines.times) == [(2, 1, None, False)]
+    assert len(sampler._deadlines.times[2, 1, None, False].call) == 2 * PROBES + 1
     np.testing.assert_array_equal(batch.images, sampler.sample(2, seed=1, steps=5).images)
 
 
@@ -91,7 +91,7 @@ def test_a_server_measures_a_run_at_a_time(sampler: Sampler, monkeypatch: pytest
         found.append(list(runs))
         runs.clear()
     assert found == [[1], *([10], [1]) * PROBES]
-    assert len(sampler._deadlines.times[2, 1].call) == 2 * PROBES
+    assert len(sampler._deadlines.times[2, 1, None, False].call) == 2 * PROBES
 
 
 def test_an_http_server_measures_while_it_is_quiet(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,8 @@ def test_an_http_server_measures_while_it_is_quiet(sampler: Sampler, monkeypatch
         monkeypatch.setattr("engine.http.worker.QUIET_S", 0.0)
         assert served.ask("sample", {"n": 2, "seed": 1}).status == 200
         eventually(lambda: not served.worker._unmeasured, "the end of the measuring")
-        assert {key: (kept.probes, len(kept.call)) for key, kept in times.items()} == {(n, 1): (0, 10) for n in (1, 2, 3)}
+        found = {key[0]: (kept.probes, len(kept.call)) for key, kept in times.items()}
+        assert found == dict.fromkeys((1, 2, 3), (0, 10))
 
 
 def test_a_late_chain_ends_with_what_it_has(sampler: Sampler, known: RunTimes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +126,7 @@ def test_a_late_chain_ends_with_what_it_has(sampler: Sampler, known: RunTimes, m
 
 def test_what_was_done_is_what_every_sample_had(sampler: Sampler, known: RunTimes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampler._pipeline, "max_batch", 1)
-    sampler._deadlines.times[2, 1] = known
+    sampler._deadlines.times[2, 1, None, False] = known
     clock = iter([0.0, *(0.004 * i for i in range(1, 40))])
     monkeypatch.setattr("engine.deadline.perf_counter", lambda: next(clock))
     late = sampler.sample(2, seed=4, budget_ms=33.0, anytime=True)  # the second chunk begins at 20 ms

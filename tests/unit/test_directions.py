@@ -175,6 +175,8 @@ class TestEdit:
         assert np.array_equal(batch.values["z"], sampler.encode(faces())["z"] + np.float32(2) * VECTORS[0])
         assert sampler.edit(faces(), {}, preserve=1.0, seed=1).timesteps.tolist() == [0]
         assert len(sampler.edit(faces(), {}, preserve=0.5, steps=7, seed=1).timesteps) == 7
+        leading = sampler.edit(faces(), {}, preserve=0.5, steps=5, spacing="leading", seed=1)
+        assert leading.timesteps.tolist() == [401, 201, 1], "500 is none of a leading grid's timesteps"
 
     def test_a_recorded_setting_that_starts_from_an_image_is_stretched(self, tmp_path: Path) -> None:
         recorded = {"steps": 3, "spacing": None, "timesteps": [400, 200, 10], "t_start": 400, "eta": 1.0}

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.bundle.pipeline import PipelineSpec
+from engine.backends.lanes import KEPT_SHAPES, Bindings
+from engine.bundle.pipeline import CallSpec, PipelineSpec, StateSpec
 from engine.bundle.reader import Bundle
 from engine.bundle.tensors import parse_null
 from engine.errors import BundleError
@@ -103,6 +104,9 @@ REFUSED: list[tuple[str, object, str]] = [
     ("pipeline.nulls.recon", [1.0], "pipeline.nulls.recon: found [1.0] (list), expected a number, or a list of shape [3"),
     ("pipeline.image", "recon", "pipeline.image: found 'recon' (str), expected one of 'x'"),
     ("pipeline.loop", [], "pipeline.loop: found an unknown field"),
+    ("pipeline.quantize", ABSENT, "pipeline.quantize: missing, expected"),
+    ("pipeline.quantize", call(), "pipeline.quantize.inputs.z: found 'z' (str), expected a value that something makes"),
+    ("pipeline.quantize", call(inputs={"z": "x0"}), "pipeline.quantize.inputs.z: found 'x0' (str), expected a value that"),
     ("pipeline.after", [call()], "pipeline.after[0].outputs.image: found 'recon' (str), expected a new name"),
 ]
 
@@ -195,3 +199,22 @@ def test_nulls_are_numbers_or_whole_samples(value: Any, dtype: str, shape: tuple
     np.testing.assert_array_equal(null, expected)
     assert null is not None
     assert null.dtype == dtype
+
+
+def test_nulls_are_made_once_and_kept_of_a_few_shapes() -> None:
+    """What a call makes of nulls alone is the same for every request; of free sizes the last few are kept."""
+    made: list[int] = []
+
+    def encode(_: CallSpec, values: dict[str, Any]) -> dict[str, Any]:
+        made.append(values["tokens"].shape[1])
+        return {"context": np.float32([values["tokens"]])}
+
+    encoder = CallSpec("encoder", {"tokens": "tokens"}, {"context": "context"})
+    state = StateSpec(1, 1, 1, None, None, None)
+    step = CallSpec("denoiser", {"x": "x", "context": "context"}, {"e": "e"})
+    spec = PipelineSpec((), (encoder,), step, step, None, (), {"tokens": np.int64(7)}, state, "x", {})
+    bindings = Bindings(spec, encode)
+    for length in (3, 3, 4, 3, *range(5, 5 + KEPT_SHAPES), 3):
+        values = {"tokens": np.zeros((2, length), np.int64), "context": np.zeros((2, length), np.float32)}
+        assert bindings.null("context", values).shape[-1] == length
+    assert made == [3, 4, *range(5, 5 + KEPT_SHAPES), 3]

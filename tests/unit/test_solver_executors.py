@@ -20,17 +20,24 @@ def network(x: np.ndarray, t: int) -> np.ndarray:
     return (np.tanh(x + np.float32(t / 300)) + np.float32(0.2) * x).astype(np.float32)
 
 
+def halved(x0: np.ndarray) -> np.ndarray:
+    """Another x0, and a smooth function of it: between codes a float32 and a float64 chain could part."""
+    return np.asarray(0.5 * np.sin(x0), np.float32)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 8])
 @pytest.mark.parametrize("clip", [None, 0.8])
-@pytest.mark.parametrize(("centred", "eta"), [(False, 0.0), (True, 0.0), (True, 0.7)])
+@pytest.mark.parametrize(
+    ("centred", "eta", "quantized"), [(False, 0.0, False), (True, 0.0, False), (True, 0.7, False), (True, 0.7, True)]
+)
 @pytest.mark.parametrize("method", METHODS)
-def test_kernels_run_every_solvers_rows(method, centred, eta, clip, steps):
+def test_kernels_run_every_solvers_rows(method, centred, eta, quantized, clip, steps):
     if "eta" not in METHODS[method].takes:
         eta = 0.0
     for prediction in METHODS[method].predictions:
         options = {"method": method, "prediction": prediction, "centred": centred, "eta": eta, "clip": clip}
         table = build_step_table(SCHEDULE, steps=steps, spacing="trailing", **options)
-        operands = {"c": CENTRE, "noise": NOISE}
+        operands = {"c": CENTRE, "noise": NOISE, "quantize": halved if quantized else None}
         found = run_kernels(table.timesteps, table.rows, network, X, **operands)
         expected = run_rows(table.timesteps, table.rows, network, X, **operands)
         assert len(found) == len(table)

@@ -57,6 +57,11 @@ def test_auto_is_the_start_that_promises_most(path: Path) -> None:
             assert found.setting.t_start == start
             np.testing.assert_array_equal(found.images, sampler.refine(images, t_start=start, seed=1).images)
         assert sampler.refine(SMOOTH, t_start="auto", steps=40, seed=1).setting.t_start == 39  # room for its steps
+        for images, start in ((SMOOTH, 1), (NOISY, 501)):  # the nearest of a leading grid, unless it is named
+            found = sampler.refine(images, t_start="auto", spacing="leading", steps=10, seed=1)
+            assert found.setting.t_start == start
+        with pytest.raises(ArgumentError, match="pass t_start=501, the nearest"):
+            sampler.refine(NOISY, t_start=500, spacing="leading", steps=10)
         for verb, words in (
             (lambda: sampler.refine(SMOOTH, t_start="automatic"), r"t_start is 'automatic'; expected a timestep, 'auto'"),
             (lambda: sampler.reconstruct(SMOOTH, t_start="auto"), r"t_start is 'auto', a str; expected an integer"),

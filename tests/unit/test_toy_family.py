@@ -24,6 +24,11 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_family(tmp_path_factory.mktemp("family") / "latents.bundle")
 
 
+@pytest.fixture(scope="module")
+def quantizes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_family(tmp_path_factory.mktemp("family") / "quantizes.bundle", quantizes=True)
+
+
 @pytest.fixture
 def sampler(family: Path, request: pytest.FixtureRequest) -> Iterator[Sampler]:
     """On the backend that the test names."""
@@ -62,6 +67,39 @@ class TestChain:
         assert batch.images.shape == (3, *IMAGE[1:], IMAGE[0])
         assert np.abs(batch.images.astype(int) - reference.pixels(expected)).max() <= 1
         assert (batch.images != batch.images[:1]).any(), "every sample has its own label, style and noise"
+
+    def test_guidance_on_an_interval_costs_nothing_outside(self, backend: str, sampler: Sampler) -> None:
+        """Rows outside are those of a run without guidance, calls and bits; `n` = 9 has one call a lane."""
+        inputs, plain = given(9), {"steps": 6, "spacing": "trailing"}
+        batch = sampler.sample(**inputs, **plain, guidance=1.5, guidance_interval=(333, 666))
+        timesteps = batch.timesteps.tolist()
+        guided = [333 <= t <= 666 for t in timesteps]
+        assert guided == [False, False, True, True, False, False]
+        assert batch.timings.network_calls == len(timesteps) + sum(guided)
+        assert batch.setting.guidance_interval == (333, 666)
+        close(batch.x, Reference().sample(timesteps, **inputs, guidance=1.5, interval=(333, 666)))
+        states: dict[bool, list[np.ndarray]] = {True: [], False: []}
+        for name, options in ((True, {"guidance": 1.5, "guidance_interval": (333, 666)}), (False, {})):
+            sampler.sample(**inputs, **plain, **options, callback=lambda info, to=states[name]: to.append(info.x.copy()))
+        same = [bool((one == other).all()) for one, other in zip(states[True], states[False], strict=True)]
+        assert same == [True, True, False, False, False, False]
+
+    def test_every_step_quantised(self, backend: str, quantizes: Path) -> None:
+        """x0 goes through the codebook, and eps is the network's own; the watcher sees the new x0."""
+        inputs, steps, seen = given(), 5, []
+        noise = np.random.default_rng(9).standard_normal((steps, 3, *STATE)).astype(np.float32)
+        options = {"steps": steps, "spacing": "trailing", "eta": 0.7, "guidance": 1.5, "noise": noise}
+        with Sampler(quantizes, backend, "f32", 2) as sampler:
+            plain = sampler.sample(**inputs, **options)
+            batch = sampler.sample(**inputs, **options, quantize_denoised=True)
+            watched = sampler.sample(
+                **inputs, **options, quantize_denoised=True, callback=lambda info: seen.append(np.abs(info.x0).max())
+            )
+        np.testing.assert_array_equal(batch.x, watched.x)
+        assert max(seen) <= 1 < np.abs(plain.x).max()
+        expected = {name: options[name] for name in ("eta", "guidance", "noise")}
+        close(batch.x, Reference().sample(batch.timesteps.tolist(), **inputs, **expected, quantized=True))
+        close(plain.x, Reference().sample(batch.timesteps.tolist(), **inputs, **expected))
 
     def test_the_recorded_setting_and_what_is_drawn(self, backend: str, sampler: Sampler) -> None:
         batch = sampler.sample(2, seed=2**63, label=4)

@@ -47,7 +47,7 @@ def model(loaded: Served, monkeypatch: pytest.MonkeyPatch) -> Served:
     for n in (1, 2, 3):
         times = RunTimes()
         times.add(5, Timings(first_step_ms=2.0 * n, other_steps_ms=[2.0 * n] * 4, total_ms=11.0 * n))
-        monkeypatch.setitem(loaded.sampler._deadlines.times, (n, 1), times)
+        monkeypatch.setitem(loaded.sampler._deadlines.times, (n, 1, None, False), times)
     monkeypatch.setattr(RunTimes, "add", lambda *_: None)
     monkeypatch.setattr(Answer, "passed_ms", lambda answer: 1.0)
     return loaded
@@ -63,7 +63,7 @@ def test_every_size_is_measured_at_load_where_clients_may_send_budgets(path: Pat
     budget = {"name": "budget_ms", "data_type": "TYPE_FP32", "dims": [1]}
     with loading(tmp_path) as start:
         measured = start(path, CHOSEN, input=[seed, budget])
-        assert set(measured.sampler._deadlines.times) == {(n, 1) for n in range(1, 9)}
+        assert set(measured.sampler._deadlines.times) == {(n, 1, None, False) for n in range(1, 9)}
         assert "measured batches of 1 .. 8 for budgets" in measured.server.Logger.lines[0]
         assert start(path, CHOSEN, input=[seed]).sampler._deadlines.times == {}
         began = perf_counter()

@@ -81,7 +81,9 @@ class TestConfig:
         assert (config.name, config.backend, config.max_batch_size) == ("toy", "python", 16)
         names = {tensor.name: list(tensor.dims) for tensor in config.input}
         one = ("seed", "steps", "setting", "spacing", "rho", "method", "temperature", "t_start", "guidance")
-        assert names == {"z": [4]} | {name: [1] for name in one} | {name: [-1] for name in LISTS}
+        assert names == {"z": [4]} | {name: [1] for name in one} | {name: [-1] for name in LISTS} | {
+            "guidance_interval": [2]
+        }
         assert [tensor.name for tensor in config.input if not tensor.optional] == ["seed"]
         assert {tensor.name: list(tensor.dims) for tensor in config.output} == {
             "image": [8, 8, 3], "recon": [8, 8, 3], "z": [4],
@@ -108,7 +110,8 @@ class TestConfig:
         path = build_family(tmp_path / "latents.bundle")
         config_file = write_repository(path, tmp_path / "repo").model / "config.pbtxt"
         config = parsed(config_file)
-        assert [tensor.name for tensor in config.input] == ["seed", "label", "style", *SETTING, "guidance"]
+        own = ["seed", "label", "style"]
+        assert [tensor.name for tensor in config.input] == [*own, *SETTING, "guidance", "guidance_interval"]
         assert [tensor.name for tensor in config.input if not tensor.optional] == ["seed", "label"]
         kinds = {tensor["name"]: (tensor["data_type"], tensor["dims"]) for tensor in as_dict(config_file)["input"]}
         assert (kinds["label"], kinds["style"]) == (("TYPE_INT64", [1]), ("TYPE_FP32", [5]))
@@ -233,7 +236,7 @@ class TestChoices:
             ({"instances": 0}, ArgumentError, "instances: found 0"),
             ({"threads": 0}, ArgumentError, "threads: found 0"),
             ({"max_queue": -1}, ArgumentError, "max_queue: found -1"),
-            ({"max_steps": 9}, ArgumentError, "max_steps: found 9, expected 10 .what the bundle records"),
+            ({"max_steps": 9}, ArgumentError, "max_steps: found 9, expected 10 .the calls of what the bundle records"),
             ({"max_steps": 1001}, ArgumentError, "to 1000, the timesteps"),
             ({"kind": "gpus"}, ArgumentError, "kind: found 'gpus', expected one of cpu, gpu. Did you mean 'gpu'?"),
             ({"kind": "gpu"}, BackendError, "found a bundle for onnxruntime, openvino, expected one for --kind gpu"),

@@ -230,9 +230,13 @@ class TestAnotherFamily:
 
 
 BAD = {
-    "steps 0": ({"steps": int32(0)}, "steps is 0; this server takes 1 .. 50. Ask for such a number"),
-    "negative steps": ({"steps": int32(-2)}, "steps is -2; this server takes 1 .. 50"),
-    "too many steps": ({"steps": int32(51)}, "steps is 51; this server takes 1 .. 50"),
+    "steps 0": ({"steps": int32(0)}, "steps is 0; expected 1 .. 1000, the timesteps there are with T = 1000"),
+    "negative steps": ({"steps": int32(-2)}, "steps is -2; expected 1 .. 1000"),
+    "too many steps": ({"steps": int32(53)}, "steps is 53; this server takes 1 .. 50"),
+    "too many calls": (
+        {"steps": int32(50), "spacing": texts("linspace"), "method": texts("plms")},
+        "steps is 50, 51 calls of the network; this server takes 1 .. 50",
+    ),
     "steps that uniform spacing has not": ({"steps": int32(49), "spacing": texts("uniform")}, "which no whole stride gives"),
     "method": (
         {"method": texts("ddimm")}, "one of ddim, ddpm, dpmpp_2m, sde_dpmpp_2m, unipc_2, ipndm, plms. Did you mean 'ddim'?"
@@ -250,6 +254,12 @@ BAD = {
     "eta with ddpm": ({"eta": floats(0.5), "method": texts("ddpm")}, "eta is 0.5 with method='ddpm'; only ddim takes eta"),
     "guidance NaN": ({"guidance": floats(np.nan)}, "guidance is nan; expected a finite number"),
     "guidance inf": ({"guidance": floats(np.inf)}, "guidance is inf; expected a finite number"),
+    "guidance interval": (
+        {"guidance": floats(1), "guidance_interval": int32(700, 300).T}, "guidance_interval is (700, 300); expected two"
+    ),
+    "guidance interval alone": (
+        {"guidance_interval": int32(0, 999).T}, "guidance_interval is (0, 999), but guidance is 0; expected guidance"
+    ),
     "temperature": ({"temperature": floats(-1)}, "temperature is -1.0; expected a number of at least 0"),
     "t_start": ({"t_start": int32(1000)}, "t_start is 1000; expected a timestep in 0 .. 999"),
     "negative t_start": ({"t_start": int32(-1)}, "t_start is -1; expected a timestep in 0 .. 999"),

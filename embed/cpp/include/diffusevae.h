@@ -185,7 +185,9 @@ typedef struct diffusevae_setting {
     const double* eps_scales;
     int64_t eps_scales_count;
     double guidance;
+    int64_t guidance_interval[2];  /* low and high; DIFFUSEVAE_UNSET twice: guidance in every row */
     const char* variance;
+    int32_t quantize_denoised;     /* 0 or 1 */
     int32_t clip;          /* 0 or 1 */
     const char* prior;     /* "bundle" or "standard"; NULL where no input is drawn */
 } diffusevae_setting;
@@ -294,8 +296,12 @@ typedef struct diffusevae_sample_options {
     const double* eps_scales;    /* [eps_scales_count], one a step in place of eps_scale; or NULL */
     int64_t eps_scales_count;
     double guidance;        /* w in e_c + w (e_c - e_u), finite; not 0 doubles the work; 0 where nothing has a null */
+    int64_t guidance_interval[2];  /* low and high, 0 .. T - 1, both included: the timesteps that are guided; the others cost what
+                                    * they do without guidance. As initialised, both unset: all */
     const char* variance;   /* "fixedlarge", "fixedsmall" or, where the network has it, "learned_range" (ddpm); NULL: the
                                bundle's own */
+    int32_t quantize_denoised;  /* 0 (as initialised), or 1: replace each row's prediction of the end by the nearest codes of the
+                                 * bundle's codebook, where it has one */
     int32_t clip;           /* 1 (as initialised): limit each row's prediction of the end as the pipeline says; 0: do not */
     const char* prior;      /* what the drawn input comes from: "bundle", its fitted density, or "standard", N(0, I); NULL:
                              * the bundle's where it has one. Refused where no input is drawn */

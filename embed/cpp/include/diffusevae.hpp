@@ -134,7 +134,12 @@ private:
             c.eps_scale = options.eps_scale.value_or(DIFFUSEVAE_UNSET_NUMBER);
             list(options.eps_scales, c.eps_scales, c.eps_scales_count);
             c.guidance = options.guidance.value_or(DIFFUSEVAE_UNSET_NUMBER);
+            if (options.guidance_interval) {
+                c.guidance_interval[0] = options.guidance_interval->first;
+                c.guidance_interval[1] = options.guidance_interval->second;
+            }
             c.variance = text(options.variance);
+            c.quantize_denoised = options.quantize_denoised ? 1 : 0;
             c.clip = options.clip ? 1 : 0;
             c.prior = text(options.prior);
             c.budget_ms = options.budget_ms.value_or(DIFFUSEVAE_UNSET_NUMBER);
@@ -192,12 +197,8 @@ private:
     // A batch with room for n samples, and the arrays by which the library fills it.
     struct Room {
         Room(const SampleOptions& options, const Info& info, int64_t n) : info_(info) {
-            const int64_t listed = int64_t(options.timesteps.size());
-            int64_t asked = listed > 0 ? listed : options.steps.value_or(info.defaults.steps);
-            if (options.budget_ms)
-                for (const int64_t calls : info.fitted) asked = std::max(asked, calls);
-            const int64_t steps = std::clamp<int64_t>(asked, 0, info.timesteps);
-            sizes_ = {{"batch", n}, {"rows", steps + 1}};  // one method calls the network once more than it steps
+            // Leading spacings have more rows than steps, and one method calls the network once more than it steps.
+            sizes_ = {{"batch", n}, {"rows", info.timesteps + 1}};
             for (const auto& [name, array] : options.inputs) learn(name, array);
             batch.n = n;
             batch.height = info.image_height;

@@ -196,7 +196,9 @@ struct SampleOptions {
     std::optional<double> eps_scale;
     std::vector<double> eps_scales;
     std::optional<double> guidance;
+    std::optional<std::pair<int64_t, int64_t>> guidance_interval;  // low and high, both included; none: every row is guided
     std::optional<std::string> variance;
+    bool quantize_denoised = false;
     bool clip = true;
     std::optional<std::string> prior;
     std::map<std::string, double> edits;  // strengths by direction, which the drawn input is moved along
@@ -229,7 +231,9 @@ struct Setting {
     std::optional<double> eps_scale;
     std::vector<double> eps_scales;
     double guidance = 0;
+    std::optional<std::pair<int64_t, int64_t>> guidance_interval;
     std::string variance;
+    bool quantize_denoised = false;
     bool clip = true;
     std::optional<std::string> prior;
 
@@ -239,12 +243,13 @@ struct Setting {
           etas(c.etas, c.etas + c.etas_count), temperature(c.temperature),
           noise_scales(c.noise_scales, c.noise_scales + c.noise_scales_count),
           eps_scales(c.eps_scales, c.eps_scales + c.eps_scales_count), guidance(c.guidance), variance(c.variance),
-          clip(c.clip != 0) {
+          quantize_denoised(c.quantize_denoised != 0), clip(c.clip != 0) {
         if (c.spacing) spacing = c.spacing;
         if (c.eta != DIFFUSEVAE_UNSET_NUMBER) eta = c.eta;
         if (c.t_start != DIFFUSEVAE_UNSET) t_start = c.t_start;
         if (c.noise_scale != DIFFUSEVAE_UNSET_NUMBER) noise_scale = c.noise_scale;
         if (c.eps_scale != DIFFUSEVAE_UNSET_NUMBER) eps_scale = c.eps_scale;
+        if (c.guidance_interval[0] != DIFFUSEVAE_UNSET) guidance_interval = {c.guidance_interval[0], c.guidance_interval[1]};
         if (c.prior) prior = c.prior;
     }
 };

@@ -63,6 +63,7 @@ diffusevae_sample_options defaults_of(const diffusevae_sample_options*) {
     options.n = options.steps = options.t_start = DIFFUSEVAE_UNSET;
     options.rho = options.eta = options.temperature = options.noise_scale = options.eps_scale = options.guidance =
         DIFFUSEVAE_UNSET_NUMBER;
+    options.guidance_interval[0] = options.guidance_interval[1] = DIFFUSEVAE_UNSET;
     options.budget_ms = DIFFUSEVAE_UNSET_NUMBER;
     options.clip = 1;
     return options;

@@ -5,6 +5,7 @@
 #include "checks.h"
 #include "clock.h"
 #include "diffusevae/kernels.h"
+#include "diffusevae/row.h"
 #include "error.h"
 
 namespace diffusevae {
@@ -133,12 +134,12 @@ public:
         args.noise = chain_.noise.of(i);
         args.noise_stride = chain_.noise.sample_stride;
         args.seeds = args.noise ? nullptr : chain_.seeds;
-        args.x0_out = chain_.watch ? work_.x0.floats() : nullptr;
+        args.x0_out = chain_.watch && !chain_.quantize ? work_.x0.floats() : nullptr;
         args.samples = work_.n;
         args.count = count_;
         args.step = uint32_t(i);
         args.threads = chain_.threads;
-        const bool finite = dv_update(&args) == 1;
+        const bool finite = chain_.quantize ? quantized(row, args) : dv_update(&args) == 1;
         if (row[kPush] != 0.0f) std::rotate(history_, history_ + 2, history_ + 3);
         return finite;
     }
@@ -154,6 +155,25 @@ public:
     }
 
 private:
+    // A row whose x0 goes through `quantize` before anything is made of it; the network's e stays what it is.
+    bool quantized(const float* row, dv_update_args args) {
+        const Halves halves = halves_of(row);
+        float *const x0 = work_.x0.floats(), *const out = args.out, *const y_out = args.y_out, *const push_out = args.push_out;
+        args.row = halves.first.data();
+        args.out = x0;
+        args.y_out = args.push_out = nullptr;
+        if (dv_update(&args) != 1) return false;
+        chain_.quantize(work_.x0);
+        args.row = halves.second.data();
+        args.g = x0;
+        args.out = out;
+        args.y_out = y_out;
+        args.push_out = push_out;
+        const bool finite = dv_update(&args) == 1;
+        if (row[kPush] == kPushX0) std::copy_n(x0, state_, push_out);
+        return finite;
+    }
+
     // c_in x, once a lane; x itself where that is the same.
     float* network_input(int64_t lanes, float c_in) {
         if (lanes == 1 && c_in == 1.0f) return work_.x.floats();
@@ -206,7 +226,7 @@ ChainNoise::ChainNoise(const Request& request, int64_t begin, const StateSpec& s
     start += request.noise_shared ? 0 : begin * count;
 }
 
-void Workspace::prepare(int64_t samples, const StepTable& table, bool watched, bool second) {
+void Workspace::prepare(int64_t samples, const StepTable& table, bool shows_x0, bool second) {
     n = samples;
     shape[0] = samples;
     x.prepare(Dtype::kFloat32, shape);
@@ -215,13 +235,13 @@ void Workspace::prepare(int64_t samples, const StepTable& table, bool watched, b
     e.resize(lanes);
     v.resize(second ? lanes : 0);
     x_in.resize(copies_input(table) ? lanes : 0);
-    if (watched) x0.prepare(Dtype::kFloat32, shape);
+    if (shows_x0) x0.prepare(Dtype::kFloat32, shape);
     y.resize(table.uses_y() ? state : 0);
     h.resize(table.any({kPush}) ? memory_size({3, int64_t(x.size())}) / sizeof(float) : 0);
 }
 
 void run_chain(const Chain& chain, Workspace& work, diffusevae_timings& timings, std::vector<double>& step_ms) {
-    if (!chain.watch && run_in_one_call(chain, work, timings, step_ms)) return;
+    if (!chain.watch && !chain.quantize && run_in_one_call(chain, work, timings, step_ms)) return;
     Rows rows(chain, work);
     Clock clock;
     for (int64_t i = 0; i < chain.table.calls(); ++i) {

@@ -1,5 +1,5 @@
-// The loop of a sampler over one chunk of samples: in one call of the backend where it has such a call and nothing watches,
-// else row by row from here.
+// The loop of a sampler over one chunk of samples: in one call of the backend where it has such a call, and nothing watches or
+// quantises, else row by row from here.
 //
 // The solver is not here: each row of a StepTable says what one network call becomes, so every solver, prediction and guidance
 // runs through these lines.
@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -24,13 +25,13 @@ namespace diffusevae {
 struct Workspace {
     explicit Workspace(const StateSpec& state) : shape{0, state.channels, state.height, state.width} {}
 
-    // Room for n samples and what this table uses. watched: whether each row's x0 is to be seen; second: whether the network
+    // Room for n samples and what this table uses. shows_x0: whether each row's x0 is to be seen; second: whether the network
     // has a second output.
-    void prepare(int64_t samples, const StepTable& table, bool watched, bool second);
+    void prepare(int64_t samples, const StepTable& table, bool shows_x0, bool second);
 
     int64_t n = 0;
     std::vector<int64_t> shape;             // of x
-    Tensor x, x0;                           // [n, C, H, W]; x0 where it is watched
+    Tensor x, x0;                           // [n, C, H, W]; x0 where it is shown
     std::vector<float> x_in, e, v, y, h;    // [lanes * n, ...] thrice, [n, ...], [3, n, ...]; empty where not used
 };
 
@@ -59,6 +60,7 @@ struct Chain {
     int threads;
     int64_t first;               // of the samples of this chunk in the batch
     const Watch& watch;          // or none
+    const std::function<void(Tensor&)>& quantize;  // makes of a row's x0 what is meant by it; or none
     const std::atomic<bool>& cancelled;
     std::string where;           // names backend and precision in messages
 };

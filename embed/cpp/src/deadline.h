@@ -8,6 +8,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -38,10 +39,11 @@ std::pair<const Defaults*, const Defaults*> ends_of(const std::vector<Defaults>&
 // The best of the settings that keeps the budget; Error (DEADLINE) where none does. n: number of images.
 const Defaults& choose(const Budget& budget, const std::vector<Defaults>& settings, const Pace& pace, int64_t n);
 
-// Run times by number of samples and lanes: clones run the same weights in as many threads, and share them.
+// Run times by size: clones run the same weights in as many threads, and share them.
 class Times {
 public:
-    using Size = std::pair<int64_t, int64_t>;
+    // Samples, lanes, and what else makes a call longer: guidance_interval and quantize_denoised.
+    using Size = std::tuple<int64_t, int64_t, std::optional<std::pair<int64_t, int64_t>>, bool>;
 
     std::optional<Pace> pace(const Size& size) const;
     // The runs that were measured first; those of another clone, if it was faster, stay.

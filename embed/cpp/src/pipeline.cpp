@@ -67,6 +67,7 @@ std::vector<std::string> graphs_to_load(const PipelineSpec& spec) {
     for (const CallSpec& call : spec.before) add(call);
     add(spec.rows);
     add(spec.step);
+    if (spec.quantize) add(*spec.quantize);
     for (const CallSpec& call : spec.after) add(call);
     return names;
 }
@@ -96,7 +97,8 @@ void Pipeline::run(const Request& request, const StepTable& table, int64_t begin
     there_.clear();
     for (auto at = nulls_there_.begin(); at != nulls_there_.end();)
         at = null_depends_on_request(*at) ? nulls_there_.erase(at) : std::next(at);
-    work_.prepare(n, table, bool(request.watch), spec_.learns_variance());
+    const bool quantizes = request.setting.quantize_denoised;
+    work_.prepare(n, table, request.watch || quantizes, spec_.learns_variance());
     const std::vector<uint64_t> seeds = request.seeds.part(begin, n);
     take_inputs(request, seeds, begin);
     timings.noise_ms += clock.lap();
@@ -109,6 +111,12 @@ void Pipeline::run(const Request& request, const StepTable& table, int64_t begin
     const CallSpec& step = spec_.step;
     const std::string *x_port = port_of(step.inputs, kX), *row_port = port_of(step.inputs, kRows);
     const std::string* v_port = port_of(step.outputs, kVariance);
+    std::function<void(Tensor&)> quantize;
+    if (quantizes)
+        quantize = [this](Tensor& x0) {
+            call(*spec_.quantize, [&](const std::string&) -> const Tensor& { return x0; }, quantized_);
+            std::memcpy(x0.data(), quantized_.at(kX0).data(), x0.size());
+        };
     Chain chain{table,
                 *graphs_.at(step.graph),
                 step.graph,
@@ -126,6 +134,7 @@ void Pipeline::run(const Request& request, const StepTable& table, int64_t begin
                 parts_.threads,
                 begin,
                 request.watch,
+                quantize,
                 cancelled,
                 where_of(parts_.backend)};
     for (const auto& [port, name] : step.inputs)
@@ -291,12 +300,18 @@ const Tensor& Pipeline::null_of(const std::string& name) {
             std::memcpy(static_cast<char*>(made.data()) + at, null.data(), null.size());
         return made;
     }
-    if (nulls_there_.count(name) != 0) return nulls_.at(name);
     const CallSpec& maker = *spec_.maker(name);
     // Inputs of one sample where all are nulls, else of all samples.
     Tensors inputs;
     int64_t most = 1;
-    for (const auto& [port, value_name] : maker.inputs) most = std::max(most, null_of(value_name).samples());
+    std::string shapes;
+    for (const auto& [port, value_name] : maker.inputs) {
+        const Tensor& null = null_of(value_name);
+        most = std::max(most, null.samples());
+        shapes += shape_text(null.shape());
+    }
+    // Kept from request to request, of the last sizes where dimensions are free.
+    if (nulls_there_.count(name) != 0 && null_shapes_[name] == shapes) return nulls_.at(name);
     for (const auto& [port, value_name] : maker.inputs) {
         const Tensor& null = null_of(value_name);
         std::vector<int64_t> shape = null.shape();
@@ -310,18 +325,16 @@ const Tensor& Pipeline::null_of(const std::string& name) {
         }
     }
     call(maker, [&](const std::string& value_name) -> const Tensor& { return inputs.at(value_name); }, nulls_);
-    for (const auto& [port, made] : maker.outputs) nulls_there_.insert(made);
+    for (const auto& [port, made] : maker.outputs) {
+        nulls_there_.insert(made);
+        null_shapes_[made] = shapes;
+    }
     return nulls_.at(name);
 }
 
-// Whether a computed null is made of something without a null, and so of this request, or of inputs whose sizes are free.
+// Whether a computed null is made of something without a null, and so of this request.
 bool Pipeline::null_depends_on_request(const std::string& name) const {
-    const auto own = spec_.nulls.find(name);
-    if (own != spec_.nulls.end()) {
-        const Dimensions& shape = spec_.values.find(name)->shape;
-        return std::any_of(shape.begin() + 1, shape.end(),
-                           [](const Dimension& dimension) { return std::holds_alternative<std::string>(dimension); });
-    }
+    if (spec_.nulls.count(name) != 0) return false;
     const CallSpec* maker = spec_.maker(name);
     return maker == nullptr || std::any_of(maker->inputs.begin(), maker->inputs.end(),
                                            [&](const auto& wire) { return null_depends_on_request(wire.second); });

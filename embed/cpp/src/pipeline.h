@@ -81,9 +81,11 @@ private:
     std::set<std::string> there_;
     Tensors stacked_, nulls_;         // by name
     std::set<std::string> nulls_there_;  // nulls of this chunk, or kept from one to the next
+    std::map<std::string, std::string> null_shapes_;  // of what each of them was made of
     std::vector<int64_t> embedded_;   // the timesteps that embeddings_ belong to, where they depend on nothing else
     Tensor embeddings_;               // [R, width], or [R, lanes * n, width]
     Workspace work_;
+    Tensors quantized_;               // what the call `quantize` makes of a row's x0
     Tensors previews_;                // what the calls after the loop make of a row's x0
 };
 

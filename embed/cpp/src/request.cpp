@@ -180,6 +180,7 @@ std::vector<const InputSpec*> needed_inputs(const Manifest& manifest) {
 
 Setting checked_setting(const Manifest& manifest, const diffusevae_sample_options& given) {
     check_flag("clip", given.clip);
+    check_flag("quantize_denoised", given.quantize_denoised);
     const bool draws = drawn_input(manifest, named_arrays(manifest, given), false) != nullptr;
     return resolve_setting(manifest, given, draws);
 }

@@ -57,8 +57,8 @@ void take_word(const char*& into, const char* name, const char* given, const std
     if (given) into = known(name, given, choices);
 }
 
-// Refuse what this bundle cannot have: guidance without nulls, a learned variance without a second output, and a start from
-// a value that there is not.
+// Refuse what this bundle cannot have: guidance without nulls, a learned variance without a second output, x0 quantised without
+// a codebook, and a start from a value that there is not.
 void check_possible(const Setting& setting, const PipelineSpec& pipeline) {
     if (setting.guided() && !pipeline.guided())
         refuse_argument("guidance is " + brief(setting.guidance) + ", but nothing that this bundle's network is fed has a null "
@@ -66,9 +66,19 @@ void check_possible(const Setting& setting, const PipelineSpec& pipeline) {
     if (std::string(setting.variance) == kLearnedRange && !pipeline.learns_variance())
         refuse_argument("variance is 'learned_range', but this bundle's network has no second output that would say it; expected "
                         "one of fixedlarge, fixedsmall.");
+    if (setting.quantize_denoised && !pipeline.quantize)
+        refuse_argument("quantize_denoised is given, but this bundle has no codebook in which x0 could be looked up. Leave it out.");
     if (setting.t_start && !pipeline.state.start)
         refuse_argument("t_start is " + std::to_string(*setting.t_start) + ", but this bundle's pipeline has no start value "
                         "to start from. Leave it out.");
+}
+
+std::optional<std::pair<int64_t, int64_t>> interval_of(const diffusevae_sample_options& given) {
+    const auto [low, high] = given.guidance_interval;
+    if (is_given(low) != is_given(high))
+        refuse_argument("guidance_interval has one of its two timesteps alone; expected both, or neither.");
+    if (!is_given(low)) return std::nullopt;
+    return std::pair(low, high);
 }
 
 // The fitted setting that is meant: of the steps named, or of the recorded ones where nothing of a setting is; null for none.
@@ -125,7 +135,10 @@ diffusevae_setting Setting::in_c() const {
     c.eps_scales = eps_scale.list.values;
     c.eps_scales_count = eps_scale.list.count;
     c.guidance = guidance;
+    c.guidance_interval[0] = guidance_interval ? guidance_interval->first : DIFFUSEVAE_UNSET;
+    c.guidance_interval[1] = guidance_interval ? guidance_interval->second : DIFFUSEVAE_UNSET;
     c.variance = variance;
+    c.quantize_denoised = quantize_denoised ? 1 : 0;
     c.clip = clip ? 1 : 0;
     c.prior = prior;
     return c;
@@ -196,7 +209,9 @@ Setting resolve_setting(const Manifest& manifest, const diffusevae_sample_option
     take(setting.noise_scale, {"noise_scale", "noise_scales", given.noise_scale, given.noise_scales, given.noise_scales_count});
     take(setting.eps_scale, {"eps_scale", "eps_scales", given.eps_scale, given.eps_scales, given.eps_scales_count});
     take(setting.guidance, given.guidance);
+    setting.guidance_interval = interval_of(given);
     take_word(setting.variance, "variance", given.variance, kVariances);
+    setting.quantize_denoised = given.quantize_denoised != 0;
     if (!setting.spacing && !setting.timesteps) setting.spacing = default_spacing(setting.t_start);
     setting.clip = given.clip != 0;
     check_number("guidance", setting.guidance, -std::numeric_limits<double>::infinity(),

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "diffusevae.h"
@@ -42,7 +43,9 @@ struct Setting {
     double temperature = 1.0;
     Scale noise_scale{1.0, {}}, eps_scale{1.0, {}};
     double guidance = 0.0;
+    std::optional<std::pair<int64_t, int64_t>> guidance_interval;  // {low, high}, both included; nothing: guidance in every row
     const char* variance;
+    bool quantize_denoised = false;
     bool clip = true;
     const char* prior = nullptr;  // "bundle" or "standard"; null where no input is drawn
 

@@ -93,6 +93,23 @@ Levels levels_of(const Schedule& schedule, const Manifest& manifest, const Setti
     return levels;
 }
 
+// Whether each row is guided; refuses an interval that says nothing.
+std::vector<bool> guided_rows(const Setting& setting, const std::vector<int64_t>& timesteps, int64_t T) {
+    if (!setting.guidance_interval) return std::vector<bool>(timesteps.size(), true);
+    const auto [low, high] = *setting.guidance_interval;
+    const std::string found = "guidance_interval is (" + std::to_string(low) + ", " + std::to_string(high) + ")";
+    if (!(0 <= low && low <= high && high < T))
+        refuse_argument(found + "; expected two timesteps of 0 .. " + std::to_string(T - 1) + ", the lower one first");
+    if (!setting.guided())
+        refuse_argument(found + ", but guidance is 0; expected guidance beside it. Pass guidance, or leave it out");
+    std::vector<bool> guided;
+    for (const int64_t t : timesteps) guided.push_back(low <= t && t <= high);
+    if (std::find(guided.begin(), guided.end(), true) == guided.end())
+        refuse_argument(found + ", which holds none of this chain's timesteps, " + std::to_string(timesteps.front()) + " to "
+                        + std::to_string(timesteps.back()) + "; widen it");
+    return guided;
+}
+
 [[noreturn]] void refuse_row(int64_t i, int field, float found, const std::string& expected) {
     refuse_argument("rows[" + std::to_string(i) + "]." + kNames[field] + " is " + brief(double(found)) + "; expected "
                     + expected);
@@ -148,6 +165,24 @@ void check_table(const StepTable& table) {
     }
 }
 
+Halves halves_of(const float* row) {
+    Halves halves{};
+    std::copy_n(row, kRowWidth, halves.second.begin());
+    for (int field = kPX; field <= kPH3; ++field) {
+        halves.first[size_t(field)] = row[field];
+        halves.second[size_t(field)] = 0.0f;
+    }
+    halves.first[kClip] = row[kClip];
+    halves.first[kCIn] = row[kCIn];
+    halves.first[kKX0] = 1.0f;
+    halves.second[kClip] = std::numeric_limits<float>::infinity();
+    halves.second[kKG] = row[kKX0];
+    halves.second[kQG] = row[kQX0];
+    halves.second[kKX0] = halves.second[kQX0] = 0.0f;
+    if (row[kPush] == kPushX0) halves.second[kPush] = 0.0f;
+    return halves;
+}
+
 StepTable build_step_table(const Schedule& schedule, const Manifest& manifest, const Setting& setting) {
     const Method& method = method_of(setting.method);
     check(setting, method, manifest.prediction);
@@ -155,6 +190,7 @@ StepTable build_step_table(const Schedule& schedule, const Manifest& manifest, c
     const Levels levels = levels_of(schedule, manifest, setting);
     Columns columns = method.solve(levels);
     const size_t calls = columns.timesteps.size();
+    const std::vector<bool> guided = guided_rows(setting, columns.timesteps, schedule.T);
     StepTable table{columns.timesteps, std::vector<float>(calls * kRowWidth), {}, setting.guided() ? 2 : 1,
                     start_of(schedule, levels.centred, setting)};
     for (size_t i = 0; i < calls; ++i) {
@@ -165,7 +201,8 @@ StepTable build_step_table(const Schedule& schedule, const Manifest& manifest, c
         for (int field = 0; field < kRowWidth; ++field)
             table.rows[i * kRowWidth + size_t(field)] = float(row[field] + 0.0);  // no negative zeros
         if (setting.guided()) {
-            table.weights.insert(table.weights.end(), {float(1.0 + setting.guidance), float(-setting.guidance)});
+            const double w = guided[i] ? setting.guidance : 0.0;
+            table.weights.insert(table.weights.end(), {float(1.0 + w), float(0.0 - w)});
         } else {
             table.weights.push_back(1.0f);
         }

@@ -3,6 +3,7 @@
 #ifndef DIFFUSEVAE_STEPS_H
 #define DIFFUSEVAE_STEPS_H
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -39,6 +40,13 @@ struct StepTable {
 
 // The rows of one chain. Error (ARGUMENT) says what can be had.
 StepTable build_step_table(const Schedule& schedule, const Manifest& manifest, const Setting& setting);
+
+// Two rows that do what one does to x, y and e. The first gives x0 as its x' and has no other result. The second takes x0 back in
+// slot g, which no solver reads, and does all the rest; where the row pushes x0, its caller pushes what g is.
+struct Halves {
+    std::array<float, kRowWidth> first, second;
+};
+Halves halves_of(const float* row);
 
 // Refuses (ARGUMENT) rows that no executor can run: coefficients that are not finite, a slot that is read before it is written.
 void check_table(const StepTable& table);

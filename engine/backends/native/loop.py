@@ -24,7 +24,7 @@ class Loop:
     """
 
     def __init__(self, step: CallSpec, ports: Sequence[str], table: StepTable, work: Workspace) -> None:
-        work.begin(table, watched=False)
+        work.begin(table, shows_x0=False)
         number = {value: ports.index(port) for port, value in (*step.inputs.items(), *step.outputs.items())}
         constants = [ports.index(port) for port, value in step.inputs.items() if value not in (X, ROWS)]
         self.table = table

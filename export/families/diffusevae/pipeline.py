@@ -43,6 +43,7 @@ def pipeline(unet: UNetSpec, formulation: int | None, prediction: str) -> Json:
         "before": before,
         "rows": _call("timestep_table", rows, {"rows": "rows"}),
         "step": _call("denoiser", step, {prediction: "e"}),
+        "quantize": None,
         "after": [],
         "nulls": nulls,
         "state": {

@@ -43,19 +43,17 @@ STAGE_TRAINING = (
 class Config:
     """A model but for its weights.
 
-    spec          the networks; its scale is 1 where `scale_by_std`: the weights have it then
-    schedule      of the training
-    use_ema       whether training kept a moving average, which is what the reference samples with
-    conditioning  how the condition reaches the network: "concat", "crossattn", or None
-    tokenizer     whether tokens are those of bert-base-uncased
-    origin        where it is from, for messages
+    spec       the networks; its scale is 1 where `scale_by_std`: the weights have it then
+    schedule   of the training
+    use_ema    whether training kept a moving average, which is what the reference samples with
+    tokenizer  whether tokens are those of bert-base-uncased
+    origin     where it is from, for messages
     """
 
     spec: LatentSpec
     schedule: ScheduleSpec
     use_ema: bool
     scale_by_std: bool
-    conditioning: str | None
     tokenizer: bool
     origin: str = field(compare=False)
 
@@ -117,7 +115,6 @@ def _config(model: Section) -> Config:
         schedule=schedule,
         use_ema=use_ema,
         scale_by_std=scale_by_std,
-        conditioning=conditioning.key,
         tokenizer=conditioning.tokenizer,
         origin=str(model.path),
     )

@@ -106,8 +106,7 @@ def read_folder(path: Path) -> Folder:
     # The upscaling pipeline decodes latents as they are, whatever the first stage says.
     spec = LatentSpec(unet, stage, conditioner, latent, prediction, 1.0 if pipeline == UPSCALER else scale)
     tokenizer = isinstance(conditioner, TokenConditionerSpec) and conditioner.vocabulary == BERT_WORDS
-    conditioning = {TEXT: "crossattn", UPSCALER: "concat"}.get(pipeline)
-    config = Config(spec, schedule, False, False, conditioning, tokenizer and index.has("tokenizer"), str(path / INDEX))
+    config = Config(spec, schedule, False, False, tokenizer and index.has("tokenizer"), str(path / INDEX))
     files = {name: _weights(path / name) for name in PIPELINES[pipeline]}
     return Folder(config, _translated(files, spec), files)
 

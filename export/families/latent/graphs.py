@@ -4,6 +4,7 @@
     conditioner          label or tokens -> context; segmentation, or image and mask -> cond
     keys_values          context -> keys_values              timestep_table       timesteps -> rows
     denoiser             x, (cond), (keys_values), row -> the prediction
+    codebook             latent -> codes                     only of VQ: the nearest code at every position
     composite            decoded, image, mask -> composite   only of inpainting
 
 The image of a super-resolution model is its cond as it is: such a model has no conditioner.
@@ -18,7 +19,7 @@ from engine.bundle.tensors import TensorSpec
 from export.graphs.roles import Role, tensor
 from export.models.graphs import TimestepTable
 from export.models.latent.first_stage import FirstStage
-from export.models.latent.graphs import Composite, FirstStageDecoder, FirstStageEncoder, KeysValues, LatentDenoiser
+from export.models.latent.graphs import Codebook, Composite, FirstStageDecoder, FirstStageEncoder, KeysValues, LatentDenoiser
 from export.models.latent.spec import (
     ClassConditionerSpec,
     ImageConditionerSpec,
@@ -60,6 +61,9 @@ def roles(
     result.append(Role("timestep_table", table, (steps,), (rows,), compute=EXACT))
     inputs = (tensor("x", latent.shape), *given, row)
     result.append(Role("denoiser", LatentDenoiser(unet), inputs, (tensor(spec.prediction, latent.shape),)))
+    if stage.quantize is not None:
+        codes = tensor("codes", latent.shape)
+        result.append(Role("codebook", Codebook(stage.quantize, spec.scale), (latent,), (codes,), compute=EXACT))
     searches = SEARCH if spec.stage.codes is not None else ONCE
     result.append(Role("first_stage_decoder", decoder, (latent,), (image,), compute=searches))
     if isinstance(spec.conditioner, InpaintConditionerSpec):

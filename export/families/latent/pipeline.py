@@ -58,11 +58,14 @@ def pipeline(spec: LatentSpec) -> Json:
     if isinstance(spec.conditioner, InpaintConditionerSpec):
         after.append(_call("composite", {"decoded": "decoded", **given}, {"composite": "inpainted"}))
         image = "inpainted"
+    codes = _call("codebook", {"latent": "x0"}, {"codes": "x0"})
+    quantize = None if spec.stage.codes is None else codes
     return {
         "encode": [_call("first_stage_encoder", {"image": "image"}, {"latent": "x"})],
         "before": before,
         "rows": _call("timestep_table", {"timesteps": "timesteps"}, {"rows": "rows"}),
         "step": _call("denoiser", step, {spec.prediction: "e"}),
+        "quantize": quantize,
         "after": after,
         "nulls": {},
         "state": {"channels": channels, "height": height, "width": width, "clip": None, "centre": None, "start": None},

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from export.models.latent.first_stage import FirstStage
+from export.models.latent.first_stage import FirstStage, Quantiser
 from export.models.latent.unet import LatentUNet
 
 
@@ -39,6 +39,18 @@ class FirstStageDecoder(nn.Module):
             latent = self.quantize(latent)
         image: torch.Tensor = self.decoder(self.post_quant_conv(latent))
         return image
+
+
+class Codebook(nn.Module):
+    """latent [N, c, h, w], scaled -> the nearest code at every position, scaled as the latent is."""
+
+    def __init__(self, quantize: Quantiser, scale: float) -> None:
+        super().__init__()
+        self.quantize, self.scale = quantize, scale
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        codes: torch.Tensor = self.quantize(latent / self.scale) * self.scale
+        return codes
 
 
 class KeysValues(nn.Module):

@@ -70,6 +70,14 @@ void results(diffusevae::Sampler& sampler) {
     expect(lists.timesteps == listed.timesteps && lists.setting.timesteps == listed.timesteps, "listed timesteps");
     expect(lists.setting.etas == listed.etas && !lists.setting.eta && !lists.setting.spacing, "listed eta");
     expect(lists.setting.noise_scale == 0.84 && lists.setting.eps_scale == 1.0 && lists.setting.steps == 5, "scales");
+    diffusevae::SampleOptions guided = short_run();
+    guided.guidance = 1.5;
+    guided.guidance_interval = {200, 800};
+    guided.spacing = "leading";  // whose rows are more than its steps
+    guided.steps = 48;
+    const diffusevae::Batch within = sampler.sample(guided);
+    expect(within.setting.guidance_interval == guided.guidance_interval && !within.setting.quantize_denoised, "an interval");
+    expect(within.timesteps.size() == 50, "leading rows");
     diffusevae::SampleOptions asking = short_run();
     asking.values = {"z", "recon"};
     asking.pixels = {"recon"};
@@ -142,6 +150,7 @@ void refusals(diffusevae::Sampler& sampler, const std::string& path) {
     refused("steps is 4, but timesteps lists 1", [](auto& options) { options.timesteps = {5}; });
     refused("eps_scale[0] is -1", [](auto& options) { options.eps_scales = {-1.0, 1.0, 1.0, 1.0}; });
     refused("temperature is -1", [](auto& options) { options.temperature = -1; });
+    refused("has no codebook", [](auto& options) { options.quantize_denoised = true; });
     refused("variance is 'none'", [](auto& options) { options.variance = "none"; });
     refused("t_start is 5000", [](auto& options) { options.t_start = 5000; });
     refused("seeds and seed", [](auto& options) { options.seeds = {1, 2, 3}; });

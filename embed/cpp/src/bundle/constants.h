@@ -27,6 +27,7 @@ constexpr const char* kManifestFile = "manifest.json";
 constexpr const char* kHexadecimal = "a SHA-256 of 64 lower-case hexadecimal digits";
 constexpr const char* kBatch = "batch";
 constexpr const char* kX = "x";
+constexpr const char* kX0 = "x0";
 constexpr const char* kE = "e";
 constexpr const char* kVariance = "variance";
 constexpr const char* kRows = "rows";
@@ -35,11 +36,11 @@ constexpr const char* kImage = "image";
 constexpr const char* kSteps = "steps";
 constexpr const char* kSampler = "sampler";
 inline const std::vector<std::string> kPrecisions = {"f32", "bf16", "fp16", "int8"};
-inline const std::vector<std::string> kReserved = {"x", "x_T", "noise", "timesteps", "rows", "e", "image", "images", "seeds",
-    "weights", "start", "coefficients", "n", "steps", "setting", "seed", "spacing", "rho", "method", "eta", "t_start",
-    "temperature", "noise_scale", "eps_scale", "guidance", "variance", "clip", "prior", "callback", "stop", "progress",
-    "budget_ms", "at_most", "anytime", "stream", "a", "b", "mode", "part", "step_ms", "edits", "preserve", "what", "value", "self",
-    "masks", "known_noise", "composite", "text"};
+inline const std::vector<std::string> kReserved = {"x", "x0", "x_T", "noise", "timesteps", "rows", "e", "image", "images",
+    "seeds", "weights", "start", "coefficients", "n", "steps", "setting", "seed", "spacing", "rho", "method", "eta",
+    "t_start", "temperature", "noise_scale", "eps_scale", "guidance", "guidance_interval", "variance", "quantize_denoised",
+    "clip", "prior", "callback", "stop", "progress", "budget_ms", "at_most", "anytime", "stream", "a", "b", "mode",
+    "part", "step_ms", "edits", "preserve", "what", "value", "self", "masks", "known_noise", "composite", "text"};
 inline const std::vector<std::string> kMethods = {"ddim", "ddpm", "dpmpp_2m", "sde_dpmpp_2m", "unipc_2", "ipndm", "plms"};
 inline const std::vector<std::string> kPredictions = {"eps", "x0", "v"};
 constexpr const char* kLearnedRange = "learned_range";

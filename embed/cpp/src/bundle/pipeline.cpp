@@ -45,6 +45,7 @@ std::vector<const CallSpec*> PipelineSpec::calls() const {
     for (const CallSpec& call : before) all.push_back(&call);
     all.push_back(&rows);
     all.push_back(&step);
+    if (quantize) all.push_back(&*quantize);
     for (const CallSpec& call : after) all.push_back(&call);
     return all;
 }

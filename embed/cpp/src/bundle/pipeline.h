@@ -5,6 +5,8 @@
 //     rows     once a set of timesteps: everything of the network that depends on the timestep
 //     step     once a row of the solver's table: x and the values above to the network's output e, and to `variance` where a
 //              second output says how much noise each element gets
+//     quantize only where a request asks for it, once a row: from the row's x0 to what of it a decoder can tell apart, such as
+//              the nearest codes; null where there is no such graph
 //     after    once a request, from the final x to values
 //
 // Calls name graphs and values and nothing else; every call is checked here against the graph's own signature.
@@ -65,6 +67,7 @@ struct StateSpec {
 struct PipelineSpec {
     std::vector<CallSpec> encode, before, after;
     CallSpec rows, step;
+    std::optional<CallSpec> quantize;
     std::map<std::string, Null> nulls;
     StateSpec state;
     std::string image;

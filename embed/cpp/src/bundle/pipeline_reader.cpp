@@ -106,6 +106,7 @@ public:
         check_state(top.object("state"));
         rows(top);
         step(top);
+        quantize(top);
         ValueKinds there = usable();
         there.add(kX, state_);
         spec_.after = section(top, "after", there);
@@ -219,6 +220,18 @@ private:
                                          + in_quotes(kVariance) + ", not " + joined(found));
         }
         spec_.step = call;
+    }
+
+    // x0 to x0; null where the pipeline has none.
+    void quantize(Fields& top) {
+        if (top.take_null("quantize")) return;
+        Fields fields = top.object("quantize");
+        ValueKinds there;
+        there.add(kX0, state_);
+        const auto [call, made] = read_call(fields, there, {}, false);
+        if (made != Made{{kX0, state_}})
+            fields.refuse("outputs", "one output, which is called " + in_quotes(kX0) + " and is " + state_.text() + " as the state");
+        spec_.quantize = call;
     }
 
     void image(Fields& top) {
