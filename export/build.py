@@ -18,7 +18,7 @@ from engine.bundle.limits import FORMAT_VERSION
 from engine.bundle.manifest import FORMAT
 from engine.bundle.reader import Bundle
 from engine.bundle.vocabulary import TextSpec
-from engine.bundle.writer import check_place, write_bundle
+from engine.bundle.writer import Content, check_place, write_bundle
 from engine.errors import ArgumentError, BundleError, CheckpointError, ExportError
 from engine.solver.table import build_step_table
 from export.context import Graph, Watch
@@ -28,7 +28,7 @@ from export.families.base import Model, Recognised, Source
 from export.graphs.extra import GraphOptions, extra_graphs
 from export.graphs.onnx_export import OPSET, export_onnx
 from export.graphs.parity import BATCHES, measure
-from export.graphs.roles import entry_of
+from export.graphs.roles import entry_of, weights_file
 from export.graphs.sampler_role import BATCHES as SAMPLER_BATCHES
 from export.latent_prior import PRIOR_FILE, FittedPrior, check_prior, read_prior_file
 from export.plan import PrecisionPlan, check_backends, plan_precisions
@@ -100,7 +100,7 @@ def build(request: Request, watch: Watch | None = None) -> Built:
     engines = build_engines(context, prepared.plan.engines, prepared.builders, request.engine_options)
     with watch.stage("write"):
         manifest = manifest_of(context.model, prepared.source, context.graphs, prepared.backends, engines)
-        files = {graph.file: graph.model for graph in context.graphs}
+        files: dict[str, Content] = {name: data for graph in context.graphs for name, data in graph.files.items()}
         files |= {name: data for engine in engines for name, data in engine.files.items()}
         if prepared.prior is not None:
             assert context.model.drawn is not None, "check_prior refuses a model without an input that is drawn"
@@ -195,9 +195,9 @@ def export_graphs(model: Model, runtimes: Sequence[str], watch: Watch) -> list[G
     graphs = []
     for role in model.roles.values():
         with watch.stage(f"export {role.name}"):
-            data = export_onnx(role)
+            found = export_onnx(role)
         with watch.stage(f"check {role.name}"):
-            graphs.append(Graph(role, data, measure(role, data, runtimes, model.example)))
+            graphs.append(Graph(role, found.data, measure(role, found, runtimes, model.example), found.weights))
     return graphs
 
 
@@ -278,6 +278,7 @@ def manifest_of(
 def _graph_entry(graph: Graph) -> dict[str, Any]:
     return {
         "file": graph.file,
+        "weights": {"file": weights_file(graph.role)} if graph.weights else None,
         "precision": graph.role.precision,
         "opset": OPSET,
         "inputs": [entry_of(tensor) for tensor in graph.role.inputs],

@@ -46,8 +46,8 @@ def compare(bundle: Bundle, key: str, *, batch: int = 2, tensorrt: bool = False)
     """
     polygraphy = _polygraphy()
     feeds = inputs_of(bundle, key, batch)
-    model = read_onnx(bundle, key)
-    runners = [_onnxruntime(REFERENCE, read_onnx(bundle, graph_of(key))), _onnxruntime(f"onnxruntime {key}", model)]
+    model = _whole(bundle, key)
+    runners = [_onnxruntime(REFERENCE, _whole(bundle, graph_of(key))), _onnxruntime(f"onnxruntime {key}", model)]
     if tensorrt:
         runners.append(_tensorrt(key, model, feeds))
     from polygraphy.comparator import Comparator
@@ -72,8 +72,19 @@ def inspect(bundle: Bundle, key: str) -> str:
     _polygraphy()
     from polygraphy.backend.onnx import util
 
-    text: str = util.str_from_onnx(onnx.load_from_string(read_onnx(bundle, key)))
+    text: str = util.str_from_onnx(onnx.load_from_string(_whole(bundle, key)))
     return text
+
+
+def _whole(bundle: Bundle, key: str) -> bytes:
+    """A graph that has its weights inside; ExportError for one that has not."""
+    model = read_onnx(bundle, key)
+    if model.weights:
+        raise ExportError(
+            f"{bundle.path}, graph {key}: found weights in a file of their own, expected a graph of less than 2 GiB, "
+            "with all of them inside; choose another graph, or build in half: --precision fp16"
+        )
+    return model.data
 
 
 def inputs_of(bundle: Bundle, key: str, batch: int) -> Feeds:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from engine.bundle.graphs import graph_key
+from engine.bundle.onnx_file import Onnx, Weights
 from export.families.base import Recognised
-from export.graphs.roles import Role
+from export.graphs.roles import Role, weights_file
 
 
 @dataclass(frozen=True)
 class Graph:
-    """One exported graph: its ONNX bytes and the largest relative error of each runtime."""
+    """One exported graph: its ONNX file, the weights that do not fit into it, and the largest error of each runtime."""
 
     role: Role
     model: bytes
     parity: dict[str, float]
+    weights: Weights = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -30,6 +32,12 @@ class Graph:
     def file(self) -> str:
         """Its file in the bundle."""
         return f"{self.key}.onnx"
+
+    @property
+    def files(self) -> dict[str, bytes | Iterator[bytes | memoryview]]:
+        """What the bundle holds of it, by name."""
+        found: dict[str, bytes | Iterator[bytes | memoryview]] = {self.file: self.model}
+        return found | ({weights_file(self.role): Onnx(self.model, self.weights).pieces()} if self.weights else {})
 
     @cached_property
     def sha256(self) -> str:

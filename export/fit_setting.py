@@ -107,7 +107,7 @@ def starts_from_image(sampler: Sampler, start: str | None) -> bool:
 def main(
     bundle: Path, images: Path | None, calls: tuple[int, ...], start: str | None, network: str, seeds: int, proof: int,
     minutes: float, record: Path | None, save: Path | None, take: Path | None, plot: Path | None, dry_run: bool,
-    inputs: Any, texts: tuple[str, ...], backend: str, precision: str, threads: int | None,
+    inputs: Any, texts: tuple[str, ...], text_file: Path | None, backend: str, precision: str, threads: int | None,
 ) -> None:  # fmt: skip
     """Find the best setting for each count of network calls, and write those that hold into the bundle.
 
@@ -130,7 +130,7 @@ def main(
     if not dry_run:
         check_rewritable(bundle)
     with Sampler(bundle, backend, precision, threads) as sampler, bar() as say:
-        taken = take_inputs({"inputs": inputs, "texts": texts}, sampler.bundle)
+        taken = take_inputs({"inputs": inputs, "texts": texts, "text_file": text_file}, sampler.bundle)
         fitting = Fitting(sampler, starts_from_image(sampler, start), taken, say)
         searched, unseen = range(FIRST_SEED, FIRST_SEED + seeds), range(FIRST_SEED + UNSEEN, FIRST_SEED + UNSEEN + proof)
         about = identity(sampler, fitting)

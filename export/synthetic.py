@@ -11,6 +11,8 @@ from torch import nn
 from engine.errors import ArgumentError
 from engine.solver.schedule import Schedule
 from export.families.diffusevae.presets import preset
+from export.families.latent.published import published
+from export.families.latent.weights import AVERAGE, AVERAGED, CONDITIONER, SCALE, STAGE, UNET, expected
 from export.models.layouts import to_checkpoint
 from export.models.unet import UNet, UNetSpec
 from export.models.vae import VAE
@@ -62,6 +64,24 @@ def random_checkpoint(
     if formulation is not None:
         state |= {f"vae.{key}": value for key, value in _random(vae, generator).items()}
     return {"epoch": 0, "global_step": 0, "pytorch-lightning_version": "1.4.9", "state_dict": state}
+
+
+def random_latent_checkpoint(name: str, seed: int = 0) -> dict[str, Any]:
+    """A checkpoint of the published latent diffusion model `name` in CompVis' layout, ready for torch.save.
+
+    Its average, where training kept one, is the trained network itself, so that both are stored once. Build it with
+    `--preset NAME`.
+    """
+    config, generator = published(name), torch.Generator().manual_seed(seed)
+    shapes = expected(config.spec)
+    state: dict[str, torch.Tensor] = {"betas": torch.from_numpy(config.schedule.schedule().betas.copy())}
+    for prefix, part in ((UNET, shapes.unet), (STAGE, shapes.stage), (CONDITIONER, shapes.conditioner)):
+        state |= {prefix + key: _random_tensor(key, shape, generator) for key, shape in part.items()}
+    if config.use_ema:
+        state |= {AVERAGE + AVERAGED + key.replace(".", ""): state[UNET + key] for key in shapes.unet}
+    if config.scale_by_std:
+        state[SCALE] = torch.tensor(0.2)
+    return {"epoch": 0, "global_step": 0, "pytorch-lightning_version": "1.4.2", "state_dict": state}
 
 
 def schedule_constants(schedule: Schedule, formulation: int | None) -> dict[str, torch.Tensor]:

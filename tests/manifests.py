@@ -78,7 +78,7 @@ def sampler_entry(formulation: int | None = 1) -> dict[str, Any]:
     parity = {"reference": "none (toy)", "max_relative_error": 0.0, "batches": [1], "runtimes": {}}
     return {
         "file": "sampler.onnx", "precision": "f32", "opset": 21, "inputs": tensors(shapes), "outputs": tensors(outputs),
-        "compute": {}, "parity": parity,
+        "compute": {}, "weights": None, "parity": parity,
     }  # fmt: skip
 
 

@@ -145,7 +145,7 @@ def graph_entry(name: str, model: onnx.ModelProto, T: int = 1000) -> dict[str, A
         "opset": OPSET,
         "inputs": tensors(model.graph.input),
         "outputs": tensors(model.graph.output),
-        "compute": compute,
+        "compute": compute, "weights": None,
         "parity": {
             "reference": "none (toy)",
             "max_relative_error": 0.0,

@@ -202,7 +202,7 @@ def entry(name: str, model: onnx.ModelProto) -> dict[str, Any]:
         ]
 
     return {
-        "file": f"{name}.onnx", "precision": "f32", "opset": OPSET, "compute": {},
+        "file": f"{name}.onnx", "precision": "f32", "opset": OPSET, "compute": {}, "weights": None,
         "inputs": tensors(model.graph.input), "outputs": tensors(model.graph.output),
         "parity": {
             "reference": "none (toy)", "max_relative_error": 0.0, "batches": [1, 2], "runtimes": {"onnxruntime": 0.0},

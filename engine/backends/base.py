@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from engine.backends.graph import Graph
 from engine.bundle.graphs import PRECISIONS
-from engine.bundle.onnx_file import check_self_contained
+from engine.bundle.onnx_file import Onnx, check_self_contained, with_weights
 from engine.bundle.reader import Bundle
 from engine.cleanup import run_all, undo
 from engine.errors import ArgumentError, BackendError, did_you_mean
@@ -195,11 +195,14 @@ def package_available(name: str) -> tuple[bool, str]:
         return True, f"{name} (version unknown)"  # another distribution of the same module, such as onnxruntime-gpu
 
 
-def read_onnx(bundle: Bundle, key: str) -> bytes:
-    """The verified bytes of a graph, whose weights are all inside them; BundleError otherwise."""
-    data = bundle.read_graph(key)
-    check_self_contained(data, str(bundle.path / bundle.spec(key).file))
-    return data
+def read_onnx(bundle: Bundle, key: str) -> Onnx:
+    """The verified bytes of a graph, and its weights where they are not inside; BundleError for any that lie elsewhere."""
+    data, spec, mapped = bundle.read_graph(key), bundle.spec(key), bundle.map_weights(key)
+    where = str(bundle.path / spec.file)
+    if mapped is not None and spec.weights is not None:
+        return with_weights(data, where, spec.weights.file, memoryview(mapped))
+    check_self_contained(data, where)
+    return Onnx(data)
 
 
 def check_tensors(bundle: Bundle, key: str, found: Mapping[str, tuple[str, list[int | str | None]]]) -> None:

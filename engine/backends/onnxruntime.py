@@ -16,6 +16,7 @@ from engine.backends.graph import Arrays, Graph
 from engine.backends.host import HostChain
 from engine.backends.telemetry import silenced
 from engine.bundle.graphs import GraphSpec, graph_key
+from engine.bundle.onnx_file import Onnx
 from engine.bundle.reader import Bundle
 from engine.commands import command
 from engine.errors import BackendError
@@ -23,6 +24,7 @@ from engine.forks import CUDA, OneProcess
 
 NAME = "onnxruntime"
 PRECISIONS = ("f32", "fp16")  # half graphs run here too, by casts: no faster, but what a GPU will compute can be seen
+_ONNX_TYPES = {"float32": 1, "float16": 10}
 _CPU = "CPUExecutionProvider"
 _DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 
@@ -80,9 +82,9 @@ def load_on(runtime: Runtime, bundle: Bundle, name: str, precision: str, threads
             f"{bundle.path}: found no graph {key!r}, expected one for {runtime.name} in {precision}; "
             f"build the bundle again with: {build}; or choose precision f32"
         )
-    data = read_onnx(bundle, key)
+    model = read_onnx(bundle, key)
     try:
-        session = open_session(data, threads, runtime)
+        session = open_session(model, threads, runtime)
         tensors = {
             tensor.name: (_DTYPES.get(tensor.type, tensor.type), tensor.shape)
             for tensor in (*session.get_inputs(), *session.get_outputs())
@@ -97,8 +99,8 @@ def load_on(runtime: Runtime, bundle: Bundle, name: str, precision: str, threads
     return OrtGraph(name, bundle.spec(key), obtained, threads, session, runtime)
 
 
-def open_session(data: bytes, threads: int, runtime: Runtime = CPU) -> Any:
-    """An InferenceSession over an ONNX model's bytes, on exactly the providers asked for.
+def open_session(model: Onnx | bytes, threads: int, runtime: Runtime = CPU) -> Any:
+    """An InferenceSession over an ONNX model, on exactly the providers asked for.
 
     BackendError where the package or a provider is missing, DeviceError after a fork() that left CUDA behind; what the
     runtime itself raises is in native_failures().
@@ -114,7 +116,16 @@ def open_session(data: bytes, threads: int, runtime: Runtime = CPU) -> Any:
     advice = _preload(runtime, ort)
     # Its own fallback retries on the same CPU provider and prints to stdout.
     providers = [(name, dict(options)) for name, options in runtime.providers.items()]
-    session = ort.InferenceSession(data, _options(ort, threads), providers=providers, enable_fallback=0)
+    model = model if isinstance(model, Onnx) else Onnx(model)
+    options = _options(ort, threads)
+    if model.weights:
+        values = [
+            ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, _ONNX_TYPES[array.dtype.name])
+            for array in model.weights.values()
+        ]
+        options.add_external_initializers(list(model.weights), values)
+    session = ort.InferenceSession(model.data, options, providers=providers, enable_fallback=0)
+    session.weights = model.weights  # the session computes with this memory and does not keep it alive itself
     taken = session.get_providers()
     if taken != (asked if _CPU in asked else [*asked, _CPU]):
         raise _other_providers(runtime, ort, f"took the providers {', '.join(taken)}{advice}")

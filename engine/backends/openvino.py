@@ -14,6 +14,7 @@ from engine.backends.graph import Arrays, Graph
 from engine.backends.host import HostChain
 from engine.backends.telemetry import silenced
 from engine.bundle.graphs import GraphSpec
+from engine.bundle.onnx_file import Onnx, as_inputs
 from engine.bundle.reader import Bundle
 from engine.errors import BackendError
 from engine.forks import OneProcess
@@ -67,9 +68,9 @@ class OpenVino(Backend):
 
 def load_graph(bundle: Bundle, name: str, precision: str, threads: int) -> OpenVinoGraph:
     """A graph of a verified bundle in exactly this precision; BackendError otherwise."""
-    data = read_onnx(bundle, name)
+    model = read_onnx(bundle, name)
     try:
-        compiled = compile_model(data, precision, threads)
+        compiled = compile_model(model, precision, threads)
         check_tensors(bundle, name, {p.any_name: _describe(p) for p in (*compiled.inputs, *compiled.outputs)})
         request = compiled.create_infer_request()
     except NATIVE_FAILURES as error:
@@ -86,15 +87,31 @@ def load_graph(bundle: Bundle, name: str, precision: str, threads: int) -> OpenV
     return OpenVinoGraph(name, bundle.spec(name), obtained, threads, compiled, request)
 
 
-def compile_model(data: bytes, precision: str, threads: int) -> Any:
-    """A compiled model over an ONNX model's bytes, as every graph here runs; no file beside the bytes is read.
+def compile_model(model: Onnx | bytes, precision: str, threads: int) -> Any:
+    """A compiled model over an ONNX model, as every graph here runs; no file is read.
 
     BackendError where the package is missing, or was in use when this process was forked; what the runtime itself raises
     is in NATIVE_FAILURES.
     """
     core = _core()
     ONE_PROCESS.enter()
-    return core.compile_model(core.read_model(data), "CPU", _config(core, precision, threads))
+    return core.compile_model(_network(core, model), "CPU", _config(core, precision, threads))
+
+
+def _network(core: Any, model: Onnx | bytes) -> Any:
+    """The model as OpenVINO reads it. Weights outside come in as inputs and become constants over the same memory."""
+    if isinstance(model, bytes) or not model.weights:
+        return core.read_model(model if isinstance(model, bytes) else model.data)
+    from openvino import op, utils
+
+    network = core.read_model(as_inputs(model.data))
+    for parameter in network.get_parameters():
+        array = model.weights.get(parameter.get_output_tensor(0).any_name)
+        if array is not None:
+            utils.replace_node(parameter, op.Constant(array, shared_memory=True))
+            network.remove_parameter(parameter)
+    network.validate_nodes_and_infer_types()
+    return network
 
 
 @functools.cache

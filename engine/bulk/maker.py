@@ -112,6 +112,8 @@ def pack(bundle: Bundle) -> dict[str, bytes]:
     """Every file of a bundle, verified, so that it can be opened where its folder cannot be reached."""
     files = {MANIFEST_FILE: manifest_bytes(bundle)}
     files |= {spec.file: bundle.read_graph(key) for key, spec in bundle.manifest.graphs.items()}
+    weights = {graph.weights.file: bundle.map_weights(key) for key, graph in bundle.manifest.graphs.items() if graph.weights}
+    files |= {name: bytes(mapped) for name, mapped in weights.items() if mapped is not None}
     for spec in bundle.manifest.engines:
         files |= {file.file: bundle.read_engine(spec, label) for label, file in spec.files.items()}
     manifest = bundle.manifest

@@ -36,11 +36,13 @@ class Parity:
 class GraphSpec(FileSpec):
     """One exported graph and the file that holds it.
 
+    weights: the file that has its large weights, where they are more than an ONNX file may hold (MAX_GRAPH_BYTES)
     compute: {precision asked for: precision that this graph runs in}, where they differ: what a timestep table would round
     off enters every step, so it stays in float32, and int8 may be the denoiser's alone.
     """
 
     size: Annotated[int, Fields.integer, 1, MAX_GRAPH_BYTES]
+    weights: Annotated[FileSpec, nested, FileSpec] | None
     precision: Annotated[str, Fields.choice, "precisions"]
     opset: Annotated[int, Fields.integer, 1, 1000]
     inputs: Annotated[tuple[TensorSpec, ...], parse_tensors]

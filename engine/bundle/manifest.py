@@ -82,6 +82,8 @@ class Manifest:
     def _named_files(self) -> Iterator[tuple[str, FileSpec]]:
         for key, graph in self.graphs.items():
             yield f"graphs.{key}", graph
+            if graph.weights is not None:
+                yield f"graphs.{key}.weights", graph.weights
         if self.prior is not None:
             yield "prior", self.prior
         if self.directions is not None:

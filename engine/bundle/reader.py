@@ -89,6 +89,11 @@ class Bundle:
         """The bytes of a graph, themselves verified: what the disk holds before or after does not matter."""
         return self._read(self.spec(key))
 
+    def map_weights(self, key: str) -> mmap.mmap | None:
+        """The file of a graph's large weights, mapped as an engine's; None where the graph has them all inside."""
+        spec = self.spec(key).weights
+        return None if spec is None else self._map(spec, writable=True)  # OpenVINO takes no other memory
+
     # ---- engines, prior, directions and vocabulary -----------------------------------------------
 
     def has_engine(self, backend: str, precision: str, graph: str) -> bool:
@@ -113,20 +118,7 @@ class Bundle:
 
     def map_engine(self, spec: EngineSpec, label: str) -> mmap.mmap:
         """One file of an engine, mapped read-only; what was hashed is the mapping itself, not a file of the same name."""
-        file = _labelled(spec, label)
-        path = self.path / file.file
-        with self._opened(file) as source:
-            try:
-                # Read ahead at once: the first step would otherwise stop at every page of every layer.
-                flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_POPULATE", 0)
-                mapped = mmap.mmap(source.fileno(), file.size, flags=flags, prot=mmap.PROT_READ)
-            except OSError as error:
-                raise BundleError(
-                    f"{path}: found a file that cannot be mapped ({error.strerror or error}), expected one that can; check "
-                    f"the free memory and the disk, or {REBUILD}"
-                ) from error
-        _check_digest(path, hashlib.sha256(mapped).hexdigest(), file.sha256)
-        return mapped
+        return self._map(_labelled(spec, label))
 
     def read_prior(self) -> bytes | None:
         """The bytes of the fitted prior, themselves verified; None where the bundle has none."""
@@ -164,6 +156,24 @@ class Bundle:
             data = file.read(spec.size + 1)
         _check_digest(self.path / spec.file, hashlib.sha256(data).hexdigest(), spec.sha256)
         return data
+
+    def _map(self, file: FileSpec, writable: bool = False) -> mmap.mmap:
+        """Mapped for this process alone: what is written to it, where it may be, stays there."""
+        path = self.path / file.file
+        with self._opened(file) as source:
+            try:
+                # Read ahead at once: the first step would otherwise stop at every page of every layer. What may be written
+                # to would be copied then.
+                ahead = 0 if writable else getattr(mmap, "MAP_POPULATE", 0)
+                prot = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+                mapped = mmap.mmap(source.fileno(), file.size, flags=mmap.MAP_PRIVATE | ahead, prot=prot)
+            except OSError as error:
+                raise BundleError(
+                    f"{path}: found a file that cannot be mapped ({error.strerror or error}), expected one that can; check "
+                    f"the free memory and the disk, or {REBUILD}"
+                ) from error
+        _check_digest(path, hashlib.sha256(mapped).hexdigest(), file.sha256)
+        return mapped
 
     def _opened(self, spec: FileSpec) -> AbstractContextManager[BufferedReader]:
         return opened(self.path / spec.file, spec.size, self.stores)

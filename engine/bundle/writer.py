@@ -31,7 +31,7 @@ from engine.bundle.reader import ASIDE, CHUNK, hidden_beside, read_manifest_file
 from engine.errors import BundleError
 from engine.places import check_folder
 
-Content: TypeAlias = "bytes | Path | Iterable[bytes]"
+Content: TypeAlias = "bytes | Path | Iterable[bytes | memoryview]"
 WRITING = ".writing"
 ATTEMPTS = 100
 _AT_FDCWD = -100
@@ -123,6 +123,7 @@ def _file_entries(raw: dict[str, Any]) -> list[dict[str, Any]]:
     entries = [raw.get("prior"), raw.get("directions"), raw.get("text")]
     for holder in (raw.get("graphs"), *holders):
         entries += holder.values() if isinstance(holder, dict) else []
+    entries += [entry["weights"] for entry in entries if isinstance(entry, dict) and "weights" in entry]
     return [entry for entry in entries if isinstance(entry, dict)]
 
 
@@ -159,7 +160,7 @@ def _write_file(path: Path, content: Content) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def _chunks(content: Content) -> Iterator[bytes]:
+def _chunks(content: Content) -> Iterator[bytes | memoryview]:
     if not isinstance(content, Path):
         yield from [content] if isinstance(content, bytes) else content
         return

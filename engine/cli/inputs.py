@@ -62,6 +62,7 @@ INPUT = options(
         multiple=True,
         help="What to show, where the bundle has a vocabulary. Again for each image, or once for all.",
     ),
+    click.option("--text-file", type=click.Path(path_type=Path), help="The same of a file: UTF-8, a line for each image."),
 )
 
 
@@ -86,7 +87,11 @@ LINKS = click.option(
 def take_inputs(given: dict[str, Any], bundle: Bundle) -> dict[str, Any]:
     """The inputs of a command by name, taken out of its options: a number gets the dtype that the bundle declares, texts
     are token ids."""
-    found, texts = _typed_inputs(given.pop("inputs"), bundle.manifest), given.pop("texts")
+    found, texts, file = _typed_inputs(given.pop("inputs"), bundle.manifest), given.pop("texts"), given.pop("text_file")
+    if file is not None:
+        if texts:
+            raise ArgumentError("text-file: found it beside --text, expected one of the two; leave one out")
+        texts = _lines(file)
     if not texts:
         return found
     return replace_text(TextEncoder.of(bundle), {**found, TEXT: texts}, bundle.manifest.inputs, bundle.path)
@@ -109,6 +114,20 @@ def _typed(name: str, value: Value, spec: InputSpec | None) -> Any:
         picture = spec is not None and spec.picture is not None and value.suffix != ".npy"
         return load_images([value], spec.picture_shape).images if spec is not None and picture else _array(name, value)
     return np.array(value, np.float64) if isinstance(value, int) and spec is not None and spec.dtype == "float32" else value
+
+
+def _lines(path: Path) -> list[str]:
+    """The texts of a file, one a line; an empty line is an empty text."""
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArgumentError(
+            f"text-file: found that {path} cannot be read ({error}), expected UTF-8, a text in each line; correct the path, "
+            "or save the file as UTF-8"
+        ) from error
+    if not content:
+        raise ArgumentError(f"text-file: found nothing in {path}, expected a text in each line; write some")
+    return content.removesuffix("\n").split("\n")
 
 
 def _is_number(text: str) -> bool:

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from engine.bundle.files import MAX_GRAPH_BYTES
+from engine.bundle.graphs import SAMPLER
+from engine.errors import ExportError
 from export.context import Graph
 from export.families.base import Model
 from export.graphs.onnx_export import export_onnx
@@ -49,31 +52,39 @@ def extra_graphs(
     """
     model = context.model
     made: list[Graph] = []
-    exported = {graph.role.name: graph.model for graph in context.graphs}
+    exported = {graph.role.name: graph for graph in context.graphs}
     if options.whole_sampler:
         made.append(_sampler(context, exported, "f32"))
     if "fp16" in precisions:
         halves = list(_half_graphs(context, model, HalfOptions(options.keep_float32, options.turing)))
         made += halves
         if options.whole_sampler or any(name.startswith("tensorrt") for name in backends):
-            made.append(_sampler(context, exported | {half.role.name: half.model for half in halves}, "fp16"))
+            made.append(_sampler(context, exported | {half.role.name: half for half in halves}, "fp16"))
     return made
 
 
 def _half_graphs(context: BuildContext, model: Model, options: HalfOptions) -> Iterator[Graph]:
     for role in half_roles(model.roles, options):
         with context.watch.stage(f"export {role.name} fp16"):
-            data = export_onnx(role)
+            found = export_onnx(role)
         with context.watch.stage(f"check {role.name} fp16"):
-            parity = measure(model.roles[role.name], data, HALF_RUNTIMES, model.example, BOUND)
-        yield Graph(role, data, parity)
+            parity = measure(model.roles[role.name], found, HALF_RUNTIMES, model.example, BOUND)
+        yield Graph(role, found.data, parity, found.weights)
 
 
-def _sampler(context: BuildContext, parts: Mapping[str, bytes], precision: str) -> Graph:
+def _sampler(context: BuildContext, parts: Mapping[str, Graph], precision: str) -> Graph:
     model = context.model
+    wiring = model.wiring
+    names = {call.graph for call in (*wiring.before, wiring.rows, wiring.step, *wiring.after)}
+    size = sum(len(graph.model) + sum(a.nbytes for a in graph.weights.values()) for n, graph in parts.items() if n in names)
+    if size > MAX_GRAPH_BYTES:
+        raise ExportError(
+            f"graph {SAMPLER}: found graphs of {size / 2**30:.2f} GiB together, expected less than 2 GiB, all that an "
+            "ONNX file may hold; leave out --whole-sampler and the TensorRT backends, whose plans are built from it"
+        )
     role = sampler_role(model.input_specs, model.wiring, model.roles, precision)
     with context.watch.stage(f"compose sampler {precision}"):
-        data = compose_sampler(role, model.wiring, parts)
+        data = compose_sampler(role, wiring, {name: graph.model for name, graph in parts.items()})
     with context.watch.stage(f"check sampler {precision}"):
         parity = measure_sampler(role, data, HALF_RUNTIMES, model.schedule.schedule(), model.prediction)
     return Graph(role, data, parity)

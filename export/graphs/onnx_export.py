@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import warnings
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx
+import onnx_ir as ir
 import torch
 
+from engine.bundle.files import MAX_GRAPH_BYTES
+from engine.bundle.onnx_file import PAGE, Onnx
 from engine.commands import install_extra
 from engine.errors import ExportError, first_line
-from export.graphs.roles import Role, entry_of, example
+from export.graphs.roles import Role, entry_of, example, weights_file
 
 # 18 keeps GroupNorm as Reshape, InstanceNormalization, Reshape, Mul, Add: ONNX Runtime has a kernel for it and OpenVINO
 # one MVN node. From 21 on the exporter emits GroupNormalization, which ONNX Runtime's CPU provider expands into some
 # twenty elementwise nodes and OpenVINO into more shape arithmetic.
 OPSET = 18
 FORMAT = "diffusevae-graph"
+INSIDE = MAX_GRAPH_BYTES - 2**26  # of weights in the file itself: what is left is for nodes and names
 
 
-def export_onnx(role: Role) -> bytes:
+def export_onnx(role: Role) -> Onnx:
     """Export a graph through torch.export; the same weights give the same bytes.
+
+    Where the weights are more than an ONNX file may hold, they are left outside: as the module's own memory, not copied.
 
     ExportError when the exporter fails or the file's signature is not the role's.
     """
@@ -53,11 +62,38 @@ def export_onnx(role: Role) -> bytes:
             f"versions of the extra export: {install_extra('export')}"
         ) from error
     assert program is not None, "torch.onnx.export returns a program when dynamo=True"
+    weights = _take_out(program.model.graph, weights_file(role))
     model = program.model_proto
     _anonymise(model)
     label_graph(model, role)
+    if weights:  # so that the hash of the graph is one of its weights too
+        model.metadata_props.add(key="weights_sha256", value=_hash(Onnx(b"", weights)))
     _check_signature(model, role)
-    return bytes(model.SerializeToString(deterministic=True))
+    return Onnx(bytes(model.SerializeToString(deterministic=True)), weights)
+
+
+def _take_out(graph: ir.Graph, file: str) -> dict[str, npt.NDArray[np.generic]]:
+    """Leave the large initializers of a graph that is too large to ONNX's own notes of where they are; the arrays."""
+    tensors = {name: value.const_value for name, value in graph.initializers.items() if value.const_value is not None}
+    if sum(tensor.nbytes for tensor in tensors.values()) <= INSIDE:
+        return {}
+    taken: dict[str, npt.NDArray[np.generic]] = {}
+    offset = 0
+    for name, tensor in tensors.items():
+        if tensor.nbytes < PAGE or tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+            continue
+        array = taken[name] = np.ascontiguousarray(tensor.numpy())
+        place = ir.ExternalTensor(file, offset, array.nbytes, tensor.dtype, shape=ir.Shape(array.shape), name=name)
+        graph.initializers[name].const_value = place
+        offset += array.nbytes + -array.nbytes % PAGE
+    return taken
+
+
+def _hash(model: Onnx) -> str:
+    digest = hashlib.sha256()
+    for piece in model.pieces():
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 class _quiet:

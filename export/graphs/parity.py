@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from engine.backends import onnxruntime, openvino
+from engine.bundle.onnx_file import Onnx
 from engine.commands import install_extra
 from engine.errors import ExportError, first_line
 from engine.threads import default_threads
@@ -21,14 +22,14 @@ STEPS = (1, 3, 10)
 BOUNDS = {"onnxruntime": 1e-5, "openvino": 1e-5}
 
 
-def load_onnxruntime(model: bytes) -> Run:
+def load_onnxruntime(model: Onnx | bytes) -> Run:
     """The graph as the onnxruntime backend will run it."""
     session = onnxruntime.open_session(model, default_threads())
     names = [output.name for output in session.get_outputs()]
     return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
 
 
-def load_openvino(model: bytes) -> Run:
+def load_openvino(model: Onnx | bytes) -> Run:
     """The graph as the openvino backend will run it in f32."""
     compiled = openvino.compile_model(model, "f32", default_threads())
     names = [output.get_any_name() for output in compiled.outputs]
@@ -40,7 +41,7 @@ def load_openvino(model: bytes) -> Run:
     return run
 
 
-LOADERS: dict[str, Callable[[bytes], Run]] = {"onnxruntime": load_onnxruntime, "openvino": load_openvino}
+LOADERS: dict[str, Callable[[Onnx | bytes], Run]] = {"onnxruntime": load_onnxruntime, "openvino": load_openvino}
 
 
 def native_failures() -> tuple[type[Exception], ...]:
@@ -49,7 +50,7 @@ def native_failures() -> tuple[type[Exception], ...]:
 
 
 def measure(
-    role: Role, model: bytes, runtimes: Sequence[str], examples: Example = example, bound: float | None = None
+    role: Role, model: Onnx | bytes, runtimes: Sequence[str], examples: Example = example, bound: float | None = None
 ) -> dict[str, float]:
     """The largest relative error of each runtime over all inputs; ExportError when one exceeds its bound.
 
@@ -66,7 +67,7 @@ def _reference(role: Role, case: Inputs) -> dict[str, np.ndarray]:
 
 
 def _measure_one(
-    role: Role, model: bytes, name: str, cases: list[Inputs], expected: list[dict[str, np.ndarray]], bound: float
+    role: Role, model: Onnx | bytes, name: str, cases: list[Inputs], expected: list[dict[str, np.ndarray]], bound: float
 ) -> float:
     try:
         run = LOADERS[name](model)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from engine.bundle.graphs import GraphSpec, Parity
+from engine.bundle.graphs import GraphSpec, Parity, graph_key
 from engine.bundle.tensors import BATCH, TensorSpec
 
 Inputs = dict[str, torch.Tensor]
@@ -53,7 +53,7 @@ class Role:
     def spec(self) -> GraphSpec:
         """The signature as the manifest's reader has it, without a file."""
         parity = Parity("", 0.0, (), {})
-        return GraphSpec("", 0, "", self.precision, 0, self.inputs, self.outputs, parity, dict(self.compute))
+        return GraphSpec("", 0, "", None, self.precision, 0, self.inputs, self.outputs, parity, dict(self.compute))
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The outputs by name, computed in torch."""
@@ -61,6 +61,11 @@ class Role:
             result = self.module(**inputs)
         outputs = result if isinstance(result, tuple) else (result,)
         return {spec.name: value for spec, value in zip(self.outputs, outputs, strict=True)}
+
+
+def weights_file(role: Role) -> str:
+    """The file for the weights of a graph that has more than an ONNX file may hold."""
+    return f"{graph_key(role.name, role.precision)}.weights"
 
 
 Example = Callable[[Role, int, int, int], Inputs]

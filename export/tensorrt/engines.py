@@ -9,7 +9,7 @@ from typing import Any
 from engine.bundle.engines import EngineSpec
 from engine.bundle.graphs import SAMPLER, graph_key
 from engine.bundle.reader import Bundle
-from engine.errors import BundleError
+from engine.errors import BundleError, ExportError
 from export.context import Graph
 from export.engines import BuildContext, BuiltEngine
 from export.families.base import Model
@@ -82,6 +82,11 @@ def _engine(
     if kept is not None:
         context.watch.note(f"{label}: nothing changed, {kept.file} of the older bundle is used again")
         return _built({**entry, "record": kept.record}, kept.data)
+    if graph.weights:
+        raise ExportError(
+            f"graph {graph.key}: found more weights than an ONNX file may hold (2 GiB), expected fewer for a plan of "
+            f"{library.backend}; build plans in half, --precision fp16, or leave {library.backend} out of --backends"
+        )
     with context.watch.stage(label):
         plan = build_plan(library, graph.key, graph.model, graph.role.inputs, wishes, context.watch)
     return _built({**entry, "record": {"graph": graph.key, **plan.record}}, plan.data)

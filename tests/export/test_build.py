@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
 from engine import backends
+from engine.bundle.onnx_file import Onnx
 from engine.bundle.reader import Bundle
 from engine.commands import command
 from engine.errors import ArgumentError, BackendError, BundleError, CheckpointError, ExportError
@@ -143,7 +144,7 @@ class TestRefusals:
     ) -> None:
         old = golden_bundle("uncond")
         before = (old / "manifest.json").read_bytes()
-        monkeypatch.setattr(building, "export_onnx", lambda role: b"not a graph")
+        monkeypatch.setattr(building, "export_onnx", lambda role: Onnx(b"not a graph"))
         result = run(checkpoint, "--heads", "2", "--out", old)
         assert result.exit_code == 1
         assert "graph vae_encoder: found that onnxruntime cannot run it" in result.output

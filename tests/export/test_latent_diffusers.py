@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,21 @@ def test_text_to_image(tmp_path: Path) -> None:
     tokens = torch.arange(12)[None]
     assert torch.equal(encoder(tokens), reference(tokens))
     assert (folder.config.spec.scale, folder.config.tokenizer) == (0.18215, False)
+
+
+@pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed, which LDMBertModel is made of")
+def test_the_text_encoder_computes_what_diffusers_does(tmp_path: Path) -> None:
+    from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
+
+    config = {"d_model": 24, "encoder_ffn_dim": 96, "encoder_layers": 2, "vocab_size": 99}
+    theirs = LDMBertModel(LDMBertConfig(**config, max_position_embeddings=12, init_std=0.3))
+    path = written(tmp_path / "m", "LDMTextToImagePipeline", text_unet(), kl())
+    shaken(theirs).save_pretrained(path / "bert")
+    edit(path / "model_index.json", bert=["latent_diffusion", "LDMBertModel"], tokenizer=["transformers", "BertTokenizer"])
+    _, _, encoder = loaded(read_folder(path))
+    tokens = torch.randint(0, 99, (3, 12), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        assert_same(encoder(tokens), theirs(tokens)[0])
 
 
 def test_former_names_and_files(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ REFUSED: list[tuple[str, str, str, str]] = [
     ("semantic_concat", "n_stages: 2", "n_stages: 1", "n_stages = 1, expected halvings"),
     ("semantic_concat", "n_stages: 2", "n_stages: 2\n        bias: true", "bias = True, expected False"),
     (CLASSES, "context_dim: 24", "context_dim: 32", "context_dim 32 and a condition of 24 context"),
-    ("text_bert_cfg", "BERTEmbedder", "FrozenCLIPTextEmbedder", "CLIP's encoders are not supported"),
+    ("text_bert_cfg", "BERTEmbedder", "FrozenCLIPTextEmbedder", "CLIP's encoders cannot be built: choose"),
 ]
 
 

@@ -46,7 +46,7 @@ def exported(wanted: dict[str, Role], name: str, options: HalfOptions) -> onnx.M
     examples = with_rows(wanted["timestep_table"], "row")
     error = measure(wanted[name], model, ["onnxruntime"], examples, BOUND)["onnxruntime"]
     assert 0 < error <= BOUND, "a half graph rounds, but not too much"
-    return onnx.load_from_string(model)
+    return onnx.load_from_string(model.data)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def test_a_weight_beyond_float16_is_named(wanted: dict[str, Role]) -> None:
 
 def test_the_bound_is_enforced(wanted: dict[str, Role]) -> None:
     role = wanted["vae_decoder"]
-    model = onnx.load_from_string(export_onnx(half_role(role, HalfOptions())))
+    model = onnx.load_from_string(export_onnx(half_role(role, HalfOptions())).data)
     weight = next(t for t in model.graph.initializer if t.name.endswith("last_conv.layer.weight"))
     values = onnx.numpy_helper.to_array(weight).copy()
     values.flat[0] += 0.5

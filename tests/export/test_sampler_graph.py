@@ -14,6 +14,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from engine.bundle.onnx_file import Onnx
 from engine.bundle.reader import Bundle
 from engine.bundle.whole import sampler_contract
 from engine.errors import ExportError
@@ -71,7 +72,7 @@ def parts_of(formulation: int | None, prediction: str = "eps") -> Parts:
         "diffusevae", "tiny", roles(unet, vae, T, prediction), inputs(spec, VAE_SPEC if conditional else None),
         pipeline(spec, formulation, prediction), linear(1e-4, 0.02, T), prediction, "fixedlarge", {"steps": 2},
     )  # fmt: skip
-    return Parts(model, {name: export_onnx(model.roles[name]) for name in model.wiring.graphs if name != "vae_encoder"})
+    return Parts(model, {name: export_onnx(model.roles[name]).data for name in model.wiring.graphs if name != "vae_encoder"})
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +236,7 @@ class TestWhichGraphs:
 
     @pytest.fixture
     def made(self, zcond: Parts, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-        monkeypatch.setattr(extra, "export_onnx", lambda role: f"{role.name} {role.precision}".encode())
+        monkeypatch.setattr(extra, "export_onnx", lambda role: Onnx(f"{role.name} {role.precision}".encode()))
         monkeypatch.setattr(extra, "measure", lambda *_: {"onnxruntime": 0.0})
         monkeypatch.setattr(extra, "measure_sampler", lambda *_: {"onnxruntime": 0.0})
         monkeypatch.setattr(

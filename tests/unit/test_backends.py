@@ -354,7 +354,7 @@ def test_a_graph_that_is_not_what_the_manifest_says_is_refused(tmp_path: Path, b
             load(Bundle.open(tmp_path / "b"), backend)
 
 
-def with_external_data(location: str, inside_a_subgraph: bool) -> bytes:
+def with_external_data(location: str, inside_a_subgraph: bool, offset: int = 0) -> bytes:
     """The toy denoiser with one weight in another file, at the top or in a branch of an If."""
     model = toy.denoiser(8, True, False)
     tensor = next(t for t in model.graph.initializer if t.name == "a")
@@ -368,7 +368,7 @@ def with_external_data(location: str, inside_a_subgraph: bool) -> bytes:
         tensor = model.graph.node[0].attribute[1].g.initializer[0]
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", location), ("offset", "0"), ("length", "4")):
+    for key, value in (("location", location), ("offset", str(offset)), ("length", "4")):
         tensor.external_data.add(key=key, value=value)
     return model.SerializeToString()
 
@@ -387,6 +387,37 @@ def test_weights_outside_the_graph_file_are_refused(
     write_bundle(tmp_path / "b", manifest, files)
     with pytest.raises(BundleError, match=r"denoiser\.onnx: found a tensor whose data lies in another file, expected every"):
         load(Bundle.open(tmp_path / "b"), backend)
+
+
+def outside(path: Path, data: bytes, weights: bytes = bytes(4096) + np.float32(0.1).tobytes()) -> Bundle:
+    """A toy bundle whose denoiser is `data` and has a file of weights."""
+    models = toy.models_of(1, 8, 4, False)
+    manifest = toy.manifest_of(models, 1, 8, 4, False, sorted(GRAPH_BACKENDS))
+    manifest["graphs"]["denoiser"]["weights"] = {"file": "denoiser.weights"}
+    files = {f"{role}.onnx": model.SerializeToString() for role, model in models.items()}
+    write_bundle(path, manifest, files | {"denoiser.onnx": data, "denoiser.weights": weights})
+    return Bundle.open(path)
+
+
+def test_weights_in_the_file_that_the_manifest_names(bundle: Bundle, backend: str, tmp_path: Path) -> None:
+    apart = outside(tmp_path / "b", with_external_data("denoiser.weights", False, 4096))
+    with load(apart, backend) as graph, load(bundle, backend) as whole:
+        found, expected = graph(**inputs(3)), whole(**inputs(3))
+    np.testing.assert_array_equal(found["eps"], expected["eps"])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (with_external_data("other.weights", False), r"found 'a' of type 1 in 'other\.weights', expected an ONNX file with"),
+        (with_external_data("denoiser.weights", True), "found a tensor whose data lies in another file, expected every"),
+        (with_external_data("denoiser.weights", False, 4097), "found 'a' from 4097 on, beyond the end of denoiser.weights"),
+        (with_external_data("denoiser.weights", False)[:-9], "found a message that is cut short, expected an ONNX file"),
+    ],
+)
+def test_weights_in_any_other_place_are_refused(data: bytes, message: str, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=message):
+        load(outside(tmp_path / "b", data), "onnxruntime")
 
 
 def test_nothing_is_parsed_that_was_not_hashed(tmp_path: Path, backend: str) -> None:

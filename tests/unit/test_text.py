@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -16,9 +17,11 @@ from engine.bulk.maker import pack
 from engine.bundle.reader import Bundle
 from engine.bundle.vocabulary import MAX_VOCABULARY_BYTES, read_vocabulary
 from engine.text import TextEncoder
+from tests.bulk_jobs import samples
 from tests.manifests import edit
 from tests.samplers import ANY_BACKEND
 from tests.toy_family import LENGTH, TEXT, TOKENS, build_family
+from tests.unit.test_cli import HERE, run, succeed
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] a red house ##s blue un ##der , . 子 cafe ! ##boat"
 VOCABULARY = (WORDS.replace(" ", "\n") + "\n").encode()
@@ -109,6 +112,42 @@ def test_text_gives_the_bits_of_its_tokens(sampler: Sampler) -> None:
 def test_texts_that_cannot_be_are_refused(sampler: Sampler, given: dict[str, Any], words: str) -> None:
     with pytest.raises(ArgumentError, match=words):
         sampler.sample(**given)
+
+
+@needs_tokenizers
+def test_a_bulk_job_takes_a_text_an_image_from_a_file(path: Path, tmp_path: Path) -> None:
+    texts = ["a red house", "", "blue houses, a", "a"]
+    (tmp_path / "prompts.txt").write_text("\n".join(texts) + "\n", encoding="utf-8-sig")
+    job = ["sample", path, "-n", "4", "--seed", "7", "--steps", "2", "--text-file", tmp_path / "prompts.txt"]
+    job += ["--shard-size", "3", "--out", tmp_path / "shards", *HERE]
+    succeed(*job)
+    with Sampler(path, ANY_BACKEND, "f32", threads=2) as opened:
+        images = [opened.sample(text=texts[i : i + 3], seed=7 + i, steps=2).images for i in (0, 3)]
+    np.testing.assert_array_equal(samples(tmp_path / "shards"), np.concatenate(images))
+    (tmp_path / "shards" / "shard-00001.npy").unlink()
+    assert json.loads(succeed(*job, "--json").stdout)["shards_made"] == 1
+    (tmp_path / "prompts.txt").write_text("a\n" * 4)
+    found = run(*job)
+    assert (found.exit_code, "job.inputs.tokens: found" in found.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "words"),
+    [
+        (b"a", ["--text", "a"], "text-file: found it beside --text, expected one of the two"),
+        (b"", [], "text-file: found nothing in "),
+        (b"\xff", [], "in position 0: invalid start byte), expected UTF-8"),
+        (None, [], "cannot be read ([Errno 2] No such file"),
+    ],
+)
+def test_files_of_texts_that_cannot_be_are_refused(
+    path: Path, tmp_path: Path, content: bytes | None, more: list[str], words: str
+) -> None:
+    if content is not None:
+        (tmp_path / "prompts.txt").write_bytes(content)
+    found = run("sample", path, "--text-file", tmp_path / "prompts.txt", "--out", tmp_path / "a.png", *more, *HERE)
+    assert (found.exit_code, found.stdout) == (1, "")
+    assert words in found.stderr
 
 
 def test_without_a_vocabulary_text_is_refused(tmp_path: Path) -> None:

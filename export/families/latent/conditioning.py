@@ -69,8 +69,9 @@ def read_conditioner(model: Section, stages: Stages) -> Conditioning:
     outer = Section(model.path, f"{model.name}.cond_stage_config", target)
     kind = outer.raw("target")
     if kind not in TARGETS:
-        why = "CLIP's encoders are" if "clip" in str(kind).lower() else "another conditioner is"
-        raise outer.refuse("target", kind, f"one of {', '.join(TARGETS)}", f"{why} not supported")
+        why = "CLIP's encoders" if "clip" in str(kind).lower() else "others"
+        cure = f"{why} cannot be built: choose a model with one of these"
+        raise outer.refuse("target", kind, f"one of {', '.join(TARGETS)}", cure)
     params = outer.part("params") if outer.has("params") else Section(model.path, f"{outer.name}.params", {})
     found = _of_target(kind, params, key, keyed, stages)
     params.done()
@@ -107,8 +108,8 @@ def _of_target(kind: str, p: Section, key: str, keyed: object, stages: Stages) -
         return Conditioning(RescalerConditionerSpec(p.integer("in_channels", 1, MAX_WIDTH, 3), halvings, channels), key)
     if key == "crossattn":
         raise CheckpointError(
-            f"{p.path}: found {kind} with conditioning_key crossattn, expected a conditioner of tokens; a model whose "
-            "context is made elsewhere, as by CLIP, is not supported"
+            f"{p.path}: found {kind} with conditioning_key crossattn, whose context is made elsewhere (that of rdm768 by "
+            f"CLIP), expected {CLASSES}, {TOKENS} or {PLAIN_TOKENS}; choose a model with one of these inside"
         )
     return Conditioning(ImageConditionerSpec(max(1, stages.unet.in_channels - stages.unet.out_channels)), key)
 

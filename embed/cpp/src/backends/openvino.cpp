@@ -140,6 +140,10 @@ public:
         const GraphSpec& spec = bundle_.spec(name);
         const std::string data = bundle_.read_graph(name);
         const std::string where = bundle_.path_of(spec);
+        if (spec.weights) {
+            refuse(where + ": found its weights in a file of their own, expected them inside, as in a graph of less than "
+                   "2 GiB; sample this bundle in Python");
+        }
         check_self_contained(data, where);
         const auto compile = [&]() -> std::unique_ptr<Graph> {
             ov::CompiledModel compiled = core_->compile_model(core_->read_model(data, ov::Tensor()), "CPU", config_);

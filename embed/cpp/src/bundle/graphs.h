@@ -5,6 +5,7 @@
 #ifndef DIFFUSEVAE_BUNDLE_GRAPHS_H
 #define DIFFUSEVAE_BUNDLE_GRAPHS_H
 
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -20,6 +21,7 @@ struct Parity {};  // what was measured when the graph was exported: checked, an
 
 struct GraphSpec : FileSpec {
     std::string key, precision;
+    std::optional<FileSpec> weights;  // the file of its large weights, where they do not fit into an ONNX file
     std::vector<TensorSpec> inputs, outputs;
     Compute compute;  // where the two differ
 

@@ -33,7 +33,10 @@ void check_all_used(Fields& top, const Manifest& manifest) {
 // Every file with the field that names it.
 std::vector<std::pair<std::string, FileSpec>> named_files(const Manifest& manifest) {
     std::vector<std::pair<std::string, FileSpec>> named;
-    for (const GraphSpec& graph : manifest.graphs) named.emplace_back("graphs." + graph.key, graph);
+    for (const GraphSpec& graph : manifest.graphs) {
+        named.emplace_back("graphs." + graph.key, graph);
+        if (graph.weights) named.emplace_back("graphs." + graph.key + ".weights", *graph.weights);
+    }
     if (manifest.prior) named.emplace_back("prior", *manifest.prior);
     if (manifest.directions) named.emplace_back("directions", *manifest.directions);
     if (manifest.text) named.emplace_back("text", *manifest.text);

@@ -39,6 +39,7 @@ inline void take(Fields& fields, GraphSpec& into, const std::vector<std::string>
     into.file = parse_file_name(fields, "file");
     into.size = fields.integer("size", 1, 2147483647);
     into.sha256 = fields.sha256("sha256");
+    if (!fields.take_null("weights")) into.weights = nested<FileSpec>(fields, "weights");
     into.precision = fields.choice("precision", precisions);
     fields.integer("opset", 1, 1000);
     into.inputs = parse_tensors(fields, "inputs");
