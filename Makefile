@@ -36,7 +36,7 @@ test-cpp: $(VENV)/.installed-test
 # The real Triton server on the loopback interface, over HTTP and gRPC.
 TRITON := DIFFUSEVAE_TRITON_PYTHON=$(VENV)-triton DIFFUSEVAE_TRITON=required
 test-triton: $(VENV)/.installed-test $(VENV)-triton/.installed
-	$(TRITON) $(BIN)/python -m pytest tests/triton_server
+	$(TRITON) $(PYTEST) tests/triton_server
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
