@@ -5,10 +5,11 @@ OUT ?= out
 BIN := $(VENV)/bin
 AVATARS := examples/avatars/avatars.ckpt --latent-prior examples/avatars/latent_prior.safetensors
 
-# Most tests run on one thread: two processes halve the time, a file at a time, as its fixtures are its own.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# Most tests run on one thread: two processes halve the time, a file at a time, as its fixtures are its own. In the order of
+# the folders: the slow files come first, which xdist itself would leave to the end where they hold few tests.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo studio test test-cpp test-triton lint docs bench bench-serving quality gpu-check clean
+.PHONY: demo studio test pytest test-cpp test-triton lint docs bench bench-serving quality gpu-check clean
 
 demo: $(VENV)/.installed-export
 	$(BIN)/python export/build_engines.py $(AVATARS) --out $(OUT)/avatars.bundle
@@ -22,7 +23,10 @@ studio: $(VENV)/.installed-serve
 	test -d $(OUT)/avatars.bundle || $(MAKE) demo
 	$(BIN)/diffusevae studio $(OUT)/avatars.bundle
 
-test: $(VENV)/.installed-test lint
+test: $(VENV)/.installed-test
+	$(MAKE) --no-print-directory --jobs 2 lint pytest
+
+pytest: $(VENV)/.installed-test
 	$(PYTEST)
 
 # The C++ library, its packages and examples, bit for bit against Python. Needs OpenSSL's headers (libssl-dev).
@@ -32,7 +36,7 @@ test-cpp: $(VENV)/.installed-test
 # The real Triton server on the loopback interface, over HTTP and gRPC.
 TRITON := DIFFUSEVAE_TRITON_PYTHON=$(VENV)-triton DIFFUSEVAE_TRITON=required
 test-triton: $(VENV)/.installed-test $(VENV)-triton/.installed
-	$(TRITON) $(BIN)/python -m pytest tests/triton_server
+	$(TRITON) $(PYTEST) tests/triton_server
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -30,8 +30,8 @@ LIBRARY = "_kernels.so"
 
 # No fast-math: results are the same bits everywhere. The two -fno- flags change no result and let loops vectorise.
 FLAGS = (
-    "-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
-    "-fPIC", "-shared", "-fvisibility=hidden", "-pthread",
+    "-std=c++17", "-fPIC", "-fvisibility=hidden", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
+    "-shared", "-pthread",
 )  # fmt: skip
 
 

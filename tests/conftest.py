@@ -11,6 +11,7 @@ import pytest
 
 from engine.kernels import native_library
 from engine.kernels.native_library import NativeLibrary
+from tests.kept import copy_of_kept
 
 
 def pytest_configure() -> None:
@@ -32,36 +33,43 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def golden_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """golden_bundle(name): the bundle of a golden model, built once per session."""
+    """golden_bundle(name): the bundle of a golden model, built once for all sessions (tests/kept.py)."""
 
     @functools.cache
-    def build(name: str) -> Path:
-        from tests.golden_models import build_golden
+    def get(name: str) -> Path:
+        def build(folder: Path) -> None:
+            from tests.golden_models import build_golden
 
-        return build_golden(name, tmp_path_factory.mktemp(name))
+            build_golden(name, folder)
 
-    return build
+        return copy_of_kept(name, build, tmp_path_factory.mktemp(name)) / f"{name}.bundle"
+
+    return get
 
 
 @pytest.fixture(scope="session")
 def native_bundle(golden_bundle: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """native_bundle(name, *precisions): a golden model's bundle with native engines, built once per session."""
+    """native_bundle(name, *precisions): a golden model's bundle with native engines, built once for all sessions."""
 
     @functools.cache
-    def build(name: str, *precisions: str) -> Path:
-        import torch
+    def get(name: str, *precisions: str) -> Path:
+        def build(folder: Path) -> None:
+            import torch
 
-        from export.native import trajectory as native_trajectory
-        from tests.native_models import build_native
+            from export.native import trajectory as native_trajectory
+            from tests.native_models import build_native
 
-        torch.set_num_threads(1)  # tiny layers: on busy cores the threads would wait for each other at every one
-        with pytest.MonkeyPatch.context() as patch:  # calibrated on few states: what is tested is not the choice of layers
-            patch.setattr(native_trajectory, "STATES", 4)
-            patch.setattr(native_trajectory, "LANES", 1)
-            golden = golden_bundle(name)
-            return build_native(golden, name, tmp_path_factory.mktemp(f"native_{name}"), precisions or ("bf16",), "all")
+            torch.set_num_threads(1)  # tiny layers: on busy cores the threads would wait for each other at every one
+            with pytest.MonkeyPatch.context() as patch:  # few states: what is tested is not the choice of layers
+                patch.setattr(native_trajectory, "STATES", 4)
+                patch.setattr(native_trajectory, "LANES", 1)
+                build_native(golden_bundle(name), name, folder, asked, "all")
 
-    return build
+        asked = precisions or ("bf16",)
+        kept = "_".join(("native", name, *asked))
+        return copy_of_kept(kept, build, tmp_path_factory.mktemp(f"native_{name}")) / f"{name}.bundle"
+
+    return get
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ PROGRAMS = ROOT / "tests" / "cpp" / "programs"
 # Shared by all runs of the tests; DIFFUSEVAE_CPP_BUILD names another.
 BUILDS = Path(os.environ.get("DIFFUSEVAE_CPP_BUILD", ROOT / "build" / "cpp"))
 LIBRARY = "libdiffusevae.so"
+LAUNCHER = f"-DCMAKE_CXX_COMPILER_LAUNCHER={sys.executable};-S;{ROOT / 'tests' / 'compiled_once.py'}"
 # cmake and ninja may be those of the interpreter's environment, activated or not.
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
@@ -62,7 +63,8 @@ def build(name: str, *options: str, source: Path = SOURCE) -> Path:
     python = f"-DDIFFUSEVAE_PYTHON={sys.executable}"
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a second run of the tests waits, and finds it compiled
-        run(["cmake", "-S", source, "-B", folder, "-G", "Ninja", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", python, *options])
+        said = ["-G", "Ninja", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", python, LAUNCHER]
+        run(["cmake", "-S", source, "-B", folder, *said, *options])
         run(["cmake", "--build", folder], timeout=1200)
     return folder
 

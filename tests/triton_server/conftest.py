@@ -9,6 +9,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,6 +47,23 @@ if absent:
 LACKING = NO_CLIENT or missing_server()
 if LACKING and REQUIRED:
     raise pytest.UsageError(f"tests/triton_server: {LACKING}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of xdist hands on what it asked of its servers."""
+    if not NO_CLIENT and hasattr(session.config, "workeroutput"):
+        from tests.triton_server.client import counted
+
+        session.config.workeroutput["asked"] = counted()
+
+
+@pytest.hookimpl(optionalhook=True)  # xdist's
+def pytest_testnodedown(node: Any) -> None:
+    """What a worker asked is counted here too; one that crashed has said nothing."""
+    for name, number in getattr(node, "workeroutput", {}).get("asked", {}).items():
+        from tests.triton_server.client import count
+
+        count(name, number)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
