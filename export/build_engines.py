@@ -129,9 +129,11 @@ def summarise(built: Built) -> None:
     if built.engines:
         lines = [("engine", "precision", "graph", "file", "size")]
         for engine in built.engines:
+            entry = engine.entry
             for name, data in engine.files.items():
-                entry = engine.entry
                 lines.append((entry["backend"], entry["precision"], entry["graph"], name, megabytes(data)))
+            if not engine.files:
+                lines.append((entry["backend"], "f32", entry["graph"], f"run by {entry['runs_on'][0]}", "-"))
         echo_table(lines)
     for note in built.model.notes:
         click.echo(f"\nNote: {note}.")

@@ -50,7 +50,8 @@ class BuildContext:
 class BuiltEngine:
     """One engine: its entry in the manifest without sizes and hashes, and its files by name.
 
-    entry["files"] is {label: {"file": name}}, with the labels of `engine.bundle.engines.ENGINE_FILES`.
+    entry["files"] is {label: {"file": name}}, with the labels of `engine.bundle.engines.ENGINE_FILES`; an entry that names
+    the backends which run the graph instead, `runs_on`, has none.
     """
 
     entry: dict[str, Any]

@@ -96,6 +96,10 @@ def full_manifest(models: dict[str, Any]) -> dict[str, Any]:
             "backend": "tensorrt_rtx", "precision": "fp16", "files": {"plan": {"file": "denoiser.tensorrt_rtx.fp16.plan"}},
             "source_sha256": hashlib.sha256(EXTRA_FILES["denoiser.fp16.onnx"]).hexdigest(), "targets": ["sm86"], **common,
         },
+        {
+            "backend": "native", "precision": "bf16", "runs_on": ["onnxruntime", "openvino"], "source_sha256": "0" * 64,
+            "targets": [], **common, "graph": "vae_decoder",
+        },
     ]  # fmt: skip
     return raw
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,18 @@ def build_native(golden: Path, name: str, folder: Path, precisions: Sequence[str
         files |= engine.files
     write_bundle(folder / f"{name}.bundle", manifest, files)
     return folder / f"{name}.bundle"
+
+
+def share(bundle: Path, into: Path, graph: str, runs_on: Sequence[str] = ("onnxruntime", "openvino")) -> Path:
+    """A copy of a native bundle, one of whose graphs another runtime runs."""
+    shutil.copytree(bundle, into)
+    manifest = json.loads((into / "manifest.json").read_text())
+    for entry in manifest["engines"]:
+        if entry["graph"] == graph:
+            del entry["files"]
+            entry["runs_on"] = list(runs_on)
+    (into / "manifest.json").write_text(json.dumps(manifest))
+    return into
 
 
 def build_context(golden: Path, name: str, folder: Path) -> Any:

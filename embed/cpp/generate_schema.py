@@ -38,7 +38,7 @@ NAMES = {  # numbers, texts, and lists of words
     limits: " ".join(name for name in vars(limits) if name.isupper()), manifest: "FORMAT", files: "MANIFEST_FILE",
     fields: "HEXADECIMAL", tensors: "BATCH", pipeline: "X X0 E VARIANCE ROWS TIMESTEPS IMAGE STEPS",
     graphs: "SAMPLER PRECISIONS", inputs: "RESERVED", table: "METHODS PREDICTIONS", levels: "LEARNED_RANGE VARIANCES",
-     starts: "MEASURES", resolve: "SETTINGS", deadline: "QUANTILE WINDOW PROBES",
+    engines: "SHARED RUNNERS", starts: "MEASURES", resolve: "SETTINGS", deadline: "QUANTILE WINDOW PROBES",
      timesteps: "SPACINGS LEADING RHO LEAST_RHO MOST_RHO",
 }  # fmt: skip
 SPECS = (

@@ -19,13 +19,17 @@ ENGINE_FILES = {  # backend -> the labels of an engine's files
     "tensorrt_rtx": ("plan",),
     "tensorrt": ("plan",),
 }
+SHARED = "native"  # the backend whose graphs others may run, where the manifest says so
+RUNNERS = ("onnxruntime", "openvino")  # which those may be: what takes the bundle's own graphs on a CPU
 
 
 @dataclass(frozen=True)
 class EngineSpec:
     """One graph built for one backend in one precision: `files` by label, `targets` what it was built to run on.
 
-    `options` is what a rebuild must match, `record` what was measured; both are the backend's own.
+    `options` is what a rebuild must match, `record` what was measured; both are the backend's own. runs_on: in place of
+    files, the backends that run the bundle's graph in float32 for this one; a runtime takes the first that it has a
+    backend of, installed or not, so that the same graph runs in the same way wherever the same runtime opens the bundle.
     """
 
     backend: Annotated[str, Fields.choice, tuple(ENGINE_FILES)]
@@ -37,6 +41,7 @@ class EngineSpec:
     targets: Annotated[tuple[str, ...], parse_targets]
     options: Annotated[dict[str, Any], Fields.free]
     record: Annotated[dict[str, Any], Fields.free]
+    runs_on: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -59,12 +64,14 @@ class PriorSpec(FileSpec):
     components: Annotated[int, Fields.integer, 1, 65_536]
 
 
-def parse_engines(top: Fields, graphs: Mapping[str, GraphSpec]) -> tuple[EngineSpec, ...]:
-    """The list `engines`: each at most once for a backend, a precision and a graph."""
+def parse_engines(top: Fields, graphs: Mapping[str, GraphSpec], step: str) -> tuple[EngineSpec, ...]:
+    """The list `engines`: each at most once for a backend, a precision and a graph. step: the graph in the loop."""
     names = tuple(dict.fromkeys((*(graph_of(key) for key in graphs), SAMPLER)))
     engines: list[EngineSpec] = []
     for fields in top.objects("engines", "a list of engines, which may be empty", empty=True):
         engine = _engine(fields, names)
+        if engine.runs_on and engine.graph in (step, SAMPLER):
+            fields.refuse("graph", f"another graph than {engine.graph}, which a backend runs itself")
         if engine.name in [other.name for other in engines]:
             fields.refuse("graph", f"one engine for {engine.backend}, {engine.precision} and this graph")
         engines.append(engine)
@@ -72,11 +79,25 @@ def parse_engines(top: Fields, graphs: Mapping[str, GraphSpec]) -> tuple[EngineS
 
 
 def _engine(fields: Fields, graphs: tuple[str, ...]) -> EngineSpec:
-    found, files = take(EngineSpec, fields, graphs=graphs), fields.object("files")
+    found = take(EngineSpec, fields, graphs=graphs)
+    if "runs_on" in fields:
+        runners = _runners(fields, found["backend"])
+        fields.done()
+        return EngineSpec(**found, files={}, runs_on=runners)
+    files = fields.object("files")
     specs = {label: read(FileSpec, files.object(label)) for label in ENGINE_FILES[found["backend"]]}
     files.done()
     fields.done()
     return EngineSpec(**found, files=specs)
+
+
+def _runners(fields: Fields, backend: str) -> tuple[str, ...]:
+    """`runs_on`, which stands in place of `files`."""
+    expected = f"a list of {' and '.join(map(repr, RUNNERS))}, each at most once, of an engine of {SHARED!r}"
+    names = fields.items("runs_on", expected)
+    if backend != SHARED or any(name not in RUNNERS for name in names) or len(set(names)) < len(names):
+        fields.refuse("runs_on", expected)
+    return tuple(names)
 
 
 def parse_targets(fields: Fields, key: str) -> tuple[str, ...]:

@@ -124,10 +124,12 @@ def check_manifest(raw: object, where: str, *, hashed: bool = True) -> Manifest:
     graphs = parse_graphs(top.object("graphs"))
     check_twins(top, graphs)
     schedule = parse_schedule(top.object("schedule"))
+    taken = take(Manifest, top)
+    pipeline = parse_pipeline(top.object("pipeline"), inputs, _single(graphs))
     manifest = Manifest(
-        **take(Manifest, top),
+        **taken,
         inputs=inputs,
-        pipeline=parse_pipeline(top.object("pipeline"), inputs, _single(graphs)),
+        pipeline=pipeline,
         schedule=schedule,
         defaults=read(Defaults, top.object("defaults"), T=schedule.T, last=schedule.T - 1),
         fitted=parse_fitted(top, schedule.T),
@@ -136,7 +138,7 @@ def check_manifest(raw: object, where: str, *, hashed: bool = True) -> Manifest:
         prior=parse_prior(top, inputs),
         directions=parse_directions(top, inputs),
         text=parse_text(top, inputs),
-        engines=parse_engines(top, graphs),
+        engines=parse_engines(top, graphs, pipeline.step.graph),
     )
     top.done()
     _check_all_used(top, manifest)

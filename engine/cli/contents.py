@@ -24,7 +24,7 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
     """The manifest's contents, and what "auto" means for it here; plain values for JSON."""
     manifest = bundle.manifest
     auto = auto_choice(bundle)
-    precision = auto["precision"] or "f32"
+    chosen = auto["backend"], auto["precision"] or "f32"
     return {
         "path": str(bundle.path),
         "name": manifest.name,
@@ -42,7 +42,7 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "backends": list(manifest.backends),
         "auto": auto,
         "graphs": {
-            key: asdict(spec) | {"runs": runs(manifest, key), "computes_in": spec.computes_in(precision)}
+            key: asdict(spec) | {"runs": runs(manifest, key), **where(manifest, key, *chosen)}
             for key, spec in manifest.graphs.items()
         },
         "prior": asdict(manifest.prior) if manifest.prior else None,
@@ -85,6 +85,15 @@ def runs(manifest: Manifest, key: str) -> list[str]:
         return [section for section in SECTIONS if section not in ("encode", "quantize")]
     pipeline = manifest.pipeline
     return [section for section in SECTIONS if any(c.graph == graph_of(key) for c in calls_of(pipeline, section))]
+
+
+def where(manifest: Manifest, key: str, backend: str | None, precision: str) -> dict[str, str | None]:
+    """The backend that runs a graph when this one is chosen, and the precision that it then computes in."""
+    name, computed = graph_of(key), manifest.graphs[key].computes_in(precision)
+    for engine in manifest.engines:
+        if (engine.backend, engine.precision, engine.graph) == (backend, computed, name) and engine.runs_on:
+            return {"backend": engine.runs_on[0], "computes_in": "f32"}
+    return {"backend": backend, "computes_in": computed}
 
 
 def show_contents(bundle: dict[str, Any]) -> None:
@@ -165,13 +174,15 @@ def starts_line(refine: dict[str, Any] | None) -> dict[str, str]:
 
 
 def show_graphs(bundle: dict[str, Any]) -> None:
-    """Each graph: where it runs, in which precision its weights are kept and it computes here, and its parity."""
-    click.echo(f"{'graph':<24}{'runs in':<24}{'weights':<9}{'computes':<10}{'opset':<7}{'size':>10}  largest relative error")
+    """Each graph: when it runs, what runs it here and in which precision, that of its weights, and its parity."""
+    heads = f"{'graph':<24}{'runs in':<24}{'on':<14}{'weights':<9}{'computes':<10}{'opset':<7}{'size':>10}"
+    click.echo(f"{heads}  largest relative error")
     for key, graph in bundle["graphs"].items():
         parity = graph["parity"]
         error = f"{parity['max_relative_error']:.1e} against {parity['reference']}"
-        where = f"{key:<22}{', '.join(graph['runs']):<24}{graph['precision']:<9}{graph['computes_in']:<10}"
-        click.echo(f"  {where}{graph['opset']:<7}{size_of(graph):>10}  {error}")
+        place = f"{key:<22}{', '.join(graph['runs']):<24}{graph['backend'] or '-':<14}"
+        what = f"{graph['precision']:<9}{graph['computes_in']:<10}{graph['opset']:<7}"
+        click.echo(f"  {place}{what}{size_of(graph):>10}  {error}")
 
 
 def show_engines(engines: list[dict[str, Any]]) -> None:
@@ -180,6 +191,10 @@ def show_engines(engines: list[dict[str, Any]]) -> None:
         click.echo(f"{'engine':<17}{'precision':<11}{'graph':<22}{'size':>10}  built for")
     for engine in engines:
         name = f"  {engine['backend']:<15}{engine['precision']:<11}{engine['graph']:<22}"
+        if engine["runs_on"]:
+            runners = " or else ".join(engine["runs_on"])
+            click.echo(f"{name}{'-':>10}  run in f32 by {runners}, the first that a library knows")
+            continue
         click.echo(f"{name}{size_of(engine):>10}  {', '.join(engine['targets']) or 'any processor'}")
         if line := record_line(engine):
             click.echo(f"    {line}")

@@ -209,6 +209,10 @@ class UNet(nn.Module):
         paths = [*self.encoder, *self.middle, *self.decoder]
         return [module for module in paths if isinstance(module, Stage)]
 
+    def residual_convolutions(self) -> list[nn.Conv2d]:
+        """Both of every residual block, in the order in which they run: a norm and an activation stand before each."""
+        return [conv for stage in self.stages() for conv in (stage.res.conv1, stage.res.conv2)]
+
     @property
     def row_width(self) -> int:
         """Width R of one row of the timestep table."""

@@ -1,7 +1,8 @@
 """Programs of the native CPU engine: lowered from the torch modules of a bundle's graphs, measured, then handed over.
 
 A graph is lowered by the type of its module (LOWERINGS), in the precision that the manifest gives it. int8 is calibrated on
-the model's own sampling chains.
+the model's own sampling chains. A graph that the engine has no operations for gets an entry that names the runtimes which
+run it instead; only the network in the loop must be the engine's own.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from torch import nn
 import engine
 from engine.backends.native.backend import NAME, Native
 from engine.backends.native.program import VERSION
+from engine.bundle.engines import RUNNERS
 from engine.errors import BackendError, ExportError
 from export.context import Watch
 from export.engines import BuildContext, BuiltEngine
 from export.families.base import Model
 from export.graphs.roles import Role
 from export.models.graphs import ConditionedDenoiser, DecoderGraph, Denoiser, EncoderGraph, TimestepTable
+from export.models.latent.graphs import FirstStageDecoder, FirstStageEncoder, LatentDenoiser
+from export.native import latent
 from export.native.int8 import Choice, choose_layers, parse_budget
 from export.native.measure import BOUNDS, INT8_BOUND, STEP_BOUND, error_on_states, measure_program
 from export.native.program import Assembled
@@ -33,12 +37,20 @@ from export.native.unet import lower_denoiser, lower_table
 from export.native.vae import lower_decoder, lower_encoder
 
 PRECISIONS = ("bf16", "int8")
-LOWERINGS: dict[type[nn.Module], Callable[[Role], Assembled]] = {
+LOWERINGS: dict[type[nn.Module], Callable[..., Assembled]] = {
     EncoderGraph: lower_encoder,
     DecoderGraph: lower_decoder,
     TimestepTable: lower_table,
     Denoiser: lower_denoiser,
     ConditionedDenoiser: lower_denoiser,
+    LatentDenoiser: latent.lower_denoiser,
+    FirstStageEncoder: latent.lower_encoder,
+    FirstStageDecoder: latent.lower_decoder,
+}
+UNFIT: dict[type[nn.Module], Callable[[Role], str | None]] = {  # what of such a module cannot be lowered
+    LatentDenoiser: latent.denoiser_unfit,
+    FirstStageEncoder: latent.encoder_unfit,
+    FirstStageDecoder: latent.decoder_unfit,
 }
 
 
@@ -61,6 +73,10 @@ def build(context: BuildContext, precision: str, options: Mapping[str, Any]) -> 
     engines = []
     for role in model.roles.values():
         found = role.computes_in(precision)
+        why = unfit_role(role)
+        if why is not None:
+            engines.append(_elsewhere(context, role, found, why))
+            continue
         if found == "int8":
             engines.append(_int8(context, role, budget))
             continue
@@ -70,25 +86,54 @@ def build(context: BuildContext, precision: str, options: Mapping[str, Any]) -> 
 
 
 def unfit(model: Model) -> str | None:
-    """The first graph that the native engine has no operations for, or None."""
-    return next((why for why in map(_unfit, model.roles.values()) if why is not None), None)
+    """Why the network in the loop cannot be run here, or None: other graphs may be run by another runtime."""
+    return unfit_role(model.step)
 
 
-def _unfit(role: Role) -> str | None:
-    if type(role.module) in LOWERINGS:
-        return None
-    return (
-        f"graph {role.name}: found a {type(role.module).__name__}, expected one of "
-        f"{', '.join(kind.__name__ for kind in LOWERINGS)}: the native engine has no other"
-    )
+def unfit_role(role: Role) -> str | None:
+    """What of a graph the native engine has no operations for, or None."""
+    kind = type(role.module)
+    if kind not in LOWERINGS:
+        return (
+            f"graph {role.name}: found a {kind.__name__}, expected a network that the native engine has operations for: "
+            "denoisers without tokens, first stages, VAEs and tables of timesteps"
+        )
+    found = UNFIT[kind](role) if kind in UNFIT else None
+    return None if found is None else f"graph {role.name}: found {found}: the native engine has no operations for it"
 
 
 def lower(role: Role) -> Assembled:
     """The program of a graph; ExportError for a module that the native engine has no operations for."""
-    why = _unfit(role)
+    why = unfit_role(role)
     if why is not None:
         raise ExportError(f"{why}; leave native out of --backends")
     return LOWERINGS[type(role.module)](role)
+
+
+def _elsewhere(context: BuildContext, role: Role, precision: str, why: str) -> BuiltEngine:
+    """The entry of a graph that other runtimes run: those that it was checked in."""
+    graph = context.graph(role.name)
+    runners = [name for name in RUNNERS if name in graph.parity]
+    context.watch.note(f"{role.name} is run by {runners[0]}: {why}")
+    return BuiltEngine(_entry(role, precision, graph.sha256, {"why": why}) | {"runs_on": runners}, {})
+
+
+def _entry(role: Role, precision: str, sha256: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the entries of all graphs have."""
+    return {
+        "backend": NAME,
+        "precision": precision,
+        "graph": role.name,
+        "source_sha256": sha256,
+        "made_with": {
+            "diffusevae-engine": engine.__version__,
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+        },
+        "targets": [],
+        "options": {"program_version": VERSION},
+        "record": dict(record),
+    }
 
 
 def _engine(
@@ -105,21 +150,8 @@ def _engine(
     record["check_seconds"] = round(time.perf_counter() - started, 2)
     stem = f"native.{precision}.{role.name}"
     files = {"program": f"{stem}.json", "weights": f"{stem}.safetensors"}
-    entry = {
-        "backend": NAME,
-        "precision": precision,
-        "graph": role.name,
-        "files": {label: {"file": file} for label, file in files.items()},
-        "source_sha256": context.graph(role.name).sha256,
-        "made_with": {
-            "diffusevae-engine": engine.__version__,
-            "torch": str(torch.__version__),
-            "numpy": np.__version__,
-        },
-        "targets": [],
-        "options": {"program_version": VERSION},
-        "record": record | dict(extra or {}),
-    }
+    entry = _entry(role, precision, context.graph(role.name).sha256, record | dict(extra or {}))
+    entry["files"] = {label: {"file": file} for label, file in files.items()}
     return BuiltEngine(entry, {files["program"]: assembled.program, files["weights"]: assembled.weights})
 
 
@@ -144,7 +176,7 @@ def _calibrate(context: BuildContext, role: Role, budget: str | float) -> _Calib
     exact = evaluate(role, states)
     bf16 = error_on_states(role, lower(role), "bf16", states, exact)
     choice = choose_layers(role, states, exact, budget, bf16, _reporter(watch))
-    assembled = lower_denoiser(role, "int8", choice.scales)
+    assembled = LOWERINGS[type(role.module)](role, "int8", choice.scales)
     measured = error_on_states(role, assembled, "int8", states, exact)
     record = choice.record() | {
         "int8_error": float(f"{measured:.4g}"),

@@ -23,6 +23,7 @@ from export.native import pack
 from export.native.scales import WEIGHT_LEVELS, Scale, weight_scales
 
 F32 = NDArray[np.float32]
+MAX_ATTENTION_PIXELS = 1 << 14  # of kernels/native/operation_check.cpp
 
 _DTYPES = {np.dtype(np.float32): "F32", np.dtype(np.uint16): "BF16", np.dtype(np.int8): "I8"}
 

@@ -20,6 +20,8 @@ from torch import nn
 from engine.result import F32
 from export.graphs.roles import Role
 from export.models.graphs import ConditionedDenoiser, Denoiser
+from export.models.latent.graphs import LatentDenoiser
+from export.models.latent.unet import LatentUNet
 from export.models.unet import UNet
 from export.native.trajectory import States
 
@@ -63,9 +65,9 @@ def rounded_weight(weight: torch.Tensor) -> torch.Tensor:
     return torch.round(weight / scales).clamp_(-WEIGHT_LEVELS, WEIGHT_LEVELS) * scales
 
 
-def unet_of(role: Role) -> UNet:
+def unet_of(role: Role) -> UNet | LatentUNet:
     """The UNet behind a graph."""
-    assert isinstance(role.module, (Denoiser, ConditionedDenoiser)), "int8 is for graphs that lower_denoiser takes"
+    assert isinstance(role.module, Denoiser | ConditionedDenoiser | LatentDenoiser), "int8 is for denoisers"
     return role.module.unet
 
 
@@ -77,7 +79,7 @@ def eligible(role: Role) -> dict[str, nn.Conv2d]:
     """
     unet = unet_of(role)
     names = {module: name for name, module in unet.named_modules()}
-    return {names[conv]: conv for stage in unet.stages() for conv in (stage.res.conv1, stage.res.conv2)}
+    return {names[conv]: conv for conv in unet.residual_convolutions()}
 
 
 @contextmanager

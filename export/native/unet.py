@@ -23,6 +23,7 @@ from export.native.scales import Scale, unet_of
 def lower_denoiser(role: Role, precision: str = "bf16", scales: Mapping[str, Scale] | None = None) -> Assembled:
     """x, (cond), row -> the network's answer. `scales`: the convolutions in int8, by module name."""
     unet = unet_of(role)
+    assert isinstance(unet, UNet)
     spec, answer = unet.spec, role.outputs[0].name
     size = spec.image_size
     program = Assembler(role.name, precision)

@@ -17,6 +17,7 @@ from engine import Sampler
 from tests import mock_tensorrt, samplers, toy_family
 from tests.cpp import building, bundles
 from tests.cpp.capi import Failed, Library, open_c
+from tests.native_models import NEEDS_NATIVE, share
 from tests.processes import forked
 
 KINDS = ("form1", "form2", "zcond", "uncond")
@@ -93,6 +94,19 @@ def test_openvino_runs_a_real_network_as_python_does(library: Library, golden_bu
         expected = sampler.sample(2, seed=3, steps=4)
     np.testing.assert_array_equal(found.images, expected.images)
     np.testing.assert_array_equal(again.images, expected.images)
+
+
+@NEEDS_NATIVE
+def test_openvino_runs_a_graph_for_native(library: Library, native_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = share(native_bundle("form1"), tmp_path / "shared", "vae_decoder", ["openvino"])
+    with open_c(library, bundle, backend="native") as sampler, sampler.clone() as clone:
+        found, again = sampler.sample(2, seed=3, steps=2), clone.sample(2, seed=3, steps=2)
+    with Sampler(bundle, backend="native", precision="bf16", threads=2) as sampler:
+        expected = sampler.sample(2, seed=3, steps=2)
+        assert sampler._pipeline.backend.graph("vae_decoder").backend == "openvino"
+    for batch in (found, again):
+        np.testing.assert_array_equal(batch.x, expected.x)
+        np.testing.assert_array_equal(batch.values["recon"], expected.start)
 
 
 def test_openvino_has_f32_only(library: Library) -> None:
@@ -241,3 +255,19 @@ def test_a_library_without_a_backend_names_the_option(backend: str, cpp_library:
     bundle = samplers.bundle("form1") if backend == "openvino" else bundles.with_plans(tmp_path / "toy.bundle")
     with pytest.raises(Failed, match=rf"BACKEND: .*compiled without it.*-DDIFFUSEVAE_{backend.upper()}=ON"):
         open_c(Library(cpp_library), bundle, backend=backend)
+
+
+WITHOUT = {
+    r"backend 'openvino', which runs it for 'native': .*compiled without it.*=ON": ("onnxruntime", "openvino"),
+    "found that onnxruntime runs it for 'native', expected openvino among them": ("onnxruntime",),
+}
+
+
+@NEEDS_NATIVE
+@pytest.mark.parametrize("refusal", WITHOUT)
+def test_a_graph_whose_runtime_a_library_lacks(
+    refusal: str, cpp_library: Path, native_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    bundle = share(native_bundle("form1"), tmp_path / "shared", "vae_decoder", WITHOUT[refusal])
+    with pytest.raises(Failed, match=rf"BACKEND: .*graph 'vae_decoder': {refusal}"):
+        open_c(Library(cpp_library), bundle, backend="native")

@@ -1,7 +1,8 @@
 """Latent diffusion against its reference implementation: from a CompVis checkpoint and its YAML to latents and images.
 
-Every sampler that the vectors of tests/golden_ldm hold, in every runtime. What is compared is the mean
-difference, relative to the standard deviation of what the reference computed (tests/golden_ldm/README.md says why).
+Every sampler that the vectors of tests/golden_ldm hold, in every runtime, and every network that the native engine has
+operations for. What is compared is the mean difference, relative to the standard deviation of what the reference computed
+(tests/golden_ldm/README.md says why).
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ import numpy as np
 import pytest
 
 from engine import Sampler, StepInfo
+from engine.backends.native.backend import Native
 from engine.bundle.reader import Bundle
 from engine.feeds import noise_feeds, setting_feeds
 from tests import latent_models
+from tests.native_models import NEEDS_NATIVE, PATHS
 from tests.sampler_graphs import OrtSampler
 from tests.samplers import EACH_BACKEND
 
 TOLERANCE = 5e-5
+BF16 = 2e-2  # rounding weights, operands and maps to bf16 costs these random networks up to 1.6e-2, whoever computes
 SPACINGS = {"uniform": "leading", "quad": "leading_quad"}
 # Of the reference alone: a chain begun amid its noise (its timesteps are in test_solver_timesteps.py), the network in tiles;
 # and chains over part of the image, which are those of `inpaint`.
@@ -51,7 +55,8 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
     @functools.cache
     def build(model: str, size: tuple[int, int] | None = None) -> Path:
         whole, folder = GraphOptions(whole_sampler=True), tmp_path_factory.mktemp(model)
-        return latent_models.build_latent(model, folder, size, backends=("onnxruntime", "openvino"), graph_options=whole)
+        backends = ("onnxruntime", "openvino", *(["native"] if Native.available()[0] else []))
+        return latent_models.build_latent(model, folder, size, backends=backends, graph_options=whole, if_fit=True)
 
     return build
 
@@ -142,3 +147,62 @@ def test_the_whole_sampler_as_one_graph(model: str, bundles: Bundles) -> None:
         feeds["noise"] = noise
     found = OrtSampler(bundle.read_graph("sampler"))(feeds)
     assert difference(found["x"], latent_models.expected(model)[run]) < TOLERANCE
+
+
+# ---- the native engine -----------------------------------------------------------------------------
+
+NATIVE = ("uncond_kl_std", "inpaint_concat")  # resampling by blocks; scale and shift, and a bias; KL and not
+
+
+@functools.cache
+def programs(model: str) -> dict[str, Any]:
+    """{graph: its role and its program} of all that the native engine has operations for."""
+    from export.families.latent.graphs import roles
+    from export.native import builder
+
+    found = roles(latent_models.spec(model), *latent_models.networks(model), T=latent_models.config(model)["T"])
+    return {role.name: (role, builder.lower(role)) for role in found.values() if builder.unfit_role(role) is None}
+
+
+def asked(model: str) -> Iterator[tuple[str, dict[str, np.ndarray], np.ndarray]]:
+    """A graph, its inputs and what the reference made of them."""
+    import torch
+
+    expected, spec, (unet, *_) = latent_models.expected(model), latent_models.spec(model), latent_models.networks(model)
+    given = {"cond": expected["cond"]} if "cond" in expected else {}
+    for t, eps in zip(expected["t"], expected["eps"], strict=True):
+        row = unet.timestep_rows(torch.tensor([int(t)])).numpy()
+        yield "denoiser", {"x": expected["x_T"], "row": row, **given}, eps
+    moments = expected.get("fs_moments")
+    latent = expected["fs_latent"] if moments is None else moments[:, : spec.latent[0]] * spec.scale
+    yield "first_stage_encoder", {"image": expected["img"]}, latent
+    if spec.stage.codes is None:
+        yield "first_stage_decoder", {"latent": expected["z"]}, expected["z_decode"]
+
+
+@NEEDS_NATIVE
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("model", NATIVE)
+def test_networks_in_bf16(model: str, path: str, force_isa: Callable[[str], str]) -> None:
+    from export.native.measure import open_assembled
+
+    force_isa(path)
+    for name, inputs, wanted in asked(model):
+        with open_assembled(*programs(model)[name], "bf16") as graph:
+            (found,) = graph(**inputs).values()
+            assert difference(found, wanted) < BF16, name
+
+
+@NEEDS_NATIVE
+def test_what_the_native_engine_lacks_is_run_by_another_runtime(bundles: Bundles) -> None:
+    model, run = next(of for of in RUNS if of[0] == "inpaint_concat")
+    bundle = Bundle.open(bundles(model))
+    elsewhere = {engine.graph for engine in bundle.manifest.engines if engine.runs_on}
+    assert elsewhere == {"conditioner", "first_stage_decoder", "composite"}
+    states: list[np.ndarray] = []
+    options = {**arrays(model, run), **setting(model, run)}
+    with Sampler(bundle, "native", "bf16", threads=1) as sampler:
+        sampler.sample(2, seed=0, callback=lambda info: states.append(info.x.copy()), **options)
+        alone = sampler.sample(2, seed=0, **options)
+    np.testing.assert_array_equal(alone.x, states[-1], "the loop in one call")
+    assert difference(states[0], latent_models.expected(model)[f"{run}_step1"]) < BF16

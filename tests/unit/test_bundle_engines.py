@@ -61,6 +61,8 @@ def test_everything_is_found_under_its_name(bundle: Path) -> None:
     assert native.size == len(weights) + 2
     assert opened.has_engine("tensorrt_rtx", "fp16", "denoiser")
     assert not opened.has_engine("tensorrt_rtx", "fp16", "vae_decoder")
+    elsewhere = opened.engine("native", "bf16", "vae_decoder")
+    assert (elsewhere.runs_on, elsewhere.files, native.runs_on) == (("onnxruntime", "openvino"), {}, ())
     assert len(manifest.files) == 4 + len(EXTRA_FILES)
 
 
@@ -124,6 +126,15 @@ REFUSED: list[tuple[str, object, str]] = [
     ("engines.0.options", [], "engines[0].options: found [] (list), expected an object"),
     ("engines.0.record", ABSENT, "engines[0].record: missing, expected an object"),
     ("engines.0.cache", 1, "engines[0].cache: found an unknown field"),
+    ("engines.0.runs_on", ["openvino"], "engines[0].files: found an unknown field, expected only backend, graph, made_with"),
+    ("engines.1.runs_on", ["openvino"], "engines[1].runs_on: found ['openvino'] (list), expected a list of 'onnxruntime'"),
+    ("engines.2.runs_on", ABSENT, "engines[2].files: missing, expected an object"),
+    ("engines.2.runs_on", [], "engines[2].runs_on: found [] (list), expected a list of 'onnxruntime' and 'openvino'"),
+    ("engines.2.runs_on", ["openvino", "openvino"], "expected a list of 'onnxruntime' and 'openvino', each at most once"),
+    ("engines.2.runs_on", ["native"], "engines[2].runs_on: found ['native'] (list), expected a list of 'onnxruntime' and"),
+    ("engines.2.runs_on", [["openvino"]], "engines[2].runs_on: found [['openvino']] (list), expected a list of"),
+    ("engines.2.graph", "denoiser", "engines[2].graph: found 'denoiser' (str), expected another graph than denoiser"),
+    ("engines.2.graph", "sampler", "engines[2].graph: found 'sampler' (str), expected another graph than sampler, which a "),
     ("graphs.denoiser:fp16.precision", "f32", "graphs.denoiser.fp16.precision: found 'f32' (str), expected one of 'fp16'"),
     ("graphs.denoiser:fp16.inputs.0.dtype", "int64", "graphs.denoiser.fp16: found"),
     ("graphs.denoiser:fp16.file", "denoiser.onnx", "graphs.denoiser.fp16.file: found 'denoiser.onnx' (str), expected a "),

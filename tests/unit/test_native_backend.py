@@ -23,14 +23,17 @@ from engine.backends.native import isa
 from engine.backends.native.backend import Native
 from engine.backends.native.loop import Loop
 from engine.backends.native.weights import Weights, weights_of
+from engine.backends.onnxruntime import OnnxRuntime
 from engine.backends.workspace import Workspace
 from engine.bundle.reader import Bundle
+from engine.cli.contents import where
 from engine.errors import ArgumentError, BackendError, BundleError, NumericsError
 from engine.kernels import ROW_FIELDS, native_library
 from engine.kernels.native_library import ISAS, NONE
 from engine.processor import Processor
 from engine.solver.table import Start, StepTable
-from tests.native_models import NEEDS_NATIVE, PATHS
+from tests.native_models import NEEDS_NATIVE, PATHS, share
+from tests.processes import forked
 
 pytestmark = NEEDS_NATIVE
 ROOT = Path(__file__).resolve().parents[2]
@@ -449,6 +452,32 @@ def test_a_forked_child_computes_the_same(bundle: Bundle) -> None:
                 os._exit(0 if same else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         np.testing.assert_array_equal(graph(**given)["eps"], wanted)
+
+
+def test_a_graph_that_the_manifest_gives_to_another_runtime(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bits are that runtime's, the network's those of the engine, in a child of fork() too; and `info` says so."""
+    shared = Bundle.open(share(bundle.path, tmp_path / "shared", "vae_decoder"))
+    z = np.random.default_rng(0).standard_normal((3, *bundle.spec("vae_decoder").inputs[0].shape[1:]), np.float32)
+    with backends.load(bundle, "vae_decoder", backend="onnxruntime", threads=1) as graph:
+        wanted = graph(z=z)["image"].copy()
+    with Sampler(shared, "native", "bf16", threads=1) as sampler, sampler.clone() as clone:
+        batch, backend = sampler.sample(2, seed=1, steps=2), sampler._pipeline.backend
+        assert [backend.graph(name).backend for name in ("vae_decoder", "denoiser")] == ["onnxruntime", "native"]
+        np.testing.assert_array_equal(backend.graph("vae_decoder")(z=z)["image"], wanted)
+        np.testing.assert_array_equal(clone.sample(2, seed=1, steps=2).x, batch.x)
+        given = inputs(shared, 3)
+        with load(bundle) as graph:
+            np.testing.assert_array_equal(backend.graph("denoiser")(**given)["eps"], graph(**given)["eps"])
+
+        assert forked(lambda: str(np.array_equal(sampler.sample(2, seed=1, steps=2).x, batch.x))) == "True"
+    assert backends.choose(shared, processor=AMX).backend == "native"
+    assert {where(shared.manifest, name, "native", "bf16")["backend"] for name in ("vae_decoder", "vae_decoder.fp16")
+            if name in shared.manifest.graphs} == {"onnxruntime"}  # fmt: skip
+    assert where(shared.manifest, "denoiser", "native", "bf16") == {"backend": "native", "computes_in": "bf16"}
+    monkeypatch.setattr(OnnxRuntime, "available", lambda: (False, "not installed"))
+    assert backends.choose(shared, processor=AMX).backend == "openvino"
 
 
 CHILD = """

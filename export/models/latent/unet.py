@@ -256,6 +256,14 @@ class LatentUNet(nn.Module):
         """In the order in which they run, which is that of registration."""
         return [module for module in self.modules() if isinstance(module, ResBlock)]
 
+    def residual_convolutions(self) -> list[nn.Conv2d]:
+        """Those of residual blocks right behind a norm and an activation, in the order in which they run."""
+        pairs = ((block, conv) for block in self._res_blocks() for conv in (block.in_layers[2], block.out_layers[3]))
+        return [
+            conv for block, conv in pairs
+            if isinstance(conv, nn.Conv2d) and (block.resample == 1 or conv is block.out_layers[3])
+        ]  # fmt: skip
+
     def _crossed(self) -> list[Attention]:
         """The cross-attention of all transformer blocks, in the order in which they run."""
         return [module.attn2 for module in self.modules() if isinstance(module, TransformerBlock)]

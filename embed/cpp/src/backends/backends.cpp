@@ -1,5 +1,6 @@
 // The backends that there are, and those that were compiled in: one line each in kBackends.
 #include "checks.h"
+#include "bundle/engines.h"
 #include "bundle/graphs.h"
 #include "bundle/reader.h"
 #include "error.h"
@@ -30,6 +31,11 @@ constexpr Entry kBackends[] = {
 #endif
 };
 
+[[noreturn]] void refuse_missing(const std::string& what, const Entry& entry, const char* or_else) {
+    throw Error(DIFFUSEVAE_BACKEND, what + ": found a library that was compiled without it, expected one with it; configure with "
+                                        + entry.option + ", or " + or_else);
+}
+
 const Entry& entry_of(const std::string& name) {
     std::vector<std::string> names;
     for (const Entry& entry : kBackends) {
@@ -44,9 +50,7 @@ const Entry& entry_of(const std::string& name) {
 
 std::unique_ptr<Backend> open_backend(const Bundle& bundle, const std::string& name, const BackendRequest& request) {
     const Entry& entry = entry_of(name);
-    if (!entry.open)
-        throw Error(DIFFUSEVAE_BACKEND, "backend '" + name + "': found a library that was compiled without it, expected one "
-                                            "with it; configure with " + entry.option + ", or choose native");
+    if (!entry.open) refuse_missing("backend '" + name + "'", entry, "choose native");
     const std::vector<std::string>& listed = bundle.manifest().backends;
     if (std::find(listed.begin(), listed.end(), name) == listed.end())
         throw Error(DIFFUSEVAE_BACKEND, bundle.path() + ": found backend '" + name
@@ -56,6 +60,23 @@ std::unique_ptr<Backend> open_backend(const Bundle& bundle, const std::string& n
     precisions.insert(precisions.end(), kPrecisions.begin(), kPrecisions.end());
     known("precision", request.precision, precisions);  // refuses another word
     return entry.open(bundle, request);
+}
+
+Backend& open_runner(Runners& open, const Bundle& bundle, const EngineSpec& engine, int threads) {
+    const std::string what = bundle.path() + ", graph '" + engine.graph + "'";
+    for (const std::string& name : engine.runs_on)
+        for (const Entry& entry : kBackends) {
+            if (name != entry.name) continue;
+            if (!entry.open)
+                refuse_missing(what + ": backend '" + name + "', which runs it for '" + engine.backend + "'", entry,
+                               "sample in Python");
+            std::unique_ptr<Backend>& runner = open[name];
+            if (!runner) runner = entry.open(bundle, {"f32", threads});
+            return *runner;
+        }
+    throw Error(DIFFUSEVAE_BACKEND, what + ": found that " + joined(engine.runs_on) + " runs it for '" + engine.backend
+                                        + "', expected openvino among them, which this library has; " + kRebuild
+                                        + " --backends onnxruntime openvino native");
 }
 
 }  // namespace diffusevae

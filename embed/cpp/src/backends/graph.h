@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -15,6 +16,7 @@
 namespace diffusevae {
 
 class Bundle;
+struct EngineSpec;
 
 // The numbers of diffusevae.h.
 enum class Dtype : int32_t {
@@ -105,6 +107,12 @@ public:
 // The backends, by name ("native", "openvino", "tensorrt"). Throws Error: ARGUMENT for an unknown name or precision, BACKEND
 // for what this library was compiled without (the text names the CMake option), this machine or this bundle lacks.
 std::unique_ptr<Backend> open_backend(const Bundle& bundle, const std::string& name, const BackendRequest& request);
+
+using Runners = std::map<std::string, std::unique_ptr<Backend>>;  // by name
+
+// The backend that runs a graph for another one: the first in `runs_on` of its engine that this library knows; from `open`, or
+// opened and put there. Throws Error (BACKEND) where there is none, or where it was not compiled in.
+Backend& open_runner(Runners& open, const Bundle& bundle, const EngineSpec& engine, int threads);
 
 // One function a backend; the last two exist where CMake defines DIFFUSEVAE_WITH_OPENVINO, DIFFUSEVAE_WITH_TENSORRT.
 std::unique_ptr<Backend> open_native(const Bundle& bundle, const BackendRequest& request);

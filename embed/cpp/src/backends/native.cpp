@@ -1,6 +1,7 @@
 // Backend `native`: this project's own engine on the CPU, in bf16 or int8. A checked program, mapped weights, and the C
 // functions of the kernels. The instruction set is the best that processor and operating system allow (AMX, AVX-512 VNNI,
-// AVX2); DIFFUSEVAE_ISA forces one of them. Results depend on the instruction set, never on batch size or threads.
+// AVX2); DIFFUSEVAE_ISA forces one of them. Results depend on the instruction set, never on batch size or threads. Graphs that
+// the engine has no operations for are another backend's, where the manifest says so.
 #include <unistd.h>
 
 #include <cstdlib>
@@ -232,6 +233,7 @@ public:
     std::unique_ptr<Graph> load(const std::string& name) override {
         const std::string stored = bundle_.spec(name).computes_in(precision_);
         const EngineSpec& engine = bundle_.engine("native", stored, name);
+        if (!engine.runs_on.empty()) return open_runner(runners_, bundle_, engine, threads_).load(name);
         const std::string where = bundle_.path_of(engine.file("program"));
         Weights weights(bundle_.map_engine(engine, "weights"), bundle_.path_of(engine.file("weights")));
         NativeProgram program = parse_program(bundle_.read_engine(engine, "program"), weights.blobs(), name, stored, where);
@@ -254,6 +256,7 @@ private:
     const char* isa_;
     const char* precision_;
     int threads_;
+    Runners runners_;  // of graphs that are not the engine's own
 };
 
 }  // namespace

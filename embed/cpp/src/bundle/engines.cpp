@@ -19,9 +19,29 @@ std::vector<std::string> names_of(const std::vector<GraphSpec>& graphs) {
     return names;
 }
 
+// `runs_on`, which stands in place of `files`.
+std::vector<std::string> parse_runners(Fields& fields, const std::string& backend) {
+    const std::string expected = "a list of " + in_quotes(kRunners[0]) + " and " + in_quotes(kRunners[1])
+                                 + ", each at most once, of an engine of " + in_quotes(kShared);
+    std::vector<std::string> names;
+    for (const Value& value : fields.items("runs_on", expected)) {
+        const std::string* name = value.text();
+        const bool known = name != nullptr && std::find(kRunners.begin(), kRunners.end(), *name) != kRunners.end();
+        if (!known || backend != kShared || std::find(names.begin(), names.end(), *name) != names.end())
+            fields.refuse("runs_on", expected);
+        names.push_back(*name);
+    }
+    return names;
+}
+
 EngineSpec parse_engine(Fields& fields, const std::vector<std::string>& graphs) {
     EngineSpec engine;
     take(fields, engine, graphs);
+    if (fields.has("runs_on")) {
+        engine.runs_on = parse_runners(fields, engine.backend);
+        fields.done();
+        return engine;
+    }
     Fields files = fields.object("files");
     for (const EngineFile& file : kEngineFiles)
         if (file.backend == engine.backend)
@@ -43,11 +63,13 @@ const FileSpec& EngineSpec::file(const std::string& label) const {
                                          + ", the files of the engine " + name() + "." + did_you_mean(label, labels));
 }
 
-std::vector<EngineSpec> parse_engines(Fields& top, const std::vector<GraphSpec>& graphs) {
+std::vector<EngineSpec> parse_engines(Fields& top, const std::vector<GraphSpec>& graphs, const std::string& step) {
     const std::vector<std::string> names = names_of(graphs);
     std::vector<EngineSpec> engines;
     for (Fields& fields : top.objects("engines", "a list of engines, which may be empty", true)) {
         EngineSpec engine = parse_engine(fields, names);
+        if (!engine.runs_on.empty() && (engine.graph == step || engine.graph == kSampler))
+            fields.refuse("graph", "another graph than " + engine.graph + ", which a backend runs itself");
         const bool twice = std::any_of(engines.begin(), engines.end(),
                                        [&](const EngineSpec& other) { return other.name() == engine.name(); });
         if (twice)

@@ -15,13 +15,14 @@ namespace diffusevae {
 
 using Versions = std::vector<std::pair<std::string, std::string>>;  // of programs, by name
 
-// One graph built for one backend in one precision; `files` by label ("program" and "weights", or "plan").
+// One graph built for one backend in one precision; `files` by label ("program" and "weights", or "plan"). In place of files,
+// `runs_on` names the backends that run the bundle's graph in float32 for this one, of which the first counts that a library knows.
 struct EngineSpec {
     std::string backend, precision, graph;
     std::vector<std::pair<std::string, FileSpec>> files;
     std::string source_sha256;
     Versions made_with;
-    std::vector<std::string> targets;
+    std::vector<std::string> targets, runs_on;
 
     std::string name() const { return backend + " " + precision + " " + graph; }
     const FileSpec& file(const std::string& label) const;  // Error (ARGUMENT) where there is none
@@ -33,7 +34,8 @@ struct PriorSpec : FileSpec {
     int64_t components = 0;
 };
 
-std::vector<EngineSpec> parse_engines(Fields& top, const std::vector<GraphSpec>& graphs);
+// step: the graph in the loop, which no other backend runs
+std::vector<EngineSpec> parse_engines(Fields& top, const std::vector<GraphSpec>& graphs, const std::string& step);
 std::optional<PriorSpec> parse_prior(Fields& top, const std::vector<InputSpec>& inputs);
 
 std::vector<std::string> parse_targets(Fields& fields, const char* key);

@@ -119,7 +119,7 @@ Manifest parse_manifest(std::string_view data, const std::string& where) {
     manifest.prior = parse_prior(top, manifest.inputs);
     manifest.directions = parse_directions(top, manifest.inputs);
     manifest.text = parse_text(top, manifest.inputs);
-    manifest.engines = parse_engines(top, manifest.graphs);
+    manifest.engines = parse_engines(top, manifest.graphs, manifest.pipeline.step.graph);
     top.done();
     check_all_used(top, manifest);
     if (manifest.variance == kLearnedRange && !manifest.pipeline.learns_variance())

@@ -1,0 +1,297 @@
+"""The networks of latent diffusion as programs: export/models/latent, layer by layer, same order, same names.
+
+What there is no operation for: transformers over tokens in the denoiser, and the search for codes in a decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from export.graphs.roles import Role
+from export.models.latent.first_stage import Attention, Downsample, Level, Middle
+from export.models.latent.first_stage import ResBlock as StageBlock
+from export.models.latent.graphs import FirstStageDecoder, FirstStageEncoder, LatentDenoiser
+from export.models.latent.unet import AttentionBlock, LatentUNet, ResBlock
+from export.models.latent.unet import Downsample as UNetDownsample
+from export.models.unet import Upsample
+from export.native.program import MAX_ATTENTION_PIXELS, Assembled, Assembler, Norm, Skip, Value
+from export.native.scales import Scale
+
+
+def denoiser_unfit(role: Role) -> str | None:
+    """What a denoiser has that cannot be lowered, or None."""
+    unet = role.module.unet
+    assert isinstance(unet, LatentUNet)
+    if unet.spec.context_dim is not None:
+        return "transformer blocks over tokens, expected attention over pixels alone"
+    height, width = _size(role, 0)
+    factors = [factor for factor in unet.spec.attention_factors if factor < 1 << len(unet.spec.channel_mult)]
+    factor = min(factors, default=1 << (len(unet.spec.channel_mult) - 1))
+    return _large(height // factor * (width // factor))
+
+
+def encoder_unfit(role: Role) -> str | None:
+    """What an encoder has that cannot be lowered, or None."""
+    assert isinstance(role.module, FirstStageEncoder)
+    height, width = _size(role, 0)
+    return _stage_unfit(role.module.encoder.down, role.module.encoder.mid, height, width)
+
+
+def decoder_unfit(role: Role) -> str | None:
+    """What a decoder has that cannot be lowered, or None."""
+    graph = role.module
+    assert isinstance(graph, FirstStageDecoder)
+    if graph.quantize is not None:
+        return "a search for codes, expected a decoder of the latent as it is"
+    height, width = _image(role)
+    return _stage_unfit(graph.decoder.up, graph.decoder.mid, height, width)
+
+
+def _stage_unfit(levels: nn.ModuleList, middle: Middle, height: int, width: int) -> str | None:
+    """Levels from the full resolution on."""
+    last = len(levels) - 1
+    attending = [i for i, level in enumerate(levels) if isinstance(level, Level) and len(level.attn)]
+    attending += [last] if isinstance(middle.attn_1, Attention) else []
+    return _large((height >> min(attending)) * (width >> min(attending))) if attending else None
+
+
+def _large(pixels: int) -> str | None:
+    if pixels <= MAX_ATTENTION_PIXELS:
+        return None
+    return f"attention over {pixels} pixels, expected at most {MAX_ATTENTION_PIXELS}"
+
+
+def _size(role: Role, index: int) -> tuple[int, int]:
+    """Height and width of an input."""
+    height, width = role.inputs[index].shape[2:]
+    return int(height), int(width)
+
+
+def _image(role: Role) -> tuple[int, int]:
+    height, width = role.outputs[0].shape[2:]
+    return int(height), int(width)
+
+
+# ---- the denoiser ----------------------------------------------------------------------------------
+
+
+def lower_denoiser(role: Role, precision: str = "bf16", scales: Mapping[str, Scale] | None = None) -> Assembled:
+    """x, (cond), row -> the prediction. `scales`: the convolutions in int8, by module name."""
+    graph = role.module
+    assert isinstance(graph, LatentDenoiser)
+    unet, (height, width), answer = graph.unet, _size(role, 0), role.outputs[0].name
+    program = Assembler(role.name, precision)
+    maps = [
+        program.port(spec.name, "map", int(spec.shape[1]), height, width) for spec in role.inputs if len(spec.shape) == 4
+    ]
+    program.port("row", "row", unet.row_width)
+    output = program.port(answer, "map", unet.spec.out_channels, height, width, output=True)
+    lowering = _Denoiser(program, scales or {}, iter(_offsets(unet)))
+    blocks = list(unet.input_blocks.named_children())
+    (stem,) = blocks[0][1].children()
+    assert isinstance(stem, nn.Conv2d)
+    patches = program.input("input", maps, unet.spec.in_channels, height, width, kernel=3)
+    h = program.conv("input_blocks.0.0", stem, [patches], patches=True)
+    skips = [h]
+    for name, block in blocks[1:]:
+        h = lowering.block(f"input_blocks.{name}", block, [h])
+        skips.append(h)
+    h = lowering.block("middle_block", unet.middle_block, [h])
+    for name, block in unet.output_blocks.named_children():
+        h = lowering.block(f"output_blocks.{name}", block, [h, skips.pop()])
+    norm, _, conv = unet.out
+    assert isinstance(conv, nn.Conv2d)
+    program.conv("out.2", conv, [h], norm=_norm(norm), activation="silu", port=output)
+    return program.finish()
+
+
+def _offsets(unet: LatentUNet) -> Iterator[int]:
+    """Where each residual block's slice of the row begins, in the order in which they run."""
+    offset = 0
+    for layer in unet.projections:
+        yield offset
+        offset += layer.out_features
+
+
+@dataclass
+class _Denoiser:
+    """Lowers one block after the other; each residual block takes the next slice of the row."""
+
+    program: Assembler
+    scales: Mapping[str, Scale]
+    offsets: Iterator[int]
+
+    def block(self, name: str, block: nn.Module, sources: Sequence[Value]) -> Value:
+        """One entry of a path: its modules in turn."""
+        for index, module in block.named_children():
+            sources = [self.module(f"{name}.{index}", module, sources)]
+        return sources[0]
+
+    def module(self, name: str, module: nn.Module, sources: Sequence[Value]) -> Value:
+        """One module."""
+        if isinstance(module, ResBlock):
+            return self.residual(name, module, sources, next(self.offsets))
+        if isinstance(module, AttentionBlock):
+            return self.attention(name, module, sources[0])
+        if isinstance(module, UNetDownsample):
+            return self.program.conv(f"{name}.op", module.op, sources)
+        assert isinstance(module, Upsample), "denoiser_unfit lets no other module through"
+        return self.program.conv(f"{name}.conv", module.conv, sources, doubled=True)
+
+    def residual(self, name: str, block: ResBlock, sources: Sequence[Value], offset: int) -> Value:
+        """norm, SiLU, resampling, conv (+ row), norm (scaled and shifted by the row), SiLU, conv, + skip."""
+        norm, first = _norm(block.in_layers[0]), block.in_layers[2]
+        program, last = self.program, block.out_layers[3]
+        assert isinstance(first, nn.Conv2d)
+        named, bias_row = f"{name}.in_layers.2", None if block.scale_shift else offset
+        if block.resample < 1:
+            # Pooling reads a map: the activation becomes one through an identity, which rounds it and nothing else.
+            active = _identity(program, f"{name}.in_layers.1", sources, norm, "silu")
+            sources = [program.pool(f"{name}.x_upd", sources[0], 2)]
+            h = program.conv(named, first, [program.pool(f"{name}.h_upd", active, 2)], bias_row=bias_row)
+        else:
+            doubled = block.resample > 1
+            h = program.conv(
+                named, first, sources, norm=norm, activation="silu", doubled=doubled, bias_row=bias_row,
+                int8=self.scales.get(named),
+            )  # fmt: skip
+            sources = [program.upsample(f"{name}.x_upd", sources[0], 2)] if doubled else sources
+        return _second(
+            program, f"{name}.out_layers.3", last, h, _norm(block.out_layers[0], offset if block.scale_shift else None),
+            sources, block.skip_connection, self.scales.get(f"{name}.out_layers.3"),
+        )  # fmt: skip
+
+    def attention(self, name: str, block: AttentionBlock, x: Value) -> Value:
+        """norm, [q | k | v], attention, projection, + x."""
+        order = torch.arange(3 * x.channels).reshape(block.heads, 3, -1).transpose(0, 1).flatten()
+        bias = block.qkv.bias
+        qkv = pointwise(block.qkv.weight[order], None if bias is None else bias[order])
+        return _attended(self.program, name, block.norm, qkv, block.heads, block.scale, block.proj_out, x)
+
+
+# ---- the first stage -------------------------------------------------------------------------------
+
+
+def lower_encoder(role: Role) -> Assembled:
+    """image -> latent, scaled; of KL the mean alone."""
+    graph = role.module
+    assert isinstance(graph, FirstStageEncoder)
+    (height, width), encoder = _size(role, 0), graph.encoder
+    program = Assembler(role.name, "bf16")
+    image = program.port("image", "map", encoder.conv_in.in_channels, height, width)
+    latent = program.port("latent", "map", graph.channels, *_image(role), output=True)
+    patches = program.input("input", [image], encoder.conv_in.in_channels, height, width, kernel=3)
+    h = program.conv("encoder.conv_in", encoder.conv_in, [patches], patches=True)
+    for name, level in encoder.down.named_children():
+        h = _level(program, f"encoder.down.{name}", level, h)
+    h = _middle(program, "encoder.mid", encoder.mid, h)
+    h = program.conv("encoder.conv_out", encoder.conv_out, [h], norm=Norm(encoder.norm_out), activation="silu")
+    kept, bias = slice(graph.channels), graph.quant_conv.bias
+    assert bias is not None, "the convolution of a first stage has a bias"
+    last = pointwise(graph.quant_conv.weight[kept] * graph.scale, bias[kept] * graph.scale)
+    program.conv("quant_conv", last, [h], port=latent)
+    return program.finish()
+
+
+def lower_decoder(role: Role) -> Assembled:
+    """latent, scaled -> image."""
+    graph = role.module
+    assert isinstance(graph, FirstStageDecoder)
+    (height, width), decoder = _size(role, 0), graph.decoder
+    program = Assembler(role.name, "bf16")
+    latent = program.port("latent", "map", graph.post_quant_conv.in_channels, height, width)
+    image = program.port("image", "map", decoder.conv_out.out_channels, *_image(role), output=True)
+    first = pointwise(graph.post_quant_conv.weight / graph.scale, graph.post_quant_conv.bias)
+    z = program.input("input", [latent], graph.post_quant_conv.in_channels, height, width)
+    h = program.conv("decoder.conv_in", decoder.conv_in, [program.conv("post_quant_conv", first, [z])])
+    h = _middle(program, "decoder.mid", decoder.mid, h)
+    for name, level in reversed(list(decoder.up.named_children())):
+        h = _level(program, f"decoder.up.{name}", level, h)
+    program.conv("decoder.conv_out", decoder.conv_out, [h], norm=Norm(decoder.norm_out), activation="silu", port=image)
+    return program.finish()
+
+
+def _level(program: Assembler, name: str, level: nn.Module, h: Value) -> Value:
+    """Residual blocks, each with its attention, and the resampling."""
+    assert isinstance(level, Level)
+    for index, block in enumerate(level.block):
+        h = _stage_block(program, f"{name}.block.{index}", block, h)
+        if len(level.attn):
+            h = _stage_attention(program, f"{name}.attn.{index}", level.attn[index], h)
+    if isinstance(level.downsample, Downsample):
+        h = program.conv(f"{name}.downsample.conv", level.downsample.conv, [h], far_padding=True)
+    if isinstance(level.upsample, Upsample):
+        h = program.conv(f"{name}.upsample.conv", level.upsample.conv, [h], doubled=True)
+    return h
+
+
+def _middle(program: Assembler, name: str, middle: Middle, h: Value) -> Value:
+    h = _stage_block(program, f"{name}.block_1", middle.block_1, h)
+    if isinstance(middle.attn_1, Attention):
+        h = _stage_attention(program, f"{name}.attn_1", middle.attn_1, h)
+    return _stage_block(program, f"{name}.block_2", middle.block_2, h)
+
+
+def _stage_block(program: Assembler, name: str, block: nn.Module, x: Value) -> Value:
+    """norm, SiLU, conv, norm, SiLU, conv, + skip."""
+    assert isinstance(block, StageBlock)
+    h = program.conv(f"{name}.conv1", block.conv1, [x], norm=Norm(block.norm1), activation="silu")
+    return _second(program, f"{name}.conv2", block.conv2, h, Norm(block.norm2), [x], block.nin_shortcut)
+
+
+def _stage_attention(program: Assembler, name: str, block: nn.Module, x: Value) -> Value:
+    assert isinstance(block, Attention)
+    layers = [block.q, block.k, block.v]
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    qkv = pointwise(torch.cat([layer.weight for layer in layers]), torch.cat(biases))
+    return _attended(program, name, block.norm, qkv, 1, x.channels**-0.5, block.proj_out, x)
+
+
+# ---- what both have --------------------------------------------------------------------------------
+
+
+def _norm(module: nn.Module, scale_row: int | None = None) -> Norm:
+    """A layer of an nn.Sequential, which forgets what it holds."""
+    assert isinstance(module, nn.GroupNorm)
+    return Norm(module, scale_row)
+
+
+def _second(
+    program: Assembler, name: str, conv: nn.Module, h: Value, norm: Norm, sources: Sequence[Value], skip: nn.Module,
+    int8: Scale | None = None,
+) -> Value:  # fmt: skip
+    """The second half of a residual block: norm, SiLU, convolution, + skip. A concatenation always has a convolution."""
+    assert isinstance(conv, nn.Conv2d)
+    added = Skip(sources, skip.weight, skip.bias) if isinstance(skip, nn.Conv2d) else None
+    assert added is not None or len(sources) == 1, "what is added as it is must be one map"
+    residual = sources[0] if added is None else None
+    return program.conv(name, conv, [h], norm=norm, activation="silu", residual=residual, skip=added, int8=int8)
+
+
+def _attended(
+    program: Assembler, name: str, norm: nn.GroupNorm, qkv: nn.Conv2d, heads: int, scale: float, out: nn.Module, x: Value
+) -> Value:
+    """norm, [q | k | v], attention, projection, + x."""
+    assert isinstance(out, nn.Conv1d | nn.Conv2d)
+    h = program.attention(f"{name}.attention", program.conv(f"{name}.qkv", qkv, [x], norm=Norm(norm)), heads, scale)
+    return program.conv(f"{name}.proj_out", pointwise(out.weight, out.bias), [h], residual=x)
+
+
+def _identity(program: Assembler, name: str, sources: Sequence[Value], norm: Norm, activation: str) -> Value:
+    """A norm and an activation as a map."""
+    channels = sum(source.channels for source in sources)
+    return program.conv(name, pointwise(torch.eye(channels), None), sources, norm=norm, activation=activation)
+
+
+def pointwise(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Conv2d:
+    """A matrix [out, in, ...] as a 1 x 1 convolution."""
+    outputs, inputs = weight.shape[:2]
+    layer = nn.Conv2d(inputs, outputs, 1, bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.reshape(outputs, inputs, 1, 1), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias, requires_grad=False)
+    return layer
