@@ -27,8 +27,8 @@ endif()
 foreach(source IN LISTS DIFFUSEVAE_KERNEL_SOURCES)
   cmake_path(GET source STEM stem)
   if(stem MATCHES "^target_")
-    if(DIFFUSEVAE_SANITIZE)  # minutes to instrument, and tests/unit/test_native_kernels.py runs them so
-      list(APPEND ${stem} -fno-sanitize=all)
+    if(DIFFUSEVAE_SANITIZE)  # slow unoptimised, minutes to instrument; tests/unit/test_native_kernels.py runs them so
+      list(APPEND ${stem} -O1 -fno-sanitize=all)
     endif()
     set_source_files_properties("${source}" PROPERTIES COMPILE_OPTIONS "${${stem}}")
   endif()
