@@ -49,9 +49,9 @@ def _jpeg(image: U8, quality: float, rng: np.random.Generator) -> U8:
         return np.asarray(opened).reshape(image.shape)
 
 
-def _salt_and_pepper(image: U8, share: float, rng: np.random.Generator) -> U8:
+def _salt_and_pepper(image: U8, percent: float, rng: np.random.Generator) -> U8:
     hit, white = rng.random((2, *image.shape[:2], 1))
-    return np.where(hit < share, np.where(white < 0.5, 0, 255), image).astype(np.uint8)
+    return np.where(hit < percent / 100, np.where(white < 0.5, 0, 255), image).astype(np.uint8)
 
 
 def _mask(image: U8, share: float, rng: np.random.Generator) -> U8:
@@ -91,9 +91,9 @@ class Damage:
 KINDS: tuple[tuple[str, str, Apply, tuple[float, ...], tuple[float, ...]], ...] = (
     ("Gaussian noise", "sigma {:g}", _noise, (0.05, 0.1, 0.2, 0.4), (0.02, 0.04, 0.06, 0.085, 0.12, 0.16, 0.25, 0.35, 0.5)),
     ("blur", "sigma {:g} px", _blur, (0.6, 1.0, 2.0), (0.35, 0.44, 0.55, 0.68, 0.85, 1.07, 1.33, 1.67, 2.6)),
-    ("low resolution", "x{:g}", _low_resolution, (2, 4), (1.6, 3, 5)),
-    ("JPEG", "quality {:g}", _jpeg, (50, 20, 8), (90, 70, 30, 12)),
-    ("salt and pepper", "{:.0%}", _salt_and_pepper, (0.02, 0.1, 0.25), (0.01, 0.05, 0.07, 0.13, 0.17, 0.35)),
+    ("low resolution", "x{:g}", _low_resolution, (2, 4), (1.35, 1.6, 2.5, 3, 5)),
+    ("JPEG", "quality {:g}", _jpeg, (50, 20, 8), (90, 80, 70, 60, 40, 30, 15, 12)),
+    ("salt and pepper", "{:g}%", _salt_and_pepper, (2, 10, 25), (1, 1.6, 2.5, 3.6, 5, 7, 13, 17, 35)),
     ("mask", "{:.0%} of the side", _mask, (0.25, 0.5), (0.1, 0.15, 0.22, 0.33, 0.43, 0.56, 0.7)),
 )
 MEASURED = tuple(Damage(kind, strength, unit, apply) for kind, unit, apply, strengths, _ in KINDS for strength in strengths)
