@@ -35,10 +35,11 @@ SPECS = {
     "text": LatentSpec(CROSSED, KL, TokenConditionerSpec(11, 5, 8, 1), (3, 4, 4), "v", 0.5),
     "semantic": LatentSpec(replace(PLAIN, in_channels=5), VQ, RescalerConditionerSpec(6, 1, 2), (3, 4, 4), "eps", 1.0),
 }
+CODED = ["timestep_table", "denoiser", "codebook", "first_stage_decoder"]  # of VQ
 NAMES = {
-    "inpaint": ["first_stage_encoder", "conditioner", "timestep_table", "denoiser", "first_stage_decoder", "composite"],
+    "inpaint": ["first_stage_encoder", "conditioner", *CODED, "composite"],
     "text": ["first_stage_encoder", "conditioner", "keys_values", "timestep_table", "denoiser", "first_stage_decoder"],
-    "semantic": ["first_stage_encoder", "conditioner", "timestep_table", "denoiser", "first_stage_decoder"],
+    "semantic": ["first_stage_encoder", "conditioner", *CODED],
 }
 EXPORTED = [("inpaint", "first_stage_decoder"), ("inpaint", "composite"), ("text", "denoiser")]  # export takes seconds
 
@@ -86,7 +87,7 @@ def test_runtimes_agree_with_torch(models, model, name, monkeypatch):
 def test_half_variants(models, model, turing):
     """Float32 in and out, and as near as half comes; which graphs have one in the ordinary variant is said by `compute`."""
     halves = half_roles(models[model], HalfOptions(turing=turing))
-    exact = () if turing else ("timestep_table", "composite", *["conditioner"][: model == "semantic"])
+    exact = () if turing else ("timestep_table", "codebook", "composite", *["conditioner"][: model == "semantic"])
     assert [role.name for role in halves] == [name for name in NAMES[model] if name not in exact]
     for half in halves:
         inputs = example(half, batch=2, steps=3, seed=0)

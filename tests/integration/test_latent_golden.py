@@ -137,7 +137,7 @@ def test_chains_equal_the_reference(backend: str, model: str, run: str, samplers
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_whole_sampler_as_one_graph(model: str, bundles: Bundles) -> None:
-    run = next(run for of, run in RUNS if of == model)
+    run = next(run for of, run in RUNS if of == model and not run.endswith("qx0"))
     bundle, given = Bundle.open(bundles(model)), arrays(model, run)
     noise, x_T = given.pop("noise"), given.pop("x_T")
     feeds, table = setting_feeds(bundle.manifest, setting(model, run))
