@@ -123,7 +123,7 @@ def summarise(built: Built) -> None:
     rows = [("graph", "file", "size", *(f"error in {name}" for name in runtimes))]
     for graph in built.graphs:
         errors = (f"{graph.parity[name]:.1e}" if name in graph.parity else "-" for name in runtimes)
-        rows.append((graph.key, graph.file, megabytes(graph.model), *errors))
+        rows.append((graph.key, graph.file, megabytes(graph.nbytes), *errors))
     echo_table(rows)
     click.echo("\n  error: largest relative difference to torch in float32, batches of 1, 2 and 5")
     if built.engines:
@@ -131,7 +131,7 @@ def summarise(built: Built) -> None:
         for engine in built.engines:
             entry = engine.entry
             for name, data in engine.files.items():
-                lines.append((entry["backend"], entry["precision"], entry["graph"], name, megabytes(data)))
+                lines.append((entry["backend"], entry["precision"], entry["graph"], name, megabytes(len(data))))
             if not engine.files:
                 lines.append((entry["backend"], "f32", entry["graph"], f"run by {entry['runs_on'][0]}", "-"))
         echo_table(lines)
@@ -148,9 +148,9 @@ def _example(spec: InputSpec) -> str:
     return f"{spec.name}={spec.name}.{'npy' if spec.picture is None else 'png'}"
 
 
-def megabytes(data: bytes) -> str:
+def megabytes(nbytes: int) -> str:
     """The size of a file, for people."""
-    return f"{len(data) / 1e6:.1f} MB"
+    return f"{nbytes / 1e6:.1f} MB"
 
 
 def echo_table(rows: Sequence[tuple[str, ...]]) -> None:

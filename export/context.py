@@ -39,6 +39,11 @@ class Graph:
         found: dict[str, bytes | Iterator[bytes | memoryview]] = {self.file: self.model}
         return found | ({weights_file(self.role): Onnx(self.model, self.weights).pieces()} if self.weights else {})
 
+    @property
+    def nbytes(self) -> int:
+        """The size of these files."""
+        return len(self.model) + sum(array.nbytes for array in self.weights.values())
+
     @cached_property
     def sha256(self) -> str:
         """What an engine built from it names as its source."""

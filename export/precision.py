@@ -1,14 +1,16 @@
 """Half variants of graphs, layer by layer in torch, before they are exported.
 
 Convolutions and matrix products have float16 weights and operands. What is sensitive stays in float32: the statistics of
-norms and the SiLU behind them, softmax, GELU, the time embedding, the layer that writes the output; and so do inputs and
-outputs, so that a half graph stands in for the float32 one. The casts are nodes of the graph: runtimes ignore
-`stash_type` of GroupNormalization, and a converter that runs after the export cannot know which layers matter.
+norms and the SiLU behind them, softmax, GELU, the time embedding, the layer that writes the output; of latent diffusion the
+layers that begin a residual stream, and the sums along it. So do inputs and outputs, so that a half graph stands in for the
+float32 one. The casts are nodes of the graph: runtimes ignore `stash_type` of GroupNormalization, and a converter that runs
+after the export cannot know which layers matter.
 """
 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -25,8 +27,17 @@ SENSITIVE = (nn.GroupNorm, nn.LayerNorm, nn.GELU)
 # The layer that writes a graph's output: what it rounds off is in the image, with nothing behind it to even it out.
 OUTPUT_LAYERS = (
     "unet.out_conv", "enc.mu", "enc.logvar", "dec.last_conv",
-    "unet.out.2", "quant_conv", "decoder.conv_out", "projection",  # of latent diffusion
+    "unet.out.2", "encoder.conv_out", "quant_conv", "decoder.conv_out", "projection",  # of latent diffusion
 )  # fmt: skip
+# Of latent diffusion's deep networks. What a layer rounds off that begins a residual stream, or takes it to the next level
+# without a norm (of an encoder that runs once), is in all that comes. What the others add to it is half, their sum is not:
+# rounded at each addition, golden models came to 3.5e-3.
+STREAM = re.compile(
+    r"unet\.input_blocks\.0\.0|encoder\.conv_in|post_quant_conv|decoder\.conv_in|.*\.(proj_in|downsample\.conv)"
+)
+STREAM_ADDS = re.compile(
+    r".*\.(out_layers\.3|skip_connection|proj_out|to_out(\.0)?|net\.2|op|upsample\.conv|block[_.]\d\.(conv2|nin_shortcut))"
+)
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,7 @@ def layer_names(wanted: Mapping[str, Role]) -> dict[str, None]:
 def _matrix_layers(role: Role) -> Iterator[str]:
     """The layers of a role that are half in the ordinary variant."""
     for name, module in role.module.named_modules():
-        if isinstance(module, MATRIX_LAYERS) and name not in OUTPUT_LAYERS and not _runs_elsewhere(name):
+        if isinstance(module, MATRIX_LAYERS) and not _is_exact(name):
             yield name
 
 
@@ -111,6 +122,11 @@ def _runs_elsewhere(name: str) -> bool:
     denoiser only carries them along."""
     mlps = ("time_mlp.", "z_mlp.", "unet.time_mlp.", "unet.z_mlp.", "unet.time_embed.")
     return name.startswith(mlps) or name.endswith((".emb", ".emb_layers.1", ".attn2.to_k", ".attn2.to_v"))
+
+
+def _is_exact(name: str) -> bool:
+    """Whether a layer is in float32 but for Turing: it writes the output, is of the residual stream or embeds the time."""
+    return name in OUTPUT_LAYERS or bool(STREAM.fullmatch(name)) or _runs_elsewhere(name)
 
 
 def _check_names(wanted: Mapping[str, Role], options: HalfOptions) -> None:
@@ -145,9 +161,9 @@ def _convert(module: nn.Module, path: str, role: str, options: HalfOptions) -> N
 
 
 def _matrix_layer(layer: nn.Module, name: str, role: str, options: HalfOptions) -> nn.Module:
-    output = name in OUTPUT_LAYERS or _runs_elsewhere(name)
+    exact = _is_exact(name)
     kept = any(name == k or name.startswith(f"{k}.") for k in options.keep_float32)
-    if kept or (output and not options.turing):
+    if kept or (exact and not options.turing):
         return Float32Layer(layer)
     for key, value in layer.named_parameters():
         if not torch.isfinite(value.half()).all():
@@ -155,4 +171,4 @@ def _matrix_layer(layer: nn.Module, name: str, role: str, options: HalfOptions) 
                 f"graph {role}: found values up to {float(value.abs().max()):.3g} in {name}.{key}, expected the range of "
                 f"float16, up to 65504; keep the layer with --keep-float32 {name}"
             )
-    return HalfLayer(layer, torch.float32 if output else torch.float16)
+    return HalfLayer(layer, torch.float32 if exact or STREAM_ADDS.fullmatch(name) else torch.float16)

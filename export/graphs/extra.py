@@ -76,7 +76,7 @@ def _sampler(context: BuildContext, parts: Mapping[str, Graph], precision: str) 
     model = context.model
     wiring = model.wiring
     names = {call.graph for call in (*wiring.before, wiring.rows, wiring.step, *wiring.after)}
-    size = sum(len(graph.model) + sum(a.nbytes for a in graph.weights.values()) for n, graph in parts.items() if n in names)
+    size = sum(graph.nbytes for name, graph in parts.items() if name in names)
     if size > MAX_GRAPH_BYTES:
         raise ExportError(
             f"graph {SAMPLER}: found graphs of {size / 2**30:.2f} GiB together, expected less than 2 GiB, all that an "
