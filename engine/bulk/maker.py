@@ -101,6 +101,9 @@ def origin_of(job: Job, sampler: Sampler) -> dict[str, str]:
         "runtime": engine.__version__ if backend == NATIVE else available()[backend][1],
         "machine": machine,
     }
+    others = {entry.runs_on[0] for entry in sampler.bundle.manifest.engines if entry.backend == backend and entry.runs_on}
+    if others:
+        origin["shared"] = f"{', '.join(available()[name][1] for name in sorted(others))} on {instructions}"
     if job.features is not None:
         origin["features"] = f"{available()['onnxruntime'][1]} on {instructions}"
     elif job.format == "tar":

@@ -1,6 +1,6 @@
 """The networks of latent diffusion as programs: export/models/latent, layer by layer, same order, same names.
 
-What there is no operation for: transformers over tokens in the denoiser, and the search for codes in a decoder.
+What there is no operation for is the search for codes in a decoder.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from export.graphs.roles import Role
 from export.models.latent.first_stage import Attention, Downsample, Level, Middle
 from export.models.latent.first_stage import ResBlock as StageBlock
 from export.models.latent.graphs import FirstStageDecoder, FirstStageEncoder, LatentDenoiser
-from export.models.latent.unet import AttentionBlock, LatentUNet, ResBlock
+from export.models.latent.unet import AttentionBlock, LatentUNet, ResBlock, SpatialTransformer, TransformerBlock
 from export.models.latent.unet import Downsample as UNetDownsample
 from export.models.unet import Upsample
-from export.native.program import MAX_ATTENTION_PIXELS, Assembled, Assembler, Norm, Skip, Value
+from export.native.program import MAX_ATTENTION_PIXELS, MAX_SIDE, Assembled, Assembler, Norm, Skip, Value
 from export.native.scales import Scale
 
 
@@ -26,8 +26,6 @@ def denoiser_unfit(role: Role) -> str | None:
     """What a denoiser has that cannot be lowered, or None."""
     unet = role.module.unet
     assert isinstance(unet, LatentUNet)
-    if unet.spec.context_dim is not None:
-        return "transformer blocks over tokens, expected attention over pixels alone"
     height, width = _size(role, 0)
     factors = [factor for factor in unet.spec.attention_factors if factor < 1 << len(unet.spec.channel_mult)]
     factor = min(factors, default=1 << (len(unet.spec.channel_mult) - 1))
@@ -53,6 +51,8 @@ def decoder_unfit(role: Role) -> str | None:
 
 def _stage_unfit(levels: nn.ModuleList, middle: Middle, height: int, width: int) -> str | None:
     """Levels from the full resolution on."""
+    if max(height, width) > MAX_SIDE:
+        return f"images of {height} x {width}, expected sides of at most {MAX_SIDE}"
     last = len(levels) - 1
     attending = [i for i, level in enumerate(levels) if isinstance(level, Level) and len(level.attn)]
     attending += [last] if isinstance(middle.attn_1, Attention) else []
@@ -80,7 +80,7 @@ def _image(role: Role) -> tuple[int, int]:
 
 
 def lower_denoiser(role: Role, precision: str = "bf16", scales: Mapping[str, Scale] | None = None) -> Assembled:
-    """x, (cond), row -> the prediction. `scales`: the convolutions in int8, by module name."""
+    """x, (cond), (keys_values), row -> the prediction. `scales`: the convolutions in int8, by module name."""
     graph = role.module
     assert isinstance(graph, LatentDenoiser)
     unet, (height, width), answer = graph.unet, _size(role, 0), role.outputs[0].name
@@ -88,9 +88,15 @@ def lower_denoiser(role: Role, precision: str = "bf16", scales: Mapping[str, Sca
     maps = [
         program.port(spec.name, "map", int(spec.shape[1]), height, width) for spec in role.inputs if len(spec.shape) == 4
     ]
+    context = next((spec for spec in role.inputs if len(spec.shape) == 3), None)
+    tokens = 0 if context is None else int(context.shape[1])
+    if context is not None:
+        program.port(context.name, "tokens", unet.context_width, tokens)
     program.port("row", "row", unet.row_width)
     output = program.port(answer, "map", unet.spec.out_channels, height, width, output=True)
-    lowering = _Denoiser(program, scales or {}, iter(_offsets(unet)))
+    given = None if context is None else program.input_tokens("tokens", context.name, unet.context_width, tokens)
+    keys = _offsets(unet.context_projections[::2], 2)  # of the keys, behind which lie as many values
+    lowering = _Denoiser(program, scales or {}, _offsets(unet.projections), keys, given)
     blocks = list(unet.input_blocks.named_children())
     (stem,) = blocks[0][1].children()
     assert isinstance(stem, nn.Conv2d)
@@ -109,21 +115,24 @@ def lower_denoiser(role: Role, precision: str = "bf16", scales: Mapping[str, Sca
     return program.finish()
 
 
-def _offsets(unet: LatentUNet) -> Iterator[int]:
-    """Where each residual block's slice of the row begins, in the order in which they run."""
+def _offsets(layers: Sequence[nn.Linear], times: int = 1) -> Iterator[int]:
+    """Where each layer's slice of what they all make begins, in the order in which they run; `times` their width each."""
     offset = 0
-    for layer in unet.projections:
+    for layer in layers:
         yield offset
-        offset += layer.out_features
+        offset += times * layer.out_features
 
 
 @dataclass
 class _Denoiser:
-    """Lowers one block after the other; each residual block takes the next slice of the row."""
+    """Lowers one block after the other; each residual block takes the next slice of the row, each cross-attention the next
+    of the tokens' keys and values."""
 
     program: Assembler
     scales: Mapping[str, Scale]
     offsets: Iterator[int]
+    keys: Iterator[int]
+    tokens: Value | None
 
     def block(self, name: str, block: nn.Module, sources: Sequence[Value]) -> Value:
         """One entry of a path: its modules in turn."""
@@ -137,9 +146,11 @@ class _Denoiser:
             return self.residual(name, module, sources, next(self.offsets))
         if isinstance(module, AttentionBlock):
             return self.attention(name, module, sources[0])
+        if isinstance(module, SpatialTransformer):
+            return self.transformer(name, module, sources[0])
         if isinstance(module, UNetDownsample):
             return self.program.conv(f"{name}.op", module.op, sources)
-        assert isinstance(module, Upsample), "denoiser_unfit lets no other module through"
+        assert isinstance(module, Upsample), "a LatentUNet has no other modules"
         return self.program.conv(f"{name}.conv", module.conv, sources, doubled=True)
 
     def residual(self, name: str, block: ResBlock, sources: Sequence[Value], offset: int) -> Value:
@@ -171,6 +182,31 @@ class _Denoiser:
         bias = block.qkv.bias
         qkv = pointwise(block.qkv.weight[order], None if bias is None else bias[order])
         return _attended(self.program, name, block.norm, qkv, block.heads, block.scale, block.proj_out, x)
+
+
+    def transformer(self, name: str, module: SpatialTransformer, x: Value) -> Value:
+        """norm, a matrix, the blocks, a matrix, + x; a token is a pixel, and every matrix a 1 x 1 convolution."""
+        h = self.program.conv(f"{name}.proj_in", module.proj_in, [x], norm=Norm(module.norm))
+        for index, block in module.transformer_blocks.named_children():
+            assert isinstance(block, TransformerBlock)
+            h = self.transformer_block(f"{name}.transformer_blocks.{index}", block, h)
+        return self.program.conv(f"{name}.proj_out", module.proj_out, [h], residual=x)
+
+    def transformer_block(self, name: str, block: TransformerBlock, h: Value) -> Value:
+        """Attention to the pixels, attention to the tokens, GEGLU; each behind a LayerNorm and added to what came in."""
+        assert self.tokens is not None, "a UNet with transformers takes keys_values"
+        program, own, other = self.program, block.attn1, block.attn2
+        qkv = pointwise(torch.cat([layer.weight for layer in (own.to_q, own.to_k, own.to_v)]), None)
+        seen = program.conv(f"{name}.attn1.qkv", qkv, [h], norm=Norm(block.norm1))
+        seen = program.attention(f"{name}.attn1", [seen], own.heads, own.scale)
+        h = program.conv(f"{name}.attn1.to_out.0", _matrix(own.to_out[0]), [seen], residual=h)
+        asks = h  # of a single token: its weight is 1 whatever the query
+        if self.tokens.height > 1:
+            asks = program.conv(f"{name}.attn2.to_q", _matrix(other.to_q), [h], norm=Norm(block.norm2))
+        seen = program.attention(f"{name}.attn2", [asks, self.tokens], other.heads, other.scale, next(self.keys))
+        h = program.conv(f"{name}.attn2.to_out.0", _matrix(other.to_out[0]), [seen], residual=h)
+        wide = program.conv(f"{name}.ff.net.0.proj", _matrix(block.ff.net[0].proj), [h], norm=Norm(block.norm3))
+        return program.conv(f"{name}.ff.net.2", _matrix(block.ff.net[2]), [wide], activation="geglu", residual=h)
 
 
 # ---- the first stage -------------------------------------------------------------------------------
@@ -277,7 +313,7 @@ def _attended(
 ) -> Value:
     """norm, [q | k | v], attention, projection, + x."""
     assert isinstance(out, nn.Conv1d | nn.Conv2d)
-    h = program.attention(f"{name}.attention", program.conv(f"{name}.qkv", qkv, [x], norm=Norm(norm)), heads, scale)
+    h = program.attention(f"{name}.attention", [program.conv(f"{name}.qkv", qkv, [x], norm=Norm(norm))], heads, scale)
     return program.conv(f"{name}.proj_out", pointwise(out.weight, out.bias), [h], residual=x)
 
 
@@ -285,6 +321,12 @@ def _identity(program: Assembler, name: str, sources: Sequence[Value], norm: Nor
     """A norm and an activation as a map."""
     channels = sum(source.channels for source in sources)
     return program.conv(name, pointwise(torch.eye(channels), None), sources, norm=norm, activation=activation)
+
+
+def _matrix(layer: nn.Module | torch.Tensor) -> nn.Conv2d:
+    """A linear layer over the channels of each pixel."""
+    assert isinstance(layer, nn.Linear)
+    return pointwise(layer.weight, layer.bias)
 
 
 def pointwise(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Conv2d:

@@ -19,7 +19,7 @@ from export.native.trajectory import States
 # off by about 1 %. What is in float32 enters every step. An int8 network that was given a budget is held to that;
 # this bound is for budget "all", above which images visibly change.
 BOUNDS = {"f32": 1e-5, "bf16": 0.03}
-STEP_BOUND = 0.02  # of the network in the loop: what the roundings of bf16 alone cost the least benign of random ones
+STEP_BOUND = 0.025  # of the network in the loop: what the roundings of bf16 cost random ones, up to 0.02, and some room
 INT8_BOUND = 0.1
 
 

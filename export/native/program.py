@@ -23,7 +23,7 @@ from export.native import pack
 from export.native.scales import WEIGHT_LEVELS, Scale, weight_scales
 
 F32 = NDArray[np.float32]
-MAX_ATTENTION_PIXELS = 1 << 14  # of kernels/native/operation_check.cpp
+MAX_ATTENTION_PIXELS, MAX_SIDE = 1 << 14, 1024  # kMostAttended and kMostSide of kernels/native/operation_check.h
 
 _DTYPES = {np.dtype(np.float32): "F32", np.dtype(np.uint16): "BF16", np.dtype(np.int8): "I8"}
 
@@ -41,9 +41,9 @@ class Value:
 
 @dataclass(frozen=True)
 class Norm:
-    """A GroupNorm in front of a convolution; `scale_row`: where in the row its scale begins, the shift behind it."""
+    """A norm in front of a convolution; `scale_row`: where in the row a GroupNorm's scale begins, the shift behind it."""
 
-    module: nn.GroupNorm
+    module: nn.GroupNorm | nn.LayerNorm
     scale_row: int | None = None
 
 
@@ -104,6 +104,12 @@ class Assembler:
         self._op("input", name, sources=list(ports), output=name, kernel=kernel)
         return value
 
+    def input_tokens(self, name: str, port: str, channels: int, tokens: int) -> Value:
+        """Tokens of an input port as a map of one a row."""
+        value = self.tensor(name, channels, tokens)
+        self._op("input", name, sources=[port], output=name, kernel=1)
+        return value
+
     def input_rows(self, name: str, port: str, channels: int) -> Value:
         """Rows of the batch from an input port."""
         value = self.tensor(name, channels, rows="batch")
@@ -146,7 +152,7 @@ class Assembler:
         if skip is not None and skip.bias is not None:
             bias = bias + _numpy(name, skip.bias)
         flat = weight.reshape(outputs, -1, 1) if patches else weight.reshape(outputs, weight.shape[1], -1)
-        channels = [value.channels for value in sources]
+        channels = [value.channels // (2 if activation == "geglu" else 1) for value in sources]
         phases = pack.fold_doubling(weight) if doubled else [flat]
         quantised = None if int8 is None else self._quantised(name, flat, channels, padded, int8, bias)
         if quantised is None:
@@ -163,13 +169,18 @@ class Assembler:
         )  # fmt: skip
         return Value(name, outputs, height, width) if port else self.tensor(name, outputs, height, width)
 
-    def attention(self, name: str, qkv: Value, heads: int, scale: float) -> Value:
-        """softmax(scale q k^T) v over the pixels of [q | k | v]."""
-        channels = qkv.channels // 3
+    def attention(self, name: str, sources: Sequence[Value], heads: int, scale: float, keys: int = 0) -> Value:
+        """softmax(scale q k^T) v over the pixels of [q | k | v], or of q and another map: its channels from `keys` on are k,
+        then v."""
+        first = sources[0]
+        channels = first.channels // (3 if len(sources) == 1 else 1)
         if channels % heads:
             raise ExportError(f"layer {name}: found {channels} channels for {heads} heads, expected a multiple of the heads")
-        value = self.tensor(name, channels, qkv.height, qkv.width)
-        self._op("attention", name, source=qkv.name, output=name, heads=heads, scale=float(np.float32(scale)))
+        value = self.tensor(name, channels, first.height, first.width)
+        self._op(
+            "attention", name, sources=[source.name for source in sources], output=name, heads=heads, keys=keys,
+            scale=float(np.float32(scale)),
+        )  # fmt: skip
         return value
 
     def pool(self, name: str, source: Value, factor: int) -> Value:
@@ -258,8 +269,10 @@ class Assembler:
     def _norm(self, name: str, norm: Norm | None) -> dict[str, Any] | None:
         if norm is None:
             return None
+        groups = norm.module.num_groups if isinstance(norm.module, nn.GroupNorm) else 0
         return {
-            "groups": norm.module.num_groups,
+            "groups": groups,
+            "layer": groups == 0,
             "epsilon": norm.module.eps,
             "weight": self._blob(f"{name}.norm_weight", _numpy(name, norm.module.weight)),
             "bias": self._blob(f"{name}.norm_bias", _numpy(name, norm.module.bias)),

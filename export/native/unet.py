@@ -93,7 +93,7 @@ class _Denoiser:
     def attention(self, name: str, block: Attention, x: Value) -> Value:
         """norm, [q | k | v], attention, projection, + x."""
         qkv = self.program.conv(f"{name}.qkv", block.qkv, [x], norm=Norm(block.norm))
-        h = self.program.attention(name, qkv, block.heads, block.scale)
+        h = self.program.attention(name, [qkv], block.heads, block.scale)
         return self.program.conv(f"{name}.proj", block.proj, [h], residual=x)
 
     def doubled(self, name: str, block: Upsample, x: Value) -> Value:

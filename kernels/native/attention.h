@@ -1,4 +1,4 @@
-// Self-attention over pixels, a head at a time in float32: keys channel-major, values pixel-major, softmax by rows.
+// Attention of pixels to pixels or tokens, a head at a time in float32: keys channel-major, values pixel-major, softmax by rows.
 #ifndef DIFFUSEVAE_NATIVE_ATTENTION_H
 #define DIFFUSEVAE_NATIVE_ATTENTION_H
 
@@ -10,6 +10,7 @@ namespace {
 using namespace diffusevae::native;
 
 constexpr int kQueries = 6;         // rows of scores at a time: 6 x 16 accumulators, as in the convolutions
+constexpr int kTogether = 8 * kQueries;  // that share what they read of keys and values, which are more than caches hold
 
 DV_INLINE int32_t padded_lanes(int32_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
@@ -20,54 +21,54 @@ DV_INLINE float float_of(uint16_t bf16) {
     return x;
 }
 
-// A head's matrices: queries and values [pixels][width padded], keys [width][pixels padded]; padding is zero.
+// A head's matrices: queries [pixels][width padded], values [others][width padded], keys [width][others padded]; padding is zero.
 struct Head {
     float *queries, *keys, *values, *scores, *result;
-    int32_t pixels, width, pixels_padded, width_padded;
+    int32_t pixels, others, width, others_padded, width_padded;
 
-    Head(const Attention& op, float* scratch) : pixels(op.source.pixels()), width(op.width) {
-        pixels_padded = padded_lanes(pixels);
+    Head(const Attention& op, float* scratch) : pixels(op.source.pixels()), others(op.others.pixels()), width(op.width) {
+        others_padded = padded_lanes(others);
         width_padded = padded_lanes(width);
         queries = scratch;
-        values = queries + int64_t(pixels_padded + kQueries) * width_padded;
-        keys = values + int64_t(pixels_padded) * width_padded;
-        scores = keys + int64_t(width) * pixels_padded;
-        result = scores + int64_t(kQueries) * pixels_padded;
+        values = queries + int64_t(padded_lanes(pixels) + kQueries) * width_padded;
+        keys = values + int64_t(others_padded) * width_padded;
+        scores = keys + int64_t(width) * others_padded;
+        result = scores + int64_t(kTogether) * others_padded;
     }
 
-    void read(const Attention& op, const uint16_t* map, int32_t head) {
-        const int32_t channels = op.output.channels;
-        for (int64_t i = 0; i < int64_t(pixels_padded + kQueries) * width_padded; ++i) queries[i] = 0.0f;
-        for (int64_t i = 0; i < int64_t(pixels_padded) * width_padded; ++i) values[i] = 0.0f;
+    void read(const Attention& op, const uint16_t* map, const uint16_t* other, int32_t head) {
+        for (int64_t i = 0; i < int64_t(padded_lanes(pixels) + kQueries) * width_padded; ++i) queries[i] = 0.0f;
+        for (int64_t i = 0; i < int64_t(others_padded) * width_padded; ++i) values[i] = 0.0f;
         for (int32_t c = 0; c < width; ++c) {
             const int32_t channel = head * width + c;
-            float* key = keys + int64_t(c) * pixels_padded;
-            for (int32_t p = 0; p < pixels; ++p) {
-                queries[int64_t(p) * width_padded + c] = at(map, channel, p);
-                key[p] = at(map, channels + channel, p) * op.scale;
-                values[int64_t(p) * width_padded + c] = at(map, 2 * channels + channel, p);
+            float* key = keys + int64_t(c) * others_padded;
+            for (int32_t p = 0; p < pixels; ++p) queries[int64_t(p) * width_padded + c] = at(map, channel, p, pixels);
+            for (int32_t p = 0; p < others; ++p) {
+                key[p] = at(other, op.keys + channel, p, others) * op.scale;
+                values[int64_t(p) * width_padded + c] = at(other, op.values + channel, p, others);
             }
-            for (int32_t p = pixels; p < pixels_padded; ++p) key[p] = 0.0f;
+            for (int32_t p = others; p < others_padded; ++p) key[p] = 0.0f;
         }
     }
 
-    float at(const uint16_t* map, int32_t channel, int32_t pixel) const {
+    static float at(const uint16_t* map, int32_t channel, int32_t pixel, int32_t pixels) {
         return float_of(map[(int64_t(channel / kBlock) * pixels + pixel) * kBlock + channel % kBlock]);
     }
 };
 
-// out[6][n] = a[6][k] b[k][n], n in steps of 16; strides in floats.
-DV_INLINE void rows_times(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int32_t k, int32_t n, float* out,
-                          int64_t out_stride) {
-    for (int32_t j = 0; j < n; j += kLanes) {
-        F16 sum[kQueries];
-        for (int q = 0; q < kQueries; ++q) sum[q] = zero();
-        for (int32_t i = 0; i < k; ++i) {
-            const F16 v = load(b + i * b_stride + j);
-            for (int q = 0; q < kQueries; ++q) sum[q] = fma(broadcast(a[q * a_stride + i]), v, sum[q]);
+// out[rows][n] = a[rows][k] b[k][n], rows in steps of 6, n in steps of 16; strides in floats.
+DV_INLINE void rows_times(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int32_t rows, int32_t k, int32_t n,
+                          float* out, int64_t out_stride) {
+    for (int32_t j = 0; j < n; j += kLanes)
+        for (int32_t r = 0; r < rows; r += kQueries) {
+            F16 sum[kQueries];
+            for (int q = 0; q < kQueries; ++q) sum[q] = zero();
+            for (int32_t i = 0; i < k; ++i) {
+                const F16 v = load(b + i * b_stride + j);
+                for (int q = 0; q < kQueries; ++q) sum[q] = fma(broadcast(a[(r + q) * a_stride + i]), v, sum[q]);
+            }
+            for (int q = 0; q < kQueries; ++q) store(out + (r + q) * out_stride + j, sum[q]);
         }
-        for (int q = 0; q < kQueries; ++q) store(out + q * out_stride + j, sum[q]);
-    }
 }
 
 // exp(score - largest) in place, zero beyond the last pixel; returns one over their sum.
@@ -83,14 +84,15 @@ DV_INLINE float softmax_row(float* row, int32_t pixels, int32_t padded) {
 }
 
 void attend(Head& h, uint16_t* out, int32_t head, int32_t first, int32_t last) {
-    for (int32_t q = first; q < last; q += kQueries) {
+    for (int32_t q = first; q < last; q += kTogether) {
+        const int32_t left = last - q < kTogether ? last - q : kTogether, rows = (left + kQueries - 1) / kQueries * kQueries;
         const float* query = h.queries + int64_t(q) * h.width_padded;
-        rows_times(query, h.width_padded, h.keys, h.pixels_padded, h.width, h.pixels_padded, h.scores, h.pixels_padded);
-        float inverse[kQueries];
-        for (int r = 0; r < kQueries; ++r)
-            inverse[r] = softmax_row(h.scores + int64_t(r) * h.pixels_padded, h.pixels, h.pixels_padded);
-        rows_times(h.scores, h.pixels_padded, h.values, h.width_padded, h.pixels, h.width_padded, h.result, h.width_padded);
-        for (int32_t r = 0; r < kQueries && q + r < last; ++r)
+        rows_times(query, h.width_padded, h.keys, h.others_padded, rows, h.width, h.others_padded, h.scores, h.others_padded);
+        float inverse[kTogether];
+        for (int32_t r = 0; r < rows; ++r)
+            inverse[r] = softmax_row(h.scores + int64_t(r) * h.others_padded, h.others, h.others_padded);
+        rows_times(h.scores, h.others_padded, h.values, h.width_padded, rows, h.others, h.width_padded, h.result, h.width_padded);
+        for (int32_t r = 0; r < left; ++r)
             for (int32_t c = 0; c < h.width; c += kLanes) {
                 uint16_t rounded[kLanes];
                 store_bf16(rounded, mul(load(h.result + int64_t(r) * h.width_padded + c), broadcast(inverse[r])));
@@ -113,7 +115,8 @@ void attention(const Attention& op, const Work& w) {
         const int64_t count = mine.last - unit < left ? mine.last - unit : left;
         const int32_t image = w.first + int32_t(which / op.heads), head = int32_t(which % op.heads);
         uint16_t* out = reinterpret_cast<uint16_t*>(w.at(image, op.output));
-        if (*w.held != which) h.read(op, reinterpret_cast<const uint16_t*>(w.at(image, op.source)), head);
+        const uint16_t* map = reinterpret_cast<const uint16_t*>(w.at(image, op.source));
+        if (*w.held != which) h.read(op, map, reinterpret_cast<const uint16_t*>(w.at(image, op.others)), head);
         *w.held = which;
         const int64_t end = (from + count) * kQueries;
         attend(h, out, head, int32_t(from * kQueries), end < pixels ? int32_t(end) : pixels);

@@ -158,6 +158,7 @@ private:
         Input& in = to.input;
         in.count = count_of(op.sources);
         in.patch = op.kernel;
+        in.tokens = program().port(op.sources[0]).kind == DV_NATIVE_PORT_TOKENS;
         in.output = map(op.output);
         for (int32_t i = 0; i < in.count; ++i) {
             in.port[i] = op.sources[i];
@@ -168,12 +169,16 @@ private:
 
     void attention(const dv_native_op& op, Operation& to) {
         Attention& a = to.attention;
-        a = Attention{map(op.sources[0]), map(op.output), op.heads, map(op.output).channels / op.heads, op.scale};
-        const int64_t pixels = a.source.pixels(), padded = rounded_up(pixels, kLanes), width = rounded_up(a.width, kLanes);
-        // Queries and values, keys, six rows of scores and of results: the layout of attention.h.
-        private_floats((2 * padded + 12) * width + int64_t(a.width) * padded + 6 * padded);
-        to.flop = 4.0 * double(pixels) * double(pixels) * a.output.channels;
-        to.activation_bytes = map_bytes(a.source) + map_bytes(a.output);
+        const bool crossed = op.sources[1] != DV_NATIVE_NONE;
+        const int32_t channels = map(op.output).channels, keys = crossed ? op.keys : channels;
+        a = Attention{map(op.sources[0]), map(op.sources[crossed ? 1 : 0]), map(op.output), op.heads, channels / op.heads,
+                      keys, keys + channels, op.scale};
+        const int64_t pixels = rounded_up(a.source.pixels(), kLanes), width = rounded_up(a.width, kLanes);
+        const int64_t others = rounded_up(a.others.pixels(), kLanes);
+        // Queries and values, keys, some rows of scores and of results: the layout of attention.h.
+        private_floats((pixels + others + 6 + 48) * width + int64_t(a.width) * others + 48 * others);
+        to.flop = 4.0 * double(a.source.pixels()) * double(a.others.pixels()) * channels;
+        to.activation_bytes = map_bytes(a.source) + map_bytes(a.output) + (crossed ? 2.0 * a.others.pixels() * 2 * channels : 0.0);
     }
 
     void conv(const dv_native_op& op, Operation& to) {
@@ -202,6 +207,8 @@ private:
         // Coefficients and sums of the norm, then one padded row.
         private_floats(c.tiles > 0 ? kPoints * (int64_t(c.tiles) * s.k_blocks * c.main.pixel_bytes + 64) / 4 : 0);
         private_floats(5ll * (s.map_blocks + 1) * kBlock + int64_t(c.main.columns) * c.main.pixel_bytes / 4);
+        // Coefficients of a LayerNorm a channel, then two a pixel.
+        private_floats(c.layer ? 2ll * (s.map_blocks + 1) * kBlock + 2ll * s.height * s.width : 0);
         measure(op, s, c, to);
     }
 
@@ -216,8 +223,9 @@ private:
     void norm(const dv_native_op& op, Conv& c) const {
         c.groups = op.norm_groups;
         c.epsilon = op.norm_epsilon;
-        c.norm_weight = op.norm_groups > 0 ? floats_at(op.norm_weight) : nullptr;
-        c.norm_bias = op.norm_groups > 0 ? floats_at(op.norm_bias) : nullptr;
+        c.layer = op.norm_layer == 1;
+        c.norm_weight = floats_at(op.norm_weight);  // null without a norm
+        c.norm_bias = floats_at(op.norm_bias);
         c.scale_row = op.scale_row;
         c.activation = op.activation;
     }
@@ -257,7 +265,7 @@ private:
 
     void operands(const dv_native_op& op, const ConvShape& s, Conv& c) {
         const Kernels& k = *layout_->kernels;
-        const bool plain = op.norm_groups == 0 && op.activation == DV_NATIVE_IDENTITY && !c.int8;
+        const bool plain = op.norm_groups == 0 && op.norm_layer == 0 && op.activation == DV_NATIVE_IDENTITY && !c.int8;
         const int32_t height = s.phases == 4 ? s.height : s.out_height, width = s.phases == 4 ? s.width : s.out_width;
         gather(op.sources, c.int8 ? k.int8_pixel_bytes : k.bf16_pixel_bytes, s.k_blocks, op.kernel, op.stride, op.pad_top, height,
                width, plain, c.main);
@@ -343,7 +351,7 @@ private:
         }
         if (c.has_residual) read += map_bytes(c.residual);
         const double pixels = double(s.out_height) * s.out_width;
-        const double taps = c.tiles > 0 ? kPoints / 4.0 : s.taps;
+        const double taps = c.tiles > 0 ? kPoints / 4.0 : op.activation == DV_NATIVE_GEGLU ? 0.5 : s.taps;
         to.flop = 2.0 * pixels * s.outputs * (double(s.channels) * taps + skip_channels);
         to.activation_bytes = read + (c.to_port ? 4.0 * pixels * s.outputs : map_bytes(c.output));
         to.weight_bytes = double(kStepBytes) * s.n_blocks * (double(c.steps) * s.phases + c.skip_steps);

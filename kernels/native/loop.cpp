@@ -76,8 +76,9 @@ private:
         for (int32_t i = 0; i < s_.constants_count; ++i) {
             name(s_.constant_ports[i]);
             const dv_native_port& port = p_.port(s_.constant_ports[i]);
-            demand(port.kind == DV_NATIVE_PORT_MAP && port.is_output == 0 && s_.constants[i],
-                   "constant_ports: expected input maps, each with its constants");
+            const bool takes = port.kind == DV_NATIVE_PORT_MAP || port.kind == DV_NATIVE_PORT_TOKENS;
+            demand(takes && port.is_output == 0 && s_.constants[i],
+                   "constant_ports: expected input maps or tokens, each with its constants");
         }
         demand(s_.row_port == p_.row_port && (s_.row_port != DV_NATIVE_NONE) == (s_.embeddings != nullptr),
                "row_port: expected the program's own, with embeddings where there is one");

@@ -10,7 +10,7 @@ namespace {
 
 const char* const kKinds[] = {"?", "input", "conv", "attention", "pool", "upsample", "lookup", "linear", "add"};
 const char* const kDtypes[] = {"?", "F32", "BF16", "I8"};
-const char* const kActivations[] = {"identity", "silu", "gelu", "sigmoid", "signed_sigmoid"};
+const char* const kActivations[] = {"identity", "silu", "gelu", "sigmoid", "signed_sigmoid", "geglu"};
 
 std::string text(int64_t value) { return std::to_string(value); }
 
@@ -71,7 +71,7 @@ private:
             if (value == each) return;
             names += (names.empty() ? "" : ", ") + std::string(kActivations[each]);
         }
-        const bool known = value >= DV_NATIVE_IDENTITY && value <= DV_NATIVE_SIGNED_SIGMOID;
+        const bool known = value >= DV_NATIVE_IDENTITY && value <= DV_NATIVE_GEGLU;
         refuse(name(field), known ? kActivations[value] : text(value), "one of " + names);
     }
 
@@ -141,6 +141,10 @@ private:
                  "null, since there is an output");
     }
 
+    bool is_tokens(int32_t port) const {
+        return port >= 0 && size_t(port) < p_.ports.size() && p_.port(port).kind == DV_NATIVE_PORT_TOKENS;
+    }
+
     const dv_native_port& input_port(int32_t port, int32_t kind) const {
         in_range(port, 0, int64_t(p_.ports.size()) - 1, name("sources"));
         want(p_.port(port).is_output == 0 && p_.port(port).kind == kind, "sources", "ports[" + text(port) + "]",
@@ -175,6 +179,13 @@ private:
             output(DV_NATIVE_ROWS_BATCH, port.channels, 1, 1);
             return;
         }
+        if (is_tokens(op_.sources[0])) {
+            want(count == 1, "sources", text(count) + " of them", "one port of tokens");
+            in_range(op_.kernel, 1, 1, name("kernel"));
+            const dv_native_port& port = input_port(op_.sources[0], DV_NATIVE_PORT_TOKENS);
+            output(DV_NATIVE_ROWS_NONE, port.channels, port.height, 1);
+            return;
+        }
         one_of(op_.kernel, 1, 3, "kernel");
         const dv_native_port& first = input_port(op_.sources[0], DV_NATIVE_PORT_MAP);
         int64_t channels = 0;
@@ -202,6 +213,7 @@ private:
         conv_output(first);
         const ConvShape s = conv_shape(p_, op_);
         in_range(s.channels, 1, kMostChannels, name("sources: channels"));
+        conv_pixelwise(s, count);
         conv_norm(s, count);
         conv_weights(s);
         conv_added(s);
@@ -217,7 +229,7 @@ private:
         else
             in_range(op_.pad_top, 0, 1, name("pad_top"));
         in_range(op_.pad_left, op_.pad_top, op_.pad_top, name("pad_left"));
-        activation(op_.activation, {DV_NATIVE_IDENTITY, DV_NATIVE_SILU, DV_NATIVE_GELU}, "activation");
+        activation(op_.activation, {DV_NATIVE_IDENTITY, DV_NATIVE_SILU, DV_NATIVE_GELU, DV_NATIVE_GEGLU}, "activation");
         if (op_.output == DV_NATIVE_NONE)
             activation(op_.output_activation, {DV_NATIVE_IDENTITY, DV_NATIVE_SIGMOID, DV_NATIVE_SIGNED_SIGMOID},
                        "output_activation");
@@ -242,7 +254,27 @@ private:
              size_of(port.channels, port.height, port.width), size_of(port.channels, size(in.height), size(in.width)));
     }
 
+    // What is done to a pixel at a time, before a product over that pixel alone.
+    void conv_pixelwise(const ConvShape& s, int32_t count) const {
+        in_range(op_.norm_layer, 0, 1, name("norm.layer"));
+        const bool gated = op_.activation == DV_NATIVE_GEGLU, layer = op_.norm_layer == 1;
+        if (!gated && !layer) return;
+        const std::string field = gated ? "activation" : "norm.layer", found = gated ? "geglu" : "true";
+        want(!gated || (op_.norm_groups == 0 && !layer), field, found + " behind a norm", "one without");
+        want(!layer || (op_.norm_groups == 0 && op_.scale_row == DV_NATIVE_NONE), field, found, "false with groups or a row");
+        want(op_.kernel == 1 && count == 1 && op_.int8 == 0, field, found,
+             "another where the kernel is not 1, sources are concatenated or products are int8");
+        want(!gated || s.channels % (2 * kBlock) == 0, "sources", text(s.channels) + " channels",
+             "a multiple of 64, for halves of whole blocks");
+    }
+
     void conv_norm(const ConvShape& s, int32_t count) const {
+        if (op_.norm_layer == 1) {
+            between(op_.norm_epsilon, 1e-12f, 1.0f, "norm.epsilon");
+            blob(op_.norm_weight, DV_NATIVE_F32, 4ll * s.channels, "norm.weight");
+            blob(op_.norm_bias, DV_NATIVE_F32, 4ll * s.channels, "norm.bias");
+            return;
+        }
         if (op_.norm_groups == 0) {
             want(op_.norm_weight == DV_NATIVE_NONE && op_.norm_bias == DV_NATIVE_NONE && op_.scale_row == DV_NATIVE_NONE,
                  "norm.groups", "0", "1 or more");
@@ -296,11 +328,16 @@ private:
     }
 
     void attention() {
-        sources(1, 1);
-        const dv_native_tensor& in = map(op_.sources[0], "source");
-        want(in.channels % 3 == 0, "source", text(in.channels) + " channels", "a multiple of 3: queries, keys, values");
-        in_range(int64_t(in.height) * in.width, 1, 1 << 14, name("source: pixels"));
-        const dv_native_tensor& out = output(DV_NATIVE_ROWS_NONE, in.channels / 3, in.height, in.width);
+        const bool crossed = sources(1, 2) == 2;
+        const dv_native_tensor& in = map(op_.sources[0], "sources");
+        const dv_native_tensor& others = crossed ? map(op_.sources[1], "sources") : in;
+        want(crossed || in.channels % 3 == 0, "sources", text(in.channels) + " channels",
+             "a multiple of 3: queries, keys, values");
+        in_range(int64_t(in.height) * in.width, 1, kMostAttended, name("sources: pixels"));
+        in_range(int64_t(others.height) * others.width, 1, kMostAttended, name("sources: pixels of keys"));
+        const int32_t channels = crossed ? in.channels : in.channels / 3;
+        in_range(op_.keys, 0, crossed ? int64_t(others.channels) - 2ll * channels : 0, name("keys"));
+        const dv_native_tensor& out = output(DV_NATIVE_ROWS_NONE, channels, in.height, in.width);
         in_range(op_.heads, 1, out.channels, name("heads"));
         want(out.channels % op_.heads == 0, "heads", text(op_.heads), "a divisor of the " + text(out.channels) + " channels");
         between(op_.scale, 1e-9f, 1e9f, "scale");

@@ -8,6 +8,7 @@ namespace diffusevae {
 namespace native {
 
 constexpr int32_t kMostChannels = 1 << 16, kMostSide = 1024, kMostEntries = 1 << 24;
+constexpr int32_t kMostAttended = 1 << 14;  // pixels or tokens that attention looks at
 
 // Throws Failure(DV_NATIVE_BAD_PROGRAM).
 [[noreturn]] void refuse(const std::string& field, const std::string& found, const std::string& expected);

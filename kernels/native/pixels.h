@@ -16,6 +16,12 @@ DV_INLINE uint16_t bf16_of(float x) {
     return uint16_t((u + 0x7FFFu + ((u >> 16) & 1u)) >> 16);
 }
 
+// Token y of a sample, whose channels are adjacent.
+inline void token(const Map& map, const float* from, int32_t y, uint16_t* out) {
+    for (int32_t c = 0; c < map.blocks * kBlock; ++c)
+        out[(int64_t(c / kBlock) * map.pixels() + y) * kBlock + c % kBlock] = c < map.channels ? bf16_of(from[c]) : uint16_t(0);
+}
+
 // Channels in order over all ports; patches: channel c of shift (kh, kw) is map channel c*9 + kh*3 + kw.
 void input(const Input& op, const Work& w) {
     const Map& map = op.output;
@@ -28,6 +34,10 @@ void input(const Input& op, const Work& w) {
         const auto row_at = [&](int32_t channel) {
             return out + (int64_t(channel / kBlock) * map.pixels() + int64_t(y) * width) * kBlock + channel % kBlock;
         };
+        if (op.tokens) {
+            token(map, static_cast<const float*>(w.ports[op.port[0]]) + ((w.sample + image) * height + y) * map.channels, y, out);
+            continue;
+        }
         int32_t channel = 0;
         for (int32_t p = 0; p < op.count; ++p)
             for (int32_t c = 0; c < op.channels[p]; ++c) {

@@ -13,7 +13,11 @@ using namespace diffusevae::native;
 struct RowSource {
     const uint16_t* half[2];        // blocks of 32 channels; bf16 operands use the first only
     const float *scale[2], *shift[2];
+    const uint16_t* gate;           // GEGLU: what the block is multiplied by
+    const float* pixel;             // LayerNorm: of each pixel one over the deviation, and what is added then
 };
+
+enum NormKind { kNoNorm, kGroupNorm, kLayerNorm };
 
 // Sums over all stripes of one source's channels, in the order of the stripes: the same bits for any number of threads.
 inline void total_sums(const float* sums, const Map& map, float* total, float* squares) {
@@ -75,10 +79,42 @@ inline void norm_coefficients(const Conv& conv, const Work& w, int32_t image, fl
     }
 }
 
+// A LayerNorm as y = (x * pixel[0] + pixel[1]) * scale + shift: `scale` and `shift` a padded channel, `pixel` two a pixel of the
+// rows first .. last. Mean first, then the squares of what differs from it; the padding of the last block counts in neither.
+inline void layer_coefficients(const Conv& conv, const Work& w, int32_t image, int32_t first, int32_t last, float* scale,
+                               float* shift, float* pixel) {
+    const Map& map = conv.main.source[0];
+    float mask[kBlock];
+    for (int32_t c = 0; c < kBlock; ++c) mask[c] = (map.blocks - 1) * kBlock + c < map.channels ? 1.0f : 0.0f;
+    for (int32_t c = 0; c < map.blocks * kBlock; ++c) {
+        scale[c] = c < map.channels ? conv.norm_weight[c] : 0.0f;
+        shift[c] = c < map.channels ? conv.norm_bias[c] : 0.0f;
+    }
+    const uint16_t* all = reinterpret_cast<const uint16_t*>(w.at(image, map));
+    for (int32_t p = first * map.width; p < last * map.width; ++p) {
+        const auto at = [&](int32_t block, int32_t lane) {
+            return load_bf16(all + (int64_t(block) * map.pixels() + p) * kBlock + lane);
+        };
+        F16 sum = zero(), square = zero();
+        for (int32_t b = 0; b < map.blocks; ++b) sum = add(sum, add(at(b, 0), at(b, kLanes)));
+        const float mean = sum_of(sum) / float(map.channels);
+        for (int32_t b = 0; b < map.blocks; ++b)
+            for (int32_t lane = 0; lane < kBlock; lane += kLanes) {
+                F16 d = sub(at(b, lane), broadcast(mean));
+                if (b + 1 == map.blocks) d = mul(d, load(mask + lane));
+                square = fma(d, d, square);
+            }
+        const float inverse = 1.0f / __builtin_sqrtf(sum_of(square) / float(map.channels) + conv.epsilon);
+        pixel[2 * p] = inverse;
+        pixel[2 * p + 1] = -mean * inverse;
+    }
+}
+
 template <int kActivation>
-DV_INLINE F16 activate(F16 v) {
+DV_INLINE F16 activate(F16 v, const uint16_t* gate) {
     if constexpr (kActivation == DV_NATIVE_SILU) return silu(v);
     if constexpr (kActivation == DV_NATIVE_GELU) return gelu(v);
+    if constexpr (kActivation == DV_NATIVE_GEGLU) return mul(v, gelu(load_bf16(gate)));
     return v;
 }
 
@@ -101,7 +137,7 @@ DV_INLINE void put(uint8_t* to, int32_t lane, F16 v, F16 inverse_scale, F16 zero
     }
 }
 
-template <int kActivation, bool kNorm, bool kInt8>
+template <int kActivation, NormKind kNorm, bool kInt8>
 void prepare_row(const Conv& conv, const RowSource& from, int32_t pixels, int32_t pixel_bytes, uint8_t* to) {
     const F16 inverse = broadcast(conv.inverse_scale), point = broadcast(float(conv.zero_point));
     for (int32_t half = 0; half < (kInt8 ? 2 : 1); ++half)
@@ -114,18 +150,21 @@ void prepare_row(const Conv& conv, const RowSource& from, int32_t pixels, int32_
             }
             const uint16_t* in = from.half[half] + lane;
             F16 scale = zero(), shift = zero();
-            if constexpr (kNorm) scale = load(from.scale[half] + lane), shift = load(from.shift[half] + lane);
+            if constexpr (kNorm != kNoNorm) scale = load(from.scale[half] + lane), shift = load(from.shift[half] + lane);
+            const uint16_t* gate = kActivation == DV_NATIVE_GEGLU ? from.gate + lane : nullptr;
             for (int32_t x = 0; x < pixels; ++x, in += kBlock, out += pixel_bytes) {
                 F16 v = load_bf16(in);
-                if constexpr (kNorm) v = fma(v, scale, shift);
-                put<kInt8>(out, place, activate<kActivation>(v), inverse, point);
+                if constexpr (kNorm == kLayerNorm) v = fma(v, broadcast(from.pixel[2 * x]), broadcast(from.pixel[2 * x + 1]));
+                if constexpr (kNorm != kNoNorm) v = fma(v, scale, shift);
+                put<kInt8>(out, place, activate<kActivation>(v, gate), inverse, point);
+                if constexpr (kActivation == DV_NATIVE_GEGLU) gate += kBlock;
             }
         }
 }
 
 using PrepareRow = void (*)(const Conv&, const RowSource&, int32_t, int32_t, uint8_t*);
 
-template <bool kNorm, bool kInt8>
+template <NormKind kNorm, bool kInt8>
 PrepareRow row_kernel(int32_t activation) {
     if (activation == DV_NATIVE_SILU) return prepare_row<DV_NATIVE_SILU, kNorm, kInt8>;
     if (activation == DV_NATIVE_GELU) return prepare_row<DV_NATIVE_GELU, kNorm, kInt8>;
@@ -133,9 +172,12 @@ PrepareRow row_kernel(int32_t activation) {
 }
 
 inline PrepareRow row_kernel(const Conv& conv, bool main) {
-    if (!main) return prepare_row<DV_NATIVE_IDENTITY, false, false>;
-    if (conv.groups > 0) return conv.int8 ? row_kernel<true, true>(conv.activation) : row_kernel<true, false>(conv.activation);
-    return conv.int8 ? row_kernel<false, true>(conv.activation) : row_kernel<false, false>(conv.activation);
+    if (!main) return prepare_row<DV_NATIVE_IDENTITY, kNoNorm, false>;
+    const int32_t kind = conv.activation;
+    if (conv.layer) return row_kernel<kLayerNorm, false>(kind);
+    if (kind == DV_NATIVE_GEGLU) return prepare_row<DV_NATIVE_GEGLU, kNoNorm, false>;
+    if (conv.groups > 0) return conv.int8 ? row_kernel<kGroupNorm, true>(kind) : row_kernel<kGroupNorm, false>(kind);
+    return conv.int8 ? row_kernel<kNoNorm, true>(kind) : row_kernel<kNoNorm, false>(kind);
 }
 
 // The map block `index` of a concatenation: its rows, or null beyond the last.
@@ -153,11 +195,11 @@ inline const uint16_t* block_of(const Gather& g, const Work& w, int32_t image, i
 
 // One padded row of one K block, at `to`.
 inline void padded_row(const Conv& conv, const Gather& g, bool main, PrepareRow kernel, const Work& w, int32_t image,
-                       int32_t block, int32_t padded_y, const float* scale, const float* shift, uint8_t* to) {
+                       int32_t block, int32_t padded_y, const float* scale, const float* shift, const float* pixel, uint8_t* to) {
     const bool int8 = main && conv.int8;
     const int32_t y = padded_y - g.pad_top, bytes = g.pixel_bytes;
     const RowSource none{};
-    const PrepareRow pad = int8 ? prepare_row<DV_NATIVE_IDENTITY, false, true> : prepare_row<DV_NATIVE_IDENTITY, false, false>;
+    const PrepareRow pad = int8 ? prepare_row<DV_NATIVE_IDENTITY, kNoNorm, true> : prepare_row<DV_NATIVE_IDENTITY, kNoNorm, false>;
     if (y < 0 || y >= g.source[0].height) return pad(conv, none, g.columns, bytes, to);
     const int32_t available = g.columns - g.pad_left;
     const int32_t width = g.source[0].width < available ? g.source[0].width : available;
@@ -169,6 +211,8 @@ inline void padded_row(const Conv& conv, const Gather& g, bool main, PrepareRow 
         from.scale[half] = scale + int64_t(index) * kBlock;
         from.shift[half] = shift + int64_t(index) * kBlock;
     }
+    if (main && conv.activation == DV_NATIVE_GEGLU) from.gate = block_of(g, w, image, block + g.map_blocks / 2, y);
+    if (main && conv.layer) from.pixel = pixel + 2ll * y * g.source[0].width;
     kernel(conv, from, width, bytes, to + int64_t(g.pad_left) * bytes);
     if (width < available) pad(conv, none, available - width, bytes, to + int64_t(g.pad_left + width) * bytes);
 }
@@ -202,6 +246,7 @@ inline void prepare_gather(const Conv& conv, const Gather& g, bool main, const W
     const int32_t padded = conv.main.map_blocks * kBlock + kBlock;  // an odd block count leaves half a pair
     float *scale = w.private_scratch, *shift = scale + padded, *wide = shift + 3 * int64_t(padded);
     uint8_t* line = reinterpret_cast<uint8_t*>(wide);
+    float* pixel = shift + padded;  // of a LayerNorm, which needs no sums
     const int32_t per_sample = by_rows ? g.rows : g.blocks;
     for (int64_t unit = mine.first; unit < mine.last;) {
         const int32_t sample = int32_t(unit / per_sample), image = w.first + sample;
@@ -209,12 +254,17 @@ inline void prepare_gather(const Conv& conv, const Gather& g, bool main, const W
         const int64_t left = mine.last - unit;
         const int32_t to = from + int32_t(left < per_sample - from ? left : per_sample - from);
         if (main && conv.groups > 0 && *w.held != image) norm_coefficients(conv, w, image, scale, shift), *w.held = image;
+        if (main && conv.layer && (by_rows || *w.held != image)) {
+            // Every piece of rows its own, and all of them where the operand is cut by blocks.
+            layer_coefficients(conv, w, image, by_rows ? from : 0, by_rows ? to : g.rows, scale, shift, pixel);
+            if (!by_rows) *w.held = image;
+        }
         uint8_t* base = w.scratch + sample * w.scratch_stride + g.scratch;
         for (int32_t b = by_rows ? 0 : from; b < (by_rows ? g.blocks : to); ++b)
             for (int32_t y = by_rows ? from : 0; y < (by_rows ? to : g.rows); ++y) {
                 uint8_t* block = base + b * g.block_bytes;
                 uint8_t* row = g.copies ? line : block + int64_t(y) * g.columns * g.pixel_bytes;
-                padded_row(conv, g, main, kernel, w, image, b, y, scale, shift, row);
+                padded_row(conv, g, main, kernel, w, image, b, y, scale, shift, pixel, row);
                 if (g.copies) spread_row(g, y, row, block);
             }
         unit += to - from;

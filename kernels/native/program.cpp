@@ -20,10 +20,11 @@ void check_ports(Program& p) {
         const dv_native_port& port = p.ports[i];
         const auto name = [i](const char* field) { return entry("ports", i, field); };
         const bool map = port.kind == DV_NATIVE_PORT_MAP, table = port.kind == DV_NATIVE_PORT_TABLE;
-        in_range(port.kind, DV_NATIVE_PORT_MAP, DV_NATIVE_PORT_TABLE, name("kind"));
-        in_range(port.is_output, 0, 1, name("output"));
-        in_range(port.channels, 1, map ? kMostChannels : kMostEntries, name("channels"));
-        in_range(port.height, 1, map ? kMostSide : 1, name("height"));
+        const bool tokens = port.kind == DV_NATIVE_PORT_TOKENS;
+        in_range(port.kind, DV_NATIVE_PORT_MAP, DV_NATIVE_PORT_TOKENS, name("kind"));
+        in_range(port.is_output, 0, tokens ? 0 : 1, name("output"));
+        in_range(port.channels, 1, map || tokens ? kMostChannels : kMostEntries, name("channels"));
+        in_range(port.height, 1, map || tokens ? kMostSide : 1, name("height"));
         in_range(port.width, 1, map ? kMostSide : 1, name("width"));
         in_range(port.rows, table ? DV_NATIVE_ROWS_STEPS : 0, table ? DV_NATIVE_ROWS_PAIRS : 0, name("rows"));
         if (port.kind != DV_NATIVE_PORT_ROW && port.kind != DV_NATIVE_PORT_STEPS) continue;
@@ -85,7 +86,7 @@ ConvShape conv_shape(const Program& p, const dv_native_op& op) {
     }
     s.channels = int32_t(channels);
     s.map_blocks = int32_t(blocks);
-    s.k_blocks = op.int8 == 1 ? (s.map_blocks + 1) / 2 : s.map_blocks;
+    s.k_blocks = op.int8 == 1 || op.activation == DV_NATIVE_GEGLU ? (s.map_blocks + 1) / 2 : s.map_blocks;
     s.height = p.tensor(op.sources[0]).height;
     s.width = p.tensor(op.sources[0]).width;
     const bool to_port = op.output == DV_NATIVE_NONE;

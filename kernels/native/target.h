@@ -61,7 +61,8 @@ struct Segment {
 struct Conv {
     Gather main, skip;
     int32_t channels;               // real channels of the sources
-    int32_t groups;
+    int32_t groups;                 // of a GroupNorm; 0: none
+    bool layer;                     // a LayerNorm instead
     float epsilon;
     const float *norm_weight, *norm_bias;
     int32_t scale_row, activation;
@@ -97,12 +98,14 @@ struct Input {
     int32_t count;
     int32_t port[kSources], channels[kSources];
     int32_t patch;                  // 1 or 3
+    bool tokens;                    // from [batch, height, channels]
     Map output;
 };
 
 struct Attention {
-    Map source, output;
+    Map source, others, output;     // others: where keys and values are, which may be the source itself
     int32_t heads, width;           // channels of a head
+    int32_t keys, values;           // channels of `others` where they begin
     float scale;
 };
 

@@ -30,7 +30,7 @@ void report(bool good, const std::string& name, const std::string& more) {
 }
 
 int64_t port_size(const dv_native_port& p, int64_t batch, int64_t rows, int64_t steps) {
-    if (p.kind == DV_NATIVE_PORT_MAP) return batch * p.channels * p.height * p.width;
+    if (p.kind == DV_NATIVE_PORT_MAP || p.kind == DV_NATIVE_PORT_TOKENS) return batch * p.channels * p.height * p.width;
     if (p.kind == DV_NATIVE_PORT_ROW) return rows * p.channels;
     const int64_t count = p.rows == DV_NATIVE_ROWS_STEPS ? steps : p.rows == DV_NATIVE_ROWS_BATCH ? batch : steps * batch;
     return count * p.channels;

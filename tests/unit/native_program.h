@@ -29,7 +29,7 @@ private:
 struct ConvOptions {
     int32_t kernel = 3, stride = 1, pad = -1;  // -1: kernel / 2
     int32_t activation = DV_NATIVE_IDENTITY, groups = 0, output_activation = DV_NATIVE_IDENTITY;
-    bool upsample = false, int8 = false, bias = true, scale_row = false, bias_row = false;
+    bool upsample = false, int8 = false, bias = true, scale_row = false, bias_row = false, layer = false;
     int32_t residual = DV_NATIVE_NONE;
     std::vector<int32_t> skips;
 };
@@ -116,7 +116,9 @@ public:
         for (int32_t s : from) channels += tensors[size_t(s)].channels;
         norm(op, o, channels);
         const int32_t phases = o.upsample ? 4 : 1, n = to_port ? (outputs + 15) / 16 * 16 : (outputs + 31) / 32 * 32;
-        op.weights = matrix(padded_channels(from), n, outputs, taps, phases, o.int8);
+        std::vector<bool> real = padded_channels(from);
+        if (o.activation == DV_NATIVE_GEGLU) real.resize(real.size() / 2);
+        op.weights = matrix(real, n, outputs, taps, phases, o.int8);
         if (!o.skips.empty()) op.skip_weights = matrix(padded_channels(o.skips), n, outputs, 1, 1, false);
         if (o.bias) op.bias = values(phases * n, outputs, n, -0.5f, 0.5f);
         if (o.bias_row) op.bias_row = row_slice(outputs);
@@ -145,13 +147,16 @@ public:
         return op.output;
     }
 
-    int32_t attention(int32_t from, int32_t heads, float scale) {
+    // Of a map to itself; or to another one, whose channels from `keys` on are keys, then values.
+    int32_t attention(int32_t from, int32_t heads, float scale, int32_t other = DV_NATIVE_NONE, int32_t keys = 0) {
         dv_native_op op = blank(DV_NATIVE_ATTENTION);
         const dv_native_tensor in = tensors[size_t(from)];
         op.sources[0] = from;
+        op.sources[1] = other;
         op.heads = heads;
+        op.keys = keys;
         op.scale = scale;
-        op.output = map(in.channels / 3, in.height, in.width);
+        op.output = map(other == DV_NATIVE_NONE ? in.channels / 3 : in.channels, in.height, in.width);
         ops.push_back(op);
         return op.output;
     }
@@ -190,8 +195,9 @@ public:
 
 private:
     void norm(dv_native_op& op, const ConvOptions& o, int32_t channels) {
-        if (o.groups == 0) return;
+        if (o.groups == 0 && !o.layer) return;
         op.norm_groups = o.groups;
+        op.norm_layer = o.layer ? 1 : 0;
         op.norm_epsilon = 1e-5f;
         op.norm_weight = values(channels, channels, channels, 0.5f, 1.5f);
         op.norm_bias = values(channels, channels, channels, -0.5f, 0.5f);

@@ -88,6 +88,14 @@ private:
             for (size_t i = 0; i < out.values.size(); ++i) out.values[i] = inputs_[size_t(op.sources[0])][i];
             return;
         }
+        if (p_.ports[op.sources[0]].kind == DV_NATIVE_PORT_TOKENS) {
+            Array& out = made(op.output, batch_);
+            for (int64_t n = 0; n < batch_; ++n)
+                for (int64_t y = 0; y < out.height; ++y)
+                    for (int64_t c = 0; c < out.channels; ++c)
+                        out.at(n, c, y, 0) = bf16(inputs_[size_t(op.sources[0])][size_t((n * out.height + y) * out.channels + c)]);
+            return;
+        }
         Array& out = made(op.output, batch_);
         int64_t channel = 0;
         const int64_t pad = op.kernel / 2;
@@ -144,6 +152,30 @@ private:
             }
     }
 
+    // The same of each pixel's channels.
+    void normalise_pixels(const dv_native_op& op, Array& a) const {
+        for (int64_t n = 0; n < batch_; ++n)
+            for (int64_t i = 0; i < a.height * a.width; ++i) {
+                double sum = 0.0, square = 0.0;
+                for (int64_t c = 0; c < a.channels; ++c) sum += a.at(n, c, 0, i);
+                const double mean = sum / double(a.channels);
+                for (int64_t c = 0; c < a.channels; ++c) square += (a.at(n, c, 0, i) - mean) * (a.at(n, c, 0, i) - mean);
+                const double inverse = 1.0 / std::sqrt(square / double(a.channels) + double(op.norm_epsilon));
+                for (int64_t c = 0; c < a.channels; ++c)
+                    a.at(n, c, 0, i) = (a.at(n, c, 0, i) - mean) * inverse * floats(op.norm_weight)[c] + floats(op.norm_bias)[c];
+            }
+    }
+
+    // x gelu(y) of [x | y].
+    Array gated(const Array& a) const {
+        Array half(a.samples, a.channels / 2, a.height, a.width);
+        for (int64_t n = 0; n < batch_; ++n)
+            for (int64_t c = 0; c < half.channels; ++c)
+                for (int64_t i = 0; i < a.height * a.width; ++i)
+                    half.at(n, c, 0, i) = a.at(n, c, 0, i) * activate(DV_NATIVE_GELU, a.at(n, half.channels + c, 0, i));
+        return half;
+    }
+
     // Packed weight of padded channel `k` and tap, K steps of `width` channels, to output `o`.
     double weight(int32_t blob, bool int8, int64_t phase, int64_t n_blocks, int64_t blocks, int64_t taps,
                   int64_t o, int64_t k, int64_t tap) const {
@@ -162,6 +194,8 @@ private:
         std::vector<int64_t> real, skip_real;
         Array in = concatenated(op.sources, real);
         if (op.norm_groups > 0) normalise(op, in);
+        if (op.norm_layer == 1) normalise_pixels(op, in);
+        if (op.activation == DV_NATIVE_GEGLU) in = gated(in), real.resize(real.size() / 2);
         const bool int8 = op.int8 == 1;
         for (double& v : in.values) {
             v = activate(op.activation, v);
@@ -218,15 +252,17 @@ private:
     }
 
     void attention(const dv_native_op& op) {
-        const Array& in = tensor(op.sources[0]);
+        const bool crossed = op.sources[1] >= 0;
+        const Array &in = tensor(op.sources[0]), &other = tensor(op.sources[crossed ? 1 : 0]);
         Array& out = made(op.output, batch_);
         const int64_t channels = out.channels, width = channels / op.heads, pixels = in.height * in.width;
+        const int64_t others = other.height * other.width, keys = crossed ? op.keys : channels, values = keys + channels;
         for (int64_t n = 0; n < batch_; ++n)
             for (int64_t c0 = 0; c0 < channels; c0 += width)
                 for (int64_t q = 0; q < pixels; ++q) {
-                    std::vector<double> p(size_t(pixels), 0.0);
-                    for (int64_t k = 0; k < pixels; ++k) {
-                        for (int64_t c = c0; c < c0 + width; ++c) p[size_t(k)] += in.at(n, c, 0, q) * in.at(n, channels + c, 0, k);
+                    std::vector<double> p(size_t(others), 0.0);
+                    for (int64_t k = 0; k < others; ++k) {
+                        for (int64_t c = c0; c < c0 + width; ++c) p[size_t(k)] += in.at(n, c, 0, q) * other.at(n, keys + c, 0, k);
                         p[size_t(k)] *= double(op.scale);
                     }
                     const double most = *std::max_element(p.begin(), p.end());
@@ -234,7 +270,7 @@ private:
                     for (double& v : p) sum += v = std::exp(v - most);
                     for (int64_t c = c0; c < c0 + width; ++c) {
                         double v = 0.0;
-                        for (int64_t k = 0; k < pixels; ++k) v += p[size_t(k)] * in.at(n, 2 * channels + c, 0, k);
+                        for (int64_t k = 0; k < others; ++k) v += p[size_t(k)] * other.at(n, values + c, 0, k);
                         out.at(n, c, 0, q) = bf16(float(v / sum));
                     }
                 }

@@ -20,9 +20,9 @@ namespace {
 // A small denoiser: patches, blocks at two sizes, attention, concatenation; ports x, cond, row, eps, and variance where asked for.
 struct Denoiser {
     Builder b{5};
-    int32_t x, cond, eps, variance = DV_NATIVE_NONE;
+    int32_t x, cond, eps, variance = DV_NATIVE_NONE, tokens = DV_NATIVE_NONE;
 
-    explicit Denoiser(bool int8, int32_t side = 8, bool second = false) {
+    explicit Denoiser(bool int8, int32_t side = 8, bool second = false, bool transformer = false) {
         x = b.port(DV_NATIVE_PORT_MAP, false, 3, side, side);
         cond = b.port(DV_NATIVE_PORT_MAP, false, 3, side, side);
         const int32_t stem = b.conv({b.input({x, cond}, 3)}, 32, Builder::one());
@@ -40,7 +40,8 @@ struct Denoiser {
         const int32_t small = b.conv({first}, 32, down);
         ConvOptions qkv = Builder::one();
         qkv.groups = 8;
-        const int32_t attended = b.attention(b.conv({small}, 96, qkv), 4, 0.25f);
+        int32_t attended = b.attention(b.conv({small}, 96, qkv), 4, 0.25f);
+        if (transformer) attended = transformed(attended);
         ConvOptions up;
         up.upsample = true;
         const int32_t large = b.conv({attended}, 48, up);
@@ -56,14 +57,27 @@ struct Denoiser {
         eps = b.conv({joined}, 3, o, true);
         if (second) variance = b.conv({joined}, 3, o, true);
     }
+
+private:
+    // Attention to five tokens, and GEGLU, each behind a LayerNorm.
+    int32_t transformed(int32_t h) {
+        tokens = b.port(DV_NATIVE_PORT_TOKENS, false, 96, 5);
+        ConvOptions layer = Builder::one(), gated = Builder::one();
+        layer.layer = true;
+        gated.activation = DV_NATIVE_GEGLU;
+        gated.residual = h;
+        const int32_t seen = b.attention(b.conv({h}, 32, layer), 4, 0.25f, b.input({tokens}), 16);
+        return b.conv({b.conv({seen}, 128, layer)}, 32, gated);
+    }
 };
 
 void check_same_bits(const char* isa) {
-    const struct { const char* name; bool int8; int32_t side; } cases[] = {{"", false, 8}, {" int8", true, 8}, {" winograd", false, 18}};
+    const struct { const char* name; bool int8; int32_t side; bool transformer; } cases[] = {
+        {"", false, 8, false}, {" int8", true, 8, false}, {" winograd", false, 18, false}, {" transformer", false, 12, true}};
     for (const auto& c : cases) {
         const std::string name = std::string(isa) + " same bits for any batch and threads" + c.name;
         if (name.find(wanted) == std::string::npos) continue;
-        Denoiser d(c.int8, c.side);
+        Denoiser d(c.int8, c.side, false, c.transformer);
         constexpr int64_t kMost = 19;
         const Inputs all = draw_inputs(d.b, kMost, int32_t(kMost), 0);
         const Handle one(d.b, isa, 1);
@@ -90,8 +104,8 @@ struct StepsRun {
     std::vector<float> embeddings, x, x_in, e, v, x0, y, h, c, weights;
     std::vector<diffusevae::Row> rows;
     std::vector<uint64_t> seeds{7, uint64_t(1) << 63};
-    int32_t constant_port;
-    const float* constants;
+    std::vector<int32_t> constant_ports;
+    std::vector<const float*> constants;
     dv_native_steps s{};
 
     StepsRun(const Denoiser& d, int32_t lanes, bool row_a_sample) {
@@ -110,12 +124,15 @@ struct StepsRun {
         e.resize(size_t(batch * kCount));
         for (std::vector<float>* room : {&x0, &y}) room->assign(size_t(kState), NAN);
         h.assign(size_t(3 * kState), NAN);
-        constant_port = d.cond;
-        constants = in.ports[size_t(d.cond)].data();
+        for (const int32_t port : {d.cond, d.tokens}) {
+            if (port == DV_NATIVE_NONE) continue;
+            constant_ports.push_back(port);
+            constants.push_back(in.ports[size_t(port)].data());
+        }
         s.x_port = d.x, s.row_port = d.b.row_port, s.e_port = d.eps, s.v_port = d.variance;
         v.resize(d.variance == DV_NATIVE_NONE ? 0 : size_t(batch * kCount));
         s.v = v.empty() ? nullptr : v.data();
-        s.constants_count = 1, s.constant_ports = &constant_port, s.constants = &constants;
+        s.constants_count = int32_t(constants.size()), s.constant_ports = constant_ports.data(), s.constants = constants.data();
         s.steps = int32_t(kSteps), s.row_count = int32_t(row_count), s.lanes = lanes, s.samples = int32_t(kSamples);
         s.embeddings = embeddings.data(), s.rows = &rows[0].p_x, s.weights = weights.data(), s.x = x.data();
         s.e = e.data(), s.x0 = x0.data(), s.c = c.data(), s.seeds = seeds.data();
@@ -156,6 +173,7 @@ std::vector<float> steps_by_hand(dv_native* handle, const Denoiser& d, StepsRun&
         const int32_t row_count = r.s.row_count == 1 ? 1 : int32_t(batch);
         Inputs in = r.in;
         in.ports[size_t(d.cond)].resize(size_t(batch * StepsRun::kCount));
+        if (d.tokens != DV_NATIVE_NONE) in.ports[size_t(d.tokens)].resize(size_t(port_size(d.b.ports[size_t(d.tokens)], batch, 1, 0)));
         in.ports[size_t(d.x)].clear();
         for (int64_t at = 0; at < batch * StepsRun::kCount; ++at)
             in.ports[size_t(d.x)].push_back(r.rows[size_t(i)].c_in * r.x[size_t(at % kState)]);
@@ -220,10 +238,10 @@ void check_steps_refused(const char* isa, Denoiser& d, const Handle& open) {
     static const float* both[2];
     const struct { const char* name; void (*change)(StepsRun&); } changes[] = {
         {"a wrong port", [](StepsRun& r) { r.s.x_port = 77; }},
-        {"a port named twice", [](StepsRun& r) { twice[0] = twice[1] = r.constant_port, both[0] = both[1] = r.constants;
+        {"a port named twice", [](StepsRun& r) { twice[0] = twice[1] = r.constant_ports[0], both[0] = both[1] = r.constants[0];
                                                  r.s.constants_count = 2, r.s.constant_ports = twice, r.s.constants = both; }},
         {"a port named by nothing", [](StepsRun& r) { r.s.constants_count = 0; }},
-        {"constants that are null", [](StepsRun& r) { r.constants = nullptr; }},
+        {"constants that are null", [](StepsRun& r) { r.constants[0] = nullptr; }},
         {"no embeddings", [](StepsRun& r) { r.s.embeddings = nullptr; }},
         {"rows of another number", [](StepsRun& r) { r.s.row_count = 3; }},
         {"no rows", [](StepsRun& r) { r.s.steps = 0; }},
@@ -255,6 +273,8 @@ void check_steps(const char* isa) {
     check_loops(isa, d, open);
     Denoiser learned(false, 8, true);
     check_loops(isa, learned, Handle(learned.b, isa, 2), ", with a second output");
+    Denoiser transformer(false, 8, false, true);
+    check_loops(isa, transformer, Handle(transformer.b, isa, 2), ", with tokens");
     char error[256];
     StepsRun bad(d, 1, false);
     bad.rows[1].k_x = NAN;  // the second row's x is NaN, the third row's e tells
@@ -381,7 +401,7 @@ void check_hostile_programs(const char* isa) {
     const int32_t values[] = {-1, 0, 1, 2, 3, 5, 16, 31, 33, 64, 255, 4096, 1 << 20, INT32_MAX, INT32_MIN, -2, 0x7FC00000};
     int refused = 0, ran = 0;
     for (int round = 0; round < 3000; ++round) {
-        Denoiser d(round % 2 == 1, round % 32 == 0 ? 16 : 8);
+        Denoiser d(round % 2 == 1, round % 32 == 0 ? 16 : 8, false, round % 3 == 0);
         const int which = random.below(9);
         char* base = which == 0   ? reinterpret_cast<char*>(&d.b.ports[size_t(random.below(int32_t(d.b.ports.size())))])
                      : which == 8 ? reinterpret_cast<char*>(&d.b.blobs[size_t(random.below(int32_t(d.b.blobs.size())))])

@@ -136,6 +136,32 @@ void check_attention(const char* isa) {
             }
 }
 
+// What transformers are made of: each by itself, on maps and channels that fill a block and that do not.
+void check_transformers(const char* isa) {
+    for (const Size& size : {Size{1, 1}, Size{5, 3}, Size{8, 8}}) {
+        for (int32_t channels : {24, 32, 80}) {
+            Builder b{uint64_t(channels + size.height)};
+            ConvOptions o = Builder::one();
+            o.layer = true;
+            b.conv({b.source(channels, size.height, size.width)}, 40, o, true);
+            check(isa, named("transformer: layer norm", channels, 40, size), b, 2 * kRounded);
+        }
+        for (int32_t tokens : {1, 5, 40})
+            for (int32_t heads : {1, 4}) {
+                Builder b{uint64_t(tokens)};
+                const int32_t words = b.input({b.port(DV_NATIVE_PORT_TOKENS, false, 130, tokens)});
+                b.show(b.attention(b.source(48, size.height, size.width), heads, 0.3f, words, 17));
+                check(isa, named("transformer: attention to " + std::to_string(tokens) + " tokens", 48, 48, size), b, 2 * kRounded);
+            }
+        Builder b(3);
+        ConvOptions o = Builder::one();
+        o.activation = DV_NATIVE_GEGLU;
+        o.residual = b.source(40, size.height, size.width);
+        b.show(b.conv({b.source(128, size.height, size.width)}, 40, o));
+        check(isa, named("transformer: geglu", 128, 40, size), b, 2 * kRounded);
+    }
+}
+
 void check_pixels(const char* isa) {
     for (int32_t factor : {1, 2, 4})
         for (int32_t channels : {3, 64}) {
@@ -225,6 +251,7 @@ void check_all(const char* isa) {
     check_added(isa);
     check_winograd(isa);
     check_attention(isa);
+    check_transformers(isa);
     check_pixels(isa);
     check_signed_sigmoid(isa);
     check_rows(isa);

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,7 @@ from engine.backends.native.loop import Loop
 from engine.backends.native.weights import Weights, weights_of
 from engine.backends.onnxruntime import OnnxRuntime
 from engine.backends.workspace import Workspace
+from engine.bulk.maker import origin_of
 from engine.bundle.reader import Bundle
 from engine.cli.contents import where
 from engine.errors import ArgumentError, BackendError, BundleError, NumericsError
@@ -328,6 +330,15 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     ),
     "an unknown activation": (lambda raw: raw["ops"][1].update(activation="relu"), r"activation: found 'relu'"),
     "heads": (lambda raw: kind(raw, "attention").update(heads=7), r"heads \(attention\): found 7, expected a divisor"),
+    "keys of its own": (lambda raw: kind(raw, "attention").update(keys=1), r"keys \(attention\): found 1, expected 0"),
+    "a layer norm of patches": (
+        lambda raw: conv(raw, norm=True)["norm"].update(groups=0, layer=True, scale_row=None),
+        r"norm\.layer \(conv\): found true, expected another where the kernel is not 1",
+    ),
+    "a gate behind a norm": (
+        lambda raw: conv(raw, norm=True).update(activation="geglu"),
+        r"activation \(conv\): found geglu behind a norm, expected one without",
+    ),
     "scale": (lambda raw: kind(raw, "attention").update(scale=0.0), r"scale \(attention\): found 0, expected"),
     "rows of a map": (lambda raw: raw["ports"][0].update(rows="batch"), r"ports\[0\]\.rows: found 2, expected 0"),
     "a map of another kind": (lambda raw: raw["tensors"][1].update(rows="batch", height=1, width=1), r"of another kind"),
@@ -465,6 +476,7 @@ def test_a_graph_that_the_manifest_gives_to_another_runtime(
     with Sampler(shared, "native", "bf16", threads=1) as sampler, sampler.clone() as clone:
         batch, backend = sampler.sample(2, seed=1, steps=2), sampler._pipeline.backend
         assert [backend.graph(name).backend for name in ("vae_decoder", "denoiser")] == ["onnxruntime", "native"]
+        assert "onnxruntime" in origin_of(MagicMock(features=None, format="npz"), sampler)["shared"]
         np.testing.assert_array_equal(backend.graph("vae_decoder")(z=z)["image"], wanted)
         np.testing.assert_array_equal(clone.sample(2, seed=1, steps=2).x, batch.x)
         given = inputs(shared, 3)

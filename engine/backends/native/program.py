@@ -23,9 +23,9 @@ from engine.kernels.native_library import MAX_SOURCES, NONE, Op, PackedTensor, P
 FORMAT = "diffusevae-native"
 VERSION = native_library.VERSION
 MAX_PROGRAM_BYTES = 16 * 2**20
-PORT_KINDS = {"map": 1, "row": 2, "steps": 3, "table": 4}
+PORT_KINDS = {"map": 1, "row": 2, "steps": 3, "table": 4, "tokens": 5}
 ROWS = {"none": 0, "steps": 1, "batch": 2, "pairs": 3}
-ACTIVATIONS = {"identity": 0, "silu": 1, "gelu": 2, "sigmoid": 3, "signed_sigmoid": 4}
+ACTIVATIONS = {"identity": 0, "silu": 1, "gelu": 2, "sigmoid": 3, "signed_sigmoid": 4, "geglu": 5}
 DTYPES = {"F32": 1, "BF16": 2, "I8": 3}
 _INT32, _FLOAT32 = 2**31 - 1, float(np.finfo(np.float32).max)
 
@@ -96,6 +96,8 @@ def _fits(port: Port, tensor: TensorSpec) -> bool:
         shapes = [("batch", *sizes), *([("batch", port.channels)] if flat else [])]
     elif port.kind == PORT_KINDS["row"]:
         shapes = [(1, port.channels), ("batch", port.channels)]
+    elif port.kind == PORT_KINDS["tokens"]:
+        shapes = [("batch", port.height, port.channels)]
     elif port.kind == PORT_KINDS["steps"]:
         return tensor.dtype == "int64" and tensor.shape == ("steps",)
     else:
@@ -236,7 +238,8 @@ def _conv(reader: _Reader, fields: Fields, op: Op) -> None:
     op.weights, op.bias = reader.weights(fields, "weights"), _or_none(reader.weights, fields, "bias")
     op.bias_row, op.residual = _or_none(_integer, fields, "bias_row"), _or_none(reader.tensor, fields, "residual")
     if (norm := _optional(fields, "norm")) is not None:
-        op.norm_groups, op.norm_epsilon = _integer(norm, "groups"), _real(norm, "epsilon")
+        op.norm_groups, op.norm_layer = _integer(norm, "groups"), int(norm.boolean("layer"))
+        op.norm_epsilon = _real(norm, "epsilon")
         op.norm_weight, op.norm_bias = reader.weights(norm, "weight"), reader.weights(norm, "bias")
         op.scale_row = _or_none(_integer, norm, "scale_row")
         norm.done()
@@ -250,8 +253,8 @@ def _conv(reader: _Reader, fields: Fields, op: Op) -> None:
 
 
 def _attention(reader: _Reader, fields: Fields, op: Op) -> None:
-    op.sources, op.output = _sources(reader.tensor(fields, "source")), reader.tensor(fields, "output")
-    op.heads, op.scale = _integer(fields, "heads"), _real(fields, "scale")
+    op.sources, op.output = reader.tensor_list(fields, "sources"), reader.tensor(fields, "output")
+    op.heads, op.keys, op.scale = _integer(fields, "heads"), _integer(fields, "keys"), _real(fields, "scale")
 
 
 def _resample(reader: _Reader, fields: Fields, op: Op) -> None:

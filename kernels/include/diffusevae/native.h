@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a program's structs, numbers or packed layouts change; a program of another version is refused. */
-#define DV_NATIVE_VERSION 2
+#define DV_NATIVE_VERSION 3
 
 #define DV_NATIVE_MAX_SOURCES 4  /* tensors that one operation may concatenate */
 #define DV_NATIVE_MAX_THREADS 256
@@ -44,13 +44,14 @@ enum dv_native_port_kind {
     DV_NATIVE_PORT_MAP = 1,      /* float32 [batch, channels, height, width] */
     DV_NATIVE_PORT_ROW = 2,      /* float32 [1 or batch, channels]: what the timestep contributes; input only, at most one */
     DV_NATIVE_PORT_STEPS = 3,    /* int64 [steps]: timesteps; input only */
-    DV_NATIVE_PORT_TABLE = 4     /* float32 [steps, channels], or [steps, batch, channels] (see rows below) */
+    DV_NATIVE_PORT_TABLE = 4,    /* float32 [steps, channels], or [steps, batch, channels] (see rows below) */
+    DV_NATIVE_PORT_TOKENS = 5    /* float32 [batch, height, channels]: `height` tokens; input only */
 };
 
 typedef struct dv_native_port {
     int32_t kind;
     int32_t is_output;           /* 0 input, 1 output */
-    int32_t channels, height, width;  /* height = width = 1 unless a map */
+    int32_t channels, height, width;  /* height = width = 1 unless a map; of tokens width = 1 */
     int32_t rows;                /* DV_NATIVE_PORT_TABLE: a dv_native_rows; 0 otherwise */
 } dv_native_port;
 
@@ -69,9 +70,9 @@ typedef struct dv_native_tensor {
 } dv_native_tensor;
 
 enum dv_native_op_kind {
-    DV_NATIVE_INPUT = 1,         /* input ports, concatenated -> map */
+    DV_NATIVE_INPUT = 1,         /* input ports, concatenated -> map; tokens -> map of a token a row */
     DV_NATIVE_CONV = 2,          /* maps -> norm -> activation -> convolution + what is added -> map or output port */
-    DV_NATIVE_ATTENTION = 3,     /* map [q | k | v] -> map */
+    DV_NATIVE_ATTENTION = 3,     /* map [q | k | v], or maps q and [.. k | v ..] -> map */
     DV_NATIVE_POOL = 4,          /* average over factor x factor */
     DV_NATIVE_UPSAMPLE = 5,      /* nearest neighbour by factor */
     DV_NATIVE_LOOKUP = 6,        /* timesteps -> rows of a stored table */
@@ -84,7 +85,8 @@ enum dv_native_activation {
     DV_NATIVE_SILU = 1,
     DV_NATIVE_GELU = 2,          /* x Phi(x), by erf */
     DV_NATIVE_SIGMOID = 3,       /* output_activation only */
-    DV_NATIVE_SIGNED_SIGMOID = 4 /* 2 sigmoid(x) - 1; output_activation only */
+    DV_NATIVE_SIGNED_SIGMOID = 4, /* 2 sigmoid(x) - 1; output_activation only */
+    DV_NATIVE_GEGLU = 5          /* x gelu(y) of the sources' halves [x | y]: CONV of kernel 1 over one source without a norm */
 };
 
 /* A packed tensor inside the weights. */
@@ -115,6 +117,7 @@ typedef struct dv_native_op {
     int32_t factor;              /* POOL, UPSAMPLE; LOOKUP: rows of the stored table */
 
     int32_t norm_groups;         /* CONV: GroupNorm over the concatenated sources; 0 = none */
+    int32_t norm_layer;          /* CONV of kernel 1 over one source: 1 = LayerNorm over the channels of each pixel */
     float norm_epsilon;
     int32_t norm_weight, norm_bias;  /* blobs, float32 [channels of all sources]; NONE without a norm */
     int32_t scale_row;           /* norm * (1 + row[scale_row + c]) + row[scale_row + channels + c], or NONE */
@@ -134,6 +137,7 @@ typedef struct dv_native_op {
     int32_t multiplier;          /* blob, float32 [phases, outputs padded]: activation scale * weight scale */
 
     int32_t heads;               /* ATTENTION */
+    int32_t keys;                /* ATTENTION with a second source: the channel of it where the keys begin, the values behind */
     float scale;                 /* ATTENTION: factor of q k^T */
 } dv_native_op;
 

@@ -13,9 +13,9 @@ constexpr size_t kMaxProgramBytes = size_t(16) << 20;
 constexpr double kMaxFloat = double(std::numeric_limits<float>::max());
 
 // In the order of native.h's numbers, from DV_NATIVE_PORT_MAP, _ROWS_NONE, _IDENTITY and _INPUT on.
-const std::vector<std::string> kPortKinds = {"map", "row", "steps", "table"};
+const std::vector<std::string> kPortKinds = {"map", "row", "steps", "table", "tokens"};
 const std::vector<std::string> kRows = {"none", "steps", "batch", "pairs"};
-const std::vector<std::string> kActivations = {"identity", "silu", "gelu", "sigmoid", "signed_sigmoid"};
+const std::vector<std::string> kActivations = {"identity", "silu", "gelu", "sigmoid", "signed_sigmoid", "geglu"};
 const std::vector<std::string> kOps = {"input", "conv", "attention", "pool", "upsample", "lookup", "linear", "add"};
 const std::vector<std::string> kDtypes = {"F32", "BF16", "I8"};
 
@@ -124,6 +124,7 @@ private:
 
     void norm(Fields fields, dv_native_op& op) const {
         op.norm_groups = integer(fields, "groups");
+        op.norm_layer = fields.boolean("layer");
         op.norm_epsilon = real(fields, "epsilon");
         op.norm_weight = weights(fields, "weight");
         op.norm_bias = weights(fields, "bias");
@@ -146,9 +147,10 @@ private:
     }
 
     void attention(Fields& fields, dv_native_op& op) const {
-        op.sources[0] = tensor(fields, "source");
+        list(fields, "sources", tensor_index_, "names of tensors", op.sources);
         op.output = tensor(fields, "output");
         op.heads = integer(fields, "heads");
+        op.keys = integer(fields, "keys");
         op.scale = real(fields, "scale");
     }
 
@@ -235,6 +237,8 @@ bool fits(const dv_native_port& port, const TensorSpec& tensor) {
     if (port.kind == DV_NATIVE_PORT_MAP) {
         shapes.push_back({batch, channels, int64_t(port.height), int64_t(port.width)});
         if (port.height == 1 && port.width == 1) shapes.push_back({batch, channels});
+    } else if (port.kind == DV_NATIVE_PORT_TOKENS) {
+        shapes.push_back({batch, int64_t(port.height), channels});
     } else if (port.kind == DV_NATIVE_PORT_ROW) {
         shapes = {{int64_t(1), channels}, {batch, channels}};
     } else {
