@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from engine.bundle.tensors import TensorSpec
 from export.graphs.roles import Role
 from export.models.latent.first_stage import Attention, Downsample, Level, Middle
 from export.models.latent.first_stage import ResBlock as StageBlock
@@ -26,7 +27,7 @@ def denoiser_unfit(role: Role) -> str | None:
     """What a denoiser has that cannot be lowered, or None."""
     unet = role.module.unet
     assert isinstance(unet, LatentUNet)
-    height, width = _size(role, 0)
+    height, width = _size(role.inputs[0])
     factors = [factor for factor in unet.spec.attention_factors if factor < 1 << len(unet.spec.channel_mult)]
     factor = min(factors, default=1 << (len(unet.spec.channel_mult) - 1))
     return _large(height // factor * (width // factor))
@@ -35,8 +36,7 @@ def denoiser_unfit(role: Role) -> str | None:
 def encoder_unfit(role: Role) -> str | None:
     """What an encoder has that cannot be lowered, or None."""
     assert isinstance(role.module, FirstStageEncoder)
-    height, width = _size(role, 0)
-    return _stage_unfit(role.module.encoder.down, role.module.encoder.mid, height, width)
+    return _stage_unfit(role.module.encoder.down, role.module.encoder.mid, *_size(role.inputs[0]))
 
 
 def decoder_unfit(role: Role) -> str | None:
@@ -45,8 +45,7 @@ def decoder_unfit(role: Role) -> str | None:
     assert isinstance(graph, FirstStageDecoder)
     if graph.quantize is not None:
         return "a search for codes, expected a decoder of the latent as it is"
-    height, width = _image(role)
-    return _stage_unfit(graph.decoder.up, graph.decoder.mid, height, width)
+    return _stage_unfit(graph.decoder.up, graph.decoder.mid, *_size(role.outputs[0]))
 
 
 def _stage_unfit(levels: nn.ModuleList, middle: Middle, height: int, width: int) -> str | None:
@@ -65,14 +64,9 @@ def _large(pixels: int) -> str | None:
     return f"attention over {pixels} pixels, expected at most {MAX_ATTENTION_PIXELS}"
 
 
-def _size(role: Role, index: int) -> tuple[int, int]:
-    """Height and width of an input."""
-    height, width = role.inputs[index].shape[2:]
-    return int(height), int(width)
-
-
-def _image(role: Role) -> tuple[int, int]:
-    height, width = role.outputs[0].shape[2:]
+def _size(spec: TensorSpec) -> tuple[int, int]:
+    """Height and width of a map."""
+    height, width = spec.shape[2:]
     return int(height), int(width)
 
 
@@ -83,7 +77,7 @@ def lower_denoiser(role: Role, precision: str = "bf16", scales: Mapping[str, Sca
     """x, (cond), (keys_values), row -> the prediction. `scales`: the convolutions in int8, by module name."""
     graph = role.module
     assert isinstance(graph, LatentDenoiser)
-    unet, (height, width), answer = graph.unet, _size(role, 0), role.outputs[0].name
+    unet, (height, width), answer = graph.unet, _size(role.inputs[0]), role.outputs[0].name
     program = Assembler(role.name, precision)
     maps = [
         program.port(spec.name, "map", int(spec.shape[1]), height, width) for spec in role.inputs if len(spec.shape) == 4
@@ -216,10 +210,10 @@ def lower_encoder(role: Role) -> Assembled:
     """image -> latent, scaled; of KL the mean alone."""
     graph = role.module
     assert isinstance(graph, FirstStageEncoder)
-    (height, width), encoder = _size(role, 0), graph.encoder
+    (height, width), encoder = _size(role.inputs[0]), graph.encoder
     program = Assembler(role.name, "bf16")
     image = program.port("image", "map", encoder.conv_in.in_channels, height, width)
-    latent = program.port("latent", "map", graph.channels, *_image(role), output=True)
+    latent = program.port("latent", "map", graph.channels, *_size(role.outputs[0]), output=True)
     patches = program.input("input", [image], encoder.conv_in.in_channels, height, width, kernel=3)
     h = program.conv("encoder.conv_in", encoder.conv_in, [patches], patches=True)
     for name, level in encoder.down.named_children():
@@ -237,10 +231,10 @@ def lower_decoder(role: Role) -> Assembled:
     """latent, scaled -> image."""
     graph = role.module
     assert isinstance(graph, FirstStageDecoder)
-    (height, width), decoder = _size(role, 0), graph.decoder
+    (height, width), decoder = _size(role.inputs[0]), graph.decoder
     program = Assembler(role.name, "bf16")
     latent = program.port("latent", "map", graph.post_quant_conv.in_channels, height, width)
-    image = program.port("image", "map", decoder.conv_out.out_channels, *_image(role), output=True)
+    image = program.port("image", "map", decoder.conv_out.out_channels, *_size(role.outputs[0]), output=True)
     first = pointwise(graph.post_quant_conv.weight / graph.scale, graph.post_quant_conv.bias)
     z = program.input("input", [latent], graph.post_quant_conv.in_channels, height, width)
     h = program.conv("decoder.conv_in", decoder.conv_in, [program.conv("post_quant_conv", first, [z])])

@@ -158,7 +158,7 @@ void check_transformers(const char* isa) {
         o.activation = DV_NATIVE_GEGLU;
         o.residual = b.source(40, size.height, size.width);
         b.show(b.conv({b.source(128, size.height, size.width)}, 40, o));
-        check(isa, named("transformer: geglu", 128, 40, size), b, 2 * kRounded);
+        check(isa, named("transformer: geglu without a norm", 128, 40, size), b, 2 * kRounded);
     }
 }
 
