@@ -307,3 +307,11 @@ def test_the_targets_of_directions() -> None:
         ("glasses=dark", 1, (2,)), ("+ glasses", 1, (1, 2)), ("- glasses", -1, (0,)), ("+ hat", 1, (1,)),
         ("- hat", -1, (0,)),
     ]  # fmt: skip
+
+
+def test_the_costs_of_building_in_the_guide_are_those_of_the_result() -> None:
+    from benchmarks.building.run import table
+
+    result = json.loads((DOCS / "latent-diffusion.json").read_text(encoding="utf-8"))
+    check_schema("building", result)
+    assert table(result) in (DOCS / "latent-diffusion.md").read_text(encoding="utf-8")
