@@ -47,18 +47,19 @@ def extra_graphs(
 ) -> list[Graph]:
     """The graphs to add to the float32 ones in `context`, each checked against torch.
 
-    Half variants where "fp16" is among the precisions. The sampler in every precision where it is asked for, and in half
-    where a TensorRT backend will build from it.
+    Half variants where "fp16" is among the precisions. The sampler in every precision where it is asked for, or where a
+    TensorRT backend will build from the half one: a manifest has none in half without the one in float32.
     """
     model = context.model
     made: list[Graph] = []
     exported = {graph.role.name: graph for graph in context.graphs}
-    if options.whole_sampler:
+    whole = options.whole_sampler or ("fp16" in precisions and any(name.startswith("tensorrt") for name in backends))
+    if whole:
         made.append(_sampler(context, exported, "f32"))
     if "fp16" in precisions:
         halves = list(_half_graphs(context, model, HalfOptions(options.keep_float32, options.turing)))
         made += halves
-        if options.whole_sampler or any(name.startswith("tensorrt") for name in backends):
+        if whole:
             made.append(_sampler(context, exported | {half.role.name: half for half in halves}, "fp16"))
     return made
 

@@ -274,6 +274,6 @@ class TestWhichGraphs:
     def test_the_sampler_when_asked_for_and_for_tensorrt(self, made: Callable[..., list[str]]) -> None:
         assert made(("f32",), whole_sampler=True) == ["sampler"]
         assert self.contents["sampler"] == "vae_encoder f32; vae_decoder f32; timestep_table f32; denoiser f32"
-        assert made(("f32", "fp16"), ("tensorrt_rtx",)) == [*self.HALVES, "sampler.fp16"]
+        assert made(("f32", "fp16"), ("tensorrt_rtx",)) == ["sampler", *self.HALVES, "sampler.fp16"]
         assert self.contents["sampler.fp16"] == "vae_encoder fp16; vae_decoder fp16; timestep_table f32; denoiser fp16"
         assert made(("f32", "fp16"), whole_sampler=True) == ["sampler", *self.HALVES, "sampler.fp16"]
