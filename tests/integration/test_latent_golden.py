@@ -197,8 +197,8 @@ def test_networks_in_bf16(model: str, path: str, force_isa: Callable[[str], str]
 
 
 ELSEWHERE = {
-    "inpaint_concat": {"conditioner", "first_stage_decoder", "composite"},
-    "class_crossattn_cfg": {"conditioner", "keys_values", "first_stage_decoder"},
+    "inpaint_concat": {"conditioner", "codebook", "first_stage_decoder", "composite"},
+    "class_crossattn_cfg": {"conditioner", "keys_values", "codebook", "first_stage_decoder"},
 }
 
 

@@ -263,7 +263,8 @@ class TestInfoAndVerify:
         assert ["native", "bf16", "denoiser", "0.00", "MB", "any", "processor"] in lines
         assert ["tensorrt_rtx", "fp16", "denoiser", "0.00", "MB", "sm86"] in lines
         assert ["native", "bf16", "vae_decoder", "-", "run", "in", "f32"] in [line[:7] for line in lines]
-        assert any(line[:2] == ["denoiser.fp16", "step"] and line[3:6] == ["fp16", "f32", "21"] for line in lines)
+        # What runs it, and in which precision, is the machine's.
+        assert any(line[:2] == ["denoiser.fp16", "step"] and line[3:6:2] == ["fp16", "21"] for line in lines), lines
         assert ["prior", "z", "from", "a", "gaussian", "mixture", "of", "4", "components", "(0.00", "MB)"] in lines
         report = json.loads(succeed("info", tmp_path / "full", "--json").stdout)["bundle"]
         assert report["prior"]["components"] == 4
