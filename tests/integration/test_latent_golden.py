@@ -45,7 +45,8 @@ Bundles = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
-    """bundles(model, size): the bundle of a golden model, with its whole-sampler graph."""
+    """bundles(model, size): the bundle of a golden model; that of its own size has the whole-sampler graph too, and native
+    engines where something is left to another runtime."""
     import torch
 
     from export.graphs.extra import GraphOptions
@@ -54,8 +55,9 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
 
     @functools.cache
     def build(model: str, size: tuple[int, int] | None = None) -> Path:
-        whole, folder = GraphOptions(whole_sampler=True), tmp_path_factory.mktemp(model)
-        backends = ("onnxruntime", "openvino", *(["native"] if Native.available()[0] else []))
+        whole, folder = GraphOptions(whole_sampler=size is None), tmp_path_factory.mktemp(model)
+        native = size is None and model in ELSEWHERE and Native.available()[0]
+        backends = ("onnxruntime", "openvino", *(["native"] if native else []))
         return latent_models.build_latent(model, folder, size, backends=backends, graph_options=whole, if_fit=True)
 
     return build
