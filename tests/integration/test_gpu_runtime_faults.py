@@ -89,7 +89,7 @@ def one_fault(bundle: Bundle, expected: list[Batch], at: int, status: int, stick
     return outcome
 
 
-# Calls of which there are many alike, one after the other: every sixth of them is as good as all, and of others every second.
+# Calls of which there are many alike, one after the other: every sixth of them is as good as all; of others, every second.
 ALIKE = ("cuEvent", "set_", "cuMemcpyDtoH")
 
 
