@@ -31,14 +31,16 @@ SPACINGS = {"uniform": "leading", "quad": "leading_quad"}
 # Of the reference alone: a chain begun amid its noise (its timesteps are in test_solver_timesteps.py), the network in tiles;
 # and chains over part of the image, which are those of `inpaint`.
 OTHER = ("last", "tiled", "blend")
-# A build takes most of a minute. These three have every kind of block and of condition; DIFFUSEVAE_GOLDEN=all: all eight.
+# A build takes most of a minute. These three have every kind of block and of condition; DIFFUSEVAE_GOLDEN=all: all eight,
+# and those of another size than the trained one.
 FEW = ("class_crossattn_cfg", "text_bert_cfg", "inpaint_concat")
-MODELS = latent_models.NAMES if os.environ.get("DIFFUSEVAE_GOLDEN") == "all" else FEW
+ALL = os.environ.get("DIFFUSEVAE_GOLDEN") == "all"
+MODELS = latent_models.NAMES if ALL else FEW
 RUNS = [
     (model, run)
     for model in MODELS
     for run, of in latent_models.config(model)["runs"].items()
-    if not any(of.get(option) or run.endswith(option) for option in OTHER)
+    if not any(of.get(option) or run.endswith(option) for option in (*OTHER, *(() if ALL else ("wide",))))
 ]
 Bundles = Callable[..., Path]
 
