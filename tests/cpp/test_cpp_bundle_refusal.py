@@ -179,6 +179,9 @@ def test_what_is_sound_gets_as_far_as_the_engines(library: Library, plain: Path,
         assert NO_ENGINES + "'none', expected native" in theirs.text, ours
     assert "prior.safetensors: found" in check_same_refusal(library, full)
     edit(full, "prior", None)
+    *own, shared = Bundle.open(full).manifest.engines
+    assert shared.runs_on[-1] == "openvino", "which this library was built without"
+    edit(full, f"engines.{len(own)}", ABSENT)
     assert NO_ENGINES + "'native bf16 denoiser, tensorrt_rtx fp16 denoiser', expected" in ask_both(library, full)[1].text
 
 

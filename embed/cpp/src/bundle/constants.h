@@ -39,8 +39,8 @@ inline const std::vector<std::string> kPrecisions = {"f32", "bf16", "fp16", "int
 inline const std::vector<std::string> kReserved = {"x", "x0", "x_T", "noise", "timesteps", "rows", "e", "image", "images",
     "seeds", "weights", "start", "coefficients", "n", "steps", "setting", "seed", "spacing", "rho", "method", "eta",
     "t_start", "temperature", "noise_scale", "eps_scale", "guidance", "guidance_interval", "variance", "quantize_denoised",
-    "clip", "prior", "callback", "stop", "progress", "budget_ms", "at_most", "anytime", "stream", "a", "b", "mode",
-    "part", "step_ms", "edits", "preserve", "what", "value", "self", "masks", "known_noise", "composite", "text"};
+    "clip", "prior", "callback", "stop", "progress", "budget_ms", "at_most", "anytime", "stream", "a", "b", "mode", "part",
+    "step_ms", "edits", "preserve", "what", "value", "self", "masks", "known_noise", "composite", "text"};
 inline const std::vector<std::string> kMethods = {"ddim", "ddpm", "dpmpp_2m", "sde_dpmpp_2m", "unipc_2", "ipndm", "plms"};
 inline const std::vector<std::string> kPredictions = {"eps", "x0", "v"};
 constexpr const char* kLearnedRange = "learned_range";
