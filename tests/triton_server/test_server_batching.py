@@ -86,7 +86,7 @@ Z = np.full((1, 24), 0.5, np.float32)
     [
         ({"method": "ddim"}, {"method": "ddimm"}, "Did you mean 'ddim'"),
         ({"steps": 3}, {"steps": 0}, "steps"),
-        ({"steps": 3}, {"steps": 1001}, "steps is 1001; this server takes"),
+        ({"steps": 3}, {"steps": 1001}, "steps is 1001; expected 1 .. 1000"),
         ({"steps": 3, "t_start": 300}, {"steps": 3, "t_start": 5000}, "t_start"),
         ({"guidance": 0.5}, {"guidance": np.nan}, "guidance"),
         ({"z": Z}, {"z": Z * np.inf}, "z holds 24 values that are NaN or infinite"),
