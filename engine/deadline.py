@@ -150,30 +150,36 @@ class Deadlines:
     def probe(self, options: Mapping[str, Any], n: int) -> bool:
         """Make one of the runs that a first promise for this size waits for; False where there is none left to make."""
         settings = self._settings(options)
-        return self._probe(self._request(options, settings[0], n), settings, options)
+        request = self._request(options, settings[0], n)
+        return self._probe(self._known(request), request, settings, options)
 
     def _times(self, request: Request, settings: tuple[Defaults, ...], options: Mapping[str, Any]) -> RunTimes:
         """Those of requests of this size; measured now where there were too few."""
-        while self._probe(request, settings, options):
+        times = self._known(request)
+        while self._probe(times, request, settings, options):
             pass
-        return self._known(request)
+        return times
 
     def _known(self, request: Request) -> RunTimes:
         asked = request.setting
         key = (len(request), request.lanes, asked.guidance_interval, asked.quantize_denoised)
-        return self.times.setdefault(key, RunTimes(probes=2 * PROBES + 1))
+        if key not in self.times:
+            self.times.setdefault(key, RunTimes(probes=2 * PROBES + 1))  # that of another clone, if it was faster, stays
+        return self.times[key]
 
-    def _probe(self, request: Request, settings: tuple[Defaults, ...], options: Mapping[str, Any]) -> bool:
-        times = self._known(request)
+    def _probe(
+        self, times: RunTimes, request: Request, settings: tuple[Defaults, ...], options: Mapping[str, Any]
+    ) -> bool:
         left = times.probes
         if left <= 0:
             return False
-        times.probes = left - 1
         end = (max, min)[left % 2](settings, key=lambda one: one.steps)
-        run = self._of(replace(request, watch=None), end, options)
+        # Whole whatever becomes of the caller's own run: what it promises rests on all of them.
+        run = self._of(replace(request, watch=None, stop=None), end, options)
         timings = self.pipeline.run(run).timings
         if left <= 2 * PROBES:  # the first run of a shape may pay for a runtime's preparation
             times.add(len(run.table), timings)
+        times.probes = left - 1  # a run that failed is to be made again
         return True
 
     def _choose(self, budget: Budget, settings: tuple[Defaults, ...], times: RunTimes, n: int) -> Defaults:

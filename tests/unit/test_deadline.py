@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from engine import ArgumentError, DeadlineError, Sampler, StepInfo
+from engine import ArgumentError, DeadlineError, NumericsError, Sampler, StepInfo
 from engine.bundle.fitted import as_defaults
 from engine.bundle.rewriter import write_fitted
 from engine.cli.main import cli
@@ -92,6 +92,20 @@ def test_a_server_measures_a_run_at_a_time(sampler: Sampler, monkeypatch: pytest
         runs.clear()
     assert found == [[1], *([10], [1]) * PROBES]
     assert len(sampler._deadlines.times[2, 1, None, False].call) == 2 * PROBES
+
+
+def test_a_probe_is_whole_and_is_made_again_where_it_failed(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler._deadlines.times = {}
+    assert sampler.probe(2, seed=0, stop=lambda: True), "the end of the caller's own run is not a probe's"
+    times = sampler._deadlines.times[2, 1, None, False]
+
+    def fail(request: Any) -> None:
+        raise NumericsError("of the network")
+
+    monkeypatch.setattr(sampler._pipeline, "run", fail)
+    with pytest.raises(NumericsError):
+        sampler.probe(2, seed=0)
+    assert times.probes == 2 * PROBES
 
 
 def test_an_http_server_measures_while_it_is_quiet(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
