@@ -96,7 +96,7 @@ def unfit_role(role: Role) -> str | None:
     if kind not in LOWERINGS:
         return (
             f"graph {role.name}: found a {kind.__name__}, expected a network that the native engine has operations for: "
-            "denoisers without tokens, first stages, VAEs and tables of timesteps"
+            "denoisers, first stages, VAEs and tables of timesteps"
         )
     found = UNFIT[kind](role) if kind in UNFIT else None
     return None if found is None else f"graph {role.name}: found {found}: the native engine has no operations for it"
