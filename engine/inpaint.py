@@ -27,11 +27,16 @@ class Holed(NamedTuple):
 
 def picture_shape(manifest: Manifest) -> tuple[int, int, int]:
     """[C, H, W] of the images that `inpaint` takes; ArgumentError for a bundle that takes none."""
-    pair = image_and_mask(manifest)
-    if pair is None and not abilities.takes_images(manifest):
+    if not inpaints(manifest):
         needed = "an image and a mask among its inputs, a state that is the image, or an encoder to it"
         raise abilities.lacks(manifest, "inpaint", needed)
+    pair = image_and_mask(manifest)
     return abilities.picture_shape(manifest) if pair is None else pair[0].picture_shape
+
+
+def inpaints(manifest: Manifest) -> bool:
+    """Whether a network takes image and mask, or images can become the state that is blended."""
+    return image_and_mask(manifest) is not None or abilities.takes_images(manifest)
 
 
 def inpaint(

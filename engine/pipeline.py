@@ -94,7 +94,7 @@ class Pipeline:
             bundle = backend.bundle
             fitted, text = (read_prior(bundle), read_directions(bundle)), TextEncoder.of(bundle)
             spec = bundle.manifest.pipeline
-            for name in dict.fromkeys(call.graph for call in (*spec.before, spec.rows, spec.step, *spec.after)):
+            for name in dict.fromkeys(call.graph for call in spec.run_calls):
                 backend.graph(name)
         return cls(backend, max_batch, *fitted, text)
 

@@ -93,6 +93,11 @@ class PipelineSpec(ByValue):
         return (*self.encode, *self.before, self.rows, self.step, *quantize, *self.after)
 
     @property
+    def run_calls(self) -> tuple[CallSpec, ...]:
+        """Those that every request makes, in its order: without `encode` and `quantize`."""
+        return (*self.before, self.rows, self.step, *self.after)
+
+    @property
     def graphs(self) -> tuple[str, ...]:
         """The graphs that this pipeline runs, each once."""
         return tuple(dict.fromkeys(call.graph for call in self.calls))

@@ -15,7 +15,7 @@ from engine.bundle.manifest import Manifest
 from engine.bundle.prior import PRIORS
 from engine.bundle.tensors import BATCH, TensorSpec
 from engine.http.limits import Limits
-from engine.inpaint import image_and_mask
+from engine.inpaint import image_and_mask, inpaints
 from engine.resolve import SETTINGS
 from engine.serving.groups import starts_from_pixels
 from engine.solver.table import METHODS, VARIANCES
@@ -44,7 +44,7 @@ def verbs_of(manifest: Manifest) -> tuple[str, ...]:
     starts, encodes = takes_images(manifest), bool(manifest.pipeline.encode)
     found = {
         "sample": True, "reconstruct": encodes and starts, "refine": starts, "edit": manifest.directions is not None,
-        "interpolate": True, "upscale": upscales(manifest), "inpaint": starts or image_and_mask(manifest) is not None,
+        "interpolate": True, "upscale": upscales(manifest), "inpaint": inpaints(manifest),
     }  # fmt: skip
     return tuple(verb for verb, has in found.items() if has)
 

@@ -74,16 +74,15 @@ def _half_graphs(context: BuildContext, model: Model, options: HalfOptions) -> I
 
 
 def _sampler(context: BuildContext, parts: Mapping[str, Graph], precision: str) -> Graph:
-    model = context.model
-    wiring = model.wiring
-    names = {call.graph for call in (*wiring.before, wiring.rows, wiring.step, *wiring.after)}
+    model, wiring = context.model, context.model.wiring
+    names = {call.graph for call in wiring.run_calls}
     size = sum(graph.nbytes for name, graph in parts.items() if name in names)
     if size > MAX_GRAPH_BYTES:
         raise ExportError(
             f"graph {SAMPLER}: found graphs of {size / 2**30:.2f} GiB together, expected less than 2 GiB, all that an "
             "ONNX file may hold; leave out --whole-sampler and the TensorRT backends, whose plans are built from it"
         )
-    role = sampler_role(model.input_specs, model.wiring, model.roles, precision)
+    role = sampler_role(model.input_specs, wiring, model.roles, precision)
     with context.watch.stage(f"compose sampler {precision}"):
         data = compose_sampler(role, wiring, {name: graph.model for name, graph in parts.items()})
     with context.watch.stage(f"check sampler {precision}"):

@@ -47,8 +47,7 @@ def compose_sampler(role: Role, pipeline: PipelineSpec, graphs: Mapping[str, byt
     `role` is its signature (export/graphs/sampler_role.py). The same parts give the same bytes. ExportError when the
     result is not a sound graph.
     """
-    calls = (*pipeline.before, pipeline.rows, pipeline.step, *pipeline.after)
-    parts = {call.graph: onnx.load_from_string(graphs[call.graph]) for call in calls}
+    parts = {call.graph: onnx.load_from_string(graphs[call.graph]) for call in pipeline.run_calls}
     main, body = Sheet(), Sheet("loop/")
     constants = _before_the_loop(main, pipeline, parts)
     state = (BATCH, *pipeline.state.shape)

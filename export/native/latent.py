@@ -177,7 +177,6 @@ class _Denoiser:
         qkv = pointwise(block.qkv.weight[order], None if bias is None else bias[order])
         return _attended(self.program, name, block.norm, qkv, block.heads, block.scale, block.proj_out, x)
 
-
     def transformer(self, name: str, module: SpatialTransformer, x: Value) -> Value:
         """norm, a matrix, the blocks, a matrix, + x; a token is a pixel, and every matrix a 1 x 1 convolution."""
         h = self.program.conv(f"{name}.proj_in", module.proj_in, [x], norm=Norm(module.norm))

@@ -72,7 +72,7 @@ class TensorRt(Backend):
         """The same chain: its results may stay where they are."""
         if self._chain is None:
             spec = self.bundle.manifest.pipeline
-            names = dict.fromkeys(call.graph for call in (*spec.before, spec.rows, spec.step, *spec.after))
+            names = dict.fromkeys(call.graph for call in spec.run_calls)
             self._chain = GpuChain(self, {name: self._plan(name) for name in names}, self.device)
         return self._chain
 
