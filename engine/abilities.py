@@ -101,9 +101,10 @@ def upscaled_input(manifest: Manifest, what: str) -> InputSpec:
 
 def encoder_shape(manifest: Manifest) -> tuple[int, int, int]:
     """[C, H, W] of the images that `encode` takes; without one, of those that the pipeline makes."""
-    if manifest.encoder_image is None:
+    image = manifest.pipeline.encoder_image
+    if image is None:
         return manifest.pipeline.image_shape
-    channels, height, width = manifest.encoder_image.sample
+    channels, height, width = image.sample
     return int(channels), int(height), int(width)
 
 
@@ -125,7 +126,10 @@ def end_of(pipeline: Pipeline, end: Any, name: str, drawn: InputSpec | None, pri
     shape = pipeline.spec.state.shape
     if is_integer(end) or isinstance(end, (bool, np.bool_)):
         seeds = noises.resolve_seeds(end, 1)  # refuses a bool
-        return noises.initial(seeds, shape)[0] if drawn is None else pipeline.draw(seeds, prior)[drawn.name][0]
+        if drawn is not None:
+            return pipeline.draw(seeds, prior)[drawn.name][0]
+        canvas = pipeline.bundle.canvas
+        return noises.initial(seeds, shape, block=None if canvas is None else canvas.window)[0]
     found = checks.start_noise_of(end, shape, name) if drawn is None else checks.input_of(replace(drawn, name=name), end)
     if len(found) != 1:
         moved = "x_T" if drawn is None else drawn.name

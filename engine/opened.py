@@ -32,6 +32,8 @@ class Opened:
         max_batch: int = 64,
         device: object = None,
         allow_links: AllowLinks = False,
+        size: tuple[int, int] | None = None,
+        overlap: float | None = None,
     ) -> None:
         if max_batch < 1:
             raise ArgumentError(f"max_batch is {max_batch}; expected at least 1.")
@@ -40,12 +42,13 @@ class Opened:
             raise ArgumentError(
                 f"allow_links: found {allow_links!r} with a Bundle that is open, expected none; give it to Bundle.open"
             )
-        self.bundle = path if isinstance(path, Bundle) else Bundle.open(path, allow_links)
+        found = path if isinstance(path, Bundle) else Bundle.open(path, allow_links)
+        self.bundle = resized(found, size, overlap)
         self._opened_with = (backend, precision, threads, max_batch, device)
-        self.backend, self.precision, self.choice = backends.choose(self.bundle, backend, precision)
+        self.backend, self.precision, self.choice = backends.choose(found.base, backend, precision)
         self.threads = resolve_threads(threads)
-        opened = backends.open_backend(self.bundle, self.backend, self.precision, self.threads, device)
-        self._pipeline = Pipeline.open(opened, int(max_batch))
+        opened = backends.open_backend(found.base, self.backend, self.precision, self.threads, device)
+        self._pipeline = Pipeline.open(self.bundle, opened, int(max_batch))
         self._deadlines = Deadlines(self._pipeline)
         self.max_batch = self._pipeline.max_batch
         self._lock, self._process = threading.Lock(), os.getpid()
@@ -58,12 +61,27 @@ class Opened:
         """
         self._check_process()
         self._check_open()
+        return self._twin(self.bundle)
+
+    def _twin(self, bundle: Bundle) -> Self:
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
-        twin._pipeline = self._pipeline.clone()
-        twin._deadlines = Deadlines(twin._pipeline, self._deadlines.times)
+        twin.bundle, twin._pipeline = bundle, self._pipeline.clone(bundle)
+        twin._deadlines = Deadlines(twin._pipeline, self._deadlines.times if bundle is self.bundle else None)
         twin._lock = threading.Lock()
         return twin
+
+    def resized(self, size: tuple[int, int], *, overlap: float) -> Self:
+        """A clone for images of this height and width, larger than the bundle's own: its networks run on windows of them.
+
+        size     of the images that the pipeline makes, in steps of its first stage's factor; those that it takes grow alike
+        overlap  0 .. 0.9, the share of a window that the next one covers: the reference takes 0.5. Without any, borders show
+        The noise of a seed is laid out from the upper left: what a canvas has there, a larger one has too. All runs step by
+        step on the host. ArgumentError for a bundle in which something depends on the whole picture.
+        """
+        self._check_process()
+        self._check_open()
+        return self._twin(self.bundle.resized(size, overlap))
 
     def __copy__(self) -> Self:
         return self.clone()
@@ -81,7 +99,10 @@ class Opened:
                 "pickled; open it with the GPU's number"
             )
         bundle = self.bundle
-        return _open_again, (type(self), os.path.abspath(bundle.path), bundle.stores, bundle.digest, *self._opened_with)
+        size = None if bundle.canvas is None else bundle.manifest.pipeline.image_shape[1:]
+        overlap = None if bundle.canvas is None else bundle.canvas.overlap
+        again = os.path.abspath(bundle.path), bundle.stores, bundle.digest, size, overlap
+        return _open_again, (type(self), *again, *self._opened_with)
 
     def close(self) -> None:
         """Free graphs and buffers; closing twice does no harm."""
@@ -132,11 +153,26 @@ class Opened:
             raise SamplerStateError("This Sampler is closed; expected an open one. Open the bundle again.")
 
 
+def resized(bundle: Bundle, size: tuple[int, int] | None, overlap: float | None) -> Bundle:
+    """The bundle for images of this size; itself where none is asked for. ArgumentError for one without the other."""
+    if size is None and overlap is None:
+        return bundle
+    if size is None or overlap is None:
+        found, lacking = ("overlap", "size=(height, width)") if size is None else ("size", "overlap=0.5")
+        raise ArgumentError(
+            f"found {found} alone, expected both of size and overlap: a larger picture is computed in tiles, of which the "
+            f"next one covers a share. Pass {lacking} too."
+        )
+    return bundle.resized(size, overlap)
+
+
 def _open_again(
     kind: type[Opened],
     path: str,
     stores: tuple[str, ...],
     digest: str,
+    size: tuple[int, int] | None,
+    overlap: float | None,
     backend: str,
     precision: str,
     threads: int | None,
@@ -150,4 +186,4 @@ def _open_again(
             f"{path}: found the bundle {bundle.digest}, expected {digest} as when the Sampler was pickled; it was built "
             f"again since: open it anew with Sampler({path!r})"
         )
-    return kind(bundle, backend, precision, threads, max_batch=max_batch, device=device)
+    return kind(bundle, backend, precision, threads, max_batch=max_batch, device=device, size=size, overlap=overlap)

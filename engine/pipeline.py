@@ -21,15 +21,18 @@ import numpy.typing as npt
 from engine import checks
 from engine.backends.base import Backend, Chain, DeviceChain
 from engine.backends.host import HostChain
+from engine.backends.tiles import Tiles
+from engine.backends.workspace import FOLD_LIMIT
 from engine.bundle.directions import Directions, read_directions
 from engine.bundle.inputs import InputSpec
 from engine.bundle.manifest import Manifest
 from engine.bundle.pipeline import IMAGE, X
 from engine.bundle.prior import Prior, read_prior
+from engine.bundle.reader import Bundle
 from engine.cleanup import run_all, undo
 from engine.device.arrays import DeviceBatch
 from engine.errors import ArgumentError
-from engine.request import Outcome, Request, Watch
+from engine.request import Outcome, Request, Watch, cancelled
 from engine.result import F32, Batch, Setting, Timings
 from engine.solver import noise as noises
 from engine.solver.table import Schedule, StepTable, build_step_table
@@ -67,10 +70,16 @@ class Pipeline:
     """One bundle on one backend. Not safe for two threads: the Sampler sees to that."""
 
     def __init__(
-        self, backend: Backend, max_batch: int, prior: Prior | None, directions: Directions | None, text: TextEncoder | None
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        max_batch: int,
+        prior: Prior | None,
+        directions: Directions | None,
+        text: TextEncoder | None,
     ) -> None:
         self.backend, self.prior, self.directions, self.text = backend, prior, directions, text
-        self.bundle = backend.bundle
+        self.bundle = bundle
         self.manifest = self.bundle.manifest
         self.spec = self.manifest.pipeline
         self.schedule = self.manifest.schedule.schedule()
@@ -83,24 +92,28 @@ class Pipeline:
         self._needed: dict[frozenset[str], tuple[InputSpec, ...]] = {}
         with undo(backend.close):
             # The calls around the loop of verbs without a chain (encode, decode) run on the host on every backend.
-            self._host = HostChain(backend)
-            self.chain = backend.chain()
+            self._tiles = None if bundle.canvas is None else Tiles(backend, bundle.canvas)
+            self._host = HostChain(backend, self.spec, self._tiles)
+            self.chain: Chain = backend.chain() if self._tiles is None else self._host
             self.max_batch = min(max_batch, self.chain.limit(lanes=1))
 
     @classmethod
-    def open(cls, backend: Backend, max_batch: int) -> Pipeline:
-        """A pipeline with everything loaded that a sample needs; graphs of `encode` wait for the first image."""
+    def open(cls, bundle: Bundle, backend: Backend, max_batch: int) -> Pipeline:
+        """A pipeline with everything loaded that a sample needs; graphs of `encode` wait for the first image.
+
+        bundle: that of the backend, or the same of a larger size.
+        """
         with undo(backend.close):
-            bundle = backend.bundle
             fitted, text = (read_prior(bundle), read_directions(bundle)), TextEncoder.of(bundle)
             spec = bundle.manifest.pipeline
             for name in dict.fromkeys(call.graph for call in spec.run_calls):
                 backend.graph(name)
-        return cls(backend, max_batch, *fitted, text)
+        return cls(bundle, backend, max_batch, *fitted, text)
 
-    def clone(self) -> Pipeline:
-        """Another over the same weights, with states and buffers of its own."""
-        return Pipeline(self.backend.clone(), self.max_batch, self.prior, self.directions, self.text)
+    def clone(self, bundle: Bundle | None = None) -> Pipeline:
+        """Another over the same weights, with states and buffers of its own; for another size where a bundle is given."""
+        kept = self.prior, self.directions, self.text
+        return Pipeline(bundle or self.bundle, self.backend.clone(), self.max_batch, *kept)
 
     def close(self) -> None:
         """Free graphs and buffers."""
@@ -139,7 +152,7 @@ class Pipeline:
 
     def encode(self, pixels: F32) -> Arrays:
         """Images [N, C, H, W] in [0, 1] through `encode`: its values by name."""
-        calls, taken = self.spec.encode, self.manifest.encoder_image
+        calls, taken = self.spec.encode, self.spec.encoder_image
         unsigned = taken is not None and taken.range == (0.0, 1.0)
         parts: list[Arrays] = []
         for begin in range(0, len(pixels), self.max_batch):
@@ -184,11 +197,15 @@ class Pipeline:
             checks.check_noise_steps(request.blend.noise, rows, "known_noise")
         size = min(self.max_batch, self.chain.limit(request.lanes))
         starts = range(0, n, size)
-        bar = _bar(rows * len(starts)) if progress else None  # importing tqdm is not part of the run
+        bar = self._bar(request, starts, size) if progress else None  # importing tqdm is not part of the run
         begun = perf_counter()
         try:
             batch = self._room(request, timings)
-            watched = request if bar is None else replace(request, watch=_watch(request.watch, bar.update))
+            watched = request
+            if self._tiles is not None:
+                self._tiles.after = self._between(request, bar)
+            elif bar is not None:
+                watched = replace(request, watch=_watch(request.watch, bar.update))
             for begin in starts:
                 part = watched.part(begin, begin + size)
                 outcome = chain.run(part, timings)
@@ -197,14 +214,41 @@ class Pipeline:
                 timings.book("post_ms", now)
                 timings.chunks += 1
         finally:
+            if self._tiles is not None:
+                self._tiles.after = None
             if bar is not None:
                 bar.close()
         timings.book("total_ms", begun)
         return batch
 
+    def _bar(self, request: Request, starts: range, size: int) -> Any:
+        """A bar that counts steps or, on a canvas, windows: of the network in every step, and of calls around the loop."""
+        if self.bundle.canvas is None:
+            return _bar(len(request.table) * len(starts), "step")
+        evaluations = sum(request.lanes if min(size, len(request) - begin) > FOLD_LIMIT else 1 for begin in starts)
+        ports, around = self.bundle.canvas.ports, (*self.spec.before, *self.spec.after)
+        calls = len(request.table) * evaluations + len(starts) * sum(bool(ports[call.graph]) for call in around)
+        return _bar(calls * len(self.bundle.canvas.windows), "tile")
+
+    def _between(self, request: Request, bar: Any) -> Callable[[int], None]:
+        """What is done after some windows of a canvas, of which a single step may have very many."""
+
+        def after(windows: int) -> None:
+            if bar is not None:
+                bar.update(windows)
+            if request.stop is not None and request.stop():
+                raise cancelled("stop", request.table, self._host.done)
+
+        return after
+
     def run_on_device(self, request: Request, chain: DeviceChain) -> DeviceBatch:
         """Run a whole request and leave the results on the device."""
         timings, begun = Timings(), perf_counter()
+        if self.bundle.canvas is not None:
+            raise ArgumentError(
+                "found a sampler of another size than the bundle's, whose tiles are cut on the host; expected the bundle's "
+                "own size for results on a device. Leave size out, or call sample."
+            )
         if request.setting.quantize_denoised:
             raise ArgumentError(
                 "quantize_denoised is given, which runs step by step on the host; expected none for results on a device. "
@@ -266,8 +310,8 @@ def _watch(callback: Watch | None, tick: Callable[[], Any]) -> Watch:
     return watch
 
 
-def _bar(total: int) -> Any:
+def _bar(total: int, unit: str) -> Any:
     """A bar on stderr that shows itself after two seconds."""
     from tqdm import tqdm
 
-    return tqdm(total=total, delay=2, unit="step", leave=False)
+    return tqdm(total=total, delay=2, unit=unit, leave=False)

@@ -107,7 +107,7 @@ def wiring(formulation: int | None, image_size: int, z_dim: int, z_conditioned: 
     rows: dict[str, Any] = {"graph": "timestep_table", "inputs": {"timesteps": "timesteps"}, "outputs": {"rows": "rows"}}
     step: dict[str, Any] = {"graph": "denoiser", "inputs": {"x": "x", "row": "rows"}, "outputs": {"eps": "e"}}
     pipeline: dict[str, Any] = {"encode": [], "before": [], "rows": rows, "step": step, "after": [], "nulls": {}}
-    pipeline |= {"quantize": None, "state": state, "image": "x"}
+    pipeline |= {"quantize": None, "state": state, "image": "x", "maps": [] if formulation is None else None}
     if formulation is None:
         return {"inputs": [], "pipeline": pipeline}
     z = {"name": "z", "dtype": "float32", "shape": ["batch", z_dim], "range": "unbounded", "draw": "normal"}

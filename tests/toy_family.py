@@ -92,6 +92,7 @@ def build_family(
     files: dict[str, bytes | Path] = {f"{name}.onnx": model.SerializeToString() for name, model in models.items()}
     raw = manifest(models, backends)
     raw["pipeline"]["encode"] = [encode_call(name) for name in encodes]
+    raw["pipeline"]["maps"] = None if "image_encoder" in encodes else []
     if vocabulary is not None:
         tokens = {"name": "tokens", "shape": ["batch", LENGTH], "range": [0, TOKENS - 1], "null": [0] * LENGTH}
         raw["inputs"][0] |= tokens
@@ -164,6 +165,7 @@ def manifest(models: dict[str, onnx.ModelProto], backends: Sequence[str]) -> dic
             "nulls": {},
             "state": {"channels": channels, "height": height, "width": width, "clip": None, "centre": None, "start": None},
             "image": "decoded",
+            "maps": None,
         },
         "schedule": {"recipe": "cosine", "T": T, "s": 0.008, "max_beta": 0.999},
         "prediction": "v",

@@ -18,8 +18,9 @@ from engine import kernels
 from engine.backends.base import Backend
 from engine.backends.graph import Arrays
 from engine.backends.lanes import Bindings
+from engine.backends.tiles import Tiles
 from engine.backends.workspace import Workspace
-from engine.bundle.pipeline import ROWS, TIMESTEPS, VARIANCE, X0, CallSpec, E, X
+from engine.bundle.pipeline import ROWS, TIMESTEPS, VARIANCE, X0, CallSpec, E, PipelineSpec, X
 from engine.errors import NumericsError
 from engine.request import FINISH, Blend, Outcome, Request, cancelled
 from engine.result import F32, U8, StepInfo, Timings
@@ -31,37 +32,44 @@ KEPT_SHAPES = 4  # buffers of so many batch shapes are kept: enough for a server
 UNLIMITED = 2**31
 
 C_IN, PUSH = (kernels.ROW_FIELDS.index(name) for name in ("c_in", "push"))
+NOISE = [kernels.ROW_FIELDS.index(name) for name in ("k_n", "q_n")]
 FROM_BASE = [kernels.ROW_FIELDS.index(name) for name in ("p_y", "k_y")]  # of rows that take a step once more
 
 
 class HostChain:
     """Takes requests through the pipeline of a backend's bundle. A `Chain`."""
 
-    def __init__(self, backend: Backend) -> None:
-        self.backend = backend
-        self.pipeline = backend.bundle.manifest.pipeline
+    def __init__(self, backend: Backend, pipeline: PipelineSpec | None = None, tiles: Tiles | None = None) -> None:
+        """The pipeline is the bundle's own, or with `tiles` that of a canvas."""
+        self.backend, self.tiles = backend, tiles
+        self.pipeline = backend.bundle.manifest.pipeline if pipeline is None else pipeline
+        self._graph: Callable[[str], Any] = backend.graph if tiles is None else tiles.graph
+        self._block = None if tiles is None else tiles.canvas.window  # of noise
         self.bindings = Bindings(self.pipeline, self.call)
         self._workspaces: OrderedDict[tuple[int, int], Workspace] = OrderedDict()
         self._kept_rows: tuple[StepTable, F32] | None = None
+        self.done = 0  # rows of the run
         # What the manifest says, once and not at every run.
         self._before = [(call, {*call.inputs.values()}, {*call.outputs.values()}) for call in self.pipeline.before]
         self._image_shape, self._constant_ports = self.pipeline.image_shape, self.pipeline.constants
 
     def limit(self, lanes: int) -> int:
-        """No limit of its own."""
-        return UNLIMITED
+        """No limit of its own, but that of windows."""
+        return UNLIMITED if self.tiles is None else self.tiles.limit(lanes)
 
     def close(self) -> None:
         """Drop the buffers."""
         self._workspaces.clear()
         self._kept_rows = None
+        if self.tiles is not None:
+            self.tiles.close()
 
     def run(self, request: Request, timings: Timings) -> Outcome:
         """before, rows, the loop, after. See `Chain.run`."""
         work = self._workspace(len(request.seeds), request.table.lanes)
         now = perf_counter()
         # Before any network, while what drew the inputs is in the caches still.
-        x_T = request.x_T if request.x_T is not None else noises.initial(request.seeds, work.shape, work.x)
+        x_T = request.x_T if request.x_T is not None else noises.initial(request.seeds, work.shape, work.x, self._block)
         now = timings.book("noise_ms", now)
         values: Arrays = {**request.inputs, **request.given}
         self.before(values)
@@ -126,8 +134,7 @@ class HostChain:
 
     def call(self, call: CallSpec, values: Mapping[str, npt.NDArray[np.generic]]) -> Arrays:
         """One call of the pipeline on values by name; its outputs by name, the caller's own."""
-        graph = self.backend.graph(call.graph)
-        outputs = graph(**{port: np.ascontiguousarray(values[name]) for port, name in call.inputs.items()})
+        outputs = self._graph(call.graph)(**{port: np.ascontiguousarray(values[name]) for port, name in call.inputs.items()})
         for array in outputs.values():
             if array.dtype == np.float32 and not np.isfinite(array).all():
                 raise NumericsError(
@@ -150,10 +157,11 @@ class HostChain:
         work.begin(table, shows_x0=request.watch is not None or quantize is not None)
         h1, h2, h3 = (None, None, None) if work.history is None else work.history
         answers: list[float] = []
+        self.done = 0
         for i, (t, row) in enumerate(zip(table.timesteps, table.rows, strict=True)):
             if request.blend is not None and not row[FROM_BASE].any():
                 begun = perf_counter()
-                blend_in(request.blend, request.seeds, i, work.x, cast("F32 | None", centre))
+                blend_in(request.blend, request.seeds, i, work.x, cast("F32 | None", centre), self._block)
                 timings.book("update_ms", begun)
             asked = perf_counter()
             # e_l = network(c_in x, what lane l is bound to, the embedding of t) in every lane with a weight
@@ -161,6 +169,9 @@ class HostChain:
             e, v = self._evaluate(work, lanes, float(row[C_IN]), constants, row_port, embeddings[i], timings)
             answered = perf_counter()
             # e = sum of w_l e_l;  x_0 = limit(p . (x, e, c, y, h));  x' = k . (x_0, x, e, c, exp(s_n v) noise, y, h)
+            noise = None if request.noise is None else request.noise[i]
+            if noise is None and self._block is not None and row[NOISE].any():
+                noise = noises.step_noise(request.seeds, i, work.shape, block=self._block)
             operands: dict[str, Any] = {
                 "weights": table.weights[i, :lanes],
                 "c": cast("F32 | None", centre),
@@ -169,9 +180,9 @@ class HostChain:
                 "h2": h2,
                 "h3": h3,
                 "v": v,
-                "noise": None if request.noise is None else request.noise[i],
-                "seeds": request.seeds if request.noise is None else None,
-                "step": i if request.noise is None else None,
+                "noise": noise,
+                "seeds": request.seeds if noise is None else None,
+                "step": i if noise is None else None,
                 "threads": self.backend.threads,
             }
             results: dict[str, Any] = {"out": work.x, "y_out": work.y, "push_out": h3}
@@ -181,6 +192,7 @@ class HostChain:
                 finite = update_quantized(row, work.x, e, quantize, **operands, **results, x0_out=cast(F32, work.x0))
             if row[PUSH] != 0.0:
                 h1, h2, h3 = h3, h1, h2
+            self.done = i + 1
             answers.append(1e3 * (answered - asked))
             timings.book("update_ms", answered)
             if not finite:
@@ -229,7 +241,7 @@ class HostChain:
         inputs[next(port for port, name in step.inputs.items() if name == X)] = x
         if row_port is not None:
             inputs[row_port] = row if len(row) == 1 else row[begin:end]
-        outputs = self.backend.graph(step.graph)(**inputs)
+        outputs = self._graph(step.graph)(**inputs)
         ports = {name: port for port, name in step.outputs.items()}
         return cast(F32, outputs[ports[E]]), cast("F32 | None", outputs.get(ports.get(VARIANCE, "")))
 
@@ -260,9 +272,11 @@ def active_lanes(table: StepTable, i: int) -> int:
     return int(table.weights.shape[1]) if table.weights[i, 1:].any() else 1
 
 
-def blend_in(blend: Blend, seeds: npt.NDArray[np.uint64], i: int, x: F32, centre: F32 | None) -> None:
+def blend_in(
+    blend: Blend, seeds: npt.NDArray[np.uint64], i: int, x: F32, centre: F32 | None, block: noises.Block = None
+) -> None:
     """x <- keep (signal known + c + sigma n) + (1 - keep) x before row i, in place."""
-    noise = noises.known_noise(seeds, i, x.shape[1:]) if blend.noise is None else blend.noise[i]
+    noise = noises.known_noise(seeds, i, x.shape[1:], block) if blend.noise is None else blend.noise[i]
     known = blend.signal[i] * blend.known + blend.sigma[i] * noise
     if centre is not None:
         known += centre

@@ -25,10 +25,10 @@ from engine.bundle.fitted import Fitted, check_fitted, parse_fitted
 from engine.bundle.graphs import SAMPLER, GraphSpec, check_twins, graph_of, parse_graphs
 from engine.bundle.inputs import InputSpec, parse_inputs
 from engine.bundle.limits import FORMAT_VERSION, MAX_MANIFEST_BYTES
-from engine.bundle.pipeline import IMAGE, VARIANCE, PipelineSpec, parse_pipeline
+from engine.bundle.pipeline import VARIANCE, PipelineSpec
+from engine.bundle.pipeline_reader import parse_pipeline
 from engine.bundle.schema import read, take
 from engine.bundle.starts import Starts, check_starts, parse_starts
-from engine.bundle.tensors import TensorSpec
 from engine.bundle.training import Defaults, ScheduleSpec, Source, parse_schedule, parse_source
 from engine.bundle.vocabulary import TextSpec, parse_text
 from engine.bundle.whole import check_sampler
@@ -67,12 +67,6 @@ class Manifest:
     def drawn(self) -> InputSpec | None:
         """The input that is drawn when it is not given, if there is one."""
         return next((spec for spec in self.inputs if spec.draw is not None), None)
-
-    @property
-    def encoder_image(self) -> TensorSpec | None:
-        """The image that `encode` takes, as its graph has it; None of a pipeline that has no such call."""
-        inputs = ((call.inputs[spec.name], spec) for call in self.pipeline.encode for spec in self.graphs[call.graph].inputs)
-        return next((spec for value, spec in inputs if value == IMAGE), None)
 
     @property
     def files(self) -> tuple[FileSpec, ...]:

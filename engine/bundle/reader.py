@@ -14,10 +14,11 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
 
+from engine.bundle.canvas import Canvas, enlarged
 from engine.bundle.engines import EngineSpec
 from engine.bundle.fields import REBUILD, shorten
 from engine.bundle.files import MANIFEST_FILE, FileSpec
@@ -36,12 +37,14 @@ OPEN_ATTEMPTS = 20
 @dataclass(frozen=True)
 class Bundle:
     """A verified bundle. `path` is its folder; `manifest` holds every checked field; `digest` is the SHA-256 of
-    manifest.json, which has that of every other file; `stores` are the folders outside where its links may end."""
+    manifest.json, which has that of every other file; `stores` are the folders outside where its links may end; `canvas` is
+    there where `manifest` is that of a larger size."""
 
     path: Path
     manifest: Manifest
     digest: str
     stores: tuple[str, ...] = ()
+    canvas: Canvas | None = None
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], allow_links: AllowLinks = False) -> Bundle:
@@ -68,6 +71,17 @@ class Bundle:
         for spec in bundle.manifest.files:
             bundle._check(spec)
         return bundle
+
+    def resized(self, size: tuple[int, int], overlap: float) -> Bundle:
+        """The same bundle for images of this height and width: its graphs run on windows, of which the next one covers the
+        share `overlap`, 0 to 0.9. ArgumentError where that is not possible."""
+        manifest, canvas = enlarged(self.base.manifest, size, overlap)
+        return replace(self, manifest=manifest, canvas=canvas)
+
+    @property
+    def base(self) -> Bundle:
+        """The bundle of its own size, as it lies on the disk."""
+        return self if self.canvas is None else replace(self, manifest=self.canvas.base, canvas=None)
 
     def read_manifest(self) -> bytes:
         """The bytes of manifest.json as they are now: of another bundle, if this one was replaced meanwhile."""

@@ -19,6 +19,10 @@ Seeds = NDArray[np.uint64]
 F32 = NDArray[np.float32]
 
 _SEED_END = 2**64
+# Of a canvas, a side: the two numbers of a block share the word of the counter that names the stream, of which 4 bits do.
+BLOCK_BITS, STREAM_BITS = 14, 4
+MAX_BLOCKS = 2**BLOCK_BITS
+Block = tuple[int, int] | None
 
 
 def _one_seed(value: object) -> int:
@@ -68,28 +72,47 @@ def drawn(seeds: Seeds, shape: Sequence[int]) -> F32:
     return _draw(seeds, kernels.STREAM_Z, 0, shape, None)
 
 
-def initial(seeds: Seeds, shape: Sequence[int], out: F32 | None = None) -> F32:
-    """Unit normal noise that a chain starts from, before temperature: float32 [N, *shape], into `out` when given."""
-    return _draw(seeds, kernels.STREAM_X_T, 0, shape, out)
+def initial(seeds: Seeds, shape: Sequence[int], out: F32 | None = None, block: Block = None) -> F32:
+    """Unit normal noise that a chain starts from, before temperature: float32 [N, *shape], into `out` when given.
+
+    block: of a canvas, the height and width that it is laid out in (see `_draw`).
+    """
+    return _draw(seeds, kernels.STREAM_X_T, 0, shape, out, block)
 
 
-def step_noise(seeds: Seeds, step_index: int, shape: Sequence[int], out: F32 | None = None) -> F32:
+def step_noise(
+    seeds: Seeds, step_index: int, shape: Sequence[int], out: F32 | None = None, block: Block = None
+) -> F32:
     """Unit normal noise of row `step_index` of a table (0 is the first): float32 [N, *shape], into `out` when given.
 
-    The same numbers as kernels.update(..., seeds=seeds, step=step_index) generates in passing.
+    The same numbers as kernels.update(..., seeds=seeds, step=step_index) generates in passing, where there is no block.
     """
-    return _draw(seeds, kernels.STREAM_STEP, step_index, shape, out)
+    return _draw(seeds, kernels.STREAM_STEP, step_index, shape, out, block)
 
 
-def known_noise(seeds: Seeds, row: int, shape: Sequence[int]) -> F32:
+def known_noise(seeds: Seeds, row: int, shape: Sequence[int], block: Block = None) -> F32:
     """Unit normal noise of what is known of a state, for blending it in before row `row`: float32 [N, *shape]."""
-    return _draw(seeds, kernels.STREAM_KNOWN, row, shape, None)
+    return _draw(seeds, kernels.STREAM_KNOWN, row, shape, None, block)
 
 
-def _draw(seeds: Seeds, stream: int, step: int, shape: Sequence[int], out: F32 | None) -> F32:
+def _draw(
+    seeds: Seeds, stream: int, step: int, shape: Sequence[int], out: F32 | None, block: Block = None
+) -> F32:
+    """One draw. A canvas [C, H, W] is laid out from its upper left in blocks: each has the noise of a sample of that size,
+    from its own stream, the first one from that of a sample that is no canvas."""
     full = (seeds.size, *shape)
     if out is not None and (out.shape != full or not out.flags.c_contiguous):
         raise ArgumentError(f"out has shape {list(out.shape)}; expected C-contiguous float32 {list(full)}")
-    count = math.prod(shape)
-    flat = None if out is None else out.reshape(seeds.size, count)
-    return kernels.normal(seeds, stream, step, count, flat).reshape(full)
+    if block is None:
+        count = math.prod(shape)
+        flat = None if out is None else out.reshape(seeds.size, count)
+        return kernels.normal(seeds, stream, step, count, flat).reshape(full)
+    out = np.empty(full, np.float32) if out is None else out
+    size = (shape[0], *block)
+    for down, top in enumerate(range(0, shape[1], block[0])):
+        for across, left in enumerate(range(0, shape[2], block[1])):
+            named = stream | down << STREAM_BITS | across << (STREAM_BITS + BLOCK_BITS)
+            part = kernels.normal(seeds, named, step, math.prod(size)).reshape(seeds.size, *size)
+            room = out[:, :, top : top + block[0], left : left + block[1]]
+            room[:] = part[:, :, : room.shape[2], : room.shape[3]]
+    return out

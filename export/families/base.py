@@ -11,7 +11,8 @@ from typing import Any, Protocol, TypeVar
 
 from engine.bundle.fields import Fields
 from engine.bundle.inputs import InputSpec, parse_inputs
-from engine.bundle.pipeline import PipelineSpec, parse_pipeline
+from engine.bundle.pipeline import PipelineSpec
+from engine.bundle.pipeline_reader import parse_pipeline
 from engine.bundle.training import ScheduleSpec
 from engine.errors import ArgumentError, did_you_mean
 from export.graphs.roles import Example, Role, with_rows

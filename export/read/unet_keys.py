@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from engine.bundle.pipeline import IMAGE_CHANNELS
+from engine.bundle.tensors import IMAGE_CHANNELS
 from engine.errors import CheckpointError
 from export.models.unet import NORM_GROUPS
 from export.read.parts import Network, Tensors

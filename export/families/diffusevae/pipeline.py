@@ -55,6 +55,8 @@ def pipeline(unet: UNetSpec, formulation: int | None, prediction: str) -> Json:
             "start": "recon" if formulation is not None else None,
         },
         "image": "x",
+        # The VAE's reconstruction is of the whole picture.
+        "maps": [] if formulation is None else None,
     }
 
 

@@ -70,6 +70,7 @@ def pipeline(spec: LatentSpec) -> Json:
         "nulls": {},
         "state": {"channels": channels, "height": height, "width": width, "clip": None, "centre": None, "start": None},
         "image": image,
+        "maps": [given[tensor.name] for tensor in conditions(spec) if len(tensor.shape) == 4],
     }
 
 
