@@ -23,7 +23,7 @@ from engine.bundle.manifest import Manifest, parse_manifest
 from engine.bundle.reader import Bundle
 from engine.checks import check_free_dimensions, check_inputs, count_of, input_of
 from engine.errors import ArgumentError, BulkError, did_you_mean
-from engine.feeds import setting_feeds
+from engine.pipeline import table_of
 from engine.resolve import choose_prior, setting_of
 from engine.result import Setting
 from engine.solver.noise import listed_seeds
@@ -57,6 +57,7 @@ class Job:
     bundle    SHA-256 of the bundle's manifest.json, which has that of every other file
     features  SHA-256 of the ONNX model whose output is kept instead of the images; None keeps the images
     inputs    what was given for the bundle's inputs: a number as it is, an array as `digest_of_array` has it
+    size, overlap  of images larger than the bundle's own, as `Sampler` takes them
     """
 
     name: str
@@ -69,6 +70,8 @@ class Job:
     features: str | None
     inputs: dict[str, int | float | str]
     setting: Setting
+    size: tuple[int, int] | None = None
+    overlap: float | None = None
 
     def __len__(self) -> int:
         """The number of shards."""
@@ -117,6 +120,7 @@ def describe(
         hint = did_you_mean(str(format), FORMATS)
         raise ArgumentError(f"format: found {format!r}, expected one of {', '.join(FORMATS)}.{hint}")
     given = checked_inputs(bundle.manifest, inputs or {}, count)
+    height, width = bundle.manifest.pipeline.image_shape[1:]
     return Job(
         name=bundle.manifest.name,
         bundle=digest_of(bundle),
@@ -128,6 +132,8 @@ def describe(
         features=None if features is None else hashlib.sha256(features).hexdigest(),
         inputs=describe_inputs(given),
         setting=_setting(bundle.manifest, setting, prior, drawn=_draws(bundle.manifest, given)),
+        size=None if bundle.canvas is None else (height, width),
+        overlap=None if bundle.canvas is None else bundle.canvas.overlap,
     )
 
 
@@ -167,7 +173,7 @@ def digest_of(bundle: Bundle) -> str:
 def manifest_bytes(bundle: Bundle) -> bytes:
     """manifest.json of an open bundle; BulkError when another bundle has taken its place since it was opened."""
     data = bundle.read_manifest()
-    if parse_manifest(data, str(bundle.path / MANIFEST_FILE)) != bundle.manifest:
+    if parse_manifest(data, str(bundle.path / MANIFEST_FILE)) != bundle.base.manifest:
         raise BulkError(
             f"{bundle.path}: found another bundle than the one that was opened, expected the same until the job is "
             f"described; start again when the build is done"
@@ -177,8 +183,9 @@ def manifest_bytes(bundle: Bundle) -> bytes:
 
 def _setting(manifest: Manifest, given: Mapping[str, Any], prior: str | None, *, drawn: bool) -> Setting:
     """The complete setting: two ways to ask for the same one are the same job."""
-    setting_feeds(manifest, given)  # derives the step table, and so refuses what no table can be made of
-    return replace(setting_of(manifest, given), prior=choose_prior(manifest, prior, draws=drawn))
+    setting = setting_of(manifest, given)
+    table_of(manifest, manifest.schedule.schedule(), setting)  # refuses what no table can be made of
+    return replace(setting, prior=choose_prior(manifest, prior, draws=drawn))
 
 
 def _draws(manifest: Manifest, given: Mapping[str, npt.NDArray[Any]]) -> bool:

@@ -89,8 +89,8 @@ class PipelineSpec(ByValue):
     state: StateSpec
     image: str
     values: Values
-    encoder_image: TensorSpec | None
-    maps: Mapping[str, int] | None
+    encoder_image: TensorSpec | None = None
+    maps: Mapping[str, int] | None = None
 
     @property
     def calls(self) -> tuple[CallSpec, ...]:

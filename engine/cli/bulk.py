@@ -19,6 +19,7 @@ from engine.bulk.maker import Means
 from engine.bulk.run import Result, generate, in_this_process
 from engine.bundle.reader import Bundle
 from engine.cli.inputs import take_inputs
+from engine.cli.options import take_canvas
 from engine.cli.output import echo_fields, echo_json
 from engine.cli.terminal import shows_progress
 from engine.errors import ArgumentError
@@ -100,7 +101,7 @@ def sample_in_bulk(path: str, n: int | None, bulk: dict[str, Any], given: dict[s
         raise ArgumentError("workers: found it without --ray, expected both; add --ray, or use --threads")
     features = None if bulk["features"] is None else read_extractor(bulk["features"])
     machine = {name: given.pop(name) for name in ("backend", "precision", "threads")}
-    bundle = Bundle.open(path, given.pop("allow_links"))
+    bundle = take_canvas(Bundle.open(path, given.pop("allow_links")), given)
     size = SHARD_SIZE if bulk["shard_size"] is None else bulk["shard_size"]
     format = bulk["format"] or FORMATS[0]
     inputs = take_inputs(given, bundle)

@@ -21,6 +21,7 @@ from engine.cli.info import info, verify
 from engine.cli.inputs import INPUT, LINKS, options, take_inputs
 from engine.cli.options import (
     BUDGET,
+    CANVAS,
     FIRST,
     MACHINE,
     NOISE_SEED,
@@ -76,6 +77,7 @@ def cli() -> None:
 @SETTING
 @PRIOR
 @MACHINE
+@CANVAS
 @BUDGET
 @output("samples.png")
 @bulk_options
@@ -105,7 +107,8 @@ def sample(bundle: str, n: int | None, first: int, prior: str | None, **given: A
 
 # Of the commands that a Sampler's method on pictures is behind.
 ON_IMAGES = options(
-    click.argument("bundle"), click.argument("images", nargs=-1, required=True), SEED, INPUT, SETTING, MACHINE, READING
+    click.argument("bundle"), click.argument("images", nargs=-1, required=True), SEED, INPUT, SETTING, MACHINE, CANVAS,
+    READING,
 )
 
 
@@ -175,6 +178,7 @@ def inpaint(bundle: str, images: tuple[str, ...], mask: str, no_composite: bool,
 @SETTING
 @PRIOR
 @MACHINE
+@CANVAS
 @output("interpolation.png")
 def interpolate(bundle: str, a: int, b: int, n: int, mode: str | None, first: int, prior: str | None, **given: Any) -> None:
     """Walk from the image of seed A to that of seed B: the drawn input moves, the noise stays.

@@ -17,6 +17,7 @@ from engine.cli.output import check_out, check_results, finish
 from engine.cli.terminal import shows_progress
 from engine.errors import ArgumentError, did_you_mean
 from engine.imaging import FITS, load_images
+from engine.opened import resized
 from engine.resolve import SETTING_OPTIONS, SETTINGS
 from engine.result import Batch
 from engine.sampler import Sampler
@@ -110,6 +111,17 @@ MACHINE = options(
         help="Images computed at a time.",
     ),
 )
+CANVAS = options(
+    click.option(
+        "--size",
+        type=int,
+        nargs=2,
+        default=None,
+        metavar="HEIGHT WIDTH",
+        help="Of the images, larger than the bundle's own: computed in tiles, with --overlap.",
+    ),
+    click.option("--overlap", type=float, help="With it: the share of a tile that the next one covers, such as 0.5."),
+)
 SEED = click.option("--seed", type=Seeds(), help="Image i uses SEED + i; or one a image: 7,0,9. Default: random.")
 PRIOR = click.option(
     "--prior", type=NearChoice(PRIORS), help="What the drawn input comes from; default: the bundle's, if any."
@@ -160,13 +172,18 @@ READING = options(
 def open_bundle(bundle: str, given: dict[str, Any]) -> Bundle:
     """The bundle; refuses an --out that cannot be written and a start image that cannot be shown, in this order."""
     check_out(given["out"], given["as_json"])
-    opened = Bundle.open(bundle, given.pop("allow_links"))
+    opened = take_canvas(Bundle.open(bundle, given.pop("allow_links")), given)
     if given["with_start"] and not has_start_image(opened.manifest):
         raise ArgumentError(
             f"with-start: found {opened.path}, whose chains start from noise or from no picture, expected a bundle with an "
             f"image to start from; leave --with-start out"
         )
     return opened
+
+
+def take_canvas(opened: Bundle, given: dict[str, Any]) -> Bundle:
+    """The bundle at the size that is asked for, where a command has such options; takes them out of `given`."""
+    return resized(opened, given.pop("size", None), given.pop("overlap", None))
 
 
 def open_sampler(opened: Bundle, given: dict[str, Any]) -> Sampler:
