@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine import checks
+from engine import checks, memory
 from engine.backends.base import Backend, Chain, DeviceChain
 from engine.backends.host import HostChain
 from engine.backends.tiles import Tiles
@@ -197,6 +197,8 @@ class Pipeline:
             checks.check_noise_steps(request.blend.noise, rows, "known_noise")
         size = min(self.max_batch, self.chain.limit(request.lanes))
         starts = range(0, n, size)
+        if self._tiles is not None:
+            memory.check_room(self.spec, request.lanes, min(n, size), n)
         bar = self._bar(request, starts, size) if progress else None  # importing tqdm is not part of the run
         begun = perf_counter()
         try:

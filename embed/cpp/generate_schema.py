@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from engine import deadline, resolve  # noqa: E402
 from engine.bundle import (  # noqa: E402
+    canvas,
     directions,
     engines,
     fields,
@@ -32,14 +33,15 @@ from engine.bundle import (  # noqa: E402
     vocabulary,
 )
 from engine.bundle.schema import Entry, entries  # noqa: E402
-from engine.solver import levels, table, timesteps  # noqa: E402
+from engine.solver import levels, noise, table, timesteps  # noqa: E402
 
 NAMES = {  # numbers, texts, and lists of words
     limits: " ".join(name for name in vars(limits) if name.isupper()), manifest: "FORMAT", files: "MANIFEST_FILE",
     fields: "HEXADECIMAL", tensors: "BATCH", pipeline: "X X0 E VARIANCE ROWS TIMESTEPS IMAGE STEPS",
     graphs: "SAMPLER PRECISIONS", inputs: "RESERVED", table: "METHODS PREDICTIONS", levels: "LEARNED_RANGE VARIANCES",
     engines: "SHARED RUNNERS", starts: "MEASURES", resolve: "SETTINGS", deadline: "QUANTILE WINDOW PROBES",
-     timesteps: "SPACINGS LEADING RHO LEAST_RHO MOST_RHO",
+    timesteps: "SPACINGS LEADING RHO LEAST_RHO MOST_RHO", noise: "BLOCK_BITS STREAM_BITS MAX_BLOCKS",
+    canvas: "LEAST_WEIGHT MOST_WEIGHT MOST_OVERLAP MAX_SIDE AT_ONCE",
 }  # fmt: skip
 SPECS = (
     tensors.TensorSpec, inputs.InputSpec, files.FileSpec, graphs.Parity, graphs.GraphSpec, pipeline.StateSpec,

@@ -10,11 +10,9 @@ import numpy.typing as npt
 
 from engine.backends.base import Backend
 from engine.backends.graph import Arrays, Graph
-from engine.bundle.canvas import Canvas
+from engine.bundle.canvas import AT_ONCE, Canvas
 from engine.bundle.tensors import BATCH
 from engine.result import F32
-
-AT_ONCE = 8  # entries of a call, at most: more fill memory and make no processor faster
 
 
 class Tiles:

@@ -27,6 +27,7 @@ F32 = NDArray[np.float32]
 LEAST_WEIGHT, MOST_WEIGHT = 0.01, 0.5
 MOST_OVERLAP = 0.9
 MAX_SIDE = 65_536  # of an image
+AT_ONCE = 8  # windows of samples in one call, at most: more fill memory and make no processor faster
 
 
 @dataclass(frozen=True)

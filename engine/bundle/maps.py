@@ -40,7 +40,7 @@ def parse_maps(top: Fields, spec: PipelineSpec, inputs: Sequence[str]) -> dict[s
         if used is not None and used not in maps:
             top.refuse("maps", f"null, as {used} does not lie over the state")
     for name, null in spec.nulls.items():
-        if name in maps and null.shape[-2:] not in ((), (1, 1)):
+        if name in maps and null.shape:  # not one number for all of it
             top.refuse("maps", f"null, as the null of {name} is a map of its own")
     return maps
 

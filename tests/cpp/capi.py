@@ -71,7 +71,8 @@ class OpenOptions(ctypes.Structure):
 
     _fields_ = [
         ("size", ctypes.c_size_t), ("backend", TEXT), ("precision", TEXT), ("threads", LONG), ("max_batch", LONG),
-        ("allow_links", ctypes.POINTER(TEXT)), ("allow_links_count", LONG),
+        ("allow_links", ctypes.POINTER(TEXT)), ("allow_links_count", LONG), ("height", LONG), ("width", LONG),
+        ("overlap", DOUBLE),
     ]  # fmt: skip
 
 

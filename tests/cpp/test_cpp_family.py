@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine import Sampler
+from engine import ArgumentError, Sampler
 from engine.bundle.reader import Bundle
 from engine.solver.table import build_step_table
 from tests.cpp import building
@@ -37,6 +37,12 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_family(tmp_path_factory.mktemp("family") / "latents.bundle")
 
 
+@pytest.fixture(scope="module")
+def canvas(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A family that can be computed in tiles."""
+    return build_family(tmp_path_factory.mktemp("canvas") / "c.bundle", encodes=["state_encoder"], quantizes=True)
+
+
 def same(found: Any, batch: Any) -> None:
     """The same bits: one runtime, the same options, the same arithmetic around it."""
     np.testing.assert_array_equal(found.x, batch.x)
@@ -63,6 +69,53 @@ def test_it_makes_the_bits_of_python(family: Path, run: str, library: Library) -
     given = {"seed": 11, "label": np.array([3, 10, 0]), **RUNS[run]}
     with open_c(library, family, backend="openvino") as c, Sampler(family, "openvino", "f32", 2) as python:
         same(c.sample(3, **given), python.sample(3, **given))
+
+
+@pytest.mark.parametrize("run", ["recorded", "noisy", "ancestral", "on an interval"])
+@pytest.mark.parametrize(("height", "width", "overlap"), [(20, 40, 0.5), (14, 16, 0.0), (12, 16, 0.9)])
+def test_a_larger_picture_has_the_bits_of_python(
+    canvas: Path, run: str, height: int, width: int, overlap: float, library: Library
+) -> None:
+    given = {"seed": 11, "label": np.array([3, 10, 0]), "style": np.linspace(-1, 1, STYLE, dtype=np.float32), **RUNS[run]}
+    size = {"height": height, "width": width, "overlap": overlap}
+    python = Sampler(canvas, "openvino", "f32", 2, size=(height, width), overlap=overlap)
+    with open_c(library, canvas, backend="openvino", **size) as c, python, c.clone() as twin:
+        expected = python.sample(3, **given, quantize_denoised=True)
+        same(c.sample(3, **given, quantize_denoised=True), expected)
+        same(twin.sample(3, **given, quantize_denoised=True), expected)
+        assert list(c.outputs["images"].shape[:4]) == [-1, height, width, IMAGE[0]]
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ({"height": 21, "width": 40, "overlap": 0.5}, None),
+        ({"height": 20, "width": 8, "overlap": 0.5}, None),
+        ({"height": 20, "width": 10**15, "overlap": 0.5}, None),
+        ({"height": -4, "width": 16, "overlap": 0.5}, None),
+        ({"height": 20, "width": 40, "overlap": 0.95}, None),
+        ({"height": 20, "width": 40}, "found some of height, width and overlap, expected all or none"),
+        ({"overlap": 0.5}, "found some of height, width and overlap, expected all or none"),
+    ],
+)
+def test_a_size_that_cannot_be(canvas: Path, size: dict[str, Any], said: str | None, library: Library) -> None:
+    """In Python's words, but where there are other options."""
+    with pytest.raises(Failed) as caught:
+        open_c(library, canvas, backend="openvino", **size)
+    assert caught.value.status == ARGUMENT
+    if said is None:
+        with pytest.raises(ArgumentError) as expected:
+            Sampler(canvas, "openvino", size=(size["height"], size["width"]), overlap=size["overlap"])
+        said = str(expected.value)
+    assert said in str(caught.value)
+
+
+def test_a_bundle_that_sees_the_whole_picture_has_no_other_size(family: Path, library: Library) -> None:
+    with pytest.raises(ArgumentError) as expected:
+        Bundle.open(family).resized((20, 40), 0.5)
+    with pytest.raises(Failed) as caught:
+        open_c(library, family, backend="openvino", height=20, width=40, overlap=0.5)
+    assert str(expected.value) in str(caught.value)
 
 
 @pytest.mark.parametrize("run", ["noisy", "history", "on an interval"])

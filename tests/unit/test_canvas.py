@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from engine import ArgumentError, Cancelled, Sampler
+from engine import ArgumentError, Cancelled, Sampler, memory
 from engine.bulk.job import describe
 from engine.bulk.maker import Maker, Means
 from engine.bundle.reader import Bundle
 from engine.cli.main import cli
+from engine.errors import HostMemoryError
 from engine.solver import noise
 from tests.toy_family import IMAGE, STATE, build_family
 
@@ -125,6 +126,16 @@ def test_a_run_can_be_stopped_between_windows(large: Sampler) -> None:
         large.sample(**GIVEN, steps=3, stop=stop)  # 12 windows, 8 at a time: twice a step, and once after each
     assert caught.value.step == 2
     assert len(large.sample(**GIVEN, steps=2)) == 1
+
+
+def test_a_canvas_that_does_not_fit_is_refused_before_anything_runs(
+    large: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (memory.available() or 1 << 62) > 1 << 20
+    monkeypatch.setattr(memory, "available", lambda: 40 << 20)
+    assert len(large.sample(2, **GIVEN, steps=2)) == 2
+    with pytest.raises(HostMemoryError, match=r"found 9000 images of 20 x 40, 64 at once, which take 0.1 GiB .* 0.0 GiB"):
+        large.sample(9000, **GIVEN, steps=2, callback=lambda _: pytest.fail("it ran"))
 
 
 BAD = [

@@ -20,7 +20,7 @@ LAYERS = (
     ("engine.kernels",),
     ("engine.solver",),
     ("engine.bundle",),
-    ("engine.result", "engine.text"),
+    ("engine.memory", "engine.result", "engine.text"),
     ("engine.request", "engine.checks", "engine.imaging"),
     ("engine.device",),
     ("engine.backends",),

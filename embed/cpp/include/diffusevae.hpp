@@ -40,6 +40,9 @@ public:
         for (const std::string& store : options.allow_links) stores.push_back(store.c_str());
         c.allow_links = stores.empty() ? nullptr : stores.data();
         c.allow_links_count = int64_t(stores.size());
+        c.height = options.height.value_or(DIFFUSEVAE_UNSET);
+        c.width = options.width.value_or(DIFFUSEVAE_UNSET);
+        c.overlap = options.overlap.value_or(DIFFUSEVAE_UNSET_NUMBER);
         diffusevae_sampler* opened = nullptr;
         check(diffusevae_open(path.c_str(), &c, &opened));
         adopt(opened);

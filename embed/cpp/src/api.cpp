@@ -53,8 +53,9 @@ diffusevae_status guarded(const Body& body) {
 // What _init sets; `size` is set by initialised().
 diffusevae_open_options defaults_of(const diffusevae_open_options*) {
     diffusevae_open_options options{};
-    options.threads = DIFFUSEVAE_UNSET;
+    options.threads = options.height = options.width = DIFFUSEVAE_UNSET;
     options.max_batch = 64;
+    options.overlap = DIFFUSEVAE_UNSET_NUMBER;
     return options;
 }
 

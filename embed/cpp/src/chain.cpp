@@ -133,6 +133,12 @@ public:
         args.h3 = args.push_out = history_[2];
         args.noise = chain_.noise.of(i);
         args.noise_stride = chain_.noise.sample_stride;
+        if (!args.noise && chain_.layout.in_blocks() && (row[kKN] != 0.0f || row[kQN] != 0.0f)) {
+            work_.noise.resize(size_t(state_));
+            draw_step(chain_.seeds, work_.n, i, chain_.layout, work_.noise.data());
+            args.noise = work_.noise.data();
+            args.noise_stride = count_;
+        }
         args.seeds = args.noise ? nullptr : chain_.seeds;
         args.x0_out = chain_.watch && !chain_.quantize ? work_.x0.floats() : nullptr;
         args.samples = work_.n;

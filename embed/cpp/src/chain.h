@@ -15,6 +15,7 @@
 #include "backends/graph.h"
 #include "bundle/pipeline.h"
 #include "diffusevae.h"
+#include "noise.h"
 #include "request.h"
 #include "steps.h"
 #include "tensor.h"
@@ -32,7 +33,8 @@ struct Workspace {
     int64_t n = 0;
     std::vector<int64_t> shape;             // of x
     Tensor x, x0;                           // [n, C, H, W]; x0 where it is shown
-    std::vector<float> x_in, e, v, y, h;    // [lanes * n, ...] thrice, [n, ...], [3, n, ...]; empty where not used
+    // [lanes * n, ...] thrice, [n, ...], [3, n, ...], [n, ...]; empty where not used
+    std::vector<float> x_in, e, v, y, h, noise;
 };
 
 // This chunk's part of a caller's noise, or none.
@@ -56,6 +58,7 @@ struct Chain {
     int64_t row_count, row_width;
     const float* centre;         // [n, C, H, W] or null
     const uint64_t* seeds;       // [n]: each sample's noise stream
+    Layout layout;               // of that noise
     ChainNoise noise;
     int threads;
     int64_t first;               // of the samples of this chunk in the batch

@@ -3,10 +3,12 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <string>
 
+#include "bundle/constants.h"
 #include "diffusevae/kernels.h"
 #include "diffusevae/philox.h"
 #include "error.h"
@@ -32,8 +34,37 @@ void draw_input(const std::vector<uint64_t>& seeds, int64_t count, float* z) {
     dv_normal(seeds.data(), int64_t(seeds.size()), kStreamZ, 0, count, z);
 }
 
-void draw_initial(const std::vector<uint64_t>& seeds, int64_t count, float* x_T) {
-    dv_normal(seeds.data(), int64_t(seeds.size()), kStreamXT, 0, count, x_T);
+namespace {
+
+// As engine/solver/noise.py lays a canvas out: block by block from its upper left, each from a stream of its own.
+void draw(const uint64_t* seeds, int64_t n, uint32_t stream, uint32_t step, const Layout& layout, float* out) {
+    if (!layout.in_blocks()) {
+        dv_normal(seeds, n, stream, step, layout.count(), out);
+        return;
+    }
+    const int64_t high = layout.block_height, wide = layout.block_width;
+    std::vector<float> block(size_t(n * layout.channels * high * wide));
+    for (int64_t top = 0; top < layout.height; top += high)
+        for (int64_t left = 0; left < layout.width; left += wide) {
+            const uint32_t named = stream | uint32_t(top / high) << kStreamBits
+                                   | uint32_t(left / wide) << (kStreamBits + kBlockBits);
+            dv_normal(seeds, n, named, step, layout.channels * high * wide, block.data());
+            const int64_t rows = std::min(high, layout.height - top), columns = std::min(wide, layout.width - left);
+            for (int64_t plane = 0; plane < n * layout.channels; ++plane)
+                for (int64_t y = 0; y < rows; ++y)
+                    std::copy_n(block.data() + (plane * high + y) * wide, columns,
+                                out + (plane * layout.height + top + y) * layout.width + left);
+        }
+}
+
+}  // namespace
+
+void draw_initial(const std::vector<uint64_t>& seeds, const Layout& layout, float* x_T) {
+    draw(seeds.data(), int64_t(seeds.size()), kStreamXT, 0, layout, x_T);
+}
+
+void draw_step(const uint64_t* seeds, int64_t n, int64_t row, const Layout& layout, float* noise) {
+    draw(seeds, n, kStreamStep, uint32_t(row), layout, noise);
 }
 
 }  // namespace diffusevae

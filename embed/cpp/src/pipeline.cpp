@@ -130,6 +130,7 @@ void Pipeline::run(const Request& request, const StepTable& table, int64_t begin
                 embeddings_.shape().back(),
                 spec_.state.centre ? value(*spec_.state.centre).floats() : nullptr,
                 seeds.data(),
+                layout(),
                 ChainNoise(request, begin, spec_.state),
                 parts_.threads,
                 begin,
@@ -196,7 +197,16 @@ void Pipeline::call(const CallSpec& spec, const Find& find, Tensors& into) {
     }
     for (const TensorSpec& tensor : graph.outputs) {
         Tensor& made = into[*value_at(spec.outputs, tensor.name)];
-        made.prepare(dtype_of(tensor.dtype), resolved(tensor, sizes, spec.graph));
+        std::vector<int64_t> shape = resolved(tensor, sizes, spec.graph);
+        if (const Canvas* const canvas = parts_.bundle.canvas()) {
+            const auto& ports = canvas->ports.at(spec.graph);
+            const auto factor = ports.find(tensor.name);
+            if (factor != ports.end()) {
+                shape[2] = factor->second * canvas->whole_height();
+                shape[3] = factor->second * canvas->whole_width();
+            }
+        }
+        made.prepare(dtype_of(tensor.dtype), shape);
         arrays.push_back(made.named(tensor.name));
     }
     graphs_.at(spec.graph)->run(arrays);
@@ -211,6 +221,13 @@ void Pipeline::before() {
         call(spec, [&](const std::string& name) -> const Tensor& { return value(name); }, values_);
         for (const auto& [port, name] : spec.outputs) there_.insert(name);
     }
+}
+
+Layout Pipeline::layout() const {
+    const StateSpec& state = spec_.state;
+    const Canvas* const canvas = parts_.bundle.canvas();
+    return {state.channels, state.height, state.width, canvas ? canvas->height : state.height,
+            canvas ? canvas->width : state.width};
 }
 
 // The table of embeddings, kept from run to run where it depends on the timesteps alone.
@@ -235,7 +252,7 @@ void Pipeline::rows(const StepTable& table) {
 void Pipeline::start(const Request& request, const StepTable& table, const std::vector<uint64_t>& seeds, int64_t begin) {
     const int64_t count = int64_t(work_.x.sample_size() / sizeof(float));
     float* x = work_.x.floats();
-    if (!request.x_T) draw_initial(seeds, count, x);
+    if (!request.x_T) draw_initial(seeds, layout(), x);
     const float k_noise = float(table.start.k_noise);
     for (int64_t sample = 0; sample < n_; ++sample) {
         float* to = x + sample * count;

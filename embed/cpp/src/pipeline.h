@@ -60,6 +60,7 @@ private:
     void rows(const StepTable& table);
     void start(const Request& request, const StepTable& table, const std::vector<uint64_t>& seeds, int64_t begin);
     void after();
+    Layout layout() const;  // of the noise of a state
     void store(const std::vector<Wanted>& wanted, const std::vector<uint64_t>& seeds, int64_t begin) const;
 
     const Tensor& value(const std::string& name) const;

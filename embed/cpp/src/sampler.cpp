@@ -1,8 +1,10 @@
 #include "sampler.h"
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 
+#include "backends/tiles.h"
 #include "checks.h"
 #include "clock.h"
 #include "error.h"
@@ -43,10 +45,27 @@ std::optional<int64_t> given(int64_t number) {
     return number == DIFFUSEVAE_UNSET ? std::nullopt : std::optional<int64_t>(number);
 }
 
+std::unique_ptr<Graph> on_bundle_s_canvas(const Opened& opened, const std::string& name) {
+    std::unique_ptr<Graph> graph = opened.backend->load(name);
+    const Canvas* const canvas = opened.bundle.canvas();
+    return canvas == nullptr ? std::move(graph) : on_canvas(std::move(graph), opened.bundle.spec(name), *canvas);
+}
+
+Bundle opened_bundle(const std::string& path, const diffusevae_open_options& options) {
+    Bundle bundle = Bundle::open(path, stores_of(options.allow_links, options.allow_links_count));
+    const bool high = options.height != DIFFUSEVAE_UNSET, wide = options.width != DIFFUSEVAE_UNSET;
+    const bool overlaps = !std::isnan(options.overlap);
+    if (high != wide || high != overlaps)
+        refuse_argument("found some of height, width and overlap, expected all or none: a larger picture is computed in tiles, "
+                        "of which the next one covers a share. Set all three; overlap to 0.5, say.");
+    if (high) bundle.resize(options.height, options.width, options.overlap);
+    return bundle;
+}
+
 Graphs loaded(const Opened& opened) {
     Graphs graphs;
     for (const std::string& name : graphs_to_load(opened.bundle.manifest().pipeline))
-        graphs[name] = opened.backend->load(name);
+        graphs[name] = on_bundle_s_canvas(opened, name);
     return graphs;
 }
 
@@ -76,7 +95,7 @@ size_t checked_index(int64_t index, size_t count, const char* what) {
 Opened::Opened(const std::string& path, const diffusevae_open_options& options)
     : max_batch(checked_max_batch(options.max_batch)),
       threads(resolve_threads(given(options.threads))),
-      bundle(Bundle::open(path, stores_of(options.allow_links, options.allow_links_count))),
+      bundle(opened_bundle(path, options)),
       schedule(bundle.manifest().schedule),
       prior(read_prior(bundle)),
       directions(read_directions(bundle)),

@@ -58,6 +58,14 @@ inline const std::vector<std::string> kLeading = {"leading", "leading_quad"};
 constexpr double kRho = 7.0;
 constexpr double kLeastRho = 1.0;
 constexpr double kMostRho = 100.0;
+constexpr int64_t kBlockBits = 14;
+constexpr int64_t kStreamBits = 4;
+constexpr int64_t kMaxBlocks = 16384;
+constexpr double kLeastWeight = 0.01;
+constexpr double kMostWeight = 0.5;
+constexpr double kMostOverlap = 0.9;
+constexpr int64_t kMaxSide = 65536;
+constexpr int64_t kAtOnce = 8;
 struct RecipeNumber { const char *recipe, *name; double low, high; };
 constexpr RecipeNumber kRecipeNumbers[] = {{"linear", "start", 1e-12, 0.999999}, {"linear", "end", 1e-12, 0.999999},
     {"scaled_linear", "start", 1e-12, 0.999999}, {"scaled_linear", "end", 1e-12, 0.999999}, {"cosine", "s", 0.0, 1.0},

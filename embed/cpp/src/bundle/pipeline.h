@@ -8,6 +8,8 @@
 //     quantize only where a request asks for it, once a row: from the row's x0 to what of it a decoder can tell apart, such as
 //              the nearest codes; null where there is no such graph
 //     after    once a request, from the final x to values
+//     maps     the inputs that lie over the state as x does, so that the calls can be made on windows of a larger one; null
+//              where the pipeline works in its own size alone
 //
 // Calls name graphs and values and nothing else; every call is checked here against the graph's own signature.
 #ifndef DIFFUSEVAE_BUNDLE_PIPELINE_H
@@ -72,6 +74,9 @@ struct PipelineSpec {
     StateSpec state;
     std::string image;
     ValueKinds values;  // dtype and shape of everything that a call makes or takes
+    std::optional<ValueKind> encoder_image;  // the image that `encode` takes
+    // How many pixels of each value that lies over the state one of the state's has a side, x included.
+    std::optional<std::map<std::string, int64_t>> maps;
 
     std::vector<const CallSpec*> calls() const;  // every call, in the order of a request
     // Whether the network has a second output, which variance "learned_range" reads.
@@ -93,6 +98,9 @@ struct PipelineSpec {
 // The field `pipeline`; graphs: those that it may name.
 PipelineSpec parse_pipeline(Fields fields, const std::vector<InputSpec>& inputs,
                             const std::vector<const GraphSpec*>& graphs);
+
+// The field `maps`, of a pipeline whose other fields were read.
+void parse_maps(Fields& top, PipelineSpec& spec, const std::vector<InputSpec>& inputs);
 
 // Refuses a whole-sampler graph that does not take and give what the pipeline says.
 void check_sampler(Fields& top, const std::vector<GraphSpec>& graphs, const std::vector<InputSpec>& inputs,

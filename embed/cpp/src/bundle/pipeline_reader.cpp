@@ -112,7 +112,6 @@ public:
         spec_.after = section(top, "after", there);
         image(top);
         nulls(top);
-        top.done();
     }
 
 private:
@@ -311,7 +310,7 @@ private:
 
     // One call and the values that it makes, in the order of its outputs.
     std::pair<CallSpec, Made> read_call(Fields& fields, ValueKinds there, const std::set<std::string>& pending,
-                                        bool image) const {
+                                        bool image) {
         CallSpec call;
         call.graph = fields.text("graph");
         const auto found = std::find_if(graphs_.begin(), graphs_.end(),
@@ -330,6 +329,7 @@ private:
             const std::string& value = call.inputs[i].second;
             if (image && value == kImage) {
                 check_image(ins, tensor);
+                spec_.encoder_image = ValueKind{tensor.dtype, tensor.shape};
                 there.add(kImage, {tensor.dtype, tensor.shape});
             }
             const ValueKind* kind = there.find(value);
@@ -374,6 +374,8 @@ PipelineSpec parse_pipeline(Fields fields, const std::vector<InputSpec>& inputs,
                             const std::vector<const GraphSpec*>& graphs) {
     PipelineSpec spec;
     Reader(inputs, graphs, spec).read(fields);
+    parse_maps(fields, spec, inputs);
+    fields.done();
     return spec;
 }
 

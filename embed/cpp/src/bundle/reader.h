@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 
+#include "bundle/canvas.h"
 #include "bundle/files.h"
 #include "bundle/manifest.h"
 
@@ -20,6 +21,10 @@ public:
 
     const std::string& path() const { return path_; }
     const Manifest& manifest() const { return manifest_; }
+
+    // Become the same bundle for images of this size: its graphs run on windows. Error (ARGUMENT) where that is not possible.
+    void resize(int64_t height, int64_t width, double overlap) { canvas_ = enlarge(manifest_, height, width, overlap); }
+    const Canvas* canvas() const { return canvas_ ? &*canvas_ : nullptr; }
 
     // A graph by its key; Error (ARGUMENT) where this bundle has none.
     const GraphSpec& spec(const std::string& key) const;
@@ -45,6 +50,7 @@ private:
     std::string path_;
     Manifest manifest_;
     Stores stores_;
+    std::optional<Canvas> canvas_;
 };
 
 }  // namespace diffusevae

@@ -1,0 +1,93 @@
+#include "bundle/canvas.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "checks.h"
+
+namespace diffusevae {
+namespace {
+
+using Maps = std::map<std::string, int64_t>;
+
+// A side of the state for one of the image.
+int64_t side_of(const char* name, int64_t side, int64_t factor, int64_t window) {
+    const int64_t most = std::min(kMaxSide / factor, kMaxBlocks * window);
+    if (side >= 0 && side % factor == 0 && side / factor >= window && side / factor <= most) return side / factor;
+    const double rounded = std::nearbyint(double(side) / double(factor));
+    const int64_t nearest = factor * int64_t(std::min(std::max(double(window), rounded), double(most)));
+    refuse_argument("size: found a " + std::string(name) + " of " + std::to_string(side) + ", expected a multiple of "
+                    + std::to_string(factor) + " from " + std::to_string(factor * window) + " to "
+                    + std::to_string(factor * most) + "; the nearest is " + std::to_string(nearest) + ".");
+}
+
+std::vector<int64_t> begins(int64_t side, int64_t window, double overlap) {
+    const int64_t stride = std::max<int64_t>(1, int64_t(std::nearbyint((1 - overlap) * double(window))));
+    std::vector<int64_t> found;
+    for (int64_t begin = 0; begin < side - window; begin += stride) found.push_back(begin);
+    found.push_back(side - window);
+    return found;
+}
+
+void grow(const Maps& maps, const std::string& name, int64_t height, int64_t width, Dimensions& shape) {
+    const auto factor = maps.find(name);
+    if (factor == maps.end()) return;
+    shape[2] = factor->second * height;
+    shape[3] = factor->second * width;
+}
+
+}  // namespace
+
+std::vector<std::pair<int64_t, int64_t>> Canvas::windows() const {
+    std::vector<std::pair<int64_t, int64_t>> found;
+    for (int64_t top : rows)
+        for (int64_t left : columns) found.emplace_back(top, left);
+    return found;
+}
+
+std::vector<float> Canvas::weights(int64_t factor) const {
+    const auto distance = [](int64_t at, int64_t size) { return double(std::min(at, size - 1 - at)) / double(size - 1); };
+    std::vector<float> found;
+    for (int64_t y = 0; y < factor * height; ++y)
+        for (int64_t x = 0; x < factor * width; ++x) {
+            const double nearest = std::min(distance(y, factor * height), distance(x, factor * width));
+            found.push_back(float(std::min(std::max(nearest, kLeastWeight), kMostWeight)));
+        }
+    return found;
+}
+
+Canvas enlarge(Manifest& manifest, int64_t height, int64_t width, double overlap) {
+    PipelineSpec& spec = manifest.pipeline;
+    check_number("overlap", overlap, 0.0, kMostOverlap);
+    if (!spec.maps) {
+        const std::vector<int64_t> image = spec.image_shape();
+        refuse_argument("size: found " + std::to_string(height) + " x " + std::to_string(width)
+                        + " for a bundle that works in " + std::to_string(image[1]) + " x " + std::to_string(image[2])
+                        + " alone, as something in it depends on the whole picture; expected no size. Leave it out.");
+    }
+    const Maps& maps = *spec.maps;
+    const int64_t factor = maps.at(spec.image);
+    Canvas canvas;
+    canvas.height = spec.state.height;
+    canvas.width = spec.state.width;
+    spec.state.height = side_of("height", height, factor, canvas.height);
+    spec.state.width = side_of("width", width, factor, canvas.width);
+    canvas.rows = begins(spec.state.height, canvas.height, overlap);
+    canvas.columns = begins(spec.state.width, canvas.width, overlap);
+    for (const CallSpec* call : spec.calls())
+        for (const Wires* wires : {&call->inputs, &call->outputs})
+            for (const auto& [port, name] : *wires) {
+                auto& ports = canvas.ports[call->graph];
+                if (maps.count(name) != 0) ports[port] = maps.at(name);
+            }
+    const ValueKinds kinds = spec.values;
+    for (auto [name, kind] : kinds.all()) {
+        grow(maps, name, spec.state.height, spec.state.width, kind.shape);
+        spec.values.add(name, kind);
+    }
+    for (InputSpec& input : manifest.inputs) grow(maps, input.name, spec.state.height, spec.state.width, input.shape);
+    if (spec.encoder_image) grow(maps, kImage, spec.state.height, spec.state.width, spec.encoder_image->shape);
+    return canvas;
+}
+
+}  // namespace diffusevae

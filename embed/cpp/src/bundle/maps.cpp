@@ -1,0 +1,69 @@
+// The field `maps` of a pipeline: the checks and sentences of engine/bundle/maps.py.
+#include <algorithm>
+#include <set>
+
+#include "bundle/pipeline.h"
+
+namespace diffusevae {
+namespace {
+
+const std::set<std::string> kStates = {kX, kX0, kE, kVariance};  // the state's own shape, as its reader has seen to
+
+// How many pixels of a value one of the state's has a side.
+int64_t factor_of(Fields& top, const StateSpec& state, const std::string& name, const ValueKind& kind) {
+    if (kind.shape.size() == 4 && kind.shape[0] == Dimension(kBatch)) {
+        const int64_t *height = std::get_if<int64_t>(&kind.shape[2]), *width = std::get_if<int64_t>(&kind.shape[3]);
+        const int64_t factor = height != nullptr ? *height / state.height : 0;
+        if (factor > 0 && width != nullptr && *height == factor * state.height && *width == factor * state.width)
+            return factor;
+    }
+    top.refuse("maps", "null, as " + name + " is " + kind.text() + ", which is no whole multiple of the state's "
+                           + std::to_string(state.height) + " x " + std::to_string(state.width));
+}
+
+std::vector<std::string> named(Fields& top, const std::vector<InputSpec>& inputs) {
+    const std::string expected = "null, or a list of different inputs that lie over the state";
+    std::vector<std::string> names;
+    for (const Value& entry : top.array("maps", expected)) {
+        const std::string* name = entry.text();
+        const bool input = name != nullptr && std::any_of(inputs.begin(), inputs.end(),
+                                                          [&](const InputSpec& spec) { return spec.name == *name; });
+        if (!input || std::count(names.begin(), names.end(), *name) != 0) top.refuse("maps", expected);
+        names.push_back(*name);
+    }
+    return names;
+}
+
+}  // namespace
+
+void parse_maps(Fields& top, PipelineSpec& spec, const std::vector<InputSpec>& inputs) {
+    if (top.take_null("maps")) return;
+    const std::vector<std::string> names = named(top, inputs);
+    const StateSpec& state = spec.state;
+    if (std::min(state.height, state.width) < 2)
+        top.refuse("maps", "null for a state of " + std::to_string(state.height) + " x " + std::to_string(state.width)
+                               + ", which windows have no borders in");
+    std::map<std::string, int64_t> maps;
+    for (const std::string& name : kStates) maps[name] = 1;
+    for (const std::string& name : names) maps[name] = factor_of(top, state, name, *spec.values.find(name));
+    if (spec.encoder_image) maps[kImage] = factor_of(top, state, kImage, *spec.encoder_image);
+    for (const CallSpec* call : spec.calls()) {
+        const bool over = std::any_of(call->inputs.begin(), call->inputs.end(),
+                                      [&](const auto& wire) { return maps.count(wire.second) != 0; });
+        for (const auto& [port, name] : call->outputs) {
+            if (over && kStates.count(name) == 0)
+                maps[name] = factor_of(top, state, name, *spec.values.find(name));
+            else if (!over && maps.count(name) != 0)
+                top.refuse("maps", "null, as " + call->graph + " makes " + name + " of what does not lie over the state");
+        }
+    }
+    for (const std::optional<std::string>& used : {state.centre, state.start, std::optional<std::string>(spec.image)})
+        if (used && maps.count(*used) == 0) top.refuse("maps", "null, as " + *used + " does not lie over the state");
+    for (const auto& [name, null] : spec.nulls) {
+        const bool one = null.size() == (spec.values.find(name)->dtype == kInt64 ? sizeof(int64_t) : sizeof(float));
+        if (maps.count(name) != 0 && !one) top.refuse("maps", "null, as the null of " + name + " is a map of its own");
+    }
+    spec.maps = maps;
+}
+
+}  // namespace diffusevae
