@@ -27,7 +27,7 @@ from export.families import family_of, folder_family
 from export.families.base import Model, Recognised, Source
 from export.graphs.extra import GraphOptions, extra_graphs
 from export.graphs.onnx_export import OPSET, export_onnx
-from export.graphs.parity import BATCHES, measure
+from export.graphs.parity import batches_of, measure
 from export.graphs.roles import entry_of, weights_file
 from export.graphs.sampler_role import BATCHES as SAMPLER_BATCHES
 from export.latent_prior import PRIOR_FILE, FittedPrior, check_prior, read_prior_file
@@ -287,7 +287,7 @@ def _graph_entry(graph: Graph) -> dict[str, Any]:
         "parity": {
             "reference": f"torch {torch.__version__} float32",
             "max_relative_error": max(graph.parity.values()),
-            "batches": list(SAMPLER_BATCHES if graph.role.name == SAMPLER else BATCHES),
+            "batches": list(SAMPLER_BATCHES if graph.role.name == SAMPLER else batches_of(graph.role)),
             "runtimes": graph.parity,
         },
     }

@@ -112,6 +112,8 @@ def main(names: tuple[str, ...], folder: Path | None, out: Path, resume: bool) -
     facts = machine_facts()
     click.echo(describe(facts))
     done = {found["model"]: found for found in json.loads(out.read_text())["models"]} if resume and out.exists() else {}
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     head = {"format": "diffusevae-building", "format_version": 1, "date": now(), "machine": facts, "steps": STEPS}
     for name in names or models():
         if name in done:

@@ -1,7 +1,6 @@
 #include "sampler.h"
 
 #include <algorithm>
-#include <cmath>
 #include <functional>
 
 #include "backends/tiles.h"
@@ -54,7 +53,7 @@ std::unique_ptr<Graph> on_bundle_s_canvas(const Opened& opened, const std::strin
 Bundle opened_bundle(const std::string& path, const diffusevae_open_options& options) {
     Bundle bundle = Bundle::open(path, stores_of(options.allow_links, options.allow_links_count));
     const bool high = options.height != DIFFUSEVAE_UNSET, wide = options.width != DIFFUSEVAE_UNSET;
-    const bool overlaps = !std::isnan(options.overlap);
+    const bool overlaps = options.overlap != DIFFUSEVAE_UNSET_NUMBER;
     if (high != wide || high != overlaps)
         refuse_argument("found some of height, width and overlap, expected all or none: a larger picture is computed in tiles, "
                         "of which the next one covers a share. Set all three; overlap to 0.5, say.");
