@@ -79,7 +79,7 @@ private:
                     std::memcpy(static_cast<char*>(buffer.data()) + i * bytes(array), array.data, bytes(array));
             else if (!is_output(array))
                 take(array, factor->second, some, buffer);
-            cut.push_back(buffer.named(array.name));
+            cut.emplace_back(array.name, array.dtype, buffer.data(), shape);
         }
         graph_->run(cut);
         for (const Array& array : arrays)
