@@ -119,7 +119,7 @@ def eventually(true: Callable[[], Any], what: str) -> None:
 
 @contextmanager
 def serving(
-    path: Path, door: Door | None = None, backend: str = ANY_BACKEND, precision: str = "f32", **limits: Any
+    path: Path | Bundle, door: Door | None = None, backend: str = ANY_BACKEND, precision: str = "f32", **limits: Any
 ) -> Iterator[Served]:
     """A server until the end of the block."""
     chosen = Limits(**{"max_batch": 8, "max_steps": 50, **limits})

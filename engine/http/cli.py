@@ -19,6 +19,7 @@ from engine.http.app import Options, create_app
 from engine.http.guard import Door, check_address
 from engine.http.limits import Limits
 from engine.http.page import assets
+from engine.opened import resized
 from engine.sampler import Sampler
 from engine.serving.choice import KINDS, backend_for, max_steps
 
@@ -41,6 +42,10 @@ def options(command: Command) -> Command:
         click.option("--backend", help="Runtime; default: the bundle's best of this kind, native or tensorrt first."),
         click.option("--precision", default="auto", show_default=True, help="As for `diffusevae sample`."),
         click.option("--threads", type=click.IntRange(1), help="Default: what this process may use."),
+        click.option(
+            "--size", type=int, nargs=2, metavar="HEIGHT WIDTH", default=None, help="Of the images, as for `sample`."
+        ),
+        click.option("--overlap", type=float, help="With it: the share of a tile that the next one covers."),
         click.option("--max-batch", default=USUAL.max_batch, show_default=True, help="Images of a request, and of a run."),
         click.option("--max-steps", type=int, help="Most network calls of a request; default: 100 or what is recorded."),
         click.option("--max-pixels", default=USUAL.max_pixels, show_default=True, help="Of a picture that is sent."),
@@ -76,12 +81,13 @@ def studio(**given: Any) -> None:
 
 def run(
     bundle: str, host: str, port: int, token_file: str | None, hosts: tuple[str, ...], origins: tuple[str, ...], kind: str,
-    backend: str | None, precision: str, threads: int | None, allow_links: tuple[str, ...], studio: bool, **limits: Any,
+    backend: str | None, precision: str, threads: int | None, allow_links: tuple[str, ...], size: tuple[int, int] | None,
+    overlap: float | None, studio: bool, **limits: Any,
 ) -> None:  # fmt: skip
     """Open the bundle, take the port, and serve until a signal; EngineError where something cannot be."""
     token = read_token(token_file)
     check_address(host, token)
-    opened = Bundle.open(bundle, list(allow_links))
+    opened = resized(Bundle.open(bundle, list(allow_links)), size, overlap)
     steps = max_steps(opened.manifest, limits.pop("max_steps"))
     files = assets(studio)
     door = Door(tuple(name.lower() for name in hosts), origins, token, tuple(file.path for file in files))

@@ -76,7 +76,8 @@ def test_it_makes_the_bits_of_python(family: Path, run: str, library: Library) -
 def test_a_larger_picture_has_the_bits_of_python(
     canvas: Path, run: str, height: int, width: int, overlap: float, library: Library
 ) -> None:
-    given = {"seed": 11, "label": np.array([3, 10, 0]), "style": np.linspace(-1, 1, STYLE, dtype=np.float32)[None], **RUNS[run]}
+    style = np.linspace(-1, 1, STYLE, dtype=np.float32)[None]
+    given = {"seed": 11, "label": np.array([3, 10, 0]), "style": style, **RUNS[run]}
     size = {"height": height, "width": width, "overlap": overlap}
     python = Sampler(canvas, "openvino", "f32", 2, size=(height, width), overlap=overlap)
     with open_c(library, canvas, backend="openvino", **size) as c, python, c.clone() as twin:

@@ -28,8 +28,8 @@ from tests.samplers import EACH_BACKEND
 TOLERANCE = 5e-5
 BF16 = 2e-2  # rounding weights, operands and maps to bf16 costs these random networks up to 1.6e-2, whoever computes
 SPACINGS = {"uniform": "leading", "quad": "leading_quad"}
-# Of the reference alone: a chain begun amid its noise (its timesteps are in test_solver_timesteps.py), the network in tiles;
-# and chains over part of the image, which are those of `inpaint`.
+# Of the reference alone: a chain begun amid its noise (its timesteps are in test_solver_timesteps.py). Chains in tiles and
+# over part of the image have tests of their own below.
 OTHER = ("last", "tiled", "blend")
 # A build takes most of a minute. These three have every kind of block and of condition; DIFFUSEVAE_GOLDEN=all: all eight,
 # and those of another size than the trained one.
@@ -97,6 +97,20 @@ def arrays(model: str, run: str) -> dict[str, Any]:
     expected = latent_models.expected(model)
     x_T = expected["x_T_wide" if run.endswith("wide") else "x_T"]
     return {"x_T": x_T, "noise": expected.get(f"{run}_noise"), **latent_models.given(model)}
+
+
+@pytest.mark.skipif(not ALL, reason="DIFFUSEVAE_GOLDEN is not all")
+@EACH_BACKEND
+def test_tiles_equal_the_reference(backend: str, samplers: Callable[..., Sampler]) -> None:
+    model, run = "sr_concat", "ddim_uniform_5_eta1_tiled"
+    expected, states = latent_models.expected(model), []
+    given = {"x_T": expected["x_T_wide"], "noise": expected[f"{run}_noise"], "low_resolution": expected["LR_image_wide"]}
+    with samplers(backend, model).resized((48, 64), overlap=0.5) as sampler:
+        batch = sampler.sample(2, callback=lambda info: states.append(info.x.copy()), **given, **setting(model, run))
+    assert difference(states[0], expected[f"{run}_step1"]) < TOLERANCE
+    assert difference(states[1], expected[f"{run}_mid"]) < TOLERANCE
+    assert difference(batch.x, expected[run]) < TOLERANCE
+    check_images(batch.images, model, run)
 
 
 def which(model: str, run: str) -> tuple[Any, ...]:

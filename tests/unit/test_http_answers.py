@@ -301,6 +301,16 @@ def test_a_bundle_that_encodes_the_state(tmp_path: Path) -> None:
         assert "no field 'steps'; it has images" in served.ask("reconstruct", {**asked, "steps": 3}).refusal[1]
 
 
+def test_a_server_of_larger_pictures(tmp_path: Path) -> None:
+    path = build_family(tmp_path / "b", encodes=["state_encoder"])
+    bundle = Bundle.open(path).resized((20, 40), 0.5)
+    with serving(bundle) as served, lone(path).resized((20, 40), overlap=0.5) as alone:
+        found = served.ask("sample", {"seed": 3, "steps": 4, "label": 2, "style": [0.5] * 5}).array
+        given = {"label": 2, "style": np.full(5, 0.5, np.float32)}
+        np.testing.assert_array_equal(found, alone.sample(seed=3, steps=4, **given).images)
+        assert found.shape == (1, 20, 40, 3)
+
+
 def test_inputs_that_are_pictures_are_sent_as_such(tmp_path: Path) -> None:
     path = build_family(tmp_path / "pictured", encodes=[], pictures=["photo", "mask"])
     rng = np.random.default_rng(3)
