@@ -36,4 +36,8 @@ void draw_initial(const std::vector<uint64_t>& seeds, int64_t count, float* x_T)
     dv_normal(seeds.data(), int64_t(seeds.size()), kStreamXT, 0, count, x_T);
 }
 
+void draw_known(const uint64_t* seeds, int64_t n, int64_t row, int64_t count, float* noise) {
+    dv_normal(seeds, n, kStreamKnown, uint32_t(row), count, noise);
+}
+
 }  // namespace diffusevae

@@ -22,6 +22,8 @@ uint64_t drawn_seed();
 // Unit normals [n, count]: the input that a bundle draws, and the noise that a chain starts from before temperature.
 void draw_input(const std::vector<uint64_t>& seeds, int64_t count, float* z);
 void draw_initial(const std::vector<uint64_t>& seeds, int64_t count, float* x_T);
+// And that of what is known of n states, for blending it in before a row.
+void draw_known(const uint64_t* seeds, int64_t n, int64_t row, int64_t count, float* noise);
 
 }  // namespace diffusevae
 

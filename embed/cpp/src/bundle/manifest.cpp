@@ -74,6 +74,13 @@ const InputSpec* Manifest::drawn() const {
     return nullptr;
 }
 
+const TensorSpec* Manifest::encoder_image() const {
+    for (const CallSpec& call : pipeline.encode)
+        for (const TensorSpec& tensor : graph(call.graph)->inputs)
+            if (*value_at(call.inputs, tensor.name) == kImage) return &tensor;
+    return nullptr;
+}
+
 std::vector<FileSpec> Manifest::files() const {
     std::vector<FileSpec> specs;
     for (auto& [field, spec] : named_files(*this)) specs.push_back(spec);

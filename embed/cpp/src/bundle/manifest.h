@@ -39,6 +39,7 @@ struct Manifest {
     const GraphSpec* graph(const std::string& key) const;  // null where there is none
     const InputSpec* input(const std::string& name) const;
     const InputSpec* drawn() const;                        // the input that is drawn when it is not given
+    const TensorSpec* encoder_image() const;               // what `encode` takes, as its graph has it; null without such a call
     std::vector<FileSpec> files() const;                   // every file beside the manifest itself
 };
 

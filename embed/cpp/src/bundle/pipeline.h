@@ -76,6 +76,8 @@ struct PipelineSpec {
     std::vector<const CallSpec*> calls() const;  // every call, in the order of a request
     // Whether the network has a second output, which variance "learned_range" reads.
     bool learns_variance() const { return port_of(step.outputs, kVariance) != nullptr; }
+    // Whether `encode` makes the loop's clean state of an image.
+    bool encodes_state() const;
     // Whether the rows depend on the sample too.
     bool per_sample_rows() const { return rows.inputs.size() > 1; }
     // The call of `before` that makes a value; null for an input.
