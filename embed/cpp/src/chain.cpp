@@ -110,7 +110,7 @@ public:
         const float* const row = chain_.table.row(i);
         if (row[kPY] != 0.0f || row[kKY] != 0.0f) return;
         const ChainBlend& blend = *chain_.blend;
-        const int64_t plane = work_.shape[2] * work_.shape[3];
+        const int64_t channels = work_.shape[1], plane = count_ / channels;
         const float signal = blend.signal[i], sigma = blend.sigma[i];
         const float *noise = blend.noise.of(i), *known = blend.known, *centre = chain_.centre;
         if (!noise) {
@@ -120,14 +120,13 @@ public:
         float* x = work_.x.floats();
         for (int64_t sample = 0; sample < work_.n; ++sample) {
             const float* const keep = blend.keep + sample * blend.keep_stride;
-            const float* const n = noise ? noise + sample * blend.noise.sample_stride : work_.fresh.data() + sample * count_;
-            for (int64_t at = 0; at < count_; ++at) {
-                float held = signal * *known++ + sigma * n[at];
-                if (centre) held = held + *centre++;
-                const float kept = keep[at % plane];
-                *x = kept * held + (1.0f - kept) * *x;
-                ++x;
-            }
+            const float* n = noise ? noise + sample * blend.noise.sample_stride : work_.fresh.data() + sample * count_;
+            for (int64_t channel = 0; channel < channels; ++channel)
+                for (int64_t at = 0; at < plane; ++at, ++x) {
+                    float held = signal * *known++ + sigma * *n++;
+                    if (centre) held = held + *centre++;
+                    *x = keep[at] * held + (1.0f - keep[at]) * *x;
+                }
         }
     }
 
