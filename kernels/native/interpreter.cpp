@@ -358,7 +358,6 @@ private:
 
 void Interpreter::run_rows(const dv_native_call& call) {
     const Program& p = layout_->program;
-    const Kernels& k = *layout_->kernels;
     if (p.steps_port != DV_NATIVE_NONE) {
         const int64_t* steps = static_cast<const int64_t*>(call.ports[p.steps_port]);
         for (const Operation& op : layout_->operations)

@@ -17,6 +17,7 @@ INT, LONG, DOUBLE, TEXT, POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_doub
 MAX_RANK = 8
 DTYPES = {"float32": 1, "int64": 2, "uint8": 3, "uint64": 4, "float64": 5}
 ROW_FIELDS = 31
+ARRAYS = ("x_T", "noise", "images", "masks", "known_noise")  # beside the inputs that a bundle declares
 OF_ROWS = ("timesteps", "step_ms")  # outputs with one number a row of the step table
 
 
@@ -229,6 +230,7 @@ class Library:
             "input": [POINTER, LONG, ctypes.POINTER(ArrayInfo)],
             "output": [POINTER, LONG, ctypes.POINTER(ArrayInfo)],
             "sample": [POINTER, ctypes.POINTER(SampleOptions), ctypes.POINTER(Result)],
+            "inpaint": [POINTER, ctypes.POINTER(SampleOptions), INT, ctypes.POINTER(Result)],
             "preview": [POINTER, ctypes.POINTER(Array)],
             "get_step_table": [POINTER, ctypes.POINTER(SampleOptions), ctypes.POINTER(Table)],
             "free": [POINTER],
@@ -316,7 +318,10 @@ class CSampler:
             elif name == "seed":
                 alive.append(np.ascontiguousarray(value, np.uint64))
                 options.seeds, options.seeds_count = address(alive[-1]), len(alive[-1])
-            elif name in ("x_T", "noise") or name in self.inputs:
+            elif name in ("images", "masks") and np.asarray(value).dtype == np.uint8:
+                alive.append(np.ascontiguousarray(value))
+                inputs.append(Array.of(name, alive[-1]))
+            elif name in ARRAYS or name in self.inputs:
                 whole = name in self.inputs and self.inputs[name].dtype == DTYPES["int64"]
                 alive.append(np.ascontiguousarray(value, np.int64 if whole else np.float32))
                 inputs.append(Array.of(name, alive[-1]))
@@ -354,11 +359,25 @@ class CSampler:
         values: those of the pipeline to fetch, None for all that a run without arrays of another size has; sizes: of their
         free dimensions.
         """
-        options, alive = self.options(given if n is None else {"n": n, **given})
+        given = given if n is None else {"n": n, **given}
+        return self._run("sample", room or n or 1, values, sizes or {}, given)
+
+    def inpaint(
+        self, images: Any, masks: Any, *, composite: int = True, values: Sequence[str] | None = None, **given: Any
+    ) -> CBatch:
+        """Inpaint; images and masks uint8 or float."""
+        n = len(images) if np.ndim(images) == 4 else 1
+        return self._run("inpaint", n, values, {}, {"images": images, "masks": masks, **given}, int(composite))
+
+    def _run(
+        self, function: str, n: int, values: Sequence[str] | None, sizes: Mapping[str, int], given: Arguments, *more: int
+    ) -> CBatch:
+        """Call a function of options and a result, with room for n samples; more: arguments between the two."""
+        options, alive = self.options(given)
         own = ("images", "x", "seeds", *OF_ROWS)
         if values is None:
             values = [name for name in self.outputs if name not in own]
-        sizes = {"batch": room or n or 1, "rows": self.info.timesteps + 1, **(sizes or {})}
+        sizes = {"batch": n, "rows": self.info.timesteps + 1, **sizes}
         arrays = {name: self.outputs[name].room(sizes) for name in (*own, *values)}
         pixels = {
             name: np.zeros([arrays[name].shape[i] for i in (0, 2, 3, 1)], np.uint8)
@@ -367,7 +386,7 @@ class CSampler:
         wanted = [Array.of(name, array) for name, array in (*arrays.items(), *pixels.items())]
         result = self.library.made(Result, "result")
         result.outputs, result.outputs_count = (Array * len(wanted))(*wanted), len(wanted)
-        self.library.call("sample", self.handle, ctypes.byref(options), ctypes.byref(result))
+        self.library.call(function, self.handle, ctypes.byref(options), *more, ctypes.byref(result))
         del alive
         lengths = {name: result.rows if name in OF_ROWS else result.n for name in arrays}
         assert [result.outputs[i].shape[0] for i in range(len(arrays))] == list(lengths.values())

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from engine.bundle.fitted import as_defaults
+from engine.bundle.rewriter import write_fitted
 from tests.cpp import building, bundles
+from tests.cpp.changed import changed_bundle
 from tests.native_models import NEEDS_NATIVE
 
 pytestmark = NEEDS_NATIVE
@@ -20,6 +23,14 @@ def damaged(native_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPat
     return bundles.damaged(native_bundle("form1"), tmp_path_factory.mktemp("damaged"))
 
 
+@pytest.fixture(scope="module")
+def fitted(native_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same bundle with settings for budgets of time."""
+    path = changed_bundle(native_bundle("form1"), tmp_path_factory.mktemp("fitted") / "fitted.bundle", {})
+    write_fitted(path, [as_defaults({"timesteps": chain}) for chain in ([400, 150, 25], [400, 25])], {})
+    return path
+
+
 def survive(program: Path, *arguments: str | Path, env: dict[str, str] | None = None) -> int:
     """How many checks a run of hardships.cpp made."""
     found = re.fullmatch(r"(\d+) checks\n", building.run([program, *arguments], env=env))
@@ -27,14 +38,12 @@ def survive(program: Path, *arguments: str | Path, env: dict[str, str] | None = 
     return int(found[1])
 
 
-def test_hardships(cpp_programs: Path, native_bundle: Callable[..., Path], damaged: Path) -> None:
-    assert survive(cpp_programs / "hardships", native_bundle("form1"), damaged) > 150
+def test_hardships(cpp_programs: Path, fitted: Path, damaged: Path) -> None:
+    assert survive(cpp_programs / "hardships", fitted, damaged) > 180
 
 
-def test_hardships_are_clean_under_the_sanitizers(
-    cpp_sanitized: Path, native_bundle: Callable[..., Path], damaged: Path
-) -> None:
-    assert survive(cpp_sanitized / "hardships", native_bundle("form1"), damaged, env=SANITIZERS) > 150
+def test_hardships_are_clean_under_the_sanitizers(cpp_sanitized: Path, fitted: Path, damaged: Path) -> None:
+    assert survive(cpp_sanitized / "hardships", fitted, damaged, env=SANITIZERS) > 180
 
 
 @pytest.mark.parametrize("name", ["form1", "uncond"])

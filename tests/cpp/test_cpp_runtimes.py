@@ -154,6 +154,16 @@ def test_tensorrt_code_makes_the_toy_models_images(kind: str, run: str, library:
     np.testing.assert_array_equal(found.images, alone)
 
 
+def test_tensorrt_code_fills_holes(library: Library, tmp_path: Path) -> None:
+    given, rng = {"seed": 11, "steps": 5, "method": "ddpm"}, np.random.default_rng(2)
+    images, masks = rng.integers(0, 256, (3, 8, 8, 3), np.uint8), rng.choice([0, 0.5, 1], (1, 1, 8, 8)).astype(np.float32)
+    with open_c(library, bundles.with_plans(tmp_path / "toy.bundle", "uncond"), backend="tensorrt", max_batch=2) as sampler:
+        found = sampler.inpaint(images, masks, **given).images
+    with Sampler(samplers.bundle("uncond"), backend="openvino", precision="f32", threads=1) as sampler:
+        expected = sampler.inpaint(images, masks, **given).images
+    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
+
+
 def test_tensorrt_code_survives_hardships_and_gives_everything_back(cpp_runtimes: Path, tmp_path: Path) -> None:
     bundle = bundles.with_plans(tmp_path / "toy.bundle")
     damaged = bundles.damaged(bundle, tmp_path / "damaged")

@@ -29,7 +29,7 @@
  * that says what was found, what was expected and what to do. No exception crosses this interface, and a sampler stays
  * usable after any error. What lies in the arrays of a result is defined after DIFFUSEVAE_OK only.
  *
- * Threads. A sampler serves one diffusevae_sample at a time; a second one, from another thread or from the callback of the
+ * Threads. A sampler serves one diffusevae_sample or _inpaint at a time; a second one, from another thread or from the callback of the
  * first, is answered DIFFUSEVAE_BUSY at once. Give each thread a sampler of its own with diffusevae_clone: clones share
  * weights and layouts. diffusevae_cancel, _clone, _describe, _input, _output and _step_table may be called on a sampler at any
  * time, from any thread, also while it runs; diffusevae_free not before every other call on that sampler has returned. The
@@ -377,6 +377,21 @@ DIFFUSEVAE_API void diffusevae_result_init(diffusevae_result* result);
 /* Sample: take the inputs, given or drawn, through the bundle's pipeline. options: NULL for what _init sets. */
 DIFFUSEVAE_API diffusevae_status diffusevae_sample(diffusevae_sampler* sampler, const diffusevae_sample_options* options,
                                                    diffusevae_result* result);
+
+/* Fill in the part of each image that its mask marks. Among the inputs, beside those of a sample:
+ *     "images"       uint8 [n, H, W, C] or [H, W, C], or float32 [n, C, H, W] in 0 .. 1
+ *     "masks"        one each or one for all, of the images' size: uint8 [n, H, W, 1], [n, H, W] or [H, W], where 128 and above
+ *                    is to be filled in, or float32 [n, 1, H, W] in 0 .. 1. The state's is taken by nearest
+ *     "known_noise"  float32 [R, n or 1, C, H, W] of the state, or none: what the known state is noised with, in place of the
+ *                    seeds' own stream for it
+ * A bundle that takes an image and a mask (inputs that are pictures) is handed them. Any other whose state is the image, or whose
+ * encoder makes the state, is kept to what is known: before each row x is replaced outside of the mask by the known state, noised
+ * afresh to the row's level. Inputs that are missing are then encoded from the images; with t_start the chain starts from the noised
+ * start value, or without one from the noised images. The graphs that encode are loaded for the first such request.
+ * composite: 0 or 1: whether the result "images" are the given ones outside of the mask (a mask between 0 and 1 mixes); "x" is
+ * what the chain made. n, budget_ms, at_most and anytime are left unset. */
+DIFFUSEVAE_API diffusevae_status diffusevae_inpaint(diffusevae_sampler* sampler, const diffusevae_sample_options* options,
+                                                    int32_t composite, diffusevae_result* result);
 
 /* Within a callback of this sampler: the images that the x0 makes which it is looking at, as the last row's would be; the calls
  * after the loop (a decoder's, say) run for it, and only then. images: uint8 [n, H, W, C] under the name "images", room for

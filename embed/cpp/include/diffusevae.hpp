@@ -58,20 +58,18 @@ public:
 
     Batch sample(const SampleOptions& options = {}) {
         Call call(options);
-        Room room(options, info_, call.n());
-        diffusevae_result result;
-        diffusevae_result_init(&result);
-        result.outputs = room.outputs.data();
-        result.outputs_count = int64_t(room.outputs.size());
-        const diffusevae_status status = diffusevae_sample(handle_.get(), &call.c, &result);
-        if (call.thrown) std::rethrow_exception(call.thrown);
-        check(status);
-        room.batch.timesteps.resize(size_t(result.rows));
-        room.batch.step_ms.resize(size_t(result.rows));
-        room.batch.setting = Setting(result.setting);
-        room.batch.timings = result.timings;
-        if (options.budget_ms) room.batch.deadline = result.deadline;
-        return std::move(room.batch);
+        return run(options, call, call.n(), [&](diffusevae_result* to) { return diffusevae_sample(handle_.get(), &call.c, to); });
+    }
+
+    // Fills in the part of each image that its mask marks; which shapes they have is said at diffusevae_inpaint. composite: what is
+    // known is put back into Batch::images. Options: no n, and no budget of time; inputs may hold "known_noise".
+    Batch inpaint(const Array& images, const Array& masks, const SampleOptions& options = {}, bool composite = true) {
+        static const std::string names[] = {"images", "masks"};
+        Call call(options, {images.named(names[0]), masks.named(names[1])});
+        const int64_t n = images.shape().size() == 4 ? images.shape()[0] : 1;
+        return run(options, call, n, [&](diffusevae_result* to) {
+            return diffusevae_inpaint(handle_.get(), &call.c, composite ? 1 : 0, to);
+        });
     }
 
     // Within a callback: the images that the x0 makes which it is looking at, uint8 [step.n, height, width, channels].
@@ -116,7 +114,8 @@ private:
 
     // Options as the C interface takes them; they point into the caller's.
     struct Call {
-        explicit Call(const SampleOptions& options) : callback(options.callback) {
+        explicit Call(const SampleOptions& options, std::vector<diffusevae_array> arrays = {})
+            : inputs(std::move(arrays)), callback(options.callback) {
             diffusevae_sample_options_init(&c);
             c.n = options.n.value_or(DIFFUSEVAE_UNSET);
             c.has_seed = options.seed ? 1 : 0;
@@ -283,6 +282,25 @@ private:
     };
 
     explicit Sampler(diffusevae_sampler* handle) { adopt(handle); }
+
+    // What a call makes of n images; body: hands the result to the C interface.
+    template <class Body>
+    Batch run(const SampleOptions& options, const Call& call, int64_t n, const Body& body) {
+        Room room(options, info_, n);
+        diffusevae_result result;
+        diffusevae_result_init(&result);
+        result.outputs = room.outputs.data();
+        result.outputs_count = int64_t(room.outputs.size());
+        const diffusevae_status status = body(&result);
+        if (call.thrown) std::rethrow_exception(call.thrown);
+        check(status);
+        room.batch.timesteps.resize(size_t(result.rows));
+        room.batch.step_ms.resize(size_t(result.rows));
+        room.batch.setting = Setting(result.setting);
+        room.batch.timings = result.timings;
+        if (options.budget_ms) room.batch.deadline = result.deadline;
+        return std::move(room.batch);
+    }
 
     void adopt(diffusevae_sampler* handle) {
         handle_.reset(handle);

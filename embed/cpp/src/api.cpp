@@ -206,6 +206,16 @@ diffusevae_status diffusevae_sample(diffusevae_sampler* sampler, const diffuseva
     });
 }
 
+diffusevae_status diffusevae_inpaint(diffusevae_sampler* sampler, const diffusevae_sample_options* options, int32_t composite,
+                                     diffusevae_result* result) {
+    return guarded([&] {
+        diffusevae_result filled = taken(result, "result");
+        diffusevae::check_flag("composite", composite);
+        opened(sampler).inpaint(taken_or_default(options, "sample_options"), composite != 0, filled);
+        *result = filled;
+    });
+}
+
 diffusevae_status diffusevae_preview(diffusevae_sampler* sampler, diffusevae_array* images) {
     return guarded([&] {
         if (!images) refuse_argument("images is a null pointer; expected an array.");

@@ -7,6 +7,7 @@
 #include "diffusevae/kernels.h"
 #include "diffusevae/row.h"
 #include "error.h"
+#include "noise.h"
 
 namespace diffusevae {
 namespace {
@@ -102,6 +103,31 @@ public:
     Rows(const Chain& chain, Workspace& work)
         : chain_(chain), work_(work), count_(int64_t(work.x.sample_size() / sizeof(float))), state_(work.n * count_) {
         for (int64_t depth = 0; depth < 3 && !work.h.empty(); ++depth) history_[depth] = work.h.data() + depth * state_;
+    }
+
+    // x <- keep (signal known + c + sigma n) + (1 - keep) x before row i, but for one that takes a step once more.
+    void blend_in(int64_t i) {
+        const float* const row = chain_.table.row(i);
+        if (row[kPY] != 0.0f || row[kKY] != 0.0f) return;
+        const ChainBlend& blend = *chain_.blend;
+        const int64_t channels = work_.shape[1], plane = count_ / channels;
+        const float signal = blend.signal[i], sigma = blend.sigma[i];
+        const float *noise = blend.noise.of(i), *known = blend.known, *centre = chain_.centre;
+        if (!noise) {
+            work_.fresh.resize(size_t(state_));
+            draw_known(chain_.seeds, work_.n, i, chain_.layout, work_.fresh.data());
+        }
+        float* x = work_.x.floats();
+        for (int64_t sample = 0; sample < work_.n; ++sample) {
+            const float* const keep = blend.keep + sample * blend.keep_stride;
+            const float* n = noise ? noise + sample * blend.noise.sample_stride : work_.fresh.data() + sample * count_;
+            for (int64_t channel = 0; channel < channels; ++channel)
+                for (int64_t at = 0; at < plane; ++at, ++x) {
+                    float held = signal * *known++ + sigma * *n++;
+                    if (centre) held = held + *centre++;
+                    *x = keep[at] * held + (1.0f - keep[at]) * *x;
+                }
+        }
     }
 
     // e of every lane that row i has a weight for; the number of calls that it took.
@@ -222,14 +248,13 @@ std::string where_of(const Backend& backend) {
     return std::string(backend.name()) + ", precision " + backend.precision();
 }
 
-ChainNoise::ChainNoise(const Request& request, int64_t begin, const StateSpec& state)
-    : start(request.noise), row_stride(0), sample_stride(0) {
-    if (!request.noise) return;  // n alone may be any number: only where noise was given do so many images lie in memory
+ChainNoise::ChainNoise(const GivenNoise& given, int64_t n, int64_t begin, const StateSpec& state)
+    : start(given.values), row_stride(0), sample_stride(0) {
+    if (!start) return;  // n alone may be any number: only where noise was given do so many images lie in memory
     const int64_t count = state.channels * state.height * state.width;
-    const bool shared = request.noise_shared || request.n == 1;
-    sample_stride = request.noise_shared ? 0 : count;
-    row_stride = shared ? count : request.n * count;
-    start += request.noise_shared ? 0 : begin * count;
+    sample_stride = given.shared ? 0 : count;
+    row_stride = given.shared || n == 1 ? count : n * count;
+    start += given.shared ? 0 : begin * count;
 }
 
 void Workspace::prepare(int64_t samples, const StepTable& table, bool shows_x0, bool second) {
@@ -247,12 +272,14 @@ void Workspace::prepare(int64_t samples, const StepTable& table, bool shows_x0, 
 }
 
 void run_chain(const Chain& chain, Workspace& work, diffusevae_timings& timings, std::vector<double>& step_ms) {
-    if (!chain.watch && !chain.quantize && run_in_one_call(chain, work, timings, step_ms)) return;
+    if (!chain.watch && !chain.quantize && !chain.blend && run_in_one_call(chain, work, timings, step_ms)) return;
     Rows rows(chain, work);
     Clock clock;
     for (int64_t i = 0; i < chain.table.calls(); ++i) {
         if (chain.cancelled.load(std::memory_order_relaxed)) fail_cancelled(chain, i);
         clock.lap();
+        if (chain.blend) rows.blend_in(i);
+        timings.update_ms += clock.lap();
         // e_l = network(c_in x, what lane l is bound to, the embedding of t) in every lane with a weight
         timings.network_calls += rows.evaluate(i);
         const double network_ms = clock.lap();

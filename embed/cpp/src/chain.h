@@ -1,5 +1,5 @@
-// The loop of a sampler over one chunk of samples: in one call of the backend where it has such a call, and nothing watches or
-// quantises, else row by row from here.
+// The loop of a sampler over one chunk of samples: in one call of the backend where it has such a call, and nothing watches,
+// quantises or is blended in, else row by row from here.
 //
 // The solver is not here: each row of a StepTable says what one network call becomes, so every solver, prediction and guidance
 // runs through these lines.
@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -33,18 +34,27 @@ struct Workspace {
     int64_t n = 0;
     std::vector<int64_t> shape;             // of x
     Tensor x, x0;                           // [n, C, H, W]; x0 where it is shown
-    // [lanes * n, ...] thrice, [n, ...], [3, n, ...], [n, ...]; empty where not used
-    std::vector<float> x_in, e, v, y, h, noise;
+    // [lanes * n, ...] thrice, [n, ...], [3, n, ...], [n, ...] twice; empty where not used
+    std::vector<float> x_in, e, v, y, h, noise, fresh;  // fresh: what a known state is noised with
 };
 
 // This chunk's part of a caller's noise, or none.
 struct ChainNoise {
-    ChainNoise(const Request& request, int64_t begin, const StateSpec& state);
+    ChainNoise(const GivenNoise& given, int64_t n, int64_t begin, const StateSpec& state);  // n: samples of the whole request
 
     const float* of(int64_t row) const { return start ? start + row * row_stride : nullptr; }
 
     const float* start;
     int64_t row_stride, sample_stride;  // elements from one row's noise to the next, and from one sample's (0: shared)
+};
+
+// This chunk's part of what is known of the state.
+struct ChainBlend {
+    const float* known;          // [n, C, H, W]
+    const float* keep;           // [n or 1, H, W]
+    int64_t keep_stride;         // elements from one sample's to the next, 0: shared
+    const float *signal, *sigma; // [R]
+    ChainNoise noise;
 };
 
 // What a run of the loop needs beside its buffers; all of it is decided before the first row.
@@ -64,6 +74,7 @@ struct Chain {
     int64_t first;               // of the samples of this chunk in the batch
     const Watch& watch;          // or none
     const std::function<void(Tensor&)>& quantize;  // makes of a row's x0 what is meant by it; or none
+    const std::optional<ChainBlend>& blend;
     const std::atomic<bool>& cancelled;
     std::string where;           // names backend and precision in messages
 };

@@ -67,4 +67,8 @@ void draw_step(const uint64_t* seeds, int64_t n, int64_t row, const Layout& layo
     draw(seeds, n, kStreamStep, uint32_t(row), layout, noise);
 }
 
+void draw_known(const uint64_t* seeds, int64_t n, int64_t row, const Layout& layout, float* noise) {
+    draw(seeds, n, kStreamKnown, uint32_t(row), layout, noise);
+}
+
 }  // namespace diffusevae

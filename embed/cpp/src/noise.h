@@ -19,20 +19,21 @@ struct Seeds {
 // 64 bits from the operating system; Error (BACKEND) where it has none.
 uint64_t drawn_seed();
 
-// Unit normals [n, count]: the input that a bundle draws, and the noise that a chain starts from before temperature.
-void draw_input(const std::vector<uint64_t>& seeds, int64_t count, float* z);
-// The second is laid out as the third says.
+// How the noise of a state lies: drawn at once, or on a canvas in blocks of a window's size.
 struct Layout {
-    int64_t channels, height, width;      // of a state
-    int64_t block_height, block_width;    // of what it is laid out in: its own, but for a canvas a window's
+    int64_t channels, height, width;
+    int64_t block_height, block_width;
 
     int64_t count() const { return channels * height * width; }
     bool in_blocks() const { return height != block_height || width != block_width; }
 };
 
+// Unit normals: the input that a bundle draws, [n, count]; and of states, [n, C, H, W], the noise that a chain starts from
+// before temperature, that of a row's step, and that of what is known, for blending it in before a row.
+void draw_input(const std::vector<uint64_t>& seeds, int64_t count, float* z);
 void draw_initial(const std::vector<uint64_t>& seeds, const Layout& layout, float* x_T);
-// That of a row's step, [n, C, H, W].
 void draw_step(const uint64_t* seeds, int64_t n, int64_t row, const Layout& layout, float* noise);
+void draw_known(const uint64_t* seeds, int64_t n, int64_t row, const Layout& layout, float* noise);
 
 }  // namespace diffusevae
 

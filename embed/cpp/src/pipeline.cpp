@@ -8,6 +8,7 @@
 #include "clock.h"
 #include "diffusevae/kernels.h"
 #include "error.h"
+#include "inpaint.h"
 
 namespace diffusevae {
 namespace {
@@ -51,6 +52,10 @@ std::vector<int64_t> resolved(const TensorSpec& tensor, const Sizes& sizes, cons
     return shape;
 }
 
+void add_once(std::vector<std::string>& names, const std::string& name) {
+    if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
+}
+
 void scale_and_add(float* x, double k, const Tensor& source) {
     const float factor = float(k);
     const size_t count = source.size() / sizeof(float);
@@ -61,14 +66,19 @@ void scale_and_add(float* x, double k, const Tensor& source) {
 
 std::vector<std::string> graphs_to_load(const PipelineSpec& spec) {
     std::vector<std::string> names;
-    const auto add = [&](const CallSpec& call) {
-        if (std::find(names.begin(), names.end(), call.graph) == names.end()) names.push_back(call.graph);
-    };
-    for (const CallSpec& call : spec.before) add(call);
-    add(spec.rows);
-    add(spec.step);
-    if (spec.quantize) add(*spec.quantize);
-    for (const CallSpec& call : spec.after) add(call);
+    for (const CallSpec& call : spec.before) add_once(names, call.graph);
+    add_once(names, spec.rows.graph);
+    add_once(names, spec.step.graph);
+    if (spec.quantize) add_once(names, spec.quantize->graph);
+    for (const CallSpec& call : spec.after) add_once(names, call.graph);
+    return names;
+}
+
+std::vector<std::string> graphs_of_encode(const PipelineSpec& spec) {
+    std::vector<std::string> names = graphs_to_load(spec);
+    const auto others = std::ptrdiff_t(names.size());
+    for (const CallSpec& call : spec.encode) add_once(names, call.graph);
+    names.erase(names.begin(), names.begin() + others);
     return names;
 }
 
@@ -100,6 +110,8 @@ void Pipeline::run(const Request& request, const StepTable& table, int64_t begin
     const bool quantizes = request.setting.quantize_denoised;
     work_.prepare(n, table, request.watch || quantizes, spec_.learns_variance());
     const std::vector<uint64_t> seeds = request.seeds.part(begin, n);
+    if (request.blend) take_images(*request.holed, *request.blend, begin);
+    timings.before_ms += clock.lap();
     take_inputs(request, seeds, begin);
     timings.noise_ms += clock.lap();
     before();
@@ -117,6 +129,7 @@ void Pipeline::run(const Request& request, const StepTable& table, int64_t begin
             call(*spec_.quantize, [&](const std::string&) -> const Tensor& { return x0; }, quantized_);
             std::memcpy(x0.data(), quantized_.at(kX0).data(), x0.size());
         };
+    const std::optional<ChainBlend> blend = blend_of(request, begin);
     Chain chain{table,
                 *graphs_.at(step.graph),
                 step.graph,
@@ -131,11 +144,12 @@ void Pipeline::run(const Request& request, const StepTable& table, int64_t begin
                 spec_.state.centre ? value(*spec_.state.centre).floats() : nullptr,
                 seeds.data(),
                 layout(),
-                ChainNoise(request, begin, spec_.state),
+                ChainNoise(request.noise, request.n, begin, spec_.state),
                 parts_.threads,
                 begin,
                 request.watch,
                 quantize,
+                blend,
                 cancelled,
                 where_of(parts_.backend)};
     for (const auto& [port, name] : step.inputs)
@@ -145,13 +159,43 @@ void Pipeline::run(const Request& request, const StepTable& table, int64_t begin
     clock.lap();
     after();
     timings.after_ms += clock.lap();
-    store(wanted, seeds, begin);
+    store(wanted, request, seeds, begin);
     timings.post_ms += clock.lap();
 }
 
 const Tensor& Pipeline::value(const std::string& name) const { return name == kX ? work_.x : values_.at(name); }
 
 // ---- around the loop ---------------------------------------------------------------------------------------------------
+
+// The images of this chunk: what `encode` makes of them, and the clean state.
+void Pipeline::take_images(const Holed& holed, const Blend& blend, int64_t begin) {
+    const std::vector<int64_t> shape = {n_, holed.channels, holed.height, holed.width};
+    known_.prepare(Dtype::kFloat32, shape);
+    const size_t count = known_.size() / sizeof(float);
+    const float* const pixels = holed.pixels.data() + size_t(begin) * (count / size_t(n_));
+    for (size_t i = 0; i < count; ++i) known_.floats()[i] = 2.0f * pixels[i] - 1.0f;
+    if (!blend.encodes) return;
+    Tensor unit;
+    unit.prepare(Dtype::kFloat32, shape);
+    std::copy_n(pixels, count, unit.floats());
+    const std::optional<TensorSpec>& taken = spec_.encoder_image;
+    const Tensor& image = taken && taken->range == Range({0.0, 1.0}) ? unit : known_;
+    for (const CallSpec& spec : spec_.encode)
+        call(spec, [&](const std::string& name) -> const Tensor& { return name == kImage ? image : encoded_.at(name); }, encoded_);
+    for (const InputSpec* input : blend.encoded) {
+        values_[input->name] = encoded_.at(input->name);
+        there_.insert(input->name);
+    }
+    if (spec_.encodes_state()) known_ = encoded_.at(kX);
+}
+
+std::optional<ChainBlend> Pipeline::blend_of(const Request& request, int64_t begin) const {
+    if (!request.blend) return std::nullopt;
+    const Blend& blend = *request.blend;
+    const int64_t stride = request.holed->masks() == 1 ? 0 : spec_.state.height * spec_.state.width;
+    return ChainBlend{known_.floats(),     blend.keep.data() + begin * stride, stride, blend.signal.data(), blend.sigma.data(),
+                      ChainNoise(blend.noise, request.n, begin, spec_.state)};
+}
 
 void Pipeline::take_inputs(const Request& request, const std::vector<uint64_t>& seeds, int64_t begin) {
     for (const GivenInput& input : request.inputs) {
@@ -209,7 +253,8 @@ void Pipeline::call(const CallSpec& spec, const Find& find, Tensors& into) {
         made.prepare(dtype_of(tensor.dtype), shape);
         arrays.push_back(made.named(tensor.name));
     }
-    graphs_.at(spec.graph)->run(arrays);
+    const auto loaded = graphs_.find(spec.graph);
+    (loaded != graphs_.end() ? *loaded : *encoders_.find(spec.graph)).second->run(arrays);
     for (const auto& [port, name] : spec.outputs) check_finite(into.at(name), spec, where_of(parts_.backend));
 }
 
@@ -260,7 +305,9 @@ void Pipeline::start(const Request& request, const StepTable& table, const std::
         for (int64_t i = 0; i < count; ++i) to[i] = from[i] * k_noise;
     }
     const StateSpec& state = spec_.state;
-    if (table.start.k_start != 0.0 && state.start) scale_and_add(x, table.start.k_start, value(*state.start));
+    const bool from_image = request.blend && request.blend->starts;
+    if (table.start.k_start != 0.0 && (from_image || state.start))
+        scale_and_add(x, table.start.k_start, from_image ? known_ : value(*state.start));
     if (table.start.k_centre != 0.0 && state.centre) scale_and_add(x, table.start.k_centre, value(*state.centre));
 }
 
@@ -359,7 +406,8 @@ bool Pipeline::null_depends_on_request(const std::string& name) const {
 
 // ---- results -----------------------------------------------------------------------------------------------------------
 
-void Pipeline::store(const std::vector<Wanted>& wanted, const std::vector<uint64_t>& seeds, int64_t begin) const {
+void Pipeline::store(const std::vector<Wanted>& wanted, const Request& request, const std::vector<uint64_t>& seeds,
+                     int64_t begin) const {
     for (const Wanted& one : wanted) {
         const std::string& name = one.spec->name;
         if (name == kTimesteps || name == "step_ms") continue;  // of the whole run
@@ -373,7 +421,9 @@ void Pipeline::store(const std::vector<Wanted>& wanted, const std::vector<uint64
         if (images || one.pixels) {
             const std::vector<int64_t>& shape = from.shape();
             const int64_t pixels = shape[2] * shape[3];
-            dv_to_uint8(from.floats(), n_, shape[1], pixels, reinterpret_cast<uint8_t*>(to) + begin * shape[1] * pixels);
+            uint8_t* const first = reinterpret_cast<uint8_t*>(to) + begin * shape[1] * pixels;
+            dv_to_uint8(from.floats(), n_, shape[1], pixels, first);
+            if (images && request.holed && request.holed->composite) put_back(*request.holed, begin, n_, first);
         } else {
             std::memcpy(to + size_t(begin) * from.sample_size(), from.data(), from.size());
         }

@@ -1,4 +1,5 @@
-// The pipeline at work on one chunk of samples: inputs -> before -> rows and the loop -> after -> pixels.
+// The pipeline at work on one chunk of samples: inputs -> before -> rows and the loop -> after -> pixels; `encode` makes inputs, or
+// the state that is known, of images.
 //
 // Which graphs those are is in the manifest (bundle/pipeline.h); the loop is chain.h's.
 #ifndef DIFFUSEVAE_PIPELINE_H
@@ -7,6 +8,7 @@
 #include <atomic>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -34,8 +36,9 @@ struct Parts {
 
 using Graphs = std::map<std::string, std::unique_ptr<Graph>>;
 
-// The graphs that a sample needs: those of before, rows, step and after.
+// The graphs that a sample needs: those of before, rows, step and after. And those of `encode` that are none of them.
 std::vector<std::string> graphs_to_load(const PipelineSpec& spec);
+std::vector<std::string> graphs_of_encode(const PipelineSpec& spec);
 
 // The values that a run with these inputs has, and the results that come of themselves.
 std::set<std::string> values_there(const PipelineSpec& spec, const std::set<std::string>& inputs);
@@ -46,6 +49,10 @@ public:
 
     const Graphs& graphs() const { return graphs_; }
 
+    // The graphs of `encode`, which a request that encodes images needs once; whether they are here.
+    void take_encoders(Graphs encoders) { encoders_ = std::move(encoders); }
+    bool has_encoders() const { return !encoders_.empty(); }
+
     // Samples begin .. begin + n of a request, into the arrays that are wanted. Throws Error: NUMERICS, CANCELLED, BACKEND.
     void run(const Request& request, const StepTable& table, int64_t begin, int64_t n, const std::vector<Wanted>& wanted,
              const std::atomic<bool>& cancelled, diffusevae_timings& timings, std::vector<double>& step_ms);
@@ -54,6 +61,7 @@ public:
     void preview(uint8_t* images);
 
 private:
+    void take_images(const Holed& holed, const Blend& blend, int64_t begin);
     void take_inputs(const Request& request, const std::vector<uint64_t>& seeds, int64_t begin);
     void draw(const Request& request, const std::vector<uint64_t>& seeds);
     void before();
@@ -61,7 +69,9 @@ private:
     void start(const Request& request, const StepTable& table, const std::vector<uint64_t>& seeds, int64_t begin);
     void after();
     Layout layout() const;  // of the noise of a state
-    void store(const std::vector<Wanted>& wanted, const std::vector<uint64_t>& seeds, int64_t begin) const;
+    std::optional<ChainBlend> blend_of(const Request& request, int64_t begin) const;
+    void store(const std::vector<Wanted>& wanted, const Request& request, const std::vector<uint64_t>& seeds,
+               int64_t begin) const;
 
     const Tensor& value(const std::string& name) const;
     bool has(const std::string& name) const { return there_.count(name) != 0; }
@@ -76,7 +86,7 @@ private:
 
     Parts parts_;
     const PipelineSpec& spec_;
-    Graphs graphs_;
+    Graphs graphs_, encoders_;
     int64_t n_ = 0;
     Tensors values_;                  // buffers by name, of which those in there_ hold values of this chunk
     std::set<std::string> there_;
@@ -86,6 +96,8 @@ private:
     std::vector<int64_t> embedded_;   // the timesteps that embeddings_ belong to, where they depend on nothing else
     Tensor embeddings_;               // [R, width], or [R, lanes * n, width]
     Workspace work_;
+    Tensors encoded_;                 // what `encode` makes of a chunk's images
+    Tensor known_;                    // the clean state of them
     Tensors quantized_;               // what the call `quantize` makes of a row's x0
     Tensors previews_;                // what the calls after the loop make of a row's x0
 };

@@ -2,8 +2,8 @@
 #include "request.h"
 
 #include <algorithm>
-#include <limits>
 
+#include "arrays.h"
 #include "checks.h"
 #include "tensor.h"
 #include "text.h"
@@ -12,12 +12,6 @@ namespace diffusevae {
 namespace {
 
 using Number = std::optional<int64_t>;
-
-std::string takes(const Manifest& manifest) {
-    std::vector<std::string> texts;
-    for (const InputSpec& input : manifest.inputs) texts.push_back(input.text());
-    return texts.empty() ? "none" : joined(texts);
-}
 
 Seeds seeds_of(const diffusevae_sample_options& given) {
     check_flag("has_seed", given.has_seed);
@@ -37,78 +31,15 @@ Watch watch_of(const diffusevae_sample_options& given) {
     };
 }
 
-// ---- named arrays ------------------------------------------------------------------------------------------------------
-
-std::vector<const diffusevae_array*> named_arrays(const Manifest& manifest, const diffusevae_sample_options& given) {
-    count_beside("inputs", given.inputs, "inputs_count", given.inputs_count);
-    std::vector<const diffusevae_array*> arrays;
-    std::vector<std::string> known = {"x_T", "noise"};
-    for (const InputSpec& input : manifest.inputs) known.push_back(input.name);
-    for (int64_t i = 0; i < given.inputs_count; ++i) {
-        const diffusevae_array& array = given.inputs[i];
-        if (!array.name) refuse_argument("inputs[" + std::to_string(i) + "] has no name; expected one of " + joined(known) + ".");
-        if (std::find(known.begin(), known.end(), array.name) == known.end())
-            refuse_argument("inputs has an array " + in_quotes(array.name) + ", and this bundle has no such input: it takes "
-                            + takes(manifest) + "." + did_you_mean(array.name, known));
-        for (const diffusevae_array* other : arrays)
-            if (std::string(other->name) == array.name)
-                refuse_argument("inputs has the array " + in_quotes(array.name) + " twice; expected each name once.");
-        arrays.push_back(&array);
-    }
-    return arrays;
-}
-
-const diffusevae_array* find(const std::vector<const diffusevae_array*>& arrays, const std::string& name) {
-    for (const diffusevae_array* array : arrays)
-        if (name == array->name) return array;
-    return nullptr;
-}
-
-std::vector<int64_t> shape_of(const diffusevae_array& array) {
-    if (array.rank < 1 || array.rank > DIFFUSEVAE_MAX_RANK)
-        refuse_argument(std::string(array.name) + " has rank " + std::to_string(array.rank) + "; expected 1 .. "
-                        + std::to_string(DIFFUSEVAE_MAX_RANK) + ".");
-    return std::vector<int64_t>(array.shape, array.shape + array.rank);
-}
-
-// Refuses an array of another dtype or shape; `expected` has names where any size of 1 or more will do.
-std::vector<int64_t> checked_shape(const diffusevae_array& array, Dtype dtype, const Dimensions& expected) {
-    const std::vector<int64_t> shape = shape_of(array);
-    const std::string wanted = std::string(name_of(dtype)) + " [" + text_of(expected) + "]";
-    if (array.dtype != int32_t(dtype))
-        refuse_argument(std::string(array.name) + " has dtype " + name_of(Dtype(array.dtype)) + " (" + std::to_string(array.dtype)
-                        + "); expected " + wanted + ".");
-    bool fits = shape.size() == expected.size();
-    for (size_t i = 0; fits && i < shape.size(); ++i) {
-        const int64_t* fixed = std::get_if<int64_t>(&expected[i]);
-        fits = shape[i] >= 1 && (fixed == nullptr || *fixed == shape[i]);
-    }
-    if (!fits) refuse_argument(std::string(array.name) + " has shape " + shape_text(shape) + "; expected " + wanted + ".");
-    return shape;
-}
-
-// Refuses values outside the range that the manifest gives.
-template <class Value>
-void check_values(const InputSpec& spec, const Value* values, size_t count) {
-    if (!spec.range) return;
-    const auto [low, high] = std::minmax_element(values, values + count);
-    if (double(*low) < spec.range->first || double(*high) > spec.range->second)
-        refuse_argument(spec.name + " runs from " + brief(double(*low)) + " to " + brief(double(*high))
-                        + "; expected values in " + brief(spec.range->first) + " .. " + brief(spec.range->second)
-                        + ", as this bundle takes them.");
-}
-
 GivenInput given_input(const InputSpec& spec, const diffusevae_array& array) {
     Dimensions expected = spec.shape;
     expected[0] = "N";
     const Dtype dtype = dtype_of(spec.dtype);
     const std::vector<int64_t> shape = checked_shape(array, dtype, expected);
     if (dtype == Dtype::kFloat32) {
-        check_finite_array(spec.name, static_cast<const float*>(array.data), shape);
-        check_values(spec, static_cast<const float*>(array.data), memory_size(shape));
+        check_values(spec, static_cast<const float*>(array.data), shape);
     } else {
-        check_array(spec.name, array.data, bytes_of(dtype), shape);
-        check_values(spec, static_cast<const int64_t*>(array.data), memory_size(shape));
+        check_values(spec, static_cast<const int64_t*>(array.data), shape);
     }
     return {&spec, array.data, shape, false};
 }
@@ -132,12 +63,16 @@ Sizes free_sizes(const std::vector<GivenInput>& inputs) {
     return sizes;
 }
 
-// The drawn input where it is needed and not given. Refuses a request that lacks another.
-const InputSpec* drawn_input(const Manifest& manifest, const std::vector<const diffusevae_array*>& arrays, bool check) {
+bool is_encoded(const Verb& verb, const InputSpec* input) {
+    return std::find(verb.encoded.begin(), verb.encoded.end(), input) != verb.encoded.end();
+}
+
+// The drawn input where it is needed and neither given nor encoded. Refuses a request that lacks another.
+const InputSpec* drawn_input(const Manifest& manifest, const NamedArrays& arrays, const Verb& verb, bool check) {
     const InputSpec* drawn = nullptr;
     std::vector<std::string> missing;
     for (const InputSpec* input : needed_inputs(manifest)) {
-        if (find(arrays, input->name) != nullptr) continue;
+        if (find(arrays, input->name) != nullptr || is_encoded(verb, input)) continue;
         if (input->draw) {
             drawn = input;
         } else {
@@ -145,8 +80,8 @@ const InputSpec* drawn_input(const Manifest& manifest, const std::vector<const d
         }
     }
     if (check && !missing.empty())
-        refuse_argument("sample: found no " + joined(missing) + ", expected it: this bundle takes " + takes(manifest)
-                        + ". Pass it by name in inputs.");
+        refuse_argument(std::string(verb.name) + ": found no " + joined(missing) + ", expected it: this bundle takes "
+                        + takes(manifest) + ". Pass it by name in inputs.");
     return drawn;
 }
 
@@ -178,21 +113,32 @@ std::vector<const InputSpec*> needed_inputs(const Manifest& manifest) {
     return needed;
 }
 
-Setting checked_setting(const Manifest& manifest, const diffusevae_sample_options& given) {
-    check_flag("clip", given.clip);
-    check_flag("quantize_denoised", given.quantize_denoised);
-    const bool draws = drawn_input(manifest, named_arrays(manifest, given), false) != nullptr;
-    return resolve_setting(manifest, given, draws);
+GivenNoise given_noise(const StateSpec& state, const diffusevae_array& array, int64_t& count) {
+    const auto shape = checked_shape(array, Dtype::kFloat32, {"steps", "N", state.channels, state.height, state.width});
+    const float* const values = static_cast<const float*>(array.data);
+    check_finite_array(array.name, values, shape);
+    count = shape[1];
+    return {values, false, shape[0]};
 }
 
-Request checked_request(const Manifest& manifest, const diffusevae_sample_options& given) {
+Setting checked_setting(const Manifest& manifest, const diffusevae_sample_options& given, const Verb& verb) {
+    check_flag("clip", given.clip);
+    check_flag("quantize_denoised", given.quantize_denoised);
+    const bool draws = drawn_input(manifest, named_arrays(manifest, given, verb.arrays), verb, false) != nullptr;
+    return resolve_setting(manifest, given, draws, verb.starts_from_image);
+}
+
+Request checked_request(const Manifest& manifest, const diffusevae_sample_options& given, const Verb& verb) {
     const StateSpec& state = manifest.pipeline.state;
-    Request request{checked_setting(manifest, given), 1, {}, {}, nullptr, {}, nullptr, false, nullptr, false, 0, {}, watch_of(given)};
-    const std::vector<const diffusevae_array*> arrays = named_arrays(manifest, given);
+    Request request;
+    request.setting = checked_setting(manifest, given, verb);
+    request.watch = watch_of(given);
+    const NamedArrays arrays = named_arrays(manifest, given, verb.arrays);
     std::vector<Count> counts;
     counts.push_back({"n", given.n == DIFFUSEVAE_UNSET ? Number() : counted("n", given.n)});
     counts.push_back({"seeds", count_beside("seeds", given.seeds, "seeds_count", given.seeds_count)});
-    Number x_T, noise;
+    if (verb.starts_from_image) counts.push_back({"images", given.n});
+    int64_t x_T = 0, noise = 0;
     if (const diffusevae_array* array = find(arrays, "x_T")) {
         const auto shape = checked_shape(*array, Dtype::kFloat32, {"N", state.channels, state.height, state.width});
         request.x_T = static_cast<const float*>(array->data);
@@ -201,11 +147,7 @@ Request checked_request(const Manifest& manifest, const diffusevae_sample_option
         counts.push_back({"x_T", x_T, true});
     }
     if (const diffusevae_array* array = find(arrays, "noise")) {
-        const auto shape = checked_shape(*array, Dtype::kFloat32, {"steps", "N", state.channels, state.height, state.width});
-        request.noise = static_cast<const float*>(array->data);
-        check_finite_array("noise", request.noise, shape);
-        request.noise_rows = shape[0];
-        noise = shape[1];
+        request.noise = given_noise(state, *array, noise);
         counts.push_back({"noise", noise, true});
     }
     for (const InputSpec& spec : manifest.inputs) {
@@ -214,24 +156,31 @@ Request checked_request(const Manifest& manifest, const diffusevae_sample_option
         request.inputs.push_back(given_input(spec, *array));
         counts.push_back({spec.name, request.inputs.back().shape[0], true});
     }
-    request.drawn = drawn_input(manifest, arrays, true);
+    request.drawn = drawn_input(manifest, arrays, verb, true);
     request.edits = checked_edits(manifest.directions, given);
-    if (!request.edits.empty() && request.drawn == nullptr && find(arrays, manifest.directions->input) == nullptr)
-        refuse_argument("edits: found some, but this run needs no " + manifest.directions->input
-                        + ", which they move. Leave them out.");
+    if (!request.edits.empty()) {
+        const InputSpec* const moved = manifest.input(manifest.directions->input);
+        if (request.drawn == nullptr && find(arrays, moved->name) == nullptr && !is_encoded(verb, moved))
+            refuse_argument("edits: found some, but this run needs no " + moved->name + ", which they move. Leave them out.");
+    }
     request.n = agree_on_count(counts).value_or(1);
     request.seeds = seeds_of(given);
     request.x_T_shared = x_T == 1 && request.n != 1;
-    request.noise_shared = noise == 1 && request.n != 1;
+    request.noise.shared = noise == 1 && request.n != 1;
     for (GivenInput& input : request.inputs) input.shared = input.shape[0] == 1 && request.n != 1;
     request.sizes = free_sizes(request.inputs);
     return request;
 }
 
 void check_rows(const Request& request, int64_t rows) {
-    if (request.noise && request.noise_rows != rows)
-        refuse_argument("noise holds " + std::to_string(request.noise_rows) + " steps; this run has " + std::to_string(rows)
-                        + ". Pass one slice a step, in the order used (from the noisiest step to the last).");
+    const auto check = [rows](const char* name, const GivenNoise& noise) {
+        if (noise.values && noise.rows != rows)
+            refuse_argument(std::string(name) + " holds " + std::to_string(noise.rows) + " steps; this run has "
+                            + std::to_string(rows)
+                            + ". Pass one slice a step, in the order used (from the noisiest step to the last).");
+    };
+    check("noise", request.noise);
+    if (request.blend) check("known_noise", request.blend->noise);
 }
 
 }  // namespace diffusevae

@@ -7,6 +7,7 @@
 #include "checks.h"
 #include "clock.h"
 #include "error.h"
+#include "inpaint.h"
 #include "request.h"
 #include "steps.h"
 #include "threads.h"
@@ -44,10 +45,11 @@ std::optional<int64_t> given(int64_t number) {
     return number == DIFFUSEVAE_UNSET ? std::nullopt : std::optional<int64_t>(number);
 }
 
-std::unique_ptr<Graph> on_bundle_s_canvas(const Opened& opened, const std::string& name) {
-    std::unique_ptr<Graph> graph = opened.backend->load(name);
-    const Canvas* const canvas = opened.bundle.canvas();
-    return canvas == nullptr ? std::move(graph) : on_canvas(std::move(graph), opened.bundle.spec(name), *canvas);
+// A graph of the bundle, on its canvas where it has one.
+std::unique_ptr<Graph> load(const Bundle& bundle, Backend& backend, const std::string& name) {
+    std::unique_ptr<Graph> graph = backend.load(name);
+    const Canvas* const canvas = bundle.canvas();
+    return canvas == nullptr ? std::move(graph) : on_canvas(std::move(graph), bundle.spec(name), *canvas);
 }
 
 Bundle opened_bundle(const std::string& path, const diffusevae_open_options& options) {
@@ -64,7 +66,7 @@ Bundle opened_bundle(const std::string& path, const diffusevae_open_options& opt
 Graphs loaded(const Opened& opened) {
     Graphs graphs;
     for (const std::string& name : graphs_to_load(opened.bundle.manifest().pipeline))
-        graphs[name] = on_bundle_s_canvas(opened, name);
+        graphs[name] = load(opened.bundle, *opened.backend, name);
     return graphs;
 }
 
@@ -104,11 +106,23 @@ Opened::Opened(const std::string& path, const diffusevae_open_options& options)
       backend(open_backend(bundle, options.backend ? options.backend : "native",
                            BackendRequest{options.precision ? options.precision : "auto", threads})) {}
 
+Graphs Encoders::clones(const Bundle& bundle, Backend& backend) {
+    const std::lock_guard<std::mutex> turn(lock_);
+    Graphs graphs;
+    for (const std::string& name : graphs_of_encode(bundle.manifest().pipeline)) {
+        std::unique_ptr<Graph>& loaded = loaded_[name];
+        if (!loaded) loaded = load(bundle, backend, name);
+        graphs[name] = loaded->clone();
+    }
+    return graphs;
+}
+
 Sampler::Sampler(const std::string& path, const diffusevae_open_options& options)
     : opened_(std::make_shared<const Opened>(path, options)), pipeline_(opened_->parts(), loaded(*opened_)) {}
 
 Sampler::Sampler(const Sampler& twin, Graphs graphs)
-    : opened_(twin.opened_), pipeline_(opened_->parts(), std::move(graphs)), times_(twin.times_), process_(twin.process_) {}
+    : opened_(twin.opened_), pipeline_(opened_->parts(), std::move(graphs)), times_(twin.times_), encoders_(twin.encoders_),
+      process_(twin.process_) {}
 
 std::unique_ptr<Sampler> Sampler::clone() const {
     Graphs graphs;
@@ -189,6 +203,8 @@ std::vector<Wanted> Sampler::wanted(const Request& request, int64_t rows, const 
     std::set<std::string> inputs;
     for (const GivenInput& input : request.inputs) inputs.insert(input.spec->name);
     if (request.drawn) inputs.insert(request.drawn->name);
+    if (request.blend)
+        for (const InputSpec* input : request.blend->encoded) inputs.insert(input->name);
     Sizes sizes = request.sizes;
     sizes[kBatch] = request.n;
     sizes[kRows] = rows;
@@ -202,6 +218,20 @@ void Sampler::sample(const diffusevae_sample_options& options, diffusevae_result
     if (const std::optional<Budget> budget = budget_of(options)) return run_within(*budget, began, options, result);
     const Request request = checked_request(manifest(), options);
     run(request, build_step_table(opened_->schedule, manifest(), request.setting), result);
+}
+
+void Sampler::inpaint(const diffusevae_sample_options& options, bool composite, diffusevae_result& result) {
+    const Exclusive alone(busy_);
+    cancelled_.store(false, std::memory_order_relaxed);
+    Request request = checked_inpaint(manifest(), options, composite);
+    const StepTable table = build_step_table(opened_->schedule, manifest(), request.setting);
+    if (request.blend) {
+        set_levels(*request.blend, opened_->schedule, table.timesteps);
+        own_process();
+        if (request.blend->encodes && !pipeline_.has_encoders())
+            pipeline_.take_encoders(encoders_->clones(opened_->bundle, *opened_->backend));
+    }
+    run(request, table, result);
 }
 
 void Sampler::run(const Request& asked, const StepTable& table, diffusevae_result& result) {
@@ -275,12 +305,16 @@ void Sampler::run_within(const Budget& budget, const Clock& began, const diffuse
     result.deadline = {budget.milliseconds, pace.kept(calls), took, calls, done, took <= budget.milliseconds ? 1 : 0};
 }
 
+void Sampler::own_process() {
+    if (process_ == getpid()) return;
+    times_ = std::make_shared<Times>();
+    encoders_ = std::make_shared<Encoders>();
+    process_ = getpid();
+}
+
 Pace Sampler::pace_of(const Times::Size& size, const Request& like, const diffusevae_sample_options& options,
                       const std::vector<Defaults>& settings) {
-    if (process_ != getpid()) {
-        times_ = std::make_shared<Times>();
-        process_ = getpid();
-    }
+    own_process();
     if (const std::optional<Pace> known = times_->pace(size)) return *known;
     const auto [fewest, most] = ends_of(settings);
     RunTimes times;

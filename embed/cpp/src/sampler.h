@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -41,6 +42,16 @@ struct Opened {
     std::unique_ptr<Backend> backend;
 };
 
+// The graphs of `encode`, loaded for the first request that encodes images: clones share their weights.
+class Encoders {
+public:
+    Graphs clones(const Bundle& bundle, Backend& backend);
+
+private:
+    std::mutex lock_;
+    Graphs loaded_;
+};
+
 class Sampler {
 public:
     Sampler(const std::string& path, const diffusevae_open_options& options);
@@ -51,6 +62,7 @@ public:
     // Throws Error: BUSY when it is running already, CANCELLED, NUMERICS, BACKEND, ARGUMENT, DEADLINE; it is ready again after
     // any.
     void sample(const diffusevae_sample_options& options, diffusevae_result& result);
+    void inpaint(const diffusevae_sample_options& options, bool composite, diffusevae_result& result);
 
     // Stops the run in progress before its next row; from any thread.
     void cancel() noexcept { cancelled_.store(true, std::memory_order_relaxed); }
@@ -71,6 +83,8 @@ private:
     void run(const Request& request, const StepTable& table, diffusevae_result& result);
     void run_within(const Budget& budget, const Clock& began, const diffusevae_sample_options& options,
                     diffusevae_result& result);
+    // What clones share and lock is left to the parent in a child of fork(), where it might be locked for ever.
+    void own_process();
     // That of requests of this size; measured now where there is none.
     Pace pace_of(const Times::Size& size, const Request& like, const diffusevae_sample_options& options,
                  const std::vector<Defaults>& settings);
@@ -78,7 +92,8 @@ private:
     std::shared_ptr<const Opened> opened_;
     Pipeline pipeline_;
     std::shared_ptr<Times> times_ = std::make_shared<Times>();
-    pid_t process_ = getpid();                // that times_ belong to: a child of fork() might find them locked for ever
+    std::shared_ptr<Encoders> encoders_ = std::make_shared<Encoders>();
+    pid_t process_ = getpid();                // that both belong to
     const diffusevae_step* shown_ = nullptr;  // to a callback, now
     std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
     std::atomic<bool> cancelled_{false};

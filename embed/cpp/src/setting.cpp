@@ -59,7 +59,7 @@ void take_word(const char*& into, const char* name, const char* given, const std
 
 // Refuse what this bundle cannot have: guidance without nulls, a learned variance without a second output, x0 quantised without
 // a codebook, and a start from a value that there is not.
-void check_possible(const Setting& setting, const PipelineSpec& pipeline) {
+void check_possible(const Setting& setting, const PipelineSpec& pipeline, bool has_image) {
     if (setting.guided() && !pipeline.guided())
         refuse_argument("guidance is " + brief(setting.guidance) + ", but nothing that this bundle's network is fed has a null "
                         "to be guided by; expected 0. Leave it out.");
@@ -68,7 +68,7 @@ void check_possible(const Setting& setting, const PipelineSpec& pipeline) {
                         "one of fixedlarge, fixedsmall.");
     if (setting.quantize_denoised && !pipeline.quantize)
         refuse_argument("quantize_denoised is given, but this bundle has no codebook in which x0 could be looked up. Leave it out.");
-    if (setting.t_start && !pipeline.state.start)
+    if (setting.t_start && !has_image && !pipeline.state.start)
         refuse_argument("t_start is " + std::to_string(*setting.t_start) + ", but this bundle's pipeline has no start value "
                         "to start from. Leave it out.");
 }
@@ -183,7 +183,7 @@ std::vector<std::string> replacing(const diffusevae_sample_options& given) {
     return names;
 }
 
-Setting resolve_setting(const Manifest& manifest, const diffusevae_sample_options& given, bool draws) {
+Setting resolve_setting(const Manifest& manifest, const diffusevae_sample_options& given, bool draws, bool has_image) {
     Setting setting = recorded_setting(manifest);
     const GivenScale eta{"eta", "etas", given.eta, given.etas, given.etas_count};
     const Listed<int64_t> timesteps = listed("timesteps", given.timesteps, given.timesteps_count);
@@ -216,7 +216,7 @@ Setting resolve_setting(const Manifest& manifest, const diffusevae_sample_option
     setting.clip = given.clip != 0;
     check_number("guidance", setting.guidance, -std::numeric_limits<double>::infinity(),
                  std::numeric_limits<double>::infinity());
-    check_possible(setting, manifest.pipeline);
+    check_possible(setting, manifest.pipeline, has_image);
     setting.prior = chosen_prior(manifest, given.prior, draws);
     return setting;
 }

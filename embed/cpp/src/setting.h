@@ -64,10 +64,10 @@ std::vector<std::string> replacing(const diffusevae_sample_options& given);
 // them replaces it by the library's own (ddim; uniform or, with t_start, linspace; eta 0, scales 1, guidance 0) at the
 // recorded number of steps, or that of the timesteps: half of one setting and half of another is a setting that was never
 // measured. Where a setting of so many steps was fitted to the bundle, it takes the place of either, unless more than steps
-// is named or `setting` is "plain". draws: whether an input is drawn.
+// is named or `setting` is "plain". draws: whether an input is drawn; has_image: whether there is an image to start from.
 // Error (ARGUMENT) for unknown words, for what this bundle cannot have, and for a prior where none is used; the
 // numbers are checked by build_step_table.
-Setting resolve_setting(const Manifest& manifest, const diffusevae_sample_options& given, bool draws);
+Setting resolve_setting(const Manifest& manifest, const diffusevae_sample_options& given, bool draws, bool has_image);
 
 }  // namespace diffusevae
 

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -180,6 +181,44 @@ void threads(diffusevae_sampler* sampler, const std::vector<uint8_t>& golden) {
     for (std::thread& worker : workers) worker.join();
 }
 
+// Budgets of time that are none, and clones that measure, share and keep what they measured at once.
+void budgets(diffusevae_sampler* sampler) {
+    const auto asked = [](diffusevae_sampler* one, double milliseconds, int at_most, int anytime, diffusevae_deadline* told = nullptr) {
+        Run run(one);
+        run.options.steps = DIFFUSEVAE_UNSET;
+        run.options.budget_ms = milliseconds;
+        run.options.at_most = at_most;
+        run.options.anytime = anytime;
+        const diffusevae_status status = run.on(one);
+        if (told) *told = run.result.deadline;
+        return status;
+    };
+    for (const double none : {0.0, -1.0, std::nan(""), double(INFINITY), -double(INFINITY)})
+        expect_status(asked(sampler, none, 0, 0), DIFFUSEVAE_ARGUMENT, "a budget that is none");
+    expect_status(asked(sampler, DIFFUSEVAE_UNSET_NUMBER, 1, 0), DIFFUSEVAE_ARGUMENT, "at_most without a budget");
+    expect_status(asked(sampler, 9.0, 0, 2), DIFFUSEVAE_ARGUMENT, "anytime that is no flag");
+    diffusevae_info info;
+    diffusevae_info_init(&info);
+    expect_status(diffusevae_describe(sampler, &info), DIFFUSEVAE_OK, "describe");
+    if (info.fitted_count == 0)
+        return expect_status(asked(sampler, 9.0, 0, 0), DIFFUSEVAE_ARGUMENT, "a budget without fitted settings");
+    std::vector<std::thread> workers;
+    for (int t = 0; t < 3; ++t) {
+        diffusevae_sampler* clone = nullptr;
+        expect_status(diffusevae_clone(sampler, &clone), DIFFUSEVAE_OK, "cloning");
+        workers.emplace_back([clone, &asked] {
+            diffusevae_deadline told;
+            expect_status(asked(clone, 1e9, 0, 1, &told), DIFFUSEVAE_OK, "a budget that all keep");
+            expect(told.kept == 1 && told.done == told.calls && told.expected_ms > 0, "what became of it");
+            expect_status(asked(clone, 1e-9, 0, 0), DIFFUSEVAE_DEADLINE, "a budget that none keeps");
+            expect_status(asked(clone, 1e-9, 1, 1, &told), DIFFUSEVAE_OK, "the fastest, cut short");
+            expect(told.kept == 0 && told.done == 1 && told.calls > 1, "one call");
+            diffusevae_free(clone);
+        });
+    }
+    for (std::thread& worker : workers) worker.join();
+}
+
 void outlived_original(const std::string& path, const char* backend, const std::vector<uint8_t>& golden) {
     diffusevae_sampler* first = open(path, backend);
     diffusevae_sampler* second = nullptr;
@@ -203,6 +242,7 @@ int main(int argc, char** argv) {
     cancelled_runs(sampler, golden.pixels);
     nested_run(sampler);
     threads(sampler, golden.pixels);
+    budgets(sampler);
     check_same(sampler, golden.pixels, "after everything");
     diffusevae_free(sampler);
     outlived_original(argv[1], backend, golden.pixels);

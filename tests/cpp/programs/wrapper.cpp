@@ -3,6 +3,7 @@
 // Run under the sanitizers too. Prints the number of checks, or the first that failed.
 #include <diffusevae.hpp>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -223,6 +224,42 @@ void budgets(diffusevae::Sampler& sampler) {
     expect(sampler.sample(watched).images == shown && !sampler.sample(short_run()).deadline, "the last preview");
 }
 
+// What is known stays as it was given, and clones that encode for the first time at once make the same.
+void inpainting(diffusevae::Sampler& sampler) {
+    using diffusevae::Array;
+    const diffusevae::Info& info = sampler.info();
+    const int64_t height = info.image_height, width = info.image_width, channels = info.image_channels;
+    const std::vector<uint8_t> given = sampler.sample(short_run()).images;
+    const Array images = Array::of(given, {3, height, width, channels});
+    std::vector<uint8_t> hole(size_t(height * width), 0);
+    std::fill(hole.begin(), hole.begin() + height * width / 2, uint8_t(255));
+    const Array mask = Array::of(hole, {height, width});
+    diffusevae::SampleOptions options = short_run();
+    expect_thrown<diffusevae::ArgumentError>("inpaint has no option 'n'", [&] { sampler.inpaint(images, mask, options); });
+    options.n.reset();
+    std::vector<diffusevae::Batch> made(2);
+    std::vector<std::thread> workers;
+    for (diffusevae::Batch& batch : made)
+        workers.emplace_back([&, own = sampler.clone()]() mutable { batch = own.inpaint(images, mask, options); });
+    for (std::thread& worker : workers) worker.join();
+    const diffusevae::Batch filled = sampler.inpaint(images, mask, options);
+    expect(made[0].images == filled.images && made[1].x == filled.x, "clones that encode at once");
+    bool held = true;
+    for (size_t i = 0; i < given.size(); ++i)
+        held = held && (hole[i / size_t(channels) % hole.size()] != 0 || filled.images[i] == given[i]);
+    expect(filled.n == 3 && held && filled.images != given, "what is known");
+    const diffusevae::Batch raw = sampler.inpaint(images, mask, options, false);
+    expect(raw.x == filled.x && raw.images != filled.images, "what the chain made");
+    const std::vector<uint8_t> first(given.begin(), given.begin() + std::ptrdiff_t(image_values(info)));
+    expect(sampler.inpaint(Array::of(first, {height, width, channels}), mask, options).n == 1, "one image");
+    const auto noise = [&](int64_t rows) { return Array(DIFFUSEVAE_FLOAT32, {rows, 1, channels, height, width}); };
+    options.inputs["known_noise"] = noise(4);
+    expect(sampler.inpaint(images, mask, options).x != filled.x, "known_noise");
+    options.inputs["known_noise"] = noise(5);
+    expect_thrown<diffusevae::ArgumentError>("known_noise holds 5 steps; this run has 4", [&] { sampler.inpaint(images, mask, options); });
+    expect_thrown<diffusevae::ArgumentError>("masks has shape [3, ", [&] { sampler.inpaint(images, images, options); });
+}
+
 void ownership(diffusevae::Sampler& sampler, const std::string& path) {
     static_assert(!std::is_copy_constructible_v<diffusevae::Sampler>, "clone() says what a copy costs");
     static_assert(std::is_nothrow_move_constructible_v<diffusevae::Sampler>, "a move is one of pointers");
@@ -252,6 +289,7 @@ int main(int argc, char** argv) {
     refusals(sampler, argv[1]);
     callbacks(sampler);
     budgets(sampler);
+    inpainting(sampler);
     ownership(sampler, argv[1]);
     diffusevae::SampleOptions request = short_run();
     request.guidance = 0.5;

@@ -46,7 +46,7 @@ void parse_maps(Fields& top, PipelineSpec& spec, const std::vector<InputSpec>& i
     std::map<std::string, int64_t> maps;
     for (const std::string& name : kStates) maps[name] = 1;
     for (const std::string& name : names) maps[name] = factor_of(top, state, name, *spec.values.find(name));
-    if (spec.encoder_image) maps[kImage] = factor_of(top, state, kImage, *spec.encoder_image);
+    if (spec.encoder_image) maps[kImage] = factor_of(top, state, kImage, {spec.encoder_image->dtype, spec.encoder_image->shape});
     for (const CallSpec* call : spec.calls()) {
         const bool over = std::any_of(call->inputs.begin(), call->inputs.end(),
                                       [&](const auto& wire) { return maps.count(wire.second) != 0; });

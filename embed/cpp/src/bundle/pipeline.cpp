@@ -50,6 +50,10 @@ std::vector<const CallSpec*> PipelineSpec::calls() const {
     return all;
 }
 
+bool PipelineSpec::encodes_state() const {
+    return std::any_of(encode.begin(), encode.end(), [](const CallSpec& call) { return port_of(call.outputs, kX) != nullptr; });
+}
+
 const CallSpec* PipelineSpec::maker(const std::string& value) const {
     for (const CallSpec& call : before)
         if (port_of(call.outputs, value) != nullptr) return &call;

@@ -74,13 +74,15 @@ struct PipelineSpec {
     StateSpec state;
     std::string image;
     ValueKinds values;  // dtype and shape of everything that a call makes or takes
-    std::optional<ValueKind> encoder_image;  // the image that `encode` takes
+    std::optional<TensorSpec> encoder_image;  // the image that `encode` takes, as its graph has it
     // How many pixels of each value that lies over the state one of the state's has a side, x included.
     std::optional<std::map<std::string, int64_t>> maps;
 
     std::vector<const CallSpec*> calls() const;  // every call, in the order of a request
     // Whether the network has a second output, which variance "learned_range" reads.
     bool learns_variance() const { return port_of(step.outputs, kVariance) != nullptr; }
+    // Whether `encode` makes the loop's clean state of an image.
+    bool encodes_state() const;
     // Whether the rows depend on the sample too.
     bool per_sample_rows() const { return rows.inputs.size() > 1; }
     // The call of `before` that makes a value; null for an input.

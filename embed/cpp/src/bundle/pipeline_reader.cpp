@@ -329,7 +329,7 @@ private:
             const std::string& value = call.inputs[i].second;
             if (image && value == kImage) {
                 check_image(ins, tensor);
-                spec_.encoder_image = ValueKind{tensor.dtype, tensor.shape};
+                spec_.encoder_image = tensor;
                 there.add(kImage, {tensor.dtype, tensor.shape});
             }
             const ValueKind* kind = there.find(value);
