@@ -23,7 +23,7 @@ from engine.bundle.manifest import Manifest, parse_manifest
 from engine.bundle.reader import Bundle
 from engine.checks import check_free_dimensions, check_inputs, count_of, input_of
 from engine.errors import ArgumentError, BulkError, did_you_mean
-from engine.feeds import setting_feeds
+from engine.pipeline import table_of
 from engine.resolve import choose_prior, setting_of
 from engine.result import Setting
 from engine.solver.noise import listed_seeds
@@ -177,8 +177,9 @@ def manifest_bytes(bundle: Bundle) -> bytes:
 
 def _setting(manifest: Manifest, given: Mapping[str, Any], prior: str | None, *, drawn: bool) -> Setting:
     """The complete setting: two ways to ask for the same one are the same job."""
-    setting_feeds(manifest, given)  # derives the step table, and so refuses what no table can be made of
-    return replace(setting_of(manifest, given), prior=choose_prior(manifest, prior, draws=drawn))
+    setting = setting_of(manifest, given)
+    table_of(manifest, manifest.schedule.schedule(), setting)  # refuses what no table can be made of
+    return replace(setting, prior=choose_prior(manifest, prior, draws=drawn))
 
 
 def _draws(manifest: Manifest, given: Mapping[str, npt.NDArray[Any]]) -> bool:
