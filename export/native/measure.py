@@ -24,7 +24,18 @@ INT8_BOUND = 0.1
 
 def measure_program(role: Role, assembled: Assembled, precision: str, examples: Example, bound: float) -> dict[str, object]:
     """What the manifest records: the error on random inputs of several batch sizes; ExportError above `bound`."""
-    worst, isa = random_error(role, assembled, precision, examples)
+    errors = []
+    graph = open_assembled(role, assembled, precision)
+    with graph:
+        for seed, (batch, steps) in enumerate(zip(BATCHES, STEPS, strict=True)):
+            inputs = examples(role, batch, steps, seed)
+            found = graph(**{name: value.contiguous().numpy() for name, value in inputs.items()})
+            exact = role(inputs)
+            for output in role.outputs:
+                low, got = _origin(output), np.asarray(found[output.name], np.float64)
+                errors.append(relative_error(got - low, exact[output.name].numpy() - low))
+        isa = graph.isa
+    worst = float(np.max(errors))  # NaN is the largest of all
     if not worst <= bound:
         raise ExportError(
             f"native {precision} {role.name}: found a relative error of {worst:.3g} against torch on {isa}, expected at "
@@ -38,20 +49,6 @@ def measure_program(role: Role, assembled: Assembled, precision: str, examples: 
         "batches": list(BATCHES),
         "instruction_set": isa,
     }
-
-
-def random_error(role: Role, assembled: Assembled, precision: str, examples: Example) -> tuple[float, str]:
-    """The largest error on random inputs of several batch sizes, and the instruction set that it was measured on."""
-    errors = []
-    with open_assembled(role, assembled, precision) as graph:
-        for seed, (batch, steps) in enumerate(zip(BATCHES, STEPS, strict=True)):
-            inputs = examples(role, batch, steps, seed)
-            found = graph(**{name: value.contiguous().numpy() for name, value in inputs.items()})
-            exact = role(inputs)
-            for output in role.outputs:
-                low, got = _origin(output), np.asarray(found[output.name], np.float64)
-                errors.append(relative_error(got - low, exact[output.name].numpy() - low))
-        return float(np.max(errors)), graph.isa  # NaN is the largest of all
 
 
 def _origin(output: TensorSpec) -> float:
