@@ -148,8 +148,10 @@ def autoencode(pipeline: Pipeline, images: Any, options: Mapping[str, Any]) -> B
             f"reconstruct encodes and decodes on this bundle, without a step between; expected no options, found "
             f"{', '.join(given)}. Leave them out, or call refine(images, t_start=...)."
         )
-    fed = tuple(value for call in manifest.pipeline.after for value in call.inputs.values() if value != X)
-    if needed := ", ".join(sorted(pipeline.spec.inputs_for(fed, frozenset()))):
+    after = manifest.pipeline.after
+    there = {X, *(value for call in after for value in call.outputs.values())}
+    fed = [value for call in after for value in call.inputs.values()]
+    if needed := ", ".join(sorted(pipeline.spec.inputs_for(fed, there))):
         raise abilities.lacks(manifest, "reconstruct", f"an encoder to {needed}, or a decoder that takes none of it")
     return pipeline.autoencode(abilities.start_pixels(manifest, images, "reconstruct"))
 

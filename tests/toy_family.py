@@ -75,7 +75,7 @@ def build_family(
     sampler: its whole-sampler graph, where one was composed. style_null: without, only the label has a null, and what is
     made of both has one that is each sample's own. learned: of variance "learned_range". encodes: the calls of `encode`.
     draws: whether the style is drawn. vocabulary: with a text in place of the label. pictures: photo, or photo and mask,
-    the inputs that the style is made of then. quantizes: with a call for `quantize_denoised`.
+    the inputs that the style is made of then. quantizes: with a codebook, for `quantize_denoised` and before the decoder.
     """
     models = graphs(learned)
     if "image_encoder" not in encodes:
@@ -107,7 +107,10 @@ def build_family(
         made = {"graph": "photo_encoder", "inputs": {name: name for name in pictures}, "outputs": {"style": "style"}}
         raw["pipeline"]["before"].insert(0, made)
     if quantizes:
-        raw["pipeline"]["quantize"] = {"graph": "codebook", "inputs": {"latent": "x0"}, "outputs": {"codes": "x0"}}
+        call = {"graph": "codebook", "inputs": {"latent": "x0"}, "outputs": {"codes": "x0"}}
+        raw["pipeline"]["quantize"] = call
+        raw["pipeline"]["after"].insert(0, call | {"inputs": {"latent": "x"}, "outputs": {"codes": "codes"}})
+        raw["pipeline"]["after"][1]["inputs"] = {"x": "codes"}
     if not draws:
         raw["inputs"][1]["draw"] = None
     if not style_null:

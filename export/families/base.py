@@ -42,6 +42,7 @@ class Model:
     guidance      what `defaults` should record once the inputs have their null, where a build gives them one later
     notes         sentences on what was only said or was rounded, for people, as `architecture` is
     encoder       the file whose encoder gives the drawn input its meaning; a fitted prior belongs to it
+    step_bound    the largest relative error of `step` in native bf16: what its roundings cost random weights, and some room
     """
 
     family: str
@@ -57,6 +58,7 @@ class Model:
     guidance: float = 0.0
     notes: Sequence[str] = ()
     encoder: Checkpoint | None = None
+    step_bound: float = 0.015
 
     @cached_property
     def input_specs(self) -> tuple[InputSpec, ...]:

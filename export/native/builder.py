@@ -29,7 +29,7 @@ from export.models.graphs import ConditionedDenoiser, DecoderGraph, Denoiser, En
 from export.models.latent.graphs import FirstStageDecoder, FirstStageEncoder, LatentDenoiser
 from export.native import latent
 from export.native.int8 import Choice, choose_layers, parse_budget
-from export.native.measure import BOUNDS, INT8_BOUND, STEP_BOUND, error_on_states, measure_program
+from export.native.measure import BOUNDS, INT8_BOUND, error_on_states, measure_program
 from export.native.program import Assembled
 from export.native.scales import evaluate
 from export.native.trajectory import trajectory_states
@@ -80,7 +80,7 @@ def build(context: BuildContext, precision: str, options: Mapping[str, Any]) -> 
         if found == "int8":
             engines.append(_int8(context, role, budget))
             continue
-        bound = STEP_BOUND if role is model.step else BOUNDS[found]
+        bound = model.step_bound if role is model.step else BOUNDS[found]
         engines.append(_engine(context, role, found, lower(role), bound))
     return engines
 
@@ -167,7 +167,8 @@ class _Calibrated:
 def _int8(context: BuildContext, role: Role, budget: str | float) -> BuiltEngine:
     """Calibrate, choose layers against the budget, and build."""
     found = _calibrate(context, role, budget)
-    return _engine(context, role, "int8", found.assembled, _bound(found.choice), {"calibration": found.record})
+    bound = _bound(found.choice, context.model.step_bound)
+    return _engine(context, role, "int8", found.assembled, bound, {"calibration": found.record})
 
 
 def _calibrate(context: BuildContext, role: Role, budget: str | float) -> _Calibrated:
@@ -188,9 +189,10 @@ def _calibrate(context: BuildContext, role: Role, budget: str | float) -> _Calib
     return _Calibrated(assembled, choice, record)
 
 
-def _bound(choice: Choice) -> float:
-    """What an int8 network is held to on random inputs, which it was not calibrated on: twice what it was allowed."""
-    return float(min(INT8_BOUND, 2 * choice.allowed))
+def _bound(choice: Choice, bf16: float) -> float:
+    """What an int8 network is held to on random inputs, which it was not calibrated on: twice what it was allowed, or twice
+    what bf16 may cost there, since a network whose states are large is nearer to float32 on them than on random inputs."""
+    return float(min(INT8_BOUND, 2 * max(choice.allowed, bf16)))
 
 
 def _reporter(watch: Watch) -> Any:

@@ -1,7 +1,4 @@
-"""The networks of latent diffusion as programs: export/models/latent, layer by layer, same order, same names.
-
-What there is no operation for is the search for codes in a decoder.
-"""
+"""The networks of latent diffusion as programs: export/models/latent, layer by layer, same order, same names."""
 
 from __future__ import annotations
 
@@ -41,11 +38,8 @@ def encoder_unfit(role: Role) -> str | None:
 
 def decoder_unfit(role: Role) -> str | None:
     """What a decoder has that cannot be lowered, or None."""
-    graph = role.module
-    assert isinstance(graph, FirstStageDecoder)
-    if graph.quantize is not None:
-        return "a search for codes, expected a decoder of the latent as it is"
-    return _stage_unfit(graph.decoder.up, graph.decoder.mid, *_size(role.outputs[0]))
+    assert isinstance(role.module, FirstStageDecoder)
+    return _stage_unfit(role.module.decoder.up, role.module.decoder.mid, *_size(role.outputs[0]))
 
 
 def _stage_unfit(levels: nn.ModuleList, middle: Middle, height: int, width: int) -> str | None:

@@ -87,6 +87,16 @@ def test_a_larger_picture_has_the_bits_of_python(
         assert list(c.outputs["images"].shape[:4]) == [-1, height, width, IMAGE[0]]
 
 
+def test_a_larger_picture_is_filled_in_to_the_bits_of_python(canvas: Path, library: Library) -> None:
+    images = np.random.default_rng(8).integers(0, 256, (2, 20, 40, IMAGE[0]), np.uint8)
+    mask = np.zeros((20, 40), np.uint8)
+    mask[4:12, 9:30] = 255
+    given = {"seed": 5, "label": np.array([3, 10]), "style": np.ones((1, STYLE), np.float32), "steps": 3, "eta": 1.0}
+    python = Sampler(canvas, "openvino", "f32", 2, size=(20, 40), overlap=0.5)
+    with open_c(library, canvas, backend="openvino", height=20, width=40, overlap=0.5) as c, python:
+        same(c.inpaint(images, mask, **given), python.inpaint(images, mask, **given))
+
+
 @pytest.mark.parametrize(
     ("size", "said"),
     [

@@ -42,7 +42,7 @@ NAMES = {
     "text": ["first_stage_encoder", "conditioner", "keys_values", "timestep_table", "denoiser", "first_stage_decoder"],
     "semantic": ["first_stage_encoder", "conditioner", *CODED],
 }
-EXPORTED = [("inpaint", "first_stage_decoder"), ("inpaint", "composite"), ("text", "denoiser")]  # export takes seconds
+EXPORTED = [("inpaint", "codebook"), ("inpaint", "composite"), ("text", "denoiser")]  # export takes seconds
 
 
 @pytest.fixture(scope="module")

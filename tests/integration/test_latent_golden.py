@@ -18,15 +18,21 @@ import pytest
 
 from engine import Sampler, StepInfo
 from engine.backends.native.backend import Native
+from engine.bulk.job import describe
+from engine.bulk.maker import Means
+from engine.bulk.run import generate
 from engine.bundle.reader import Bundle
 from engine.feeds import noise_feeds, setting_feeds
 from tests import latent_models
+from tests.bulk_jobs import samples
 from tests.native_models import NEEDS_NATIVE, PATHS
 from tests.sampler_graphs import OrtSampler
 from tests.samplers import EACH_BACKEND
 
 TOLERANCE = 5e-5
-BF16 = 2e-2  # rounding weights, operands and maps to bf16 costs these random networks up to 1.6e-2, whoever computes
+BF16 = 1.5e-2  # rounding weights, operands and maps to bf16 costs these random networks up to 1.4e-2, whoever computes
+INT8 = 4e-2  # and to int8, of denoisers, up to 3.1e-2
+DEEPER = {("uncond_kl_std", "denoiser"): 2e-2}  # and this one, which resamples by blocks, 1.52e-2
 SPACINGS = {"uniform": "leading", "quad": "leading_quad"}
 # Of the reference alone: a chain begun amid its noise (its timesteps are in test_solver_timesteps.py). Chains in tiles and
 # over part of the image have tests of their own below.
@@ -52,6 +58,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
     import torch
 
     from export.graphs.extra import GraphOptions
+    from export.native import trajectory
 
     torch.set_num_threads(1)
 
@@ -59,8 +66,11 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
     def build(model: str, size: tuple[int, int] | None = None) -> Path:
         whole, folder = GraphOptions(whole_sampler=size is None), tmp_path_factory.mktemp(model)
         native = size is None and model in ELSEWHERE and Native.available()[0]
-        backends = ("onnxruntime", "openvino", *(["native"] if native else []))
-        return latent_models.build_latent(model, folder, size, backends=backends, graph_options=whole, if_fit=True)
+        more = {"backends": ("onnxruntime", "openvino", "native"), "precisions": ("bf16", "int8")} if native else {}
+        with pytest.MonkeyPatch.context() as patch:  # few states: what is tested is not the choice of layers
+            patch.setattr(trajectory, "STATES", 4)
+            patch.setattr(trajectory, "LANES", 1)
+            return latent_models.build_latent(model, folder, size, graph_options=whole, if_fit=True, **more)
 
     return build
 
@@ -153,6 +163,21 @@ def test_chains_equal_the_reference(backend: str, model: str, run: str, samplers
     check_images(batch.images, model, run)
 
 
+@EACH_BACKEND
+@pytest.mark.parametrize("model", ["class_crossattn_cfg", "text_bert_cfg"])
+def test_a_bulk_job_makes_the_bits_of_single_samples(
+    backend: str, model: str, bundles: Bundles, samplers: Callable[..., Sampler], tmp_path: Path
+) -> None:
+    """A label or a row of token ids for each image."""
+    given, bundle = latent_models.given(model), Bundle.open(bundles(model))
+    options = {"steps": 2, "guidance": 2.0, "quantize_denoised": bundle.manifest.pipeline.quantize is not None}
+    job = describe(bundle, 2, seed=5, shard_size=1, inputs=given, **options)
+    generate(job, bundle, tmp_path / "out", Means(backend, "f32", 1, inputs=given))
+    single = [{name: value[i] for name, value in given.items()} for i in range(2)]
+    images = [samplers(backend, model).sample(seed=5 + i, **single[i], **options).images for i in range(2)]
+    np.testing.assert_array_equal(samples(tmp_path / "out"), np.concatenate(images))
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_the_whole_sampler_as_one_graph(model: str, bundles: Bundles) -> None:
     run = next(run for of, run in RUNS if of == model and not run.endswith("qx0"))
@@ -170,17 +195,24 @@ def test_the_whole_sampler_as_one_graph(model: str, bundles: Bundles) -> None:
 # ---- the native engine -----------------------------------------------------------------------------
 
 # Resampling by blocks, scale and shift or a bias; KL and VQ; transformers over one token and several.
-NATIVE = ("uncond_kl_std", "inpaint_concat", "class_crossattn_cfg", "text_bert_cfg")
+NATIVE = latent_models.NAMES if ALL else ("uncond_kl_std", "inpaint_concat", "class_crossattn_cfg", "text_bert_cfg")
+
+
+@functools.cache
+def roles_of(model: str) -> dict[str, Any]:
+    """The graphs of a model in torch."""
+    from export.families.latent.graphs import roles
+
+    return roles(latent_models.spec(model), *latent_models.networks(model), T=latent_models.config(model)["T"])
 
 
 @functools.cache
 def programs(model: str) -> dict[str, Any]:
     """{graph: its role and its program} of all that the native engine has operations for."""
-    from export.families.latent.graphs import roles
     from export.native import builder
 
-    found = roles(latent_models.spec(model), *latent_models.networks(model), T=latent_models.config(model)["T"])
-    return {role.name: (role, builder.lower(role)) for role in found.values() if builder.unfit_role(role) is None}
+    found = roles_of(model).values()
+    return {role.name: (role, builder.lower(role)) for role in found if builder.unfit_role(role) is None}
 
 
 def asked(model: str) -> Iterator[tuple[str, dict[str, np.ndarray], np.ndarray]]:
@@ -197,8 +229,10 @@ def asked(model: str) -> Iterator[tuple[str, dict[str, np.ndarray], np.ndarray]]
     moments = expected.get("fs_moments")
     latent = expected["fs_latent"] if moments is None else moments[:, : spec.latent[0]] * spec.scale
     yield "first_stage_encoder", {"image": expected["img"]}, latent
-    if spec.stage.codes is None:
-        yield "first_stage_decoder", {"latent": expected["z"]}, expected["z_decode"]
+    found = roles_of(model)
+    z = torch.from_numpy(expected["z"])
+    coded = found["codebook"]({"latent": z})["codes"] if "codebook" in found else z
+    yield "first_stage_decoder", {"latent": coded.numpy()}, expected["z_decode"]
 
 
 @NEEDS_NATIVE
@@ -211,18 +245,21 @@ def test_networks_in_bf16(model: str, path: str, force_isa: Callable[[str], str]
     for name, inputs, wanted in asked(model):
         with open_assembled(*programs(model)[name], "bf16") as graph:
             (found,) = graph(**inputs).values()
-            assert difference(found, wanted) < BF16, name
+            assert difference(found, wanted) < DEEPER.get((model, name), BF16), name
 
 
 ELSEWHERE = {
-    "inpaint_concat": {"conditioner", "codebook", "first_stage_decoder", "composite"},
-    "class_crossattn_cfg": {"conditioner", "keys_values", "codebook", "first_stage_decoder"},
+    "inpaint_concat": {"conditioner", "codebook", "composite"},
+    "class_crossattn_cfg": {"conditioner", "keys_values", "codebook"},
 }
 
 
 @NEEDS_NATIVE
+@pytest.mark.parametrize(("precision", "bound"), [("bf16", BF16), ("int8", INT8)])
 @pytest.mark.parametrize("model", ELSEWHERE)
-def test_what_the_native_engine_lacks_is_run_by_another_runtime(model: str, bundles: Bundles) -> None:
+def test_what_the_native_engine_lacks_is_run_by_another_runtime(
+    model: str, precision: str, bound: float, bundles: Bundles
+) -> None:
     run, bundle, states = next(run for of, run in RUNS if of == model), Bundle.open(bundles(model)), []
     assert {engine.graph for engine in bundle.manifest.engines if engine.runs_on} == ELSEWHERE[model]
 
@@ -230,9 +267,9 @@ def test_what_the_native_engine_lacks_is_run_by_another_runtime(model: str, bund
         states.append(info.x.copy())
 
     options = {**arrays(model, run), **setting(model, run)}
-    with Sampler(bundle, "native", "bf16", threads=1) as sampler:
+    with Sampler(bundle, "native", precision, threads=1) as sampler:
         sampler.sample(2, seed=0, callback=keep, **options)
         alone = sampler.sample(2, seed=0, **options)
     np.testing.assert_array_equal(alone.x, states[-1], "the loop in one call")
     # Guidance multiplies what both lanes round off.
-    assert difference(states[0], latent_models.expected(model)[f"{run}_step1"]) < BF16 * (1 + options["guidance"])
+    assert difference(states[0], latent_models.expected(model)[f"{run}_step1"]) < bound * (1 + options["guidance"])

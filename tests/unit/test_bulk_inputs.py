@@ -20,18 +20,19 @@ from tests.toy_family import build_family
 class TestInputs:
     @pytest.fixture
     def family(self, tmp_path: Path) -> Bundle:
-        return Bundle.open(build_family(tmp_path / "family"))
+        return Bundle.open(build_family(tmp_path / "family", quantizes=True))
 
-    def job(self, family: Bundle, **inputs: Any) -> Job:
-        return describe(family, 7, seed=3, shard_size=3, batch=2, steps=2, inputs=inputs)
+    def job(self, family: Bundle, setting: dict[str, Any] | None = None, **inputs: Any) -> Job:
+        return describe(family, 7, seed=3, shard_size=3, batch=2, steps=2, inputs=inputs, **(setting or {}))
 
-    @pytest.mark.parametrize("label", [4, list(range(7))])
-    def test_samples_are_the_samplers(self, family: Bundle, label: Any, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(("label", "setting"), [(4, {}), (list(range(7)), {"quantize_denoised": True, "guidance": 1.0})])
+    def test_samples_are_the_samplers(self, family: Bundle, label: Any, setting: dict[str, Any], tmp_path: Path) -> None:
         means = replace(MEANS, inputs={"label": label})
-        generate(self.job(family, label=label), family, tmp_path / "out", means)
+        generate(self.job(family, setting, label=label), family, tmp_path / "out", means)
         with Sampler(family, MEANS.backend, MEANS.precision, 2, max_batch=2) as sampler:
             labels, seeds = np.broadcast_to(label, 7), range(3, 10)
-            expected = [sampler.sample(seed=seeds[i : i + 3], label=labels[i : i + 3], steps=2).images for i in (0, 3, 6)]
+            parts, setting = [slice(i, i + 3) for i in (0, 3, 6)], {"steps": 2, **setting}
+            expected = [sampler.sample(seed=seeds[part], label=labels[part], **setting).images for part in parts]
         np.testing.assert_array_equal(samples(tmp_path / "out"), np.concatenate(expected))
 
     def test_the_job_says_what_was_given(self, family: Bundle) -> None:

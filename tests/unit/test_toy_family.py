@@ -100,6 +100,7 @@ class TestChain:
         expected = {name: options[name] for name in ("eta", "guidance", "noise")}
         close(batch.x, Reference().sample(batch.timesteps.tolist(), **inputs, **expected, quantized=True))
         close(plain.x, Reference().sample(batch.timesteps.tolist(), **inputs, **expected))
+        assert np.abs(plain.images.astype(int) - Reference().pixels(np.tanh(plain.x))).max() <= 1, "decoded are codes"
 
     def test_the_recorded_setting_and_what_is_drawn(self, backend: str, sampler: Sampler) -> None:
         batch = sampler.sample(2, seed=2**63, label=4)
@@ -265,8 +266,9 @@ class TestVerbs:
 
 @pytest.fixture(scope="module")
 def latent(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Encodes the state alone, and draws no input."""
-    return build_family(tmp_path_factory.mktemp("latent") / "latent.bundle", encodes=["state_encoder"], draws=False)
+    """Encodes the state alone, draws no input, and decodes codes."""
+    path = tmp_path_factory.mktemp("latent") / "latent.bundle"
+    return build_family(path, encodes=["state_encoder"], draws=False, quantizes=True)
 
 
 PHOTOS = np.random.default_rng(3).integers(0, 256, (3, *IMAGE[1:], IMAGE[0]), np.uint8)
@@ -284,7 +286,7 @@ class TestEncodedState:
         assert list(encoded) == ["x"]
         close(encoded["x"], STATES)
         close(batch.x, STATES)
-        assert np.abs(batch.images.astype(int) - Reference().pixels(STATES)).max() <= 1
+        assert np.abs(batch.images.astype(int) - Reference().pixels(np.tanh(STATES))).max() <= 1
         assert (len(batch.timesteps), batch.setting.steps, batch.timings.chunks) == (0, 0, 2)
 
     def test_refine_starts_from_the_noised_state(self, backend: str, latent: Path) -> None:
@@ -423,7 +425,7 @@ class TestInpainting:
         keep = 1 - HOLE[::2, ::2].astype(float)
         expected = blended(batch.timesteps.tolist(), x_T, keep, noise, **inputs)
         close(batch.x, expected)
-        assert np.abs(raw.images.astype(int) - reference.pixels(expected)).max() <= 1
+        assert np.abs(raw.images.astype(int) - reference.pixels(np.tanh(expected))).max() <= 1
         np.testing.assert_array_equal(batch.images, np.where(HOLE[..., None], raw.images, PHOTOS))
 
     def test_a_sample_keeps_its_noise_in_any_batch_and_its_other_draws(self, latent: Path) -> None:

@@ -33,7 +33,6 @@ from export.models.unet import sinusoid
 
 # What the table rounds off would enter every step; a codebook's search and what only looks up are for float32.
 EXACT = {"bf16": "f32", "int8": "f32", "fp16": "f32"}
-SEARCH = {"bf16": "f32", "int8": "f32"}  # in half only the layers behind the search are
 ONCE = {"int8": "bf16"}  # int8 is for the one network that runs in every step
 
 
@@ -64,8 +63,7 @@ def roles(
     if stage.quantize is not None:
         codes = tensor("codes", latent.shape)
         result.append(Role("codebook", Codebook(stage.quantize, spec.scale), (latent,), (codes,), compute=EXACT))
-    searches = SEARCH if spec.stage.codes is not None else ONCE
-    result.append(Role("first_stage_decoder", decoder, (latent,), (image,), compute=searches))
+    result.append(Role("first_stage_decoder", decoder, (latent,), (image,), compute=ONCE))
     if isinstance(spec.conditioner, InpaintConditionerSpec):
         inputs = (tensor("decoded", image.shape), *conditions(spec))
         composite = tensor("composite", image.shape, range=image.range)

@@ -163,6 +163,7 @@ class Found:
             architecture={"config": self.config.origin, **dataclasses.asdict(self.spec)},
             guidance=self.guidance,
             notes=self.weights.notes,
+            step_bound=0.025,  # found: up to 0.0194, with deep transformers
         )
 
     @property

@@ -2,6 +2,8 @@
 
     x_T ~ N(0, I);  e = denoiser(x, row(t), what the condition became);  image = first_stage_decoder(x_0)
 
+VQ looks x_0 up first, image = first_stage_decoder(codebook(x_0)); `quantize` calls the same graph for every row.
+
 A condition is attended to or concatenated. Keys and values of what is attended to depend on neither x nor t and are computed
 before the loop; its null is the conditioner's output of a null input. What is concatenated has none.
 """
@@ -43,7 +45,10 @@ def pipeline(spec: LatentSpec) -> Json:
     channels, height, width = spec.latent
     given = {tensor.name: NAMES.get(tensor.name, tensor.name) for tensor in conditions(spec)}
     step, before = {"x": "x", "row": "rows"}, []
-    after, image = [_call("first_stage_decoder", {"latent": "x"}, {"image": "decoded"})], "decoded"
+    coded = spec.stage.codes is not None
+    look_up = [_call("codebook", {"latent": "x"}, {"codes": "codes"})] if coded else []
+    decode = _call("first_stage_decoder", {"latent": "codes" if coded else "x"}, {"image": "decoded"})
+    after, image = [*look_up, decode], "decoded"
     if isinstance(spec.conditioner, ClassConditionerSpec | TokenConditionerSpec):
         before = [
             _call("conditioner", given, {"context": "context"}),
@@ -58,14 +63,12 @@ def pipeline(spec: LatentSpec) -> Json:
     if isinstance(spec.conditioner, InpaintConditionerSpec):
         after.append(_call("composite", {"decoded": "decoded", **given}, {"composite": "inpainted"}))
         image = "inpainted"
-    codes = _call("codebook", {"latent": "x0"}, {"codes": "x0"})
-    quantize = None if spec.stage.codes is None else codes
     return {
         "encode": [_call("first_stage_encoder", {"image": "image"}, {"latent": "x"})],
         "before": before,
         "rows": _call("timestep_table", {"timesteps": "timesteps"}, {"rows": "rows"}),
         "step": _call("denoiser", step, {spec.prediction: "e"}),
-        "quantize": quantize,
+        "quantize": _call("codebook", {"latent": "x0"}, {"codes": "x0"}) if coded else None,
         "after": after,
         "nulls": {},
         "state": {"channels": channels, "height": height, "width": width, "clip": None, "centre": None, "start": None},

@@ -239,12 +239,10 @@ class FirstStage(StageEncoder):
         assert self.quantize is not None, "a KL stage has no codebook"
         return self.quantize.indices(latent)
 
-    def decode(self, latent: torch.Tensor, quantise: bool = True) -> torch.Tensor:
-        """Map latents [N, embed_dim, h, w] to images [N, C, H, W], nominally in [-1, 1] and not clamped.
-
-        quantise: replace the latent of VQ by its nearest codes first; KL has none.
-        """
-        if self.quantize is not None and quantise:
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        """Map latents [N, embed_dim, h, w], of VQ by way of their nearest codes, to images [N, C, H, W], nominally in
+        [-1, 1] and not clamped."""
+        if self.quantize is not None:
             latent = self.quantize(latent)
         image: torch.Tensor = self.decoder(self.post_quant_conv(latent))
         return image

@@ -1,6 +1,7 @@
 """The networks of latent diffusion as graphs of a bundle; a conditioner is one as it is.
 
-The scale of the latent is inside the encoder and the decoder: what the loop carries is the scaled latent.
+The scale of the latent is inside the encoder, the codebook and the decoder: all that they pass on is scaled, as what the
+loop carries. The codebook is a graph of its own, so that the search alone asks for float32 and the decoder for nothing.
 """
 
 from __future__ import annotations
@@ -26,18 +27,14 @@ class FirstStageEncoder(nn.Module):
 
 
 class FirstStageDecoder(nn.Module):
-    """latent [N, c, h, w], scaled -> image [N, C, H, W], nominally in [-1, 1] and not clamped; VQ is quantised first."""
+    """latent [N, c, h, w], scaled -> image [N, C, H, W], nominally in [-1, 1] and not clamped; VQ's latent is codes."""
 
     def __init__(self, stage: FirstStage, scale: float) -> None:
         super().__init__()
-        self.quantize, self.post_quant_conv, self.decoder = stage.quantize, stage.post_quant_conv, stage.decoder
-        self.scale = scale
+        self.post_quant_conv, self.decoder, self.scale = stage.post_quant_conv, stage.decoder, scale
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
-        latent = latent / self.scale
-        if self.quantize is not None:
-            latent = self.quantize(latent)
-        image: torch.Tensor = self.decoder(self.post_quant_conv(latent))
+        image: torch.Tensor = self.decoder(self.post_quant_conv(latent / self.scale))
         return image
 
 
