@@ -107,6 +107,14 @@ REFUSED: list[tuple[str, object, str]] = [
     ("pipeline.quantize", ABSENT, "pipeline.quantize: missing, expected"),
     ("pipeline.quantize", call(), "pipeline.quantize.inputs.z: found 'z' (str), expected a value that something makes"),
     ("pipeline.quantize", call(inputs={"z": "x0"}), "pipeline.quantize.inputs.z: found 'x0' (str), expected a value that"),
+    # maps: the encoder makes z of a picture, and the decoder a picture of z
+    ("pipeline.maps", ABSENT, "pipeline.maps: missing, expected null, or a list of different inputs that lie over the st"),
+    ("pipeline.maps", {}, "pipeline.maps: found {} (object), expected null, or a list of different inputs"),
+    ("pipeline.maps", ["recon"], "pipeline.maps: found ['recon'] (list), expected null, or a list of different inputs"),
+    ("pipeline.maps", [["z"]], "expected null, or a list of different inputs"),
+    ("pipeline.maps", ["z", "z"], "expected null, or a list of different inputs"),
+    ("pipeline.maps", ["z"], "expected null, as z is float32[batch, 4], which is no whole multiple of the state's 8 x 8"),
+    ("pipeline.maps", [], "pipeline.maps: found [] (list), expected null, as z is float32[batch, 4], which is no whole"),
     ("pipeline.after", [call()], "pipeline.after[0].outputs.image: found 'recon' (str), expected a new name"),
 ]
 
@@ -115,6 +123,16 @@ REFUSED: list[tuple[str, object, str]] = [
 def test_one_wrong_field_is_named(tmp_path: Path, field: str, value: object, message: str) -> None:
     bundle = toy.build_bundle(tmp_path / "toy.bundle", 2)
     check_refused(bundle, field, value, message)
+
+
+def test_what_lies_over_the_state_is_a_matter_of_the_calls(tmp_path: Path) -> None:
+    """Without an encoder the chain would still start from what is made of no map."""
+    bundle = toy.build_bundle(tmp_path / "toy.bundle", 2)
+    edit(bundle, "pipeline.encode", [])
+    edit(bundle, "graphs.vae_encoder", ABSENT)
+    check_refused(bundle, "pipeline.maps", [], "expected null, as recon does not lie over the state")
+    alone = toy.build_bundle(tmp_path / "alone.bundle", None)
+    assert Bundle.open(alone).manifest.pipeline.maps == {"x": 1, "x0": 1, "e": 1, "variance": 1}
 
 
 def test_a_cycle_is_called_one(bundle: Path) -> None:
