@@ -20,7 +20,7 @@ BATCHES = (1, 2, 5)
 STEPS = (1, 3, 10)
 # Weights of a graph whose passes, each in torch and in every runtime, are most of what a build takes: it is checked at the
 # first two batch sizes alone.
-LARGE = 1 << 25
+LARGE = 1 << 24
 # Largest |difference| over largest |reference|, in float32.
 BOUNDS = {"onnxruntime": 1e-5, "openvino": 1e-5}
 
