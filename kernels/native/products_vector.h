@@ -172,6 +172,58 @@ void product_direct(const Conv& c, const Work& w) {
     }
 }
 
+// Attention: rows of a block, rows and keys that are worked on together.
+#if defined(__AVX512F__)
+constexpr int kQueries = 8;
+#else
+constexpr int kQueries = kPixelsBf16;
+#endif
+constexpr int kRowTile = kQueries, kTogether = 8 * kQueries, kKeys = 128;
+
+// A last K step: AVX2 does what there is of it, as a head of 40 channels or 77 tokens leave much of one empty.
+template <int kGroups>
+DV_INLINE void step_some(F16 (&sum)[kQueries][kGroups], const uint8_t* const (&a)[kQueries], int64_t at,
+                         const uint8_t* const (&w)[kGroups], [[maybe_unused]] int32_t channels) {
+#if defined(__AVX512F__)
+    step(sum, a, at, w);
+#else
+    step_6x16(sum, a, at, w[0], (channels + 3) / 4 * 4);
+#endif
+}
+
+template <int kGroups>
+DV_INLINE void rows_block(const uint8_t* operand, const uint8_t* weights, int64_t group_bytes, int32_t channels, float* out) {
+    const uint8_t *a[kQueries], *w[kGroups];
+    for (int r = 0; r < kQueries; ++r) a[r] = operand + r * kPixelBytesBf16;
+    for (int g = 0; g < kGroups; ++g) w[g] = weights + g * group_bytes;
+    F16 sum[kQueries][kGroups];
+    clear(sum);
+    int64_t at = 0;
+    for (; channels > kBlock; channels -= kBlock, at += kTogether * kPixelBytesBf16) {
+        step(sum, a, at, w);
+        for (int g = 0; g < kGroups; ++g) w[g] += kStepBytes;
+    }
+    step_some(sum, a, at, w, channels);
+#pragma GCC unroll 16
+    for (int r = 0; r < kQueries; ++r)
+#pragma GCC unroll 2
+        for (int g = 0; g < kGroups; ++g) store(out + (g * kTogether + r) * kLanes, sum[r][g]);
+}
+
+// out [groups][kTogether][16] = operand [K steps][kTogether][32 channels] times packed weights, whose n-blocks are `group_bytes`
+// apart; `rows` rows, in steps of kRowTile.
+inline void rows_times(const uint8_t* operand, int32_t rows, const uint8_t* weights, int64_t group_bytes, int32_t groups,
+                       int32_t channels, float* out) {
+    for (int32_t g = 0; g < groups; g += kWide, weights += kWide * group_bytes, out += kWide * kTogether * kLanes)
+        for (int32_t r = 0; r < rows; r += kQueries) {
+            const uint8_t* from = operand + int64_t(r) * kPixelBytesBf16;
+            if (groups - g >= kWide)
+                rows_block<kWide>(from, weights, group_bytes, channels, out + r * kLanes);
+            else
+                rows_block<1>(from, weights, group_bytes, channels, out + r * kLanes);
+        }
+}
+
 }  // namespace
 
 #endif  // DIFFUSEVAE_NATIVE_PRODUCTS_VECTOR_H

@@ -46,25 +46,27 @@ DV_INLINE void put_sum(int32_t* to, const Sum8& s) {
 
 #define DV_ADDRESS(to, place) "movq " place "(%[a]), %%" to "\n\taddq %[at], %%" to "\n\t"
 
-// One K step (32 channels) of 6 pixels x 16 outputs in float32; pixels at a[p] + at.
-DV_INLINE void step_6x16(F16 (&sum)[6][1], const uint8_t* const (&a)[6], int64_t at, const uint8_t* w) {
+// One K step, or its first `channels` (a multiple of 4), of 6 pixels x 16 outputs in float32; pixels at a[p] + at.
+DV_INLINE void step_6x16(F16 (&sum)[6][1], const uint8_t* const (&a)[6], int64_t at, const uint8_t* w, int64_t channels) {
+    int64_t i = -4 * channels;  // bytes of a pixel's floats still to come
+    at -= kWidenedPixelBytes + i;
+    w -= kStepBytes + 8 * i;
     asm volatile(
         DV_ADDRESS("r8", "0") DV_ADDRESS("r9", "8") DV_ADDRESS("r10", "16")
         DV_ADDRESS("r11", "24") DV_ADDRESS("r12", "32") DV_ADDRESS("r13", "40")
         "vpcmpeqd %%ymm15, %%ymm15, %%ymm15\n\t"
         "vpslld $16, %%ymm15, %%ymm15\n\t"
-        "movq $-128, %%rax\n\t"  // bytes of a pixel's 32 floats still to come
         ".p2align 5\n"
         "1:\n\t"
         DV_PAIR("0", "32", "0", "4")
         DV_PAIR("64", "96", "8", "12")
         "addq $16, %%rax\n\t"
         "jne 1b\n\t"
-        : [s00] "+x"(sum[0][0].lo), [s01] "+x"(sum[0][0].hi), [s10] "+x"(sum[1][0].lo), [s11] "+x"(sum[1][0].hi),
+        : [i] "+a"(i), [s00] "+x"(sum[0][0].lo), [s01] "+x"(sum[0][0].hi), [s10] "+x"(sum[1][0].lo), [s11] "+x"(sum[1][0].hi),
           [s20] "+x"(sum[2][0].lo), [s21] "+x"(sum[2][0].hi), [s30] "+x"(sum[3][0].lo), [s31] "+x"(sum[3][0].hi),
           [s40] "+x"(sum[4][0].lo), [s41] "+x"(sum[4][0].hi), [s50] "+x"(sum[5][0].lo), [s51] "+x"(sum[5][0].hi)
         : [a] "r"(a), [at] "r"(at), [w] "r"(w)
-        : "rax", "r8", "r9", "r10", "r11", "r12", "r13", "ymm12", "ymm13", "ymm14", "ymm15", "memory", "cc");
+        : "r8", "r9", "r10", "r11", "r12", "r13", "ymm12", "ymm13", "ymm14", "ymm15", "memory", "cc");
 }
 
 #undef DV_ADDRESS
@@ -110,7 +112,7 @@ template <int kPixels, int kGroups>
 DV_INLINE void step(F16 (&sum)[kPixels][kGroups], const uint8_t* const (&a)[kPixels], int64_t at,
                     const uint8_t* const (&w)[kGroups]) {
     if constexpr (kPixels == 6 && kGroups == 1)
-        step_6x16(sum, a, at, w[0]);
+        step_6x16(sum, a, at, w[0], kBlock);
     else
         step_widened(sum, a, at, w);
 }
