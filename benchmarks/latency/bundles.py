@@ -17,7 +17,7 @@ import click
 
 from benchmarks import children
 from benchmarks.latency import reference
-from benchmarks.latency.field import ALL_INT8, Contestant, Task
+from benchmarks.latency.field import ALL_INT8, Contestant, Network, Task
 from benchmarks.machine import BenchmarkError, versions
 from engine.backends import available
 from engine.backends.native.backend import Native
@@ -28,10 +28,27 @@ ROOT = Path(__file__).resolve().parents[2]
 NATIVE, ORT, OPENVINO = Native.NAME, "onnxruntime", "openvino"
 AVATARS = "avatars"
 PRESETS = (AVATARS, "cifar10", "celeba64", "celebamaskhq128")
+DECODER = "first_stage_decoder"
+NETWORKS = {
+    network.name: network
+    for network in (
+        Network("celeba256", "celeba256", "denoiser"),
+        Network("churches256", "lsun_churches256", "denoiser"),
+        Network("cin256-v2", "cin256-v2", "denoiser"),
+        Network("txt2img-1p4B", "txt2img-1p4B", "denoiser"),
+        Network("decoder-f4", "celeba256", DECODER),
+        Network("decoder-f8", "lsun_churches256", DECODER),
+    )
+}
+ALL = (*PRESETS, *NETWORKS)
 BUILDERS = ("torch", "onnx", "diffusevae-engine")  # a bundle built with another version of these is built anew
 MAKE_CHECKPOINT = (
     "import sys, torch; from export.synthetic import random_checkpoint; "
     "torch.save(random_checkpoint(sys.argv[1], online=False), sys.argv[2])"
+)
+MAKE_LATENT_CHECKPOINT = (
+    "import sys, torch; from export.synthetic import random_latent_checkpoint; "
+    "torch.save(random_latent_checkpoint(sys.argv[1]), sys.argv[2])"
 )
 
 
@@ -65,12 +82,14 @@ def task_of(preset: str, folder: Path, steps: int, threads: int, contestants: Se
     """Everything that these contestants need for a configuration, built unless it is there already."""
     folder = folder.resolve()  # the processes below run in the project's root, wherever this one was started
     folder.mkdir(parents=True, exist_ok=True)
+    if preset in NETWORKS:
+        return _network_task(NETWORKS[preset], folder, steps, threads, contestants)
     if preset == AVATARS:
         checkpoint = ROOT / "examples" / "avatars" / "avatars.ckpt"
         how = ["--latent-prior", str(checkpoint.with_name("latent_prior.safetensors"))]
     else:
         checkpoint, how = folder / f"{preset}-random.ckpt", ["--preset", preset]
-        _random_checkpoint(preset, checkpoint)
+        _random_checkpoint(preset, checkpoint, MAKE_CHECKPOINT)
     made = {}
     for variant, name in ((None, checkpoint.stem), (ALL_INT8, f"{checkpoint.stem}-{ALL_INT8}")):
         needs = needs_of(contestants, variant)
@@ -78,6 +97,16 @@ def task_of(preset: str, folder: Path, steps: int, threads: int, contestants: Se
             made[variant] = _bundle(folder / f"{name}.bundle", checkpoint, needs, how)
     variants = {variant: path for variant, path in made.items() if variant is not None}
     return task_from(made[None], checkpoint, steps, threads, folder, contestants, variants)
+
+
+def _network_task(network: Network, folder: Path, steps: int, threads: int, contestants: Sequence[Contestant]) -> Task:
+    """The task of one graph of a latent diffusion model, whose bundle holds no int8: choosing its layers takes hours."""
+    checkpoint = folder / f"{network.published}-random.ckpt"
+    _random_checkpoint(network.published, checkpoint, MAKE_LATENT_CHECKPOINT)
+    needs = needs_of([c for c in contestants if c.precision != "int8"], None)
+    assert needs is not None, "only variants are left out where nothing samples from them"
+    bundle = _bundle(checkpoint.with_suffix(".bundle"), checkpoint, needs, ["--preset", network.published])
+    return Task(bundle, None, {}, steps, threads, network=network)
 
 
 def task_from(
@@ -116,11 +145,11 @@ def is_current(bundle: Path, checkpoint: Path, needs: Needs) -> bool:
     return same and built and whole and set(needs.backends) <= set(manifest.backends)
 
 
-def _random_checkpoint(preset: str, checkpoint: Path) -> None:
+def _random_checkpoint(preset: str, checkpoint: Path, make: str) -> None:
     if not checkpoint.exists():
         click.echo(f"making random weights of {preset}: {checkpoint}")
         part = checkpoint.with_suffix(".part")
-        _run([sys.executable, "-c", MAKE_CHECKPOINT, preset, str(part)])
+        _run([sys.executable, "-c", make, preset, str(part)])
         part.replace(checkpoint)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.latency import reference
-from benchmarks.latency.calls import F32, Values, step_arrays
+from benchmarks.latency.calls import F32, Values, graph_inputs, step_arrays
 from benchmarks.latency.field import Contestant, Run, Runner, Task
 from benchmarks.latency.plain import PlainRunner
 
@@ -52,6 +52,34 @@ class EngineRunner:
         t = batch.timings
         stages = {stage: float(getattr(t, f"{stage}_ms")) for stage in STAGES}
         return Run(batch.x, total, [t.first_step_ms, *t.other_steps_ms], stages)
+
+
+class GraphRunner:
+    """One graph of the bundle on a backend, called by itself with normal numbers."""
+
+    def __init__(self, contestant: Contestant, task: Task) -> None:
+        from engine import backends
+        from engine.bundle.reader import Bundle
+
+        assert task.network is not None, "whole images are EngineRunner's"
+        bundle = Bundle.open(task.bundle_of(contestant))
+        self._manifest, self._name = bundle.manifest, task.network.graph
+        how: dict[str, Any] = {"backend": contestant.backend, "precision": contestant.precision}
+        self._graph = backends.load(bundle, self._name, threads=contestant.threads or task.threads, **how)
+
+    def eps(self, x: F32, values: Values, timestep: int) -> F32:
+        """The graph's output on `values`, its own inputs; x and the timestep are not looked at."""
+        (output,) = self._graph(**values).values()
+        return np.array(output, np.float32)
+
+    def run(self, n: int, seed: int, steps: int) -> Run:
+        """So many calls on the same inputs, and what the last one gave."""
+        values, calls = graph_inputs(self._manifest, self._name, n, seed), []
+        for _ in range(steps):
+            started = time.perf_counter()
+            (output,) = self._graph(**values).values()
+            calls.append(1e3 * (time.perf_counter() - started))
+        return Run(np.array(output, np.float32), sum(calls), calls)
 
 
 class TorchRunner:
@@ -131,6 +159,11 @@ class TorchRunner:
         return self._network(x, values.get(reference.RECON), times, values.get(reference.Z))
 
 
+def engine_runner(contestant: Contestant, task: Task) -> Runner:
+    """Our engine: whole images, or the one graph that the task names."""
+    return (EngineRunner if task.network is None else GraphRunner)(contestant, task)
+
+
 RUNNERS: dict[str, Callable[[Contestant, Task], Runner]] = {
-    "engine": EngineRunner, "torch": TorchRunner, "compile": TorchRunner, "plain": PlainRunner,
+    "engine": engine_runner, "torch": TorchRunner, "compile": TorchRunner, "plain": PlainRunner,
 }  # fmt: skip

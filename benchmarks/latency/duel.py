@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.latency import worker
-from benchmarks.latency.calls import F32, check_inputs
+from benchmarks.latency.calls import F32, Values, check_inputs, graph_inputs
 from benchmarks.latency.field import Contestant, Run, Task
 from benchmarks.latency.process import PipedProcess
 from benchmarks.machine import BenchmarkError
@@ -119,6 +119,13 @@ def _finite(error: float) -> float | None:
     return error if np.isfinite(error) else None
 
 
+def checked(task: Task, manifest: Manifest, batch: int) -> list[tuple[F32, Values, int]]:
+    """What each call is given whose outputs are compared (`Runner.eps`)."""
+    if task.network is None:
+        return check_inputs(manifest, batch)
+    return [(np.zeros(0, np.float32), graph_inputs(manifest, task.network.graph, batch, 1), 0)]
+
+
 # --- The contest --------------------------------------------------------------------------------------------------------
 
 
@@ -147,7 +154,7 @@ class Contest:
     def compare(self, manifest: Manifest) -> None:
         """Leave out whose outputs lie beyond its bound."""
         self.say(f"batch {self.batch}: comparing outputs")
-        inputs = check_inputs(manifest, self.batch)
+        inputs = checked(self.task, manifest, self.batch)
         outputs: list[tuple[Contestant, Outputs]] = []
         for name, process in list(self.processes.items()):
             try:

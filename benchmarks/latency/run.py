@@ -67,9 +67,10 @@ def measure_model(task: Task, schedule: Schedule, say: duel.Say) -> dict[str, An
     fit, entries = field(task, schedule.skip)
     bundle = Bundle.open(task.bundle)
     manifest = bundle.manifest
-    amount = work.count(bundle.read_graph(manifest.pipeline.step.graph))
+    amount = work.count(bundle.read_graph(task.graph_of(manifest)))
+    name = manifest.name if task.network is None else task.network.name
     result: dict[str, Any] = {
-        "name": manifest.name,
+        "name": name,
         "bundle_source_sha256": manifest.source.sha256,
         "image": list(manifest.pipeline.image_shape),
         "work": {"gflop": round(amount.flop / 1e9, 4), "mega_weights": round(amount.weights / 1e6, 4)},
@@ -84,9 +85,9 @@ def measure_model(task: Task, schedule: Schedule, say: duel.Say) -> dict[str, An
         if slowest * batch > schedule.longest:
             reason = f"a run would take {slowest * batch:.0f} s, longer than --longest {schedule.longest:g}"
             result["left_out"].append({"batch": batch, "reason": reason})
-            say(f"{manifest.name}, batch {batch}: left out, {reason}")
+            say(f"{name}, batch {batch}: left out, {reason}")
             continue
-        contest = duel.compete(fit, task, manifest, batch, schedule.plan, _prefixed(say, manifest.name))
+        contest = duel.compete(fit, task, manifest, batch, schedule.plan, _prefixed(say, name))
         result["agreement"] += contest.agreement
         result["failures"] += [{"contestant": k, "batch": batch, "reason": v} for k, v in contest.failures.items()]
         for contestant in fit:
@@ -158,8 +159,9 @@ def document(result: dict[str, Any]) -> str:
 
 @click.command(cls=Program, context_settings={"show_default": True})
 @click.option(
-    "--preset", "presets", multiple=True, default=bundles.PRESETS, type=click.Choice(bundles.PRESETS),
-    help="A published configuration with random weights, or the trained avatars; repeat for several.",
+    "--preset", "presets", multiple=True, default=bundles.PRESETS, type=click.Choice(list(bundles.ALL)),
+    help="A published configuration with random weights (of latent diffusion one network alone), or the trained avatars; "
+    "repeat for several.",
 )
 @click.option("--bundle", type=Path, default=None, help="A bundle to time instead.")
 @click.option("--checkpoint", type=Path, default=None, help="What --bundle was built from, for the contestants in torch.")

@@ -14,11 +14,12 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.latency import beside, bundles, calls, deadlines, duel, plots, report, run, targets, work
-from benchmarks.latency.contestants import EngineRunner, TorchRunner
-from benchmarks.latency.field import BY_NAME, CONTESTANTS, Contestant, Run, Task, skip_reason
+from benchmarks.latency.contestants import RUNNERS, EngineRunner, TorchRunner
+from benchmarks.latency.field import BY_NAME, CONTESTANTS, Contestant, Network, Run, Task, skip_reason
 from benchmarks.latency.plain import PlainRunner, export_plain
 from benchmarks.machine import BenchmarkError, machine_facts
 from engine import Sampler
+from engine.backends import onnxruntime as ort
 from engine.bundle.fitted import as_defaults
 from engine.bundle.reader import Bundle
 from engine.bundle.rewriter import write_fitted
@@ -118,6 +119,24 @@ def test_latency_of_two_processes_is_what_its_schema_promises(golden_bundle: Gol
     text = run.as_text(result)
     assert "skipped: left out with --skip" in text
     assert ORT.name in text
+
+
+def test_one_network_is_timed_by_itself(golden_bundle: GoldenBundle) -> None:
+    task = replace(golden_task(golden_bundle, "form1"), network=Network("decoder", "form1", "vae_decoder"))
+    bundle = Bundle.open(task.bundle)
+    assert task.graph_of(bundle.manifest) == "vae_decoder"
+    runner = RUNNERS[ORT.kind](ORT, task)
+    (given,) = duel.checked(task, bundle.manifest, 2)
+    (expected,) = ort.open_session(bundle.read_graph("vae_decoder"), 1).run(None, given[1])
+    np.testing.assert_allclose(runner.eps(*given), expected, atol=1e-5)
+    record = duel.Record(1.0, 2.0, 3.0)
+    for _ in range(2):
+        record.add(runner.run(2, 0, 3))
+    row = report.row_of(ORT, 2, record)
+    assert (row["step_ms"]["n"], row["total_ms"]["n"], row["rest"]) == (6, 2, None)
+    reasons = {c.name: skip_reason(c, task, Processor("none", "x86_64", frozenset()), {ORT.backend: (True, "")})
+               for c in (TORCH, BY_NAME["plain onnxruntime f32"], ORT)}  # fmt: skip
+    assert list(reasons.values()) == [*["one graph of the bundle is timed by itself"] * 2, None]
 
 
 def test_latency_beside_a_busy_process_is_what_its_schema_promises(golden_bundle: GoldenBundle) -> None:
@@ -324,6 +343,10 @@ def test_targets_are_judged_only_where_they_hold() -> None:
         found = targets.judge(models, isa)
         assert {t["family"] for t in found if t["verdict"] != "no verdict"} == holding
     assert {t["verdict"] for t in targets.judge(models, None)} == {"no verdict"}
+    latent = [{"name": "celeba256", "results": models[0]["results"]}]
+    verdicts = {(t["family"], t["peer"]): (t["found"], t["verdict"]) for t in targets.judge(latent, "avx2") if t["found"]}
+    assert verdicts["avx2", "openvino f32"] == (0.8, "miss")
+    assert verdicts["amx", "openvino bf16"] == (2.6, "no verdict")
     named = {(t.model, t.batch): t.goal for t in targets.TARGETS if t.peer is None and t.family == targets.ANY}
     assert named == {("avatars", 1): 4.0, ("cifar10", 1): 2.0, ("cifar10", 16): 2.0}
     assert "instruction set avx2" in targets.text(targets.judge(models, "avx2"), "avx2")
