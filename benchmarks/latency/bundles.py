@@ -17,7 +17,8 @@ import click
 
 from benchmarks import children
 from benchmarks.latency import reference
-from benchmarks.latency.field import ALL_INT8, Contestant, Network, Task
+from benchmarks.latency.field import ALL_INT8, Contestant, Task
+from benchmarks.latency.networks import NETWORKS, Network
 from benchmarks.machine import BenchmarkError, versions
 from engine.backends import available
 from engine.backends.native.backend import Native
@@ -28,27 +29,10 @@ ROOT = Path(__file__).resolve().parents[2]
 NATIVE, ORT, OPENVINO = Native.NAME, "onnxruntime", "openvino"
 AVATARS = "avatars"
 PRESETS = (AVATARS, "cifar10", "celeba64", "celebamaskhq128")
-DECODER = "first_stage_decoder"
-NETWORKS = {
-    network.name: network
-    for network in (
-        Network("celeba256", "celeba256", "denoiser"),
-        Network("churches256", "lsun_churches256", "denoiser"),
-        Network("cin256-v2", "cin256-v2", "denoiser"),
-        Network("txt2img-1p4B", "txt2img-1p4B", "denoiser"),
-        Network("decoder-f4", "celeba256", DECODER),
-        Network("decoder-f8", "lsun_churches256", DECODER),
-    )
-}
-ALL = (*PRESETS, *NETWORKS)
 BUILDERS = ("torch", "onnx", "diffusevae-engine")  # a bundle built with another version of these is built anew
 MAKE_CHECKPOINT = (
     "import sys, torch; from export.synthetic import random_checkpoint; "
     "torch.save(random_checkpoint(sys.argv[1], online=False), sys.argv[2])"
-)
-MAKE_LATENT_CHECKPOINT = (
-    "import sys, torch; from export.synthetic import random_latent_checkpoint; "
-    "torch.save(random_latent_checkpoint(sys.argv[1]), sys.argv[2])"
 )
 
 
@@ -83,13 +67,13 @@ def task_of(preset: str, folder: Path, steps: int, threads: int, contestants: Se
     folder = folder.resolve()  # the processes below run in the project's root, wherever this one was started
     folder.mkdir(parents=True, exist_ok=True)
     if preset in NETWORKS:
-        return _network_task(NETWORKS[preset], folder, steps, threads, contestants)
+        return _network_task(preset, folder / preset, steps, threads)
     if preset == AVATARS:
         checkpoint = ROOT / "examples" / "avatars" / "avatars.ckpt"
         how = ["--latent-prior", str(checkpoint.with_name("latent_prior.safetensors"))]
     else:
         checkpoint, how = folder / f"{preset}-random.ckpt", ["--preset", preset]
-        _random_checkpoint(preset, checkpoint, MAKE_CHECKPOINT)
+        _random_checkpoint(preset, checkpoint)
     made = {}
     for variant, name in ((None, checkpoint.stem), (ALL_INT8, f"{checkpoint.stem}-{ALL_INT8}")):
         needs = needs_of(contestants, variant)
@@ -99,14 +83,11 @@ def task_of(preset: str, folder: Path, steps: int, threads: int, contestants: Se
     return task_from(made[None], checkpoint, steps, threads, folder, contestants, variants)
 
 
-def _network_task(network: Network, folder: Path, steps: int, threads: int, contestants: Sequence[Contestant]) -> Task:
-    """The task of one graph of a latent diffusion model, whose bundle holds no int8: choosing its layers takes hours."""
-    checkpoint = folder / f"{network.published}-random.ckpt"
-    _random_checkpoint(network.published, checkpoint, MAKE_LATENT_CHECKPOINT)
-    needs = needs_of([c for c in contestants if c.precision != "int8"], None)
-    assert needs is not None, "only variants are left out where nothing samples from them"
-    bundle = _bundle(checkpoint.with_suffix(".bundle"), checkpoint, needs, ["--preset", network.published])
-    return Task(bundle, None, {}, steps, threads, network=network)
+def _network_task(preset: str, folder: Path, steps: int, threads: int) -> Task:
+    if not Network(folder).is_whole:
+        click.echo(f"making {folder}")
+        _run([sys.executable, "benchmarks/latency/networks.py", preset, "--out", str(folder)])
+    return Task(folder, None, {}, steps, threads, network=folder)
 
 
 def task_from(
@@ -145,11 +126,11 @@ def is_current(bundle: Path, checkpoint: Path, needs: Needs) -> bool:
     return same and built and whole and set(needs.backends) <= set(manifest.backends)
 
 
-def _random_checkpoint(preset: str, checkpoint: Path, make: str) -> None:
+def _random_checkpoint(preset: str, checkpoint: Path) -> None:
     if not checkpoint.exists():
         click.echo(f"making random weights of {preset}: {checkpoint}")
         part = checkpoint.with_suffix(".part")
-        _run([sys.executable, "-c", make, preset, str(part)])
+        _run([sys.executable, "-c", MAKE_CHECKPOINT, preset, str(part)])
         part.replace(checkpoint)
 
 

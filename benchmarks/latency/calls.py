@@ -31,14 +31,6 @@ def check_inputs(manifest: Manifest, n: int) -> list[tuple[F32, Values, int]]:
     return inputs
 
 
-def graph_inputs(manifest: Manifest, graph: str, n: int, seed: int) -> Values:
-    """Normal numbers for every input of a graph; n where a size is free."""
-    rng = np.random.default_rng(seed)
-    inputs = manifest.graphs[graph].inputs
-    shapes = {spec.name: [n if isinstance(size, str) else size for size in spec.shape] for spec in inputs}
-    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-
-
 def _example(value: Value, n: int, rng: np.random.Generator) -> npt.NDArray[Any]:
     """Normal numbers; images lie in [-1, 1]."""
     shape = [n, *(1 if isinstance(size, str) else size for size in value.shape[1:])]

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.latency import reference
-from benchmarks.latency.calls import F32, Values, graph_inputs, step_arrays
+from benchmarks.latency.calls import F32, Values, step_arrays
 from benchmarks.latency.field import Contestant, Run, Runner, Task
+from benchmarks.latency.networks import NetworkRunner
 from benchmarks.latency.plain import PlainRunner
 
 STAGES = ("before", "rows", "noise", "update", "after", "post")  # of engine.result.Timings, beside the steps' network
@@ -52,34 +53,6 @@ class EngineRunner:
         t = batch.timings
         stages = {stage: float(getattr(t, f"{stage}_ms")) for stage in STAGES}
         return Run(batch.x, total, [t.first_step_ms, *t.other_steps_ms], stages)
-
-
-class GraphRunner:
-    """One graph of the bundle on a backend, called by itself with normal numbers."""
-
-    def __init__(self, contestant: Contestant, task: Task) -> None:
-        from engine import backends
-        from engine.bundle.reader import Bundle
-
-        assert task.network is not None, "whole images are EngineRunner's"
-        bundle = Bundle.open(task.bundle_of(contestant))
-        self._manifest, self._name = bundle.manifest, task.network.graph
-        how: dict[str, Any] = {"backend": contestant.backend, "precision": contestant.precision}
-        self._graph = backends.load(bundle, self._name, threads=contestant.threads or task.threads, **how)
-
-    def eps(self, x: F32, values: Values, timestep: int) -> F32:
-        """The graph's output on `values`, its own inputs; x and the timestep are not looked at."""
-        (output,) = self._graph(**values).values()
-        return np.array(output, np.float32)
-
-    def run(self, n: int, seed: int, steps: int) -> Run:
-        """So many calls on the same inputs, and what the last one gave."""
-        values, calls = graph_inputs(self._manifest, self._name, n, seed), []
-        for _ in range(steps):
-            started = time.perf_counter()
-            (output,) = self._graph(**values).values()
-            calls.append(1e3 * (time.perf_counter() - started))
-        return Run(np.array(output, np.float32), sum(calls), calls)
 
 
 class TorchRunner:
@@ -160,8 +133,8 @@ class TorchRunner:
 
 
 def engine_runner(contestant: Contestant, task: Task) -> Runner:
-    """Our engine: whole images, or the one graph that the task names."""
-    return (EngineRunner if task.network is None else GraphRunner)(contestant, task)
+    """Our engine: whole images, or the one network of the task."""
+    return (EngineRunner if task.network is None else NetworkRunner)(contestant, task)
 
 
 RUNNERS: dict[str, Callable[[Contestant, Task], Runner]] = {

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from benchmarks.latency.calls import F32, Values
-from engine.bundle.manifest import Manifest
 from engine.bundle.reader import Bundle
 from engine.processor import Processor
 
@@ -59,21 +58,12 @@ BY_NAME = {contestant.name: contestant for contestant in CONTESTANTS}
 
 
 @dataclass(frozen=True)
-class Network:
-    """One graph of a published latent diffusion model, timed by itself: its name here, the model's, and the graph's."""
-
-    name: str
-    published: str
-    graph: str
-
-
-@dataclass(frozen=True)
 class Task:
     """What every contestant is given: files, threads, and the setting that is timed.
 
     options: what must be said about the checkpoint beside its weights, as options of its family (export/families).
-    plain: the plain export of the network. variants: other bundles of the same checkpoint, by name. network: the one graph
-    whose calls are timed, in place of whole images.
+    plain: the plain export of the network. variants: other bundles of the same checkpoint, by name. network: the folder of
+    the one network (networks.py) whose calls are timed in place of whole images; there is no bundle then.
     """
 
     bundle: Path
@@ -83,15 +73,11 @@ class Task:
     threads: int
     plain: Path | None = None
     variants: dict[str, Path] = field(default_factory=dict)
-    network: Network | None = None
+    network: Path | None = None
 
     def bundle_of(self, contestant: Contestant) -> Path:
         """The bundle that a contestant samples from."""
         return self.bundle if contestant.variant is None else self.variants[contestant.variant]
-
-    def graph_of(self, manifest: Manifest) -> str:
-        """The graph whose calls are timed."""
-        return manifest.pipeline.step.graph if self.network is None else self.network.graph
 
 
 @dataclass(frozen=True)
@@ -122,8 +108,8 @@ def skip_reason(
         return "the processor has no bf16 (neither amx_bf16 nor avx512_bf16)"
     if contestant.threads is not None and contestant.threads == task.threads:
         return f"the others run on {task.threads} thread too"
-    if task.network is not None and contestant.kind != "engine":
-        return "one graph of the bundle is timed by itself"
+    if task.network is not None and (contestant.kind != "engine" or contestant.precision == "int8"):
+        return "one network is timed by itself: in float32 and bf16, on the engine's backends"
     if contestant.kind in ("torch", "compile"):
         return "no checkpoint was given to load the network from (--checkpoint)" if task.checkpoint is None else None
     if contestant.kind == "plain" and task.plain is None:
@@ -131,15 +117,13 @@ def skip_reason(
     if contestant.variant is not None and contestant.variant not in task.variants:
         return f"no bundle with {contestant.variant} was given or built"
     installed, reason = backends[contestant.backend]
-    if installed and contestant.backend == "native":
+    if installed and contestant.backend == "native" and task.network is None:
         return _native_reason(contestant, task)
     return None if installed else reason
 
 
 def _native_reason(contestant: Contestant, task: Task) -> str | None:
     bundle = Bundle.open(task.bundle_of(contestant))
-    graph = task.graph_of(bundle.manifest)
-    if not bundle.has_engine("native", contestant.precision, graph):
-        return f"the bundle has no native engine in {contestant.precision}"
-    others = bundle.engine("native", contestant.precision, graph).runs_on
-    return None if not others else f"the native engine has no operations for {graph}, which {' or '.join(others)} runs"
+    if bundle.has_engine("native", contestant.precision, bundle.manifest.pipeline.step.graph):
+        return None
+    return f"the bundle has no native engine in {contestant.precision}"

@@ -13,7 +13,7 @@ BF16, INT8, INT8_ALL, ONE = "native bf16", "native int8", "native int8, all laye
 LARGER = ("celeba64", "celebamaskhq128")
 OPENVINO, OPENVINO_F32, EAGER = "openvino bf16", "openvino f32", "torch eager f32"
 ANY, AMX, AVX512, AVX2 = "any", "amx", "avx512", "avx2"
-DENOISERS, DECODERS = ("celeba256", "churches256", "cin256-v2", "txt2img-1p4B"), ("decoder-f4", "decoder-f8")
+DENOISERS, DECODERS = ("celeba256", "churches256", "cin256-v2"), ("decoder-f4", "decoder-f8")
 # What the networks of latent diffusion are held to everywhere, beside OpenVINO in bf16 where the processor has that.
 LATENT = (
     *((model, batch, goal) for model in DENOISERS for batch, goal in ((1, 1.7), (4, 1.5))),
