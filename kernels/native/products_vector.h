@@ -117,12 +117,18 @@ int32_t run_blocks(const Panel& panel, int32_t first, int32_t last) {
     return first;
 }
 
+// How many of `count` pixels or tiles go into the largest blocks: of sixes none that would leave two, as 8 are two fours.
+DV_INLINE int32_t in_largest(int32_t count, int32_t largest) {
+    return largest == 6 && count >= 8 && count % 6 == 2 ? count - 8 : count;
+}
+
 // The pixels first .. last in blocks as large as they come. Every pixel's sum runs over K in one order whatever the block.
 template <int kGroups, bool kInt8>
 void run_panel(const Panel& panel, int32_t first, int32_t last) {
     constexpr int kMost = kInt8 ? kPixelsInt8 : kPixelsBf16;
     // 16 pixels (4 x 4 maps) are 8 and 8: fewer than 16 sums wait for each other. So 64, a stripe, are 4 x 14 and 8.
-    if (kMost < 8 || last - first != 16) first = run_blocks<kMost, kGroups, kInt8>(panel, first, last);
+    if (kMost < 8 || last - first != 16)
+        first = run_blocks<kMost, kGroups, kInt8>(panel, first, first + in_largest(last - first, kMost));
     if constexpr (kMost > 8) first = run_blocks<8, kGroups, kInt8>(panel, first, last);
     if constexpr (kMost > 4) first = run_blocks<4, kGroups, kInt8>(panel, first, last);
     if constexpr (kMost > 2) first = run_blocks<2, kGroups, kInt8>(panel, first, last);
