@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,8 +12,12 @@ from torch import nn
 from engine.errors import ArgumentError
 from engine.solver.schedule import Schedule
 from export.families.diffusevae.presets import preset
+from export.families.latent.graphs import roles
 from export.families.latent.published import published
 from export.families.latent.weights import AVERAGE, AVERAGED, CONDITIONER, SCALE, STAGE, UNET, expected
+from export.graphs.roles import Role
+from export.models.latent.first_stage import FirstStage
+from export.models.latent.unet import LatentUNet
 from export.models.layouts import to_checkpoint
 from export.models.unet import UNet, UNetSpec
 from export.models.vae import VAE
@@ -82,6 +87,21 @@ def random_latent_checkpoint(name: str, seed: int = 0) -> dict[str, Any]:
     if config.scale_by_std:
         state[SCALE] = torch.tensor(0.2)
     return {"epoch": 0, "global_step": 0, "pytorch-lightning_version": "1.4.2", "state_dict": state}
+
+
+def random_latent_network(name: str, graph: str, seed: int = 0) -> Role:
+    """A "denoiser" or "first_stage_decoder" of the published latent diffusion model `name` by itself, with random weights.
+
+    A decoder is without its codebook's search.
+    """
+    spec = published(name).spec
+    spec = replace(spec, stage=replace(spec.stage, codes=None))
+    with torch.device("meta"):
+        unet, stage = LatentUNet(spec.unet), FirstStage(spec.stage)
+    used: nn.Module = stage if graph == "first_stage_decoder" else unet
+    used.load_state_dict(_random(used, torch.Generator().manual_seed(seed)), assign=True)
+    used.eval().requires_grad_(False)
+    return roles(spec, unet, stage, None, 1000)[graph]
 
 
 def schedule_constants(schedule: Schedule, formulation: int | None) -> dict[str, torch.Tensor]:

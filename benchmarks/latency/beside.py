@@ -22,6 +22,7 @@ import click
 
 from benchmarks import children
 from benchmarks.latency import bundles, duel
+from benchmarks.latency.calls import check_inputs
 from benchmarks.latency.field import CONTESTANTS, Contestant, Task, skip_reason
 from benchmarks.latency.report import percentiles
 from benchmarks.latency.targets import BF16, ONE
@@ -58,7 +59,7 @@ def measure(
     try:
         for contestant in contestants:
             contest.load(contestant)
-        contest.compare(manifest)
+        contest.compare(check_inputs(manifest, 1))
         for busy in loads:
             with ExitStack() as running:
                 for _ in range(busy):

@@ -18,6 +18,7 @@ import click
 from benchmarks import children
 from benchmarks.latency import reference
 from benchmarks.latency.field import ALL_INT8, Contestant, Task
+from benchmarks.latency.networks import NETWORKS, Network
 from benchmarks.machine import BenchmarkError, versions
 from engine.backends import available
 from engine.backends.native.backend import Native
@@ -65,6 +66,8 @@ def task_of(preset: str, folder: Path, steps: int, threads: int, contestants: Se
     """Everything that these contestants need for a configuration, built unless it is there already."""
     folder = folder.resolve()  # the processes below run in the project's root, wherever this one was started
     folder.mkdir(parents=True, exist_ok=True)
+    if preset in NETWORKS:
+        return _network_task(preset, folder / preset, steps, threads)
     if preset == AVATARS:
         checkpoint = ROOT / "examples" / "avatars" / "avatars.ckpt"
         how = ["--latent-prior", str(checkpoint.with_name("latent_prior.safetensors"))]
@@ -78,6 +81,13 @@ def task_of(preset: str, folder: Path, steps: int, threads: int, contestants: Se
             made[variant] = _bundle(folder / f"{name}.bundle", checkpoint, needs, how)
     variants = {variant: path for variant, path in made.items() if variant is not None}
     return task_from(made[None], checkpoint, steps, threads, folder, contestants, variants)
+
+
+def _network_task(preset: str, folder: Path, steps: int, threads: int) -> Task:
+    if not Network(folder).is_whole:
+        click.echo(f"making {folder}")
+        _run([sys.executable, "benchmarks/latency/networks.py", preset, "--out", str(folder)])
+    return Task(folder, None, {}, steps, threads, network=folder)
 
 
 def task_from(

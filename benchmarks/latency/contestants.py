@@ -16,6 +16,7 @@ import numpy as np
 from benchmarks.latency import reference
 from benchmarks.latency.calls import F32, Values, step_arrays
 from benchmarks.latency.field import Contestant, Run, Runner, Task
+from benchmarks.latency.networks import NetworkRunner
 from benchmarks.latency.plain import PlainRunner
 
 STAGES = ("before", "rows", "noise", "update", "after", "post")  # of engine.result.Timings, beside the steps' network
@@ -131,6 +132,11 @@ class TorchRunner:
         return self._network(x, values.get(reference.RECON), times, values.get(reference.Z))
 
 
+def engine_runner(contestant: Contestant, task: Task) -> Runner:
+    """Our engine: whole images, or the one network of the task."""
+    return (EngineRunner if task.network is None else NetworkRunner)(contestant, task)
+
+
 RUNNERS: dict[str, Callable[[Contestant, Task], Runner]] = {
-    "engine": EngineRunner, "torch": TorchRunner, "compile": TorchRunner, "plain": PlainRunner,
+    "engine": engine_runner, "torch": TorchRunner, "compile": TorchRunner, "plain": PlainRunner,
 }  # fmt: skip

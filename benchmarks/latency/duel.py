@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks.latency import worker
-from benchmarks.latency.calls import F32, check_inputs
+from benchmarks.latency.calls import F32, Values
 from benchmarks.latency.field import Contestant, Run, Task
 from benchmarks.latency.process import PipedProcess
 from benchmarks.machine import BenchmarkError
-from engine.bundle.manifest import Manifest
 
 WORKER = Path(worker.__file__)
 PAUSE = 0.05  # seconds between turns: the last one's threads stop spinning and sleep
 Say = Callable[[str], None]
+Given = tuple[F32, Values, int]  # what Runner.eps is given
 Outputs = tuple[list[F32], F32]  # e of each checked call, and x of a whole chain
 
 
@@ -144,10 +144,9 @@ class Contest:
         except BenchmarkError as error:
             self.drop(contestant.name, str(error))
 
-    def compare(self, manifest: Manifest) -> None:
+    def compare(self, inputs: Sequence[Given]) -> None:
         """Leave out whose outputs lie beyond its bound."""
         self.say(f"batch {self.batch}: comparing outputs")
-        inputs = check_inputs(manifest, self.batch)
         outputs: list[tuple[Contestant, Outputs]] = []
         for name, process in list(self.processes.items()):
             try:
@@ -190,14 +189,14 @@ class Contest:
 
 
 def compete(
-    contestants: Sequence[Contestant], task: Task, manifest: Manifest, batch: int, plan: Plan, say: Say
+    contestants: Sequence[Contestant], task: Task, inputs: Sequence[Given], batch: int, plan: Plan, say: Say
 ) -> Contest:
-    """Start all contestants, compare, time in alternating turns."""
+    """Start all contestants, compare their outputs on these inputs, time in alternating turns."""
     contest = Contest(task, batch, say)
     try:
         for contestant in contestants:
             contest.load(contestant)
-        contest.compare(manifest)
+        contest.compare(inputs)
         for index in range(plan.rounds):
             say(f"batch {batch}: round {index + 1} of {plan.rounds}")
             # Each starts a round once in a while: the first of one meets the machine as the last left it.

@@ -62,7 +62,8 @@ class Task:
     """What every contestant is given: files, threads, and the setting that is timed.
 
     options: what must be said about the checkpoint beside its weights, as options of its family (export/families).
-    plain: the plain export of the network. variants: other bundles of the same checkpoint, by name.
+    plain: the plain export of the network. variants: other bundles of the same checkpoint, by name. network: the folder of
+    the one network (networks.py) whose calls are timed in place of whole images; there is no bundle then.
     """
 
     bundle: Path
@@ -72,6 +73,7 @@ class Task:
     threads: int
     plain: Path | None = None
     variants: dict[str, Path] = field(default_factory=dict)
+    network: Path | None = None
 
     def bundle_of(self, contestant: Contestant) -> Path:
         """The bundle that a contestant samples from."""
@@ -106,6 +108,8 @@ def skip_reason(
         return "the processor has no bf16 (neither amx_bf16 nor avx512_bf16)"
     if contestant.threads is not None and contestant.threads == task.threads:
         return f"the others run on {task.threads} thread too"
+    if task.network is not None and (contestant.kind != "engine" or contestant.precision == "int8"):
+        return "one network is timed by itself: in float32 and bf16, on the engine's backends"
     if contestant.kind in ("torch", "compile"):
         return "no checkpoint was given to load the network from (--checkpoint)" if task.checkpoint is None else None
     if contestant.kind == "plain" and task.plain is None:
@@ -113,7 +117,7 @@ def skip_reason(
     if contestant.variant is not None and contestant.variant not in task.variants:
         return f"no bundle with {contestant.variant} was given or built"
     installed, reason = backends[contestant.backend]
-    if installed and contestant.backend == "native":
+    if installed and contestant.backend == "native" and task.network is None:
         return _native_reason(contestant, task)
     return None if installed else reason
 

@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from benchmarks.latency import bundles, duel, plots, report, roofline, targets, work
+from benchmarks.latency.calls import check_inputs
 from benchmarks.latency.field import BY_NAME, CONTESTANTS, Contestant, Task, skip_reason
+from benchmarks.latency.networks import NETWORKS, Network
 from benchmarks.machine import BenchmarkError, describe, machine_facts, write_json, write_text
 from engine.backends import available
 from engine.backends.native.isa import instruction_set, runs_here
@@ -41,6 +44,32 @@ class Schedule:
     plan: duel.Plan
     skip: tuple[str, ...] = ()
     longest: float = 90.0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is timed: its name, the hash of what it was made from, the shape of what it makes, its ONNX graph, and what every
+    contestant is given before, so that outputs can be compared."""
+
+    name: str
+    sha256: str
+    shape: tuple[int | str, ...]
+    graph: bytes
+    inputs: Callable[[int], list[duel.Given]]
+
+
+def subject_of(task: Task) -> Subject:
+    """A bundle's pipeline, or one network."""
+    if task.network is not None:
+        network, nothing = Network(task.network), np.zeros(0, np.float32)
+        shape = network.spec.outputs[0].shape[1:]
+        return Subject(
+            task.network.name, network.sha256(), shape, network.graph(), lambda n: [(nothing, network.inputs(n, 1), 0)]
+        )
+    bundle = Bundle.open(task.bundle)
+    manifest = bundle.manifest
+    graph, shape = bundle.read_graph(manifest.pipeline.step.graph), manifest.pipeline.image_shape
+    return Subject(manifest.name, manifest.source.sha256, shape, graph, lambda n: check_inputs(manifest, n))
 
 
 def field(task: Task, skip: Sequence[str]) -> tuple[list[Contestant], list[dict[str, Any]]]:
@@ -65,13 +94,12 @@ def wanted(skip: Sequence[str]) -> list[Contestant]:
 def measure_model(task: Task, schedule: Schedule, say: duel.Say) -> dict[str, Any]:
     """One configuration: compare and time all contestants at each batch size."""
     fit, entries = field(task, schedule.skip)
-    bundle = Bundle.open(task.bundle)
-    manifest = bundle.manifest
-    amount = work.count(bundle.read_graph(manifest.pipeline.step.graph))
+    subject = subject_of(task)
+    amount = work.count(subject.graph)
     result: dict[str, Any] = {
-        "name": manifest.name,
-        "bundle_source_sha256": manifest.source.sha256,
-        "image": list(manifest.pipeline.image_shape),
+        "name": subject.name,
+        "bundle_source_sha256": subject.sha256,
+        "image": list(subject.shape),
         "work": {"gflop": round(amount.flop / 1e9, 4), "mega_weights": round(amount.weights / 1e6, 4)},
         "contestants": entries,
         "left_out": [],
@@ -84,9 +112,10 @@ def measure_model(task: Task, schedule: Schedule, say: duel.Say) -> dict[str, An
         if slowest * batch > schedule.longest:
             reason = f"a run would take {slowest * batch:.0f} s, longer than --longest {schedule.longest:g}"
             result["left_out"].append({"batch": batch, "reason": reason})
-            say(f"{manifest.name}, batch {batch}: left out, {reason}")
+            say(f"{subject.name}, batch {batch}: left out, {reason}")
             continue
-        contest = duel.compete(fit, task, manifest, batch, schedule.plan, _prefixed(say, manifest.name))
+        inputs = subject.inputs(batch)
+        contest = duel.compete(fit, task, inputs, batch, schedule.plan, _prefixed(say, subject.name))
         result["agreement"] += contest.agreement
         result["failures"] += [{"contestant": k, "batch": batch, "reason": v} for k, v in contest.failures.items()]
         for contestant in fit:
@@ -158,8 +187,9 @@ def document(result: dict[str, Any]) -> str:
 
 @click.command(cls=Program, context_settings={"show_default": True})
 @click.option(
-    "--preset", "presets", multiple=True, default=bundles.PRESETS, type=click.Choice(bundles.PRESETS),
-    help="A published configuration with random weights, or the trained avatars; repeat for several.",
+    "--preset", "presets", multiple=True, default=bundles.PRESETS, type=click.Choice([*bundles.PRESETS, *NETWORKS]),
+    help="A published configuration with random weights (of latent diffusion one network alone), or the trained avatars; "
+    "repeat for several.",
 )
 @click.option("--bundle", type=Path, default=None, help="A bundle to time instead.")
 @click.option("--checkpoint", type=Path, default=None, help="What --bundle was built from, for the contestants in torch.")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+MEGABYTE = 1 << 20
 BYTES = {"f32": 4.0, "bf16": 2.0, "int8": 1.0}  # of a weight; int8 keeps some layers in bf16, so this is its lower bound
 
 
@@ -25,7 +26,11 @@ def count(model: bytes) -> Work:
     """
     import onnx
 
-    graph = onnx.shape_inference.infer_shapes(onnx.load_from_string(model), data_prop=True).graph
+    loaded = onnx.load_from_string(model)
+    for tensor in loaded.graph.initializer:
+        if len(tensor.raw_data) > MEGABYTE:  # only its shape is looked at, and passing a gigabyte through takes long
+            tensor.ClearField("raw_data")
+    graph = onnx.shape_inference.infer_shapes(loaded, data_prop=True).graph
     shapes = {value.name: _dims(value) for value in (*graph.input, *graph.value_info, *graph.output)}
     shapes |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     constants = [tensor for tensor in graph.initializer if len(tensor.dims) > 0]

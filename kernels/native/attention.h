@@ -1,125 +1,220 @@
-// Attention of pixels to pixels or tokens, a head at a time in float32: keys channel-major, values pixel-major, softmax by rows.
+// Attention of pixels to pixels or tokens. Keys and values are packed as a convolution's weights are, and queries its pixels; the
+// softmax streams over blocks of keys, so that scores exist for some queries and one block at a time.
+//
+// A query's numbers run over the blocks in order, whatever is worked on beside it: same bits for any batch, piece and thread.
 #ifndef DIFFUSEVAE_NATIVE_ATTENTION_H
 #define DIFFUSEVAE_NATIVE_ATTENTION_H
 
-#include "target.h"
-#include "vectors.h"
+#if defined(__AMX_TILE__)
+#include "products_tiles.h"
+#else
+#include "products_vector.h"
+#endif
 
 namespace {
 
 using namespace diffusevae::native;
 
-constexpr int kQueries = 6;         // rows of scores at a time: 6 x 16 accumulators, as in the convolutions
-constexpr int kTogether = 8 * kQueries;  // that share what they read of keys and values, which are more than caches hold
-
-DV_INLINE int32_t padded_lanes(int32_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
-
-DV_INLINE float float_of(uint16_t bf16) {
-    const uint32_t u = uint32_t(bf16) << 16;
-    float x;
-    __builtin_memcpy(&x, &u, 4);
-    return x;
+// The channels first .. first + count of pixel p of a map, at most 32, zeros behind them.
+DV_INLINE void copy_channels(const uint16_t* map, int32_t pixels, int32_t p, int32_t first, int32_t count, uint16_t* to) {
+    const auto at = [&](int32_t c) { return map + (int64_t(c / kBlock) * pixels + p) * kBlock + c % kBlock; };
+    if (first % kBlock == 0 && count == kBlock) {
+        __builtin_memcpy(to, at(first), 2 * kBlock);
+        return;
+    }
+    __builtin_memset(to, 0, 2 * kBlock);
+    int32_t c = 0;
+    if (first % 8 == 0)
+        for (; c + 8 <= count; c += 8) __builtin_memcpy(to + c, at(first + c), 16);
+    for (; c < count; ++c) to[c] = *at(first + c);
 }
 
-// A head's matrices: queries [pixels][width padded], values [others][width padded], keys [width][others padded]; padding is zero.
-struct Head {
-    float *queries, *keys, *values, *scores, *result;
-    int32_t pixels, others, width, others_padded, width_padded;
+// to[c][r] = from[r][c] of 8 x 8 words; strides in words.
+DV_INLINE void transpose_8x8(const float* from, float* to) {
+    constexpr int kFrom = kBlock / 2, kTo = kLanes;
+    __m256 row[8], pair[8], four[8];
+    for (int r = 0; r < 8; ++r) row[r] = _mm256_loadu_ps(from + r * kFrom);
+    for (int r = 0; r < 8; r += 2) {
+        pair[r] = _mm256_unpacklo_ps(row[r], row[r + 1]);
+        pair[r + 1] = _mm256_unpackhi_ps(row[r], row[r + 1]);
+    }
+    for (int r = 0; r < 8; r += 4)
+        for (int half = 0; half < 2; ++half) {
+            four[r + 2 * half] = _mm256_shuffle_ps(pair[r + half], pair[r + half + 2], 0x44);
+            four[r + 2 * half + 1] = _mm256_shuffle_ps(pair[r + half], pair[r + half + 2], 0xEE);
+        }
+    for (int c = 0; c < 4; ++c) {
+        _mm256_storeu_ps(to + c * kTo, _mm256_permute2f128_ps(four[c], four[c + 4], 0x20));
+        _mm256_storeu_ps(to + (c + 4) * kTo, _mm256_permute2f128_ps(four[c], four[c + 4], 0x31));
+    }
+}
 
-    Head(const Attention& op, float* scratch) : pixels(op.source.pixels()), others(op.others.pixels()), width(op.width) {
-        others_padded = padded_lanes(others);
-        width_padded = padded_lanes(width);
-        queries = scratch;
-        values = queries + int64_t(padded_lanes(pixels) + kQueries) * width_padded;
-        keys = values + int64_t(others_padded) * width_padded;
-        scores = keys + int64_t(width) * others_padded;
-        result = scores + int64_t(kTogether) * others_padded;
+// 16 rows of 32 channels to a K step of 16 outputs: [16 pairs of channels][16 rows][2].
+DV_INLINE void pack_keys(const uint16_t* rows, uint8_t* to) {
+    const float* from = reinterpret_cast<const float*>(rows);
+    float* out = reinterpret_cast<float*>(to);
+    for (int r = 0; r < kLanes; r += 8)
+        for (int c = 0; c < kLanes; c += 8) transpose_8x8(from + r * (kBlock / 2) + c, out + c * kLanes + r);
+}
+
+// 16 channels of 32 rows to a K step: [16 pairs of rows][16 channels][2].
+DV_INLINE void pack_values(const uint16_t* rows, uint8_t* to) {
+    for (int pair = 0; pair < kLanes; ++pair, rows += 2 * kBlock, to += 64) {
+        const __m256i a = _mm256_loadu_si256((const __m256i*)rows), b = _mm256_loadu_si256((const __m256i*)(rows + kBlock));
+        const __m256i low = _mm256_unpacklo_epi16(a, b), high = _mm256_unpackhi_epi16(a, b);
+        _mm256_storeu_si256((__m256i*)to, _mm256_permute2x128_si256(low, high, 0x20));
+        _mm256_storeu_si256((__m256i*)(to + 32), _mm256_permute2x128_si256(low, high, 0x31));
+    }
+}
+
+// 32 keys and their values of one head, into its packed matrices at `head`.
+inline void pack_some(const Attention& op, const uint16_t* map, int32_t channel, int32_t which, uint8_t* head) {
+    alignas(64) uint16_t rows[kBlock * kBlock];
+    const int32_t pixels = op.others.pixels(), first = which * kBlock;
+    const int32_t count = pixels - first < kBlock ? pixels - first : kBlock;
+    const auto gather = [&](int32_t from, int32_t step) {
+        const int32_t left = op.width - step * kBlock, channels = left < kBlock ? left : kBlock;
+        for (int32_t p = 0; p < count; ++p)
+            copy_channels(map, pixels, first + p, from + channel + step * kBlock, channels, rows + p * kBlock);
+        __builtin_memset(rows + count * kBlock, 0, size_t(2 * kBlock * (kBlock - count)));
+    };
+    for (int32_t s = 0; s < op.steps(); ++s) {
+        gather(op.keys, s);
+        for (int32_t half = 0; half < 2 && 2 * which + half < op.key_groups(); ++half)
+            pack_keys(rows + half * kLanes * kBlock, head + (int64_t(2 * which + half) * op.steps() + s) * kStepBytes);
+        gather(op.values, s);
+        for (int32_t half = 0; half < 2 && 2 * s + half < op.groups(); ++half)
+            pack_values(rows + half * kLanes,
+                        head + op.keys_bytes() + (int64_t(2 * s + half) * op.key_steps() + which) * kStepBytes);
+    }
+}
+
+// A unit is 32 keys of a head of a sample.
+void pack(const Attention& op, const Work& w) {
+    const int64_t a_head = op.key_steps();
+    const Range mine = units_of(w, int64_t(w.last - w.first) * op.heads * a_head);
+    for (int64_t unit = mine.first; unit < mine.last; ++unit) {
+        const int32_t image = w.first + int32_t(unit / a_head / op.heads), head = int32_t(unit / a_head % op.heads);
+        const uint16_t* map = reinterpret_cast<const uint16_t*>(w.at(image, op.others));
+        pack_some(op, map, head * op.width, int32_t(unit % a_head),
+                  w.scratch + (image - w.first) * w.scratch_stride + head * op.head_bytes());
+    }
+}
+
+// Queries of one head that are worked on together: their operands, and what the softmax has seen so far.
+struct Queries {
+    const Attention& op;
+    uint8_t *operand, *weights;
+    float *scores, *part, *result;
+    int32_t rows;                       // filled up to whole tiles of rows
+    float most[kTogether], shrink[kTogether];
+    float sums[kTogether * kLanes];     // of what was added to each lane
+
+    Queries(const Attention& attention, float* room) : op(attention) {
+        uint8_t* at = reinterpret_cast<uint8_t*>(room);
+        const AttentionRoom r(op, kTogether, kKeys, kPixelBytesBf16);
+        operand = at + r.queries, weights = at + r.weights;
+        scores = reinterpret_cast<float*>(at + r.scores);
+        part = reinterpret_cast<float*>(at + r.part), result = reinterpret_cast<float*>(at + r.result);
     }
 
-    void read(const Attention& op, const uint16_t* map, const uint16_t* other, int32_t head) {
-        for (int64_t i = 0; i < int64_t(padded_lanes(pixels) + kQueries) * width_padded; ++i) queries[i] = 0.0f;
-        for (int64_t i = 0; i < int64_t(others_padded) * width_padded; ++i) values[i] = 0.0f;
-        for (int32_t c = 0; c < width; ++c) {
-            const int32_t channel = head * width + c;
-            float* key = keys + int64_t(c) * others_padded;
-            for (int32_t p = 0; p < pixels; ++p) queries[int64_t(p) * width_padded + c] = at(map, channel, p, pixels);
-            for (int32_t p = 0; p < others; ++p) {
-                key[p] = at(other, op.keys + channel, p, others) * op.scale;
-                values[int64_t(p) * width_padded + c] = at(other, op.values + channel, p, others);
+    // 16 values of a row as the products take them.
+    DV_INLINE static void put(uint8_t* to, int32_t lane, F16 v) {
+#if defined(__AVX512BF16__)
+        store_bf16(reinterpret_cast<uint16_t*>(to) + lane, v);
+#else
+        store(reinterpret_cast<float*>(to) + lane, v);
+#endif
+    }
+
+    void read(const uint16_t* map, int32_t channel, int32_t first, int32_t count) {
+        rows = (count + kRowTile - 1) / kRowTile * kRowTile;
+        for (int32_t s = 0; s < op.steps(); ++s) {
+            const int32_t left = op.width - s * kBlock, channels = left < kBlock ? left : kBlock;
+            for (int32_t r = 0; r < rows; ++r) {
+                uint16_t some[kBlock] = {};
+                if (r < count) copy_channels(map, op.source.pixels(), first + r, channel + s * kBlock, channels, some);
+                uint8_t* to = operand + (int64_t(s) * kTogether + r) * kPixelBytesBf16;
+                for (int32_t lane = 0; lane < kBlock; lane += kLanes) put(to, lane, load_bf16(some + lane));
             }
-            for (int32_t p = others; p < others_padded; ++p) key[p] = 0.0f;
         }
     }
 
-    static float at(const uint16_t* map, int32_t channel, int32_t pixel, int32_t pixels) {
-        return float_of(map[(int64_t(channel / kBlock) * pixels + pixel) * kBlock + channel % kBlock]);
+    // Scores of row r with `groups` n-blocks of keys, `keys` of them real -> exp(scale (score - most)). Keys that are not real
+    // count with e^-87, and their values are 0.
+    void softmax(int32_t r, int32_t groups, int32_t keys, bool begins) {
+        const auto at = [&](int32_t group) { return scores + (group * kTogether + r) * kLanes; };
+        for (int32_t k = keys; k < groups * kLanes; ++k) at(k / kLanes)[k % kLanes] = -3.0e38f;
+        F16 top = load(at(0));
+        for (int32_t g = 1; g < groups; ++g) top = greater(top, load(at(g)));
+        const float before = most[r], here = largest(top);
+        most[r] = begins || here > before ? here : before;
+        const F16 reach = broadcast(most[r]), scale = broadcast(op.scale);
+        shrink[r] = begins ? 0.0f : first_of(exponential(mul(sub(broadcast(before), reach), scale)));
+        F16 sum = begins ? zero() : mul(load(sums + r * kLanes), broadcast(shrink[r]));
+        for (int32_t g = 0; g < (groups + 1) / 2 * 2; ++g) {
+            const F16 p = g < groups ? exponential(mul(sub(load(at(g)), reach), scale)) : zero();
+            sum = add(sum, p);
+            put(weights + (int64_t(g / 2) * kTogether + r) * kPixelBytesBf16, g % 2 * kLanes, p);
+        }
+        store(sums + r * kLanes, sum);
+    }
+
+    // One block of keys from key `first` on: scores, softmax, and what the values add.
+    void take(const uint8_t* head, int32_t first) {
+        const int32_t left = op.others.pixels() - first, keys = left < kKeys ? left : kKeys;
+        const int32_t groups = (keys + kLanes - 1) / kLanes;
+        const int64_t key_bytes = int64_t(op.steps()) * kStepBytes, value_bytes = int64_t(op.key_steps()) * kStepBytes;
+        rows_times(operand, rows, head + first / kLanes * key_bytes, key_bytes, groups, op.width, scores);
+        for (int32_t r = 0; r < rows; ++r) softmax(r, groups, keys, first == 0);
+        float* to = first == 0 ? result : part;
+        rows_times(weights, rows, head + op.keys_bytes() + first / kBlock * int64_t(kStepBytes), value_bytes, op.groups(), keys, to);
+        if (first == 0) return;
+        for (int32_t g = 0; g < op.groups(); ++g)
+            for (int32_t r = 0; r < rows; ++r) {
+                const int64_t row = (int64_t(g) * kTogether + r) * kLanes;
+                store(result + row, fma(load(result + row), broadcast(shrink[r]), load(part + row)));
+            }
+    }
+
+    void write(uint16_t* map, int32_t channel, int32_t first, int32_t count) const {
+        const int64_t pixels = op.output.pixels();
+        for (int32_t r = 0; r < count; ++r) {
+            const F16 inverse = broadcast(1.0f / sum_of(load(sums + r * kLanes)));
+            for (int32_t g = 0; g < op.groups(); ++g) {
+                const F16 v = mul(load(result + (int64_t(g) * kTogether + r) * kLanes), inverse);
+                const int32_t c = channel + g * kLanes, left = op.width - g * kLanes;
+                const auto at = [&](int32_t to) { return map + (to / kBlock * pixels + first + r) * kBlock + to % kBlock; };
+                if (c % kBlock <= kBlock - kLanes && left >= kLanes) {
+                    store_bf16(at(c), v);
+                    continue;
+                }
+                uint16_t rounded[kLanes];
+                store_bf16(rounded, v);
+                for (int32_t i = 0; i < kLanes && i < left; ++i) *at(c + i) = rounded[i];
+            }
+        }
     }
 };
 
-// out[rows][n] = a[rows][k] b[k][n], rows in steps of 6, n in steps of 16; strides in floats.
-DV_INLINE void rows_times(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int32_t rows, int32_t k, int32_t n,
-                          float* out, int64_t out_stride) {
-    for (int32_t j = 0; j < n; j += kLanes)
-        for (int32_t r = 0; r < rows; r += kQueries) {
-            F16 sum[kQueries];
-            for (int q = 0; q < kQueries; ++q) sum[q] = zero();
-            for (int32_t i = 0; i < k; ++i) {
-                const F16 v = load(b + i * b_stride + j);
-                for (int q = 0; q < kQueries; ++q) sum[q] = fma(broadcast(a[(r + q) * a_stride + i]), v, sum[q]);
-            }
-            for (int q = 0; q < kQueries; ++q) store(out + (r + q) * out_stride + j, sum[q]);
-        }
-}
-
-// exp(score - largest) in place, zero beyond the last pixel; returns one over their sum.
-DV_INLINE float softmax_row(float* row, int32_t pixels, int32_t padded) {
-    for (int32_t p = pixels; p < padded; ++p) row[p] = -3.0e38f;
-    F16 most = load(row), sum = zero();
-    for (int32_t p = kLanes; p < padded; p += kLanes) most = greater(most, load(row + p));
-    const F16 top = broadcast(largest(most));
-    for (int32_t p = 0; p < padded; p += kLanes) store(row + p, exponential(sub(load(row + p), top)));
-    for (int32_t p = pixels; p < padded; ++p) row[p] = 0.0f;
-    for (int32_t p = 0; p < padded; p += kLanes) sum = add(sum, load(row + p));
-    return 1.0f / sum_of(sum);
-}
-
-void attend(Head& h, uint16_t* out, int32_t head, int32_t first, int32_t last) {
-    for (int32_t q = first; q < last; q += kTogether) {
-        const int32_t left = last - q < kTogether ? last - q : kTogether, rows = (left + kQueries - 1) / kQueries * kQueries;
-        const float* query = h.queries + int64_t(q) * h.width_padded;
-        rows_times(query, h.width_padded, h.keys, h.others_padded, rows, h.width, h.others_padded, h.scores, h.others_padded);
-        float inverse[kTogether];
-        for (int32_t r = 0; r < rows; ++r)
-            inverse[r] = softmax_row(h.scores + int64_t(r) * h.others_padded, h.others, h.others_padded);
-        rows_times(h.scores, h.others_padded, h.values, h.width_padded, rows, h.others, h.width_padded, h.result, h.width_padded);
-        for (int32_t r = 0; r < left; ++r)
-            for (int32_t c = 0; c < h.width; c += kLanes) {
-                uint16_t rounded[kLanes];
-                store_bf16(rounded, mul(load(h.result + int64_t(r) * h.width_padded + c), broadcast(inverse[r])));
-                for (int32_t i = 0; i < kLanes && c + i < h.width; ++i) {
-                    const int32_t channel = head * h.width + c + i;
-                    out[(int64_t(channel / kBlock) * h.pixels + q + r) * kBlock + channel % kBlock] = rounded[i];
-                }
-            }
-    }
-}
-
-// A unit is six queries of a head of a sample.
+// A unit is kQueries queries of a head of a sample.
 void attention(const Attention& op, const Work& w) {
     const int32_t pixels = op.source.pixels();
     const int64_t a_head = (pixels + kQueries - 1) / kQueries;
     const Range mine = units_of(w, int64_t(w.last - w.first) * op.heads * a_head);
-    Head h(op, w.private_scratch);
+    Queries some(op, w.private_scratch);
     for (int64_t unit = mine.first; unit < mine.last;) {
         const int64_t which = unit / a_head, from = unit % a_head, left = a_head - from;
-        const int64_t count = mine.last - unit < left ? mine.last - unit : left;
+        int64_t count = mine.last - unit < left ? mine.last - unit : left;
+        count = count < kTogether / kQueries ? count : kTogether / kQueries;
         const int32_t image = w.first + int32_t(which / op.heads), head = int32_t(which % op.heads);
         uint16_t* out = reinterpret_cast<uint16_t*>(w.at(image, op.output));
-        const uint16_t* map = reinterpret_cast<const uint16_t*>(w.at(image, op.source));
-        if (*w.held != which) h.read(op, map, reinterpret_cast<const uint16_t*>(w.at(image, op.others)), head);
-        *w.held = which;
-        const int64_t end = (from + count) * kQueries;
-        attend(h, out, head, int32_t(from * kQueries), end < pixels ? int32_t(end) : pixels);
+        const uint8_t* packed = w.scratch + (image - w.first) * w.scratch_stride + head * op.head_bytes();
+        const int32_t first = int32_t(from) * kQueries, end = int32_t(from + count) * kQueries;
+        const int32_t queries = (end < pixels ? end : pixels) - first;
+        some.read(reinterpret_cast<const uint16_t*>(w.at(image, op.source)), head * op.width, first, queries);
+        for (int32_t key = 0; key < op.others.pixels(); key += kKeys) some.take(packed, key);
+        some.write(out, head * op.width, first, queries);
         unit += count;
         if (head != 0 || from != 0) continue;
         for (int32_t c = op.output.channels; c < op.output.blocks * kBlock; ++c)  // padding stays zero

@@ -65,13 +65,17 @@ int64_t rows_of(int32_t kind, const dv_native_call& call) {
     return kind == DV_NATIVE_ROWS_BATCH ? call.batch : call.steps * call.batch;
 }
 
-bool prepares(const Conv& c) { return !c.main.in_place || (c.skip.count > 0 && !c.skip.in_place); }
+bool prepares(const Operation& op) {
+    const Conv& c = op.conv;
+    return op.kind == DV_NATIVE_ATTENTION
+           || (op.kind == DV_NATIVE_CONV && (!c.main.in_place || (c.skip.count > 0 && !c.skip.in_place)));
+}
 
 void run_part(const Kernels& k, const Operation& op, bool prepares, const Work& w) {
     switch (op.kind) {
     case DV_NATIVE_INPUT: return k.input(op.input, w);
     case DV_NATIVE_CONV: return prepares ? k.prepare(op.conv, w) : k.product(op.conv, w);
-    case DV_NATIVE_ATTENTION: return k.attention(op.attention, w);
+    case DV_NATIVE_ATTENTION: return prepares ? k.pack(op.attention, w) : k.attention(op.attention, w);
     case DV_NATIVE_POOL: return k.pool(op.resize, w);
     default: return k.upsample(op.resize, w);
     }
@@ -233,7 +237,7 @@ void Interpreter::plan(int32_t samples) {
         const Operation& op = layout_->operations[i];
         const int32_t moving = pieces_of(op.activation_bytes / 2.0 * samples, kPieceValues, threads());
         const int32_t computing = pieces_of(op.flop * samples, piece_flop(*layout_->kernels), threads());
-        if (op.kind == DV_NATIVE_CONV && prepares(op.conv)) stages_.push_back({i, true, moving});
+        if (prepares(op)) stages_.push_back({i, true, moving});
         stages_.push_back({i, false, op.flop > 0.0 ? computing : moving});
     }
 }
@@ -241,8 +245,8 @@ void Interpreter::plan(int32_t samples) {
 void Interpreter::run_operations(Work w, bool clocked) {
     for (size_t i = 0; i < layout_->operations.size(); ++i) {
         const Operation& op = layout_->operations[i];
-        if (op.kind == DV_NATIVE_CONV) {
-            run_conv(i, w, clocked);
+        if (op.kind == DV_NATIVE_CONV || op.kind == DV_NATIVE_ATTENTION) {
+            run_in_groups(i, w, clocked);
             continue;
         }
         const double begin = clocked ? now_us() : 0.0;
@@ -252,18 +256,19 @@ void Interpreter::run_operations(Work w, bool clocked) {
     }
 }
 
-void Interpreter::run_conv(size_t index, Work w, bool clocked) {
+// As many samples at a time as have their operands in L2 together.
+void Interpreter::run_in_groups(size_t index, Work w, bool clocked) {
     const Operation& op = layout_->operations[index];
     const int32_t last = w.last, samples = w.last - w.first;
     const int64_t fit = group_bytes(*layout_->kernels) / op.scratch_bytes;
-    const int32_t group = !prepares(op.conv) ? samples : int32_t(std::max<int64_t>(1, std::min<int64_t>(fit, samples)));
+    const int32_t group = !prepares(op) ? samples : int32_t(std::max<int64_t>(1, std::min<int64_t>(fit, samples)));
     w.scratch_stride = op.scratch_bytes;
     w.upcoming = upcoming(index, w);
     for (; w.first < last; w.first = w.last) {
         w.last = std::min(last, w.first + group);
         const double begin = clocked ? now_us() : 0.0;
         *w.held = -1;
-        if (prepares(op.conv)) run_part(*layout_->kernels, op, true, w);
+        if (prepares(op)) run_part(*layout_->kernels, op, true, w);
         const double prepared = clocked ? now_us() : 0.0;
         *w.held = -1;
         run_part(*layout_->kernels, op, false, w);

@@ -36,7 +36,7 @@ public:
     int64_t bytes() const { return memory_.bytes(); }
 
 private:
-    // One operation, or one half of a convolution that prepares its operands; `pieces` of each thread's share.
+    // One operation, or one half of one that prepares its operands; `pieces` of each thread's share.
     struct Stage {
         size_t operation;
         bool prepares;
@@ -56,7 +56,7 @@ private:
     void run_tile(const dv_native_call& call, int64_t sample, int32_t count, bool side_by_side);
     void plan(int32_t samples);
     void run_operations(Work work, bool clocked);
-    void run_conv(size_t index, Work work, bool clocked);
+    void run_in_groups(size_t index, Work work, bool clocked);
     const uint8_t* upcoming(size_t index, const Work& work) const;
     void run_rows(const dv_native_call& call);
 

@@ -173,10 +173,9 @@ private:
         const int32_t channels = map(op.output).channels, keys = crossed ? op.keys : channels;
         a = Attention{map(op.sources[0]), map(op.sources[crossed ? 1 : 0]), map(op.output), op.heads, channels / op.heads,
                       keys, keys + channels, op.scale};
-        const int64_t pixels = rounded_up(a.source.pixels(), kLanes), width = rounded_up(a.width, kLanes);
-        const int64_t others = rounded_up(a.others.pixels(), kLanes);
-        // Queries and values, keys, some rows of scores and of results: the layout of attention.h.
-        private_floats((pixels + others + 6 + 48) * width + int64_t(a.width) * others + 48 * others);
+        const Kernels& k = *layout_->kernels;
+        private_floats(AttentionRoom(a, k.attention_queries, k.attention_keys, k.bf16_pixel_bytes).bytes / 4);
+        to.scratch_bytes = a.heads * a.head_bytes();
         to.flop = 4.0 * double(a.source.pixels()) * double(a.others.pixels()) * channels;
         to.activation_bytes = map_bytes(a.source) + map_bytes(a.output) + (crossed ? 2.0 * a.others.pixels() * 2 * channels : 0.0);
     }

@@ -209,6 +209,49 @@ void product(const Conv& c, const Work& w) {
     }
 }
 
+// Attention: rows of a block and of a tile, rows and keys that are worked on together.
+constexpr int kQueries = 32, kRowTile = kLanes, kTogether = 128, kKeys = 256, kPixelBytesBf16 = 2 * kBlock;
+
+template <int kTiles, int kGroups>
+DV_INLINE void rows_block(const uint8_t* operand, const uint8_t* weights, int64_t group_bytes, int32_t channels, float* out) {
+    const uint8_t *a[kTiles], *w[kGroups];
+    for (int m = 0; m < kTiles; ++m) a[m] = operand + m * kStepBytes;
+    for (int g = 0; g < kGroups; ++g) w[g] = weights + g * group_bytes;
+    clear_sums<kTiles * kGroups>();
+    for (int64_t at = 0; channels > 0; channels -= kBlock, at += kTogether * kPixelBytesBf16) {
+        step_tiles<kTiles, kGroups, false>(a, at, kPixelBytesBf16, w);
+        for (int g = 0; g < kGroups; ++g) w[g] += kStepBytes;
+    }
+    float* next = out + kTogether * kLanes;  // of the second n-block
+    store_tile<0>(out);
+    if constexpr (kTiles == 1 && kGroups == 2) store_tile<1>(next);
+    if constexpr (kTiles == 2 && kGroups == 1) store_tile<1>(out + kLanes * kLanes);
+    if constexpr (kTiles == 2 && kGroups == 2)
+        store_tile<1>(next), store_tile<2>(out + kLanes * kLanes), store_tile<3>(next + kLanes * kLanes);
+}
+
+template <int kGroups>
+DV_INLINE void rows_group(const uint8_t* operand, int32_t rows, const uint8_t* weights, int64_t group_bytes,
+                          int32_t channels, float* out) {
+    for (int32_t r = 0; r < rows; r += kQueries) {
+        const uint8_t* from = operand + int64_t(r) * kPixelBytesBf16;
+        if (rows - r >= kQueries)
+            rows_block<2, kGroups>(from, weights, group_bytes, channels, out + r * kLanes);
+        else
+            rows_block<1, kGroups>(from, weights, group_bytes, channels, out + r * kLanes);
+    }
+}
+
+// out [groups][kTogether][16] = operand [K steps][kTogether][32 channels] times packed weights, whose n-blocks are `group_bytes`
+// apart; `rows` rows, in steps of kRowTile.
+inline void rows_times(const uint8_t* operand, int32_t rows, const uint8_t* weights, int64_t group_bytes, int32_t groups,
+                       int32_t channels, float* out) {
+    int32_t g = 0;
+    for (; groups - g >= 2; g += 2, weights += 2 * group_bytes, out += 2 * kTogether * kLanes)
+        rows_group<2>(operand, rows, weights, group_bytes, channels, out);
+    if (g < groups) rows_group<1>(operand, rows, weights, group_bytes, channels, out);
+}
+
 }  // namespace
 
 #endif  // DIFFUSEVAE_NATIVE_PRODUCTS_TILES_H

@@ -117,12 +117,18 @@ int32_t run_blocks(const Panel& panel, int32_t first, int32_t last) {
     return first;
 }
 
+// How many of `count` pixels or tiles go into the largest blocks: of sixes none that would leave two, as 8 are two fours.
+DV_INLINE int32_t in_largest(int32_t count, int32_t largest) {
+    return largest == 6 && count >= 8 && count % 6 == 2 ? count - 8 : count;
+}
+
 // The pixels first .. last in blocks as large as they come. Every pixel's sum runs over K in one order whatever the block.
 template <int kGroups, bool kInt8>
 void run_panel(const Panel& panel, int32_t first, int32_t last) {
     constexpr int kMost = kInt8 ? kPixelsInt8 : kPixelsBf16;
     // 16 pixels (4 x 4 maps) are 8 and 8: fewer than 16 sums wait for each other. So 64, a stripe, are 4 x 14 and 8.
-    if (kMost < 8 || last - first != 16) first = run_blocks<kMost, kGroups, kInt8>(panel, first, last);
+    if (kMost < 8 || last - first != 16)
+        first = run_blocks<kMost, kGroups, kInt8>(panel, first, first + in_largest(last - first, kMost));
     if constexpr (kMost > 8) first = run_blocks<8, kGroups, kInt8>(panel, first, last);
     if constexpr (kMost > 4) first = run_blocks<4, kGroups, kInt8>(panel, first, last);
     if constexpr (kMost > 2) first = run_blocks<2, kGroups, kInt8>(panel, first, last);
@@ -170,6 +176,58 @@ void product_direct(const Conv& c, const Work& w) {
         else
             run_group<1>(c, w, phase, n, units.first, units.last, stream);
     }
+}
+
+// Attention: rows of a block, rows and keys that are worked on together.
+#if defined(__AVX512F__)
+constexpr int kQueries = 8;
+#else
+constexpr int kQueries = kPixelsBf16;
+#endif
+constexpr int kRowTile = kQueries, kTogether = 8 * kQueries, kKeys = 128;
+
+// A last K step: AVX2 does what there is of it, as a head of 40 channels or 77 tokens leave much of one empty.
+template <int kGroups>
+DV_INLINE void step_some(F16 (&sum)[kQueries][kGroups], const uint8_t* const (&a)[kQueries], int64_t at,
+                         const uint8_t* const (&w)[kGroups], [[maybe_unused]] int32_t channels) {
+#if defined(__AVX512F__)
+    step(sum, a, at, w);
+#else
+    step_6x16(sum, a, at, w[0], (channels + 3) / 4 * 4);
+#endif
+}
+
+template <int kGroups>
+DV_INLINE void rows_block(const uint8_t* operand, const uint8_t* weights, int64_t group_bytes, int32_t channels, float* out) {
+    const uint8_t *a[kQueries], *w[kGroups];
+    for (int r = 0; r < kQueries; ++r) a[r] = operand + r * kPixelBytesBf16;
+    for (int g = 0; g < kGroups; ++g) w[g] = weights + g * group_bytes;
+    F16 sum[kQueries][kGroups];
+    clear(sum);
+    int64_t at = 0;
+    for (; channels > kBlock; channels -= kBlock, at += kTogether * kPixelBytesBf16) {
+        step(sum, a, at, w);
+        for (int g = 0; g < kGroups; ++g) w[g] += kStepBytes;
+    }
+    step_some(sum, a, at, w, channels);
+#pragma GCC unroll 16
+    for (int r = 0; r < kQueries; ++r)
+#pragma GCC unroll 2
+        for (int g = 0; g < kGroups; ++g) store(out + (g * kTogether + r) * kLanes, sum[r][g]);
+}
+
+// out [groups][kTogether][16] = operand [K steps][kTogether][32 channels] times packed weights, whose n-blocks are `group_bytes`
+// apart; `rows` rows, in steps of kRowTile.
+inline void rows_times(const uint8_t* operand, int32_t rows, const uint8_t* weights, int64_t group_bytes, int32_t groups,
+                       int32_t channels, float* out) {
+    for (int32_t g = 0; g < groups; g += kWide, weights += kWide * group_bytes, out += kWide * kTogether * kLanes)
+        for (int32_t r = 0; r < rows; r += kQueries) {
+            const uint8_t* from = operand + int64_t(r) * kPixelBytesBf16;
+            if (groups - g >= kWide)
+                rows_block<kWide>(from, weights, group_bytes, channels, out + r * kLanes);
+            else
+                rows_block<1>(from, weights, group_bytes, channels, out + r * kLanes);
+        }
 }
 
 }  // namespace

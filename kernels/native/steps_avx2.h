@@ -1,7 +1,7 @@
 // One K step with AVX2: the pixels and outputs that fill the registers, and what multiplies them.
 //
 // bf16 is widened to float32; int8 operands and weights to 16 bits for vpmaddwd, which is exact (vpmaddubsw would saturate).
-// The two inner loops are assembly: 16 registers are all that they need and all there are, and gcc 12 spills one of them in
+// The inner loops are assembly: 16 registers are all that they need and all there are, and gcc 12 spills one of them in
 // half of the places where it inlines the same lines of C++ (0.45 to 0.7 times the speed).
 #ifndef DIFFUSEVAE_NATIVE_STEPS_AVX2_H
 #define DIFFUSEVAE_NATIVE_STEPS_AVX2_H
@@ -29,47 +29,67 @@ DV_INLINE void put_sum(int32_t* to, const Sum8& s) {
     "vfmadd231ps %%ymm12, %%ymm14, %[s" p "0]\n\t" \
     "vfmadd231ps %%ymm13, %%ymm14, %[s" p "1]\n\t"
 
-#define DV_PIXELS(at) \
-    DV_PIXEL("r8", "0", at) DV_PIXEL("r9", "1", at) DV_PIXEL("r10", "2", at) \
-    DV_PIXEL("r11", "3", at) DV_PIXEL("r12", "4", at) DV_PIXEL("r13", "5", at)
+#define DV_FOUR(at) \
+    DV_PIXEL("r8", "0", at) DV_PIXEL("r9", "1", at) DV_PIXEL("r10", "2", at) DV_PIXEL("r11", "3", at)
+#define DV_SIX(at) DV_FOUR(at) DV_PIXEL("r12", "4", at) DV_PIXEL("r13", "5", at)
 
 // A pair of channels: its packed row (64 bytes) shifted gives the even one, masked the odd one.
-#define DV_PAIR(row, row_hi, even, odd) \
+#define DV_PAIR(pixels, row, row_hi, even, odd) \
     "vmovdqu 1024+" row "(%[w],%%rax,8), %%ymm12\n\t" \
     "vmovdqu 1024+" row_hi "(%[w],%%rax,8), %%ymm13\n\t" \
     "vpslld $16, %%ymm12, %%ymm12\n\t" \
     "vpslld $16, %%ymm13, %%ymm13\n\t" \
-    DV_PIXELS(even) \
+    pixels(even) \
     "vpand 1024+" row "(%[w],%%rax,8), %%ymm15, %%ymm12\n\t" \
     "vpand 1024+" row_hi "(%[w],%%rax,8), %%ymm15, %%ymm13\n\t" \
-    DV_PIXELS(odd)
+    pixels(odd)
+
+// Four channels after the other: rax counts the bytes of a pixel's floats still to come.
+#define DV_CHANNELS(pixels) \
+    "vpcmpeqd %%ymm15, %%ymm15, %%ymm15\n\t" \
+    "vpslld $16, %%ymm15, %%ymm15\n\t" \
+    ".p2align 5\n" \
+    "1:\n\t" \
+    DV_PAIR(pixels, "0", "32", "0", "4") \
+    DV_PAIR(pixels, "64", "96", "8", "12") \
+    "addq $16, %%rax\n\t" \
+    "jne 1b\n\t"
 
 #define DV_ADDRESS(to, place) "movq " place "(%[a]), %%" to "\n\taddq %[at], %%" to "\n\t"
 
-// One K step (32 channels) of 6 pixels x 16 outputs in float32; pixels at a[p] + at.
-DV_INLINE void step_6x16(F16 (&sum)[6][1], const uint8_t* const (&a)[6], int64_t at, const uint8_t* w) {
+// One K step, or its first `channels` (a multiple of 4), of 6 pixels x 16 outputs in float32; pixels at a[p] + at.
+DV_INLINE void step_6x16(F16 (&sum)[6][1], const uint8_t* const (&a)[6], int64_t at, const uint8_t* w, int64_t channels) {
+    int64_t i = -4 * channels;  // bytes of a pixel's floats still to come
+    at -= kWidenedPixelBytes + i;
+    w -= kStepBytes + 8 * i;
     asm volatile(
         DV_ADDRESS("r8", "0") DV_ADDRESS("r9", "8") DV_ADDRESS("r10", "16")
         DV_ADDRESS("r11", "24") DV_ADDRESS("r12", "32") DV_ADDRESS("r13", "40")
-        "vpcmpeqd %%ymm15, %%ymm15, %%ymm15\n\t"
-        "vpslld $16, %%ymm15, %%ymm15\n\t"
-        "movq $-128, %%rax\n\t"  // bytes of a pixel's 32 floats still to come
-        ".p2align 5\n"
-        "1:\n\t"
-        DV_PAIR("0", "32", "0", "4")
-        DV_PAIR("64", "96", "8", "12")
-        "addq $16, %%rax\n\t"
-        "jne 1b\n\t"
-        : [s00] "+x"(sum[0][0].lo), [s01] "+x"(sum[0][0].hi), [s10] "+x"(sum[1][0].lo), [s11] "+x"(sum[1][0].hi),
+        DV_CHANNELS(DV_SIX)
+        : [i] "+a"(i), [s00] "+x"(sum[0][0].lo), [s01] "+x"(sum[0][0].hi), [s10] "+x"(sum[1][0].lo), [s11] "+x"(sum[1][0].hi),
           [s20] "+x"(sum[2][0].lo), [s21] "+x"(sum[2][0].hi), [s30] "+x"(sum[3][0].lo), [s31] "+x"(sum[3][0].hi),
           [s40] "+x"(sum[4][0].lo), [s41] "+x"(sum[4][0].hi), [s50] "+x"(sum[5][0].lo), [s51] "+x"(sum[5][0].hi)
         : [a] "r"(a), [at] "r"(at), [w] "r"(w)
-        : "rax", "r8", "r9", "r10", "r11", "r12", "r13", "ymm12", "ymm13", "ymm14", "ymm15", "memory", "cc");
+        : "r8", "r9", "r10", "r11", "r12", "r13", "ymm12", "ymm13", "ymm14", "ymm15", "memory", "cc");
+}
+
+// A whole K step of 4 pixels: what sixes leave of 16 or 64.
+DV_INLINE void step_4x16(F16 (&sum)[4][1], const uint8_t* const (&a)[4], int64_t at, const uint8_t* w) {
+    int64_t i = -kWidenedPixelBytes;
+    asm volatile(
+        DV_ADDRESS("r8", "0") DV_ADDRESS("r9", "8") DV_ADDRESS("r10", "16") DV_ADDRESS("r11", "24")
+        DV_CHANNELS(DV_FOUR)
+        : [i] "+a"(i), [s00] "+x"(sum[0][0].lo), [s01] "+x"(sum[0][0].hi), [s10] "+x"(sum[1][0].lo), [s11] "+x"(sum[1][0].hi),
+          [s20] "+x"(sum[2][0].lo), [s21] "+x"(sum[2][0].hi), [s30] "+x"(sum[3][0].lo), [s31] "+x"(sum[3][0].hi)
+        : [a] "r"(a), [at] "r"(at), [w] "r"(w)
+        : "r8", "r9", "r10", "r11", "ymm12", "ymm13", "ymm14", "ymm15", "memory", "cc");
 }
 
 #undef DV_ADDRESS
+#undef DV_CHANNELS
 #undef DV_PAIR
-#undef DV_PIXELS
+#undef DV_SIX
+#undef DV_FOUR
 #undef DV_PIXEL
 
 // Four outputs' widened weights times one pixel's quad of channels, two partial sums an output.
@@ -110,7 +130,9 @@ template <int kPixels, int kGroups>
 DV_INLINE void step(F16 (&sum)[kPixels][kGroups], const uint8_t* const (&a)[kPixels], int64_t at,
                     const uint8_t* const (&w)[kGroups]) {
     if constexpr (kPixels == 6 && kGroups == 1)
-        step_6x16(sum, a, at, w[0]);
+        step_6x16(sum, a, at, w[0], kBlock);
+    else if constexpr (kPixels == 4 && kGroups == 1)
+        step_4x16(sum, a, at, w[0]);
     else
         step_widened(sum, a, at, w);
 }

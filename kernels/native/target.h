@@ -107,6 +107,28 @@ struct Attention {
     int32_t heads, width;           // channels of a head
     int32_t keys, values;           // channels of `others` where they begin
     float scale;
+
+    // A head's keys and values as packed weights: K steps of 32 channels or keys, n-blocks of 16 keys or channels.
+    DV_MERGED int32_t steps() const { return (width + kBlock - 1) / kBlock; }
+    DV_MERGED int32_t groups() const { return (width + kLanes - 1) / kLanes; }
+    DV_MERGED int32_t key_steps() const { return (others.pixels() + kBlock - 1) / kBlock; }
+    DV_MERGED int32_t key_groups() const { return (others.pixels() + kLanes - 1) / kLanes; }
+    DV_MERGED int64_t keys_bytes() const { return int64_t(key_groups()) * steps() * kStepBytes; }
+    DV_MERGED int64_t head_bytes() const { return keys_bytes() + int64_t(groups()) * key_steps() * kStepBytes; }
+};
+
+// What a thread holds of an attention, in bytes from its private memory's start: some queries, their scores with a block of keys
+// before and after the softmax, what that block adds to the result, and the result.
+struct AttentionRoom {
+    int64_t queries, scores, weights, part, result, bytes;
+    DV_MERGED AttentionRoom(const Attention& a, int32_t together, int32_t keys, int32_t pixel_bytes) {
+        queries = 0;
+        scores = queries + int64_t(a.steps()) * together * pixel_bytes;
+        weights = scores + int64_t(keys) * together * 4;
+        part = weights + int64_t(keys / kBlock) * together * pixel_bytes;
+        result = part + int64_t(a.groups()) * kLanes * together * 4;
+        bytes = result + int64_t(a.groups()) * kLanes * together * 4;
+    }
 };
 
 struct Resize {                     // pool and upsample
@@ -146,12 +168,14 @@ struct Work {
 struct Kernels {
     const char* name;
     int32_t bf16_pixel_bytes, int8_pixel_bytes;  // of a K step of one pixel, as prepared
+    int32_t attention_queries, attention_keys;   // as many together, and as many in a block (AttentionRoom)
     bool tiles;                     // products over 16 pixels at one stride (AMX)
     void (*enter)();                // per thread and run: tile state
     void (*leave)();
     void (*input)(const Input&, const Work&);
     void (*prepare)(const Conv&, const Work&);
     void (*product)(const Conv&, const Work&);
+    void (*pack)(const Attention&, const Work&);  // its keys and values, into the scratch
     void (*attention)(const Attention&, const Work&);
     void (*pool)(const Resize&, const Work&);
     void (*upsample)(const Resize&, const Work&);

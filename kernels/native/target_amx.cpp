@@ -38,8 +38,8 @@ namespace diffusevae {
 namespace native {
 
 extern const Kernels kAmx;
-constexpr Kernels kAmx = {"amx",   64,      64,        true, enter_tiles, leave_tiles, input,
-                      prepare, product, attention, pool, upsample,    activate_rows, linear,   ceiling, nullptr};
+constexpr Kernels kAmx = {"amx",   64,      64,   kTogether, kKeys, true,    enter_tiles,   leave_tiles, input,
+                      prepare, product, pack, attention, pool,  upsample, activate_rows, linear,    ceiling, nullptr};
 
 }  // namespace native
 }  // namespace diffusevae

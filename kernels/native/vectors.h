@@ -65,6 +65,7 @@ DV_INLINE void store_u8(uint8_t* p, F16 a) {
     _mm_storeu_si128((__m128i*)p, _mm512_cvtusepi32_epi8(q));
 }
 DV_INLINE float sum_of(F16 a) { return _mm512_reduce_add_ps(a.v); }
+DV_INLINE float first_of(F16 a) { return _mm512_cvtss_f32(a.v); }
 DV_INLINE float largest(F16 a) { return _mm512_reduce_max_ps(a.v); }
 
 #else
@@ -151,6 +152,7 @@ DV_INLINE float largest(F16 a) {
     r = _mm_max_ps(r, _mm_movehl_ps(r, r));
     return _mm_cvtss_f32(_mm_max_ss(r, _mm_shuffle_ps(r, r, 1)));
 }
+DV_INLINE float first_of(F16 a) { return _mm256_cvtss_f32(a.lo); }
 DV_INLINE float sum_of(F16 a) {
     const __m256 m = _mm256_add_ps(a.lo, a.hi);
     __m128 r = _mm_add_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));

@@ -145,20 +145,21 @@ void block_winograd(const Panel& panel, const Points& points, int32_t tile) {
 }
 
 template <int kTiles, int kGroups>
-int32_t run_tiles(const Panel& panel, const Points& points, int32_t tile) {
-    for (; points.tiles - tile >= kTiles; tile += kTiles) block_winograd<kTiles, kGroups>(panel, points, tile);
+int32_t run_tiles(const Panel& panel, const Points& points, int32_t tile, int32_t last) {
+    for (; last - tile >= kTiles; tile += kTiles) block_winograd<kTiles, kGroups>(panel, points, tile);
     return tile;
 }
 
 template <int kGroups>
 void run_points(const Panel& panel, const Points& points) {
     int32_t tile = 0;
+    const int32_t all = points.tiles, largest = in_largest(all, kPixelsBf16);
     // 32 are four eights, not 14, 14 and 4: few sums wait for each other.
-    if (kPixelsBf16 < 8 || points.tiles % 16 != 0 || points.tiles > 32) tile = run_tiles<kPixelsBf16, kGroups>(panel, points, tile);
-    if constexpr (kPixelsBf16 > 8) tile = run_tiles<8, kGroups>(panel, points, tile);
-    tile = run_tiles<4, kGroups>(panel, points, tile);
-    tile = run_tiles<2, kGroups>(panel, points, tile);
-    run_tiles<1, kGroups>(panel, points, tile);
+    if (kPixelsBf16 < 8 || all % 16 != 0 || all > 32) tile = run_tiles<kPixelsBf16, kGroups>(panel, points, tile, largest);
+    if constexpr (kPixelsBf16 > 8) tile = run_tiles<8, kGroups>(panel, points, tile, all);
+    tile = run_tiles<4, kGroups>(panel, points, tile, all);
+    tile = run_tiles<2, kGroups>(panel, points, tile, all);
+    run_tiles<1, kGroups>(panel, points, tile, all);
 }
 
 // The outputs first .. last (n-groups) over some tiles of one sample.

@@ -2,6 +2,8 @@
 #ifndef DIFFUSEVAE_TESTS_NATIVE_CHECK_H
 #define DIFFUSEVAE_TESTS_NATIVE_CHECK_H
 
+#include <sys/resource.h>
+
 #include <cstdio>
 #include <string>
 
@@ -99,6 +101,33 @@ double deviation(const Builder& b, const Result& got, const std::vector<std::vec
         worst = off / most <= worst ? worst : off / most;
     }
     return worst;
+}
+
+// The bits of sample 0 in any batch, on any threads.
+void check_bits(const char* isa, const std::string& name, Builder& b) {
+    const std::string full = std::string(isa) + " " + name;
+    if (full.find(wanted) == std::string::npos) return;
+    std::vector<std::vector<float>> want;
+    bool good = true;
+    for (int32_t threads : {1, 2, 5})
+        for (int64_t batch : {1, 3}) {
+            const Handle open(b, isa, threads);
+            if (open.status != DV_NATIVE_OK) return report(false, full, open.text);
+            Result got = run(open.handle, b, draw_inputs(b, batch, 0, 0), batch, 0);
+            for (size_t p = 0; p < b.ports.size(); ++p) got.ports[p].resize(got.ports[p].size() / size_t(batch));
+            if (want.empty()) want = got.ports;
+            for (size_t p = 0; p < b.ports.size(); ++p)
+                good = good && std::memcmp(got.ports[p].data(), want[p].data(), want[p].size() * sizeof(float)) == 0;
+            good = good && got.status == DV_NATIVE_OK;
+        }
+    report(good, full, "");
+}
+
+// The most memory that this process ever had, in KiB.
+int64_t peak_kib() {
+    rusage used;
+    getrusage(RUSAGE_SELF, &used);
+    return used.ru_maxrss;
 }
 
 void check(const char* isa, const std::string& name, Builder& b, double bound, int64_t batch = 2, bool shared_row = false,

@@ -134,6 +134,51 @@ void check_attention(const char* isa) {
                 b.show(b.attention(b.source(3 * channels, size.height, size.width), heads, 0.3f));
                 check(isa, named("attention with " + std::to_string(heads) + " heads", channels, channels, size), b, 2 * kRounded);
             }
+    // More keys than a block, the last of which is not full; weights spread out, and all but all of it on one key.
+    for (const Size& size : {Size{17, 19}, Size{12, 43}})
+        for (float scale : {0.1f, 8.0f}) {
+            Builder b{uint64_t(size.width)};
+            b.show(b.attention(b.source(120, size.height, size.width), 2, scale));
+            check(isa, named("attention by blocks, scale " + std::to_string(scale), 40, 40, size), b, 2 * kRounded, 1);
+            if (scale < 1.0f) check_bits(isa, named("attention by blocks, same bits", 40, 40, size), b);
+        }
+}
+
+// The 1 GiB that all scores of 16,384 pixels would take is never there; queries here and there against a sum in float64.
+void check_large_attention(const char* isa) {
+    constexpr int64_t kSide = 128, kPixels = kSide * kSide, kChannels = 8;
+    const std::string name = std::string(isa) + " 16384 pixels look at each other in a few MB";
+    if (name.find(wanted) == std::string::npos) return;
+    Builder b(11);
+    const int32_t from = b.port(DV_NATIVE_PORT_MAP, false, 3 * kChannels, kSide, kSide);
+    const int32_t shown = b.show(b.attention(b.input({from}), 1, 0.7f));
+    const Inputs in = draw_inputs(b, 1, 0, 0);
+    const Handle open(b, isa, 2);
+    if (open.status != DV_NATIVE_OK) return report(false, name, open.text);
+    dv_native_info info;
+    dv_native_describe(open.handle, &info);
+    const int64_t before = peak_kib();
+    const Result got = run(open.handle, b, in, 1, 0);
+    const int64_t grown = peak_kib() - before;
+    const auto at = [&](int64_t c, int64_t p) { return reference::bf16(in.ports[size_t(from)][size_t(c * kPixels + p)]); };
+    double off = 0.0;
+    for (int64_t q = 0; q < kPixels; q += 1365) {
+        std::vector<double> sum(kChannels + 1, 0.0);
+        for (int64_t k = 0; k < kPixels; ++k) {
+            double score = 0.0;
+            for (int64_t c = 0; c < kChannels; ++c) score += at(c, q) * at(kChannels + c, k);
+            const double weight = std::exp(double(0.7f) * score);
+            for (int64_t c = 0; c < kChannels; ++c) sum[size_t(c)] += weight * at(2 * kChannels + c, k);
+            sum[kChannels] += weight;
+        }
+        for (int64_t c = 0; c < kChannels; ++c) {
+            const double d = std::fabs(got.ports[size_t(shown)][size_t(c * kPixels + q)] - sum[size_t(c)] / sum[kChannels]);
+            off = d <= off ? off : d;
+        }
+    }
+    const bool small = info.arena_bytes < (int64_t(64) << 20) && grown < int64_t(64) << 10;
+    report(got.status == DV_NATIVE_OK && off <= 2 * kRounded && small, name, "deviation " + std::to_string(off) + ", "
+           + std::to_string(info.arena_bytes >> 20) + " MiB planned, " + std::to_string(grown >> 10) + " MiB more at the peak");
 }
 
 // What transformers are made of: each by itself, on maps and channels that fill a block and that do not.
@@ -146,7 +191,7 @@ void check_transformers(const char* isa) {
             b.conv({b.source(channels, size.height, size.width)}, 40, o, true);
             check(isa, named("transformer: layer norm", channels, 40, size), b, 2 * kRounded);
         }
-        for (int32_t tokens : {1, 5, 40})
+        for (int32_t tokens : {1, 5, 40, 300})
             for (int32_t heads : {1, 4}) {
                 Builder b{uint64_t(tokens)};
                 const int32_t words = b.input({b.port(DV_NATIVE_PORT_TOKENS, false, 130, tokens)});
@@ -251,6 +296,7 @@ void check_all(const char* isa) {
     check_added(isa);
     check_winograd(isa);
     check_attention(isa);
+    check_large_attention(isa);
     check_transformers(isa);
     check_pixels(isa);
     check_signed_sigmoid(isa);

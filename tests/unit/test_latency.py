@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.latency import beside, bundles, calls, deadlines, duel, plots, report, run, targets, work
-from benchmarks.latency.contestants import EngineRunner, TorchRunner
+from benchmarks.latency import beside, bundles, calls, deadlines, duel, networks, plots, report, run, targets, work
+from benchmarks.latency.contestants import RUNNERS, EngineRunner, TorchRunner
 from benchmarks.latency.field import BY_NAME, CONTESTANTS, Contestant, Run, Task, skip_reason
 from benchmarks.latency.plain import PlainRunner, export_plain
 from benchmarks.machine import BenchmarkError, machine_facts
@@ -23,7 +23,9 @@ from engine.bundle.fitted import as_defaults
 from engine.bundle.reader import Bundle
 from engine.bundle.rewriter import write_fitted
 from engine.processor import Processor
+from export.families.latent.published import published
 from export.fitting.objective import colour_means
+from export.models.latent.spec import FirstStageSpec
 from tests import golden_models, toy
 
 jsonschema = pytest.importorskip("jsonschema", reason="the package jsonschema is not installed")
@@ -118,6 +120,35 @@ def test_latency_of_two_processes_is_what_its_schema_promises(golden_bundle: Gol
     text = run.as_text(result)
     assert "skipped: left out with --skip" in text
     assert ORT.name in text
+
+
+@pytest.fixture
+def small_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
+    """A first stage's decoder of 8 x 8 latents, as networks.py writes it."""
+    stage = FirstStageSpec(3, 3, 32, (1, 2), 1, (), 16, 3, 3, 64)
+    config = published("celeba256")
+    spec = replace(config.spec, stage=stage, latent=(3, 8, 8))
+    monkeypatch.setattr("export.synthetic.published", lambda name: replace(config, spec=spec))
+    networks.make("decoder-f4", tmp_path / "decoder-f4")
+    return Task(tmp_path / "decoder-f4", None, {}, 3, 1, network=tmp_path / "decoder-f4")
+
+
+def test_one_network_is_timed_by_itself(small_network: Task) -> None:
+    subject = run.subject_of(small_network)
+    assert (subject.name, subject.shape) == ("decoder-f4", (3, 16, 16))
+    runner = RUNNERS[ORT.kind](ORT, small_network)
+    (given,) = subject.inputs(2)
+    exact = runner.eps(*given)
+    assert duel.relative_error(RUNNERS["engine"](BY_NAME["native bf16"], small_network).eps(*given), exact) < 0.02
+    record = duel.Record(1.0, 2.0, 3.0)
+    for _ in range(2):
+        record.add(runner.run(2, 0, 3))
+    row = report.row_of(ORT, 2, record)
+    assert (row["step_ms"]["n"], row["total_ms"]["n"], row["rest"]) == (6, 2, None)
+    reasons = {c.name: skip_reason(c, small_network, Processor("none", "x86_64", frozenset()), {ORT.backend: (True, "")})
+               for c in (TORCH, BY_NAME["plain onnxruntime f32"], ORT)}  # fmt: skip
+    alone = "one network is timed by itself: in float32 and bf16, on the engine's backends"
+    assert list(reasons.values()) == [alone, alone, None]
 
 
 def test_latency_beside_a_busy_process_is_what_its_schema_promises(golden_bundle: GoldenBundle) -> None:
@@ -324,6 +355,10 @@ def test_targets_are_judged_only_where_they_hold() -> None:
         found = targets.judge(models, isa)
         assert {t["family"] for t in found if t["verdict"] != "no verdict"} == holding
     assert {t["verdict"] for t in targets.judge(models, None)} == {"no verdict"}
+    latent = [{"name": "celeba256", "results": models[0]["results"]}]
+    verdicts = {(t["family"], t["peer"]): (t["found"], t["verdict"]) for t in targets.judge(latent, "avx2") if t["found"]}
+    assert verdicts["avx2", "openvino f32"] == (0.8, "miss")
+    assert verdicts["amx", "openvino bf16"] == (2.6, "no verdict")
     named = {(t.model, t.batch): t.goal for t in targets.TARGETS if t.peer is None and t.family == targets.ANY}
     assert named == {("avatars", 1): 4.0, ("cifar10", 1): 2.0, ("cifar10", 16): 2.0}
     assert "instruction set avx2" in targets.text(targets.judge(models, "avx2"), "avx2")

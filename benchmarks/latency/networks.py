@@ -1,0 +1,149 @@
+"""One network of a published latent diffusion model by itself: random weights, exported and lowered without a bundle.
+
+A bundle of such a model takes many minutes to build, as every graph is checked in every runtime; a denoiser alone takes one.
+
+    python benchmarks/latency/networks.py celeba256 --out out/celeba256       (started by bundles.py: torch stays in it)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[2])  # from a checkout nothing needs to be installed
+
+import click
+import numpy as np
+
+from benchmarks.latency.calls import F32, Values
+from benchmarks.latency.field import Contestant, Run, Task
+from engine.backends import onnxruntime as ort
+from engine.backends import openvino
+from engine.backends.native.graph import open_graph
+from engine.backends.native.weights import weights_of
+from engine.bundle.graphs import GraphSpec, Parity
+from engine.bundle.tensors import TensorSpec
+from engine.cli.terminal import Program
+
+DENOISER, DECODER = "denoiser", "first_stage_decoder"
+# Preset: the published model and its network. Not txt2img-1p4B, whose weights are more than an ONNX file may hold.
+NETWORKS = {
+    "celeba256": ("celeba256", DENOISER),
+    "churches256": ("lsun_churches256", DENOISER),
+    "cin256-v2": ("cin256-v2", DENOISER),
+    "decoder-f4": ("celeba256", DECODER),
+    "decoder-f8": ("lsun_churches256", DECODER),
+}
+GRAPH, PROGRAM, WEIGHTS, SIGNATURE = "graph.onnx", "program.json", "program.safetensors", "signature.json"
+
+
+@dataclass(frozen=True)
+class Network:
+    """The files of a network; the folder bears the preset's name, and is whole once it has a signature."""
+
+    folder: Path
+
+    @property
+    def spec(self) -> GraphSpec:
+        """Its inputs and its one output."""
+        said = json.loads((self.folder / SIGNATURE).read_text())
+        inputs, outputs = (
+            tuple(TensorSpec(name, "float32", tuple(shape), None) for name, shape in said[side].items())
+            for side in ("inputs", "outputs")
+        )
+        return GraphSpec("", 0, "", None, "f32", 0, inputs, outputs, Parity("", 0.0, (), {}), {})
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it was made to the end."""
+        return (self.folder / SIGNATURE).exists()
+
+    def graph(self) -> bytes:
+        """The ONNX file."""
+        return (self.folder / GRAPH).read_bytes()
+
+    def sha256(self) -> str:
+        """Of the ONNX file, weights and all."""
+        return hashlib.sha256(self.graph()).hexdigest()
+
+    def inputs(self, n: int, seed: int) -> Values:
+        """Normal numbers for every input, for n samples."""
+        rng = np.random.default_rng(seed)
+        shapes = {spec.name: [n if isinstance(size, str) else size for size in spec.shape] for spec in self.spec.inputs}
+        return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+class NetworkRunner:
+    """A network on one of our backends, called by itself."""
+
+    def __init__(self, contestant: Contestant, task: Task) -> None:
+        assert task.network is not None, "whole images are EngineRunner's"
+        self._network = Network(task.network)
+        self._call = _opened(self._network, contestant, contestant.threads or task.threads)
+
+    def eps(self, x: F32, values: Values, timestep: int) -> F32:
+        """The network's output on `values`, its own inputs; x and the timestep are not looked at."""
+        return np.array(self._call(values), np.float32)
+
+    def run(self, n: int, seed: int, steps: int) -> Run:
+        """So many calls on the same inputs, and what the last one gave."""
+        values, calls, output = self._network.inputs(n, seed), [], np.zeros(0, np.float32)
+        for _ in range(steps):
+            started = time.perf_counter()
+            output = self._call(values)
+            calls.append(1e3 * (time.perf_counter() - started))
+        return Run(np.array(output, np.float32), sum(calls), calls)
+
+
+def _opened(network: Network, contestant: Contestant, threads: int) -> Any:
+    """A function from named arrays to the output."""
+    if contestant.backend == "native":
+        program, weights = ((network.folder / name).read_bytes() for name in (PROGRAM, WEIGHTS))
+        opened = weights_of(weights, WEIGHTS)
+        name = NETWORKS[network.folder.name][1]
+        graph = open_graph(program, opened, network.spec, name, contestant.precision, threads, PROGRAM)
+        return lambda values: next(iter(graph(**values).values()))
+    if contestant.backend == "onnxruntime":
+        session = ort.open_session(network.graph(), threads)
+        return lambda values: session.run(None, values)[0]
+    request = openvino.compile_model(network.graph(), contestant.precision, threads).create_infer_request()
+    return lambda values: request.infer(values)[0]
+
+
+def make(preset: str, folder: Path) -> None:
+    """Write the files of a preset, the signature last."""
+    from export.graphs.onnx_export import export_onnx
+    from export.native.latent import lower_decoder, lower_denoiser
+    from export.synthetic import random_latent_network
+
+    published, graph = NETWORKS[preset]
+    role = random_latent_network(published, graph)
+    lowered = lower_denoiser(role) if graph == DENOISER else lower_decoder(role)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / GRAPH).write_bytes(export_onnx(role).data)
+    (folder / PROGRAM).write_bytes(lowered.program)
+    (folder / WEIGHTS).write_bytes(lowered.weights)
+    sides = {"inputs": role.inputs, "outputs": role.outputs}
+    signature = {side: {spec.name: list(spec.shape) for spec in specs} for side, specs in sides.items()}
+    part = folder / f"{SIGNATURE}.part"
+    part.write_text(json.dumps(signature))
+    os.replace(part, folder / SIGNATURE)
+
+
+@click.command(cls=Program)
+@click.argument("preset", type=click.Choice(list(NETWORKS)))
+@click.option("--out", type=Path, required=True)
+def main(preset: str, out: Path) -> None:
+    """Write a preset's network with random weights: ONNX, native program and signature."""
+    make(preset, out)
+
+
+if __name__ == "__main__":
+    main()
