@@ -207,7 +207,7 @@ def test_another_pipe_that_breaks_is_an_error(monkeypatch: pytest.MonkeyPatch) -
 
 def test_bars_are_for_people(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[bool] = []
-    monkeypatch.setattr("engine.pipeline._bar", lambda total: seen.append(True))
+    monkeypatch.setattr("engine.pipeline._bar", lambda *_: seen.append(True))
     arguments = ["sample", bundle(), "--out", tmp_path / "a.png", *HERE]
     succeed(*arguments)
     assert seen == []

@@ -41,7 +41,7 @@ def check_words(words: list[str]) -> None:
     """Parse a line as its command does, without running it; click raises where it does not fit."""
     command = cli.commands[words[0]]
     found = command.load() if isinstance(command, Elsewhere) else command
-    with found.make_context(words[0], words[1:], parent=click.Context(cli)):
+    with found.make_context(words[0], words[1:], parent=click.Context(cli, **cli.context_settings)):
         pass
 
 
