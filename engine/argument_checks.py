@@ -78,12 +78,17 @@ def check_integers(name: str, value: object) -> tuple[int, ...]:
     return tuple(check_integer(f"{name}[{i}]", entry) for i, entry in enumerate(listed))
 
 
-def check_interval(name: str, value: object) -> tuple[int, int]:
+def check_pair(name: str, value: object, expected: str) -> tuple[int, int]:
     """Refuses what is no pair of whole numbers."""
     found = check_integers(name, value)
     if len(found) != 2:
-        raise ArgumentError(f"{name} lists {len(found)} numbers; expected two timesteps, (low, high)")
+        raise ArgumentError(f"{name} lists {len(found)} numbers; expected {expected}")
     return found[0], found[1]
+
+
+def check_interval(name: str, value: object) -> tuple[int, int]:
+    """Refuses what is no pair of timesteps."""
+    return check_pair(name, value, "two timesteps, (low, high)")
 
 
 def _listed(value: object) -> list[Any] | None:

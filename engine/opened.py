@@ -43,7 +43,7 @@ class Opened:
                 f"allow_links: found {allow_links!r} with a Bundle that is open, expected none; give it to Bundle.open"
             )
         found = path if isinstance(path, Bundle) else Bundle.open(path, allow_links)
-        self.bundle = resized(found, size, overlap)
+        self.bundle = found.resized(size, overlap)
         self._opened_with = (backend, precision, threads, max_batch, device)
         self.backend, self.precision, self.choice = backends.choose(found.base, backend, precision)
         self.threads = resolve_threads(threads)
@@ -99,9 +99,7 @@ class Opened:
                 "pickled; open it with the GPU's number"
             )
         bundle = self.bundle
-        size = None if bundle.canvas is None else bundle.manifest.pipeline.image_shape[1:]
-        overlap = None if bundle.canvas is None else bundle.canvas.overlap
-        again = os.path.abspath(bundle.path), bundle.stores, bundle.digest, size, overlap
+        again = os.path.abspath(bundle.path), bundle.stores, bundle.digest, *bundle.resizing
         return _open_again, (type(self), *again, *self._opened_with)
 
     def close(self) -> None:
@@ -151,19 +149,6 @@ class Opened:
     def _check_open(self) -> None:
         if self._closed:
             raise SamplerStateError("This Sampler is closed; expected an open one. Open the bundle again.")
-
-
-def resized(bundle: Bundle, size: tuple[int, int] | None, overlap: float | None) -> Bundle:
-    """The bundle for images of this size; itself where none is asked for. ArgumentError for one without the other."""
-    if size is None and overlap is None:
-        return bundle
-    if size is None or overlap is None:
-        found, lacking = ("overlap", "size=(height, width)") if size is None else ("size", "overlap=0.5")
-        raise ArgumentError(
-            f"found {found} alone, expected both of size and overlap: a larger picture is computed in tiles, of which the "
-            f"next one covers a share. Pass {lacking} too."
-        )
-    return bundle.resized(size, overlap)
 
 
 def _open_again(

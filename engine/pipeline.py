@@ -199,7 +199,7 @@ class Pipeline:
         starts = range(0, n, size)
         if self._tiles is not None:
             memory.check_room(self.spec, request.lanes, min(n, size), n)
-        bar = self._bar(request, starts, size) if progress else None  # importing tqdm is not part of the run
+        bar = self._progress(request, starts, size) if progress else None  # importing tqdm is not part of the run
         begun = perf_counter()
         try:
             batch = self._room(request, timings)
@@ -223,7 +223,7 @@ class Pipeline:
         timings.book("total_ms", begun)
         return batch
 
-    def _bar(self, request: Request, starts: range, size: int) -> Any:
+    def _progress(self, request: Request, starts: range, size: int) -> Any:
         """A bar that counts steps or, on a canvas, windows: of the network in every step, and of calls around the loop."""
         if self.bundle.canvas is None:
             return _bar(len(request.table) * len(starts), "step")

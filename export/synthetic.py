@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -90,12 +89,8 @@ def random_latent_checkpoint(name: str, seed: int = 0) -> dict[str, Any]:
 
 
 def random_latent_network(name: str, graph: str, seed: int = 0) -> Role:
-    """A "denoiser" or "first_stage_decoder" of the published latent diffusion model `name` by itself, with random weights.
-
-    A decoder is without its codebook's search.
-    """
+    """A "denoiser" or "first_stage_decoder" of the published latent diffusion model `name` alone, with random weights."""
     spec = published(name).spec
-    spec = replace(spec, stage=replace(spec.stage, codes=None))
     with torch.device("meta"):
         unet, stage = LatentUNet(spec.unet), FirstStage(spec.stage)
     used: nn.Module = stage if graph == "first_stage_decoder" else unet

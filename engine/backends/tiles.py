@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,26 +24,29 @@ class Tiles:
     def __init__(self, backend: Backend, canvas: Canvas) -> None:
         self.backend, self.canvas = backend, canvas
         self.after: Callable[[int], None] | None = None
-        self._limit = backend.chain()  # of a plan: how many entries a call may have
-        self._weights: dict[int, F32] = {}
+        self._chain = backend.chain()  # for its limit: how many entries a call of a plan may have
+        self._weights: dict[int, tuple[F32, F32]] = {}
 
     def limit(self, lanes: int) -> int:
         """The most samples whose windows fit a call."""
-        return self._limit.limit(lanes)
+        return self._chain.limit(lanes)
 
     def close(self) -> None:
         """Drop what the limit was asked of; the graphs are the backend's."""
-        self._limit.close()
+        self._chain.close()
 
     def graph(self, name: str) -> Callable[..., Arrays]:
         """A graph that takes whole canvases where it has maps, and as it is where it has none."""
         graph, ports = self.backend.graph(name), self.canvas.ports[name]
         return graph if not ports else lambda **arrays: self._run(graph, ports, arrays)
 
-    def weights(self, factor: int) -> F32:
-        """The weights of a window of a map."""
+    def weights(self, factor: int) -> tuple[F32, F32]:
+        """Of a map: the weight of each pixel of a window, [height, width] of it, and their sums, [height, width] of all."""
         if factor not in self._weights:
-            self._weights[factor] = self.canvas.weights(factor)
+            weights, total = self.canvas.weights(factor), np.zeros([factor * side for side in self.canvas.whole], np.float32)
+            for top, left in self.canvas.windows:
+                self._window(total, factor, top, left)[:] += weights
+            self._weights[factor] = weights, total
         return self._weights[factor]
 
     def _run(self, graph: Graph, ports: dict[str, int], arrays: Arrays) -> Arrays:
@@ -63,13 +66,13 @@ class Tiles:
                     continue
                 factor = ports[port]
                 if port not in sums:
-                    sums[port] = np.zeros(self._whole(found, factor, n), np.float32)
+                    sums[port] = np.zeros((n, found.shape[1], *(factor * side for side in self.canvas.whole)), np.float32)
                 self._add(sums[port], cast(F32, found), factor, some)
             if self.after is not None:
                 self.after(len(some))
         if len(windows) > 1:
             for port, array in sums.items():
-                array /= self._total(ports[port])
+                array /= self.weights(ports[port])[1]
         return cast(Arrays, sums)
 
     def _cut(
@@ -78,34 +81,15 @@ class Tiles:
         """The windows of a map, [windows * n, ...]; anything else of samples once a window, and what is shared as it is."""
         if factor is None:
             return np.concatenate([array] * len(windows)) if of_samples else array
+        return np.concatenate([self._window(array, factor, top, left) for top, left in windows])
+
+    def _window(self, array: npt.NDArray[Any], factor: int, top: int, left: int) -> npt.NDArray[Any]:
+        """A view of one window of a whole map."""
         height, width = (factor * side for side in self.canvas.window)
-        parts = [
-            array[:, :, factor * top : factor * top + height, factor * left : factor * left + width] for top, left in windows
-        ]
-        return np.concatenate(parts)
-
-    def _whole(self, found: npt.NDArray[np.generic], factor: int, n: int) -> tuple[int, ...]:
-        height, width = (begins[-1] + side for begins, side in zip(self._grid, self.canvas.window, strict=True))
-        return (n, found.shape[1], factor * height, factor * width)
-
-    @property
-    def _grid(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        return self.canvas.rows, self.canvas.columns
+        return array[..., factor * top : factor * top + height, factor * left : factor * left + width]
 
     def _add(self, total: F32, found: F32, factor: int, windows: list[tuple[int, int]]) -> None:
         """total += weights * found, window by window."""
-        (height, width), n = found.shape[2:], len(total)
-        weighted = found * self.weights(factor)
+        weighted, n = found * self.weights(factor)[0], len(total)
         for index, (top, left) in enumerate(windows):
-            down, across = factor * top, factor * left
-            total[:, :, down : down + height, across : across + width] += weighted[index * n : (index + 1) * n]
-
-    def _total(self, factor: int) -> F32:
-        """The summed weights of each pixel, [height, width]."""
-        weights = self.weights(factor)
-        sides = (begins[-1] + side for begins, side in zip(self._grid, self.canvas.window, strict=True))
-        total = np.zeros([factor * side for side in sides], np.float32)
-        for top, left in self.canvas.windows:
-            down, across = factor * top, factor * left
-            total[down : down + weights.shape[0], across : across + weights.shape[1]] += weights
-        return total
+            self._window(total, factor, top, left)[:] += weighted[index * n : (index + 1) * n]

@@ -120,7 +120,7 @@ def describe(
         hint = did_you_mean(str(format), FORMATS)
         raise ArgumentError(f"format: found {format!r}, expected one of {', '.join(FORMATS)}.{hint}")
     given = checked_inputs(bundle.manifest, inputs or {}, count)
-    height, width = bundle.manifest.pipeline.image_shape[1:]
+    larger, overlap = bundle.resizing
     return Job(
         name=bundle.manifest.name,
         bundle=digest_of(bundle),
@@ -132,8 +132,8 @@ def describe(
         features=None if features is None else hashlib.sha256(features).hexdigest(),
         inputs=describe_inputs(given),
         setting=_setting(bundle.manifest, setting, prior, drawn=_draws(bundle.manifest, given)),
-        size=None if bundle.canvas is None else (height, width),
-        overlap=None if bundle.canvas is None else bundle.canvas.overlap,
+        size=larger,
+        overlap=overlap,
     )
 
 

@@ -24,7 +24,6 @@ from engine.bundle.files import MANIFEST_FILE
 from engine.bundle.reader import Bundle
 from engine.device import context as device
 from engine.errors import BulkError
-from engine.opened import resized
 from engine.processor import FEATURES, this_processor
 from engine.sampler import Sampler
 
@@ -54,7 +53,7 @@ class Maker:
         found = digest_of(bundle)
         if found != job.bundle:
             raise BulkError(f"{bundle.path}: found the bundle {found}, expected {job.bundle} as in the job; give that one")
-        self.job, bundle = job, resized(bundle.base, job.size, job.overlap)
+        self.job, bundle = job, bundle.base.resized(job.size, job.overlap)
         self._inputs = checked_inputs(bundle.manifest, means.inputs, job.n)
         described = describe_inputs(self._inputs)
         if described != job.inputs:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.argument_checks import check_integers, check_number
+from engine.argument_checks import check_number, check_pair
 from engine.bundle.manifest import Manifest
 from engine.bundle.pipeline import IMAGE, PipelineSpec, Value
 from engine.bundle.tensors import Shape
@@ -52,6 +52,11 @@ class Canvas:
         return self.base.pipeline.state.height, self.base.pipeline.state.width
 
     @property
+    def whole(self) -> tuple[int, int]:
+        """Height and width of the state."""
+        return self.rows[-1] + self.window[0], self.columns[-1] + self.window[1]
+
+    @property
     def windows(self) -> list[tuple[int, int]]:
         """Top and left of every window, row by row."""
         return [(top, left) for top in self.rows for left in self.columns]
@@ -71,25 +76,18 @@ def enlarged(manifest: Manifest, size: tuple[int, int], overlap: float) -> tuple
     """
     spec = manifest.pipeline
     overlap = check_number("overlap", overlap, 0.0, MOST_OVERLAP)
-    sizes = check_integers("size", size)
-    if len(sizes) != 2:
-        raise ArgumentError(f"size lists {len(sizes)} numbers; expected two, (height, width)")
+    height, width = check_pair("size", size, "two, (height, width)")
     if spec.maps is None:
         raise ArgumentError(
-            f"size: found {sizes[0]} x {sizes[1]} for a bundle that works in {spec.image_shape[1]} x {spec.image_shape[2]} "
+            f"size: found {height} x {width} for a bundle that works in {spec.image_shape[1]} x {spec.image_shape[2]} "
             "alone, as something in it depends on the whole picture; expected no size. Leave it out."
         )
-    factor = spec.maps[spec.image]
-    sides = [
-        _side(name, side, factor, least)
-        for name, side, least in zip(("height", "width"), sizes, (spec.state.height, spec.state.width), strict=True)
-    ]
-    rows, columns = (
-        _begins(side, window, overlap) for side, window in zip(sides, (spec.state.height, spec.state.width), strict=True)
-    )
-    larger = _at(spec, sides[0], sides[1])
-    inputs = tuple(dataclasses.replace(entry, shape=larger.values[entry.name].shape) for entry in manifest.inputs)
+    factor, state = spec.maps[spec.image], spec.state
+    rows = _begins(_side("height", height, factor, state.height), state.height, overlap)
+    columns = _begins(_side("width", width, factor, state.width), state.width, overlap)
     canvas = Canvas(manifest, overlap, rows, columns, _ports(spec))
+    larger = _at(spec, *canvas.whole)
+    inputs = tuple(dataclasses.replace(entry, shape=larger.values[entry.name].shape) for entry in manifest.inputs)
     return dataclasses.replace(manifest, inputs=inputs, pipeline=larger), canvas
 
 

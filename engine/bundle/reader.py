@@ -72,11 +72,27 @@ class Bundle:
             bundle._check(spec)
         return bundle
 
-    def resized(self, size: tuple[int, int], overlap: float) -> Bundle:
+    def resized(self, size: tuple[int, int] | None, overlap: float | None) -> Bundle:
         """The same bundle for images of this height and width: its graphs run on windows, of which the next one covers the
-        share `overlap`, 0 to 0.9. ArgumentError where that is not possible."""
+        share `overlap`, 0 to 0.9; itself where neither is given. ArgumentError where that is not possible."""
+        if size is None and overlap is None:
+            return self
+        if size is None or overlap is None:
+            found, lacking = ("overlap", "size=(height, width)") if size is None else ("size", "overlap=0.5")
+            raise ArgumentError(
+                f"found {found} alone, expected both of size and overlap: a larger picture is computed in tiles, of which "
+                f"the next one covers a share. Pass {lacking} too."
+            )
         manifest, canvas = enlarged(self.base.manifest, size, overlap)
         return replace(self, manifest=manifest, canvas=canvas)
+
+    @property
+    def resizing(self) -> tuple[tuple[int, int], float] | tuple[None, None]:
+        """The size and the overlap that `resized` was given; None each for the bundle's own size."""
+        if self.canvas is None:
+            return None, None
+        height, width = self.manifest.pipeline.image_shape[1:]
+        return (height, width), self.canvas.overlap
 
     @property
     def base(self) -> Bundle:

@@ -17,7 +17,6 @@ from engine.cli.output import check_out, check_results, finish
 from engine.cli.terminal import shows_progress
 from engine.errors import ArgumentError, did_you_mean
 from engine.imaging import FITS, load_images
-from engine.opened import resized
 from engine.resolve import SETTING_OPTIONS, SETTINGS
 from engine.result import Batch
 from engine.sampler import Sampler
@@ -183,7 +182,7 @@ def open_bundle(bundle: str, given: dict[str, Any]) -> Bundle:
 
 def take_canvas(opened: Bundle, given: dict[str, Any]) -> Bundle:
     """The bundle at the size that is asked for, where a command has such options; takes them out of `given`."""
-    return resized(opened, given.pop("size", None), given.pop("overlap", None))
+    return opened.resized(given.pop("size", None), given.pop("overlap", None))
 
 
 def open_sampler(opened: Bundle, given: dict[str, Any]) -> Sampler:

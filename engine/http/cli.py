@@ -19,7 +19,6 @@ from engine.http.app import Options, create_app
 from engine.http.guard import Door, check_address
 from engine.http.limits import Limits
 from engine.http.page import assets
-from engine.opened import resized
 from engine.sampler import Sampler
 from engine.serving.choice import KINDS, backend_for, max_steps
 
@@ -87,7 +86,7 @@ def run(
     """Open the bundle, take the port, and serve until a signal; EngineError where something cannot be."""
     token = read_token(token_file)
     check_address(host, token)
-    opened = resized(Bundle.open(bundle, list(allow_links)), size, overlap)
+    opened = Bundle.open(bundle, list(allow_links)).resized(size, overlap)
     steps = max_steps(opened.manifest, limits.pop("max_steps"))
     files = assets(studio)
     door = Door(tuple(name.lower() for name in hosts), origins, token, tuple(file.path for file in files))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -58,6 +58,12 @@ def batches_of(role: Role) -> tuple[int, ...]:
     return BATCHES[:2] if weights > LARGE else BATCHES
 
 
+def cases_of(role: Role, examples: Example) -> Iterator[Inputs]:
+    """Inputs of each of these batch sizes, the same ones for every runtime."""
+    for seed, (batch, steps) in enumerate(zip(batches_of(role), STEPS, strict=False)):
+        yield examples(role, batch, steps, seed)
+
+
 def measure(
     role: Role, model: Onnx | bytes, runtimes: Sequence[str], examples: Example = example, bound: float | None = None
 ) -> dict[str, float]:
@@ -65,8 +71,7 @@ def measure(
 
     `role` is the float32 reference; `bound` (None: that of float32) is for a `model` in another precision.
     """
-    sizes = enumerate(zip(batches_of(role), STEPS, strict=False))
-    cases = [examples(role, batch, steps, seed) for seed, (batch, steps) in sizes]
+    cases = list(cases_of(role, examples))
     expected = [_reference(role, case) for case in cases]
     return {name: _measure_one(role, model, name, cases, expected, bound or BOUNDS[name]) for name in runtimes}
 

@@ -10,7 +10,7 @@ from engine.backends.native.weights import weights_of
 from engine.bundle.tensors import TensorSpec
 from engine.errors import ExportError
 from engine.threads import default_threads
-from export.graphs.parity import STEPS, batches_of
+from export.graphs.parity import batches_of, cases_of
 from export.graphs.roles import Example, Role
 from export.native.program import Assembled
 from export.native.trajectory import States
@@ -27,8 +27,7 @@ def measure_program(role: Role, assembled: Assembled, precision: str, examples: 
     errors = []
     graph = open_assembled(role, assembled, precision)
     with graph:
-        for seed, (batch, steps) in enumerate(zip(batches_of(role), STEPS, strict=False)):
-            inputs = examples(role, batch, steps, seed)
+        for inputs in cases_of(role, examples):
             found = graph(**{name: value.contiguous().numpy() for name, value in inputs.items()})
             exact = role(inputs)
             for output in role.outputs:

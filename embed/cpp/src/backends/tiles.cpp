@@ -101,7 +101,7 @@ private:
 
     // total += weights * window; or the window itself where it is the only one: the weights would only round it.
     void put(const Array& array, int64_t factor, const Windows& some, int64_t n) {
-        const std::vector<float>& weights = weights_of(factor);
+        const std::vector<float>& weights = weights_of(factor).window;
         const int64_t height = factor * canvas_.height, width = factor * canvas_.width;
         const float* from = buffers_.at(array.name).floats();
         if (windows_.size() == 1) {
@@ -119,23 +119,28 @@ private:
     }
 
     void divide(const Array& array) {
-        const int64_t factor = ports_.at(array.name), height = array.shape[2], width = array.shape[3];
-        const std::vector<float>& weights = weights_of(factor);
-        std::vector<float> total(size_t(height * width), 0.0f);
+        const Weights& weights = weights_of(ports_.at(array.name));
+        float* to = static_cast<float*>(array.data);
+        for (int64_t plane = 0; plane < array.shape[0] * array.shape[1]; ++plane)
+            for (const float total : weights.totals) *to++ /= total;
+    }
+
+    // Of a map: the weight of each pixel of a window, and their sums for each pixel of the whole.
+    struct Weights {
+        std::vector<float> window, totals;
+    };
+
+    const Weights& weights_of(int64_t factor) {
+        const auto found = weights_.find(factor);
+        if (found != weights_.end()) return found->second;
+        const int64_t width = factor * canvas_.whole_width();
+        std::vector<float> window = canvas_.weights(factor), totals(size_t(factor * canvas_.whole_height() * width), 0.0f);
         for (const auto& [top, left] : windows_)
             for (int64_t y = 0; y < factor * canvas_.height; ++y)
                 for (int64_t x = 0; x < factor * canvas_.width; ++x)
-                    total[size_t((factor * top + y) * width + factor * left + x)]
-                        += weights[size_t(y * factor * canvas_.width + x)];
-        float* to = static_cast<float*>(array.data);
-        for (int64_t plane = 0; plane < array.shape[0] * array.shape[1]; ++plane)
-            for (const float weight : total) *to++ /= weight;
-    }
-
-    const std::vector<float>& weights_of(int64_t factor) {
-        auto found = weights_.find(factor);
-        if (found == weights_.end()) found = weights_.emplace(factor, canvas_.weights(factor)).first;
-        return found->second;
+                    totals[size_t((factor * top + y) * width + factor * left + x)]
+                        += window[size_t(y * factor * canvas_.width + x)];
+        return weights_.emplace(factor, Weights{std::move(window), std::move(totals)}).first->second;
     }
 
     std::unique_ptr<Graph> graph_;
@@ -144,7 +149,7 @@ private:
     const std::map<std::string, int64_t>& ports_;
     const Windows windows_;
     std::map<std::string, Tensor, std::less<>> buffers_;
-    std::map<int64_t, std::vector<float>> weights_;
+    std::map<int64_t, Weights> weights_;
 };
 
 }  // namespace
