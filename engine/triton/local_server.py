@@ -28,6 +28,7 @@ HOST = "127.0.0.1"
 STARTS = 3  # another program may take a port between our looking and the server's binding
 POLL = 0.05
 PATIENCE = 30.0  # seconds for one HTTP exchange
+DYING = 10.0  # seconds that killed processes are given to be gone: one that holds much memory takes a moment
 UNLOADING = 20.0  # seconds beyond `drain` after which a stopping server is killed
 SHARED_MEMORY = Path("/dev/shm")
 # Ends the server's process group when its standard input closes: when we die, however we die.
@@ -178,6 +179,8 @@ class LocalServer:
     def _clean_up(self) -> None:
         """What a server leaves behind that crashed or was killed: stubs, shared memory, and our own folder."""
         self._signal_group(signal.SIGKILL)
+        if self._process is not None:
+            _wait_until_gone(self._process.pid)  # or a stub may still write what is deleted here
         if self._guard is not None:
             self._guard.kill()
             self._guard.communicate()
@@ -302,6 +305,28 @@ class LocalServer:
         lines = self.log().strip().splitlines()
         errors = [line for line in lines if re.match(r"E\d{4} |error:", line) and "CudaDriverHelper" not in line]
         return "its log says:\n" + "\n".join(errors[-8:] or lines[-8:] or ["nothing"])
+
+
+def living(group: int) -> list[str]:
+    """The names of a process group's living processes: zombies, which their parent only has to notice, are none."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                name, _, rest = (entry / "stat").read_text().partition(")")
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it ended while we looked
+            state, _, its_group = rest.split()[:3]
+            if int(its_group) == group and state not in "ZX":
+                found.append(name.partition("(")[2])
+    return found
+
+
+def _wait_until_gone(group: int) -> None:
+    """Return once every killed process of a group has ended, or when waiting no longer helps."""
+    end = time.monotonic() + DYING
+    while living(group) and time.monotonic() < end:
+        time.sleep(POLL)
 
 
 @click.command(context_settings={"show_default": True})

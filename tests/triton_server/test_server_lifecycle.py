@@ -16,28 +16,13 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from engine import Sampler
-from engine.triton.local_server import SHARED_MEMORY, LocalServer, Ports
+from engine.triton.local_server import SHARED_MEMORY, LocalServer, Ports, living
 from engine.triton.repository import write_repository
 from engine.triton.server_files import ServerError
 from engine.triton.statistics import counters
 from tests import toy
 from tests.triton_server.client import Client, count
 from tests.triton_server.served import SERVED
-
-
-def processes(group: int) -> list[str]:
-    """The living processes of a group."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                name, _, rest = (entry / "stat").read_text().partition(")")
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # it ended while we looked
-            state, _, pgrp = rest.split()[:3]
-            if int(pgrp) == group and state != "Z":
-                found.append(name)
-    return found
 
 
 def state_of(client: Client, model: str) -> dict[str, Any]:
@@ -180,7 +165,7 @@ def test_a_stopping_server_answers_what_it_took_and_leaves_nothing_behind(
     count("servers started")
     with LocalServer(repository, load=("faces",)) as server:
         group, prefix = server.pid, server.shared_memory
-        assert len(processes(group)) == 2  # the server, and the model's process
+        assert len(living(group)) == 2  # the server, and the model's process
         found: list[np.ndarray] = []
 
         def ask() -> None:
@@ -193,7 +178,7 @@ def test_a_stopping_server_answers_what_it_took_and_leaves_nothing_behind(
         assert server.stop() == 0
         asking.join()
     np.testing.assert_array_equal(found[0], samplers["faces"].sample(seed=[4], steps=334).images)
-    assert processes(group) == []
+    assert living(group) == []
     assert list(SHARED_MEMORY.glob(f"{prefix}*")) == []
     assert "successfully unloaded 'faces'" in server.log()
 
@@ -207,7 +192,7 @@ def test_a_crashed_server_is_cleaned_up(repository: Path) -> None:
         server.wait_until(lambda: False, "another answer")
     assert server.stop() == -signal.SIGKILL
     assert server.stop() == -signal.SIGKILL, "stopping twice does no harm"
-    assert processes(group) == []
+    assert living(group) == []
     assert list(SHARED_MEMORY.glob(f"{prefix}*")) == []
 
 
