@@ -24,6 +24,7 @@ if __name__ == "__main__":
         raise SystemExit(f"Error: found no {', '.join(missing)}, expected them; install with: {install_extra('export')}")
 
 import click
+import numpy as np
 
 from engine import Sampler, __version__
 from engine.bundle.fitted import as_defaults, step_digest
@@ -89,6 +90,7 @@ def starts_from_image(sampler: Sampler, start: str | None) -> bool:
     "--calls", type=click.IntRange(1, 100), multiple=True, default=CALLS, show_default=True, help="Again for each."
 )
 @click.option("--start", type=click.Choice(["image", "noise"]), help="Default: the start image, where the pipeline has one.")
+@click.option("--guidance", type=float, default=0.0, show_default=True, help="The weight that settings are fitted for.")
 @click.option(
     "--network", default=DEFAULT, show_default=True, help=f"Features: {', '.join(NETWORKS)}, or an ONNX file of yours."
 )
@@ -107,7 +109,8 @@ def starts_from_image(sampler: Sampler, start: str | None) -> bool:
 def main(
     bundle: Path, images: Path | None, calls: tuple[int, ...], start: str | None, network: str, seeds: int, proof: int,
     minutes: float, record: Path | None, save: Path | None, take: Path | None, plot: Path | None, dry_run: bool,
-    inputs: Any, texts: tuple[str, ...], text_file: Path | None, backend: str, precision: str, threads: int | None,
+    guidance: float, inputs: Any, texts: tuple[str, ...], text_file: Path | None, backend: str, precision: str,
+    threads: int | None,
 ) -> None:  # fmt: skip
     """Find the best setting for each count of network calls, and write those that hold into the bundle.
 
@@ -131,7 +134,7 @@ def main(
         check_rewritable(bundle)
     with Sampler(bundle, backend, precision, threads) as sampler, bar() as say:
         taken = take_inputs({"inputs": inputs, "texts": texts, "text_file": text_file}, sampler.bundle)
-        fitting = Fitting(sampler, starts_from_image(sampler, start), taken, say)
+        fitting = Fitting(sampler, starts_from_image(sampler, start), taken, say, guidance)
         searched, unseen = range(FIRST_SEED, FIRST_SEED + seeds), range(FIRST_SEED + UNSEEN, FIRST_SEED + UNSEEN + proof)
         about = identity(sampler, fitting)
         if images is None:
@@ -146,7 +149,9 @@ def main(
                 "images": [len(training), hashlib.sha256(training.tobytes()).hexdigest()],
             }
             reference = Reference(features, training)
-            objective, held = (Objective(sampler, reference, of, fitting.image) for of in (searched, unseen))
+            objective, held = (
+                Objective(sampler, reference, of, fitting.image, fitting.conditions) for of in (searched, unseen)
+            )
             found = list(fitting.run(objective, held, Record.open(record, about), counts, 60 * minutes))
         checkpoint = checkpoint_of(sampler.bundle.manifest.source)
     for line in table(found):
@@ -198,8 +203,15 @@ def identity(sampler: Sampler, fitting: Fitting) -> dict[str, Any]:
         "prior": manifest.prior.sha256 if manifest.prior is not None else None,
         "engine": [sampler.backend, sampler.precision],
         "start": "image" if fitting.image else "noise",
-        "inputs": {name: hashlib.sha256(repr(value).encode()).hexdigest() for name, value in fitting.inputs.items()},
+        "guidance": fitting.guidance,
+        "inputs": {name: digest(value) for name, value in fitting.conditions.of_all.items()},
     }
+
+
+def digest(value: Any) -> str:
+    """Of an input's value, whole."""
+    array = np.asarray(value)
+    return hashlib.sha256(f"{array.dtype} {array.shape}".encode() + array.tobytes()).hexdigest()
 
 
 def table(found: list[Fit]) -> Iterator[str]:

@@ -55,7 +55,7 @@ def row(name: str, folder: Path) -> dict[str, Any]:
     if made.returncode != 0:
         raise BenchmarkError(f"{name}: found no checkpoint (the message is above), expected one; look at the free disk")
     build = ["build", str(checkpoint), "--out", str(bundle), "--preset", name, "--backends", *BACKENDS]
-    found: dict[str, Any] = {"model": name, "parameters_m": parameters(name), "checkpoint_bytes": checkpoint.stat().st_size}
+    found: dict[str, Any] = {"parameters_m": parameters(name), "checkpoint_bytes": checkpoint.stat().st_size}
     found["build"] = asdict(measure(build, result))
     opened = Bundle.open(bundle)
     manifest = opened.manifest
@@ -114,13 +114,14 @@ def main(names: tuple[str, ...], folder: Path | None, out: Path, resume: bool) -
     done = {found["model"]: found for found in json.loads(out.read_text())["models"]} if resume and out.exists() else {}
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    head = {"format": "diffusevae-building", "format_version": 1, "date": now(), "machine": facts, "steps": STEPS}
+    head = {"format": "diffusevae-building", "format_version": 1, "steps": STEPS}
     for name in names or models():
         if name in done:
             continue
         click.echo(f"\n{name}")
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            done[name] = row(name, Path(scratch))
+            found = row(name, Path(scratch))
+        done[name] = {"model": name, "date": now(), "machine": facts, **found}  # others may come from another machine
         ordered = [done[known] for known in models() if known in done]
         write_json(out, {**head, "models": ordered})
     click.echo(table({"models": [done[known] for known in models() if known in done]}))

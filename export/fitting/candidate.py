@@ -22,6 +22,7 @@ class Candidate:
 
     timesteps    falling; with `image` the first is where the chain joins the noised start image
     noise_scale  of the steps' noise, eps_scale of the network's eps
+    guidance     what the settings are fitted for: it does not vary
     """
 
     timesteps: tuple[int, ...]
@@ -30,6 +31,7 @@ class Candidate:
     eta: float = 1.0
     noise_scale: float = 1.0
     eps_scale: float = 1.0
+    guidance: float = 0.0
 
     @property
     def options(self) -> dict[str, Any]:

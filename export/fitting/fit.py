@@ -14,8 +14,8 @@ import numpy.typing as npt
 from engine import Sampler
 from engine.solver.timesteps import kept_timesteps
 from export.fitting.candidate import Candidate, nearest, resampled
-from export.fitting.gits import Imitation, Trajectory, teach
-from export.fitting.objective import Objective, Score
+from export.fitting.gits import Imitation, Trajectory, teach, teacher_options
+from export.fitting.objective import Conditions, Objective, Score
 from export.fitting.search import Record, Search
 
 F64 = npt.NDArray[np.float64]
@@ -52,10 +52,16 @@ class Fit:
 
 
 class Fitting:
-    """One bundle's fit. image: whether chains start from the start image; inputs: those that are not drawn, by name."""
+    """One bundle's fit.
 
-    def __init__(self, sampler: Sampler, image: bool, inputs: dict[str, Any], say: Say) -> None:
-        self.sampler, self.image, self.inputs, self.say = sampler, image, inputs, say
+    image     whether chains start from the start image
+    inputs    those that are not drawn, by name: one for all samples, or rows that they take in turn
+    guidance  the weight that the settings are fitted for
+    """
+
+    def __init__(self, sampler: Sampler, image: bool, inputs: dict[str, Any], say: Say, guidance: float = 0.0) -> None:
+        self.sampler, self.image, self.say, self.guidance = sampler, image, say, guidance
+        self.conditions = Conditions(sampler, inputs)
         self.alpha_bar = sampler.bundle.manifest.schedule.schedule().alpha_bar
         self.log_snr: F64 = 0.5 * (np.log(self.alpha_bar) - np.log1p(-self.alpha_bar))
         self.found: dict[int, Candidate] = {}
@@ -75,8 +81,12 @@ class Fitting:
         """The teacher's trajectories, made once."""
         if self._taught is None:
             seeds = list(range(FIRST_SEED, FIRST_SEED + self.teacher_seeds))
-            self._taught = teach(self.sampler, seeds, self.image, self.teacher_start, self.inputs)
+            self._taught = teach(self.sampler, seeds, self._teachers, self.conditions)
         return self._taught
+
+    @property
+    def _teachers(self) -> dict[str, Any]:
+        return teacher_options(self.image, self.teacher_start, self.guidance)
 
     def starts(self, calls: int) -> Iterator[Candidate]:
         """Where the search for a count begins: the shapes of counts that are done, Karras from several levels, GITS."""
@@ -88,11 +98,12 @@ class Fitting:
             if t + 1 < calls:
                 continue
             steps = kept_timesteps(self.alpha_bar, calls, "karras", t)[::-1].tolist()
-            yield Candidate(tuple(steps), self.image, noise_scale=0.84)
-        yield Candidate(self.teacher().steps(calls), self.image, noise_scale=0.84)
+            yield Candidate(tuple(steps), self.image, noise_scale=0.84, guidance=self.guidance)
+        yield Candidate(self.teacher().steps(calls), self.image, noise_scale=0.84, guidance=self.guidance)
         if not self.image:
             steps = kept_timesteps(self.alpha_bar, calls, "trailing", None)[::-1].tolist()
-            yield Candidate(tuple(steps), False, method="dpmpp_2m" if calls > 2 else "ddim", eta=0.0)
+            method = "dpmpp_2m" if calls > 2 else "ddim"
+            yield Candidate(tuple(steps), False, method, eta=0.0, guidance=self.guidance)
 
     def run(
         self, objective: Objective, proof: Objective, record: Record, counts: Sequence[int], seconds: float
@@ -113,13 +124,13 @@ class Fitting:
     def imitate(self, counts: Sequence[int], unseen: Sequence[int]) -> Iterator[Fit]:
         """Fit the timesteps of every count to the teacher's trajectories; evenly spaced ones are the plain setting here."""
         t = self.teacher_start
-        proof = Imitation(self.sampler, list(unseen), self.image, t, self.inputs)
+        proof = Imitation(self.sampler, list(unseen), self._teachers, self.conditions)
         for calls in counts:
             steps = kept_timesteps(self.alpha_bar, calls, "trailing", t)[::-1].tolist()
-            even = Candidate(tuple(steps), self.image, eta=0.0)
+            even = Candidate(tuple(steps), self.image, eta=0.0, guidance=self.guidance)
             fitted = replace(even, timesteps=self.teacher().steps(calls))
             tried = [fitted, *(replace(one, method="dpmpp_2m") for one in (fitted, even) if calls > 2)]
-            plain, *scores = (proof.score({**one.options, **self.inputs}) for one in (even, *tried))
+            plain, *scores = (proof.score(one.options) for one in (even, *tried))
             score, best = min(zip(scores, range(len(tried)), strict=True), key=lambda pair: pair[0].fd)
             kept = score.fd <= plain.fd
             yield Fit(calls, tried[best] if kept else None, score if kept else None, plain, len(tried), True)
@@ -129,7 +140,7 @@ class Fitting:
         best = [math.inf]
 
         def judge(candidate: Candidate) -> Score:
-            score = objective.score({**candidate.options, **self.inputs})
+            score = objective.score(candidate.options)
             if not score.excess:
                 best[0] = min(best[0], score.fd)
             self.say(f"{label}: FD {best[0]:.1f}")
@@ -140,17 +151,18 @@ class Fitting:
     def _proved(self, calls: int, search: Search, proof: Objective) -> Fit:
         """The best candidate that holds on unseen seeds: within the bound of colour, and no worse than the plain setting."""
         self.say(f"{calls} calls: unseen seeds")
-        plain = proof.score({**plain_options(self.sampler, calls), **self.inputs})
+        plain = proof.score(plain_options(self.sampler, calls, self.guidance))
         ranked = sorted(search.tried, key=lambda candidate: search.tried[candidate].rank)
         for candidate in ranked[:RUNNERS_UP]:
-            score = proof.score({**candidate.options, **self.inputs})
+            score = proof.score(candidate.options)
             if (score.excess, score.fd) <= (plain.excess, plain.fd):
                 return Fit(calls, candidate, score, plain, len(search.tried), search.finished)
         return Fit(calls, None, None, plain, len(search.tried), search.finished)
 
 
-def plain_options(sampler: Sampler, calls: int) -> dict[str, Any]:
+def plain_options(sampler: Sampler, calls: int, guidance: float = 0.0) -> dict[str, Any]:
     """The plain setting of a count of calls: the recorded one where that has as many, else evenly spaced steps."""
-    if sampler.bundle.manifest.defaults.steps == calls:
+    recorded = sampler.bundle.manifest.defaults
+    if recorded.steps == calls and recorded.guidance == guidance:
         return {"setting": "plain"}
-    return {"setting": "plain", "steps": calls, "spacing": "trailing"}
+    return {"setting": "plain", "steps": calls, "spacing": "trailing", "guidance": guidance}

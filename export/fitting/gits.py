@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from engine import Sampler
 from engine.result import StepInfo
-from export.fitting.objective import Score
+from export.fitting.objective import Conditions, Score
 
 F64 = npt.NDArray[np.float64]
 GRID = 40  # calls of the teacher
@@ -51,33 +51,33 @@ class Trajectory:
 class Imitation:
     """Scores without images: how far a short chain ends from where the teacher takes the same noise."""
 
-    def __init__(self, sampler: Sampler, seeds: list[int], image: bool, t_start: int, inputs: dict[str, Any]) -> None:
-        self.sampler, self.seeds = sampler, seeds
-        self.options = teacher_options(image, t_start)
-        self.ends = sampler.sample(seed=seeds, **self.options, **inputs).x
+    def __init__(self, sampler: Sampler, seeds: list[int], options: dict[str, Any], conditions: Conditions) -> None:
+        """options: the teacher's."""
+        self.sampler, self.seeds, self.given = sampler, seeds, conditions.of(0, len(seeds))
+        self.ends = sampler.sample(seed=seeds, **options, **self.given).x
 
     def score(self, options: dict[str, Any]) -> Score:
         """The mean squared difference, as `fd`; colour has no part in it."""
-        found = self.sampler.sample(seed=self.seeds, **options, clip=False).x
+        found = self.sampler.sample(seed=self.seeds, **options, **self.given, clip=False).x
         return Score(float(np.square(found - self.ends, dtype=np.float64).mean()), 0.0, 0.0)
 
 
-def teacher_options(image: bool, t_start: int) -> dict[str, Any]:
+def teacher_options(image: bool, t_start: int, guidance: float = 0.0) -> dict[str, Any]:
     """The teacher's chain: GRID calls of DDIM without noise, from the start image at t_start or from noise."""
     return {
         "steps": min(GRID, t_start + 1), "spacing": "trailing", "method": "ddim", "eta": 0.0, "clip": False,
-        "t_start": t_start if image else None,
+        "t_start": t_start if image else None, "guidance": guidance,
     }  # fmt: skip
 
 
-def teach(sampler: Sampler, seeds: list[int], image: bool, t_start: int, inputs: dict[str, Any]) -> Trajectory:
-    """Run the teacher once, and cost every step that a short chain could take."""
+def teach(sampler: Sampler, seeds: list[int], options: dict[str, Any], conditions: Conditions) -> Trajectory:
+    """Run the teacher once, with `teacher_options`, and cost every step that a short chain could take."""
     seen: list[tuple[Any, Any]] = []
 
     def keep(info: StepInfo) -> None:
         seen.append((info.x.astype(np.float64), info.x0.astype(np.float64)))
 
-    batch = sampler.sample(seed=seeds, callback=keep, **teacher_options(image, t_start), **inputs)
+    batch = sampler.sample(seed=seeds, callback=keep, **options, **conditions.of(0, len(seeds)))
     name = sampler.bundle.manifest.pipeline.state.centre
     centre = 0.0 if name is None else batch.values[name].astype(np.float64)
     alpha_bar = sampler.bundle.manifest.schedule.schedule().alpha_bar

@@ -6,7 +6,7 @@ Colour is the Fréchet distance of the means of each channel over a 4x4 grid, on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,19 +51,40 @@ class Reference:
         self.colours = moments(colour_means(images))
 
 
-class Objective:
-    """Scores over a fixed set of seeds: two settings are compared on the same noise."""
+class Conditions:
+    """What samples are conditioned on, by input: one value for all, or rows, which samples take in turn."""
 
-    def __init__(self, sampler: Sampler, reference: Reference, seeds: Sequence[int], image: bool) -> None:
+    def __init__(self, sampler: Sampler, inputs: Mapping[str, Any]) -> None:
+        """inputs: as `Sampler.sample` takes them, but of any number of rows."""
+        ranks = {spec.name: len(spec.shape) for spec in sampler.bundle.manifest.inputs}
+        self.of_all = dict(inputs)
+        self.rows = {
+            name: value for name, value in inputs.items()
+            if isinstance(value, np.ndarray) and value.ndim == ranks.get(name) and len(value) > 1
+        }  # fmt: skip
+
+    def of(self, begin: int, end: int) -> dict[str, Any]:
+        """Those of samples begin .. end - 1."""
+        return self.of_all | {name: rows[np.arange(begin, end) % len(rows)] for name, rows in self.rows.items()}
+
+
+class Objective:
+    """Scores over a fixed set of seeds: two settings are compared on the same noise and the same conditions."""
+
+    def __init__(
+        self, sampler: Sampler, reference: Reference, seeds: Sequence[int], image: bool, conditions: Conditions
+    ) -> None:
         """image: whether chains start from the pipeline's start image."""
-        self.sampler, self.reference, self.seeds = sampler, reference, list(seeds)
+        self.sampler, self.reference, self.seeds, self.conditions = sampler, reference, list(seeds), conditions
         self.bound = self._floor(reference.images, image) + COLOUR_SLACK
 
     def score(self, options: dict[str, Any]) -> Score:
         """Sample every seed with these options of `Sampler.sample`."""
         extracted, colours = [], []
         for begin in range(0, len(self.seeds), CHUNK):
-            images = self.sampler.sample(seed=self.seeds[begin : begin + CHUNK], **options).images
+            seeds = self.seeds[begin : begin + CHUNK]
+            given = self.conditions.of(begin, begin + len(seeds))
+            images = self.sampler.sample(seed=seeds, **options, **given).images
             extracted.append(self.reference.features(images))
             colours.append(colour_means(images))
         colour = frechet_distance(self.reference.colours, moments(np.concatenate(colours)))
@@ -74,13 +95,14 @@ class Objective:
         """The colour distance that no setting can help: of these seeds' start images, or of as many training images."""
         pipeline = self.sampler.bundle.manifest.pipeline
         if image and not pipeline.after:  # otherwise what the chain starts from is no image
-            starts = [self._starts(self.seeds[begin : begin + CHUNK]) for begin in range(0, len(self.seeds), CHUNK)]
+            starts = [self._starts(begin, self.seeds[begin : begin + CHUNK]) for begin in range(0, len(self.seeds), CHUNK)]
             return frechet_distance(self.reference.colours, moments(colour_means(np.concatenate(starts))))
         half = min(len(self.seeds), len(images) // 2)
         return frechet_distance(moments(colour_means(images[half:])), moments(colour_means(images[:half])))
 
-    def _starts(self, seeds: list[int]) -> U8:
-        pixels = self.sampler.sample(seed=seeds, steps=1, spacing="linspace", setting="plain").start
+    def _starts(self, begin: int, seeds: list[int]) -> U8:
+        given = self.conditions.of(begin, begin + len(seeds))
+        pixels = self.sampler.sample(seed=seeds, steps=1, spacing="linspace", setting="plain", **given).start
         assert pixels is not None, "a chain from the start image has one"
         return pixels
 

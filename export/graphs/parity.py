@@ -21,8 +21,9 @@ STEPS = (1, 3, 10)
 # Weights of a graph whose passes, each in torch and in every runtime, are most of what a build takes: it is checked at the
 # first two batch sizes alone.
 LARGE = 1 << 24
-# Largest |difference| over largest |reference|, in float32.
-BOUNDS = {"onnxruntime": 1e-5, "openvino": 1e-5}
+# Largest |difference| over largest |reference|, in float32. Small networks differ by 1e-6, an encoder of 512 x 512 pixels,
+# whose norms sum a million numbers in an order of the processor's own, by 1.3e-5. A weight in half is past 1e-4.
+BOUNDS = {"onnxruntime": 5e-5, "openvino": 5e-5}
 
 
 def load_onnxruntime(model: Onnx | bytes) -> Run:

@@ -15,9 +15,11 @@ from PIL import Image
 from engine import Sampler
 from engine.bundle.files import MANIFEST_FILE
 from export.fit_setting import main
+from export.fitting.objective import Conditions
 from tests import toy
 from tests.bulk_jobs import extractor
 from tests.samplers import ANY_BACKEND
+from tests.toy_family import IMAGE, STYLE, build_family
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = ["--backend", ANY_BACKEND, "--precision", "f32", "--threads", 1]
@@ -66,6 +68,28 @@ def test_fitted_to_images(tmp_path: Path, images: Path, start: str) -> None:
     assert fit(*given, "--dry-run").exit_code == 0
     assert fitted(bundle) == found, "a dry run writes nothing"
     assert "scores of another bundle" in fit(*given, "--seeds", 17).output
+
+
+def test_samples_take_the_rows_of_an_input_in_turn_at_the_guidance_that_is_fitted_for(tmp_path: Path) -> None:
+    bundle, network, taken = build_family(tmp_path / "a.bundle"), tmp_path / "features.onnx", tmp_path / "label.npy"
+    labels = np.array([3, 0, 7, 10, 5])
+    np.save(taken, labels)
+    with Sampler(bundle, ANY_BACKEND, "f32", threads=1) as sampler:
+        rows = Conditions(sampler, {"label": labels, "style": np.zeros(STYLE)})
+        np.testing.assert_array_equal(rows.of(8, 12)["label"], labels[[3, 4, 0, 1]])
+        assert rows.of(8, 12)["style"].shape == (STYLE,), "one for all"
+        images = sampler.sample(seed=range(40), label=np.arange(40) % 10, guidance=1.5).images
+        np.savez(tmp_path / "train.npz", images=images)
+    network.write_bytes(extractor(shape=["n", *IMAGE[1:], IMAGE[0]]))
+    given = [bundle, "--images", tmp_path / "train.npz", "--network", network, "--guidance", 1.5, *QUICK]
+    given += ["--input", f"label={taken}"]
+    result = fit(*given)
+    assert result.exit_code == 0, result.output
+    assert {setting["guidance"] for setting in fitted(bundle)["settings"]} == {1.5}
+    for changed in (labels[::-1], labels[:4]):
+        np.save(taken, changed)
+        again = fit(*given)
+        assert "scores of another bundle" in again.output
 
 
 def test_fitted_to_the_teacher(tmp_path: Path) -> None:

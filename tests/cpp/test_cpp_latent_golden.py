@@ -1,0 +1,47 @@
+"""Latent diffusion in C++ against its reference implementation, with Python's bits: every chain that a model's vectors hold.
+
+One model, or with DIFFUSEVAE_GOLDEN=all the eight; in OpenVINO, as the library has no ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine import Sampler
+from tests import latent_models
+from tests.cpp import building
+from tests.cpp.capi import Library, open_c
+from tests.latent_runs import ALL, RUNS, TOLERANCE, arrays, check_images, difference, setting
+
+MODELS = latent_models.NAMES if ALL else ("class_crossattn_cfg",)
+CHAINS = [(model, run) for model, run in RUNS if model in MODELS and not run.endswith("wide")]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """bundle(model): built once."""
+
+    @functools.cache
+    def build(model: str) -> Path:
+        return latent_models.build_latent(model, tmp_path_factory.mktemp(model), backends=("onnxruntime", "openvino"))
+
+    return build
+
+
+@pytest.mark.parametrize(("model", "run"), CHAINS)
+def test_chains_equal_the_reference_and_python(
+    model: str, run: str, bundle: Callable[[str], Path], cpp_runtimes: Path
+) -> None:
+    library, given = Library(cpp_runtimes / "diffusevae" / building.LIBRARY), {**arrays(model, run), **setting(model, run)}
+    given = {name: value for name, value in given.items() if value is not None}
+    with open_c(library, bundle(model), backend="openvino") as c, Sampler(bundle(model), "openvino", "f32", 2) as python:
+        found, same = c.sample(2, seed=0, **given), python.sample(2, seed=0, **given)
+    assert difference(found.x, latent_models.expected(model)[run]) < TOLERANCE
+    check_images(found.images, model, run)
+    np.testing.assert_array_equal(found.x, same.x)
+    np.testing.assert_array_equal(found.images, same.images)
