@@ -1,7 +1,7 @@
 """Prompts of a small closed vocabulary: a face's attributes as a sentence, and a sentence as token ids.
 
-`vocab.txt` is in WordPiece's format, one token a line, its line its id. Every word is a token of its own, so splitting at
-spaces and commas is all there is to the tokenizer.
+`vocab.txt` is in WordPiece's format, one token a line, its line its id. Every word and the comma are tokens of their own, so
+parting them is all there is to the tokenizer, and a bundle with this vocabulary makes the same ids of a text.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-LENGTH = 20  # tokens of a prompt: the longest sentence has 19 words
+LENGTH = 32  # tokens of a prompt: the longest sentence has 19 words, 8 commas, a beginning and an end
 VOCABULARY: dict[str, int] = {
     token: index for index, token in enumerate(Path(__file__).with_name("vocab.txt").read_text(encoding="utf-8").split())
 }
-PAD, UNKNOWN = VOCABULARY["[PAD]"], VOCABULARY["[UNK]"]
+PAD, UNKNOWN, BEGIN, END = (VOCABULARY[f"[{name}]"] for name in ("PAD", "UNK", "CLS", "SEP"))
 
 # Cuts with a name of their own; the other styles are adjectives of "hair".
 CUTS = frozenset({"quiff", "mohawk", "afro", "bun", "pixie", "bob"})
@@ -31,22 +31,22 @@ PHRASES = {
 
 
 def encode(prompt: str) -> np.ndarray:
-    """Token ids of a prompt, int64 [LENGTH], padded; "" gives the null prompt. ValueError: more than LENGTH words.
+    """Token ids of a prompt, int64 [LENGTH], between beginning and end and padded. ValueError: more than LENGTH tokens.
 
-    A word that is not in the vocabulary becomes [UNK], which the network was taught to ignore.
+    A word that is not in the vocabulary becomes [UNK], which the network was taught to ignore. "" is the null of guidance.
     """
-    words = prompt.lower().replace(",", " ").split()
-    if len(words) > LENGTH:
-        raise ValueError(f"the prompt has {len(words)} words, expected at most {LENGTH}: leave some out")
+    words = prompt.lower().replace(",", " , ").split()
+    if len(words) > LENGTH - 2:
+        raise ValueError(f"the prompt has {len(words)} words and commas, expected at most {LENGTH - 2}: leave some out")
     tokens = np.full(LENGTH, PAD, dtype=np.int64)
-    tokens[: len(words)] = [VOCABULARY.get(word, UNKNOWN) for word in words]
+    tokens[: len(words) + 2] = [BEGIN, *(VOCABULARY.get(word, UNKNOWN) for word in words), END]
     return tokens
 
 
 def decode(tokens: np.ndarray) -> str:
-    """The words of token ids [LENGTH], without padding and commas."""
+    """The prompt of token ids [LENGTH]."""
     names = list(VOCABULARY)
-    return " ".join(names[token] for token in tokens if token != PAD)
+    return " ".join(names[token] for token in tokens if token not in (PAD, BEGIN, END)).replace(" ,", ",")
 
 
 def describe(face: dict[str, str], rng: np.random.Generator) -> str:
@@ -93,3 +93,12 @@ def _hair_color(face: dict[str, str]) -> str:
     """The colour of hair and beard as it is told."""
     color = face["hair_color"]
     return "red" if color == "ginger" else color
+
+
+def told(face: dict[str, str], sentence: str) -> frozenset[str]:
+    """Which of hair, glasses, beard and skin a sentence about a face says."""
+    words = set(sentence.replace(",", " ").split())
+    said = {
+        "hair": {face["hair"]}, "glasses": {"glasses", "sunglasses"}, "beard": {"beard", "moustache"}, "skin": {"skin"},
+    }  # fmt: skip
+    return frozenset(name for name, any_of in said.items() if words & any_of)

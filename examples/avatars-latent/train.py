@@ -148,9 +148,10 @@ def encoded(data: Path, out: Path) -> dict[str, Any]:
 
 def hide(tokens: torch.Tensor, drop: float, generator: torch.Generator) -> torch.Tensor:
     """Prompts [N, L] of which a share `drop` is null, and a few words of the others unknown."""
-    unknown = (torch.rand(tokens.shape, generator=generator) < UNKNOWN_RATE) & (tokens != prompts.PAD)
+    special = torch.tensor([prompts.PAD, prompts.BEGIN, prompts.END])
+    unknown = (torch.rand(tokens.shape, generator=generator) < UNKNOWN_RATE) & ~torch.isin(tokens, special)
     null = torch.rand((len(tokens), 1), generator=generator) < drop
-    return tokens.masked_fill(unknown, prompts.UNKNOWN).masked_fill(null, prompts.PAD)
+    return torch.where(null, torch.from_numpy(prompts.encode("")), tokens.masked_fill(unknown, prompts.UNKNOWN))
 
 
 def train_diffusion(data: Path, out: Path, recipe: Recipe) -> None:

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from engine.bundle.vocabulary import TextSpec, Vocabulary
+from engine.text import TextEncoder
+
 FOLDER = Path(__file__).parents[2] / "examples" / "avatars-latent"
 
 
@@ -27,18 +30,43 @@ def prompts() -> ModuleType:
     return script("prompts")
 
 
-@pytest.mark.parametrize("prompt", ["Long red hair, glasses", "long  red,hair,glasses ,"])
+@pytest.mark.parametrize("prompt", ["Long red hair, glasses", "long  red hair,glasses"])
 def test_words_are_tokens_whatever_stands_between_them(prompts: ModuleType, prompt: str) -> None:
     tokens = prompts.encode(prompt)
     assert (tokens.dtype, tokens.shape) == (np.int64, (prompts.LENGTH,))
-    assert prompts.decode(tokens) == "long red hair glasses"
+    assert prompts.decode(tokens) == "long red hair, glasses"
 
 
 def test_what_is_no_word_is_unknown_and_what_is_too_long_refused(prompts: ModuleType) -> None:
-    assert prompts.encode("zebra hair").tolist()[:3] == [prompts.UNKNOWN, prompts.VOCABULARY["hair"], prompts.PAD]
-    assert (prompts.encode("") == prompts.PAD).all()
-    with pytest.raises(ValueError, match="has 21 words, expected at most 20"):
-        prompts.encode("hair " * 21)
+    begin, end = prompts.BEGIN, prompts.END
+    assert prompts.encode("zebra hair").tolist()[:4] == [begin, prompts.UNKNOWN, prompts.VOCABULARY["hair"], end]
+    assert prompts.encode("").tolist()[:3] == [begin, end, prompts.PAD]
+    with pytest.raises(ValueError, match="has 31 words and commas, expected at most 30"):
+        prompts.encode("hair " * 31)
+
+
+def test_a_bundle_with_the_vocabulary_makes_the_same_tokens(prompts: ModuleType) -> None:
+    spec = TextSpec("vocab.txt", 1, "", "tokens", "wordpiece", True, "[CLS]", "[SEP]", "[PAD]", "[UNK]")
+    encoder = TextEncoder(Vocabulary(spec, prompts.VOCABULARY, prompts.LENGTH))
+    texts = ["Long red hair,glasses", "", "afro, zebra, no beard , dark skin", "hair"]
+    np.testing.assert_array_equal(encoder.encode(texts), [prompts.encode(text) for text in texts])
+
+
+def test_prompts_are_hidden_as_nulls_or_word_by_word(prompts: ModuleType) -> None:
+    train, generator = script("train"), torch.Generator().manual_seed(0)
+    tokens = torch.from_numpy(np.stack([prompts.encode("long red hair, glasses, smiling")] * 4000))
+    hidden = train.hide(tokens, 0.25, generator)
+    null = (hidden == torch.from_numpy(prompts.encode(""))).all(1)
+    unknown = (hidden[~null] == prompts.UNKNOWN).float().mean(0)
+    assert 0.22 < null.float().mean() < 0.28
+    assert (unknown[1:8] > 0.01).all()
+    assert (unknown[0], unknown[8:].max()) == (0, 0), "beginning, end and padding stay"
+
+
+def test_what_a_sentence_tells_of_a_face(prompts: ModuleType) -> None:
+    face = {"hair": "long", "glasses": "none", "beard": "none", "skin": "dark"}
+    assert prompts.told(face, "long red hair, no glasses") == {"hair", "glasses"}
+    assert prompts.told(face, "red hair, dark skin, no beard") == {"beard", "skin"}
 
 
 def test_sentences_are_drawn_from_the_seed_in_words_of_the_vocabulary(prompts: ModuleType) -> None:
@@ -47,7 +75,7 @@ def test_sentences_are_drawn_from_the_seed_in_words_of_the_vocabulary(prompts: M
     said = [dataset.sentence(row, 5, index) for index, row in enumerate(rows)]
     assert said[7] == dataset.sentence(rows[7], 5, 7)
     used = {int(token) for sentence in said for token in prompts.encode(sentence)}
-    special = {prompts.VOCABULARY[name] for name in ("[UNK]", "[CLS]", "[SEP]", "[MASK]")}
+    special = {prompts.VOCABULARY[name] for name in ("[UNK]", "[MASK]")}
     assert used == set(range(len(prompts.VOCABULARY))) - special
     count = [sentence.count(",") + 1 for sentence in said]
     assert (min(count), max(count)) == (1, 9)
