@@ -22,17 +22,25 @@ from examples.avatars import dataset as faces
 SIZE = 64
 
 
+def face(attributes: np.ndarray) -> dict[str, str]:
+    """A face's K attribute values by name."""
+    return {name: names[value] for (name, names), value in zip(faces.ATTRIBUTES.items(), attributes, strict=True)}
+
+
 def sentence(attributes: np.ndarray, seed: int, index: int) -> str:
     """The sentence of face ``index`` of the set ``seed``, whose K attribute values are given."""
-    face = {name: names[value] for (name, names), value in zip(faces.ATTRIBUTES.items(), attributes, strict=True)}
-    return prompts.describe(face, np.random.default_rng((seed, index, 1)))
+    return prompts.describe(face(attributes), np.random.default_rng((seed, index, 1)))
 
 
 def build(path: Path, count: int, seed: int, workers: int | None = None) -> None:
-    """Write images uint8 [count, 64, 64, 3], tokens int64 [count, L] and attributes of a set into the .npz ``path``."""
+    """Write a set into the .npz ``path``: images uint8 [count, 64, 64, 3], tokens int64 [count, L], attributes, and told
+    bool [count, A], whether the sentence says the attributes in told_names [A]."""
     images, attributes = faces.draw(count, seed, workers, SIZE, title=path.name)
-    tokens = [prompts.encode(sentence(values, seed, index)) for index, values in enumerate(attributes)]
-    faces.save(path, images, attributes, seed, tokens=np.array(tokens, dtype=np.int64))
+    sentences = [sentence(values, seed, index) for index, values in enumerate(attributes)]
+    tokens = np.array([prompts.encode(said) for said in sentences], dtype=np.int64)
+    named = [prompts.told(face(values), said) for values, said in zip(attributes, sentences, strict=True)]
+    told = np.array([[name in names for name in prompts.TOLD] for names in named])
+    faces.save(path, images, attributes, seed, tokens=tokens, told=told, told_names=np.array(prompts.TOLD))
 
 
 def main() -> None:

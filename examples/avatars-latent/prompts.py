@@ -16,6 +16,7 @@ VOCABULARY: dict[str, int] = {
 }
 PAD, UNKNOWN, BEGIN, END = (VOCABULARY[f"[{name}]"] for name in ("PAD", "UNK", "CLS", "SEP"))
 
+TOLD = ("hair", "glasses", "beard", "skin")  # what a picture is looked at for (benchmarks/quality/prompts.py)
 # Cuts with a name of their own; the other styles are adjectives of "hair".
 CUTS = frozenset({"quiff", "mohawk", "afro", "bun", "pixie", "bob"})
 HATS = frozenset({"beanie", "turban"})
@@ -96,7 +97,7 @@ def _hair_color(face: dict[str, str]) -> str:
 
 
 def told(face: dict[str, str], sentence: str) -> frozenset[str]:
-    """Which of hair, glasses, beard and skin a sentence about a face says."""
+    """Which of TOLD a sentence about a face says."""
     words = set(sentence.replace(",", " ").split())
     said = {
         "hair": {face["hair"]}, "glasses": {"glasses", "sunglasses"}, "beard": {"beard", "moustache"}, "skin": {"skin"},
