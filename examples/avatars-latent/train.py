@@ -38,8 +38,9 @@ from export.models.latent.first_stage import FirstStage
 from export.models.latent.spec import FirstStageSpec, LatentUNetSpec, TokenConditionerSpec
 from export.models.latent.unet import LatentUNet, ResBlock, SpatialTransformer
 
+# Its norms have 32 groups: with as few channels each would be normalised by itself, and flat areas lose their colours.
 STAGE = FirstStageSpec(
-    in_channels=3, out_channels=3, channels=32, channel_mult=(1, 1, 2), num_res_blocks=1, attn_resolutions=(), resolution=64,
+    in_channels=3, out_channels=3, channels=64, channel_mult=(1, 1, 2), num_res_blocks=1, attn_resolutions=(), resolution=64,
     z_channels=4, embed_dim=4, codes=None,
 )  # fmt: skip
 TEXT = TokenConditionerSpec(vocabulary=len(prompts.VOCABULARY), length=prompts.LENGTH, width=128, layers=2)
@@ -50,7 +51,7 @@ UNET = LatentUNetSpec(
 T = 1000
 BETA_1, BETA_T = 0.0015, 0.0195
 EDGES = 0.5  # weight of the error of differences between neighbouring pixels
-COLOURS = 4.0  # weight of the squared error of means over 8 x 8 pixels: without it flat areas lose their colours for long
+COLOURS = 4.0  # weight of the squared error of means over 8 x 8 pixels
 UNKNOWN_RATE = 0.02  # of words that are hidden, so that one which is not in the vocabulary changes little
 
 
@@ -270,7 +271,7 @@ def main() -> None:
     torch.manual_seed(0)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.stage == "autoencoder":
-        recipe = Recipe(args.images or 40_000, args.batch or 8, lr=1e-3, ema_decay=0.995, kl_weight=1e-3)
+        recipe = Recipe(args.images or 32_000, args.batch or 8, lr=1e-3, ema_decay=0.995, kl_weight=1e-3)
         train_autoencoder(args.data, args.out, recipe)
     elif args.stage == "diffuse":
         recipe = Recipe(args.images or 400_000, args.batch or 32, lr=5e-4, ema_decay=0.9995, weighting="v", prediction="v")

@@ -141,7 +141,7 @@ struct Queries {
     }
 
     // Scores of row r with `groups` n-blocks of keys, `keys` of them real -> exp(scale (score - most)). Keys that are not real
-    // count with e^-87, and their values are 0.
+    // count with 2^-126 at most, and their values are 0.
     void softmax(int32_t r, int32_t groups, int32_t keys, bool begins) {
         const auto at = [&](int32_t group) { return scores + (group * kTogether + r) * kLanes; };
         for (int32_t k = keys; k < groups * kLanes; ++k) at(k / kLanes)[k % kLanes] = -3.0e38f;
@@ -149,11 +149,12 @@ struct Queries {
         for (int32_t g = 1; g < groups; ++g) top = greater(top, load(at(g)));
         const float before = most[r], here = largest(top);
         most[r] = begins || here > before ? here : before;
-        const F16 reach = broadcast(most[r]), scale = broadcast(op.scale);
-        shrink[r] = begins ? 0.0f : first_of(exponential(mul(sub(broadcast(before), reach), scale)));
+        const float doublings = op.scale * 1.44269504f;  // e^x = 2^(x log2 e)
+        const F16 scale = broadcast(doublings), reach = broadcast(-doublings * most[r]);
+        shrink[r] = begins ? 0.0f : first_of(softmax_weight(fma(broadcast(before), scale, reach)));
         F16 sum = begins ? zero() : mul(load(sums + r * kLanes), broadcast(shrink[r]));
         for (int32_t g = 0; g < (groups + 1) / 2 * 2; ++g) {
-            const F16 p = g < groups ? exponential(mul(sub(load(at(g)), reach), scale)) : zero();
+            const F16 p = g < groups ? softmax_weight(fma(load(at(g)), scale, reach)) : zero();
             sum = add(sum, p);
             put(weights + (int64_t(g / 2) * kTogether + r) * kPixelBytesBf16, g % 2 * kLanes, p);
         }

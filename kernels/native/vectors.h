@@ -185,6 +185,29 @@ DV_INLINE F16 exponential(F16 x) {
     return scale2(p, n);
 }
 
+// 2^t for t up to 1: a weight of a softmax, whose largest is 2^0; what is far below becomes 0 or 2^-126. The polynomial is as
+// exact as what becomes of the weight: to 3e-6 where that is bf16, else to 1e-7. NaN stays NaN.
+DV_INLINE F16 softmax_weight(F16 t) {
+#if !defined(__AVX512F__)
+    t = greater(broadcast(-126.0f), t);
+#endif
+    const F16 n = nearest(t), f = sub(t, n);
+#if defined(__AVX512BF16__)
+    F16 p = broadcast(9.58285271e-3f);
+    p = fma(p, f, broadcast(5.59064247e-2f));
+    p = fma(p, f, broadcast(2.40240986e-1f));
+    p = fma(p, f, broadcast(6.93124193e-1f));
+#else
+    F16 p = broadcast(1.32647272e-3f);
+    p = fma(p, f, broadcast(9.67151265e-3f));
+    p = fma(p, f, broadcast(5.55073374e-2f));
+    p = fma(p, f, broadcast(2.40222421e-1f));
+    p = fma(p, f, broadcast(6.93146978e-1f));
+#endif
+    p = fma(p, f, broadcast(1.0f));
+    return scale2(p, n);
+}
+
 DV_INLINE F16 sigmoid(F16 x) {
     return reciprocal(add(broadcast(1.0f), exponential(sub(zero(), x))));
 }

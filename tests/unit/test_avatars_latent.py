@@ -85,7 +85,7 @@ def test_the_networks_fit_into_the_file_that_is_shipped() -> None:
     train = script("train")
     with torch.device("meta"):
         networks = (train.TextDiffusion(), train.FirstStage(train.STAGE))
-    assert sum(weight.numel() for network in networks for weight in network.parameters()) * 2 < 18_000_000
+    assert sum(weight.numel() for network in networks for weight in network.parameters()) * 2 < 23_000_000
 
 
 def test_two_steps_of_each_stage_are_packed_under_the_keys_of_a_checkpoint(

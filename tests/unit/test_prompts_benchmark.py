@@ -1,0 +1,46 @@
+"""benchmarks/quality/prompts.py: which rows it measures, what it counts, and that the guide's table is the result's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+
+from benchmarks.quality import prompts
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def held_out(codes: list[list[int]], told: list[list[bool]]) -> prompts.Heldout:
+    images, tokens = np.zeros((len(codes), 4, 4, 3), np.uint8), np.zeros((len(codes), 3), np.int64)
+    return prompts.Heldout(images, tokens, np.array(codes), np.array(told))
+
+
+def test_only_what_the_prompt_names_counts() -> None:
+    faces = held_out([[0, 1, 2, 3], [1, 1, 0, 0]], [[True, True, False, False], [True, False, True, True]])
+    found = prompts.shown(np.array([[0, 0, 0, 0], [1, 0, 0, 1]]), faces)
+    assert found == {"hair": 1.0, "glasses": 0.0, "beard": 1.0, "skin": 0.0, "all": 0.6}
+
+
+def test_fitted_rows_are_those_that_the_bundle_has() -> None:
+    setting = SimpleNamespace(timesteps=(900, 200), method="ddim", eta=1.0, noise_scale=0.9, eps_scale=1.01)
+    fitted = SimpleNamespace(get=lambda steps: setting if steps == 2 else None)
+    sampler: Any = SimpleNamespace(bundle=SimpleNamespace(manifest=SimpleNamespace(fitted=fitted)))
+    measured = list(prompts.rows(sampler, (2, 5), (1, 3)))
+    assert [(row["steps"], row["setting"]) for row, _ in measured] == [(2, "plain"), (2, "fitted"), (5, "plain")] * 2
+    assert [options["guidance"] for _, options in measured] == [row["scale"] - 1 for row, _ in measured]
+    assert measured[1][1]["timesteps"] == (900, 200)
+
+
+def test_the_table_in_the_guide_is_that_of_the_result() -> None:
+    file = ROOT / "docs" / "prompts.json"
+    if not file.exists():
+        pytest.skip("not measured yet")
+    result = json.loads(file.read_text(encoding="utf-8"))
+    jsonschema.validate(result, json.loads((ROOT / "benchmarks/schema/prompts.schema.json").read_text(encoding="utf-8")))
+    assert prompts.table(result) in (ROOT / "docs" / "latent-diffusion.md").read_text(encoding="utf-8")
