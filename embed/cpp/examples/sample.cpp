@@ -1,4 +1,4 @@
-// Images of a bundle as one picture:  sample BUNDLE OUT.ppm [N [BUDGET_MS]] [--text TEXT]
+// Images of a bundle as one picture:  sample BUNDLE OUT.ppm [N [BUDGET_MS]]
 #include <diffusevae.hpp>
 #include <fstream>
 #include <iostream>
@@ -13,13 +13,9 @@ void write_strip(std::ostream& out, const uint8_t* images, const diffusevae::Bat
 }
 
 int main(int argc, char** argv) try {
-    if (argc < 3) return std::cerr << "usage: sample BUNDLE OUT.ppm [N [BUDGET_MS]] [--text TEXT]\n", 2;
+    if (argc < 3) return std::cerr << "usage: sample BUNDLE OUT.ppm [N [BUDGET_MS]]\n", 2;
     diffusevae::Sampler sampler(argv[1]);
     diffusevae::SampleOptions options;
-    if (argc > 4 && argv[argc - 2] == std::string("--text")) {
-        options.texts = {argv[argc - 1]};  // what all images show, where the bundle holds a vocabulary
-        argc -= 2;
-    }
     options.n = argc > 3 ? std::stoi(argv[3]) : 8;
     if (argc > 4) options.budget_ms = std::stod(argv[4]);  // of the settings fitted to the bundle the best that keeps it
     options.seed = 0;
