@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.bundle.reader import Bundle
-from engine.bundle.vocabulary import Vocabulary, read_vocabulary
+from engine.bundle.vocabulary import CONTINUES, MAX_WORD, Vocabulary, read_vocabulary
 from engine.commands import command, install_extra
 from engine.errors import ArgumentError, BackendError
 
@@ -60,7 +60,8 @@ class TextEncoder:
                 f"{install_extra('text')}, or give {self.input} itself"
             ) from error
         spec = self.vocabulary.spec
-        made = Tokenizer(models.WordPiece(vocab=dict(self.vocabulary.ids), unk_token=spec.unknown))
+        how = {"unk_token": spec.unknown, "max_input_chars_per_word": MAX_WORD, "continuing_subword_prefix": CONTINUES}
+        made = Tokenizer(models.WordPiece(vocab=dict(self.vocabulary.ids), **how))
         made.normalizer = normalizers.BertNormalizer(lowercase=spec.lowercase)
         made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         made.add_special_tokens(list(spec.special))  # "[SEP]" in a text is that token

@@ -25,6 +25,9 @@ from engine.errors import BundleError
 if TYPE_CHECKING:
     from engine.bundle.reader import Bundle
 
+MAX_WORD = 100  # characters of a word that may be cut; a longer one is unknown
+CONTINUES = "##"  # in front of a piece that stands behind another of its word
+
 
 @dataclass(frozen=True)
 class TextSpec(FileSpec):

@@ -116,7 +116,7 @@ class Info(ctypes.Structure):
         *((name, LONG) for name in ("threads", "max_batch", "weight_bytes")),
         *((name, TEXT) for name in ("name", "family", "start", "backend", "precision", "isa")), ("defaults", Setting),
         ("fitted", ctypes.POINTER(LONG)), ("fitted_count", LONG),
-        ("directions", ctypes.POINTER(TEXT)), ("directions_count", LONG),
+        ("directions", ctypes.POINTER(TEXT)), ("directions_count", LONG), ("text_input", TEXT),
     ]  # fmt: skip
 
     @property
@@ -155,7 +155,7 @@ class SampleOptions(ctypes.Structure):
         ("guidance_interval", LONG * 2), ("variance", TEXT), ("quantize_denoised", INT), ("clip", INT), ("prior", TEXT),
         ("inputs", ctypes.POINTER(Array)), ("inputs_count", LONG), ("callback", CALLBACK),
         ("user", POINTER), ("budget_ms", DOUBLE), ("at_most", INT), ("anytime", INT),
-        ("edits", ctypes.POINTER(Edit)), ("edits_count", LONG),
+        ("edits", ctypes.POINTER(Edit)), ("edits_count", LONG), ("texts", ctypes.POINTER(TEXT)), ("texts_count", LONG),
     ]  # fmt: skip
 
 
@@ -335,6 +335,10 @@ class CSampler:
             elif name == "edits":
                 alive.append((Edit * len(value))(*((key.encode(), strength) for key, strength in value.items())))
                 options.edits, options.edits_count = alive[-1], len(value)
+            elif name == "text":
+                texts = [value] if isinstance(value, (str, bytes)) else value
+                alive.append((TEXT * len(texts))(*(text.encode() if isinstance(text, str) else text for text in texts)))
+                options.texts, options.texts_count = alive[-1], len(texts)
             elif name == "callback":
                 alive.append(CALLBACK(value))
                 options.callback = alive[-1]

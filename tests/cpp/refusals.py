@@ -13,6 +13,7 @@ from engine.bundle.fields import parse_json
 from engine.bundle.manifest import Manifest
 from engine.bundle.prior import read_prior
 from engine.bundle.reader import Bundle
+from engine.bundle.vocabulary import read_vocabulary
 from engine.errors import BundleError, EngineError
 from tests.cpp import capi
 from tests.cpp.capi import Failed, Library, open_c
@@ -41,6 +42,7 @@ def ask_python(path: Path) -> Answer:
         bundle = Bundle.open(path)
         bundle.manifest.schedule.schedule()
         read_prior(bundle)
+        read_vocabulary(bundle)
         backends.choose(bundle, NAME, PRECISION)
         backend = backends.open_backend(bundle, NAME, PRECISION, threads=1)
         try:

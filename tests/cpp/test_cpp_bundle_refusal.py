@@ -22,7 +22,7 @@ from tests import toy
 from tests.cpp import capi
 from tests.cpp.building import ROOT, SOURCE
 from tests.cpp.capi import Failed, Library, open_c
-from tests.cpp.refusals import ask_both, ask_cpp
+from tests.cpp.refusals import ask_both, ask_cpp, ask_python
 from tests.field import test_links as links
 from tests.manifests import ABSENT, EXTRA_FILES, damages, edit, full_files, full_manifest
 from tests.native_models import NEEDS_NATIVE
@@ -133,6 +133,14 @@ def test_one_wrong_field_of_a_text_is_named(
     assert NO_ENGINES in ask_cpp(library, path).text
     edit(path, field, value)
     assert message in check_same_refusal(library, path)
+
+
+@pytest.mark.parametrize(("data", "words"), texts.NO_VOCABULARIES)
+def test_a_file_that_is_no_vocabulary_is_refused(library: Library, tmp_path: Path, data: bytes, words: str) -> None:
+    path = build_family(tmp_path / "a.bundle", ("onnxruntime", "native"), vocabulary=data)
+    text = check_same_refusal(library, path)
+    assert re.search(rf"vocab\.txt: {words}.*; give the vocabulary that .*, --vocabulary vocab\.txt, and rebuild", text)
+    assert text.rpartition("; ")[0] == ask_python(path).text.rpartition("; ")[0]
 
 
 def test_a_cycle_is_called_one(library: Library, plain: Path) -> None:

@@ -206,20 +206,28 @@ def copied(path: Path, folder: Path) -> Path:
     return other
 
 
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        (VOCABULARY + b"red", "found 'red' in the lines 6 and 18, expected each token once"),
-        (VOCABULARY.replace(b"[SEP]", b"[END]"), r"found no line \[SEP\], expected one for each of \[CLS\], "),
-        (VOCABULARY.replace(b"\n", b"\r\n"), r"found '\[PAD\]\\r' in line 1, expected one token a line, without spaces"),
-        (VOCABULARY.replace(b"red", b""), "found '' in line 6, expected one token a line"),
-        (VOCABULARY + b"\xff\n", "found a byte that is no UTF-8 at "),
-        (
-            VOCABULARY + "".join(f"t{i}\n" for i in range(TOKENS)).encode(),
-            r"found 41 tokens, whose ids are 0 \.\. 40, expected ids in 0 \.\. 23, as the input tokens takes them",
-        ),
-    ],
-)
+# What is no UTF-8: no character, one in too many bytes, half of a surrogate pair, beyond Unicode, and cut ones.
+BYTES = (
+    b"\xff\n", b"\xc0\xae", b"\xe0\x80\xae", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe5\xad", b"\x80", b"\xf0\x9f\x98a",
+)  # fmt: skip
+# A file that is none, also for C++.
+NO_VOCABULARIES = [
+    (VOCABULARY + b"red", "found 'red' in the lines 6 and 18, expected each token once"),
+    (VOCABULARY.replace(b"[SEP]", b"[END]"), r"found no line \[SEP\], expected one for each of \[CLS\], "),
+    (VOCABULARY.replace(b"\n", b"\r\n"), r"found '\[PAD\]\\r' in line 1, expected one token a line, without spaces"),
+    (VOCABULARY.replace(b"red", b""), "found '' in line 6, expected one token a line"),
+    (b"\n", "found '' in line 1, expected one token a line"),
+    (VOCABULARY + b"\n", "found '' in line 18, expected one token a line"),
+    (VOCABULARY + b"a b\n", "found 'a b' in line 18, expected one token a line"),
+    *((VOCABULARY + data, f"found a byte that is no UTF-8 at {len(VOCABULARY)}, expected text in UTF-8") for data in BYTES),
+    (
+        VOCABULARY + "".join(f"t{i}\n" for i in range(TOKENS)).encode(),
+        r"found 41 tokens, whose ids are 0 \.\. 40, expected ids in 0 \.\. 23, as the input tokens takes them",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("data", "words"), NO_VOCABULARIES)
 def test_a_vocabulary_that_is_none_is_refused(tmp_path: Path, data: bytes, words: str) -> None:
     path = build_family(tmp_path / "a.bundle", vocabulary=data)
     with pytest.raises(BundleError, match=rf"vocab\.txt: {words}.*--vocabulary vocab\.txt"):

@@ -218,6 +218,7 @@ typedef struct diffusevae_info {
     int64_t fitted_count;
     const char* const* directions; /* [directions_count], the names that edits may have; valid while the sampler is; NULL */
     int64_t directions_count;
+    const char* text_input;  /* name of the input of token ids that texts become; NULL where the bundle holds no vocabulary */
 } diffusevae_info;
 
 DIFFUSEVAE_API void diffusevae_info_init(diffusevae_info* info);
@@ -325,6 +326,10 @@ typedef struct diffusevae_sample_options {
     /* Directions that the drawn input, drawn or given, is moved along before anything is made of it. */
     const diffusevae_edit* edits;  /* [edits_count], each name once; or NULL */
     int64_t edits_count;
+    /* Texts in place of the input info.text_input, UTF-8: one for all samples, or one each. What is too long for it is cut. Latin,
+     * Greek, Cyrillic, Chinese, Japanese and Korean text becomes the ids of Python's `text=`; other scripts are refused. */
+    const char* const* texts;  /* [texts_count], or NULL */
+    int64_t texts_count;
 } diffusevae_sample_options;
 
 DIFFUSEVAE_API void diffusevae_sample_options_init(diffusevae_sample_options* options);

@@ -149,6 +149,12 @@ private:
             c.anytime = options.anytime ? 1 : 0;
             for (const auto& [name, strength] : options.edits) edits.push_back({name.c_str(), strength});
             list(edits, c.edits, c.edits_count);
+            for (const std::string& one : options.texts) {
+                if (one.find('\0') != std::string::npos)
+                    throw ArgumentError("texts holds one with a zero byte, where C ends it; expected none. Leave it out.");
+                texts.push_back(one.c_str());
+            }
+            list(texts, c.texts, c.texts_count);
             for (const auto& [name, array] : options.inputs) inputs.push_back(array.named(name));
             c.inputs = inputs.empty() ? nullptr : inputs.data();
             c.inputs_count = int64_t(inputs.size());
@@ -163,7 +169,7 @@ private:
         // The number of images; the library checks that all that say one agree.
         int64_t n() const {
             if (c.n != DIFFUSEVAE_UNSET) return std::max<int64_t>(c.n, 0);
-            int64_t most = std::max<int64_t>(1, c.seeds_count);
+            int64_t most = std::max({int64_t(1), c.seeds_count, c.texts_count});
             for (const diffusevae_array& input : inputs) {
                 const int32_t samples = std::strcmp(input.name, "noise") == 0 ? 1 : 0;  // its dimension of samples
                 if (input.rank > samples) most = std::max(most, input.shape[samples]);
@@ -192,6 +198,7 @@ private:
         diffusevae_sample_options c;
         std::vector<diffusevae_array> inputs;
         std::vector<diffusevae_edit> edits;
+        std::vector<const char*> texts;
         std::function<bool(const StepInfo&)> callback;
         std::exception_ptr thrown;
     };
@@ -325,6 +332,7 @@ private:
         info_.defaults = Setting(c.defaults);
         info_.fitted.assign(c.fitted, c.fitted + c.fitted_count);
         info_.directions.assign(c.directions, c.directions + c.directions_count);
+        info_.text_input = c.text_input ? c.text_input : "";
         for (int64_t i = 0; i < c.inputs; ++i) info_.inputs.push_back(described(diffusevae_input, handle, i));
         for (int64_t i = 0; i < c.outputs; ++i) info_.outputs.push_back(described(diffusevae_output, handle, i));
     }

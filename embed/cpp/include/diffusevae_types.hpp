@@ -204,6 +204,7 @@ struct SampleOptions {
     bool clip = true;
     std::optional<std::string> prior;
     std::map<std::string, double> edits;  // strengths by direction, which the drawn input is moved along
+    std::vector<std::string> texts;       // in place of the input Info::text_input: one for all samples, or one each
 
     std::optional<double> budget_ms;  // in place of what stands down to t_start
     bool at_most = false, anytime = false;
@@ -263,6 +264,7 @@ struct Info {
     std::string name, family, start, backend, precision, isa;  // start: the value to start from, "" where there is none
     std::vector<ArrayInfo> inputs, outputs;
     std::vector<std::string> directions;  // that SampleOptions::edits may name
+    std::string text_input;               // that SampleOptions::texts become, "" where the bundle holds no vocabulary
     Setting defaults;
     std::vector<int64_t> fitted;  // the calls of each setting fitted to the bundle, the best first
 

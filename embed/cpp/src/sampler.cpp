@@ -11,6 +11,7 @@
 #include "request.h"
 #include "steps.h"
 #include "threads.h"
+#include "wordpiece.h"
 
 namespace diffusevae {
 
@@ -100,6 +101,7 @@ Opened::Opened(const std::string& path, const diffusevae_open_options& options)
       schedule(bundle.manifest().schedule),
       prior(read_prior(bundle)),
       directions(read_directions(bundle)),
+      vocabulary(read_vocabulary(bundle)),
       names(names_of(bundle.manifest())),
       outputs(outputs_of(bundle.manifest())),
       fitted(calls_of(bundle.manifest())),
@@ -162,6 +164,7 @@ void Sampler::describe(diffusevae_info& info) const {
     info.fitted_count = int64_t(opened_->fitted.size());
     info.directions = opened_->names.empty() ? nullptr : opened_->names.data();
     info.directions_count = int64_t(opened_->names.size());
+    info.text_input = manifest().text ? manifest().text->input.c_str() : nullptr;
 }
 
 void Sampler::describe_input(int64_t index, diffusevae_array_info& info) const {
@@ -211,10 +214,12 @@ std::vector<Wanted> Sampler::wanted(const Request& request, int64_t rows, const 
     return wanted_outputs(opened_->outputs, values_there(manifest().pipeline, inputs), sizes, result);
 }
 
-void Sampler::sample(const diffusevae_sample_options& options, diffusevae_result& result) {
+void Sampler::sample(const diffusevae_sample_options& given, diffusevae_result& result) {
     const Exclusive alone(busy_);
     cancelled_.store(false, std::memory_order_relaxed);
     const Clock began;
+    const WithTokens asked(opened_->vocabulary, manifest(), opened_->bundle.path(), given);
+    const diffusevae_sample_options& options = asked.options();
     if (const std::optional<Budget> budget = budget_of(options)) return run_within(*budget, began, options, result);
     const Request request = checked_request(manifest(), options);
     run(request, build_step_table(opened_->schedule, manifest(), request.setting), result);
@@ -223,7 +228,8 @@ void Sampler::sample(const diffusevae_sample_options& options, diffusevae_result
 void Sampler::inpaint(const diffusevae_sample_options& options, bool composite, diffusevae_result& result) {
     const Exclusive alone(busy_);
     cancelled_.store(false, std::memory_order_relaxed);
-    Request request = checked_inpaint(manifest(), options, composite);
+    const WithTokens asked(opened_->vocabulary, manifest(), opened_->bundle.path(), options);
+    Request request = checked_inpaint(manifest(), asked.options(), composite);
     const StepTable table = build_step_table(opened_->schedule, manifest(), request.setting);
     if (request.blend) {
         set_levels(*request.blend, opened_->schedule, table.timesteps);

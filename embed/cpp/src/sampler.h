@@ -16,6 +16,7 @@
 #include "bundle/directions.h"
 #include "bundle/prior.h"
 #include "bundle/reader.h"
+#include "bundle/vocabulary.h"
 #include "clock.h"
 #include "deadline.h"
 #include "outputs.h"
@@ -36,6 +37,7 @@ struct Opened {
     Schedule schedule;
     std::optional<Prior> prior;
     std::optional<Directions> directions;
+    std::optional<Vocabulary> vocabulary;
     std::vector<const char*> names;  // of the directions
     std::vector<OutputSpec> outputs;
     std::vector<int64_t> fitted;  // calls of each setting

@@ -2,33 +2,12 @@
 
 #include <algorithm>
 #include <charconv>
-#include <cstdint>
 
 namespace diffusevae {
 namespace {
 
 constexpr size_t kShown = 80;      // characters of a value in a message
 constexpr double kNearEnough = 0.6;  // share of two words that a hint needs to be common
-
-struct Character {
-    uint32_t code;
-    size_t bytes;
-    bool sound;  // false: a byte that begins no character
-};
-
-Character character_at(std::string_view text, size_t at) {
-    const auto byte = [&](size_t i) { return uint32_t(static_cast<unsigned char>(text[i])); };
-    const uint32_t first = byte(at);
-    if (first < 0x80) return {first, 1, true};
-    const size_t bytes = first < 0xC2 ? 1 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : first < 0xF5 ? 4 : 1;
-    if (bytes == 1 || at + bytes > text.size()) return {first, 1, false};
-    uint32_t code = first & (0xFFu >> (bytes + 1));
-    for (size_t i = 1; i < bytes; ++i) {
-        if ((byte(at + i) & 0xC0u) != 0x80u) return {first, 1, false};
-        code = code << 6 | (byte(at + i) & 0x3Fu);
-    }
-    return {code, bytes, true};
-}
 
 // What no terminal should get: Unicode's controls, format characters, separators but the space, surrogates, private use
 // and noncharacters. Unassigned ones pass, since every new Unicode version assigns some.
@@ -73,6 +52,23 @@ size_t common(std::string_view a, std::string_view b) {
 }
 
 }  // namespace
+
+Character character_at(std::string_view text, size_t at) {
+    constexpr uint32_t kLeast[] = {0, 0, 0x80, 0x800, 0x10000};  // by bytes: what fits into fewer is no character
+    const auto byte = [&](size_t i) { return uint32_t(static_cast<unsigned char>(text[i])); };
+    const uint32_t first = byte(at);
+    if (first < 0x80) return {first, 1, true};
+    const size_t bytes = first < 0xC2 ? 1 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : first < 0xF5 ? 4 : 1;
+    if (bytes == 1 || at + bytes > text.size()) return {first, 1, false};
+    uint32_t code = first & (0xFFu >> (bytes + 1));
+    for (size_t i = 1; i < bytes; ++i) {
+        if ((byte(at + i) & 0xC0u) != 0x80u) return {first, 1, false};
+        code = code << 6 | (byte(at + i) & 0x3Fu);
+    }
+    const bool half = code >= 0xD800 && code < 0xE000;  // of a surrogate pair
+    if (code < kLeast[bytes] || code > 0x10FFFF || half) return {first, 1, false};
+    return {code, bytes, true};
+}
 
 size_t characters(std::string_view utf8) {
     size_t count = 0;

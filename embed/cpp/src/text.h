@@ -2,11 +2,20 @@
 #ifndef DIFFUSEVAE_TEXT_H
 #define DIFFUSEVAE_TEXT_H
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
 
 namespace diffusevae {
+
+struct Character {
+    uint32_t code;
+    size_t bytes;
+    bool sound;  // false: one byte that begins no character of UTF-8
+};
+
+Character character_at(std::string_view text, size_t at);
 
 // Number of characters of a well-formed UTF-8 text.
 size_t characters(std::string_view utf8);

@@ -55,7 +55,7 @@ export function asCurl({ verb, body, file }, info, origin, withToken) {
 const CPP = {
   seed: (v) => (Array.isArray(v) ? `options.seeds = {${v.join(", ")}};` : `options.seed = ${v};`),
   n: (v) => `options.n = ${v};`,
-  text: (v, info) => `// options.inputs[${quote(info.text)}]: the ids of ${quote(v)}; Python's engine.text makes them.`,
+  text: (v) => `options.texts = {${[v].flat().map(quote).join(", ")}};`,
   edits: (v) => `options.edits = {${Object.entries(v).map(([name, s]) => `{${quote(name)}, ${s}}`).join(", ")}};`,
 };
 
@@ -64,7 +64,7 @@ export function asCpp({ verb, body, file }, info) {
     return `// The C++ library samples; ${verb} is Python's and HTTP's. There it is one line: see the other tabs.`;
   }
   const lines = Object.entries(body).map(([name, value]) => {
-    if (CPP[name]) return CPP[name](value, info);
+    if (CPP[name]) return CPP[name](value);
     const given = info.given.find((one) => one.name === name);
     if (given) return `options.inputs[${quote(name)}] = diffusevae::Array::of<${given.dtype === "int64" ? "int64_t" : "float"}>({${value}});`;
     if (Array.isArray(value)) {

@@ -157,6 +157,7 @@ void refusals(diffusevae::Sampler& sampler, const std::string& path) {
     refused("seeds and seed", [](auto& options) { options.seeds = {1, 2, 3}; });
     refused("contradictory", [](auto& options) { options.seed.reset(), options.seeds = {1, 2}; });
     refused("no fitted prior", [](auto& options) { options.prior = "bundle"; });
+    refused("holds no vocabulary: this bundle takes z float32", [](auto& options) { options.texts = {"a"}; });
     expect_thrown<diffusevae::BundleError>("expected a bundle", [&] { diffusevae::Sampler missing(path + ".nowhere"); });
     diffusevae::OpenOptions options;
     options.precision = "fp16";

@@ -66,6 +66,8 @@ constexpr double kMostWeight = 0.5;
 constexpr double kMostOverlap = 0.9;
 constexpr int64_t kMaxSide = 65536;
 constexpr int64_t kAtOnce = 8;
+constexpr int64_t kMaxWord = 100;
+constexpr const char* kContinues = "##";
 struct RecipeNumber { const char *recipe, *name; double low, high; };
 constexpr RecipeNumber kRecipeNumbers[] = {{"linear", "start", 1e-12, 0.999999}, {"linear", "end", 1e-12, 0.999999},
     {"scaled_linear", "start", 1e-12, 0.999999}, {"scaled_linear", "end", 1e-12, 0.999999}, {"cosine", "s", 0.0, 1.0},

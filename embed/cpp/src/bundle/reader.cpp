@@ -171,6 +171,11 @@ std::optional<std::string> Bundle::read_directions() const {
     return read_file(path_of(*manifest_.directions), *manifest_.directions, stores_);
 }
 
+std::optional<std::string> Bundle::read_text() const {
+    if (!manifest_.text) return std::nullopt;
+    return read_file(path_of(*manifest_.text), *manifest_.text, stores_);
+}
+
 std::string Bundle::path_of(const FileSpec& spec) const { return path_ + "/" + spec.file; }
 
 const EngineSpec* Bundle::find_engine(const std::string& backend, const std::string& precision,

@@ -38,6 +38,7 @@ public:
 
     std::optional<std::string> read_prior() const;
     std::optional<std::string> read_directions() const;
+    std::optional<std::string> read_text() const;  // the vocabulary
     std::string path_of(const FileSpec& spec) const;
 
 private:

@@ -137,11 +137,11 @@ inline void take(Fields& fields, TextSpec& into, const std::vector<std::string>&
     into.sha256 = fields.sha256("sha256");
     into.input = fields.choice("input", tokens);
     fields.choice("kind", {"wordpiece"});
-    fields.boolean("lowercase");
-    if (!fields.take_null("begin")) fields.text("begin");
-    if (!fields.take_null("end")) fields.text("end");
-    fields.text("pad");
-    fields.text("unknown");
+    into.lowercase = fields.boolean("lowercase");
+    if (!fields.take_null("begin")) into.begin = fields.text("begin");
+    if (!fields.take_null("end")) into.end = fields.text("end");
+    into.pad = fields.text("pad");
+    into.unknown = fields.text("unknown");
 }
 
 inline void take(Fields& fields, Manifest& into) {
