@@ -25,6 +25,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from engine.bundle.maps import free_dimension
 from engine.bundle.writer import write_bundle
 
 STATE, IMAGE, STYLE, CLASSES, CONTEXT, ROW = (4, 6, 8), (3, 12, 16), 5, 10, 3, 6
@@ -69,6 +70,7 @@ def build_family(
     vocabulary: bytes | None = None,
     pictures: Sequence[str] = (),
     quantizes: bool = False,
+    multiple: int | None = None,
 ) -> Path:
     """Write the bundle and return its folder.
 
@@ -76,6 +78,7 @@ def build_family(
     made of both has one that is each sample's own. learned: of variance "learned_range". encodes: the calls of `encode`.
     draws: whether the style is drawn. vocabulary: with a text in place of the label. pictures: photo, or photo and mask,
     the inputs that the style is made of then. quantizes: with a codebook, for `quantize_denoised` and before the decoder.
+    multiple: of a state of any size, in these steps.
     """
     models = graphs(learned)
     if "image_encoder" not in encodes:
@@ -93,6 +96,9 @@ def build_family(
     raw = manifest(models, backends)
     raw["pipeline"]["encode"] = [encode_call(name) for name in encodes]
     raw["pipeline"]["maps"] = None if "image_encoder" in encodes else []
+    if multiple is not None:
+        raw["pipeline"]["multiple"] = multiple
+        files |= {f"{name}.onnx": loosened(model).SerializeToString() for name, model in models.items()}
     if vocabulary is not None:
         tokens = {"name": "tokens", "shape": ["batch", LENGTH], "range": [0, TOKENS - 1], "null": [0] * LENGTH}
         raw["inputs"][0] |= tokens
@@ -122,6 +128,17 @@ def build_family(
         raw["graphs"]["sampler"] = entry("sampler", onnx.load_from_string(sampler))
     write_bundle(path, raw, files)
     return Path(path)
+
+
+def loosened(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with a free height and width, as a build leaves them free in the files of graphs that run in any size."""
+    free = {STATE[1:]: 1, IMAGE[1:]: 2}
+    for info in (*model.graph.input, *model.graph.output):
+        dims = info.type.tensor_type.shape.dim
+        factor = free.get(tuple(dim.dim_value for dim in dims)[-2:]) if len(dims) == 4 else None
+        for axis in (0, 1) if factor is not None else ():
+            dims[2 + axis].dim_param = free_dimension(factor or 1, axis)
+    return model
 
 
 def encode_call(name: str) -> dict[str, Any]:
@@ -169,6 +186,7 @@ def manifest(models: dict[str, onnx.ModelProto], backends: Sequence[str]) -> dic
             "state": {"channels": channels, "height": height, "width": width, "clip": None, "centre": None, "start": None},
             "image": "decoded",
             "maps": None,
+            "multiple": None,
         },
         "schedule": {"recipe": "cosine", "T": T, "s": 0.008, "max_beta": 0.999},
         "prediction": "v",

@@ -132,7 +132,8 @@ class NativeGraph(Graph):
     def working_bytes(self, batch: int) -> int:
         """About the memory that runs of so many samples touch for their maps, known before any is touched."""
         info = self._loaded.library.describe(self._own_handle())
-        return int(info.arena_bytes) * min(batch, info.batch_tile) // int(info.batch_tile)
+        tile = max(1, int(info.batch_tile))  # 0 in a program of rows
+        return int(info.arena_bytes) * min(batch, tile) // tile
 
     def resized(self, spec: GraphSpec, canvas: Canvas | None) -> NativeGraph:
         """A graph over the same mapped weights in the size of a canvas, or in the bundle's own for None."""

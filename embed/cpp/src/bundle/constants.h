@@ -14,6 +14,7 @@ constexpr int64_t kMaxManifestBytes = 4194304;
 constexpr int64_t kMaxDimension = 2147483648;
 constexpr int64_t kMaxRank = 8;
 constexpr int64_t kMaxInputs = 32;
+constexpr int64_t kMaxSide = 65536;
 constexpr int64_t kMaxCalls = 64;
 constexpr int64_t kMaxText = 200;
 constexpr int64_t kMaxDirections = 4096;
@@ -64,7 +65,6 @@ constexpr int64_t kMaxBlocks = 16384;
 constexpr double kLeastWeight = 0.01;
 constexpr double kMostWeight = 0.5;
 constexpr double kMostOverlap = 0.9;
-constexpr int64_t kMaxSide = 65536;
 constexpr int64_t kAtOnce = 8;
 struct RecipeNumber { const char *recipe, *name; double low, high; };
 constexpr RecipeNumber kRecipeNumbers[] = {{"linear", "start", 1e-12, 0.999999}, {"linear", "end", 1e-12, 0.999999},
