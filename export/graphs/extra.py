@@ -86,7 +86,8 @@ def _sampler(context: BuildContext, parts: Mapping[str, Graph], precision: str) 
         )
     role = sampler_role(model.input_specs, wiring, model.roles, precision)
     with context.watch.stage(f"compose sampler {precision}"):
-        own = {name: fixed(graph.model, graph.role, model.free(name)) for name, graph in parts.items() if name in names}
+        own = {name: fixed(graph.model, graph.role, model.free(name) if name in names else None)
+               for name, graph in parts.items()}  # fmt: skip
         data = compose_sampler(role, wiring, own)
     with context.watch.stage(f"check sampler {precision}"):
         parity = measure_sampler(role, data, HALF_RUNTIMES, model.schedule.schedule(), model.prediction)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 
@@ -19,7 +20,13 @@ from engine.threads import default_threads
 from export.graphs.roles import Example, FreeSize, Inputs, Role, example
 
 Run = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
-Load = Callable[[Onnx | bytes, Role, FreeSize | None], Run]
+
+
+class Load(Protocol):
+    """Loads a graph into a runtime; of one whose file leaves its size free, in that of its role."""
+
+    def __call__(self, model: Onnx | bytes, role: Role | None = None, free: FreeSize | None = None) -> Run: ...
+
 
 BATCHES = (1, 2, 5)
 STEPS = (1, 3, 10)
@@ -31,7 +38,7 @@ ANY_SIZE = "onnxruntime"  # what runs a loaded graph in any size
 BOUNDS = {"onnxruntime": 1e-5, "openvino": 1e-5}
 
 
-def load_onnxruntime(model: Onnx | bytes, role: Role, free: FreeSize | None) -> Run:
+def load_onnxruntime(model: Onnx | bytes, role: Role | None = None, free: FreeSize | None = None) -> Run:
     """The graph as the onnxruntime backend will run it."""
     return _run_session(model, {} if free is None else free.sizes())
 
@@ -42,9 +49,9 @@ def _run_session(model: Onnx | bytes, sizes: Mapping[str, int]) -> Run:
     return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
 
 
-def load_openvino(model: Onnx | bytes, role: Role, free: FreeSize | None) -> Run:
+def load_openvino(model: Onnx | bytes, role: Role | None = None, free: FreeSize | None = None) -> Run:
     """The graph as the openvino backend will run it in f32."""
-    compiled = openvino.compile_model(model, "f32", default_threads(), () if free is None else role.inputs)
+    compiled = openvino.compile_model(model, "f32", default_threads(), () if role is None or free is None else role.inputs)
     names = [output.get_any_name() for output in compiled.outputs]
 
     def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -81,7 +81,7 @@ def measure_sampler(
     bound, errors = BOUNDS[role.precision], {}
     for name in runtimes:
         try:
-            run = LOADERS[name](model, role, None)
+            run = LOADERS[name](model)
             found = [run({key: value.numpy() for key, value in case.items()}) for case in cases]
         except native_failures() as error:
             raise ExportError(

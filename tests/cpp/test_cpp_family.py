@@ -117,6 +117,17 @@ def test_a_whole_canvas_has_the_bits_of_python(whole: Path, run: str, height: in
             same(sampler.sample(3, **given), batch)
 
 
+@pytest.mark.parametrize("overlap", [None, 0.5])
+def test_labels_of_pixels_lie_over_the_state_as_in_python(tmp_path: Path, overlap: float | None, library: Library) -> None:
+    path = build_family(tmp_path / "s.bundle", encodes=["state_encoder"], multiple=2, segments=True)
+    labels = np.random.default_rng(1).integers(0, 4, (2, 20, 40))
+    given = {"seed": 5, "label": np.array([3, 10]), "segmentation": labels, "steps": 3, "eta": 1.0}
+    cut = {} if overlap is None else {"overlap": overlap}
+    python = Sampler(path, "openvino", "f32", 2, size=(20, 40), overlap=overlap)
+    with open_c(library, path, backend="openvino", height=20, width=40, **cut) as c, python:
+        same(c.sample(2, **given), python.sample(2, **given))
+
+
 def test_a_whole_canvas_is_filled_in_to_the_bits_of_python(whole: Path, library: Library) -> None:
     images = np.random.default_rng(8).integers(0, 256, (2, 20, 40, IMAGE[0]), np.uint8)
     mask = np.zeros((20, 40), np.uint8)

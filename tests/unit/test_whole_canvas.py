@@ -74,6 +74,19 @@ def test_the_whole_and_tiles_are_of_one_noise(bundle: Path, large: Sampler) -> N
         )
 
 
+def test_labels_of_pixels_lie_over_the_state_too(tmp_path: Path) -> None:
+    """[n, H, W]: cut into windows, and of the canvas's size on the whole."""
+    made = build_family(tmp_path / "b", encodes=["state_encoder"], multiple=2, segments=True)
+    labels = np.random.default_rng(1).integers(0, 4, (2, *SIZE))
+    with Sampler(made, "onnxruntime", "f32", threads=1) as plain, plain.resized(SIZE) as whole:
+        own = plain.sample(2, **GIVEN, segmentation=labels[:, : IMAGE[1], : IMAGE[2]], **NOISY)
+        found = whole.sample(2, **GIVEN, segmentation=labels, **NOISY)
+        with plain.resized(SIZE, overlap=0.5) as tiled:
+            expected = tiled.sample(2, **GIVEN, segmentation=labels, **NOISY)
+    np.testing.assert_allclose(found.x, expected.x, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.x[:, :, : STATE[1], : STATE[2]], own.x, rtol=1e-5, atol=1e-5)
+
+
 def test_each_graph_runs_once_a_step(large: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
     graph, shapes = large._pipeline.backend.graph("denoiser"), []
     run = graph._run
