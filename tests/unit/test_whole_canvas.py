@@ -137,6 +137,10 @@ def test_the_command_line_and_bulk_jobs_take_a_size_alone(bundle: Path, large: S
     maker.close()
 
 
+def test_info_tells_the_steps_of_other_sizes(bundle: Path) -> None:
+    assert "other sizes           multiples of 4, with --size" in CliRunner().invoke(cli, ["info", str(bundle)]).output
+
+
 @pytest.mark.parametrize(
     ("size", "said"),
     [
