@@ -129,7 +129,7 @@ def end_of(pipeline: Pipeline, end: Any, name: str, drawn: InputSpec | None, pri
         if drawn is not None:
             return pipeline.draw(seeds, prior)[drawn.name][0]
         canvas = pipeline.bundle.canvas
-        return noises.initial(seeds, shape, block=None if canvas is None else canvas.window)[0]
+        return noises.initial(seeds, shape, block=None if canvas is None else canvas.block)[0]
     found = checks.start_noise_of(end, shape, name) if drawn is None else checks.input_of(replace(drawn, name=name), end)
     if len(found) != 1:
         moved = "x_T" if drawn is None else drawn.name

@@ -45,9 +45,9 @@ class Opened:
         found = path if isinstance(path, Bundle) else Bundle.open(path, allow_links)
         self.bundle = found.resized(size, overlap)
         self._opened_with = (backend, precision, threads, max_batch, device)
-        self.backend, self.precision, self.choice = backends.choose(found.base, backend, precision)
+        self.backend, self.precision, self.choice = backends.choose(self.bundle.of_graphs, backend, precision)
         self.threads = resolve_threads(threads)
-        opened = backends.open_backend(found.base, self.backend, self.precision, self.threads, device)
+        opened = backends.open_backend(self.bundle.of_graphs, self.backend, self.precision, self.threads, device)
         self._pipeline = Pipeline.open(self.bundle, opened, int(max_batch))
         self._deadlines = Deadlines(self._pipeline)
         self.max_batch = self._pipeline.max_batch
@@ -71,17 +71,24 @@ class Opened:
         twin._lock = threading.Lock()
         return twin
 
-    def resized(self, size: tuple[int, int], *, overlap: float) -> Self:
-        """A clone for images of this height and width, larger than the bundle's own: its networks run on windows of them.
+    def resized(self, size: tuple[int, int], *, overlap: float | None = None) -> Self:
+        """A clone for images of this height and width: its networks run on the whole of them, or on windows.
 
-        size     of the images that the pipeline makes, in steps of its first stage's factor; those that it takes grow alike
-        overlap  0 .. 0.9, the share of a window that the next one covers: the reference takes 0.5. Without any, borders show
-        The noise of a seed is laid out from the upper left: what a canvas has there, a larger one has too. All runs step by
-        step on the host. ArgumentError for a bundle in which something depends on the whole picture.
+        size     of the images that the pipeline makes; those that it takes grow alike. On the whole in steps of what its
+                 networks halve, from one step on; on windows from the bundle's own size on, in steps of the first stage's
+                 factor
+        overlap  None runs every graph on the whole at once: attention sees all of it, no borders. 0 .. 0.9 runs them on
+                 windows of the bundle's own size, of which the next one covers this share, step by step on the host: the
+                 reference takes 0.5. With 0 borders show
+        Weights are shared where the runtime can: always with backend native. The noise of a seed is laid out from the upper
+        left: what a canvas has there, a larger one has too. ArgumentError for a bundle in which something depends on the
+        whole picture; BackendError where the backend runs no graph of that size (such as plans of TensorRT).
         """
         self._check_process()
         self._check_open()
-        return self._twin(self.bundle.resized(size, overlap))
+        bundle = self.bundle.resized(size, overlap)
+        backends.check_size(bundle.of_graphs, self.backend)
+        return self._twin(bundle)
 
     def __copy__(self) -> Self:
         return self.clone()

@@ -90,9 +90,10 @@ class Pipeline:
         self._drawn = None if drawn is None else (drawn.name, tuple(int(d) for d in drawn.sample))
         self._state_shape, self._image_shape = self.spec.state.shape, self.spec.image_shape
         self._needed: dict[frozenset[str], tuple[InputSpec, ...]] = {}
+        self._ran = False
         with undo(backend.close):
             # The calls around the loop of verbs without a chain (encode, decode) run on the host on every backend.
-            self._tiles = None if bundle.canvas is None else Tiles(backend, bundle.canvas)
+            self._tiles = None if bundle.tiling is None else Tiles(backend, bundle.tiling)
             self._host = HostChain(backend, self.spec, self._tiles)
             self.chain: Chain = backend.chain() if self._tiles is None else self._host
             self.max_batch = min(max_batch, self.chain.limit(lanes=1))
@@ -112,8 +113,8 @@ class Pipeline:
 
     def clone(self, bundle: Bundle | None = None) -> Pipeline:
         """Another over the same weights, with states and buffers of its own; for another size where a bundle is given."""
-        kept = self.prior, self.directions, self.text
-        return Pipeline(bundle or self.bundle, self.backend.clone(), self.max_batch, *kept)
+        kept, bundle = (self.prior, self.directions, self.text), bundle or self.bundle
+        return Pipeline(bundle, self.backend.clone(bundle.of_graphs), self.max_batch, *kept)
 
     def close(self) -> None:
         """Free graphs and buffers."""
@@ -197,8 +198,7 @@ class Pipeline:
             checks.check_noise_steps(request.blend.noise, rows, "known_noise")
         size = min(self.max_batch, self.chain.limit(request.lanes))
         starts = range(0, n, size)
-        if self._tiles is not None:
-            memory.check_room(self.spec, request.lanes, min(n, size), n)
+        self._check_room(request, min(n, size))
         bar = self._progress(request, starts, size) if progress else None  # importing tqdm is not part of the run
         begun = perf_counter()
         try:
@@ -221,16 +221,25 @@ class Pipeline:
             if bar is not None:
                 bar.close()
         timings.book("total_ms", begun)
+        self._ran = True
         return batch
 
     def _progress(self, request: Request, starts: range, size: int) -> Any:
         """A bar that counts steps or, on a canvas, windows: of the network in every step, and of calls around the loop."""
-        if self.bundle.canvas is None:
+        if self._tiles is None:
             return _bar(len(request.table) * len(starts), "step")
         evaluations = sum(request.lanes if min(size, len(request) - begin) > FOLD_LIMIT else 1 for begin in starts)
-        ports, around = self.bundle.canvas.ports, (*self.spec.before, *self.spec.after)
-        calls = len(request.table) * evaluations + len(starts) * sum(bool(ports[call.graph]) for call in around)
-        return _bar(calls * len(self.bundle.canvas.windows), "tile")
+        canvas, around = self._tiles.canvas, (*self.spec.before, *self.spec.after)
+        calls = len(request.table) * evaluations + len(starts) * sum(bool(canvas.ports[call.graph]) for call in around)
+        return _bar(calls * len(canvas.windows), "tile")
+
+    def _check_room(self, request: Request, at_once: int) -> None:
+        """HostMemoryError, before anything runs, for a canvas that does not fit the free memory."""
+        if self.bundle.canvas is None or self.bundle.canvas.block is None:
+            return
+        # What a network has touched in an earlier run is no longer free.
+        networks = 0 if self._tiles is not None or self._ran else self.backend.working_bytes(request.lanes * at_once)
+        memory.check_room(self.spec, request.lanes, at_once, len(request), networks, tiled=self._tiles is not None)
 
     def _between(self, request: Request, bar: Any) -> Callable[[int], None]:
         """What is done after some windows of a canvas, of which a single step may have very many."""
@@ -246,7 +255,7 @@ class Pipeline:
     def run_on_device(self, request: Request, chain: DeviceChain) -> DeviceBatch:
         """Run a whole request and leave the results on the device."""
         timings, begun = Timings(), perf_counter()
-        if self.bundle.canvas is not None:
+        if self._tiles is not None:
             raise ArgumentError(
                 "found a sampler of another size than the bundle's, whose tiles are cut on the host; expected the bundle's "
                 "own size for results on a device. Leave size out, or call sample."

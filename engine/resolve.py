@@ -90,7 +90,7 @@ def resolve_request(
     request = Request(table, setting, seeds, inputs, given, x_T=x_T, noise=noise, start=start, watch=watch, stop=stop)
     if setting.quantize_denoised:
         request.check_on_host("x0 is quantised")
-    if pipeline.bundle.canvas is not None:
+    if pipeline.bundle.tiling is not None:
         request.check_on_host("tiles are cut")
     return request
 

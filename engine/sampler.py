@@ -42,6 +42,7 @@ class Sampler(Opened):
                profile can make it smaller
     device     of a GPU backend: None for the CUDA context that is current in this thread, else the first GPU; a GPU's
                number; or a CUDA context with `.handle` (pycuda's), which must outlive the Sampler
+    size, overlap  (height, width) of images of another size than the bundle's own, as `resized` takes them
     allow_links  where links among the bundle's files may end beside its own folder: a store of files (such as the Hugging
                Face cache), several, or True for any place. An open Bundle has its own
 

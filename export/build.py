@@ -143,7 +143,7 @@ def prepare(request: Request, watch: Watch) -> Prepared:
     check_defaults(model, found.source)
     if prior is not None:
         check_prior(prior, model)
-    graphs = export_graphs(model, runtimes, watch)
+    model, graphs = export_graphs(model, runtimes, watch)
     context = BuildContext(model, tuple(graphs), watch, _previous(path))
     extra = extra_graphs(context, plan.graphs, options, backends)
     context = dataclasses.replace(context, graphs=(*graphs, *extra))
@@ -189,15 +189,28 @@ def check_defaults(model: Model, source: Source) -> None:
         ) from error
 
 
-def export_graphs(model: Model, runtimes: Sequence[str], watch: Watch) -> list[Graph]:
-    """Every graph in float32, each checked in every runtime."""
-    _ = model.wiring  # refused before the first export, where a family wires its graphs wrongly
+def export_graphs(model: Model, runtimes: Sequence[str], watch: Watch) -> tuple[Model, list[Graph]]:
+    """Every graph in float32, each checked in every runtime; and the model, of one size alone where a graph has no other."""
+    multiple = model.wiring.multiple  # refused before the first export, where a family wires its graphs wrongly
+    try:
+        return model, _exported(model, runtimes, watch)
+    except ExportError as error:
+        if multiple is None:
+            raise
+        watch.note(f"the bundle makes images of one size, and others in tiles: {error}")
+    model = dataclasses.replace(model, pipeline={**model.pipeline, "multiple": None})
+    return model, _exported(model, runtimes, watch)
+
+
+def _exported(model: Model, runtimes: Sequence[str], watch: Watch) -> list[Graph]:
     graphs = []
     for role in model.roles.values():
+        free = model.free(role.name)
         with watch.stage(f"export {role.name}"):
-            found = export_onnx(role)
+            found = export_onnx(role, free)
         with watch.stage(f"check {role.name}"):
-            graphs.append(Graph(role, found.data, measure(role, found, runtimes, model.example), found.weights))
+            parity = measure(role, found, runtimes, model.example, free=free)
+        graphs.append(Graph(role, found.data, parity, found.weights))
     return graphs
 
 

@@ -191,14 +191,14 @@ def given(folder: str) -> dict[str, np.ndarray]:
     return {name: value.astype(np.int64) if value.dtype.kind in "iu" else value for name, value in found.items()}
 
 
-def build_latent(folder: str, into: Path, size: tuple[int, int] | None = None, **request: Any) -> Path:
+def build_latent(folder: str, into: Path, **request: Any) -> Path:
     """Write checkpoint and YAML of one model into a folder, and build its bundle there."""
     from export.build import Request, build
 
     file, config_file = into / f"{folder}.ckpt", into / f"{folder}.yaml"
     torch.save(checkpoint(folder), file)
     config_file.write_text(yaml_text(folder))
-    options: dict[str, Any] = {"config": config_file, "size": size}
+    options: dict[str, Any] = {"config": config_file}
     arrays = expected(folder)
     if "null_tokens" in arrays:
         options["null_tokens"] = " ".join(map(str, arrays["null_tokens"].tolist()))

@@ -18,8 +18,7 @@ SPACINGS = {"uniform": "leading", "quad": "leading_quad"}
 # Of the reference alone: a chain begun amid its noise (its timesteps are in test_solver_timesteps.py). Chains in tiles and
 # over part of the image have tests of their own (tests/integration/test_latent_golden.py).
 OTHER = ("last", "tiled", "blend")
-# A build takes most of a minute. These three have every kind of block and of condition; DIFFUSEVAE_GOLDEN=all: all eight,
-# and those of another size than the trained one.
+# A build takes most of a minute. These three have every kind of block and of condition; DIFFUSEVAE_GOLDEN=all: all eight.
 FEW = ("class_crossattn_cfg", "text_bert_cfg", "inpaint_concat")
 ALL = os.environ.get("DIFFUSEVAE_GOLDEN") == "all"
 MODELS = latent_models.NAMES if ALL else FEW
@@ -27,7 +26,7 @@ RUNS = [
     (model, run)
     for model in MODELS
     for run, of in latent_models.config(model)["runs"].items()
-    if not any(of.get(option) or run.endswith(option) for option in (*OTHER, *(() if ALL else ("wide",))))
+    if not any(of.get(option) or run.endswith(option) for option in OTHER)
 ]
 
 

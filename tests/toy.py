@@ -108,6 +108,7 @@ def wiring(formulation: int | None, image_size: int, z_dim: int, z_conditioned: 
     step: dict[str, Any] = {"graph": "denoiser", "inputs": {"x": "x", "row": "rows"}, "outputs": {"eps": "e"}}
     pipeline: dict[str, Any] = {"encode": [], "before": [], "rows": rows, "step": step, "after": [], "nulls": {}}
     pipeline |= {"quantize": None, "state": state, "image": "x", "maps": [] if formulation is None else None}
+    pipeline["multiple"] = None
     if formulation is None:
         return {"inputs": [], "pipeline": pipeline}
     z = {"name": "z", "dtype": "float32", "shape": ["batch", z_dim], "range": "unbounded", "draw": "normal"}

@@ -25,6 +25,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from engine.bundle.maps import free_dimension
 from engine.bundle.writer import write_bundle
 
 STATE, IMAGE, STYLE, CLASSES, CONTEXT, ROW = (4, 6, 8), (3, 12, 16), 5, 10, 3, 6
@@ -32,6 +33,10 @@ TOKENS, LENGTH = 24, 7  # of a text
 TEXT = {
     "input": "tokens", "file": "vocab.txt", "kind": "wordpiece", "lowercase": True, "begin": "[CLS]", "end": "[SEP]",
     "pad": "[PAD]", "unknown": "[UNK]",
+}  # fmt: skip
+SEGMENTATION: dict[str, Any] = {
+    "name": "segmentation", "dtype": "int64", "shape": ["batch", *IMAGE[1:]], "range": [0, 3], "draw": None, "picture": None,
+    "null": None,
 }  # fmt: skip
 T = 1000
 OPSET, IR_VERSION = 21, 10
@@ -69,6 +74,8 @@ def build_family(
     vocabulary: bytes | None = None,
     pictures: Sequence[str] = (),
     quantizes: bool = False,
+    multiple: int | None = None,
+    segments: bool = False,
 ) -> Path:
     """Write the bundle and return its folder.
 
@@ -76,6 +83,7 @@ def build_family(
     made of both has one that is each sample's own. learned: of variance "learned_range". encodes: the calls of `encode`.
     draws: whether the style is drawn. vocabulary: with a text in place of the label. pictures: photo, or photo and mask,
     the inputs that the style is made of then. quantizes: with a codebook, for `quantize_denoised` and before the decoder.
+    multiple: of a state of any size, in these steps. segments: with an input of a label for each pixel of the image.
     """
     models = graphs(learned)
     if "image_encoder" not in encodes:
@@ -89,10 +97,22 @@ def build_family(
         models["state_encoder"] = state_encoder()
     if pictures:
         models["photo_encoder"] = photo_encoder(pictures)
+    if segments:
+        models["segment_encoder"] = segment_encoder()
+        add_level(models["denoiser"].graph)
     files: dict[str, bytes | Path] = {f"{name}.onnx": model.SerializeToString() for name, model in models.items()}
     raw = manifest(models, backends)
     raw["pipeline"]["encode"] = [encode_call(name) for name in encodes]
     raw["pipeline"]["maps"] = None if "image_encoder" in encodes else []
+    if segments:
+        raw["inputs"].append(SEGMENTATION)
+        made = {"graph": "segment_encoder", "inputs": {"segmentation": "segmentation"}, "outputs": {"level": "level"}}
+        raw["pipeline"]["before"].append(made)
+        raw["pipeline"]["step"]["inputs"]["segments"] = "level"
+        raw["pipeline"]["maps"] = ["segmentation"]
+    if multiple is not None:
+        raw["pipeline"]["multiple"] = multiple
+        files |= {f"{name}.onnx": loosened(model).SerializeToString() for name, model in models.items()}
     if vocabulary is not None:
         tokens = {"name": "tokens", "shape": ["batch", LENGTH], "range": [0, TOKENS - 1], "null": [0] * LENGTH}
         raw["inputs"][0] |= tokens
@@ -122,6 +142,17 @@ def build_family(
         raw["graphs"]["sampler"] = entry("sampler", onnx.load_from_string(sampler))
     write_bundle(path, raw, files)
     return Path(path)
+
+
+def loosened(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with a free height and width, as a build leaves them free in the files of graphs that run in any size."""
+    free = {STATE[1:]: 1, IMAGE[1:]: 2}
+    for info in (*model.graph.input, *model.graph.output):
+        dims = info.type.tensor_type.shape.dim
+        factor = free.get(tuple(dim.dim_value for dim in dims)[-2:])
+        for axis in (0, 1) if factor is not None else ():
+            dims[len(dims) - 2 + axis].dim_param = free_dimension(factor or 1, axis)
+    return model
 
 
 def encode_call(name: str) -> dict[str, Any]:
@@ -169,6 +200,7 @@ def manifest(models: dict[str, onnx.ModelProto], backends: Sequence[str]) -> dic
             "state": {"channels": channels, "height": height, "width": width, "clip": None, "centre": None, "start": None},
             "image": "decoded",
             "maps": None,
+            "multiple": None,
         },
         "schedule": {"recipe": "cosine", "T": T, "s": 0.008, "max_beta": 0.999},
         "prediction": "v",
@@ -297,6 +329,25 @@ def codebook() -> onnx.ModelProto:
     return _model(nodes, {"latent": ["batch", *STATE]}, {"codes": ["batch", *STATE]}, {})
 
 
+def segment_encoder() -> onnx.ModelProto:
+    """segmentation -> level, the mean of what stands for the labels of the image's pixels, for each of the state's."""
+    node = helper.make_node
+    nodes = [
+        node("Gather", ["levels", "segmentation"], ["each"]), node("Unsqueeze", ["each", "one"], ["plane"]),
+        node("AveragePool", ["plane"], ["level"], kernel_shape=[2, 2], strides=[2, 2]),
+    ]  # fmt: skip
+    constants = {"levels": np.array([-0.4, 0.1, 0.3, 0.9], np.float32), "one": np.array([1])}
+    return _model(nodes, {"segmentation": ["batch", *IMAGE[1:]]}, {"level": ["batch", 1, *STATE[1:]]}, constants)
+
+
+def add_level(graph: onnx.GraphProto) -> None:
+    """Let the denoiser's answer be higher by a further input, `segments`."""
+    for node in graph.node:
+        node.output[:] = ["without" if name == "v" else name for name in node.output]
+    graph.node.append(helper.make_node("Add", ["without", "segments"], ["v"]))
+    graph.input.append(helper.make_tensor_value_info("segments", TensorProto.FLOAT, ["batch", 1, *STATE[1:]]))
+
+
 def photo_encoder(pictures: Sequence[str]) -> onnx.ModelProto:
     """The style of a photo as the image encoder has it; where there is a mask, of what lies outside of it."""
     node = helper.make_node
@@ -315,7 +366,7 @@ def _model(
     constants: dict[str, Any],
 ) -> onnx.ModelProto:
     def infos(named: dict[str, list[Any]]) -> list[onnx.ValueInfoProto]:
-        whole = ("label", "timesteps", "tokens")
+        whole = ("label", "timesteps", "tokens", "segmentation")
         return [
             helper.make_tensor_value_info(name, TensorProto.INT64 if name in whole else TensorProto.FLOAT, shape)
             for name, shape in named.items()

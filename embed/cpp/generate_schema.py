@@ -41,7 +41,7 @@ NAMES = {  # numbers, texts, and lists of words
     graphs: "SAMPLER PRECISIONS", inputs: "RESERVED", table: "METHODS PREDICTIONS", levels: "LEARNED_RANGE VARIANCES",
     engines: "SHARED RUNNERS", starts: "MEASURES", resolve: "SETTINGS", deadline: "QUANTILE WINDOW PROBES",
     timesteps: "SPACINGS LEADING RHO LEAST_RHO MOST_RHO", noise: "BLOCK_BITS STREAM_BITS MAX_BLOCKS",
-    canvas: "LEAST_WEIGHT MOST_WEIGHT MOST_OVERLAP MAX_SIDE AT_ONCE", vocabulary: "MAX_WORD CONTINUES",
+    canvas: "LEAST_WEIGHT MOST_WEIGHT MOST_OVERLAP AT_ONCE", vocabulary: "MAX_WORD CONTINUES",
 }  # fmt: skip
 SPECS = (
     tensors.TensorSpec, inputs.InputSpec, files.FileSpec, graphs.Parity, graphs.GraphSpec, pipeline.StateSpec,

@@ -34,8 +34,8 @@ RULE = (
 )
 
 __all__ = [
-    "BACKENDS", "PRECISIONS", "RULE", "Backend", "Choice", "Graph", "available", "backend_class", "choose", "choose_auto",
-    "load",
+    "BACKENDS", "PRECISIONS", "RULE", "Backend", "Choice", "Graph", "available", "backend_class", "check_size", "choose",
+    "choose_auto", "load",
 ]  # fmt: skip
 
 
@@ -116,7 +116,24 @@ def load(
 
 def _usable(bundle: Bundle) -> list[str]:
     installed = available()
-    return [name for name in BACKENDS if name in bundle.manifest.backends and installed[name][0]]
+    listed = [name for name in BACKENDS if name in bundle.manifest.backends and installed[name][0]]
+    return [name for name in listed if _takes_size(bundle, name)]
+
+
+def _takes_size(bundle: Bundle, name: str) -> bool:
+    return bundle.canvas is None or bundle.canvas.block is None or backend_class(name).ANY_SIZE
+
+
+def check_size(bundle: Bundle, backend: str) -> None:
+    """BackendError where a backend does not run the graphs of a bundle in its size."""
+    if not _takes_size(bundle, backend):
+        height, width = bundle.manifest.pipeline.image_shape[1:]
+        own = bundle.base.manifest.pipeline.image_shape
+        raise BackendError(
+            f"size: found {height} x {width} with backend {backend!r}, whose plans take {own[1]} x {own[2]} alone; expected "
+            "tiles of that size, or a backend that runs any. Pass overlap=0.5 too, or choose native, openvino or "
+            "onnxruntime."
+        )
 
 
 def _auto_backend(bundle: Bundle, precision: str, processor: Processor) -> str:
@@ -146,6 +163,7 @@ def _check_backend(bundle: Bundle, backend: str) -> str:
     installed, reason = _available(backend)
     if not installed:
         raise BackendError(f"backend {backend!r}: found that it is {reason}")
+    check_size(bundle, backend)
     return backend
 
 

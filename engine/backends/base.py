@@ -64,6 +64,7 @@ class Backend(ABC):
     ON_DEVICE      whether arrays live on a device, which `open` then takes
     BY_NAME_ONLY   never chosen by "auto"
     FORKS          whether a child of fork() goes on with what its parent opened
+    ANY_SIZE       whether it runs graphs in other sizes than the bundle's own, where their files leave that free
     ONE_PROCESS    the runtime, where it has state of the whole process; such a child cannot open it again either
     """
 
@@ -72,6 +73,7 @@ class Backend(ABC):
     ON_DEVICE: ClassVar[bool] = False
     BY_NAME_ONLY: ClassVar[bool] = False
     FORKS: ClassVar[bool] = False
+    ANY_SIZE: ClassVar[bool] = True
     ONE_PROCESS: ClassVar[OneProcess | None] = None
 
     def __init__(self, bundle: Bundle, precision: str, threads: int) -> None:
@@ -152,18 +154,32 @@ class Backend(ABC):
             "on the host and call sample"
         )
 
-    def clone(self: Self) -> Self:
-        """The same weights, loaded once for both, with states of its own; for another thread."""
-        other = self._another()
+    def clone(self: Self, bundle: Bundle | None = None) -> Self:
+        """The same weights, loaded once for both, with states of its own; for another thread.
+
+        bundle: the same of another size, whose graphs with maps are loaded again; None: this one.
+        """
+        other = self._another(bundle or self.bundle)
         with undo(other.close):
             with self._loading:
                 loaded = dict(self._graphs)
             for name, graph in loaded.items():
-                other._graphs[name] = graph.clone()
+                alike = other.bundle.spec(name) == self.bundle.spec(name)
+                other._graphs[name] = graph.clone() if alike else other.load_beside(name, graph)
         return other
 
-    def _another(self: Self) -> Self:
-        return type(self)(self.bundle, self.precision, self.threads)
+    def working_bytes(self, batch: int) -> int:
+        """Memory that the loaded graphs touch for a batch, beside weights, inputs and outputs; 0 where none says it."""
+        del batch
+        return 0
+
+    def load_beside(self, name: str, graph: Graph) -> Graph:
+        """`load`, where the same graph is there in another size: with its weights, where the runtime can."""
+        del graph
+        return self.load(name)
+
+    def _another(self: Self, bundle: Bundle) -> Self:
+        return type(self)(bundle, self.precision, self.threads)
 
     def close(self) -> None:
         """Free every graph; closing twice does no harm."""

@@ -44,7 +44,8 @@ class HostChain:
         self.backend, self.tiles = backend, tiles
         self.pipeline = backend.bundle.manifest.pipeline if pipeline is None else pipeline
         self._graph: Callable[[str], Any] = backend.graph if tiles is None else tiles.graph
-        self._block = None if tiles is None else tiles.canvas.window  # of noise
+        canvas = backend.bundle.canvas if tiles is None else tiles.canvas
+        self._block = None if canvas is None else canvas.block  # of noise
         self.bindings = Bindings(self.pipeline, self.call)
         self._workspaces: OrderedDict[tuple[int, int], Workspace] = OrderedDict()
         self._kept_rows: tuple[StepTable, F32] | None = None

@@ -16,6 +16,7 @@ from engine.backends.graph import Arrays, Graph
 from engine.backends.host import HostChain
 from engine.backends.telemetry import silenced
 from engine.bundle.graphs import GraphSpec, graph_key
+from engine.bundle.maps import free_sizes
 from engine.bundle.onnx_file import Onnx
 from engine.bundle.reader import Bundle
 from engine.commands import command
@@ -82,11 +83,11 @@ def load_on(runtime: Runtime, bundle: Bundle, name: str, precision: str, threads
             f"{bundle.path}: found no graph {key!r}, expected one for {runtime.name} in {precision}; "
             f"build the bundle again with: {build}; or choose precision f32"
         )
-    model = read_onnx(bundle, key)
+    model, sizes = read_onnx(bundle, key), free_sizes(bundle.manifest.pipeline)
     try:
-        session = open_session(model, threads, runtime)
+        session = open_session(model, threads, runtime, sizes)
         tensors = {
-            tensor.name: (_DTYPES.get(tensor.type, tensor.type), tensor.shape)
+            tensor.name: (_DTYPES.get(tensor.type, tensor.type), [sizes.get(d, d) for d in tensor.shape])
             for tensor in (*session.get_inputs(), *session.get_outputs())
         }
     except native_failures() as error:
@@ -99,9 +100,12 @@ def load_on(runtime: Runtime, bundle: Bundle, name: str, precision: str, threads
     return OrtGraph(name, bundle.spec(key), obtained, threads, session, runtime)
 
 
-def open_session(model: Onnx | bytes, threads: int, runtime: Runtime = CPU) -> Any:
+def open_session(
+    model: Onnx | bytes, threads: int, runtime: Runtime = CPU, sizes: Mapping[str, int] | None = None
+) -> Any:
     """An InferenceSession over an ONNX model, on exactly the providers asked for.
 
+    sizes: of its free dimensions by name, where they are settled: the session plans with them as if they stood in the file.
     BackendError where the package or a provider is missing, DeviceError after a fork() that left CUDA behind; what the
     runtime itself raises is in native_failures().
     """
@@ -124,6 +128,8 @@ def open_session(model: Onnx | bytes, threads: int, runtime: Runtime = CPU) -> A
             for array in model.weights.values()
         ]
         options.add_external_initializers(list(model.weights), values)
+    for name, size in (sizes or {}).items():
+        options.add_free_dimension_override_by_name(name, size)
     session = ort.InferenceSession(model.data, options, providers=providers, enable_fallback=0)
     session.weights = model.weights  # the session computes with this memory and does not keep it alive itself
     taken = session.get_providers()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from engine.backends.telemetry import silenced
 from engine.bundle.graphs import GraphSpec
 from engine.bundle.onnx_file import Onnx, as_inputs
 from engine.bundle.reader import Bundle
+from engine.bundle.tensors import TensorSpec
 from engine.errors import BackendError
 from engine.forks import OneProcess
 from engine.processor import BF16_FEATURES, Processor, this_processor
@@ -70,7 +71,7 @@ def load_graph(bundle: Bundle, name: str, precision: str, threads: int) -> OpenV
     """A graph of a verified bundle in exactly this precision; BackendError otherwise."""
     model = read_onnx(bundle, name)
     try:
-        compiled = compile_model(model, precision, threads)
+        compiled = compile_model(model, precision, threads, bundle.spec(name).inputs)
         check_tensors(bundle, name, {p.any_name: _describe(p) for p in (*compiled.inputs, *compiled.outputs)})
         request = compiled.create_infer_request()
     except NATIVE_FAILURES as error:
@@ -87,15 +88,31 @@ def load_graph(bundle: Bundle, name: str, precision: str, threads: int) -> OpenV
     return OpenVinoGraph(name, bundle.spec(name), obtained, threads, compiled, request)
 
 
-def compile_model(model: Onnx | bytes, precision: str, threads: int) -> Any:
+def compile_model(model: Onnx | bytes, precision: str, threads: int, inputs: Sequence[TensorSpec] = ()) -> Any:
     """A compiled model over an ONNX model, as every graph here runs; no file is read.
 
+    inputs: as it is to take them, where its file leaves more dimensions free: for a size that it knows it is faster.
     BackendError where the package is missing, or was in use when this process was forked; what the runtime itself raises
     is in NATIVE_FAILURES.
     """
     core = _core()
     ONE_PROCESS.enter()
-    return core.compile_model(_network(core, model), "CPU", _config(core, precision, threads))
+    return core.compile_model(_fixed(_network(core, model), inputs), "CPU", _config(core, precision, threads))
+
+
+def _fixed(network: Any, inputs: Sequence[TensorSpec]) -> Any:
+    """The network with these inputs, their named dimensions free; as it is where it leaves no other free."""
+    shapes = {tensor.name: [-1 if isinstance(d, str) else d for d in tensor.shape] for tensor in inputs}
+    there = {port.any_name: port.partial_shape for port in network.inputs}
+    loose = {name: shape for name, shape in shapes.items() if name in there and _is_loose(there[name], shape)}
+    if loose:
+        network.reshape(loose)
+    return network
+
+
+def _is_loose(found: Any, shape: list[int]) -> bool:
+    """Whether a network leaves a dimension free that is settled."""
+    return len(found) == len(shape) and any(dim.is_dynamic and size >= 0 for dim, size in zip(found, shape, strict=True))
 
 
 def _network(core: Any, model: Onnx | bytes) -> Any:

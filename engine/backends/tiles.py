@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from engine.backends.base import Backend
 from engine.backends.graph import Arrays, Graph
-from engine.bundle.canvas import AT_ONCE, Canvas
+from engine.bundle.canvas import AT_ONCE, Tiling
 from engine.bundle.tensors import BATCH
 from engine.result import F32
 
@@ -21,7 +21,7 @@ class Tiles:
     after: called after each call of a graph on so many windows; what it raises ends the run
     """
 
-    def __init__(self, backend: Backend, canvas: Canvas) -> None:
+    def __init__(self, backend: Backend, canvas: Tiling) -> None:
         self.backend, self.canvas = backend, canvas
         self.after: Callable[[int], None] | None = None
         self._chain = backend.chain()  # for its limit: how many entries a call of a plan may have

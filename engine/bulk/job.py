@@ -57,7 +57,7 @@ class Job:
     bundle    SHA-256 of the bundle's manifest.json, which has that of every other file
     features  SHA-256 of the ONNX model whose output is kept instead of the images; None keeps the images
     inputs    what was given for the bundle's inputs: a number as it is, an array as `digest_of_array` has it
-    size, overlap  of images larger than the bundle's own, as `Sampler` takes them
+    size, overlap  of images of another size than the bundle's own, as `Sampler` takes them
     """
 
     name: str

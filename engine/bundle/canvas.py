@@ -1,4 +1,7 @@
-"""A canvas: a bundle made for one size, as if it were for a larger one, whose graphs run on windows of it.
+"""A canvas: a bundle made for one size, as if it were for another.
+
+Its graphs run on the whole of it, where the bundle says that they can (`multiple` of its pipeline): one call a step,
+attention over everything, no borders. Or they run on windows of a larger one:
 
     window k begins at multiples of the stride, the last one at the canvas's end
     value(pixel) = sum_k w_k v_k(pixel) / sum_k w_k,  w = clip(distance to the window's border / (its size - 1), 0.01, 0.5)
@@ -17,44 +20,56 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.argument_checks import check_number, check_pair
+from engine.bundle.graphs import GraphSpec, graph_of
+from engine.bundle.limits import MAX_SIDE
 from engine.bundle.manifest import Manifest
+from engine.bundle.maps import map_ports
 from engine.bundle.pipeline import IMAGE, PipelineSpec, Value
-from engine.bundle.tensors import Shape
+from engine.bundle.tensors import Shape, TensorSpec
 from engine.errors import ArgumentError
 from engine.solver.noise import MAX_BLOCKS
 
 F32 = NDArray[np.float32]
 LEAST_WEIGHT, MOST_WEIGHT = 0.01, 0.5
 MOST_OVERLAP = 0.9
-MAX_SIDE = 65_536  # of an image
 AT_ONCE = 8  # windows of samples in one call, at most: more fill memory and make no processor faster
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """Where the windows lie on a larger state.
+    """Another size of the state, on the whole of which the graphs run.
 
-    base     the manifest as it is, whose graphs take a window
-    overlap  the share of a window that the next one covers
-    rows     where windows begin, in pixels of the state from the top; columns: from the left
-    ports    {graph: {name in the graph: pixels to one of the state's}} of what is cut into windows, and put together
+    base   the manifest as it is
+    whole  height and width of the state, in pixels of it
+    ports  {graph: {name in the graph: pixels to one of the state's}} of what lies over the state
     """
 
     base: Manifest
-    overlap: float
-    rows: tuple[int, ...]
-    columns: tuple[int, ...]
+    whole: tuple[int, int]
     ports: dict[str, dict[str, int]]
 
     @property
     def window(self) -> tuple[int, int]:
-        """Height and width of a window, in pixels of the state."""
+        """Height and width of the bundle's own state."""
         return self.base.pipeline.state.height, self.base.pipeline.state.width
 
     @property
-    def whole(self) -> tuple[int, int]:
-        """Height and width of the state."""
-        return self.rows[-1] + self.window[0], self.columns[-1] + self.window[1]
+    def block(self) -> tuple[int, int] | None:
+        """The blocks that noise is laid out in (engine/solver/noise.py); None for the bundle's own size."""
+        return None if self.whole == self.window else self.window
+
+
+@dataclass(frozen=True)
+class Tiling(Canvas):
+    """A larger state, of which the graphs take windows of the bundle's own size.
+
+    overlap  the share of a window that the next one covers
+    rows     where windows begin, in pixels of the state from the top; columns: from the left
+    """
+
+    overlap: float
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
 
     @property
     def windows(self) -> list[tuple[int, int]]:
@@ -69,35 +84,49 @@ class Canvas:
         return np.clip(nearest, LEAST_WEIGHT, MOST_WEIGHT).astype(np.float32)
 
 
-def enlarged(manifest: Manifest, size: tuple[int, int], overlap: float) -> tuple[Manifest, Canvas]:
-    """The manifest as of a bundle whose images have this height and width, and the windows that its graphs run on.
+def resized(manifest: Manifest, size: tuple[int, int], overlap: float | None) -> tuple[Manifest, Canvas]:
+    """The manifest as of a bundle whose images have this height and width, and how its graphs come to be for it.
 
-    overlap: 0 .. 0.9, the share of a window that the next one covers. ArgumentError for a bundle or a size without tiles.
+    overlap: 0 .. 0.9, the share of a window that the next one covers, for windows; None for the whole. ArgumentError for a
+    bundle or a size that does not go.
     """
     spec = manifest.pipeline
-    overlap = check_number("overlap", overlap, 0.0, MOST_OVERLAP)
+    if overlap is not None:
+        overlap = check_number("overlap", overlap, 0.0, MOST_OVERLAP)
     height, width = check_pair("size", size, "two, (height, width)")
     if spec.maps is None:
         raise ArgumentError(
             f"size: found {height} x {width} for a bundle that works in {spec.image_shape[1]} x {spec.image_shape[2]} "
             "alone, as something in it depends on the whole picture; expected no size. Leave it out."
         )
-    factor, state = spec.maps[spec.image], spec.state
-    rows = _begins(_side("height", height, factor, state.height), state.height, overlap)
-    columns = _begins(_side("width", width, factor, state.width), state.width, overlap)
-    canvas = Canvas(manifest, overlap, rows, columns, _ports(spec))
-    larger = _at(spec, *canvas.whole)
-    inputs = tuple(dataclasses.replace(entry, shape=larger.values[entry.name].shape) for entry in manifest.inputs)
-    return dataclasses.replace(manifest, inputs=inputs, pipeline=larger), canvas
-
-
-def _side(name: str, side: int, factor: int, window: int) -> int:
-    """A side of the state."""
-    most = min(MAX_SIDE // factor, MAX_BLOCKS * window)
-    if side % factor or not window <= side // factor <= most:
-        nearest = factor * min(max(window, round(side / factor)), most)
+    factor, state, step = spec.maps[spec.image], spec.state, 1 if overlap is not None else spec.multiple
+    if step is None:
         raise ArgumentError(
-            f"size: found a {name} of {side}, expected a multiple of {factor} from {factor * window} to {factor * most}; "
+            f"size: found {height} x {width} and no overlap for a bundle whose graphs take {spec.image_shape[1]} x "
+            f"{spec.image_shape[2]} alone; expected an overlap, for tiles of that size. Pass overlap=0.5 too."
+        )
+    high = _side("height", height, factor, step, state.height, least=step if overlap is None else state.height)
+    wide = _side("width", width, factor, step, state.width, least=step if overlap is None else state.width)
+    whole = high, wide
+    larger = _at(spec, *whole)
+    inputs = tuple(dataclasses.replace(entry, shape=larger.values[entry.name].shape) for entry in manifest.inputs)
+    ports = map_ports(spec)
+    found = dataclasses.replace(manifest, inputs=inputs, pipeline=larger)
+    if overlap is None:
+        graphs = {key: _graph_at(graph, ports.get(graph_of(key), {}), whole) for key, graph in manifest.graphs.items()}
+        return dataclasses.replace(found, graphs=graphs), Canvas(manifest, whole, ports)
+    rows, columns = _begins(high, state.height, overlap), _begins(wide, state.width, overlap)
+    return found, Tiling(manifest, whole, ports, overlap, rows, columns)
+
+
+def _side(name: str, side: int, factor: int, step: int, own: int, least: int) -> int:
+    """A side of the state, for one of the image."""
+    most = min(MAX_SIDE // factor, MAX_BLOCKS * own) // step * step
+    unit = factor * step
+    if side % unit or not least <= side // factor <= most:
+        nearest = unit * min(max(least // step, round(side / unit)), most // step)
+        raise ArgumentError(
+            f"size: found a {name} of {side}, expected a multiple of {unit} from {factor * least} to {factor * most}; "
             f"the nearest is {nearest}."
         )
     return side // factor
@@ -114,7 +143,7 @@ def _at(spec: PipelineSpec, height: int, width: int) -> PipelineSpec:
     maps = spec.maps or {}
 
     def grown(name: str, shape: Shape) -> Shape:
-        return (*shape[:2], maps[name] * height, maps[name] * width) if name in maps else shape
+        return (*shape[:-2], maps[name] * height, maps[name] * width) if name in maps else shape
 
     image = spec.encoder_image
     return dataclasses.replace(
@@ -125,9 +154,14 @@ def _at(spec: PipelineSpec, height: int, width: int) -> PipelineSpec:
     )
 
 
-def _ports(spec: PipelineSpec) -> dict[str, dict[str, int]]:
-    maps = spec.maps or {}
-    return {
-        call.graph: {port: maps[name] for port, name in (call.inputs | call.outputs).items() if name in maps}
-        for call in spec.calls
-    }
+def _graph_at(graph: GraphSpec, ports: dict[str, int], whole: tuple[int, int]) -> GraphSpec:
+    """A graph's entry for a state of this size."""
+
+    def grown(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        return tuple(
+            dataclasses.replace(tensor, shape=(*tensor.shape[:-2], *(ports[tensor.name] * side for side in whole)))
+            if tensor.name in ports else tensor
+            for tensor in tensors
+        )  # fmt: skip
+
+    return dataclasses.replace(graph, inputs=grown(graph.inputs), outputs=grown(graph.outputs))

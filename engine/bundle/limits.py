@@ -8,6 +8,7 @@ MAX_MANIFEST_BYTES = 4 * 2**20
 MAX_DIMENSION = 2**31
 MAX_RANK = 8
 MAX_INPUTS = 32
+MAX_SIDE = 65_536  # of an image, in pixels
 MAX_CALLS = 64  # in one section of the pipeline
 MAX_TEXT = 200
 MAX_DIRECTIONS = 4096

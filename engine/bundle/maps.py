@@ -1,7 +1,8 @@
 """Maps: the values of a pipeline that lie over the state as x does, so many of their pixels to one of the state's.
 
 Where all that the calls make of maps is maps again, and of nothing else, they can be made on windows of a larger picture
-(engine/bundle/canvas.py). Which inputs are maps is in the manifest; the rest follows from the calls.
+(engine/bundle/canvas.py). Which inputs are maps is in the manifest; the rest follows from the calls. Where the files of the
+graphs leave height and width free (`multiple`), they can be made on the whole of it.
 """
 
 from __future__ import annotations
@@ -9,10 +10,48 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engine.bundle.fields import Fields
+from engine.bundle.limits import MAX_SIDE
 from engine.bundle.pipeline import IMAGE, VARIANCE, X0, E, PipelineSpec, Value, X
 from engine.bundle.tensors import BATCH
 
 STATES = (X, X0, E, VARIANCE)  # which are the state's own shape, as its reader has seen to
+SIDES = ("height", "width")
+
+
+def free_dimension(factor: int, axis: int) -> str:
+    """What a graph's file calls the height (axis 0) or the width (1) of a map with so many pixels to one of the state's."""
+    return SIDES[axis] if factor == 1 else f"{factor}*{SIDES[axis]}"
+
+
+def free_sizes(spec: PipelineSpec) -> dict[str, int]:
+    """{a free dimension in the files of the graphs: its size in this pipeline}; empty where they leave none free."""
+    if spec.multiple is None or spec.maps is None:
+        return {}
+    sides = spec.state.height, spec.state.width
+    return {free_dimension(k, axis): k * sides[axis] for k in sorted({*spec.maps.values()}) for axis in (0, 1)}
+
+
+def map_ports(spec: PipelineSpec) -> dict[str, dict[str, int]]:
+    """{graph: {name in the graph: pixels to one of the state's}} of what lies over the state."""
+    maps = spec.maps or {}
+    return {
+        call.graph: {port: maps[name] for port, name in (call.inputs | call.outputs).items() if name in maps}
+        for call in spec.calls
+    }
+
+
+def parse_multiple(top: Fields, spec: PipelineSpec, maps: dict[str, int] | None) -> int | None:
+    """The field `multiple` of a pipeline: what a side of the state is a multiple of, in any size; null stays None."""
+    if top.take_null("multiple"):
+        return None
+    multiple = top.integer_or_null("multiple", 1, MAX_SIDE)
+    if maps is None:
+        top.refuse("multiple", "null where maps is null")
+    state = spec.state
+    if state.height % multiple or state.width % multiple:
+        top.refuse("multiple", f"a divisor of the state's {state.height} x {state.width}")
+    return multiple
+
 
 def parse_maps(top: Fields, spec: PipelineSpec, inputs: Sequence[str]) -> dict[str, int] | None:
     """The field `maps` of a pipeline: {value: its pixels to one of the state's, a side}; null stays None."""
@@ -46,9 +85,8 @@ def parse_maps(top: Fields, spec: PipelineSpec, inputs: Sequence[str]) -> dict[s
 
 
 def _factor(top: Fields, spec: PipelineSpec, name: str, value: Value) -> int:
-    """How many pixels of a value one of the state's has a side."""
-    state, sizes = spec.state, value.shape[2:]
-    height, width = sizes if len(sizes) == 2 else (None, None)
+    """How many pixels of a value, [batch, C, H, W] or [batch, H, W], one of the state's has a side."""
+    state, (height, width) = spec.state, value.shape[-2:] if len(value.shape) in (3, 4) else (None, None)
     if value.shape[0] == BATCH and isinstance(height, int) and isinstance(width, int):
         factor = height // state.height
         if factor > 0 and (height, width) == (factor * state.height, factor * state.width):

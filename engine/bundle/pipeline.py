@@ -10,6 +10,8 @@
     after    once a request, from the final x to values
     maps     the inputs that lie over the state as x does, so that the calls can be made on windows of a larger one; null
              where the pipeline works in its own size alone (engine/bundle/maps.py)
+    multiple what height and width of the state are multiples of where the calls are made on the whole of a larger or smaller
+             one at once; null where each graph is of one size
 
 Calls name graphs and values and nothing else. `pipeline_reader.py` reads them, each held against its graph's own signature.
 """
@@ -77,6 +79,7 @@ class PipelineSpec(ByValue):
     encoder_image  the image that `encode` takes, as its graph has it; None where there is no such call
     maps           {value: how many of its pixels one of the state's has a side} of all that lies over the state, x included;
                    None where the pipeline works in its own size alone
+    multiple       what a side of the state is a multiple of, where graphs run on any size; None where each is of one
     """
 
     encode: tuple[CallSpec, ...]
@@ -91,6 +94,7 @@ class PipelineSpec(ByValue):
     values: Values
     encoder_image: TensorSpec | None = None
     maps: Mapping[str, int] | None = None
+    multiple: int | None = None
 
     @property
     def calls(self) -> tuple[CallSpec, ...]:

@@ -9,7 +9,7 @@ from engine.bundle.fields import Fields, shorten
 from engine.bundle.graphs import GraphSpec
 from engine.bundle.inputs import RESERVED, InputSpec
 from engine.bundle.limits import MAX_CALLS
-from engine.bundle.maps import parse_maps
+from engine.bundle.maps import parse_maps, parse_multiple
 from engine.bundle.pipeline import (
     IMAGE,
     ROWS,
@@ -47,8 +47,9 @@ def parse_pipeline(fields: Fields, inputs: tuple[InputSpec, ...], graphs: Mappin
         encode, before, rows, step, quantize, after, nulls, state, image, reader.values, reader.encoder_image, maps=None
     )
     maps = parse_maps(fields, spec, [entry.name for entry in inputs])
+    multiple = parse_multiple(fields, spec, maps)
     fields.done()
-    return dataclasses.replace(spec, maps=maps)
+    return dataclasses.replace(spec, maps=maps, multiple=multiple)
 
 
 class _Reader:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
 
-from engine.bundle.canvas import Canvas, enlarged
+from engine.bundle.canvas import Canvas, Tiling, resized
 from engine.bundle.engines import EngineSpec
 from engine.bundle.fields import REBUILD, shorten
 from engine.bundle.files import MANIFEST_FILE, FileSpec
@@ -38,7 +38,7 @@ OPEN_ATTEMPTS = 20
 class Bundle:
     """A verified bundle. `path` is its folder; `manifest` holds every checked field; `digest` is the SHA-256 of
     manifest.json, which has that of every other file; `stores` are the folders outside where its links may end; `canvas` is
-    there where `manifest` is that of a larger size."""
+    there where `manifest` is that of another size."""
 
     path: Path
     manifest: Manifest
@@ -73,26 +73,36 @@ class Bundle:
         return bundle
 
     def resized(self, size: tuple[int, int] | None, overlap: float | None) -> Bundle:
-        """The same bundle for images of this height and width: its graphs run on windows, of which the next one covers the
-        share `overlap`, 0 to 0.9; itself where neither is given. ArgumentError where that is not possible."""
+        """The same bundle for images of this height and width: its graphs run on the whole, or with an `overlap` on windows,
+        of which the next one covers that share, 0 to 0.9; itself where neither is given. ArgumentError where that is not
+        possible."""
         if size is None and overlap is None:
             return self
-        if size is None or overlap is None:
-            found, lacking = ("overlap", "size=(height, width)") if size is None else ("size", "overlap=0.5")
+        if size is None:
             raise ArgumentError(
-                f"found {found} alone, expected both of size and overlap: a larger picture is computed in tiles, of which "
-                f"the next one covers a share. Pass {lacking} too."
+                "found overlap alone, expected a size with it: a larger picture is computed in tiles, of which the next one "
+                "covers a share. Pass size=(height, width) too."
             )
-        manifest, canvas = enlarged(self.base.manifest, size, overlap)
+        manifest, canvas = resized(self.base.manifest, size, overlap)
         return replace(self, manifest=manifest, canvas=canvas)
 
     @property
-    def resizing(self) -> tuple[tuple[int, int], float] | tuple[None, None]:
-        """The size and the overlap that `resized` was given; None each for the bundle's own size."""
+    def resizing(self) -> tuple[tuple[int, int] | None, float | None]:
+        """The size and the overlap that `resized` was given; None for what it was not."""
         if self.canvas is None:
             return None, None
         height, width = self.manifest.pipeline.image_shape[1:]
-        return (height, width), self.canvas.overlap
+        return (height, width), self.tiling.overlap if self.tiling is not None else None
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """The canvas, where it is cut into windows."""
+        return self.canvas if isinstance(self.canvas, Tiling) else None
+
+    @property
+    def of_graphs(self) -> Bundle:
+        """The bundle of the size that graphs run in: its own where there are windows."""
+        return self if self.tiling is None else self.base
 
     @property
     def base(self) -> Bundle:

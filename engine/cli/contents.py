@@ -55,12 +55,14 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
 
 def describe_pipeline(pipeline: PipelineSpec) -> dict[str, Any]:
     """A pipeline as the manifest has it."""
+    step = pipeline.multiple
     return {
         **{section: [asdict(call) for call in calls_of(pipeline, section)] for section in SECTIONS},
         "nulls": {name: _plain(null) for name, null in pipeline.nulls.items()},
         "state": asdict(pipeline.state),
         "image": pipeline.image,
         "image_shape": list(pipeline.image_shape),
+        "size_step": None if step is None else step * (pipeline.maps or {})[pipeline.image],
     }
 
 
@@ -104,6 +106,7 @@ def show_contents(bundle: dict[str, Any]) -> None:
         {
             "name": f"{bundle['name']}, of the family {bundle['family']}",
             "image": size_line(bundle["pipeline"]["image_shape"]),
+            **sizes_line(bundle["pipeline"]["size_step"]),
             "state": state_line(state),
             "schedule": ", ".join(f"{name} {value}" for name, value in bundle["schedule"].items()),
             "prediction": f"{bundle['prediction']}, variance {bundle['variance']}",
@@ -154,6 +157,11 @@ def show_directions(directions: dict[str, Any] | None) -> None:
 def is_share(shares: object, name: str) -> bool:
     """Whether this is a share of 1 by name."""
     return isinstance(shares, dict) and isinstance(shares.get(name), (int, float))
+
+
+def sizes_line(step: int | None) -> dict[str, str]:
+    """The other sizes of images that graphs run on as a whole."""
+    return {} if step is None else {"other sizes": f"multiples of {step}, with --size"}
 
 
 def fitted_line(fitted: dict[str, Any] | None) -> dict[str, str]:

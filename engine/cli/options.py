@@ -117,9 +117,9 @@ CANVAS = options(
         nargs=2,
         default=None,
         metavar="HEIGHT WIDTH",
-        help="Of the images, larger than the bundle's own: computed in tiles, with --overlap.",
+        help="Of the images, other than the bundle's own: computed as a whole, or with --overlap in tiles.",
     ),
-    click.option("--overlap", type=float, help="With it: the share of a tile that the next one covers, such as 0.5."),
+    click.option("--overlap", type=float, help="With it, in tiles: the share that the next one covers, such as 0.5."),
 )
 SEED = click.option("--seed", type=Seeds(), help="Image i uses SEED + i; or one a image: 7,0,9. Default: random.")
 PRIOR = click.option(

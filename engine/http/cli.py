@@ -44,7 +44,7 @@ def options(command: Command) -> Command:
         click.option(
             "--size", type=int, nargs=2, metavar="HEIGHT WIDTH", default=None, help="Of the images, as for `sample`."
         ),
-        click.option("--overlap", type=float, help="With it: the share of a tile that the next one covers."),
+        click.option("--overlap", type=float, help="With it, in tiles: the share that the next one covers."),
         click.option("--max-batch", default=USUAL.max_batch, show_default=True, help="Images of a request, and of a run."),
         click.option("--max-steps", type=int, help="Most network calls of a request; default: 100 or what is recorded."),
         click.option("--max-pixels", default=USUAL.max_pixels, show_default=True, help="Of a picture that is sent."),

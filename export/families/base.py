@@ -11,11 +11,12 @@ from typing import Any, Protocol, TypeVar
 
 from engine.bundle.fields import Fields
 from engine.bundle.inputs import InputSpec, parse_inputs
+from engine.bundle.maps import map_ports
 from engine.bundle.pipeline import PipelineSpec
 from engine.bundle.pipeline_reader import parse_pipeline
 from engine.bundle.training import ScheduleSpec
 from engine.errors import ArgumentError, did_you_mean
-from export.graphs.roles import Example, Role, with_rows
+from export.graphs.roles import Example, FreeSize, Role, with_rows
 from export.read.checkpoint import Checkpoint
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -81,6 +82,14 @@ class Model:
     def step(self) -> Role:
         """The graph that runs in the loop."""
         return self.roles[self.wiring.step.graph]
+
+    def free(self, graph: str) -> FreeSize | None:
+        """What the file of a graph leaves free of its size; None where that is the model's own alone, or of no picture."""
+        wiring = self.wiring
+        ports = map_ports(wiring).get(graph)
+        if wiring.multiple is None or not ports:
+            return None
+        return FreeSize(ports, wiring.multiple, (wiring.state.height, wiring.state.width))
 
     @property
     def example(self) -> Example:

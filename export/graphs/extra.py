@@ -11,7 +11,7 @@ from engine.bundle.graphs import SAMPLER
 from engine.errors import ExportError
 from export.context import Graph
 from export.families.base import Model
-from export.graphs.onnx_export import export_onnx
+from export.graphs.onnx_export import export_onnx, fixed
 from export.graphs.parity import measure
 from export.graphs.sampler_graph import compose_sampler
 from export.graphs.sampler_role import measure_sampler, sampler_role
@@ -67,9 +67,11 @@ def extra_graphs(
 def _half_graphs(context: BuildContext, model: Model, options: HalfOptions) -> Iterator[Graph]:
     for role in half_roles(model.roles, options):
         with context.watch.stage(f"export {role.name} fp16"):
-            found = export_onnx(role)
+            found = export_onnx(role, model.free(role.name))
         with context.watch.stage(f"check {role.name} fp16"):
-            parity = measure(model.roles[role.name], found, HALF_RUNTIMES, model.example, BOUND)
+            parity = measure(
+                model.roles[role.name], found, HALF_RUNTIMES, model.example, BOUND, model.free(role.name)
+            )
         yield Graph(role, found.data, parity, found.weights)
 
 
@@ -84,7 +86,9 @@ def _sampler(context: BuildContext, parts: Mapping[str, Graph], precision: str) 
         )
     role = sampler_role(model.input_specs, wiring, model.roles, precision)
     with context.watch.stage(f"compose sampler {precision}"):
-        data = compose_sampler(role, wiring, {name: graph.model for name, graph in parts.items()})
+        own = {name: fixed(graph.model, graph.role, model.free(name) if name in names else None)
+               for name, graph in parts.items()}  # fmt: skip
+        data = compose_sampler(role, wiring, own)
     with context.watch.stage(f"check sampler {precision}"):
         parity = measure_sampler(role, data, HALF_RUNTIMES, model.schedule.schedule(), model.prediction)
     return Graph(role, data, parity)

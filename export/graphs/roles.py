@@ -7,13 +7,14 @@ and the manifest's reader holds the pipeline against it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
 from engine.bundle.graphs import GraphSpec, Parity, graph_key
-from engine.bundle.tensors import BATCH, TensorSpec
+from engine.bundle.maps import free_dimension
+from engine.bundle.tensors import BATCH, Shape, TensorSpec
 
 Inputs = dict[str, torch.Tensor]
 STEPS = "steps"  # the free dimension of a table of timesteps
@@ -61,6 +62,42 @@ class Role:
             result = self.module(**inputs)
         outputs = result if isinstance(result, tuple) else (result,)
         return {spec.name: value for spec, value in zip(self.outputs, outputs, strict=True)}
+
+
+@dataclass(frozen=True)
+class FreeSize:
+    """The height and width that a graph's file leaves free.
+
+    ports     {input or output that lies over the state: its pixels to one of the state's, a side}
+    multiple  what a side of the state is a multiple of
+    own       height and width of the state that the model was made for
+    """
+
+    ports: Mapping[str, int]
+    multiple: int
+    own: tuple[int, int]
+
+    def at(self, role: Role, height: int, width: int) -> Role:
+        """The role for a state of this size; its module takes any."""
+
+        def sized(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+            return tuple(replace(spec, shape=self._shape(spec, height, width)) for spec in tensors)
+
+        return replace(role, inputs=sized(role.inputs), outputs=sized(role.outputs))
+
+    def names(self, spec: TensorSpec) -> Shape:
+        """The shape of a tensor in the file: with names in the place of height and width."""
+        factor = self.ports.get(spec.name)
+        return spec.shape if factor is None else (*spec.shape[:-2], *(free_dimension(factor, axis) for axis in (0, 1)))
+
+    def _shape(self, spec: TensorSpec, height: int, width: int) -> Shape:
+        factor = self.ports.get(spec.name)
+        return spec.shape if factor is None else (*spec.shape[:-2], factor * height, factor * width)
+
+    def sizes(self) -> dict[str, int]:
+        """{a free dimension of the file: its size in the state that the model was made for}."""
+        factors = sorted({*self.ports.values()})
+        return {free_dimension(k, axis): k * self.own[axis] for k in factors for axis in (0, 1)}
 
 
 def weights_file(role: Role) -> str:

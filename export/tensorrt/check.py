@@ -8,6 +8,7 @@ from typing import Any
 
 from export.build import Request, prepare
 from export.context import Graph, Watch
+from export.graphs.onnx_export import fixed
 from export.tensorrt.engines import PRECISIONS, chosen_graphs
 from export.tensorrt.library import Library, open_library
 from export.tensorrt.log import BuildNotes, make_logger
@@ -43,7 +44,11 @@ def check_request(request: Request, watch: Watch) -> Checked:
     backend = next((name for name in request.backends if name.startswith("tensorrt")), "tensorrt_rtx")
     library = open_library(backend)
     wanted = replace(request, backends=(backend,), precisions=PRECISIONS)
-    graphs = chosen_graphs(prepare(wanted, watch).context, PRECISIONS[0])
+    context = prepare(wanted, watch).context
+    graphs = [  # as they are when a plan is built
+        replace(graph, model=fixed(graph.model, graph.role, context.model.free(graph.role.name)))
+        for graph in chosen_graphs(context, PRECISIONS[0])
+    ]
     with watch.stage(f"ask {backend}"):
         findings = check_graphs(library, graphs)
     return Checked(library, tuple(graph.key for graph in graphs), tuple(findings))

@@ -13,6 +13,7 @@ from engine.errors import BundleError, ExportError
 from export.context import Graph
 from export.engines import BuildContext, BuiltEngine
 from export.families.base import Model
+from export.graphs.onnx_export import fixed
 from export.tensorrt.library import Library, open_library, settle_targets
 from export.tensorrt.options import PlanOptions, read_options
 from export.tensorrt.plan import build_plan
@@ -88,7 +89,8 @@ def _engine(
             f"{library.backend}; build plans in half, --precision fp16, or leave {library.backend} out of --backends"
         )
     with context.watch.stage(label):
-        plan = build_plan(library, graph.key, graph.model, graph.role.inputs, wishes, context.watch)
+        onnx = fixed(graph.model, graph.role, context.model.free(name))
+        plan = build_plan(library, graph.key, onnx, graph.role.inputs, wishes, context.watch)
     return _built({**entry, "record": {"graph": graph.key, **plan.record}}, plan.data)
 
 

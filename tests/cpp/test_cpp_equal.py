@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from engine import Sampler, StepInfo
+from engine import BackendError, Sampler, StepInfo
 from engine.backends.native.isa import VARIABLE, instruction_set
 from engine.bundle.reader import Bundle
 from engine.kernels.native_library import ISAS, native_library
-from tests.cpp.capi import UNSET, Arguments, CBatch, CSampler, Library, Step, looking, open_c
+from tests.cpp.capi import UNSET, Arguments, CBatch, CSampler, Failed, Library, Step, looking, open_c
 from tests.cpp.changed import changed_bundle
 from tests.native_models import NEEDS_NATIVE
 
@@ -85,6 +85,22 @@ def pair(library: Library, native_bundle: Callable[..., Path], with_prior: Path)
     for ours, theirs in opened.values():
         ours.close()
         theirs.free()
+
+
+@pytest.mark.parametrize("setting", ["recorded", "ddim, eta", "ddpm", "PLMS"])
+def test_a_whole_canvas(setting: str, library: Library, native_bundle: Callable[..., Path]) -> None:
+    """Its noise is laid out in blocks, over the packed weights of the trained size."""
+    path, options = native_bundle("uncond"), SETTINGS[setting] | {"seed": 5}
+    height, width = Bundle.open(path).manifest.pipeline.image_shape[1:]
+    size = {"height": 2 * height, "width": width + height // 2}
+    python = Sampler(path, "native", "bf16", threads=2, size=(size["height"], size["width"]))
+    with python, open_c(library, path, precision="bf16", **size) as c:
+        assert_same(python.sample(3, **options), c.sample(3, **options))
+    with pytest.raises(BackendError) as expected:
+        Sampler(path, "native", "bf16", threads=2, size=(1024, 1024))
+    with pytest.raises(Failed) as caught:
+        open_c(library, path, precision="bf16", height=1024, width=1024)
+    assert str(expected.value) in str(caught.value)
 
 
 def assert_same(ours: Any, theirs: CBatch) -> None:

@@ -97,6 +97,58 @@ def test_a_larger_picture_is_filled_in_to_the_bits_of_python(canvas: Path, libra
         same(c.inpaint(images, mask, **given), python.inpaint(images, mask, **given))
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Whose graphs run in any size."""
+    folder = tmp_path_factory.mktemp("whole") / "w.bundle"
+    return build_family(folder, encodes=["state_encoder"], quantizes=True, multiple=2)
+
+
+@pytest.mark.parametrize("run", ["recorded", "noisy", "ancestral", "on an interval"])
+@pytest.mark.parametrize(("height", "width"), [(20, 40), (12, 16), (4, 24)])
+def test_a_whole_canvas_has_the_bits_of_python(whole: Path, run: str, height: int, width: int, library: Library) -> None:
+    style = np.linspace(-1, 1, STYLE, dtype=np.float32)[None]
+    given = {"seed": 11, "label": np.array([3, 10, 0]), "style": style, **RUNS[run]}
+    python = Sampler(whole, "openvino", "f32", 2, size=(height, width))
+    with open_c(library, whole, backend="openvino", height=height, width=width) as c, python, c.clone() as twin:
+        batch = python.sample(3, **given)
+        assert batch.images.shape == (3, height, width, IMAGE[0])
+        for sampler in (c, twin):
+            same(sampler.sample(3, **given), batch)
+
+
+@pytest.mark.parametrize("overlap", [None, 0.5])
+def test_labels_of_pixels_lie_over_the_state_as_in_python(tmp_path: Path, overlap: float | None, library: Library) -> None:
+    path = build_family(tmp_path / "s.bundle", encodes=["state_encoder"], multiple=2, segments=True)
+    labels = np.random.default_rng(1).integers(0, 4, (2, 20, 40))
+    given = {"seed": 5, "label": np.array([3, 10]), "segmentation": labels, "steps": 3, "eta": 1.0}
+    cut = {} if overlap is None else {"overlap": overlap}
+    python = Sampler(path, "openvino", "f32", 2, size=(20, 40), overlap=overlap)
+    with open_c(library, path, backend="openvino", height=20, width=40, **cut) as c, python:
+        same(c.sample(2, **given), python.sample(2, **given))
+
+
+def test_a_whole_canvas_is_filled_in_to_the_bits_of_python(whole: Path, library: Library) -> None:
+    images = np.random.default_rng(8).integers(0, 256, (2, 20, 40, IMAGE[0]), np.uint8)
+    mask = np.zeros((20, 40), np.uint8)
+    mask[4:12, 9:30] = 255
+    given = {"seed": 5, "label": np.array([3, 10]), "style": np.ones((1, STYLE), np.float32), "steps": 3, "eta": 1.0}
+    python = Sampler(whole, "openvino", "f32", 2, size=(20, 40))
+    with open_c(library, whole, backend="openvino", height=20, width=40) as c, python:
+        same(c.inpaint(images, mask, **given), python.inpaint(images, mask, **given))
+
+
+@pytest.mark.parametrize("size", [(22, 40), (20, 2), (20, 10**15), (-4, 16)])
+def test_a_whole_canvas_that_cannot_be(whole: Path, size: tuple[int, int], library: Library) -> None:
+    """In Python's words."""
+    with pytest.raises(Failed) as caught:
+        open_c(library, whole, backend="openvino", height=size[0], width=size[1])
+    with pytest.raises(ArgumentError) as expected:
+        Sampler(whole, "openvino", size=size)
+    assert str(expected.value) in str(caught.value)
+    assert caught.value.status == ARGUMENT
+
+
 @pytest.mark.parametrize(
     ("size", "said"),
     [
@@ -105,8 +157,9 @@ def test_a_larger_picture_is_filled_in_to_the_bits_of_python(canvas: Path, libra
         ({"height": 20, "width": 10**15, "overlap": 0.5}, None),
         ({"height": -4, "width": 16, "overlap": 0.5}, None),
         ({"height": 20, "width": 40, "overlap": 0.95}, None),
-        ({"height": 20, "width": 40}, "found some of height, width and overlap, expected all or none"),
-        ({"overlap": 0.5}, "found some of height, width and overlap, expected all or none"),
+        ({"height": 20, "width": 40}, None),
+        ({"height": 20}, "found some of height, width and overlap, expected both height and width"),
+        ({"overlap": 0.5}, "found some of height, width and overlap, expected both height and width"),
     ],
 )
 def test_a_size_that_cannot_be(canvas: Path, size: dict[str, Any], said: str | None, library: Library) -> None:
@@ -116,7 +169,7 @@ def test_a_size_that_cannot_be(canvas: Path, size: dict[str, Any], said: str | N
     assert caught.value.status == ARGUMENT
     if said is None:
         with pytest.raises(ArgumentError) as expected:
-            Sampler(canvas, "openvino", size=(size["height"], size["width"]), overlap=size["overlap"])
+            Sampler(canvas, "openvino", size=(size["height"], size["width"]), overlap=size.get("overlap"))
         said = str(expected.value)
     assert said in str(caught.value)
 

@@ -5,6 +5,7 @@ The stand-in (tensorrt_stand_in/README.md) shows that the backend's own code wor
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -227,6 +228,16 @@ def test_a_call_that_fails_becomes_a_sentence(call: str, expected: str, cpp_runt
     done = building.attempt([cpp_runtimes / "plain", bundle, "2", "1", "2", "tensorrt"], env={"STAND_IN_FAIL": call})
     assert done.returncode == 1
     assert re.search(expected, done.stderr), done.stderr
+
+
+def test_tensorrt_plans_are_of_one_size(library: Library, tmp_path: Path) -> None:
+    bundle = bundles.with_plans(tmp_path / "toy.bundle", "uncond")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["pipeline"]["multiple"] = 2
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(Failed, match=r"BACKEND: .*16 x 8 with backend 'tensorrt', whose plans take 8 x 8 alone; .*overlap"):
+        open_c(library, bundle, backend="tensorrt", height=16, width=8)
+    open_c(library, bundle, backend="tensorrt", height=8, width=8).free()
 
 
 def test_tensorrt_has_fp16_only_and_a_bundle_without_plans_is_told(library: Library, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from export.build_engines import main, spread
 from export.context import Watch
 from export.engines import ENGINE_BUILDERS, BuildContext, BuiltEngine
 from export.graphs.parity import relative_error
+from export.graphs.roles import FreeSize, Role
 from export.models.layouts import to_checkpoint
 from export.models.unet import UNet, UNetSpec
 from export.plan import BUILDABLE, check_backends, default_backends, plan_precisions
@@ -138,13 +139,36 @@ class TestManifest:
         assert manifest.built_with["torch"] and manifest.built_with["diffusevae-engine"]  # noqa: PT018
 
 
+def test_a_model_whose_graphs_have_one_size_alone(
+    golden_bundle: GoldenBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is built for that one, with a note; the other size's graphs are those of a build that could."""
+    old, notes = Bundle.open(golden_bundle("uncond")), []
+    assert old.manifest.pipeline.multiple == 2  # it halves once
+
+    def export(role: Role, free: FreeSize | None) -> Onnx:
+        if free is not None:
+            raise ExportError(f"graph {role.name}: found a constant")
+        return Onnx(old.read_graph(role.name))
+
+    class Heard(Watch):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    monkeypatch.setattr(building, "export_onnx", export)
+    path = golden_models.write_checkpoint("uncond", tmp_path / "uncond.ckpt")
+    request = Request(path, out=tmp_path / "b", backends=("onnxruntime",), options=golden_models.build_options("uncond"))
+    assert Bundle.open(build(request, Heard()).path).manifest.pipeline.multiple is None
+    assert [note for note in notes if "images of one size" in note and "found a constant" in note]
+
+
 class TestRefusals:
     def test_an_old_bundle_survives_a_build_that_fails(
         self, checkpoint: Path, golden_bundle: GoldenBundle, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         old = golden_bundle("uncond")
         before = (old / "manifest.json").read_bytes()
-        monkeypatch.setattr(building, "export_onnx", lambda role: Onnx(b"not a graph"))
+        monkeypatch.setattr(building, "export_onnx", lambda role, free: Onnx(b"not a graph"))
         result = run(checkpoint, "--heads", "2", "--out", old)
         assert result.exit_code == 1
         assert "graph vae_encoder: found that onnxruntime cannot run it" in result.output

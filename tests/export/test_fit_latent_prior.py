@@ -136,7 +136,7 @@ class TestBuild:
         self, checkpoint: Path, tmp_path: Path, golden_bundle: GoldenBundle, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         built = Bundle.open(golden_bundle("form1"))  # the same weights: exporting them again would take a while
-        monkeypatch.setattr(building, "export_onnx", lambda role: Onnx(built.read_graph(role.name)))
+        monkeypatch.setattr(building, "export_onnx", lambda role, free: Onnx(built.read_graph(role.name)))
         width = golden_models.config("form1")["z_dim"]
         prior = dataclasses.replace(standard_prior(width), means=np.full((1, width), 2, np.float32))
         write_prior(tmp_path / "p", prior, hashlib.sha256(checkpoint.read_bytes()).hexdigest())

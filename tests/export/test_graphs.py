@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -17,9 +18,9 @@ from engine.bundle.reader import Bundle
 from engine.errors import ExportError
 from export.families.diffusevae.graphs import roles
 from export.graphs import onnx_export
-from export.graphs.onnx_export import OPSET, export_onnx
-from export.graphs.parity import LOADERS, measure, relative_error
-from export.graphs.roles import OTHER_SEEDS, Role, entry_of, example, tensor, with_rows
+from export.graphs.onnx_export import OPSET, export_onnx, fixed
+from export.graphs.parity import LOADERS, load_onnxruntime, measure, relative_error
+from export.graphs.roles import OTHER_SEEDS, FreeSize, Role, entry_of, example, tensor, with_rows
 from export.models.graphs import TimestepTable
 from export.models.unet import UNet, UNetSpec
 from export.models.vae import VAE, VAESpec
@@ -46,6 +47,48 @@ def table_of(wanted: dict[str, Role]) -> TimestepTable:
     table = wanted["timestep_table"].module
     assert isinstance(table, TimestepTable)
     return table
+
+
+@pytest.fixture(scope="module")
+def small() -> Role:
+    """A denoiser of two levels with attention, made for 8 x 8."""
+    torch.manual_seed(0)
+    return roles(UNet(UNetSpec("openai", 8, 3, 3, 32, (1, 1), 1, (1,), 2)).eval(), None, T)["denoiser"]
+
+
+FREE = FreeSize({"x": 1, "eps": 1}, 2, (8, 8))
+
+
+@pytest.fixture(scope="module")
+def loose(small: Role) -> bytes:
+    return export_onnx(small, FREE).data
+
+
+class TestFreeSize:
+    def test_the_file_takes_any_size(self, small: Role, loose: bytes) -> None:
+        shapes = [[d.dim_param or d.dim_value for d in info.type.tensor_type.shape.dim] for info in (
+            onnx.load_from_string(loose).graph.input[0], onnx.load_from_string(loose).graph.output[0],
+        )]  # fmt: skip
+        assert shapes == 2 * [["batch", 3, "height", "width"]]
+        for height, width in ((8, 8), (2, 2), (6, 14)):
+            other = FREE.at(small, height, width)
+            inputs = example(other, 2, 3, 0)
+            run = load_onnxruntime(loose, other, dataclasses.replace(FREE, own=(height, width)))
+            found = run({name: value.numpy() for name, value in inputs.items()})["eps"]
+            assert relative_error(found, other(inputs)["eps"].numpy()) <= 1e-5
+
+    def test_a_size_that_is_settled_is_as_if_there_were_no_other(self, small: Role, loose: bytes) -> None:
+        """Its bits, and next to none of the nodes that sizes are computed with."""
+        alone, settled = export_onnx(small).data, fixed(loose, small, FREE)
+        nodes, plain = (onnx.load_from_string(data).graph.node for data in (settled, alone))
+        assert len(nodes) <= len(plain) + 6
+        assert sum(node.op_type == "Shape" for node in nodes) <= sum(node.op_type == "Shape" for node in plain) + 1
+        assert fixed(loose, small, FREE) == settled
+        inputs = {name: value.numpy() for name, value in example(small, 2, 3, 0).items()}
+        for load in LOADERS.values():
+            expected = load(alone)(inputs)["eps"]
+            np.testing.assert_array_equal(load(loose, small, FREE)(inputs)["eps"], expected)
+            np.testing.assert_array_equal(load(settled)(inputs)["eps"], expected)
 
 
 class TestExport:

@@ -236,7 +236,7 @@ class TestWhichGraphs:
 
     @pytest.fixture
     def made(self, zcond: Parts, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-        monkeypatch.setattr(extra, "export_onnx", lambda role: Onnx(f"{role.name} {role.precision}".encode()))
+        monkeypatch.setattr(extra, "export_onnx", lambda role, free: Onnx(f"{role.name} {role.precision}".encode()))
         monkeypatch.setattr(extra, "measure", lambda *_: {"onnxruntime": 0.0})
         monkeypatch.setattr(extra, "measure_sampler", lambda *_: {"onnxruntime": 0.0})
         monkeypatch.setattr(

@@ -58,9 +58,9 @@ def test_a_bundle_built_with_a_vocabulary_takes_text(
     source = Source(SimpleNamespace(path=Path("a.ckpt"), sha256="0" * 64), None, "ema")
     found = SimpleNamespace(name="toy", source=source, load=lambda: model_of(toy))
     monkeypatch.setattr(building, "recognise", lambda request: found)
-    monkeypatch.setattr(building, "export_graphs", lambda model, *_: [
+    monkeypatch.setattr(building, "export_graphs", lambda model, *_: (model, [
         Graph(role, toy.read_graph(name), {"onnxruntime": 0.0}) for name, role in model.roles.items()
-    ])  # fmt: skip
+    ]))  # fmt: skip
     path = tmp_path / "built.bundle"
     build(Request(Path("a.ckpt"), out=path, vocabulary=file))
     manifest = Bundle.open(path).manifest

@@ -16,6 +16,8 @@ import pytest
 
 from engine import Sampler, StepInfo
 from engine.backends.native.backend import Native
+from engine.backends.native.graph import open_graph
+from engine.backends.native.weights import weights_of
 from engine.bulk.job import describe
 from engine.bulk.maker import Means
 from engine.bulk.run import generate
@@ -38,8 +40,8 @@ Bundles = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
-    """bundles(model, size): the bundle of a golden model; that of its own size has the whole-sampler graph too, and native
-    engines where something is left to another runtime."""
+    """bundles(model): the bundle of a golden model with the whole-sampler graph, and native engines where something is left
+    to another runtime."""
     import torch
 
     from export.graphs.extra import GraphOptions
@@ -48,27 +50,28 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
     torch.set_num_threads(1)
 
     @functools.cache
-    def build(model: str, size: tuple[int, int] | None = None) -> Path:
-        whole, folder = GraphOptions(whole_sampler=size is None), tmp_path_factory.mktemp(model)
-        native = size is None and model in ELSEWHERE and Native.available()[0]
+    def build(model: str) -> Path:
+        whole, folder = GraphOptions(whole_sampler=True), tmp_path_factory.mktemp(model)
+        native = model in ELSEWHERE and Native.available()[0]
         more = {"backends": ("onnxruntime", "openvino", "native"), "precisions": ("bf16", "int8")} if native else {}
         with pytest.MonkeyPatch.context() as patch:  # few states: what is tested is not the choice of layers
             patch.setattr(trajectory, "STATES", 4)
             patch.setattr(trajectory, "LANES", 1)
-            return latent_models.build_latent(model, folder, size, graph_options=whole, if_fit=True, **more)
+            return latent_models.build_latent(model, folder, graph_options=whole, if_fit=True, **more)
 
     return build
 
 
 @pytest.fixture(scope="module")
 def samplers(bundles: Bundles) -> Iterator[Callable[..., Sampler]]:
-    """samplers(backend, model, size): opened once."""
+    """samplers(backend, model, size): opened once; in another size on the whole of a canvas."""
     opened: dict[Any, Sampler] = {}
 
-    def get(backend: str, *which: Any) -> Sampler:
-        key = (backend, *which)
+    def get(backend: str, model: str, size: tuple[int, int] | None = None) -> Sampler:
+        key = (backend, model, size)
         if key not in opened:
-            opened[key] = Sampler(bundles(*which), backend, "f32", threads=1)
+            plain = Sampler(bundles(model), backend, "f32", threads=1) if size is None else get(backend, model)
+            opened[key] = plain if size is None else plain.resized(size)
         return opened[key]
 
     yield get
@@ -106,6 +109,40 @@ def test_chains_equal_the_reference(backend: str, model: str, run: str, samplers
     assert difference(states[of["steps"] // 2 - 1 + extra], expected[f"{run}_mid"]) < TOLERANCE
     assert difference(batch.x, expected[run]) < TOLERANCE
     check_images(batch.images, model, run)
+
+
+# ---- any size --------------------------------------------------------------------------------------
+
+OTHER_SIZE = (48, 64)  # of images of 32 x 32
+
+
+def at_other_size(model: str, bundle: Bundle) -> Iterator[tuple[str, dict[str, np.ndarray], np.ndarray]]:
+    """Every graph that works on maps, inputs of that size, and what torch makes of them."""
+    from export.graphs.roles import FreeSize, example, with_rows
+
+    resized, found = bundle.resized(OTHER_SIZE, None), roles_of(model)
+    assert resized.canvas is not None
+    examples = with_rows(found["timestep_table"], "row")
+    for name, ports in resized.canvas.ports.items():
+        if not ports:
+            continue
+        role = FreeSize(ports, 1, resized.canvas.window).at(found[name], *resized.canvas.whole)
+        assert tuple(role.inputs) == resized.spec(name).inputs
+        inputs = (examples if name == "denoiser" else example)(role, 2, 3, 7)
+        (wanted,) = role(inputs).values()
+        yield name, {key: value.contiguous().numpy() for key, value in inputs.items()}, wanted.numpy()
+
+
+@EACH_BACKEND
+@pytest.mark.parametrize("model", MODELS)
+def test_networks_of_another_size_equal_torch(backend: str, model: str, samplers: Callable[..., Sampler]) -> None:
+    opened = samplers(backend, model, OTHER_SIZE)
+    names = []
+    for name, inputs, wanted in at_other_size(model, samplers(backend, model).bundle):
+        (found,) = opened._pipeline.backend.graph(name)(**inputs).values()
+        assert difference(found, wanted) < TOLERANCE, name
+        names.append(name)
+    assert {"first_stage_encoder", "denoiser", "first_stage_decoder"} <= set(names)
 
 
 @pytest.mark.parametrize("model", ["class_crossattn_cfg", "text_bert_cfg"])
@@ -190,6 +227,23 @@ def test_networks_in_bf16(model: str, path: str, force_isa: Callable[[str], str]
         with open_assembled(*programs(model)[name], "bf16") as graph:
             (found,) = graph(**inputs).values()
             assert difference(found, wanted) < DEEPER.get((model, name), BF16), name
+
+
+@NEEDS_NATIVE
+@pytest.mark.parametrize("model", MODELS)
+def test_networks_of_another_size_in_bf16(model: str, bundles: Bundles) -> None:
+    """Over the packed weights of the trained size."""
+    bundle, names = Bundle.open(bundles(model)), []
+    resized = bundle.resized(OTHER_SIZE, None)
+    for name, inputs, wanted in at_other_size(model, bundle):
+        if name in programs(model):
+            packed = programs(model)[name][1]
+            weights, spec = weights_of(packed.weights, name), resized.spec(name)
+            with open_graph(packed.program, weights, spec, name, "bf16", 1, name, resized.canvas) as graph:
+                (found,) = graph(**inputs).values()
+            assert difference(found, wanted) < DEEPER.get((model, name), BF16), name
+            names.append(name)
+    assert names == ["first_stage_encoder", "denoiser", "first_stage_decoder"]
 
 
 ELSEWHERE = {

@@ -44,7 +44,7 @@ def large(sampler: Sampler) -> Iterator[Sampler]:
 
 
 def test_windows_lie_as_far_apart_as_the_overlap_says(bundle: Path) -> None:
-    canvas = Bundle.open(bundle).resized(SIZE, 0.5).canvas
+    canvas = Bundle.open(bundle).resized(SIZE, 0.5).tiling
     assert canvas is not None
     assert canvas.rows == (0, 3, 4)
     assert canvas.columns == (0, 4, 8, 12)
@@ -139,7 +139,7 @@ def test_a_canvas_that_does_not_fit_is_refused_before_anything_runs(
 
 
 BAD = [
-    ({"size": SIZE}, "found size alone, expected both of size and overlap.*overlap=0.5"),
+    ({"size": SIZE}, "found 20 x 40 and no overlap for a bundle whose graphs take 12 x 16 alone.*Pass overlap=0.5 too"),
     ({"overlap": 0.5}, "found overlap alone"),
     ({"size": (21, 40), "overlap": 0.5}, "height of 21, expected a multiple of 2 from 12 to 65536; the nearest is 20"),
     ({"size": (20, 8), "overlap": 0.5}, "width of 8, expected a multiple of 2 from 16"),

@@ -115,6 +115,9 @@ REFUSED: list[tuple[str, object, str]] = [
     ("pipeline.maps", ["z", "z"], "expected null, or a list of different inputs"),
     ("pipeline.maps", ["z"], "expected null, as z is float32[batch, 4], which is no whole multiple of the state's 8 x 8"),
     ("pipeline.maps", [], "pipeline.maps: found [] (list), expected null, as z is float32[batch, 4], which is no whole"),
+    ("pipeline.multiple", ABSENT, "pipeline.multiple: missing, expected an integer in 1..65536, or null"),
+    ("pipeline.multiple", 2.0, "pipeline.multiple: found 2.0 (float), expected an integer in 1..65536, or null"),
+    ("pipeline.multiple", 8, "pipeline.multiple: found 8 (int), expected null where maps is null"),
     ("pipeline.after", [call()], "pipeline.after[0].outputs.image: found 'recon' (str), expected a new name"),
 ]
 
@@ -133,6 +136,7 @@ def test_what_lies_over_the_state_is_a_matter_of_the_calls(tmp_path: Path) -> No
     check_refused(bundle, "pipeline.maps", [], "expected null, as recon does not lie over the state")
     alone = toy.build_bundle(tmp_path / "alone.bundle", None)
     assert Bundle.open(alone).manifest.pipeline.maps == {"x": 1, "x0": 1, "e": 1, "variance": 1}
+    check_refused(alone, "pipeline.multiple", 3, "pipeline.multiple: found 3 (int), expected a divisor of the state's 8 x 8")
 
 
 def test_a_cycle_is_called_one(bundle: Path) -> None:

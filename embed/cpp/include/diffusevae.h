@@ -145,8 +145,10 @@ typedef struct diffusevae_open_options {
                              * same result; memory stays bounded */
     const char* const* allow_links;  /* folders where links among the bundle's files may end, beside the bundle's own: such as */
     int64_t allow_links_count;       /* the Hugging Face cache's "blobs"; "/" for any place. NULL and 0: none */
-    int64_t height, width;  /* of the images, larger than the bundle's own: its networks run on windows of them, of which */
-    double overlap;         /* the next one covers this share, 0 .. 0.9. All three, or none: DIFFUSEVAE_UNSET, _UNSET_NUMBER */
+    int64_t height, width;  /* of the images, other than the bundle's own: its networks run on the whole of them. Both, or
+                             * none: DIFFUSEVAE_UNSET */
+    double overlap;         /* with larger ones: they run on windows of the bundle's own size instead, of which the next one
+                             * covers this share, 0 .. 0.9; DIFFUSEVAE_UNSET_NUMBER for the whole */
 } diffusevae_open_options;
 
 DIFFUSEVAE_API void diffusevae_open_options_init(diffusevae_open_options* options);

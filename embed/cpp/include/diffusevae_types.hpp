@@ -171,8 +171,8 @@ struct OpenOptions {
     std::optional<int64_t> threads;  // nullopt: what affinity and the container's CPU quota allow
     int64_t max_batch = 64;
     std::vector<std::string> allow_links;  // folders where links among the bundle's files may end, beside the bundle's own
-    std::optional<int64_t> height, width;  // of images larger than the bundle's own: computed in tiles, with
-    std::optional<double> overlap;         // the share of a tile that the next one covers, 0 .. 0.9
+    std::optional<int64_t> height, width;  // of images of another size than the bundle's own: computed as a whole, or with
+    std::optional<double> overlap;         // the share of a tile that the next one covers, 0 .. 0.9, in tiles
 };
 
 using StepInfo = diffusevae_step;

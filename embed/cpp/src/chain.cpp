@@ -55,6 +55,8 @@ const float* contiguous_noise(const Chain& chain, int64_t n, int64_t count, std:
 
 bool run_in_one_call(const Chain& chain, Workspace& work, diffusevae_timings& timings, std::vector<double>& step_ms) {
     const StepTable& table = chain.table;
+    // Noise that is laid out in blocks is not drawn inside that call.
+    if (chain.layout.in_blocks() && !chain.noise.start && table.any({kKN, kQN})) return false;
     std::vector<float> noise;
     const float* const given = contiguous_noise(chain, work.n, int64_t(work.x.sample_size() / sizeof(float)), noise);
     Loop loop{chain.x_port,

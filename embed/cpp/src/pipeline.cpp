@@ -246,8 +246,8 @@ void Pipeline::call(const CallSpec& spec, const Find& find, Tensors& into) {
             const auto& ports = canvas->ports.at(spec.graph);
             const auto factor = ports.find(tensor.name);
             if (factor != ports.end()) {
-                shape[2] = factor->second * canvas->whole_height();
-                shape[3] = factor->second * canvas->whole_width();
+                shape[shape.size() - 2] = factor->second * canvas->whole_height;
+                shape[shape.size() - 1] = factor->second * canvas->whole_width;
             }
         }
         made.prepare(dtype_of(tensor.dtype), shape);

@@ -46,21 +46,23 @@ std::optional<int64_t> given(int64_t number) {
     return number == DIFFUSEVAE_UNSET ? std::nullopt : std::optional<int64_t>(number);
 }
 
-// A graph of the bundle, on its canvas where it has one.
+// A graph of the bundle, on windows of its canvas where there are some.
 std::unique_ptr<Graph> load(const Bundle& bundle, Backend& backend, const std::string& name) {
     std::unique_ptr<Graph> graph = backend.load(name);
     const Canvas* const canvas = bundle.canvas();
-    return canvas == nullptr ? std::move(graph) : on_canvas(std::move(graph), bundle.spec(name), *canvas);
+    if (canvas == nullptr || !canvas->tiled()) return graph;
+    return on_canvas(std::move(graph), bundle.spec(name), *canvas);
 }
 
 Bundle opened_bundle(const std::string& path, const diffusevae_open_options& options) {
     Bundle bundle = Bundle::open(path, stores_of(options.allow_links, options.allow_links_count));
     const bool high = options.height != DIFFUSEVAE_UNSET, wide = options.width != DIFFUSEVAE_UNSET;
     const bool overlaps = options.overlap != DIFFUSEVAE_UNSET_NUMBER;
-    if (high != wide || high != overlaps)
-        refuse_argument("found some of height, width and overlap, expected all or none: a larger picture is computed in tiles, "
-                        "of which the next one covers a share. Set all three; overlap to 0.5, say.");
-    if (high) bundle.resize(options.height, options.width, options.overlap);
+    if (high != wide || (overlaps && !high))
+        refuse_argument("found some of height, width and overlap, expected both height and width, with an overlap or without: "
+                        "with one, a larger picture is computed in tiles, of which the next one covers that share. Set both.");
+    if (high)
+        bundle.resize(options.height, options.width, overlaps ? std::optional<double>(options.overlap) : std::nullopt);
     return bundle;
 }
 

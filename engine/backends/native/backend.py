@@ -61,7 +61,20 @@ class Native(Backend):
         where, beside = (str(self.bundle.path / entry.files[label].file) for label in ("program", "weights"))
         weights = mapped_weights(self.bundle.map_engine(entry, "weights"), beside)
         program = self.bundle.read_engine(entry, "program")
-        return open_graph(program, weights, self.bundle.spec(name), name, precision, self.threads, where)
+        spec, canvas = self.bundle.spec(name), self.bundle.canvas
+        return open_graph(program, weights, spec, name, precision, self.threads, where, canvas)
+
+    def load_beside(self, name: str, graph: Graph) -> Graph:
+        """Over the same weights, where the graph is the engine's own."""
+        if isinstance(graph, NativeGraph):
+            return graph.resized(self.bundle.spec(name), self.bundle.canvas)
+        return self.load(name)
+
+    def working_bytes(self, batch: int) -> int:
+        """Of the engine's own graphs, of which one runs at a time and all keep what they have touched."""
+        with self._loading:
+            own = [graph for graph in self._graphs.values() if isinstance(graph, NativeGraph)]
+        return sum(graph.working_bytes(batch) for graph in own)
 
     def enter_child(self) -> None:
         """As every backend's; what another runtime runs is loaded again when it is asked for, having left its threads."""

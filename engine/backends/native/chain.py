@@ -7,7 +7,7 @@ from typing import cast
 import numpy as np
 
 from engine.backends.graph import Arrays
-from engine.backends.host import HostChain
+from engine.backends.host import NOISE, HostChain
 from engine.backends.native.graph import NativeGraph
 from engine.backends.native.loop import Loop
 from engine.backends.workspace import Workspace
@@ -20,7 +20,9 @@ class NativeChain(HostChain):
     """A `Chain` whose loop is one call of the engine: the same rows in the same order, the same bits."""
 
     def _loop(self, request: Request, work: Workspace, values: Arrays, embeddings: F32, timings: Timings) -> None:
-        if request.watch is not None:
+        # Noise that is laid out in blocks is not drawn inside that call.
+        apart = self._block is not None and request.noise is None and request.table.rows[:, NOISE].any()
+        if request.watch is not None or apart:
             super()._loop(request, work, values, embeddings, timings)
             return
         graph = self.backend.graph(self.pipeline.step.graph)

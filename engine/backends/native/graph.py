@@ -12,8 +12,17 @@ import numpy.typing as npt
 
 from engine.backends.graph import Arrays, Graph
 from engine.backends.native.isa import VARIABLE, instruction_set, load_library
-from engine.backends.native.program import PORT_KINDS, ParsedProgram, check_ports, op_kind, op_side, parse_program
+from engine.backends.native.program import (
+    PORT_KINDS,
+    ParsedProgram,
+    check_ports,
+    op_kind,
+    op_side,
+    parse_program,
+    resized,
+)
 from engine.backends.native.weights import Weights
+from engine.bundle.canvas import Canvas
 from engine.bundle.fields import REBUILD
 from engine.bundle.graphs import GraphSpec
 from engine.errors import ArgumentError, BackendError, BundleError, EngineError
@@ -26,29 +35,56 @@ PRECISIONS = ("bf16", "int8")
 
 
 def open_graph(
-    program: bytes, weights: Weights, spec: GraphSpec, name: str, precision: str, threads: int, where: str
+    program: bytes,
+    weights: Weights,
+    spec: GraphSpec,
+    name: str,
+    precision: str,
+    threads: int,
+    where: str,
+    canvas: Canvas | None = None,
 ) -> NativeGraph:
-    """A graph over a program's bytes and its weights; `where` names it in messages."""
+    """A graph over a program's bytes and its weights, in the size of a canvas where there is one, which `spec` then is of;
+    `where` names it in messages."""
+    parsed = parse_program(program, weights.blobs, name, precision, where)
+    return _open_program(parsed, weights, spec, name, threads, where, canvas)
+
+
+def _open_program(
+    own: ParsedProgram, weights: Weights, spec: GraphSpec, name: str, threads: int, where: str, canvas: Canvas | None
+) -> NativeGraph:
     count = min(threads, MAX_THREADS)
     library, isa = load_library(), instruction_set()
-    parsed = parse_program(program, weights.blobs, name, precision, where)
+    parsed = resized(own, canvas, name)
     check_ports(parsed, spec, where)
-    loaded = Loaded(parsed, weights, library)
     flat = Flat(parsed.ports, parsed.tensors, parsed.ops, parsed.blobs, weights.data)
     try:
         handle = library.open(flat, isa, count)
     except NativeError as error:
+        if error.status == native_library.BAD_PROGRAM and canvas is not None and parsed is not own:
+            raise _too_large(error, where, canvas) from error
         raise engine_error(error, where) from error
-    return NativeGraph(name, spec, precision, count, loaded, handle)
+    return NativeGraph(name, spec, own.precision, count, Loaded(own, parsed, weights, library, where), handle)
+
+
+def _too_large(error: NativeError, where: str, canvas: Canvas) -> BackendError:
+    """The judge's sentence on a program in another size than its own, and what to do about it."""
+    (height, width), own = canvas.whole, canvas.window
+    return BackendError(
+        f"size: found a state of {height} x {width} (the bundle's own is {own[0]} x {own[1]}), which backend native does "
+        f"not run: {where}, {error}. Pass overlap=0.5 too, for tiles of the bundle's own size, or choose another backend."
+    )
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What all handles over one program share."""
+    """What all handles over one program share: as it is in the file (`own`), and in the size that it runs in."""
 
+    own: ParsedProgram
     program: ParsedProgram
     weights: Weights
     library: NativeLibrary
+    where: str
 
 
 @dataclass(frozen=True)
@@ -92,6 +128,18 @@ class NativeGraph(Graph):
     def arena_bytes(self) -> int:
         """Memory of this handle beside the weights, which are shared."""
         return int(self._loaded.library.describe(self._own_handle()).arena_bytes)
+
+    def working_bytes(self, batch: int) -> int:
+        """About the memory that runs of so many samples touch for their maps, known before any is touched."""
+        info = self._loaded.library.describe(self._own_handle())
+        tile = max(1, int(info.batch_tile))  # 0 in a program of rows
+        return int(info.arena_bytes) * min(batch, tile) // tile
+
+    def resized(self, spec: GraphSpec, canvas: Canvas | None) -> NativeGraph:
+        """A graph over the same mapped weights in the size of a canvas, or in the bundle's own for None."""
+        self._check_open()
+        loaded = self._loaded
+        return _open_program(loaded.own, loaded.weights, spec, self.name, self.threads, loaded.where, canvas)
 
     def operation_times(self, runs: int, arrays: Mapping[str, npt.NDArray[np.generic]]) -> list[OperationTime]:
         """Call the graph on these inputs so many times and tell where the time of a call went, in the program's order."""

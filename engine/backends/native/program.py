@@ -6,13 +6,16 @@ over; ranges, shapes, sizes of weights and order are kernels/native/program.cpp'
 
 from __future__ import annotations
 
+import copy
 import ctypes
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from engine.backends.native.weights import Blob
+from engine.bundle.canvas import Canvas
 from engine.bundle.fields import REBUILD, Fields, parse_json, shorten
 from engine.bundle.graphs import GraphSpec
 from engine.bundle.tensors import TensorSpec
@@ -67,6 +70,29 @@ def parse_program(data: bytes, blobs: Mapping[str, Blob], graph: str, precision:
         tuple(reader.op_names),
         found,
     )
+
+
+def resized(program: ParsedProgram, canvas: Canvas | None, graph: str) -> ParsedProgram:
+    """The program for another size of the state: its ports that lie over it, and all maps made of them, grow alike.
+
+    Weights, rows and tokens stay as they are. Whether the result is a program is the library's to judge.
+    """
+    over = {} if canvas is None or canvas.block is None else canvas.ports.get(graph, {})
+    if canvas is None or not over:
+        return program
+    ports, tensors = copy.copy(program.ports), copy.copy(program.tensors)
+    grown = {number for number, name in enumerate(program.port_names) if name in over}
+    made: set[int] = set()
+    for op in program.ops:
+        sources = {number for number in op.sources if number != NONE}
+        if op.output != NONE and sources & (grown if op.kind == _INPUT else made):
+            made.add(op.output)
+    for entry in [*(ports[number] for number in grown), *(tensors[number] for number in made)]:
+        entry.height, entry.width = (
+            side * whole // own
+            for side, whole, own in zip((entry.height, entry.width), canvas.whole, canvas.window, strict=True)
+        )
+    return dataclasses.replace(program, ports=ports, tensors=tensors)
 
 
 def check_ports(program: ParsedProgram, spec: GraphSpec, where: str) -> None:
@@ -290,6 +316,7 @@ _OPS: dict[str, tuple[int, Callable[[_Reader, Fields, Op], None]]] = {
 }
 
 _NAMES = {number: name for name, (number, _) in _OPS.items()}
+_INPUT = _OPS["input"][0]  # whose sources are ports
 
 
 def op_kind(op: Op) -> str:

@@ -28,6 +28,7 @@ class TensorRt(Backend):
     NAME = "tensorrt"
     PRECISIONS = (PRECISION,)
     ON_DEVICE = True
+    ANY_SIZE = False
     ONE_PROCESS = CUDA
 
     def __init__(self, bundle: Bundle, precision: str, threads: int, device: Device) -> None:
@@ -81,8 +82,8 @@ class TensorRt(Backend):
         assert isinstance(graph, TensorRtGraph)
         return graph.plan
 
-    def _another(self: Self) -> Self:
-        return type(self)(self.bundle, self.precision, self.threads, self.device.share())
+    def _another(self: Self, bundle: Bundle) -> Self:
+        return type(self)(bundle, self.precision, self.threads, self.device.share())
 
     def close(self) -> None:
         """Free the chain and every graph, the device last; closing twice does no harm."""

@@ -57,6 +57,7 @@ def pipeline(unet: UNetSpec, formulation: int | None, prediction: str) -> Json:
         "image": "x",
         # The VAE's reconstruction is of the whole picture.
         "maps": [] if formulation is None else None,
+        "multiple": 1 << (len(unet.channel_mult) - 1) if formulation is None else None,
     }
 
 

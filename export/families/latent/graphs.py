@@ -62,7 +62,8 @@ def roles(
     result.append(Role("denoiser", LatentDenoiser(unet), inputs, (tensor(spec.prediction, latent.shape),)))
     if stage.quantize is not None:
         codes = tensor("codes", latent.shape)
-        result.append(Role("codebook", Codebook(stage.quantize, spec.scale), (latent,), (codes,), compute=EXACT))
+        codebook = Codebook(stage.quantize, spec.scale, spec.latent[1] * spec.latent[2])
+        result.append(Role("codebook", codebook, (latent,), (codes,), compute=EXACT))
     result.append(Role("first_stage_decoder", decoder, (latent,), (image,), compute=ONCE))
     if isinstance(spec.conditioner, InpaintConditionerSpec):
         inputs = (tensor("decoded", image.shape), *conditions(spec))

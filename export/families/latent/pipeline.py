@@ -73,7 +73,8 @@ def pipeline(spec: LatentSpec) -> Json:
         "nulls": {},
         "state": {"channels": channels, "height": height, "width": width, "clip": None, "centre": None, "start": None},
         "image": image,
-        "maps": [given[tensor.name] for tensor in conditions(spec) if len(tensor.shape) == 4],
+        "maps": [given[tensor.name] for tensor in conditions(spec) if len(tensor.shape) > 2],
+        "multiple": 1 << (len(spec.unet.channel_mult) - 1),  # the first stage takes what that leaves
     }
 
 

@@ -173,18 +173,19 @@ class Quantiser(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(codes, channels)
 
-    def indices(self, latent: torch.Tensor) -> torch.Tensor:
+    def indices(self, latent: torch.Tensor, pixels: int | None = None) -> torch.Tensor:
         """The nearest code, int64 [N, H, W], of every position of a latent [N, C, H, W].
 
         Block by block of the codebook, so that no more than SEARCHED scores an image are in memory: all of them are 128 MiB
-        for 8192 codes and 64 x 64 positions. In float32 whatever else is not: a rounded score is another code.
+        for 8192 codes and 64 x 64 positions. pixels: of the latent that blocks are made for, where a graph takes any; None
+        for this one's. In float32 whatever else is not: a rounded score is another code.
         """
         height, width = latent.shape[2:]
         # Nearest is where z.e - |e|^2 / 2 is largest; |z|^2, equal for all codes, would only cost digits.
         codes = self.embedding.weight.float()
         codebook = torch.cat([codes, codes.square().sum(dim=1, keepdim=True) / -2], dim=1)
         points = F.pad(latent.flatten(2).transpose(1, 2).float(), (0, 1), value=1.0)
-        size = max(1, SEARCHED // (height * width))
+        size = max(1, SEARCHED // (pixels or height * width))
         best = found = torch.empty(0)
         for start in range(0, len(codebook), size):
             # The largest one: OpenVINO's maximum and its place, apart, take ten times as long.
@@ -193,9 +194,9 @@ class Quantiser(nn.Module):
             best = torch.maximum(score, best) if start else score
         return found.reshape(-1, height, width)
 
-    def forward(self, latent: torch.Tensor) -> torch.Tensor:
-        """The nearest codes themselves, [N, C, H, W]."""
-        codes: torch.Tensor = self.embedding(self.indices(latent))
+    def forward(self, latent: torch.Tensor, pixels: int | None = None) -> torch.Tensor:
+        """The nearest codes themselves, [N, C, H, W]; pixels: as of `indices`."""
+        codes: torch.Tensor = self.embedding(self.indices(latent, pixels))
         return codes.permute(0, 3, 1, 2)
 
 

@@ -39,14 +39,17 @@ class FirstStageDecoder(nn.Module):
 
 
 class Codebook(nn.Module):
-    """latent [N, c, h, w], scaled -> the nearest code at every position, scaled as the latent is."""
+    """latent [N, c, h, w], scaled -> the nearest code at every position, scaled as the latent is.
 
-    def __init__(self, quantize: Quantiser, scale: float) -> None:
+    pixels: of the latent that the model was made for; the search takes memory in proportion in others.
+    """
+
+    def __init__(self, quantize: Quantiser, scale: float, pixels: int | None = None) -> None:
         super().__init__()
-        self.quantize, self.scale = quantize, scale
+        self.quantize, self.scale, self.pixels = quantize, scale, pixels
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
-        codes: torch.Tensor = self.quantize(latent / self.scale) * self.scale
+        codes: torch.Tensor = self.quantize(latent / self.scale, self.pixels) * self.scale
         return codes
 
 

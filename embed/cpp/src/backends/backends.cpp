@@ -15,19 +15,20 @@ struct Entry {
     const char* name;
     std::unique_ptr<Backend> (*open)(const Bundle&, const BackendRequest&);  // null where not compiled in
     const char* option;                                                      // of CMake, that compiles it in
+    bool any_size;                                                           // whether graphs run in other sizes than their own
 };
 
 constexpr Entry kBackends[] = {
-    {"native", open_native, ""},
+    {"native", open_native, "", true},
 #ifdef DIFFUSEVAE_WITH_OPENVINO
-    {"openvino", open_openvino, "-DDIFFUSEVAE_OPENVINO=ON"},
+    {"openvino", open_openvino, "-DDIFFUSEVAE_OPENVINO=ON", true},
 #else
-    {"openvino", nullptr, "-DDIFFUSEVAE_OPENVINO=ON"},
+    {"openvino", nullptr, "-DDIFFUSEVAE_OPENVINO=ON", true},
 #endif
 #ifdef DIFFUSEVAE_WITH_TENSORRT
-    {"tensorrt", open_tensorrt, "-DDIFFUSEVAE_TENSORRT=ON"},
+    {"tensorrt", open_tensorrt, "-DDIFFUSEVAE_TENSORRT=ON", false},
 #else
-    {"tensorrt", nullptr, "-DDIFFUSEVAE_TENSORRT=ON"},
+    {"tensorrt", nullptr, "-DDIFFUSEVAE_TENSORRT=ON", false},
 #endif
 };
 
@@ -46,6 +47,19 @@ const Entry& entry_of(const std::string& name) {
                     + did_you_mean(name, names));
 }
 
+void check_size(const Bundle& bundle, const Entry& entry) {
+    const Canvas* const canvas = bundle.canvas();
+    if (canvas == nullptr || canvas->tiled() || canvas->own_size() || entry.any_size) return;
+    const PipelineSpec& spec = bundle.manifest().pipeline;
+    const std::vector<int64_t> image = spec.image_shape();
+    const int64_t factor = image[1] / spec.state.height;
+    const auto text = [](int64_t height, int64_t width) { return std::to_string(height) + " x " + std::to_string(width); };
+    throw Error(DIFFUSEVAE_BACKEND, "size: found " + text(image[1], image[2]) + " with backend '" + entry.name
+                                        + "', whose plans take " + text(factor * canvas->height, factor * canvas->width)
+                                        + " alone; expected tiles of that size, or a backend that runs any. Pass overlap=0.5 "
+                                          "too, or choose native, openvino or onnxruntime.");
+}
+
 }  // namespace
 
 std::unique_ptr<Backend> open_backend(const Bundle& bundle, const std::string& name, const BackendRequest& request) {
@@ -56,6 +70,7 @@ std::unique_ptr<Backend> open_backend(const Bundle& bundle, const std::string& n
         throw Error(DIFFUSEVAE_BACKEND, bundle.path() + ": found backend '" + name
                                             + "', expected one that the bundle lists: " + joined(listed)
                                             + "; choose one, or " + kRebuild + " --backends " + name);
+    check_size(bundle, entry);
     std::vector<std::string> precisions = {"auto"};
     precisions.insert(precisions.end(), kPrecisions.begin(), kPrecisions.end());
     known("precision", request.precision, precisions);  // refuses another word

@@ -94,6 +94,7 @@ struct Loaded {
     Weights weights;
     NativeProgram program;
     int threads;
+    std::string resized;  // of a program in another size than its own: what was asked for, for messages
 };
 
 using SharedProgram = std::shared_ptr<const Loaded>;
@@ -237,16 +238,29 @@ public:
         const std::string where = bundle_.path_of(engine.file("program"));
         Weights weights(bundle_.map_engine(engine, "weights"), bundle_.path_of(engine.file("weights")));
         NativeProgram program = parse_program(bundle_.read_engine(engine, "program"), weights.blobs(), name, stored, where);
+        const Canvas* const canvas = bundle_.canvas();
+        const bool resized = canvas != nullptr && resize(program, *canvas, name);
         check_ports(program, bundle_.spec(name), where);
-        return opened(std::make_shared<const Loaded>(Loaded{where, std::move(weights), std::move(program), threads_}));
+        return opened(std::make_shared<const Loaded>(
+            Loaded{where, std::move(weights), std::move(program), threads_, resized ? size_text(*canvas) : ""}));
     }
 
 private:
+    static std::string size_text(const Canvas& canvas) {
+        const auto text = [](int64_t height, int64_t width) { return std::to_string(height) + " x " + std::to_string(width); };
+        return "size: found a state of " + text(canvas.whole_height, canvas.whole_width) + " (the bundle's own is "
+               + text(canvas.height, canvas.width) + ")";
+    }
+
     std::unique_ptr<Graph> opened(SharedProgram loaded) const {
         const dv_native_program flat = loaded->program.flat(loaded->weights);
         dv_native* handle = nullptr;
         Message message;
         const int32_t status = dv_native_open(&flat, isa_, threads_, &handle, message.text, sizeof message.text);
+        if (status == DV_NATIVE_BAD_PROGRAM && !loaded->resized.empty())  // the judge's sentence on that size
+            throw Error(DIFFUSEVAE_BACKEND, loaded->resized + ", which backend native does not run: " + loaded->what + ", "
+                                                + message.text + ". Pass overlap=0.5 too, for tiles of the bundle's own size, "
+                                                  "or choose another backend.");
         if (status != DV_NATIVE_OK) fail(status, loaded->what, message);
         Handle owned(handle);
         return std::make_unique<NativeGraph>(std::move(loaded), std::move(owned));

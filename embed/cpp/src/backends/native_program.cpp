@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <map>
+#include <set>
 
 #include "text.h"
 
@@ -283,6 +284,27 @@ NativeProgram parse_program(std::string_view data, const Blobs& blobs, const std
     for (Fields& fields : top.objects("ops", "a list of operations")) reader.read_op(fields);
     top.done();
     return program;
+}
+
+bool resize(NativeProgram& program, const Canvas& canvas, const std::string& graph) {
+    const auto over = canvas.ports.find(graph);
+    if (canvas.tiled() || canvas.own_size() || over == canvas.ports.end() || over->second.empty()) return false;
+    const auto grow = [&canvas](auto& sized) {
+        sized.height = int32_t(sized.height * canvas.whole_height / canvas.height);
+        sized.width = int32_t(sized.width * canvas.whole_width / canvas.width);
+    };
+    std::set<int32_t> ports, made;
+    for (size_t i = 0; i < program.ports.size(); ++i)
+        if (over->second.count(program.port_names[i]) != 0) ports.insert(int32_t(i));
+    for (const dv_native_op& op : program.ops) {
+        const std::set<int32_t>& grown = op.kind == DV_NATIVE_INPUT ? ports : made;
+        const bool of_maps = std::any_of(std::begin(op.sources), std::end(op.sources),
+                                         [&](int32_t source) { return grown.count(source) != 0; });
+        if (of_maps && op.output != DV_NATIVE_NONE) made.insert(op.output);
+    }
+    for (const int32_t port : ports) grow(program.ports[size_t(port)]);
+    for (const int32_t tensor : made) grow(program.tensors[size_t(tensor)]);
+    return true;
 }
 
 void check_ports(const NativeProgram& program, const GraphSpec& spec, const std::string& where) {

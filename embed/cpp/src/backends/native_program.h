@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "diffusevae/native.h"
+#include "bundle/canvas.h"
 #include "bundle/graphs.h"
 #include "backends/weights.h"
 
@@ -31,6 +32,10 @@ struct NativeProgram {
 // The structs of a program and of the weights that lie beside it; Error (BUNDLE) names the field.
 NativeProgram parse_program(std::string_view data, const Blobs& blobs, const std::string& graph,
                             const std::string& precision, const std::string& where);
+
+// Make it a program for another size of the state: its ports that lie over it, and all maps made of them, grow alike. Whether
+// the result is a program is dv_native_open's to judge. Whether anything changed.
+bool resize(NativeProgram& program, const Canvas& canvas, const std::string& graph);
 
 // Refuses a program whose ports are not the graph's inputs and outputs as the manifest has them.
 void check_ports(const NativeProgram& program, const GraphSpec& spec, const std::string& where);

@@ -146,7 +146,9 @@ public:
         }
         check_self_contained(data, where);
         const auto compile = [&]() -> std::unique_ptr<Graph> {
-            ov::CompiledModel compiled = core_->compile_model(core_->read_model(data, ov::Tensor()), "CPU", config_);
+            const std::shared_ptr<ov::Model> model = core_->read_model(data, ov::Tensor());
+            fix_sizes(*model, spec);
+            ov::CompiledModel compiled = core_->compile_model(model, "CPU", config_);
             check_ports(compiled.inputs(), spec.inputs, where);
             check_ports(compiled.outputs(), spec.outputs, where);
             check_precision(compiled, name);
@@ -156,6 +158,24 @@ public:
     }
 
 private:
+    // Inputs whose file leaves more dimensions free than the manifest does are of the manifest's size from here on.
+    static void fix_sizes(ov::Model& model, const GraphSpec& spec) {
+        std::map<std::string, ov::PartialShape> shapes;
+        for (const ov::Output<ov::Node>& port : model.inputs()) {
+            const std::string name = port.get_any_name();
+            const ov::PartialShape found = port.get_partial_shape();
+            for (const TensorSpec& tensor : spec.inputs) {
+                if (tensor.name != name || found.rank().is_dynamic() || size_t(found.size()) != tensor.shape.size()) continue;
+                ov::PartialShape shape = found;
+                for (size_t i = 0; i < tensor.shape.size(); ++i)
+                    if (const int64_t* fixed = std::get_if<int64_t>(&tensor.shape[i]); fixed && found[i].is_dynamic())
+                        shape[i] = *fixed;
+                if (shape != found) shapes[name] = shape;
+            }
+        }
+        if (!shapes.empty()) model.reshape(shapes);
+    }
+
     static void check_precision(const ov::CompiledModel& compiled, const std::string& name) {
         const ov::element::Type obtained = compiled.get_property(ov::hint::inference_precision);
         if (obtained == ov::element::f32) return;

@@ -70,8 +70,8 @@ private:
             std::vector<int64_t> shape(array.shape, array.shape + array.rank);
             shape[0] *= int64_t(some.size());
             if (factor != ports_.end()) {
-                shape[2] = factor->second * canvas_.height;
-                shape[3] = factor->second * canvas_.width;
+                shape[shape.size() - 2] = factor->second * canvas_.height;
+                shape[shape.size() - 1] = factor->second * canvas_.width;
             }
             buffer.prepare(array.dtype, shape);
             if (factor == ports_.end())
@@ -89,12 +89,14 @@ private:
     // The windows of a map, window by window, row by row.
     void take(const Array& array, int64_t factor, const Windows& some, Tensor& into) const {
         const int64_t height = factor * canvas_.height, width = factor * canvas_.width;
+        const int64_t whole_height = array.shape[array.rank - 2], whole_width = array.shape[array.rank - 1];
         const size_t size = bytes_of(array.dtype), row = size_t(width) * size;
+        const int64_t planes = array.shape[0] * (array.rank == 4 ? array.shape[1] : 1);  // [n, C, H, W] or [n, H, W]
         char* to = static_cast<char*>(into.data());
         for (const auto& [top, left] : some)
-            for (int64_t plane = 0; plane < array.shape[0] * array.shape[1]; ++plane)
+            for (int64_t plane = 0; plane < planes; ++plane)
                 for (int64_t y = 0; y < height; ++y, to += row) {
-                    const int64_t at = (plane * array.shape[2] + factor * top + y) * array.shape[3] + factor * left;
+                    const int64_t at = (plane * whole_height + factor * top + y) * whole_width + factor * left;
                     std::memcpy(to, static_cast<const char*>(array.data) + size_t(at) * size, row);
                 }
     }
@@ -133,8 +135,8 @@ private:
     const Weights& weights_of(int64_t factor) {
         const auto found = weights_.find(factor);
         if (found != weights_.end()) return found->second;
-        const int64_t width = factor * canvas_.whole_width();
-        std::vector<float> window = canvas_.weights(factor), totals(size_t(factor * canvas_.whole_height() * width), 0.0f);
+        const int64_t width = factor * canvas_.whole_width;
+        std::vector<float> window = canvas_.weights(factor), totals(size_t(factor * canvas_.whole_height * width), 0.0f);
         for (const auto& [top, left] : windows_)
             for (int64_t y = 0; y < factor * canvas_.height; ++y)
                 for (int64_t x = 0; x < factor * canvas_.width; ++x)

@@ -1,7 +1,8 @@
-// The field `maps` of a pipeline: the checks and sentences of engine/bundle/maps.py.
+// The fields `maps` and `multiple` of a pipeline: the checks and sentences of engine/bundle/maps.py.
 #include <algorithm>
 #include <set>
 
+#include "bundle/constants.h"
 #include "bundle/pipeline.h"
 
 namespace diffusevae {
@@ -9,10 +10,12 @@ namespace {
 
 const std::set<std::string> kStates = {kX, kX0, kE, kVariance};  // the state's own shape, as its reader has seen to
 
-// How many pixels of a value one of the state's has a side.
+// How many pixels of a value, [batch, C, H, W] or [batch, H, W], one of the state's has a side.
 int64_t factor_of(Fields& top, const StateSpec& state, const std::string& name, const ValueKind& kind) {
-    if (kind.shape.size() == 4 && kind.shape[0] == Dimension(kBatch)) {
-        const int64_t *height = std::get_if<int64_t>(&kind.shape[2]), *width = std::get_if<int64_t>(&kind.shape[3]);
+    const size_t rank = kind.shape.size();
+    if ((rank == 3 || rank == 4) && kind.shape[0] == Dimension(kBatch)) {
+        const int64_t* height = std::get_if<int64_t>(&kind.shape[rank - 2]);
+        const int64_t* width = std::get_if<int64_t>(&kind.shape[rank - 1]);
         const int64_t factor = height != nullptr ? *height / state.height : 0;
         if (factor > 0 && width != nullptr && *height == factor * state.height && *width == factor * state.width)
             return factor;
@@ -34,9 +37,17 @@ std::vector<std::string> named(Fields& top, const std::vector<InputSpec>& inputs
     return names;
 }
 
-}  // namespace
+void parse_multiple(Fields& top, PipelineSpec& spec) {
+    if (top.take_null("multiple")) return;
+    const int64_t multiple = top.integer_or_null("multiple", 1, kMaxSide);
+    if (!spec.maps) top.refuse("multiple", "null where maps is null");
+    if (spec.state.height % multiple != 0 || spec.state.width % multiple != 0)
+        top.refuse("multiple", "a divisor of the state's " + std::to_string(spec.state.height) + " x "
+                                   + std::to_string(spec.state.width));
+    spec.multiple = multiple;
+}
 
-void parse_maps(Fields& top, PipelineSpec& spec, const std::vector<InputSpec>& inputs) {
+void parse_named_maps(Fields& top, PipelineSpec& spec, const std::vector<InputSpec>& inputs) {
     if (top.take_null("maps")) return;
     const std::vector<std::string> names = named(top, inputs);
     const StateSpec& state = spec.state;
@@ -64,6 +75,13 @@ void parse_maps(Fields& top, PipelineSpec& spec, const std::vector<InputSpec>& i
         if (maps.count(name) != 0 && !one) top.refuse("maps", "null, as the null of " + name + " is a map of its own");
     }
     spec.maps = maps;
+}
+
+}  // namespace
+
+void parse_maps(Fields& top, PipelineSpec& spec, const std::vector<InputSpec>& inputs) {
+    parse_named_maps(top, spec, inputs);
+    parse_multiple(top, spec);
 }
 
 }  // namespace diffusevae

@@ -10,6 +10,8 @@
 //     after    once a request, from the final x to values
 //     maps     the inputs that lie over the state as x does, so that the calls can be made on windows of a larger one; null
 //              where the pipeline works in its own size alone
+//     multiple what height and width of the state are multiples of where the calls are made on the whole of a larger or smaller
+//              one at once; null where each graph is of one size
 //
 // Calls name graphs and values and nothing else; every call is checked here against the graph's own signature.
 #ifndef DIFFUSEVAE_BUNDLE_PIPELINE_H
@@ -77,6 +79,7 @@ struct PipelineSpec {
     std::optional<TensorSpec> encoder_image;  // the image that `encode` takes, as its graph has it
     // How many pixels of each value that lies over the state one of the state's has a side, x included.
     std::optional<std::map<std::string, int64_t>> maps;
+    std::optional<int64_t> multiple;  // what a side of the state is a multiple of, where graphs run on any size
 
     std::vector<const CallSpec*> calls() const;  // every call, in the order of a request
     // Whether the network has a second output, which variance "learned_range" reads.
@@ -101,7 +104,7 @@ struct PipelineSpec {
 PipelineSpec parse_pipeline(Fields fields, const std::vector<InputSpec>& inputs,
                             const std::vector<const GraphSpec*>& graphs);
 
-// The field `maps`, of a pipeline whose other fields were read.
+// The fields `maps` and `multiple`, of a pipeline whose other fields were read.
 void parse_maps(Fields& top, PipelineSpec& spec, const std::vector<InputSpec>& inputs);
 
 // Refuses a whole-sampler graph that does not take and give what the pipeline says.

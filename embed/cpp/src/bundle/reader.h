@@ -22,8 +22,11 @@ public:
     const std::string& path() const { return path_; }
     const Manifest& manifest() const { return manifest_; }
 
-    // Become the same bundle for images of this size: its graphs run on windows. Error (ARGUMENT) where that is not possible.
-    void resize(int64_t height, int64_t width, double overlap) { canvas_ = enlarge(manifest_, height, width, overlap); }
+    // Become the same bundle for images of this size: its graphs run on the whole or, with an overlap, on windows. Error
+    // (ARGUMENT) where that is not possible.
+    void resize(int64_t height, int64_t width, std::optional<double> overlap) {
+        canvas_ = diffusevae::resize(manifest_, height, width, overlap);
+    }
     const Canvas* canvas() const { return canvas_ ? &*canvas_ : nullptr; }
 
     // A graph by its key; Error (ARGUMENT) where this bundle has none.
