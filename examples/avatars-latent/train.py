@@ -4,10 +4,12 @@
     python examples/avatars-latent/train.py autoencoder --data data --out runs
     python examples/avatars-latent/train.py diffuse     --data data --out runs
     python examples/avatars-latent/train.py pack        --out runs --to DIR
+    python examples/avatars-latent/train.py keep        --out runs
 
 Stage one fits an autoencoder from 64 x 64 x 3 to 16 x 16 x 4, stage two a UNet and a token encoder that predict v of its
 latents, the prompt dropped for one sample in ten so that classifier-free guidance works. `pack` writes the EMA weights as
 half-precision numbers in the key layout of latent diffusion (CompVis), with the YAML that such a checkpoint needs beside it.
+`keep` writes stage one's beside this file: where --out has no state of stage one, the others take it from there.
 
 Faces are not mirrored: they always wink with the same eye. A stage that was stopped continues from its last saved state.
 """
@@ -30,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import prompts
+from safetensors.torch import load_file, save_file
 
 from examples.avatars import dataset as faces
 from examples.avatars.training import Recipe, Run, autocast, batches, loss_weights, report
@@ -48,6 +51,7 @@ UNET = LatentUNetSpec(
     in_channels=4, out_channels=4, model_channels=64, channel_mult=(1, 2, 2), num_res_blocks=1, attention_factors=(1, 2, 4),
     num_heads=None, num_head_channels=32, context_dim=TEXT.width,
 )  # fmt: skip
+KEPT = Path(__file__).with_name("autoencoder.safetensors")
 T = 1000
 BETA_1, BETA_T = 0.0015, 0.0195
 EDGES = 0.5  # weight of the error of differences between neighbouring pixels
@@ -121,11 +125,18 @@ def train_autoencoder(data: Path, out: Path, recipe: Recipe) -> None:
 
 
 def load_autoencoder(out: Path) -> tuple[FirstStage, int]:
-    """The trained first stage, and the steps it was trained for."""
-    state = torch.load(out / "autoencoder.state", weights_only=True)
-    stage = FirstStage(STAGE)
+    """The first stage that was trained into `out`, and its steps; else the kept one, and 0."""
+    stage, path = FirstStage(STAGE), out / "autoencoder.state"
+    state = torch.load(path, weights_only=True) if path.exists() else {"ema": load_file(KEPT), "step": 0}
     stage.load_state_dict(state["ema"])
     return stage.eval(), state["step"]
+
+
+def keep(out: Path) -> Path:
+    """Write the trained first stage's weights as half-precision numbers beside this file; their path."""
+    weights, _ = load_autoencoder(out)
+    save_file({key: value.half().contiguous() for key, value in weights.state_dict().items()}, KEPT)
+    return KEPT
 
 
 @torch.no_grad()
@@ -258,7 +269,7 @@ def pack(out: Path, to: Path) -> Path:
 def main() -> None:
     """Parse the command line and run one stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["autoencoder", "diffuse", "pack"])
+    parser.add_argument("stage", choices=["autoencoder", "diffuse", "pack", "keep"])
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder that dataset.py wrote")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the resumable training states")
     parser.add_argument("--to", type=Path, default=Path(__file__).parent, help="where pack writes the checkpoint")
@@ -277,7 +288,7 @@ def main() -> None:
         recipe = Recipe(args.images or 400_000, args.batch or 32, lr=5e-4, ema_decay=0.9995, weighting="v", prediction="v")
         train_diffusion(args.data, args.out, recipe)
     else:
-        print(pack(args.out, args.to))
+        print(pack(args.out, args.to) if args.stage == "pack" else keep(args.out))
 
 
 if __name__ == "__main__":

@@ -118,3 +118,9 @@ def test_two_steps_of_each_stage_are_packed_under_the_keys_of_a_checkpoint(
     assert state["alphas_cumprod"][-1] == pytest.approx(np.prod(1 - betas), rel=1e-5)
     assert "    parameterization: v\n" in path.with_suffix(".yaml").read_text()
     assert (tmp_path / "to" / "vocab.txt").read_text() == (FOLDER / "vocab.txt").read_text()
+    monkeypatch.setattr(train, "KEPT", tmp_path / "kept.safetensors")
+    trained, _ = train.load_autoencoder(tmp_path)
+    assert train.keep(tmp_path) == tmp_path / "kept.safetensors"
+    taken, steps = train.load_autoencoder(tmp_path / "elsewhere")
+    assert steps == 0
+    assert all(torch.equal(value.half().float(), taken.state_dict()[key]) for key, value in trained.state_dict().items())
