@@ -26,6 +26,7 @@ from benchmarks.latency.networks import NETWORKS, Network
 from benchmarks.machine import BenchmarkError, describe, machine_facts, write_json, write_text
 from engine.backends import available
 from engine.backends.native.isa import instruction_set, runs_here
+from engine.bundle.maps import free_sizes
 from engine.bundle.reader import Bundle
 from engine.cli.terminal import Program
 from engine.places import check_file
@@ -48,13 +49,13 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is timed: its name, the hash of what it was made from, the shape of what it makes, its ONNX graph, and what every
-    contestant is given before, so that outputs can be compared."""
+    """What is timed: its name, the hash of what it was made from, the shape of what it makes, the work of a call, and what
+    every contestant is given before, so that outputs can be compared."""
 
     name: str
     sha256: str
     shape: tuple[int | str, ...]
-    graph: bytes
+    amount: work.Work
     inputs: Callable[[int], list[duel.Given]]
 
 
@@ -62,14 +63,12 @@ def subject_of(task: Task) -> Subject:
     """A bundle's pipeline, or one network."""
     if task.network is not None:
         network, nothing = Network(task.network), np.zeros(0, np.float32)
-        shape = network.spec.outputs[0].shape[1:]
-        return Subject(
-            task.network.name, network.sha256(), shape, network.graph(), lambda n: [(nothing, network.inputs(n, 1), 0)]
-        )
+        shape, amount = network.spec.outputs[0].shape[1:], work.count(network.graph())
+        return Subject(task.network.name, network.sha256(), shape, amount, lambda n: [(nothing, network.inputs(n, 1), 0)])
     bundle = Bundle.open(task.bundle)
-    manifest = bundle.manifest
-    graph, shape = bundle.read_graph(manifest.pipeline.step.graph), manifest.pipeline.image_shape
-    return Subject(manifest.name, manifest.source.sha256, shape, graph, lambda n: check_inputs(manifest, n))
+    manifest, pipeline = bundle.manifest, bundle.manifest.pipeline
+    amount = work.count(bundle.read_graph(pipeline.step.graph), free_sizes(pipeline))
+    return Subject(manifest.name, manifest.source.sha256, pipeline.image_shape, amount, lambda n: check_inputs(manifest, n))
 
 
 def field(task: Task, skip: Sequence[str]) -> tuple[list[Contestant], list[dict[str, Any]]]:
@@ -95,7 +94,7 @@ def measure_model(task: Task, schedule: Schedule, say: duel.Say) -> dict[str, An
     """One configuration: compare and time all contestants at each batch size."""
     fit, entries = field(task, schedule.skip)
     subject = subject_of(task)
-    amount = work.count(subject.graph)
+    amount = subject.amount
     result: dict[str, Any] = {
         "name": subject.name,
         "bundle_source_sha256": subject.sha256,

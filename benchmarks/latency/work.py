@@ -19,8 +19,8 @@ class Work:
     weights: int
 
 
-def count(model: bytes) -> Work:
-    """Count convolutions and matrix products of an ONNX model; a free dimension counts as 1.
+def count(model: bytes, sizes: Mapping[str, int] | None = None) -> Work:
+    """Count convolutions and matrix products of an ONNX model. sizes: of its free dimensions by name; others count as 1.
 
     Everything else (normalisation, activations) is left out: it is what a fast engine hides behind these.
     """
@@ -30,6 +30,11 @@ def count(model: bytes) -> Work:
     for tensor in loaded.graph.initializer:
         if len(tensor.raw_data) > MEGABYTE:  # only its shape is looked at, and passing a gigabyte through takes long
             tensor.ClearField("raw_data")
+    loaded.graph.ClearField("value_info")
+    for value in (*loaded.graph.input, *loaded.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_value = (sizes or {}).get(dim.dim_param, 1)
     graph = onnx.shape_inference.infer_shapes(loaded, data_prop=True).graph
     shapes = {value.name: _dims(value) for value in (*graph.input, *graph.value_info, *graph.output)}
     shapes |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}

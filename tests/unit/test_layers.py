@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.latency import layers, work
+from engine.bundle.maps import free_sizes
 from engine.bundle.reader import Bundle
 from tests.native_models import NEEDS_NATIVE
 
@@ -27,7 +28,8 @@ def test_every_operation_is_timed_and_its_work_counted(
     assert all(op.product_us > 0 and op.side >= 1 for op in operations)
     assert {op.kind for op in operations} >= {"input", "conv 3x3, bf16", "conv 3x3 up, bf16"}
     # Nearest doubling before a 3x3 is done as four 2x2: less work than the graph has, never more.
-    counted = work.count(bundle.read_graph(bundle.manifest.pipeline.step.graph)).flop * 3
+    pipeline = bundle.manifest.pipeline
+    counted = work.count(bundle.read_graph(pipeline.step.graph), free_sizes(pipeline)).flop * 3
     assert 0.5 * counted < sum(op.flop for op in operations) <= 1.05 * counted
     rows = layers.summed(operations)
     assert sum(row.count for row in rows) == len(operations)
