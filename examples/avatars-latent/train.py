@@ -282,7 +282,7 @@ def main() -> None:
     torch.manual_seed(0)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.stage == "autoencoder":
-        recipe = Recipe(args.images or 32_000, args.batch or 8, lr=1e-3, ema_decay=0.995, kl_weight=1e-3)
+        recipe = Recipe(args.images or 20_000, args.batch or 8, lr=1e-3, ema_decay=0.995, kl_weight=1e-3)
         train_autoencoder(args.data, args.out, recipe)
     elif args.stage == "diffuse":
         recipe = Recipe(args.images or 400_000, args.batch or 32, lr=5e-4, ema_decay=0.9995, weighting="v", prediction="v")
