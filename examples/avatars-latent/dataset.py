@@ -34,13 +34,14 @@ def sentence(attributes: np.ndarray, seed: int, index: int) -> str:
 
 def build(path: Path, count: int, seed: int, workers: int | None = None) -> None:
     """Write a set into the .npz ``path``: images uint8 [count, 64, 64, 3], tokens int64 [count, L], attributes, and told
-    bool [count, A], whether the sentence says the attributes in told_names [A]."""
+    bool [count, A], whether the sentence says the attributes in told_names [A]; and the sentences beside it, a line each."""
     images, attributes = faces.draw(count, seed, workers, SIZE, title=path.name)
     sentences = [sentence(values, seed, index) for index, values in enumerate(attributes)]
     tokens = np.array([prompts.encode(said) for said in sentences], dtype=np.int64)
     named = [prompts.told(face(values), said) for values, said in zip(attributes, sentences, strict=True)]
     told = np.array([[name in names for name in prompts.TOLD] for names in named])
     faces.save(path, images, attributes, seed, tokens=tokens, told=told, told_names=np.array(prompts.TOLD))
+    path.with_suffix(".txt").write_text("\n".join(sentences) + "\n", encoding="utf-8")
 
 
 def main() -> None:

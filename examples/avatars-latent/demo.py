@@ -44,7 +44,8 @@ def fitted(sampler: Sampler, guidance: float) -> dict[str, Any]:
     found = sampler.bundle.manifest.fitted
     setting = None if found is None else found.get(STEPS)
     if setting is None:
-        raise SystemExit(f"{sampler.bundle.path}: found no fitted setting of {STEPS} steps; run: make demo-latent")
+        fit = f"diffusevae fit-setting {sampler.bundle.path} --images data/train.npz --text-file data/train.txt --guidance 2"
+        raise SystemExit(f"{sampler.bundle.path}: found no fitted setting of {STEPS} steps; fit them with: {fit}")
     scales = {"method": setting.method, "eta": setting.eta, "noise_scale": setting.noise_scale}
     return {"timesteps": setting.timesteps, **scales, "eps_scale": setting.eps_scale, "guidance": guidance}
 
