@@ -27,6 +27,7 @@ import click
 import numpy as np
 
 from engine import Sampler, __version__
+from engine.bulk.job import describe_inputs
 from engine.bundle.fitted import as_defaults, step_digest
 from engine.bundle.reader import Bundle
 from engine.bundle.rewriter import check_rewritable, write_fitted
@@ -204,14 +205,8 @@ def identity(sampler: Sampler, fitting: Fitting) -> dict[str, Any]:
         "engine": [sampler.backend, sampler.precision],
         "start": "image" if fitting.image else "noise",
         "guidance": fitting.guidance,
-        "inputs": {name: digest(value) for name, value in fitting.conditions.of_all.items()},
+        "inputs": describe_inputs({name: np.asarray(value) for name, value in fitting.conditions.of_all.items()}),
     }
-
-
-def digest(value: Any) -> str:
-    """Of an input's value, whole."""
-    array = np.asarray(value)
-    return hashlib.sha256(f"{array.dtype} {array.shape}".encode() + array.tobytes()).hexdigest()
 
 
 def table(found: list[Fit]) -> Iterator[str]:

@@ -10,7 +10,6 @@ prompt asks for is read off the pictures by a network that was trained on the tr
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from tqdm import tqdm
 from benchmarks.machine import describe, machine_facts, write_json
 from benchmarks.quality import editing, judge
 from engine import Sampler
+from engine.bundle.fitted import as_options
 from engine.cli.terminal import Program, shows_progress
 from engine.places import check_file
 from export.attributes import Attribute, read_table
@@ -79,8 +79,7 @@ def rows(sampler: Sampler, counts: Sequence[int], scales: Sequence[float]) -> It
             plain = {"setting": "plain", "steps": steps, "spacing": "trailing", "guidance": scale - 1}
             yield {**about, "setting": "plain"}, plain
             if fitted is not None and (found := fitted.get(steps)) is not None:
-                options = {key: getattr(found, key) for key in ("timesteps", "method", "eta", "noise_scale", "eps_scale")}
-                yield {**about, "setting": "fitted"}, {**options, "guidance": scale - 1}
+                yield {**about, "setting": "fitted"}, {**as_options(found), "guidance": scale - 1}
 
 
 def sample(sampler: Sampler, heldout: Heldout, options: dict[str, Any], tick: judge.Progress) -> U8:
@@ -149,10 +148,9 @@ def main(
             }  # fmt: skip
             for about, options in planned:
                 found = sample(sampler, heldout, options, bar.update)
-                told = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
                 scores = scorer.scores(found, bar.update)
-                result["rows"].append({**about, "options": told, **scores, "shown": shown(reader.read(found), heldout)})
-                write_json(out, json.loads(json.dumps(result)))
+                result["rows"].append({**about, "options": options, **scores, "shown": shown(reader.read(found), heldout)})
+                write_json(out, result)
     click.echo(table(result))
     click.echo(f"wrote {out}")
 

@@ -23,9 +23,9 @@ from engine.argument_checks import check_number, check_pair
 from engine.bundle.graphs import GraphSpec, graph_of
 from engine.bundle.limits import MAX_SIDE
 from engine.bundle.manifest import Manifest
-from engine.bundle.maps import map_ports
+from engine.bundle.maps import at_size, map_ports, tensors_at
 from engine.bundle.pipeline import IMAGE, PipelineSpec, Value
-from engine.bundle.tensors import Shape, TensorSpec
+from engine.bundle.tensors import Shape
 from engine.errors import ArgumentError
 from engine.solver.noise import MAX_BLOCKS
 
@@ -143,7 +143,7 @@ def _at(spec: PipelineSpec, height: int, width: int) -> PipelineSpec:
     maps = spec.maps or {}
 
     def grown(name: str, shape: Shape) -> Shape:
-        return (*shape[:-2], maps[name] * height, maps[name] * width) if name in maps else shape
+        return at_size(shape, maps.get(name), (height, width))
 
     image = spec.encoder_image
     return dataclasses.replace(
@@ -156,12 +156,5 @@ def _at(spec: PipelineSpec, height: int, width: int) -> PipelineSpec:
 
 def _graph_at(graph: GraphSpec, ports: dict[str, int], whole: tuple[int, int]) -> GraphSpec:
     """A graph's entry for a state of this size."""
-
-    def grown(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-        return tuple(
-            dataclasses.replace(tensor, shape=(*tensor.shape[:-2], *(ports[tensor.name] * side for side in whole)))
-            if tensor.name in ports else tensor
-            for tensor in tensors
-        )  # fmt: skip
-
-    return dataclasses.replace(graph, inputs=grown(graph.inputs), outputs=grown(graph.outputs))
+    inputs, outputs = (tensors_at(tensors, ports, whole) for tensors in (graph.inputs, graph.outputs))
+    return dataclasses.replace(graph, inputs=inputs, outputs=outputs)

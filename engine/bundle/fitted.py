@@ -62,6 +62,11 @@ def step_digest(manifest: Manifest) -> str:
     return manifest.graphs[manifest.pipeline.step.graph].sha256
 
 
+def as_options(setting: Defaults) -> dict[str, Any]:
+    """The options of `Sampler.sample` that a setting of `fitted.settings` stands for."""
+    return {"timesteps": setting.timesteps, **{name: getattr(setting, name) for name in PLAIN if name != "rho"}}
+
+
 def as_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     """A setting of `fitted.settings`, as JSON has it, of the options that `Sampler.sample` takes."""
     return {"steps": len(options["timesteps"]), "spacing": None, **PLAIN, **options}

@@ -7,12 +7,13 @@ graphs leave height and width free (`multiple`), they can be made on the whole o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from engine.bundle.fields import Fields
 from engine.bundle.limits import MAX_SIDE
 from engine.bundle.pipeline import IMAGE, VARIANCE, X0, E, PipelineSpec, Value, X
-from engine.bundle.tensors import BATCH
+from engine.bundle.tensors import BATCH, Shape, TensorSpec
 
 STATES = (X, X0, E, VARIANCE)  # which are the state's own shape, as its reader has seen to
 SIDES = ("height", "width")
@@ -27,8 +28,22 @@ def free_sizes(spec: PipelineSpec) -> dict[str, int]:
     """{a free dimension in the files of the graphs: its size in this pipeline}; empty where they leave none free."""
     if spec.multiple is None or spec.maps is None:
         return {}
-    sides = spec.state.height, spec.state.width
-    return {free_dimension(k, axis): k * sides[axis] for k in sorted({*spec.maps.values()}) for axis in (0, 1)}
+    return sizes_of(spec.maps.values(), (spec.state.height, spec.state.width))
+
+
+def sizes_of(factors: Iterable[int], sides: tuple[int, int]) -> dict[str, int]:
+    """{a free dimension of a map with one of these factors: its size, where the state has these sides}."""
+    return {free_dimension(k, axis): k * sides[axis] for k in sorted({*factors}) for axis in (0, 1)}
+
+
+def at_size(shape: Shape, factor: int | None, sides: tuple[int, int]) -> Shape:
+    """The shape of a value where the state has these sides; factor: None for one that does not lie over it."""
+    return shape if factor is None else (*shape[:-2], *(factor * side for side in sides))
+
+
+def tensors_at(tensors: Iterable[TensorSpec], ports: Mapping[str, int], sides: tuple[int, int]) -> tuple[TensorSpec, ...]:
+    """The inputs or outputs of a graph, of which `ports` lie over the state, where that has these sides."""
+    return tuple(replace(tensor, shape=at_size(tensor.shape, ports.get(tensor.name), sides)) for tensor in tensors)
 
 
 def map_ports(spec: PipelineSpec) -> dict[str, dict[str, int]]:

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from engine import Batch, Sampler
+from engine.bundle.fitted import as_options
 from engine.places import check_file
 
 PROMPTS = (
@@ -46,8 +47,7 @@ def fitted(sampler: Sampler, guidance: float) -> dict[str, Any]:
     if setting is None:
         fit = f"diffusevae fit-setting {sampler.bundle.path} --images data/train.npz --text-file data/train.txt --guidance 2"
         raise SystemExit(f"{sampler.bundle.path}: found no fitted setting of {STEPS} steps; fit them with: {fit}")
-    scales = {"method": setting.method, "eta": setting.eta, "noise_scale": setting.noise_scale}
-    return {"timesteps": setting.timesteps, **scales, "eps_scale": setting.eps_scale, "guidance": guidance}
+    return {**as_options(setting), "guidance": guidance}
 
 
 def enlarge(images: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Parity: how far each runtime is from torch, for every graph at several batch sizes; out of bounds ends the build.
 
-A graph that runs in any size is checked in its own and, in ONNX Runtime, which needs not load it again for that, in another.
+A graph that runs in any size is checked in its own and, in ONNX Runtime, which loads it sooner than others, in another.
 """
 
 from __future__ import annotations

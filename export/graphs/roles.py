@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from engine.bundle.graphs import GraphSpec, Parity, graph_key
-from engine.bundle.maps import free_dimension
+from engine.bundle.maps import free_dimension, sizes_of, tensors_at
 from engine.bundle.tensors import BATCH, Shape, TensorSpec
 
 Inputs = dict[str, torch.Tensor]
@@ -79,25 +79,17 @@ class FreeSize:
 
     def at(self, role: Role, height: int, width: int) -> Role:
         """The role for a state of this size; its module takes any."""
-
-        def sized(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-            return tuple(replace(spec, shape=self._shape(spec, height, width)) for spec in tensors)
-
-        return replace(role, inputs=sized(role.inputs), outputs=sized(role.outputs))
+        inputs, outputs = (tensors_at(tensors, self.ports, (height, width)) for tensors in (role.inputs, role.outputs))
+        return replace(role, inputs=inputs, outputs=outputs)
 
     def names(self, spec: TensorSpec) -> Shape:
         """The shape of a tensor in the file: with names in the place of height and width."""
         factor = self.ports.get(spec.name)
         return spec.shape if factor is None else (*spec.shape[:-2], *(free_dimension(factor, axis) for axis in (0, 1)))
 
-    def _shape(self, spec: TensorSpec, height: int, width: int) -> Shape:
-        factor = self.ports.get(spec.name)
-        return spec.shape if factor is None else (*spec.shape[:-2], factor * height, factor * width)
-
     def sizes(self) -> dict[str, int]:
         """{a free dimension of the file: its size in the state that the model was made for}."""
-        factors = sorted({*self.ports.values()})
-        return {free_dimension(k, axis): k * self.own[axis] for k in factors for axis in (0, 1)}
+        return sizes_of(self.ports.values(), self.own)
 
 
 def weights_file(role: Role) -> str:

@@ -19,11 +19,10 @@ from engine.bundle.reader import Bundle
 from engine.cli.main import cli
 from engine.errors import HostMemoryError
 from engine.solver import noise
+from tests.canvases import GIVEN, SIZE, check_verbs
 from tests.toy_family import IMAGE, STATE, build_family
 
 # The toy family's network and decoder work pixel by pixel: in tiles they give what they give on the whole, but for rounding.
-SIZE = (20, 40)  # of images; the state's is half of it, 10 x 20, in windows of 6 x 8
-GIVEN: dict[str, Any] = {"label": 3, "style": np.linspace(-1, 1, 5, dtype=np.float32), "seed": 4}
 
 
 @pytest.fixture(scope="module")
@@ -87,17 +86,7 @@ def test_every_sample_is_its_own_seed_s_in_any_batch(large: Sampler) -> None:
 
 
 def test_verbs_that_take_images_take_larger_ones(large: Sampler) -> None:
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (2, *SIZE, 3), np.uint8)
-    asked = {name: value for name, value in GIVEN.items() if name != "seed"}
-    assert large.refine(images, t_start=300, steps=2, **asked).images.shape == images.shape
-    mask = np.zeros((1, *SIZE), bool)
-    mask[:, :, 20:] = True
-    filled = large.inpaint(images, mask, steps=2, **asked)
-    np.testing.assert_array_equal(filled.images[:, :, :20], images[:, :, :20])
-    assert large.reconstruct(images).images.shape == images.shape
-    with pytest.raises(ArgumentError, match=r"20, 40"):
-        large.refine(images[:, :12, :16], t_start=300, steps=2, **asked)
+    check_verbs(large)
 
 
 def test_one_window_is_the_bundle_s_own_size(sampler: Sampler) -> None:

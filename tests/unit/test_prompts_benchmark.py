@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.quality import prompts
+from engine.bundle.fitted import as_defaults
+from engine.bundle.training import Defaults
 
 
 def held_out(codes: list[list[int]], told: list[list[bool]]) -> prompts.Heldout:
@@ -22,7 +24,8 @@ def test_only_what_the_prompt_names_counts() -> None:
 
 
 def test_fitted_rows_are_those_that_the_bundle_has() -> None:
-    setting = SimpleNamespace(timesteps=(900, 200), method="ddim", eta=1.0, noise_scale=0.9, eps_scale=1.01)
+    options = {"timesteps": (900, 200), "eta": 1.0, "noise_scale": 0.9, "eps_scale": 1.01}
+    setting = Defaults(**as_defaults(options))
     fitted = SimpleNamespace(get=lambda steps: setting if steps == 2 else None)
     sampler: Any = SimpleNamespace(bundle=SimpleNamespace(manifest=SimpleNamespace(fitted=fitted)))
     measured = list(prompts.rows(sampler, (2, 5), (1, 3)))

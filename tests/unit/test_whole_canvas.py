@@ -21,12 +21,11 @@ from engine.bulk.maker import Maker, Means
 from engine.bundle.reader import Bundle
 from engine.cli.main import cli
 from engine.errors import HostMemoryError
+from tests.canvases import GIVEN, SIZE, check_verbs
 from tests.native_models import NEEDS_NATIVE
 from tests.samplers import EACH_BACKEND
 from tests.toy_family import IMAGE, STATE, build_family
 
-SIZE = (20, 40)  # of images; the state's is half of it, and the bundle's own 12 x 16
-GIVEN: dict[str, Any] = {"label": 3, "style": np.linspace(-1, 1, 5, dtype=np.float32), "seed": 4}
 NOISY: dict[str, Any] = {"eta": 1.0, "steps": 3}
 
 
@@ -97,16 +96,7 @@ def test_each_graph_runs_once_a_step(large: Sampler, monkeypatch: pytest.MonkeyP
 
 
 def test_verbs_that_take_images_take_other_sizes(large: Sampler) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (2, *SIZE, 3), np.uint8)
-    asked = {name: value for name, value in GIVEN.items() if name != "seed"}
-    assert large.refine(images, t_start=300, steps=2, **asked).images.shape == images.shape
-    mask = np.zeros((1, *SIZE), bool)
-    mask[:, :, 20:] = True
-    filled = large.inpaint(images, mask, steps=2, **asked)
-    np.testing.assert_array_equal(filled.images[:, :, :20], images[:, :, :20])
-    assert large.reconstruct(images).images.shape == images.shape
-    with pytest.raises(ArgumentError, match=r"20, 40"):
-        large.refine(images[:, :12, :16], t_start=300, steps=2, **asked)
+    check_verbs(large)
 
 
 def test_clones_and_pickles_keep_the_size(bundle: Path, large: Sampler) -> None:
