@@ -112,6 +112,8 @@ std::string short_number(double value) {
     return std::string(digits, std::to_chars(digits, digits + sizeof digits, value, std::chars_format::general, 6).ptr);
 }
 
+std::string size_text(int64_t height, int64_t width) { return std::to_string(height) + " x " + std::to_string(width); }
+
 std::string lower(std::string text) {
     for (char& c : text)
         if (c >= 'A' && c <= 'Z') c = char(c - 'A' + 'a');

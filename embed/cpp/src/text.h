@@ -33,6 +33,9 @@ constexpr size_t kPath = 4096;  // that much of a path, which is of no use when 
 // "0.5", "1e-12": six digits, in any locale.
 std::string short_number(double value);
 
+// "20 x 40", of a height and a width.
+std::string size_text(int64_t height, int64_t width);
+
 // ASCII letters in lower case.
 std::string lower(std::string text);
 

@@ -53,9 +53,8 @@ void check_size(const Bundle& bundle, const Entry& entry) {
     const PipelineSpec& spec = bundle.manifest().pipeline;
     const std::vector<int64_t> image = spec.image_shape();
     const int64_t factor = image[1] / spec.state.height;
-    const auto text = [](int64_t height, int64_t width) { return std::to_string(height) + " x " + std::to_string(width); };
-    throw Error(DIFFUSEVAE_BACKEND, "size: found " + text(image[1], image[2]) + " with backend '" + entry.name
-                                        + "', whose plans take " + text(factor * canvas->height, factor * canvas->width)
+    throw Error(DIFFUSEVAE_BACKEND, "size: found " + size_text(image[1], image[2]) + " with backend '" + entry.name
+                                        + "', whose plans take " + size_text(factor * canvas->height, factor * canvas->width)
                                         + " alone; expected tiles of that size, or a backend that runs any. Pass overlap=0.5 "
                                           "too, or choose native, openvino or onnxruntime.");
 }

@@ -242,14 +242,13 @@ public:
         const bool resized = canvas != nullptr && resize(program, *canvas, name);
         check_ports(program, bundle_.spec(name), where);
         return opened(std::make_shared<const Loaded>(
-            Loaded{where, std::move(weights), std::move(program), threads_, resized ? size_text(*canvas) : ""}));
+            Loaded{where, std::move(weights), std::move(program), threads_, resized ? asked_for(*canvas) : ""}));
     }
 
 private:
-    static std::string size_text(const Canvas& canvas) {
-        const auto text = [](int64_t height, int64_t width) { return std::to_string(height) + " x " + std::to_string(width); };
-        return "size: found a state of " + text(canvas.whole_height, canvas.whole_width) + " (the bundle's own is "
-               + text(canvas.height, canvas.width) + ")";
+    static std::string asked_for(const Canvas& canvas) {
+        return "size: found a state of " + size_text(canvas.whole_height, canvas.whole_width) + " (the bundle's own is "
+               + size_text(canvas.height, canvas.width) + ")";
     }
 
     std::unique_ptr<Graph> opened(SharedProgram loaded) const {

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "checks.h"
+#include "text.h"
 
 namespace diffusevae {
 namespace {
@@ -40,9 +41,8 @@ int64_t step_of(const PipelineSpec& spec, int64_t height, int64_t width, bool ti
     if (tiled) return 1;
     if (spec.multiple) return *spec.multiple;
     const std::vector<int64_t> image = spec.image_shape();
-    refuse_argument("size: found " + std::to_string(height) + " x " + std::to_string(width)
-                    + " and no overlap for a bundle whose graphs take " + std::to_string(image[1]) + " x "
-                    + std::to_string(image[2]) + " alone; expected an overlap, for tiles of that size. Pass overlap=0.5 too.");
+    refuse_argument("size: found " + size_text(height, width) + " and no overlap for a bundle whose graphs take "
+                    + size_text(image[1], image[2]) + " alone; expected an overlap, for tiles of that size. Pass overlap=0.5 too.");
 }
 
 }  // namespace
@@ -70,8 +70,7 @@ Canvas resize(Manifest& manifest, int64_t height, int64_t width, std::optional<d
     if (overlap) check_number("overlap", *overlap, 0.0, kMostOverlap);
     if (!spec.maps) {
         const std::vector<int64_t> image = spec.image_shape();
-        refuse_argument("size: found " + std::to_string(height) + " x " + std::to_string(width)
-                        + " for a bundle that works in " + std::to_string(image[1]) + " x " + std::to_string(image[2])
+        refuse_argument("size: found " + size_text(height, width) + " for a bundle that works in " + size_text(image[1], image[2])
                         + " alone, as something in it depends on the whole picture; expected no size. Leave it out.");
     }
     const Maps& maps = *spec.maps;

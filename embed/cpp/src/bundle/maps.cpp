@@ -4,6 +4,7 @@
 
 #include "bundle/constants.h"
 #include "bundle/pipeline.h"
+#include "text.h"
 
 namespace diffusevae {
 namespace {
@@ -21,7 +22,7 @@ int64_t factor_of(Fields& top, const StateSpec& state, const std::string& name, 
             return factor;
     }
     top.refuse("maps", "null, as " + name + " is " + kind.text() + ", which is no whole multiple of the state's "
-                           + std::to_string(state.height) + " x " + std::to_string(state.width));
+                           + size_text(state.height, state.width));
 }
 
 std::vector<std::string> named(Fields& top, const std::vector<InputSpec>& inputs) {
@@ -42,8 +43,7 @@ void parse_multiple(Fields& top, PipelineSpec& spec) {
     const int64_t multiple = top.integer_or_null("multiple", 1, kMaxSide);
     if (!spec.maps) top.refuse("multiple", "null where maps is null");
     if (spec.state.height % multiple != 0 || spec.state.width % multiple != 0)
-        top.refuse("multiple", "a divisor of the state's " + std::to_string(spec.state.height) + " x "
-                                   + std::to_string(spec.state.width));
+        top.refuse("multiple", "a divisor of the state's " + size_text(spec.state.height, spec.state.width));
     spec.multiple = multiple;
 }
 
@@ -52,7 +52,7 @@ void parse_named_maps(Fields& top, PipelineSpec& spec, const std::vector<InputSp
     const std::vector<std::string> names = named(top, inputs);
     const StateSpec& state = spec.state;
     if (std::min(state.height, state.width) < 2)
-        top.refuse("maps", "null for a state of " + std::to_string(state.height) + " x " + std::to_string(state.width)
+        top.refuse("maps", "null for a state of " + size_text(state.height, state.width)
                                + ", which windows have no borders in");
     std::map<std::string, int64_t> maps;
     for (const std::string& name : kStates) maps[name] = 1;
