@@ -16,8 +16,8 @@ from export.families.latent.published import published
 from export.families.latent.weights import AVERAGE, AVERAGED, CONDITIONER, SCALE, STAGE, UNET, expected
 from export.graphs.roles import Role
 from export.models.latent.first_stage import FirstStage
-from export.models.latent.unet import LatentUNet
 from export.models.layouts import to_checkpoint
+from export.models.openai.unet import OpenAIUNet
 from export.models.unet import UNet, UNetSpec
 from export.models.vae import VAE
 
@@ -92,7 +92,7 @@ def random_latent_network(name: str, graph: str, seed: int = 0) -> Role:
     """A "denoiser" or "first_stage_decoder" of the published latent diffusion model `name` alone, with random weights."""
     spec = published(name).spec
     with torch.device("meta"):
-        unet, stage = LatentUNet(spec.unet), FirstStage(spec.stage)
+        unet, stage = OpenAIUNet(spec.unet), FirstStage(spec.stage)
     used: nn.Module = stage if graph == "first_stage_decoder" else unet
     used.load_state_dict(_random(used, torch.Generator().manual_seed(seed)), assign=True)
     used.eval().requires_grad_(False)

@@ -26,7 +26,8 @@ from export.engines import BuildContext, BuiltEngine
 from export.families.base import Model
 from export.graphs.roles import Role
 from export.models.graphs import ConditionedDenoiser, DecoderGraph, Denoiser, EncoderGraph, TimestepTable
-from export.models.latent.graphs import FirstStageDecoder, FirstStageEncoder, LatentDenoiser
+from export.models.latent.graphs import FirstStageDecoder, FirstStageEncoder
+from export.models.openai.graphs import OpenAIDenoiser
 from export.native import latent
 from export.native.int8 import Choice, choose_layers, parse_budget
 from export.native.measure import BOUNDS, INT8_BOUND, error_on_states, measure_program
@@ -43,12 +44,12 @@ LOWERINGS: dict[type[nn.Module], Callable[..., Assembled]] = {
     TimestepTable: lower_table,
     Denoiser: lower_denoiser,
     ConditionedDenoiser: lower_denoiser,
-    LatentDenoiser: latent.lower_denoiser,
+    OpenAIDenoiser: latent.lower_denoiser,
     FirstStageEncoder: latent.lower_encoder,
     FirstStageDecoder: latent.lower_decoder,
 }
 UNFIT: dict[type[nn.Module], Callable[[Role], str | None]] = {  # what of such a module cannot be lowered
-    LatentDenoiser: latent.denoiser_unfit,
+    OpenAIDenoiser: latent.denoiser_unfit,
     FirstStageEncoder: latent.encoder_unfit,
     FirstStageDecoder: latent.decoder_unfit,
 }

@@ -22,7 +22,7 @@ from export.families.latent.config import Config, describe
 from export.models.latent.conditioners import conditioner
 from export.models.latent.first_stage import FirstStage
 from export.models.latent.spec import LatentSpec
-from export.models.latent.unet import LatentUNet
+from export.models.openai.unet import OpenAIUNet
 from export.read import schedule
 from export.read.checkpoint import Checkpoint, as_float32
 from export.read.parts import WEIGHTS, Shapes, listed, require
@@ -86,11 +86,11 @@ class _Unset(TorchFunctionMode):
         return kwargs["tensor"] if func in DRAWN else func(*args, **kwargs)
 
 
-def networks(spec: LatentSpec) -> tuple[LatentUNet, FirstStage, nn.Module | None]:
+def networks(spec: LatentSpec) -> tuple[OpenAIUNet, FirstStage, nn.Module | None]:
     """The networks of a model on the meta device, to be given their weights with load_state_dict(…, assign=True)."""
     with torch.device("meta"), _Unset():
         condition = conditioner(spec.conditioner) if spec.conditioner is not None else None
-        return LatentUNet(spec.unet), FirstStage(spec.stage), condition
+        return OpenAIUNet(spec.unet), FirstStage(spec.stage), condition
 
 
 @functools.lru_cache(maxsize=32)
