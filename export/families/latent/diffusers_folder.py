@@ -18,7 +18,7 @@ from export.families.latent.conditioning import BERT_WORDS
 from export.families.latent.config import MAX_BLOCKS, MAX_SCALE, MAX_SIDE, MAX_WIDTH, Config, check_heads, check_widths
 from export.families.latent.diffusers_keys import bert_places, stage_places, translated, unet_places
 from export.families.latent.fields import Section, read_json
-from export.families.latent.weights import Weights, expected, stored_as
+from export.families.latent.weights import Weights, expected
 from export.models.latent.spec import (
     Conditioner,
     FirstStageSpec,
@@ -28,7 +28,7 @@ from export.models.latent.spec import (
 )
 from export.models.openai.spec import OpenAIUNetSpec
 from export.read.candidates import ROOT
-from export.read.checkpoint import Checkpoint, Selection, read_checkpoint
+from export.read.checkpoint import Checkpoint, Selection, read_checkpoint, stored_as
 from export.read.schedule import COSINE
 
 INDEX = "model_index.json"
