@@ -10,6 +10,7 @@ from torch import nn
 
 from engine.errors import ArgumentError
 from engine.solver.schedule import Schedule
+from export.families.adm.published import published as published_adm
 from export.families.diffusevae.presets import preset
 from export.families.latent.graphs import roles
 from export.families.latent.published import published
@@ -19,6 +20,7 @@ from export.models.latent.first_stage import FirstStage
 from export.models.layouts import to_checkpoint
 from export.models.openai.unet import OpenAIUNet
 from export.models.unet import UNet, UNetSpec
+from export.models.unset import Unset
 from export.models.vae import VAE
 
 
@@ -86,6 +88,13 @@ def random_latent_checkpoint(name: str, seed: int = 0) -> dict[str, Any]:
     if config.scale_by_std:
         state[SCALE] = torch.tensor(0.2)
     return {"epoch": 0, "global_step": 0, "pytorch-lightning_version": "1.4.2", "state_dict": state}
+
+
+def random_adm_checkpoint(name: str, seed: int = 0) -> dict[str, torch.Tensor]:
+    """The plain state dict of the published guided diffusion model `name`, ready for torch.save and known by its shapes."""
+    with torch.device("meta"), Unset():
+        unet = OpenAIUNet(published_adm(name).unet)
+    return _random(unet, torch.Generator().manual_seed(seed))
 
 
 def random_latent_network(name: str, graph: str, seed: int = 0) -> Role:

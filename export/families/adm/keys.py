@@ -21,7 +21,7 @@ from export.read.wrappers import BUFFERS, own_key
 
 Tensors = Mapping[str, torch.Tensor]
 STEM, TIME, FIRST = "input_blocks.0.0.weight", "time_embed.0.weight", "input_blocks.1.0."
-POOLS = ("out.2.c_proj.weight", "out.3.weight")  # of classifiers: attention; adaptive, or the second of spatial ones
+POOLS, LINEAR = (".out.2.c_proj.weight", ".out.3.weight"), ".out.0.weight"  # of classifiers: attention, adaptive; spatial
 MAX_LEVELS = 8
 
 
@@ -41,18 +41,18 @@ def claims(tensors: Tensors) -> bool:
         return False
     if any(key.startswith(("proj.", "vae.", "decoder.")) or ".transformer_blocks." in key for key in keys):
         return False
-    if is_classifier(keys) or "label_emb.weight" in keys or any(_doubles_by_block(key) for key in keys):
+    if is_classifier(tensors) or "label_emb.weight" in keys or any(_doubles_by_block(key) for key in keys):
         return True
     last, emb, out = (_rows(keys, k) for k in ("out.2.weight", f"{FIRST}emb_layers.1.weight", f"{FIRST}out_layers.3.weight"))
     learned = last not in IMAGE_CHANNELS and last // 2 in IMAGE_CHANNELS and not last % 2
     return learned or (out > 0 and emb == 2 * out)
 
 
-def is_classifier(keys: Tensors) -> bool:
-    """Whether the contracting half alone is there, and a pool behind it."""
-    if any(key.startswith("output_blocks.") for key in keys):
+def is_classifier(tensors: Tensors) -> bool:
+    """Whether the contracting half alone is there, and a pool behind it; by a file's keys, as a pool's are no UNet's."""
+    if any("output_blocks." in key for key in tensors):
         return False
-    return any(key in keys for key in POOLS) or ("out.0.weight" in keys and keys["out.0.weight"].ndim == 2)
+    return any(f".{key}".endswith(POOLS) or (f".{key}".endswith(LINEAR) and t.ndim == 2) for key, t in tensors.items())
 
 
 def read_shape(tensors: Tensors, path: Path) -> OpenAIUNetSpec:
@@ -108,11 +108,11 @@ def _levels(tensors: Tensors, path: Path) -> tuple[int, int, bool]:
 
 
 def _doubles_by_block(key: str) -> bool:
-    return re.fullmatch(r"output_blocks\.\d{1,4}\.[12]\.in_layers\.2\.weight", key) is not None
+    return re.match(r"output_blocks\.\d{1,4}\.[12]\.(?:in|emb|out)_layers\.", key) is not None
 
 
 def _doubles_by_conv(key: str) -> bool:
-    return re.fullmatch(r"output_blocks\.\d{1,4}\.[12]\.conv\.weight", key) is not None
+    return re.match(r"output_blocks\.\d{1,4}\.[12]\.conv\.", key) is not None
 
 
 def _mult(width: int, base: int) -> float:

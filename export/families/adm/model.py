@@ -40,12 +40,13 @@ def recognise(checkpoint: Checkpoint, other: Path | None, weights: str, options:
     said = options_of(Options, options, NAME)
     if other is not None:
         raise ArgumentError(f"--vae: found {other}, expected none: a guided diffusion model has no VAE")
-    path, keys = checkpoint.path, see_through(checkpoint.tensors, checkpoint.path)
-    if is_classifier(keys.tensors):
+    path = checkpoint.path
+    if is_classifier(checkpoint.tensors):
         raise CheckpointError(
             f"{path}: found a classifier, which guides a diffusion model, expected the diffusion model itself: guidance by "
             "a classifier is not supported; give the file of the model, such as 64x64_diffusion.pt"
         )
+    keys = see_through(checkpoint.tensors, path)
     shape = read_shape(keys.tensors, path)
     with torch.device("meta"), Unset():
         expected = {key: tuple(value.shape) for key, value in OpenAIUNet(_any_heads(shape)).state_dict().items()}
