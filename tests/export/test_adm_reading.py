@@ -108,7 +108,7 @@ def test_all_that_is_missing_is_named_at_once() -> None:
 def test_what_the_reference_has_a_default_for_is_noted() -> None:
     of = read(golden.held(MODEL), heads=2, image_size=16, noise_schedule="cosine").architecture
     assert (of.schedule.T, of.new_order, of.rescale) == (1000, False, False)
-    assert "diffusion steps, timesteps, attention order: taken for the reference's defaults" in of.notes[0]
+    assert "diffusion steps, rescaled timesteps, attention order: taken for the reference's defaults" in of.notes[0]
     assert "without --diffusion-steps, --rescale-timesteps, --attention-order" in of.notes[0]
 
 
@@ -190,7 +190,7 @@ def test_halves_and_safetensors(tmp_path: Path) -> None:
     assert all(tensor.dtype == torch.float32 for tensor in found.network().parameters())
     assert "145 of 145 tensors are stored as float16" in found.notes()[0]
     assert "a file of its own, ema_*.pt" in found.notes()[1]
-    assert found.lines()["heads"] == "16 channels each, legacy order  [said; said]"
+    assert found.lines()["heads"] == "16 channels each, legacy order  [--heads or --head-channels; --attention-order]"
 
 
 def test_a_classifier_is_refused() -> None:

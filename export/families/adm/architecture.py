@@ -37,6 +37,7 @@ class Options:
     respacing              the timesteps that the bundle records, as the reference spells them: "ddim25", "250", "10,15,20"
     fixed_variance         leave the learned variance out
     variance               of ddpm, that the bundle records
+    prediction             what the network was trained to predict; None: eps
     """
 
     preset: str | None = None
@@ -53,6 +54,7 @@ class Options:
     respacing: str | None = None
     fixed_variance: bool | None = None
     variance: str | None = None
+    prediction: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Architecture:
     rescale: bool
     new_order: bool
     variance: str
+    prediction: str
     defaults: dict[str, Any]
     origins: dict[str, str] = field(compare=False)
     notes: tuple[str, ...] = field(compare=False)
@@ -93,7 +96,8 @@ def infer(shape: OpenAIUNetSpec, path: Path, said: Options) -> Architecture:
         "noise schedule", "--noise-schedule linear or cosine", said.noise_schedule, answers.published("noise_schedule")
     )
     steps = answers.take("diffusion steps", "--diffusion-steps", said.diffusion_steps, answers.published("T"), 1000)
-    rescale = answers.take("timesteps", "--rescale-timesteps", said.rescale_timesteps, answers.published("rescale"), False)
+    rescaled = answers.published("rescale")
+    rescale = answers.take("rescaled timesteps", "--rescale-timesteps", said.rescale_timesteps, rescaled, False)
     said_order = None if said.attention_order is None else said.attention_order == "new"
     new_order = answers.take("attention order", "--attention-order", said_order, answers.published("new_order"), False)
     answers.refuse_missing()
@@ -112,6 +116,7 @@ def infer(shape: OpenAIUNetSpec, path: Path, said: Options) -> Architecture:
         rescale=rescale,
         new_order=new_order,
         variance=said.variance or (LEARNED_RANGE if unet.learned_variance else "fixedlarge"),
+        prediction=said.prediction or "eps",
         defaults=defaults(schedule, said.respacing),
         origins=answers.origins,
         notes=tuple(answers.notes),
@@ -141,7 +146,7 @@ class _Answers:
         """An answer that there is no default for."""
         if said is not None:
             self._against(name, flag.split(" ")[0], said, known)
-            self.origins[name] = "said"
+            self.origins[name] = " or ".join(word for word in flag.split() if word.startswith("--"))
             return said
         if known is not None:
             self.origins[name] = self.label

@@ -3,7 +3,7 @@
     enlarger         low_resolution -> cond          only of upsamplers
     label_embedding  label -> embedding              only of models with classes
     timestep_table   timesteps, (z: the embedding) -> rows
-    denoiser         x, (cond), row -> eps, (range)  range: how much noise each element gets, where that was learned
+    denoiser         x, (cond), row -> eps, or what else it predicts, and range, how much noise each element gets, if learned
 """
 
 from __future__ import annotations
@@ -46,6 +46,6 @@ def roles(of: Architecture, unet: OpenAIUNet) -> dict[str, Role]:
     result.append(Role("timestep_table", table, (steps, *by_label), (tensor("rows", rows),), compute=EXACT))
     row = tensor("row", ("batch" if by_label else 1, unet.row_width))
     conds = () if of.small is None else (cond,)
-    gives = (tensor("eps", state), *((tensor("range", state),) if spec.learned_variance else ()))
+    gives = (tensor(of.prediction, state), *((tensor("range", state),) if spec.learned_variance else ()))
     result.append(Role("denoiser", OpenAIDenoiser(unet), (tensor("x", state), *conds, row), gives))
     return {role.name: role for role in result}

@@ -106,7 +106,7 @@ class Found:
             inputs=inputs(graphs),
             pipeline=pipeline(of),
             schedule=of.schedule,
-            prediction="eps",
+            prediction=of.prediction,
             variance=of.variance,
             defaults=of.defaults,
             architecture={
@@ -146,6 +146,7 @@ class Found:
             "attention": (f"at {attention or 'the middle only'}{' and the middle' if attention else ''}", "weights"),
             "heads": (f"{heads}, {order} order", f"{origins['heads']}; {origins['attention order']}"),
             "schedule": (schedule, origins["noise schedule"]),
+            "prediction": (of.prediction, "the reference's default; --prediction"),
             "variance": (f"{learned}, {of.variance} recorded", "weights"),
             "defaults": (recorded, "the reference or --respacing"),
         }

@@ -40,7 +40,7 @@ def pipeline(of: Architecture) -> Json:
         "encode": [],
         "before": before,
         "rows": _call("timestep_table", rows, {"rows": "rows"}),
-        "step": _call("denoiser", {**step, "row": "rows"}, {"eps": "e", **variance}),
+        "step": _call("denoiser", {**step, "row": "rows"}, {of.prediction: "e", **variance}),
         "quantize": None,
         "after": [],
         "nulls": {},
