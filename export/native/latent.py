@@ -1,4 +1,4 @@
-"""The networks of latent diffusion as programs: export/models/latent, layer by layer, same order, same names."""
+"""The networks of latent and guided diffusion as programs: those of export/models/latent and openai, layer by layer."""
 
 from __future__ import annotations
 

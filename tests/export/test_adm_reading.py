@@ -188,6 +188,7 @@ def test_halves_and_safetensors(tmp_path: Path) -> None:
     found = recognise_file(Request(tmp_path / "model010000.safetensors", options=golden.said(MODEL)))
     assert isinstance(found, Found)
     assert all(tensor.dtype == torch.float32 for tensor in found.network().parameters())
+    assert found.source.weights == "online"
     assert "145 of 145 tensors are stored as float16" in found.notes()[0]
     assert "a file of its own, ema_*.pt" in found.notes()[1]
     assert found.lines()["heads"] == "16 channels each, legacy order  [--heads or --head-channels; --attention-order]"

@@ -51,7 +51,8 @@ def recognise(checkpoint: Checkpoint, other: Path | None, weights: str, options:
     with torch.device("meta"), Unset():
         expected = {key: tuple(value.shape) for key, value in OpenAIUNet(_any_heads(shape)).state_dict().items()}
     require(keys.tensors, expected, path, keys.prefix("time_embed.").removesuffix("time_embed."), f"a {describe(shape)}")
-    return Found(Source(checkpoint, None, weights), name_of(path, said), infer(shape, path, said), keys.tensors)
+    kind = "online" if TRAINED.fullmatch(path.stem) else weights
+    return Found(Source(checkpoint, None, kind), name_of(path, said), infer(shape, path, said), keys.tensors)
 
 
 def _any_heads(shape: OpenAIUNetSpec) -> OpenAIUNetSpec:
