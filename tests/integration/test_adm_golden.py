@@ -146,7 +146,8 @@ def test_networks_in_bf16(folder: str, path: str, force_isa: Callable[[str], str
     with open_assembled(role, assembled, "bf16") as graph:
         for i, t in enumerate(arrays["t"].tolist()):
             rescaled = t * (1000 / process["steps"] if process["rescale_timesteps"] else 1.0)
-            row = role.module.unet.timestep_rows(torch.full((2 if labels is not None else 1,), rescaled), labels).numpy()
+            unet, times = role.module.unet, torch.full((1 if labels is None else len(labels),), rescaled)
+            row = unet.timestep_rows(times, None if labels is None else unet.label_emb(labels)).numpy()
             cond = {"cond": arrays["upsampled"]} if "upsampled" in arrays else {}
             found = graph(x=arrays["x_T"], row=row, **cond)
             for name, key in (("eps", "eps"), ("range", "v")):

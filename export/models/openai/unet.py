@@ -182,24 +182,22 @@ class Downsample(nn.Module):
         return result
 
 
-class OpenAIUNet(nn.Module):
-    """eps, x0 or v of a state [N, C, H, W]; H and W are multiples of two to the number of levels less one."""
+class Contracting(nn.Module):
+    """The time embedding, the contracting path and the middle: what a denoiser and a classifier begin with.
+
+    skips: the channels of every map that the path leaves behind.
+    """
 
     def __init__(self, spec: OpenAIUNetSpec) -> None:
         super().__init__()
         self.spec = spec
         base, width = spec.model_channels, 4 * spec.model_channels
         self.time_embed = nn.Sequential(nn.Linear(base, width), nn.SiLU(), nn.Linear(width, width))
-        self.label_emb = None if spec.classes is None else nn.Embedding(spec.classes, width)
         self.input_blocks = nn.ModuleList([nn.ModuleList([nn.Conv2d(spec.in_channels, spec.stem, 3, padding=1)])])
-        skips = self._build_inputs()
-        channels = skips[-1]
+        self.skips = self._build_inputs()
+        channels = self.skips[-1]
         middle = (ResBlock(spec, channels, channels) for _ in range(2))
         self.middle_block = nn.ModuleList([next(middle), self._attention(channels), next(middle)])
-        self.output_blocks = nn.ModuleList()
-        channels = self._build_outputs(channels, skips)
-        last = nn.Conv2d(channels, spec.out_channels, 3, padding=1)
-        self.out = nn.Sequential(nn.GroupNorm(NORM_GROUPS, channels), nn.SiLU(), last)
 
     def _build_inputs(self) -> list[int]:
         """Append the contracting path and return the channels of every map that a skip connection carries."""
@@ -218,19 +216,6 @@ class OpenAIUNet(nn.Module):
                 skips.append(channels)
         return skips
 
-    def _build_outputs(self, channels: int, skips: list[int]) -> int:
-        """Append the expanding path, consuming `skips` from the end, and return the channels that leave it."""
-        spec, skips = self.spec, list(skips)
-        for level in reversed(range(len(spec.channel_mult))):
-            for index in range(spec.num_res_blocks + 1):
-                block = ResBlock(spec, channels + skips.pop(), spec.widths[level])
-                channels = spec.widths[level]
-                modules = [block, *self._attends(level, channels)]
-                if level > 0 and index == spec.num_res_blocks:
-                    modules.append(ResBlock(spec, channels, channels, 2) if spec.resample_blocks else Upsample(channels))
-                self.output_blocks.append(nn.ModuleList(modules))
-        return channels
-
     def _attends(self, level: int, channels: int) -> list[nn.Module]:
         """The attention behind a residual block of this level, if it has one."""
         return [self._attention(channels)] if 1 << level in self.spec.attention_factors else []
@@ -245,14 +230,50 @@ class OpenAIUNet(nn.Module):
         """The embedding's projections of all residual blocks, in the order in which the timestep table holds them."""
         return [block.projection for block in self._res_blocks()]
 
+    def _res_blocks(self) -> list[ResBlock]:
+        """In the order in which they run, which is that of registration."""
+        return [module for module in self.modules() if isinstance(module, ResBlock)]
+
+    @property
+    def row_width(self) -> int:
+        """Width R of one row of the timestep table."""
+        return sum(block.row_width for block in self._res_blocks())
+
+    def timestep_rows(self, timesteps: torch.Tensor, added: torch.Tensor | None = None) -> torch.Tensor:
+        """Embed timesteps [S] (and what is added to their embedding, [S, width]) into rows [S, R]."""
+        emb = self.time_embed(sinusoid(timesteps, self.spec.model_channels, "openai"))
+        emb = emb if added is None else emb + added
+        return torch.cat([layer(F.silu(emb)) for layer in self.projections], dim=-1)
+
+
+class OpenAIUNet(Contracting):
+    """eps, x0 or v of a state [N, C, H, W]; H and W are multiples of two to the number of levels less one."""
+
+    def __init__(self, spec: OpenAIUNetSpec) -> None:
+        super().__init__(spec)
+        self.label_emb = None if spec.classes is None else nn.Embedding(spec.classes, 4 * spec.model_channels)
+        self.output_blocks = nn.ModuleList()
+        channels = self._build_outputs(self.skips[-1], self.skips)
+        last = nn.Conv2d(channels, spec.out_channels, 3, padding=1)
+        self.out = nn.Sequential(nn.GroupNorm(NORM_GROUPS, channels), nn.SiLU(), last)
+
+    def _build_outputs(self, channels: int, skips: list[int]) -> int:
+        """Append the expanding path, consuming `skips` from the end, and return the channels that leave it."""
+        spec, skips = self.spec, list(skips)
+        for level in reversed(range(len(spec.channel_mult))):
+            for index in range(spec.num_res_blocks + 1):
+                block = ResBlock(spec, channels + skips.pop(), spec.widths[level])
+                channels = spec.widths[level]
+                modules = [block, *self._attends(level, channels)]
+                if level > 0 and index == spec.num_res_blocks:
+                    modules.append(ResBlock(spec, channels, channels, 2) if spec.resample_blocks else Upsample(channels))
+                self.output_blocks.append(nn.ModuleList(modules))
+        return channels
+
     @property
     def context_projections(self) -> list[nn.Linear]:
         """The projections of the context to keys and values of all transformer blocks, in the order of `keys_values`."""
         return [part for attention in self._crossed() for part in (attention.to_k, attention.to_v)]
-
-    def _res_blocks(self) -> list[ResBlock]:
-        """In the order in which they run, which is that of registration."""
-        return [module for module in self.modules() if isinstance(module, ResBlock)]
 
     def residual_convolutions(self) -> list[nn.Conv2d]:
         """Those of residual blocks right behind a norm and an activation, in the order in which they run."""
@@ -267,21 +288,9 @@ class OpenAIUNet(nn.Module):
         return [module.attn2 for module in self.modules() if isinstance(module, TransformerBlock)]
 
     @property
-    def row_width(self) -> int:
-        """Width R of one row of the timestep table."""
-        return sum(block.row_width for block in self._res_blocks())
-
-    @property
     def context_width(self) -> int:
         """Width K of the keys and values of one token: 0 without cross-attention."""
         return sum(2 * attention.width for attention in self._crossed())
-
-    def timestep_rows(self, timesteps: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """Embed timesteps [S] (and labels int64 [S], one each) into rows [S, R]."""
-        emb = self.time_embed(sinusoid(timesteps, self.spec.model_channels, "openai"))
-        if self.label_emb is not None and labels is not None:
-            emb = emb + self.label_emb(labels)
-        return torch.cat([layer(F.silu(emb)) for layer in self.projections], dim=-1)
 
     def keys_values(self, context: torch.Tensor) -> torch.Tensor:
         """Keys and values [N, L, K] of all transformer blocks from the context [N, L, context_dim]."""
@@ -303,11 +312,11 @@ class OpenAIUNet(nn.Module):
         h = x if cond is None else torch.cat([x, cond], dim=1)
         skips = []
         for block in self.input_blocks:
-            h = _run(block, h, rows, parts)
+            h = run_block(block, h, rows, parts)
             skips.append(h)
-        h = _run(self.middle_block, h, rows, parts)
+        h = run_block(self.middle_block, h, rows, parts)
         for block in self.output_blocks:
-            h = _run(block, torch.cat([h, skips.pop()], dim=1), rows, parts)
+            h = run_block(block, torch.cat([h, skips.pop()], dim=1), rows, parts)
         result: torch.Tensor = self.out(h)
         return result
 
@@ -321,10 +330,11 @@ class OpenAIUNet(nn.Module):
     ) -> torch.Tensor:
         """The output with one timestep (and label) per sample: timesteps, labels int64 [N], context [N, L, context_dim]."""
         keys_values = None if context is None else self.keys_values(context)
-        return self.denoise(x, self.timestep_rows(timesteps, labels), keys_values, cond)
+        added = None if self.label_emb is None or labels is None else self.label_emb(labels)
+        return self.denoise(x, self.timestep_rows(timesteps, added), keys_values, cond)
 
 
-def _run(
+def run_block(
     block: nn.Module, h: torch.Tensor, rows: Iterator[torch.Tensor], parts: Iterator[torch.Tensor]
 ) -> torch.Tensor:
     """One entry of a path: its modules in turn, each with what it takes of the rows and of the keys and values."""

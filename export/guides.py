@@ -1,0 +1,132 @@
+"""Guides: the gradient of a classifier's log-probability as a graph, for classifier guidance (Dhariwal & Nichol 2021).
+
+    g = grad_x log softmax(classifier(x, row))_y          [N, C, H, W], of each sample by itself
+    entropy = - sum p log p, p = softmax(...)             [N], in nats: what entropy-aware scaling divides by
+
+A guide takes the image as the denoiser does, noised, and the row that the classifier makes of a timestep (of a classifier
+that knows no timestep: none). Any torch module in evaluation can be one; its parameters become constants.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from engine.errors import ExportError
+from export.graphs.gradients import traced
+from export.graphs.roles import Example, Inputs, Role, example, tensor
+
+BOUND = 1e-4  # largest difference from autograd, relative to the largest gradient
+BATCHES = (2, 3, 5)
+
+
+class Guide(nn.Module):
+    """x, label, (row) -> g, entropy: plain operations, recorded from a classifier(x) or classifier(x, row)."""
+
+    def __init__(self, classifier: nn.Module, x: torch.Tensor, label: torch.Tensor, row: torch.Tensor | None) -> None:
+        super().__init__()
+        self.classifier = [classifier]  # in a list: its parameters are in the trace already
+        if row is None:
+            self.recorded = traced(lambda x, label: self.by_autograd(x, label), x, label)
+        else:
+            self.recorded = traced(lambda x, label, row: self.by_autograd(x, label, row), x, label, row)
+
+    def forward(
+        self, x: torch.Tensor, label: torch.Tensor, row: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        g, entropy = self.recorded(x, label) if row is None else self.recorded(x, label, row)
+        return g, entropy
+
+    def by_autograd(
+        self, x: torch.Tensor, label: torch.Tensor, row: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same by torch's own gradient."""
+        (classifier,) = self.classifier
+        x = x.detach().requires_grad_(True)
+        with torch.enable_grad():
+            log_p = (classifier(x) if row is None else classifier(x, row)).log_softmax(-1)
+            # By a mask, as indexing would become a scatter.
+            chosen = (torch.arange(log_p.shape[-1]) == label[:, None]).to(log_p.dtype) * log_p
+            (g,) = torch.autograd.grad(chosen.sum(), x)
+        return g.detach(), -(log_p.exp() * log_p).sum(-1).detach()
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What a guide is for: images [C, H, W], classes, and the width of the row (None: the classifier knows no timestep)."""
+
+    image: tuple[int, int, int]
+    classes: int
+    row_width: int | None = None
+
+
+def guide_role(classifier: nn.Module, of: Guidance, name: str = "guide") -> Role:
+    """The graph of a guide, checked against autograd; ExportError for a classifier that cannot be recorded, whose logits
+    are not [N, classes], or whose gradient comes out further off than 1e-4.
+
+    classifier: x float32 [N, C, H, W] (and row [1 or N, R]) -> logits [N, classes].
+    """
+    inputs = [tensor("x", ("batch", *of.image)), tensor("label", ("batch",), "int64", (0.0, of.classes - 1.0))]
+    if of.row_width is not None:
+        inputs.append(tensor("row", (1, of.row_width)))
+    outputs = (tensor("g", ("batch", *of.image)), tensor("entropy", ("batch",)))
+    with _frozen(classifier):
+        unmade = Role(name, classifier, tuple(inputs), outputs)
+        given = example(unmade, 2, 1, 0)
+        _check_logits(classifier, given, of.classes, name)
+        try:
+            module = Guide(classifier, given["x"], given["label"], given.get("row"))
+        except ExportError as error:
+            raise ExportError(f"guide {name}: {error}") from error
+        except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+            raise ExportError(
+                f"guide {name}: found that torch {torch.__version__} cannot record its gradient ({str(error)[:200]}), "
+                "expected a module without branches or shapes that depend on values"
+            ) from error
+        role = Role(name, module, tuple(inputs), outputs)
+        check(role, example)
+    return role
+
+
+def check(role: Role, examples: Example) -> float:
+    """The largest difference of a guide's outputs from autograd, relative to the largest value; ExportError above BOUND."""
+    module, worst = role.module, 0.0
+    assert isinstance(module, Guide)
+    for seed, batch in enumerate(BATCHES):
+        given = examples(role, batch, 1, seed)
+        exact = module.by_autograd(**given)
+        for found, wanted in zip(role(given).values(), exact, strict=True):
+            off = (found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30)
+            worst = max(worst, float(off)) if torch.isfinite(off) else float("inf")
+    if not worst <= BOUND:
+        raise ExportError(
+            f"guide {role.name}: found a gradient that differs by {worst:.2g} from autograd's, relative to the largest value, "
+            f"expected at most {BOUND:g}; the classifier may compute in half precision, or at random"
+        )
+    return worst
+
+
+def _check_logits(classifier: nn.Module, given: Inputs, classes: int, name: str) -> None:
+    row: Mapping[str, torch.Tensor] = {key: value for key, value in given.items() if key == "row"}
+    with torch.no_grad():
+        logits = classifier(given["x"], *row.values())
+    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != (len(given["x"]), classes):
+        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ExportError(f"guide {name}: found logits {found}, expected {(len(given['x']), classes)}: a number a class")
+
+
+@contextlib.contextmanager
+def _frozen(classifier: nn.Module) -> Iterator[None]:
+    """In evaluation, with no parameter to be trained; as it was, afterwards."""
+    training, trained = classifier.training, [p for p in classifier.parameters() if p.requires_grad]
+    classifier.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        classifier.train(training)
+        for parameter in trained:
+            parameter.requires_grad_(True)

@@ -1,0 +1,155 @@
+"""Guides: the gradient of a classifier as a graph of forward operations, beside the reference's, autograd's, and runtimes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from engine.errors import ExportError
+from export.graphs.onnx_export import export_onnx
+from export.graphs.parity import load_onnxruntime, load_openvino
+from export.guides import BOUND, Guidance, guide_role
+from export.models.openai.classifier import Classifier, ClassifierSpec
+from export.models.openai.spec import OpenAIUNetSpec
+from tests.golden_models import weight
+
+GOLDEN = Path(__file__).parents[1] / "golden_adm"
+SMALL = Guidance((3, 12, 8), 4)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # tiny layers: on busy cores the threads would wait for each other at every one
+
+
+def golden(folder: str) -> tuple[Classifier, dict[str, Any], dict[str, np.ndarray]]:
+    """A classifier of the reference, its config.json, and what the reference computed."""
+    cfg = json.loads((GOLDEN / folder / "config.json").read_text())
+    arch, wide = cfg["arch"], cfg["arch"]["num_head_channels"]
+    unet = OpenAIUNetSpec(
+        in_channels=arch["in_channels"], out_channels=arch["out_channels"], model_channels=arch["model_channels"],
+        channel_mult=tuple(arch["channel_mult"]), num_res_blocks=arch["num_res_blocks"],
+        attention_factors=tuple(arch["attention_resolutions"]), num_heads=None if wide > 0 else arch["num_heads"],
+        num_head_channels=wide if wide > 0 else None, scale_shift=arch["use_scale_shift_norm"],
+        resample_blocks=arch["resblock_updown"],
+    )  # fmt: skip
+    network = Classifier(ClassifierSpec(unet, arch["pool"], (arch["image_size"],) * 2))
+    state = {}
+    for key, shape in cfg["parameters"].items():
+        factors = [factor for ending, factor in cfg["scale"].items() if key.endswith(ending)]
+        state[key] = weight(cfg["seed"], key, shape) * (factors[0] if factors else 1.0)
+    network.load_state_dict(state)
+    with np.load(GOLDEN / folder / "expected.npz") as arrays:
+        return network.eval(), cfg, dict(arrays)
+
+
+@pytest.mark.parametrize("folder", ["classifier_attention", "classifier_adaptive"])
+def test_the_reference_s_classifiers(folder: str) -> None:
+    network, cfg, expected = golden(folder)
+    process = cfg["diffusion"]
+    role = guide_role(network, Guidance((3, 16, 16), cfg["arch"]["out_channels"], network.row_width))
+    for t, logits, g in zip(expected["t"].tolist(), expected["logits"], expected["g"], strict=True):
+        rescaled = t * (1000 / process["steps"] if process["rescale_timesteps"] else 1.0)
+        x, label = torch.from_numpy(expected["x_T"]), torch.from_numpy(expected["y"]).long()
+        with torch.no_grad():
+            row = network.timestep_rows(torch.tensor([rescaled]))
+            found = network(x, row).numpy()
+        assert np.abs(found - logits).max() < 5e-6 * np.abs(logits).max()
+        guided = role({"x": x, "label": label, "row": row})
+        assert np.abs(guided["g"].numpy() - g).max() < 1e-5 * np.abs(g).max()
+        log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        np.testing.assert_allclose(guided["entropy"], -(np.exp(log_p) * log_p).sum(1), rtol=1e-5)
+
+
+class Convolutions(nn.Module):
+    """What a ResNet begins with: stride, max pooling, batch norm; and a doubled and an averaged map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 5, stride=2, padding=2), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 2, 1),
+            nn.Upsample(scale_factor=2), nn.Conv2d(8, 8, 3, padding=1), nn.SiLU(), nn.AvgPool2d(2), nn.GroupNorm(2, 8),
+        )  # fmt: skip
+        self.last = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.last(self.body(x).mean(dim=(2, 3)))
+        return logits
+
+
+class Tokens(nn.Module):
+    """What a ViT is made of: patches, a token in front, attention, layer norm, GELU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.front = nn.Conv2d(3, 16, 4, stride=4), nn.Parameter(torch.randn(1, 1, 16))
+        self.norm, self.qkv = nn.LayerNorm(16), nn.Linear(16, 48)
+        self.wide = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+        self.last = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.patches(x).flatten(2).transpose(1, 2)
+        h = torch.cat([self.front.expand(h.shape[0], -1, -1), h], dim=1)
+        q, k, v = self.qkv(self.norm(h)).chunk(3, dim=-1)
+        h = h + (q @ k.transpose(1, 2) / 4).softmax(dim=-1) @ v
+        logits: torch.Tensor = self.last((h + self.wide(h))[:, 0])
+        return logits
+
+
+@pytest.mark.parametrize("kind", [Convolutions, Tokens])
+def test_a_module_of_one_s_own_in_every_runtime(kind: type[nn.Module]) -> None:
+    torch.manual_seed(3)
+    classifier = kind().train()
+    role = guide_role(classifier, SMALL)
+    assert classifier.training, "the caller's module is as it was"
+    assert all(parameter.requires_grad for parameter in classifier.parameters())
+    model = export_onnx(role)
+    classifier.eval()
+    for load in (load_onnxruntime, load_openvino):
+        run = load(model)
+        for batch in (1, 3):
+            x, label = torch.randn(batch, 3, 12, 8, requires_grad=True), torch.arange(batch) % 4
+            log_p = classifier(x).log_softmax(-1)
+            (exact,) = torch.autograd.grad(log_p[torch.arange(batch), label].sum(), x)
+            found = run({"x": x.detach().numpy(), "label": label.numpy()})
+            assert np.abs(found["g"] - exact.numpy()).max() < 1e-5 * float(exact.abs().max())
+            np.testing.assert_allclose(found["entropy"], -(log_p.exp() * log_p).sum(-1).detach(), rtol=1e-5)
+
+
+class Wrong(nn.Module):
+    """A classifier with one thing wrong."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what, self.layer = what, nn.ConvTranspose2d(3, 4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.what == "transposed":
+            x = self.layer(x)
+        logits = x[:, :1].mean(dim=(2, 3)) * torch.arange(1.0, 5.0)
+        if self.what == "random":
+            logits = logits * torch.rand_like(logits)
+        if self.what == "branches" and bool(logits.sum() > 0):
+            logits = -logits
+        return logits[:, :3] if self.what == "classes" else logits.sort(dim=1)[0] if self.what == "sorted" else logits
+
+
+@pytest.mark.parametrize(
+    ("what", "sentence"),
+    [
+        ("transposed", "found a convolution that is transposed"),
+        ("classes", r"found logits \(2, 3\), expected \(2, 4\)"),
+        ("random", f"expected at most {BOUND:g}"),
+        ("branches", "cannot record its gradient"),
+        ("sorted", "in the gradient, for which there is no form in forward operations|cannot record its gradient"),
+    ],
+)
+def test_what_cannot_guide_is_refused(what: str, sentence: str) -> None:
+    with pytest.raises(ExportError, match=sentence):
+        guide_role(Wrong(what), SMALL)
