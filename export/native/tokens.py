@@ -74,6 +74,7 @@ def _layer(program: Assembler, name: str, norm: Norm, part: torch.nn.Module, h: 
         return program.conv(f"{name}.to_out", matrix(part.to_out), [seen], residual=h)
     assert isinstance(part, FeedForward), "a token encoder has no other layers"
     first, _, last = part.net
+    assert isinstance(first, torch.nn.Sequential)
     wide = program.conv(f"{name}.net.0", matrix(first[0]), [h], norm=norm)
     return program.conv(f"{name}.net.2", matrix(last), [wide], activation="gelu", residual=h)
 
