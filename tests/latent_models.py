@@ -14,7 +14,8 @@ from torch import nn
 from export.models.latent import spec as specs
 from export.models.latent.conditioners import conditioner
 from export.models.latent.first_stage import FirstStage
-from export.models.latent.unet import LatentUNet
+from export.models.openai.spec import OpenAIUNetSpec
+from export.models.openai.unet import OpenAIUNet
 from tests.golden_models import weight
 
 GOLDEN = Path(__file__).parent / "golden_ldm"
@@ -107,8 +108,8 @@ def spec(folder: str) -> specs.LatentSpec:
     )
 
 
-def _unet(cfg: dict[str, Any]) -> specs.LatentUNetSpec:
-    return specs.LatentUNetSpec(
+def _unet(cfg: dict[str, Any]) -> OpenAIUNetSpec:
+    return OpenAIUNetSpec(
         in_channels=cfg["in_channels"],
         out_channels=cfg["out_channels"],
         model_channels=cfg["model_channels"],
@@ -158,10 +159,10 @@ def _conditioner(cfg: dict[str, Any], stage: specs.FirstStageSpec) -> specs.Cond
     return specs.ImageConditionerSpec(cfg["unet"]["in_channels"] - cfg["unet"]["out_channels"])
 
 
-def networks(folder: str, raw: bool = False) -> tuple[LatentUNet, FirstStage, nn.Module | None]:
+def networks(folder: str, raw: bool = False) -> tuple[OpenAIUNet, FirstStage, nn.Module | None]:
     """UNet, first stage and conditioner with their weights; raw: the trained UNet, also where there is an averaged one."""
     of, state = spec(folder), checkpoint(folder)["state_dict"]
-    unet, stage = LatentUNet(of.unet), FirstStage(of.stage)
+    unet, stage = OpenAIUNet(of.unet), FirstStage(of.stage)
     condition = None if of.conditioner is None else conditioner(of.conditioner)
     prefix = "model.diffusion_model."
     trained = below(state, prefix)

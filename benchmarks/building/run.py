@@ -1,4 +1,4 @@
-"""Every published latent diffusion model, built once with random weights and sampled once: time, memory and sizes.
+"""Every published model of latent and guided diffusion, built and sampled once with random weights: time, memory and sizes.
 
 Building and sampling are processes of their own, as a user starts them. Random weights cost what trained ones cost.
 """
@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 import numpy as np
+import torch
 
 from benchmarks import children
 from benchmarks.building.measured import ROOT, measure
@@ -25,12 +26,15 @@ from engine.cli.options import NearChoice
 from engine.cli.terminal import Program
 from engine.places import check_file
 from export.dates import now
-from export.families.latent.published import PUBLISHED
+from export.families.adm import published as adm
+from export.families.latent import published as latent
 from export.families.latent.weights import expected
+from export.models.openai.unet import OpenAIUNet
+from export.models.unset import Unset
 
 MAKE_CHECKPOINT = (
-    "import sys, torch; from export.synthetic import random_latent_checkpoint; "
-    "torch.save(random_latent_checkpoint(sys.argv[1]), sys.argv[2])"
+    "import sys, torch; from export import synthetic; "
+    "torch.save(getattr(synthetic, sys.argv[3])(sys.argv[1]), sys.argv[2])"
 )
 STEPS = 2
 BACKENDS = ("onnxruntime", "openvino")
@@ -38,20 +42,26 @@ BACKENDS = ("onnxruntime", "openvino")
 
 def parameters(name: str) -> dict[str, float]:
     """Millions of parameters of each network."""
-    parts = asdict(expected(PUBLISHED[name].spec))
+    if name in adm.PUBLISHED:
+        with torch.device("meta"), Unset():
+            unet = OpenAIUNet(adm.PUBLISHED[name].unet)
+        return {"unet": round(sum(tensor.numel() for tensor in unet.parameters()) / 1e6, 1)}
+    parts = asdict(expected(latent.PUBLISHED[name].spec))
     return {part: round(sum(math.prod(shape) for shape in shapes.values()) / 1e6, 1) for part, shapes in parts.items()}
 
 
 def models() -> list[str]:
     """The published models, smallest first; of those that differ in nothing the first."""
-    first = {next(same for same in PUBLISHED if PUBLISHED[same] == config) for config in PUBLISHED.values()}
+    known: list[dict[str, Any]] = [dict(latent.PUBLISHED), dict(adm.PUBLISHED)]
+    first = {next(same for same in of if of[same] == config) for of in known for config in of.values()}
     return sorted(first, key=lambda name: (sum(parameters(name).values()), name))
 
 
 def row(name: str, folder: Path) -> dict[str, Any]:
     """What one model costs; BenchmarkError where it does not build, or what it samples is not finite."""
     checkpoint, bundle, result = folder / f"{name}.ckpt", folder / f"{name}.bundle", folder / "cost.json"
-    made = children.run([sys.executable, "-c", MAKE_CHECKPOINT, name, str(checkpoint)], cwd=ROOT)
+    maker = "random_adm_checkpoint" if name in adm.PUBLISHED else "random_latent_checkpoint"
+    made = children.run([sys.executable, "-c", MAKE_CHECKPOINT, name, str(checkpoint), maker], cwd=ROOT)
     if made.returncode != 0:
         raise BenchmarkError(f"{name}: found no checkpoint (the message is above), expected one; look at the free disk")
     build = ["build", str(checkpoint), "--out", str(bundle), "--preset", name, "--backends", *BACKENDS]
@@ -107,7 +117,7 @@ def table(result: dict[str, Any]) -> str:
 @click.option("--out", type=Path, default=Path("out/building.json"))
 @click.option("--resume", is_flag=True, help="Keep the models that --out has already.")
 def main(names: tuple[str, ...], folder: Path | None, out: Path, resume: bool) -> None:
-    """Build every published latent diffusion model with random weights, and sample from it."""
+    """Build every published model of latent and guided diffusion with random weights, and sample from it."""
     check_file(out)
     facts = machine_facts()
     click.echo(describe(facts))

@@ -6,6 +6,7 @@ import numpy as np
 
 from engine.solver.levels import Columns, Levels
 from engine.solver.prediction import predicted, predicted_x0
+from engine.solver.schedule import F64
 
 
 def ddim(levels: Levels) -> Columns:
@@ -16,8 +17,7 @@ def ddim(levels: Levels) -> Columns:
     eps is the network's, also where x0 is limited. With a centre, eps is around c, and c is added again.
     """
     of = predicted(levels)
-    sigma = levels.eta * np.sqrt(levels.posterior_variance)
-    along = np.sqrt(np.maximum(0.0, 1.0 - levels.previous - sigma**2))  # rounding may fall below 0 at eta = 1
+    along = _along(levels)
     k_x = along * of.eps_x
     return Columns(
         levels.timesteps,
@@ -27,6 +27,29 @@ def ddim(levels: Levels) -> Columns:
             "k_x": k_x,
             "k_e": along * of.eps_e,
             "k_c": levels.around_centre(k_x),
-            "k_n": levels.noise_scale * sigma,
+            "k_n": levels.noise_scale * _sigma(levels),
         },
     )
+
+
+def ddim_clipped(levels: Levels) -> Columns:
+    """The same with the eps that belongs to x0 as limited, as guided-diffusion has it: where nothing is limited it is ddim.
+
+        eps' = (x - sqrt(a) x0) / sqrt(1 - a)
+    """
+    step = ddim(levels).fields
+    k_x = _along(levels) / np.sqrt(1.0 - levels.alpha_bar)
+    k_x0 = step["k_x0"] - k_x * np.sqrt(levels.alpha_bar)
+    return Columns(
+        levels.timesteps,
+        {**step, "k_x0": k_x0, "k_x": k_x, "k_e": 0.0, "k_c": levels.around_centre(k_x)},
+    )
+
+
+def _sigma(levels: Levels) -> F64 | float:
+    return levels.eta * np.sqrt(levels.posterior_variance)
+
+
+def _along(levels: Levels) -> F64:
+    """What is left for eps beside sigma; rounding may fall below 0 at eta = 1."""
+    return np.asarray(np.sqrt(np.maximum(0.0, 1.0 - levels.previous - _sigma(levels) ** 2)))

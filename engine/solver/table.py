@@ -27,7 +27,7 @@ from engine.argument_checks import Numbers, check_integer, check_integers, check
 from engine.errors import ArgumentError, did_you_mean
 from engine.kernels import ROW_FIELDS
 from engine.solver.check import check_rows
-from engine.solver.ddim import ddim
+from engine.solver.ddim import ddim, ddim_clipped
 from engine.solver.ddpm import ddpm
 from engine.solver.dpmpp_2m import dpmpp_2m, sde_dpmpp_2m
 from engine.solver.ipndm import ipndm
@@ -63,6 +63,7 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "ddim": Method(ddim, takes=("eta",)),
+    "ddim_clipped": Method(ddim_clipped, takes=("eta",)),
     "ddpm": Method(ddpm, takes=("variance",)),
     "dpmpp_2m": Method(dpmpp_2m),
     "sde_dpmpp_2m": Method(sde_dpmpp_2m),
@@ -161,10 +162,10 @@ def build_step_table(
         takes strides of T // steps, and "leading_quad" the squares of "quad", each + 1, so that the last step goes from
         t = 1 to alpha_bar[0] and not to x0; "leading" often has more rows than `steps`; t_start keeps those up to it.
     timesteps: the timesteps themselves, falling, in place of steps, spacing and rho.
-    method, eta, variance: "ddim" with eta 0 (deterministic) .. 1; "ddpm" with variance "fixedlarge", "fixedsmall" or, for a
-        network that returns it, "learned_range" (of no effect with the others); "dpmpp_2m" and, with noise, "sde_dpmpp_2m",
-        second order; "unipc_2", the same with a corrector; "ipndm" and "plms", fourth order, eps prediction, of which "plms"
-        begins with a row more.
+    method, eta, variance: "ddim" with eta 0 (deterministic) .. 1, and "ddim_clipped", whose eps is that of the limited
+        x0; "ddpm" with variance "fixedlarge", "fixedsmall" or, for a network that returns it, "learned_range" (of no
+        effect with the others); "dpmpp_2m" and, with noise, "sde_dpmpp_2m", second order; "unipc_2", the same with a
+        corrector; "ipndm" and "plms", fourth order, eps prediction, of which "plms" begins with a row more.
     t_start: start at this timestep from a noised image instead of from noise; with `timesteps`, the first of them.
     temperature: scales the noise that the chain starts from, noise_scale that of the steps.
     eps_scale: scales eps wherever it is used.
@@ -339,7 +340,7 @@ def _check_solver(method: str, prediction: str, variance: str, eta: Numbers) -> 
         takes = [name for name, other in METHODS.items() if "eta" in other.takes]
         found = next(f"eta[{i}] is {one}" for i, one in enumerate(eta) if one) if isinstance(eta, tuple) else f"eta is {eta}"
         raise ArgumentError(
-            f"{found} with method={method!r}; only {', '.join(takes)} takes eta: leave it 0 or use method={takes[0]!r}"
+            f"{found} with method={method!r}; only {' and '.join(takes)} take eta: leave it 0 or use method={takes[0]!r}"
         )
     if prediction not in METHODS[method].predictions:
         others = [repr(name) for name, other in METHODS.items() if prediction in other.predictions]

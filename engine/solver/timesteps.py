@@ -252,6 +252,37 @@ def listed_timesteps(listed: Sequence[int], T: int) -> I64:
     return np.array(listed[::-1], np.int64)
 
 
+def respaced_timesteps(T: int, spelling: str) -> I64:
+    """The timesteps that improved- and guided-diffusion keep of T by their option `timestep_respacing`, ascending.
+
+    spelling: "ddim25", the smallest whole stride with exactly so many; or numbers, "250" or "10,15,20": how many of each of
+    as many equal sections, in strides that are fractions, rounded half to even. ArgumentError for what cannot be had.
+    """
+    counted = spelling.removeprefix("ddim")
+    words = counted.split(",") if counted == spelling else [counted]
+    if not all(word.strip().isdecimal() and len(word) <= 9 for word in words):
+        raise ArgumentError(
+            f"respacing is {spelling!r}; expected a number of timesteps as '250', several with commas for as many sections, "
+            "as '10,15,20', or whole strides, as 'ddim25'"
+        )
+    counts = [int(word) for word in words]
+    if counted != spelling:
+        return _uniform(Wanted(np.empty(T), counts[0], None, RHO))
+    kept: list[int] = []
+    for i, count in enumerate(counts):
+        begin, size = i * (T // len(counts)) + min(i, T % len(counts)), T // len(counts) + (i < T % len(counts))
+        if not 1 <= count <= size:
+            raise ArgumentError(
+                f"respacing is {spelling!r}, which asks for {count} of the {size} timesteps of section {i + 1}; expected "
+                f"1 .. {size}"
+            )
+        stride, at = (size - 1) / (count - 1) if count > 1 else 1.0, 0.0
+        for _ in range(count):  # added up as the reference does, whose sums decide which half is a half
+            kept.append(begin + round(at))
+            at += stride
+    return np.array(kept, np.int64)
+
+
 def check_beside_timesteps(
     listed: Sequence[int], steps: int | None, spacing: str | None, t_start: int | None, rho: float
 ) -> None:

@@ -38,8 +38,8 @@ from examples.avatars import dataset as faces
 from examples.avatars.training import Recipe, Run, autocast, batches, loss_weights, report
 from export.models.latent.conditioners import TokenEncoder
 from export.models.latent.first_stage import FirstStage
-from export.models.latent.spec import FirstStageSpec, LatentUNetSpec, TokenConditionerSpec
-from export.models.latent.unet import LatentUNet, ResBlock, SpatialTransformer
+from export.models.latent.spec import FirstStageSpec, OpenAIUNetSpec, TokenConditionerSpec
+from export.models.openai.unet import OpenAIUNet, ResBlock, SpatialTransformer
 
 # Its norms have 32 groups: with as few channels each would be normalised by itself, and flat areas lose their colours.
 STAGE = FirstStageSpec(
@@ -47,7 +47,7 @@ STAGE = FirstStageSpec(
     z_channels=4, embed_dim=4, codes=None,
 )  # fmt: skip
 TEXT = TokenConditionerSpec(vocabulary=len(prompts.VOCABULARY), length=prompts.LENGTH, width=128, layers=2)
-UNET = LatentUNetSpec(
+UNET = OpenAIUNetSpec(
     in_channels=4, out_channels=4, model_channels=64, channel_mult=(1, 2, 2), num_res_blocks=1, attention_factors=(1, 2, 4),
     num_heads=None, num_head_channels=32, context_dim=TEXT.width,
 )  # fmt: skip
@@ -64,7 +64,7 @@ class TextDiffusion(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.unet, self.text = LatentUNet(UNET), TokenEncoder(TEXT)
+        self.unet, self.text = OpenAIUNet(UNET), TokenEncoder(TEXT)
 
     def forward(self, x: torch.Tensor, timesteps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         predicted: torch.Tensor = self.unet(x, timesteps, self.text(tokens))

@@ -12,8 +12,15 @@ from typing import cast
 from export.families.base import Command, Family, FolderFamily
 from export.read.checkpoint import Checkpoint
 
-# name -> module, which is a `Family`. The first one's refusal is told for what none of them claims.
-FAMILIES = {"diffusevae": "export.families.diffusevae", "latent": "export.families.latent"}
+# name -> module, which is a `Family`.
+FAMILIES = {
+    "diffusevae": "export.families.diffusevae",
+    "latent": "export.families.latent",
+    "adm": "export.families.adm",
+}
+# The order in which they are asked for their claims: DiffuseVAE's networks have keys of adm's. What none claims is refused
+# by the last.
+ASKED = ("adm", "latent", "diffusevae")
 
 
 def load_family(name: str) -> Family:
@@ -31,9 +38,9 @@ def folder_family(path: Path) -> FolderFamily | None:
 
 
 def family_of(checkpoint: Checkpoint) -> Family:
-    """The first family that claims a checkpoint; where none does the first of all, whose refusal says what it found."""
-    families = [load_family(name) for name in FAMILIES]
-    return next((family for family in families if family.claims(checkpoint)), families[0])
+    """The first family that claims a checkpoint; where none does the last one, whose refusal says what it found."""
+    families = [load_family(name) for name in ASKED]
+    return next((family for family in families if family.claims(checkpoint)), families[-1])
 
 
 def family_flags(command: Command) -> Command:

@@ -48,17 +48,18 @@ class TimestepTable(nn.Module):
     The sinusoids of all T timesteps are a stored table: sine and cosine of angles up to T differ between runtimes by more
     than the parity bound. The projections of all blocks are one matrix.
 
-    sinusoids: [T, width]; blocks: each block's projection of the embedding, in the order of the rows.
+    sinusoids: [T, width]; blocks: each block's projection of the embedding, in the order of the rows; z_mlp: what makes of
+    z what is added to the embedding, an nn.Identity where z is that already.
     """
 
     def __init__(
-        self, sinusoids: torch.Tensor, time_mlp: nn.Module, blocks: Sequence[nn.Linear], z_mlp: nn.Sequential | None = None
+        self, sinusoids: torch.Tensor, time_mlp: nn.Module, blocks: Sequence[nn.Linear], z_mlp: nn.Module | None = None
     ) -> None:
         super().__init__()
         self.sinusoids = nn.Buffer(sinusoids)
         self.time_mlp = time_mlp
         self.z_mlp = z_mlp
-        self.z_dim: int = next(z_mlp.parameters()).shape[1] if z_mlp is not None else 0
+        self.z_dim: int = 0 if z_mlp is None else _inputs(z_mlp, default=blocks[0].in_features)
         self.weight = nn.Parameter(torch.cat([block.weight for block in blocks]), requires_grad=False)
         self.bias = nn.Parameter(torch.cat([block.bias for block in blocks]), requires_grad=False)
 
@@ -72,6 +73,11 @@ class TimestepTable(nn.Module):
     def half_projection(self) -> None:
         """Turn the blocks' projections into half."""
         self.weight.data, self.bias.data = self.weight.half(), self.bias.half()
+
+
+def _inputs(mlp: nn.Module, default: int) -> int:
+    """What the first layer of a network takes; the default where it has none."""
+    return next((weight.shape[1] for weight in mlp.parameters()), default)
 
 
 class Denoiser(nn.Module):

@@ -27,7 +27,8 @@ from export.families.base import Model
 from export.graphs.roles import Role
 from export.models.graphs import ConditionedDenoiser, DecoderGraph, Denoiser, EncoderGraph, TimestepTable
 from export.models.latent.conditioners import ClassEmbedder, Rescaler, TokenEncoder
-from export.models.latent.graphs import Codebook, FirstStageDecoder, FirstStageEncoder, KeysValues, LatentDenoiser
+from export.models.latent.graphs import Codebook, FirstStageDecoder, FirstStageEncoder, KeysValues
+from export.models.openai.graphs import LabelEmbedding, OpenAIDenoiser
 from export.native import latent, tokens
 from export.native.int8 import Choice, choose_layers, parse_budget
 from export.native.measure import BOUNDS, INT8_BOUND, error_on_states, measure_program
@@ -44,17 +45,18 @@ LOWERINGS: dict[type[nn.Module], Callable[..., Assembled]] = {
     TimestepTable: lower_table,
     Denoiser: lower_denoiser,
     ConditionedDenoiser: lower_denoiser,
-    LatentDenoiser: latent.lower_denoiser,
+    OpenAIDenoiser: latent.lower_denoiser,
     FirstStageEncoder: latent.lower_encoder,
     FirstStageDecoder: latent.lower_decoder,
     ClassEmbedder: tokens.lower_class,
+    LabelEmbedding: tokens.lower_label,
     Rescaler: tokens.lower_rescaler,
     TokenEncoder: tokens.lower_encoder,
     KeysValues: tokens.lower_keys_values,
     Codebook: tokens.lower_codebook,
 }
 UNFIT: dict[type[nn.Module], Callable[[Role], str | None]] = {  # what of such a module cannot be lowered
-    LatentDenoiser: latent.denoiser_unfit,
+    OpenAIDenoiser: latent.denoiser_unfit,
     FirstStageEncoder: latent.encoder_unfit,
     FirstStageDecoder: latent.decoder_unfit,
     Rescaler: tokens.rescaler_unfit,

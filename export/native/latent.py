@@ -1,4 +1,4 @@
-"""The networks of latent diffusion as programs: export/models/latent, layer by layer, same order, same names."""
+"""The networks of latent and guided diffusion as programs: those of export/models/latent and openai, layer by layer."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from engine.bundle.tensors import TensorSpec
 from export.graphs.roles import Role
 from export.models.latent.first_stage import Attention, Downsample, Level, Middle
 from export.models.latent.first_stage import ResBlock as StageBlock
-from export.models.latent.graphs import FirstStageDecoder, FirstStageEncoder, LatentDenoiser
-from export.models.latent.unet import AttentionBlock, LatentUNet, ResBlock, SpatialTransformer, TransformerBlock
-from export.models.latent.unet import Downsample as UNetDownsample
+from export.models.latent.graphs import FirstStageDecoder, FirstStageEncoder
+from export.models.openai.graphs import OpenAIDenoiser
+from export.models.openai.unet import AttentionBlock, OpenAIUNet, ResBlock, SpatialTransformer, TransformerBlock
+from export.models.openai.unet import Downsample as UNetDownsample
 from export.models.unet import Upsample
 from export.native.program import MAX_ATTENTION_PIXELS, MAX_SIDE, Assembled, Assembler, Norm, Skip, Value
 from export.native.scales import Scale
@@ -23,7 +24,7 @@ from export.native.scales import Scale
 def denoiser_unfit(role: Role) -> str | None:
     """What a denoiser has that cannot be lowered, or None."""
     unet = role.module.unet
-    assert isinstance(unet, LatentUNet)
+    assert isinstance(unet, OpenAIUNet)
     height, width = _size(role.inputs[0])
     factors = [factor for factor in unet.spec.attention_factors if factor < 1 << len(unet.spec.channel_mult)]
     factor = min(factors, default=1 << (len(unet.spec.channel_mult) - 1))
@@ -70,8 +71,8 @@ def _size(spec: TensorSpec) -> tuple[int, int]:
 def lower_denoiser(role: Role, precision: str = "bf16", scales: Mapping[str, Scale] | None = None) -> Assembled:
     """x, (cond), (keys_values), row -> the prediction. `scales`: the convolutions in int8, by module name."""
     graph = role.module
-    assert isinstance(graph, LatentDenoiser)
-    unet, (height, width), answer = graph.unet, _size(role.inputs[0]), role.outputs[0].name
+    assert isinstance(graph, OpenAIDenoiser)
+    unet, (height, width) = graph.unet, _size(role.inputs[0])
     program = Assembler(role.name, precision)
     maps = [
         program.port(spec.name, "map", int(spec.shape[1]), height, width) for spec in role.inputs if len(spec.shape) == 4
@@ -81,7 +82,7 @@ def lower_denoiser(role: Role, precision: str = "bf16", scales: Mapping[str, Sca
     if context is not None:
         program.port(context.name, "tokens", unet.context_width, tokens)
     program.port("row", "row", unet.row_width)
-    output = program.port(answer, "map", unet.spec.out_channels, height, width, output=True)
+    outputs = [program.port(spec.name, "map", int(spec.shape[1]), height, width, output=True) for spec in role.outputs]
     given = None if context is None else program.input_tokens("tokens", context.name, unet.context_width, tokens)
     keys = _offsets(unet.context_projections[::2], 2)  # of the keys, behind which lie as many values
     lowering = _Denoiser(program, scales or {}, _offsets(unet.projections), keys, given)
@@ -99,8 +100,23 @@ def lower_denoiser(role: Role, precision: str = "bf16", scales: Mapping[str, Sca
         h = lowering.block(f"output_blocks.{name}", block, [h, skips.pop()])
     norm, _, conv = unet.out
     assert isinstance(conv, nn.Conv2d)
-    program.conv("out.2", conv, [h], norm=_norm(norm), activation="silu", port=output)
+    for output, part in zip(outputs, _split(conv, len(outputs)), strict=True):  # an operation writes one port
+        name = "out.2" if output == outputs[0] else f"out.2.{output}"
+        program.conv(name, part, [h], norm=_norm(norm), activation="silu", port=output)
     return program.finish()
+
+
+def _split(conv: nn.Conv2d, parts: int) -> list[nn.Conv2d]:
+    """A convolution as several, each with its share of the outputs."""
+    if parts == 1:
+        return [conv]
+    assert conv.bias is not None, "the last convolution has a bias"
+    made = []
+    for weight, bias in zip(conv.weight.chunk(parts), conv.bias.chunk(parts), strict=True):
+        layer = nn.Conv2d(conv.in_channels, len(weight), 3, padding=1, device="meta")
+        layer.weight, layer.bias = nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False)
+        made.append(layer)
+    return made
 
 
 def _offsets(layers: Sequence[nn.Linear], times: int = 1) -> Iterator[int]:
@@ -138,7 +154,7 @@ class _Denoiser:
             return self.transformer(name, module, sources[0])
         if isinstance(module, UNetDownsample):
             return self.program.conv(f"{name}.op", module.op, sources)
-        assert isinstance(module, Upsample), "a LatentUNet has no other modules"
+        assert isinstance(module, Upsample), "a OpenAIUNet has no other modules"
         return self.program.conv(f"{name}.conv", module.conv, sources, doubled=True)
 
     def residual(self, name: str, block: ResBlock, sources: Sequence[Value], offset: int) -> Value:

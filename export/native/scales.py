@@ -20,8 +20,8 @@ from torch import nn
 from engine.result import F32
 from export.graphs.roles import Role
 from export.models.graphs import ConditionedDenoiser, Denoiser
-from export.models.latent.graphs import LatentDenoiser
-from export.models.latent.unet import LatentUNet
+from export.models.openai.graphs import OpenAIDenoiser
+from export.models.openai.unet import OpenAIUNet
 from export.models.unet import UNet
 from export.native.trajectory import States
 
@@ -65,9 +65,9 @@ def rounded_weight(weight: torch.Tensor) -> torch.Tensor:
     return torch.round(weight / scales).clamp_(-WEIGHT_LEVELS, WEIGHT_LEVELS) * scales
 
 
-def unet_of(role: Role) -> UNet | LatentUNet:
+def unet_of(role: Role) -> UNet | OpenAIUNet:
     """The UNet behind a graph."""
-    assert isinstance(role.module, Denoiser | ConditionedDenoiser | LatentDenoiser), "int8 is for denoisers"
+    assert isinstance(role.module, Denoiser | ConditionedDenoiser | OpenAIDenoiser), "int8 is for denoisers"
     return role.module.unet
 
 

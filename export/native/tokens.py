@@ -8,6 +8,7 @@ from engine.bundle.tensors import TensorSpec
 from export.graphs.roles import Role
 from export.models.latent.conditioners import ClassEmbedder, FeedForward, Rescaler, SelfAttention, TokenEncoder
 from export.models.latent.graphs import Codebook, KeysValues
+from export.models.openai.graphs import LabelEmbedding
 from export.native.latent import matrix, pointwise
 from export.native.program import MAX_CODE_CHANNELS, MAX_SIDE, Assembled, Assembler, Norm, Value
 
@@ -34,6 +35,17 @@ def lower_class(role: Role) -> Assembled:
     ids = program.port(label.name, "ids", 1)
     table = graph.embedding.weight
     program.embed("embedding", ids, (1, 1), table, port=_tokens_out(program, context))
+    return program.finish()
+
+
+def lower_label(role: Role) -> Assembled:
+    """label -> what is added to the time embedding."""
+    graph, (label,), (embedding,) = role.module, role.inputs, role.outputs
+    assert isinstance(graph, LabelEmbedding)
+    program = Assembler(role.name, "f32")
+    ids = program.port(label.name, "ids", 1)
+    port = program.port(embedding.name, "map", int(embedding.shape[1]), output=True)
+    program.embed("table", ids, (1, 1), graph.table.weight, port=port)
     return program.finish()
 
 

@@ -123,7 +123,9 @@ def lower_table(role: Role) -> Assembled:
     )
     emb = _mlp(program, "time_mlp", table.time_mlp, program.lookup("sinusoids", timesteps, table.sinusoids))
     if table.z_mlp is not None:
-        emb = program.add("emb", emb, _mlp(program, "z_mlp", table.z_mlp, program.input_rows("input", "z", table.z_dim)))
+        given = program.input_rows("input", "z", table.z_dim)
+        added = given if isinstance(table.z_mlp, nn.Identity) else _mlp(program, "z_mlp", table.z_mlp, given)
+        emb = program.add("emb", emb, added)
     program.linear("projection", emb, table.weight, table.bias, silu=True, port=rows)
     return program.finish()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -236,3 +237,10 @@ def as_float32(tensors: Mapping[str, torch.Tensor], path: Path, prefix: str = ""
             )
         result[key] = converted
     return result
+
+
+def stored_as(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """Sentences on weights that are stored in another precision than they are computed with."""
+    kinds = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
+    del kinds["float32"]
+    return [f"{n} of {len(tensors)} tensors are stored as {kind} and computed with in float32" for kind, n in kinds.items()]

@@ -31,6 +31,7 @@ _UNET = "|".join(
     [
         rf"(?:time_embed|proj|out|temb\.dense)\.{_N}{_LEAF}",
         rf"input_blocks\.0\.0{_LEAF}",
+        r"label_emb\.weight",
         rf"(?:input_blocks\.{_N}|output_blocks\.{_N}|middle_block)\.{_N}\.{_OPENAI}{_LEAF}",
         rf"(?:conv_in|conv_out|norm_out){_LEAF}",
         rf"(?:down|up)\.{_N}\.(?:(?:block|attn)\.{_N}\.{_DDIM}|(?:downsample|upsample)\.conv){_LEAF}",
@@ -53,7 +54,7 @@ FOREIGN = frozenset(
     [
         *("diffusion_model", "first_stage_model", "cond_stage_model", "encoder", "quant_conv", "post_quant_conv", "fc"),
         *("down_blocks", "up_blocks", "transformer_blocks", "transformer", "text_model", "classifier", "synthesis"),
-        *("label_emb", "mapping", "discriminator"),
+        *("mapping", "discriminator"),
     ]
 )
 KEPT = frozenset((*NETWORKS, "vae"))

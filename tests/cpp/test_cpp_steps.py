@@ -98,7 +98,7 @@ def assert_same(wanted: StepTable, sampler: CSampler, options: Arguments) -> Non
 SOLVERS: list[Arguments] = [
     {"method": "ddim"}, {"method": "ddim", "eta": 0.3}, {"method": "ddim", "eta": 1.0, "clip": False},
     *({"method": "ddpm", "variance": variance} for variance in FIXED_VARIANCES), {"temperature": 0.7},
-    *({"method": method} for method in ("dpmpp_2m", "sde_dpmpp_2m", "unipc_2", "ipndm", "plms")),
+    *({"method": method} for method in ("ddim_clipped", "dpmpp_2m", "sde_dpmpp_2m", "unipc_2", "ipndm", "plms")),
     {"method": "ddpm", "variance": "fixedsmall", "noise_scale": 0.84, "eps_scale": 1.02},
     {"method": "plms", "eps_scale": 0.97, "clip": False},
 ]  # fmt: skip

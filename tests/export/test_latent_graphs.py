@@ -19,18 +19,18 @@ from export.models.latent.spec import (
     FirstStageSpec,
     InpaintConditionerSpec,
     LatentSpec,
-    LatentUNetSpec,
     RescalerConditionerSpec,
     TokenConditionerSpec,
 )
-from export.models.latent.unet import LatentUNet
+from export.models.openai.spec import OpenAIUNetSpec
+from export.models.openai.unet import OpenAIUNet
 from export.precision import BOUND, HalfOptions, half_role, half_roles
 from tests import latent_models
 
 VQ = FirstStageSpec(3, 3, 32, (1, 1), 1, (), 8, z_channels=2, embed_dim=3, codes=40)
 KL = replace(VQ, channel_mult=(1,), codes=None)
-PLAIN = LatentUNetSpec(7, 3, 32, (1, 1), 1, (), 2, None, scale_shift=True, resample_blocks=True)
-CROSSED = LatentUNetSpec(3, 3, 32, (1,), 1, (), None, 16, context_dim=8)
+PLAIN = OpenAIUNetSpec(7, 3, 32, (1, 1), 1, (), 2, None, scale_shift=True, resample_blocks=True)
+CROSSED = OpenAIUNetSpec(3, 3, 32, (1,), 1, (), None, 16, context_dim=8)
 SPECS = {
     "inpaint": LatentSpec(PLAIN, VQ, InpaintConditionerSpec(VQ), (3, 4, 4), "eps", 1.0),
     "text": LatentSpec(CROSSED, KL, TokenConditionerSpec(11, 5, 8, 1), (3, 4, 4), "v", 0.5),
@@ -59,7 +59,7 @@ def _roles(spec: LatentSpec) -> dict[str, Role]:
     assert condition is not None
     if isinstance(condition, Rescaler):
         torch.nn.init.normal_(condition.channel_mapper.weight)  # empty until it is read
-    unet, stage = LatentUNet(spec.unet), FirstStage(spec.stage)
+    unet, stage = OpenAIUNet(spec.unet), FirstStage(spec.stage)
     for module in (unet, stage, condition):
         module.eval().requires_grad_(False)
     return roles(spec, unet, stage, condition, T=20)

@@ -106,7 +106,7 @@ def test_two_steps_of_each_stage_are_packed_under_the_keys_of_a_checkpoint(
     trained = torch.load(tmp_path / "diffuse.state", weights_only=True)
     assert trained["step"] == 2
     for prefix, module in (
-        ("model.diffusion_model.", train.LatentUNet(train.UNET)),
+        ("model.diffusion_model.", train.OpenAIUNet(train.UNET)),
         ("first_stage_model.", train.FirstStage(train.STAGE)),
         ("cond_stage_model.", train.TokenEncoder(train.TEXT)),
     ):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
-from engine.solver.ddim import ddim
+from engine.solver.ddim import ddim, ddim_clipped
 from engine.solver.ddpm import ddpm
 from engine.solver.dpmpp_2m import dpmpp_2m, sde_dpmpp_2m
 from engine.solver.ipndm import ipndm
@@ -71,14 +72,15 @@ def scaled(value: float | np.ndarray, at: Levels) -> list[float]:
     return np.broadcast_to(value, at.steps).tolist()
 
 
-def paper_ddim(at: Levels, clip: float) -> list[np.ndarray]:
-    """Song et al. 2021, eq. 12 and 16."""
+def paper_ddim(at: Levels, clip: float, again: bool = False) -> list[np.ndarray]:
+    """Song et al. 2021, eq. 12 and 16; again: eps is derived again from x0 as limited."""
     x, states = X, []
     levels_of_steps = zip(at.timesteps.tolist(), at.alpha_bar, at.previous, NOISE, strict=False)
     options = zip(*(scaled(value, at) for value in (at.eta, at.noise_scale, at.eps_scale)), strict=True)
     for (t, a, a_next, n), (eta, noise_scale, eps_scale) in zip(levels_of_steps, options, strict=False):
         eps = eps_scale * eps_at(x, t)
         x0 = np.clip((x - math.sqrt(1 - a) * eps) / math.sqrt(a), -clip, clip)
+        eps = (x - math.sqrt(a) * x0) / math.sqrt(1 - a) if again else eps
         sigma = eta * math.sqrt((1 - a_next) / (1 - a)) * math.sqrt(1 - a / a_next)
         x = math.sqrt(a_next) * x0 + math.sqrt(1 - a_next - sigma**2) * eps + noise_scale * sigma * n
         states.append(x)
@@ -220,6 +222,7 @@ SOLVERS = {
     "ddim": (ddim, paper_ddim, {}),
     "ddim, eta 0.6": (ddim, paper_ddim, {"eta": 0.6}),
     "ddim, eta 1": (ddim, paper_ddim, {"eta": 1.0}),
+    "ddim_clipped": (ddim_clipped, partial(paper_ddim, again=True), {"eta": 0.6, "noise_scale": 0.84, "eps_scale": 1.02}),
     "ddpm, large": (ddpm, paper_ddpm, {"variance": "fixedlarge"}),
     "ddpm, small": (ddpm, paper_ddpm, {"variance": "fixedsmall"}),
     "ddim, scaled": (ddim, paper_ddim, {"eta": 1.0, "noise_scale": 0.84, "eps_scale": 1.02}),

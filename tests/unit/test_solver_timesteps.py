@@ -77,7 +77,7 @@ def test_leading_counts_are_refused_where_the_reference_would_leave_the_schedule
         assert not {int(count) for count in nearest.split(" and ")} & set(refused)
 
 
-@pytest.mark.parametrize("method", ["ddim", "ddpm", "dpmpp_2m", "sde_dpmpp_2m", "unipc_2", "ipndm", "plms"])
+@pytest.mark.parametrize("method", ["ddim", "ddim_clipped", "ddpm", "dpmpp_2m", "sde_dpmpp_2m", "unipc_2", "ipndm", "plms"])
 def test_every_solver_ends_a_leading_chain_at_the_level_of_0(method):
     """A network that knows the image: whatever the solver, x is then sqrt(a_0) image + sqrt(1 - a_0) eps, without noise."""
     a = SCHEDULE.alpha_bar

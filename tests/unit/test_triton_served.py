@@ -238,10 +238,8 @@ BAD = {
         "steps is 50, 51 calls of the network; this server takes 1 .. 50",
     ),
     "steps that uniform spacing has not": ({"steps": int32(49), "spacing": texts("uniform")}, "which no whole stride gives"),
-    "method": (
-        {"method": texts("ddimm")}, "one of ddim, ddpm, dpmpp_2m, sde_dpmpp_2m, unipc_2, ipndm, plms. Did you mean 'ddim'?"
-    ),
-    "empty method": ({"method": texts("")}, "method is ''; expected one of ddim, ddpm"),
+    "method": ({"method": texts("ddimm")}, "sde_dpmpp_2m, unipc_2, ipndm, plms. Did you mean 'ddim'?"),
+    "empty method": ({"method": texts("")}, "method is ''; expected one of ddim, ddim_clipped"),
     "method that is no text": ({"method": texts(b"\xff\x00")}, r"method is '\\xff\x00'; expected one of"),
     "long method": ({"method": texts("d" * 5000)}, "method holds 5000 bytes; expected a name of at most 64"),
     "spacing": ({"spacing": texts("linspac")}, "Did you mean 'linspace'?"),
@@ -251,7 +249,7 @@ BAD = {
     "timesteps": ({"timesteps": int32(5, 5).T}, "timesteps[1] is 5 after 5; expected a smaller one"),
     "too many timesteps": ({"timesteps": np.arange(51, -1, -1, np.int32)[None]}, "steps is 52; this server takes 1 .. 50"),
     "noise scale": ({"noise_scale": floats(np.nan)}, "noise_scale is nan; expected a number of at least 0"),
-    "eta with ddpm": ({"eta": floats(0.5), "method": texts("ddpm")}, "eta is 0.5 with method='ddpm'; only ddim takes eta"),
+    "eta with ddpm": ({"eta": floats(0.5), "method": texts("ddpm")}, "eta is 0.5 with method='ddpm'; only ddim and"),
     "guidance NaN": ({"guidance": floats(np.nan)}, "guidance is nan; expected a finite number"),
     "guidance inf": ({"guidance": floats(np.inf)}, "guidance is inf; expected a finite number"),
     "guidance interval": (

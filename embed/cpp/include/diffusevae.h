@@ -286,8 +286,8 @@ typedef struct diffusevae_sample_options {
     const char* spacing;    /* "uniform" (whole strides only), "quad", "linspace", "trailing", "truncated", "karras",
                              * "logsnr", "leading" or "leading_quad" */
     double rho;             /* 1 .. 100, of spacing "karras"; unset: 7 */
-    const char* method;     /* "ddim", "ddpm", "dpmpp_2m", "sde_dpmpp_2m", "unipc_2", "ipndm" or "plms" */
-    double eta;             /* 0 (deterministic) .. 1, ddim only */
+    const char* method;     /* "ddim", "ddim_clipped", "ddpm", "dpmpp_2m", "sde_dpmpp_2m", "unipc_2", "ipndm" or "plms" */
+    double eta;             /* 0 (deterministic) .. 1, ddim and ddim_clipped only */
     const double* etas;     /* [etas_count], one a step in place of eta; or NULL */
     int64_t etas_count;
     int64_t t_start;        /* 0 .. T - 1: start from the pipeline's start value, noised to this timestep; with timesteps the

@@ -63,6 +63,21 @@ Columns ddim(const Levels& levels) {
     return columns;
 }
 
+// The same with the eps that belongs to x0 as limited: eps' = (x - sqrt(a) x0) / sqrt(1 - a).
+Columns ddim_clipped(const Levels& levels) {
+    Columns columns = ddim(levels);
+    for (size_t i = 0; i < levels.steps(); ++i) {
+        double* row = columns.row(i);
+        const double sigma = levels.eta[i] * std::sqrt(levels.posterior_variance(i));
+        const double along = std::sqrt(std::max(0.0, 1.0 - levels.previous[i] - sigma * sigma));
+        row[kKX] = along / std::sqrt(1.0 - levels.alpha_bar[i]);
+        row[kKX0] -= row[kKX] * std::sqrt(levels.alpha_bar[i]);
+        row[kKE] = 0.0;
+        row[kKC] = levels.around_centre(row[kKX]);
+    }
+    return columns;
+}
+
 Columns ddpm(const Levels& levels) {
     Columns columns(levels.steps());
     columns.timesteps = levels.timesteps;
@@ -213,6 +228,7 @@ Columns plms(const Levels& levels) {
 
 const std::vector<Method> kSolvers = {
     {"ddim", ddim, true, false},
+    {"ddim_clipped", ddim_clipped, true, false},
     {"ddpm", ddpm, false, false},
     {"dpmpp_2m", dpmpp_2m, false, false},
     {"sde_dpmpp_2m", sde_dpmpp_2m, false, false},

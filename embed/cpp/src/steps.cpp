@@ -51,7 +51,7 @@ void check(const Setting& setting, const Method& method, const std::string& pred
     for (int64_t i = 0; i < std::max<int64_t>(1, eta.list.count); ++i)
         if (eta.at(i) != 0.0 && !method.takes_eta)
             refuse_argument(entry("eta", eta, i) + " is " + brief(eta.at(i)) + " with method '" + setting.method
-                            + "'; only ddim takes eta: leave it 0 or use method 'ddim'");
+                            + "'; only ddim and ddim_clipped take eta: leave it 0 or use method 'ddim'");
     if (method.eps_only && prediction != "eps") {
         std::string others;
         for (const Method& other : kSolvers)

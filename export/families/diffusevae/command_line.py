@@ -14,10 +14,14 @@ from export.families.diffusevae.presets import PRESETS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 FLAGS = (
-    click.option("--preset", metavar="NAME", help=f"A published configuration of the reference: {', '.join(PRESETS)}."),
+    click.option(
+        "--preset",
+        metavar="NAME",
+        help=f"A published configuration: {', '.join(PRESETS)} of DiffuseVAE, or one of another family.",
+    ),
     click.option("--heads", type=click.IntRange(1), help="Attention heads of the UNet; weights cannot tell."),
     click.option(
-        "--image-size", type=click.IntRange(1), metavar="PIXELS", help="Side of the images, for unconditional models."
+        "--image-size", type=click.IntRange(1), metavar="PIXELS", help="Side of the images, where weights do not tell it."
     ),
     click.option(
         "--formulation",

@@ -12,10 +12,10 @@ from export.models.latent.spec import (
     FirstStageSpec,
     ImageConditionerSpec,
     InpaintConditionerSpec,
-    LatentUNetSpec,
     RescalerConditionerSpec,
     TokenConditionerSpec,
 )
+from export.models.openai.spec import OpenAIUNetSpec
 
 FIRST_STAGE, UNCONDITIONAL = "__is_first_stage__", "__is_unconditional__"
 MODULES = "ldm.modules.encoders.modules."
@@ -34,7 +34,7 @@ MAX_WIDTH, MAX_COUNT = 1 << 16, 1 << 24
 class Stages:
     """The networks on either side of the condition."""
 
-    unet: LatentUNetSpec
+    unet: OpenAIUNetSpec
     stage: FirstStageSpec
 
 

@@ -16,7 +16,8 @@ from engine.bundle.training import RECIPES, ScheduleSpec
 from engine.errors import CheckpointError
 from export.families.latent.conditioning import Stages, read_conditioner
 from export.families.latent.fields import Section, read_yaml
-from export.models.latent.spec import ClassConditionerSpec, FirstStageSpec, LatentSpec, LatentUNetSpec
+from export.models.latent.spec import ClassConditionerSpec, FirstStageSpec, LatentSpec
+from export.models.openai.spec import OpenAIUNetSpec
 from export.models.unet import NORM_GROUPS
 from export.read.schedule import COSINE
 
@@ -133,7 +134,7 @@ def _schedule(model: Section) -> ScheduleSpec:
     return ScheduleSpec(recipe, T, {"start": start, "end": end}, None)
 
 
-def _unet(outer: Section) -> LatentUNetSpec:
+def _unet(outer: Section) -> OpenAIUNetSpec:
     outer.choice("target", (UNET,))
     p = outer.part("params")
     for key, plain in (
@@ -146,7 +147,7 @@ def _unet(outer: Section) -> LatentUNetSpec:
     p.ignore(("image_size", "dropout", "use_checkpoint", "use_fp16", "use_bf16", "legacy"))
     transformer = p.flag("use_spatial_transformer", False)
     heads, width = _heads(p, "num_heads"), _heads(p, "num_head_channels")
-    spec = LatentUNetSpec(
+    spec = OpenAIUNetSpec(
         in_channels=p.integer("in_channels", 1, MAX_WIDTH),
         out_channels=p.integer("out_channels", 1, MAX_WIDTH),
         model_channels=p.integer("model_channels", 1, MAX_WIDTH),
@@ -175,20 +176,20 @@ def _heads(p: Section, key: str) -> int | None:
     return None if found == -1 else found
 
 
-def check_widths(p: Section, key: str, base: int, mults: tuple[int, ...]) -> None:
+def check_widths(p: Section, key: str, base: int, mults: tuple[float, ...]) -> None:
     """Refuse widths that group normalisation does not take, and maps halved more often than any has rows."""
     if any(base * mult % NORM_GROUPS for mult in (1, *mults)) or base * max(mults) > MAX_WIDTH or len(mults) > 8:
         raise p.refuse(key, base, f"a multiple of {NORM_GROUPS} at up to 8 levels of at most {MAX_WIDTH} channels each")
 
 
-def check_heads(p: Section, spec: LatentUNetSpec) -> None:
+def check_heads(p: Section, spec: OpenAIUNetSpec) -> None:
     """Refuse heads that some level with attention cannot be split into."""
     levels = [level for level in range(len(spec.channel_mult)) if 1 << level in spec.attention_factors]
     by = spec.num_head_channels or spec.num_heads
     if by is None:
         raise p.refuse("num_heads", None, "num_heads or num_head_channels: weights do not tell either")
     for level in {*levels, len(spec.channel_mult) - 1}:
-        width = spec.channel_mult[level] * spec.model_channels
+        width = spec.widths[level]
         if width % by:
             key = "num_head_channels" if spec.num_head_channels else "num_heads"
             raise p.refuse(key, by, f"a divisor of {width}, the channels at level {level}")

@@ -18,17 +18,17 @@ from export.families.latent.conditioning import BERT_WORDS
 from export.families.latent.config import MAX_BLOCKS, MAX_SCALE, MAX_SIDE, MAX_WIDTH, Config, check_heads, check_widths
 from export.families.latent.diffusers_keys import bert_places, stage_places, translated, unet_places
 from export.families.latent.fields import Section, read_json
-from export.families.latent.weights import Weights, expected, stored_as
+from export.families.latent.weights import Weights, expected
 from export.models.latent.spec import (
     Conditioner,
     FirstStageSpec,
     ImageConditionerSpec,
     LatentSpec,
-    LatentUNetSpec,
     TokenConditionerSpec,
 )
+from export.models.openai.spec import OpenAIUNetSpec
 from export.read.candidates import ROOT
-from export.read.checkpoint import Checkpoint, Selection, read_checkpoint
+from export.read.checkpoint import Checkpoint, Selection, read_checkpoint, stored_as
 from export.read.schedule import COSINE
 
 INDEX = "model_index.json"
@@ -121,7 +121,7 @@ def _part(path: Path, index: Section, name: str) -> tuple[str, Section]:
     return str(kind), Section(file, file.name, read_json(file))
 
 
-def _unet(kind: str, p: Section) -> tuple[LatentUNetSpec, tuple[int, int]]:
+def _unet(kind: str, p: Section) -> tuple[OpenAIUNetSpec, tuple[int, int]]:
     """The denoiser and the size of its latents."""
     plain_down, down, plain_up, up, middle = UNETS[kind]
     scale_shift = p.choice("resnet_time_scale_shift", ("default", "scale_shift"), "default") == "scale_shift"
@@ -138,7 +138,7 @@ def _unet(kind: str, p: Section) -> tuple[LatentUNetSpec, tuple[int, int]]:
     base, mults = _widths(p)
     attends = _attends(p, (plain_down, down), (plain_up, up), len(mults))
     heads, width = _heads(p, crossed, [base * mult for mult in mults])
-    spec = LatentUNetSpec(
+    spec = OpenAIUNetSpec(
         in_channels=p.integer("in_channels", 1, MAX_WIDTH),
         out_channels=p.integer("out_channels", 1, MAX_WIDTH),
         model_channels=base,
@@ -276,7 +276,7 @@ def _done(p: Section) -> None:
     p.done()
 
 
-def _check_fit(path: Path, unet: LatentUNetSpec, stage: FirstStageSpec, conditioner: Conditioner | None) -> None:
+def _check_fit(path: Path, unet: OpenAIUNetSpec, stage: FirstStageSpec, conditioner: Conditioner | None) -> None:
     channels = unet.out_channels + (conditioner.channels if isinstance(conditioner, ImageConditionerSpec) else 0)
     width = conditioner.width if isinstance(conditioner, TokenConditionerSpec) else None
     found, wanted = (

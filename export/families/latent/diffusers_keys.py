@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from export.models.latent.spec import FirstStageSpec, LatentUNetSpec, TokenConditionerSpec
+from export.models.latent.spec import FirstStageSpec, TokenConditionerSpec
+from export.models.openai.spec import OpenAIUNetSpec
 from export.read.checkpoint import Checkpoint, as_float32
 from export.read.parts import Shapes, require
 
@@ -75,7 +76,7 @@ def given_back(
     return result
 
 
-def unet_places(spec: LatentUNetSpec) -> dict[str, Place]:
+def unet_places(spec: OpenAIUNetSpec) -> dict[str, Place]:
     """Where each module of the denoiser is in UNet2DModel and UNet2DConditionModel."""
     attention = ATTENTION if spec.context_dim is None else PLAIN
     places = {
@@ -133,7 +134,7 @@ def bert_places(spec: TokenConditionerSpec) -> dict[str, Place]:
     return places
 
 
-def _unet_blocks(spec: LatentUNetSpec) -> Iterator[tuple[str, str, bool]]:
+def _unet_blocks(spec: OpenAIUNetSpec) -> Iterator[tuple[str, str, bool]]:
     """Each block's name here, in diffusers, and whether it attends. Upsampling is no block of its own."""
     levels, number = len(spec.channel_mult), 1
     for level in range(levels):
@@ -148,7 +149,7 @@ def _unet_blocks(spec: LatentUNetSpec) -> Iterator[tuple[str, str, bool]]:
             number += 1
 
 
-def _attends(spec: LatentUNetSpec, level: int) -> bool:
+def _attends(spec: OpenAIUNetSpec, level: int) -> bool:
     return 1 << level in spec.attention_factors
 
 

@@ -19,7 +19,7 @@ from engine.bundle.tensors import TensorSpec
 from export.graphs.roles import Role, tensor
 from export.models.graphs import TimestepTable
 from export.models.latent.first_stage import FirstStage
-from export.models.latent.graphs import Codebook, Composite, FirstStageDecoder, FirstStageEncoder, KeysValues, LatentDenoiser
+from export.models.latent.graphs import Codebook, Composite, FirstStageDecoder, FirstStageEncoder, KeysValues
 from export.models.latent.spec import (
     ClassConditionerSpec,
     ImageConditionerSpec,
@@ -28,7 +28,8 @@ from export.models.latent.spec import (
     RescalerConditionerSpec,
     TokenConditionerSpec,
 )
-from export.models.latent.unet import LatentUNet
+from export.models.openai.graphs import OpenAIDenoiser
+from export.models.openai.unet import OpenAIUNet
 from export.models.unet import sinusoid
 
 # What the table rounds off would enter every step; a codebook's search and what only looks up are for float32.
@@ -37,7 +38,7 @@ ONCE = {"int8": "bf16"}  # int8 is for the one network that runs in every step
 
 
 def roles(
-    spec: LatentSpec, unet: LatentUNet, stage: FirstStage, conditioner: nn.Module | None, T: int
+    spec: LatentSpec, unet: OpenAIUNet, stage: FirstStage, conditioner: nn.Module | None, T: int
 ) -> dict[str, Role]:
     """The graphs of a bundle by name, in the order in which sampling uses them."""
     image = tensor("image", ("batch", *spec.image), range=(-1.0, 1.0))
@@ -59,7 +60,7 @@ def roles(
     rows = tensor("rows", ("steps", unet.row_width))
     result.append(Role("timestep_table", table, (steps,), (rows,), compute=EXACT))
     inputs = (tensor("x", latent.shape), *given, row)
-    result.append(Role("denoiser", LatentDenoiser(unet), inputs, (tensor(spec.prediction, latent.shape),)))
+    result.append(Role("denoiser", OpenAIDenoiser(unet), inputs, (tensor(spec.prediction, latent.shape),)))
     if stage.quantize is not None:
         codes = tensor("codes", latent.shape)
         codebook = Codebook(stage.quantize, spec.scale, spec.latent[1] * spec.latent[2])

@@ -22,7 +22,7 @@ from export.families.latent.weights import Weights, networks, read_weights
 from export.families.latent.weights import claims as claims_keys
 from export.models.latent.first_stage import FirstStage
 from export.models.latent.spec import ClassConditionerSpec, ImageConditionerSpec, LatentSpec, TokenConditionerSpec
-from export.models.latent.unet import LatentUNet
+from export.models.openai.unet import OpenAIUNet
 from export.read.checkpoint import Checkpoint
 from export.read.schedule import describe as describe_schedule
 
@@ -137,7 +137,7 @@ class Found:
     weights: Weights
     null_tokens: tuple[int, ...] | None
 
-    def networks(self) -> tuple[LatentUNet, FirstStage, nn.Module | None]:
+    def networks(self) -> tuple[OpenAIUNet, FirstStage, nn.Module | None]:
         """The networks with their weights, in evaluation mode."""
         unet, stage, condition = networks(self.spec)
         pairs = ((unet, self.weights.unet), (stage, self.weights.stage), (condition, self.weights.conditioner))

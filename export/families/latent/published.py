@@ -17,10 +17,10 @@ from export.models.latent.spec import (
     ImageConditionerSpec,
     InpaintConditionerSpec,
     LatentSpec,
-    LatentUNetSpec,
     RescalerConditionerSpec,
     TokenConditionerSpec,
 )
+from export.models.openai.spec import OpenAIUNetSpec
 from export.read.checkpoint import Checkpoint
 
 VQ_F4 = FirstStageSpec(3, 3, 128, (1, 2, 4), 2, (), 256, 3, 3, 8192)
@@ -30,7 +30,7 @@ KL_F8 = FirstStageSpec(3, 3, 128, (1, 2, 4, 4), 2, (), 256, 4, 4, None)
 
 
 def _model(
-    unet: LatentUNetSpec,
+    unet: OpenAIUNetSpec,
     stage: FirstStageSpec,
     conditioner: Conditioner | None,
     betas: tuple[float, float],
@@ -47,44 +47,44 @@ def _model(
 
 
 _FACES = _model(
-    LatentUNetSpec(3, 3, 224, (1, 2, 3, 4), 2, (8, 4, 2), None, 32), VQ_F4, None, (0.0015, 0.0195), 64
+    OpenAIUNetSpec(3, 3, 224, (1, 2, 3, 4), 2, (8, 4, 2), None, 32), VQ_F4, None, (0.0015, 0.0195), 64
 )
-_SEMANTIC = (LatentUNetSpec(6, 3, 128, (1, 4, 8), 2, (32, 16, 8), 8, None), VQ_F4, RescalerConditionerSpec(182, 2, 3))
+_SEMANTIC = (OpenAIUNetSpec(6, 3, 128, (1, 4, 8), 2, (32, 16, 8), 8, None), VQ_F4, RescalerConditionerSpec(182, 2, 3))
 PUBLISHED: dict[str, Config] = {
     "celeba256": _FACES,
     "ffhq256": _FACES,
     "lsun_beds256": _FACES,
     "lsun_churches256": _model(
-        LatentUNetSpec(4, 4, 192, (1, 2, 2, 4, 4), 2, (1, 2, 4, 8), 8, None, scale_shift=True, resample_blocks=True),
+        OpenAIUNetSpec(4, 4, 192, (1, 2, 2, 4, 4), 2, (1, 2, 4, 8), 8, None, scale_shift=True, resample_blocks=True),
         KL_F8, None, (0.0015, 0.0155), 32, scale=None,
     ),
     "cin256": _model(
-        LatentUNetSpec(4, 4, 256, (1, 2, 4), 2, (4, 2, 1), None, 32, 512),
+        OpenAIUNetSpec(4, 4, 256, (1, 2, 4), 2, (4, 2, 1), None, 32, 512),
         VQ_F8, ClassConditionerSpec(1000, 512), (0.0015, 0.0195), 32,
     ),
     "cin256-v2": _model(
-        LatentUNetSpec(3, 3, 192, (1, 2, 3, 5), 2, (8, 4, 2), 1, None, 512),
+        OpenAIUNetSpec(3, 3, 192, (1, 2, 3, 5), 2, (8, 4, 2), 1, None, 512),
         VQ_F4, ClassConditionerSpec(1001, 512, 1000), (0.0015, 0.0195), 64, use_ema=False,
     ),
     "text2img256": _model(
-        LatentUNetSpec(3, 3, 192, (1, 2, 3, 5), 2, (8, 4, 2), None, 32, 640),
+        OpenAIUNetSpec(3, 3, 192, (1, 2, 3, 5), 2, (8, 4, 2), None, 32, 640),
         VQ_F4, TokenConditionerSpec(30522, 77, 640, 32), (0.0015, 0.0195), 64, tokenizer=True,
     ),
     "txt2img-1p4B": _model(
-        LatentUNetSpec(4, 4, 320, (1, 2, 4, 4), 2, (4, 2, 1), 8, None, 1280),
+        OpenAIUNetSpec(4, 4, 320, (1, 2, 4, 4), 2, (4, 2, 1), 8, None, 1280),
         KL_F8, TokenConditionerSpec(30522, 77, 1280, 32), (0.00085, 0.012), 32, scale=0.18215, use_ema=False,
         tokenizer=True,
     ),
     "layout2img-openimages256": _model(
-        LatentUNetSpec(3, 3, 128, (1, 2, 3, 4), 2, (8, 4, 2), None, 32, 512, 3),
+        OpenAIUNetSpec(3, 3, 128, (1, 2, 3, 4), 2, (8, 4, 2), None, 32, 512, 3),
         VQ_F4, TokenConditionerSpec(8192, 92, 512, 16), (0.0015, 0.0205), 64,
     ),
     "bsr_sr": _model(
-        LatentUNetSpec(6, 3, 160, (1, 2, 2, 4), 2, (16, 8), None, 32),
+        OpenAIUNetSpec(6, 3, 160, (1, 2, 2, 4), 2, (16, 8), None, 32),
         VQ_F4, ImageConditionerSpec(3), (0.0015, 0.0155), 64,
     ),
     "inpainting_big": _model(
-        LatentUNetSpec(7, 3, 256, (1, 2, 3, 4), 2, (8, 4, 2), 8, None, resample_blocks=True),
+        OpenAIUNetSpec(7, 3, 256, (1, 2, 3, 4), 2, (8, 4, 2), 8, None, resample_blocks=True),
         VQ_F4_NO_ATTENTION, InpaintConditionerSpec(VQ_F4_NO_ATTENTION), (0.0015, 0.0205), 64,
     ),
     "semantic_synthesis256": _model(*_SEMANTIC, (0.0015, 0.0205), 64),

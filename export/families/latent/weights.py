@@ -7,24 +7,22 @@ the schedule's constants. What is none of the networks' and not known to be usel
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from engine.errors import ArgumentError, CheckpointError, did_you_mean
 from export.families.latent.config import Config, describe
 from export.models.latent.conditioners import conditioner
 from export.models.latent.first_stage import FirstStage
 from export.models.latent.spec import LatentSpec
-from export.models.latent.unet import LatentUNet
+from export.models.openai.unet import OpenAIUNet
+from export.models.unset import Unset
 from export.read import schedule
-from export.read.checkpoint import Checkpoint, as_float32
+from export.read.checkpoint import Checkpoint, as_float32, stored_as
 from export.read.parts import WEIGHTS, Shapes, listed, require
 
 UNET, STAGE, CONDITIONER, AVERAGE = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "model_ema."
@@ -44,7 +42,6 @@ CONSTANTS = frozenset(
         "cond_ids",
     ]
 )
-DRAWN = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
 AGREES = 1e-5  # relative: float32 products of 1 - beta in another order
 
 
@@ -78,19 +75,11 @@ def claims(tensors: Mapping[str, torch.Tensor]) -> bool:
     return all(any(key.startswith(prefix) for key in tensors) for prefix in (("model.diffusion_model.", AVERAGE), STAGE))
 
 
-class _Unset(TorchFunctionMode):
-    """Leaves initial weights out: on the meta device they are nothing, and torch loads its compiler to draw them."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        return kwargs["tensor"] if func in DRAWN else func(*args, **kwargs)
-
-
-def networks(spec: LatentSpec) -> tuple[LatentUNet, FirstStage, nn.Module | None]:
+def networks(spec: LatentSpec) -> tuple[OpenAIUNet, FirstStage, nn.Module | None]:
     """The networks of a model on the meta device, to be given their weights with load_state_dict(…, assign=True)."""
-    with torch.device("meta"), _Unset():
+    with torch.device("meta"), Unset():
         condition = conditioner(spec.conditioner) if spec.conditioner is not None else None
-        return LatentUNet(spec.unet), FirstStage(spec.stage), condition
+        return OpenAIUNet(spec.unet), FirstStage(spec.stage), condition
 
 
 @functools.lru_cache(maxsize=32)
@@ -132,13 +121,6 @@ def read_weights(checkpoint: Checkpoint, config: Config, weights: str = "ema") -
     notes += stored_as({name: tensors[name] for name in known})
     unet, stage, condition = parts
     return Weights(unet, stage, condition, _scale(checkpoint, config), "ema" if averaged else "online", tuple(notes))
-
-
-def stored_as(tensors: Mapping[str, torch.Tensor]) -> list[str]:
-    """Sentences on weights that are stored in another precision than they are computed with."""
-    kinds = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
-    del kinds["float32"]
-    return [f"{n} of {len(tensors)} tensors are stored as {kind} and computed with in float32" for kind, n in kinds.items()]
 
 
 def _shapes(module: nn.Module | None) -> Shapes:

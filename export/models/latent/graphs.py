@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from export.models.latent.first_stage import FirstStage, Quantiser
-from export.models.latent.unet import LatentUNet
+from export.models.openai.unet import OpenAIUNet
 
 
 class FirstStageEncoder(nn.Module):
@@ -56,7 +56,7 @@ class Codebook(nn.Module):
 class KeysValues(nn.Module):
     """context [N, L, width] -> keys_values [N, L, K] of every transformer block: their projections as one matrix."""
 
-    def __init__(self, unet: LatentUNet) -> None:
+    def __init__(self, unet: OpenAIUNet) -> None:
         super().__init__()
         weight = torch.cat([layer.weight for layer in unet.context_projections])
         self.projection = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
@@ -65,24 +65,6 @@ class KeysValues(nn.Module):
     def forward(self, context: torch.Tensor) -> torch.Tensor:
         keys_values: torch.Tensor = self.projection(context)
         return keys_values
-
-
-class LatentDenoiser(nn.Module):
-    """x, (cond), (keys_values), row -> the network's prediction: the UNet without its embedding."""
-
-    def __init__(self, unet: LatentUNet) -> None:
-        super().__init__()
-        self.unet = unet
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        *,
-        cond: torch.Tensor | None = None,
-        keys_values: torch.Tensor | None = None,
-        row: torch.Tensor,
-    ) -> torch.Tensor:
-        return self.unet.denoise(x, row, keys_values, cond)
 
 
 class Composite(nn.Module):

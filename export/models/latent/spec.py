@@ -7,32 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class LatentUNetSpec:
-    """The denoiser (`unet_config`).
-
-    in_channels       those of the state, and of what is concatenated to it
-    attention_factors downsampling factors at which blocks attend (`attention_resolutions`); the middle always does
-    num_heads         heads at every level; None where num_head_channels, the width of one head, decides
-    context_dim       width of the tokens that cross-attention reads; None: plain attention blocks, no transformer
-    depth             transformer blocks in each (`transformer_depth`)
-    scale_shift       the embedding scales and shifts the second norm instead of being added before it
-    resample_blocks   resampling by residual blocks instead of convolutions (`resblock_updown`)
-    """
-
-    in_channels: int
-    out_channels: int
-    model_channels: int
-    channel_mult: tuple[int, ...]
-    num_res_blocks: int
-    attention_factors: tuple[int, ...]
-    num_heads: int | None
-    num_head_channels: int | None
-    context_dim: int | None = None
-    depth: int = 1
-    scale_shift: bool = False
-    resample_blocks: bool = False
+from export.models.openai.spec import OpenAIUNetSpec
 
 
 @dataclass(frozen=True)
@@ -117,7 +92,7 @@ Conditioner = (
 class LatentSpec:
     """A whole model: latent is the state's [C, H, W], prediction "eps", "x0" or "v", scale the latent's (`scale_factor`)."""
 
-    unet: LatentUNetSpec
+    unet: OpenAIUNetSpec
     stage: FirstStageSpec
     conditioner: Conditioner | None
     latent: tuple[int, int, int]

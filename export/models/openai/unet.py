@@ -1,4 +1,4 @@
-"""The denoiser of latent diffusion, under the keys of a CompVis checkpoint, split at the timestep and at the context.
+"""The UNet of guided-diffusion and, with transformers, of latent diffusion: under their keys, split at timestep and context.
 
 `timestep_rows` holds what depends on the timestep alone, `keys_values` what depends on the conditioning tokens alone; each
 is run once. `denoise` is what remains for every step, and `forward` is their composition.
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from export.models.latent.spec import LatentUNetSpec
+from export.models.openai.spec import OpenAIUNetSpec
 from export.models.unet import NORM_GROUPS, Upsample, sinusoid
 
 
@@ -22,7 +22,7 @@ class ResBlock(nn.Module):
     resample: 0.5 halves by averaging, 2 doubles by repeating, on both branches; 1 does neither.
     """
 
-    def __init__(self, spec: LatentUNetSpec, cin: int, cout: int, resample: float = 1) -> None:
+    def __init__(self, spec: OpenAIUNetSpec, cin: int, cout: int, resample: float = 1) -> None:
         super().__init__()
         self.scale_shift = spec.scale_shift
         self.resample = resample
@@ -154,7 +154,7 @@ class TransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """Transformer blocks over pixels; `parts` are the keys and values of its blocks in turn."""
 
-    def __init__(self, spec: LatentUNetSpec, channels: int, heads: int) -> None:
+    def __init__(self, spec: OpenAIUNetSpec, channels: int, heads: int) -> None:
         super().__init__()
         assert spec.context_dim is not None, "a UNet without context has AttentionBlocks"
         self.norm = nn.GroupNorm(NORM_GROUPS, channels, eps=1e-6)
@@ -182,15 +182,16 @@ class Downsample(nn.Module):
         return result
 
 
-class LatentUNet(nn.Module):
-    """eps, x0 or v of a latent [N, C, H, W]; H and W are multiples of two to the number of levels less one."""
+class OpenAIUNet(nn.Module):
+    """eps, x0 or v of a state [N, C, H, W]; H and W are multiples of two to the number of levels less one."""
 
-    def __init__(self, spec: LatentUNetSpec) -> None:
+    def __init__(self, spec: OpenAIUNetSpec) -> None:
         super().__init__()
         self.spec = spec
         base, width = spec.model_channels, 4 * spec.model_channels
         self.time_embed = nn.Sequential(nn.Linear(base, width), nn.SiLU(), nn.Linear(width, width))
-        self.input_blocks = nn.ModuleList([nn.ModuleList([nn.Conv2d(spec.in_channels, base, 3, padding=1)])])
+        self.label_emb = None if spec.classes is None else nn.Embedding(spec.classes, width)
+        self.input_blocks = nn.ModuleList([nn.ModuleList([nn.Conv2d(spec.in_channels, spec.stem, 3, padding=1)])])
         skips = self._build_inputs()
         channels = skips[-1]
         middle = (ResBlock(spec, channels, channels) for _ in range(2))
@@ -203,12 +204,12 @@ class LatentUNet(nn.Module):
     def _build_inputs(self) -> list[int]:
         """Append the contracting path and return the channels of every map that a skip connection carries."""
         spec = self.spec
-        channels = spec.model_channels
+        channels = spec.stem
         skips = [channels]
-        for level, mult in enumerate(spec.channel_mult):
+        for level, width in enumerate(spec.widths):
             for _ in range(spec.num_res_blocks):
-                block = ResBlock(spec, channels, mult * spec.model_channels)
-                channels = mult * spec.model_channels
+                block = ResBlock(spec, channels, width)
+                channels = width
                 self.input_blocks.append(nn.ModuleList([block, *self._attends(level, channels)]))
                 skips.append(channels)
             if level + 1 < len(spec.channel_mult):
@@ -222,8 +223,8 @@ class LatentUNet(nn.Module):
         spec, skips = self.spec, list(skips)
         for level in reversed(range(len(spec.channel_mult))):
             for index in range(spec.num_res_blocks + 1):
-                block = ResBlock(spec, channels + skips.pop(), spec.channel_mult[level] * spec.model_channels)
-                channels = spec.channel_mult[level] * spec.model_channels
+                block = ResBlock(spec, channels + skips.pop(), spec.widths[level])
+                channels = spec.widths[level]
                 modules = [block, *self._attends(level, channels)]
                 if level > 0 and index == spec.num_res_blocks:
                     modules.append(ResBlock(spec, channels, channels, 2) if spec.resample_blocks else Upsample(channels))
@@ -236,10 +237,7 @@ class LatentUNet(nn.Module):
 
     def _attention(self, channels: int) -> nn.Module:
         spec = self.spec
-        heads = spec.num_heads
-        if heads is None:
-            assert spec.num_head_channels is not None, "a spec says the number of heads or the width of one"
-            heads = channels // spec.num_head_channels
+        heads = spec.heads(channels)
         return AttentionBlock(channels, heads) if spec.context_dim is None else SpatialTransformer(spec, channels, heads)
 
     @property
@@ -278,10 +276,12 @@ class LatentUNet(nn.Module):
         """Width K of the keys and values of one token: 0 without cross-attention."""
         return sum(2 * attention.width for attention in self._crossed())
 
-    def timestep_rows(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """Embed integer timesteps [S] into rows [S, R]."""
-        emb = F.silu(self.time_embed(sinusoid(timesteps, self.spec.model_channels, "openai")))
-        return torch.cat([layer(emb) for layer in self.projections], dim=-1)
+    def timestep_rows(self, timesteps: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """Embed timesteps [S] (and labels int64 [S], one each) into rows [S, R]."""
+        emb = self.time_embed(sinusoid(timesteps, self.spec.model_channels, "openai"))
+        if self.label_emb is not None and labels is not None:
+            emb = emb + self.label_emb(labels)
+        return torch.cat([layer(F.silu(emb)) for layer in self.projections], dim=-1)
 
     def keys_values(self, context: torch.Tensor) -> torch.Tensor:
         """Keys and values [N, L, K] of all transformer blocks from the context [N, L, context_dim]."""
@@ -294,8 +294,8 @@ class LatentUNet(nn.Module):
         keys_values: torch.Tensor | None = None,
         cond: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The prediction [N, C, H, W] from x [N, C, H, W], row [1 or N, R], keys_values [N, L, K] where there is a context,
-        and cond [N, in_channels - C, H, W] where the network takes more channels than x has."""
+        """The output [N, out_channels, H, W] from x [N, C, H, W], row [1 or N, R], keys_values [N, L, K] where there is a
+        context, and cond [N, in_channels - C, H, W] where the network takes more channels than x has."""
         rows = iter(row.split([block.row_width for block in self._res_blocks()], dim=1))
         parts: Iterator[torch.Tensor] = iter(())
         if keys_values is not None:
@@ -317,10 +317,11 @@ class LatentUNet(nn.Module):
         timesteps: torch.Tensor,
         context: torch.Tensor | None = None,
         cond: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The prediction with one timestep per sample: timesteps int64 [N], context [N, L, context_dim]."""
+        """The output with one timestep (and label) per sample: timesteps, labels int64 [N], context [N, L, context_dim]."""
         keys_values = None if context is None else self.keys_values(context)
-        return self.denoise(x, self.timestep_rows(timesteps), keys_values, cond)
+        return self.denoise(x, self.timestep_rows(timesteps, labels), keys_values, cond)
 
 
 def _run(
