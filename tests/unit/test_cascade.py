@@ -29,7 +29,7 @@ NEXT: dict[str, Any] = {
     "bundle": "b.bundle", "source": SHA, "steps": 4, "t_start": 300, "noise_level": 20, "guidance": 0.5,
 }  # fmt: skip
 NAMES = ("../b.bundle", "/b", "a/b", "", ".", "..", "b\0c", "~", "b\\c", "\N{FULLWIDTH FULL STOP}", "x" * 129, 3, None)
-CASES: list[tuple[str, object, str]] = [
+REFUSED: list[tuple[str, object, str]] = [
     ("next", [], "next: found [] (list), expected an object"),
     ("next", {"bundle": "b"}, "next.source: missing"),
     ("next.bundles", "c", "next.bundles: found an unknown field"),
@@ -283,7 +283,7 @@ def test_one_path_is_followed(pair: tuple[Path, Path], monkeypatch: pytest.Monke
         Cascade(faces)
 
 
-@pytest.mark.parametrize(("field", "value", "message"), CASES)
+@pytest.mark.parametrize(("field", "value", "message"), REFUSED)
 def test_one_wrong_field_is_named(tmp_path: Path, field: str, value: object, message: str) -> None:
     check_refused(build_cases(tmp_path / "a.bundle"), field, value, message)
 
