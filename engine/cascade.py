@@ -83,8 +83,27 @@ class Cascade:
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
         """What `sample` takes by name, beside its options: what the stages declare, but the pictures that they hand on."""
-        named = {spec.name: spec for index in reversed(range(len(self))) for spec in self._shared(index)}
-        return tuple(named.values())
+        return stages.all_inputs([sampler.bundle.manifest for sampler in self.samplers])
+
+    @property
+    def bundle(self) -> Bundle:
+        """The first stage's."""
+        return self.samplers[0].bundle
+
+    @property
+    def backend(self) -> str:
+        """The first stage's."""
+        return self.samplers[0].backend
+
+    @property
+    def precision(self) -> str:
+        """The first stage's."""
+        return self.samplers[0].precision
+
+    @property
+    def threads(self) -> int:
+        """The first stage's."""
+        return self.samplers[0].threads
 
     def sample(
         self, n: int | None = None, *, seed: Seed = None, stages: Sequence[Options] | None = None, **options: Any
@@ -205,20 +224,10 @@ class Cascade:
                 )
         return {name: value for name, value in shared.items() if value is not None}
 
-    def _shared(self, index: int) -> tuple[InputSpec, ...]:
-        """The inputs of a stage that a caller may give: all but, after the first, the picture and its noise level."""
-        manifest = self.samplers[index].bundle.manifest
-        if index == 0:
-            return manifest.inputs
-        made = {manifest.augmentation.input} if manifest.augmentation else set()
-        if abilities.upscales(manifest):
-            made.add(abilities.upscaled_input(manifest, "upscale").name)
-        return tuple(spec for spec in manifest.inputs if spec.name not in made)
-
     def _inputs_of(self, index: int, shared: Options, own: Options) -> dict[str, Any]:
         """What of the shared inputs a stage takes; text and the tokens that it becomes count as one, its own first."""
         sampler = self.samplers[index]
-        names = {spec.name for spec in self._shared(index)}
+        names = {spec.name for spec in stages.inputs_of(sampler.bundle.manifest, index)}
         text = sampler.bundle.manifest.text
         if text is not None:
             names.add(TEXT)

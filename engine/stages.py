@@ -14,6 +14,7 @@ import numpy as np
 from engine import abilities, augmentation, checks, kernels
 from engine.bundle.fields import FILE_NAME
 from engine.bundle.following import NextSpec
+from engine.bundle.inputs import InputSpec
 from engine.bundle.limits import MAX_STAGES
 from engine.bundle.links import AllowLinks
 from engine.bundle.manifest import Manifest
@@ -97,6 +98,25 @@ def taken_shape(manifest: Manifest) -> tuple[int, int, int]:
             "that is the image, or an encoder to it; choose another bundle for a stage after the first"
         )
     return abilities.picture_shape(manifest)
+
+
+def inputs_of(manifest: Manifest, stage: int) -> tuple[InputSpec, ...]:
+    """The inputs of a stage, counted from 0, that a caller may give: all but, after the first, the picture and its level."""
+    if stage == 0:
+        return manifest.inputs
+    made = {manifest.augmentation.input} if manifest.augmentation else set()
+    if abilities.upscales(manifest):
+        made.add(abilities.upscaled_input(manifest, "upscale").name)
+    return tuple(spec for spec in manifest.inputs if spec.name not in made)
+
+
+def all_inputs(manifests: Sequence[Manifest]) -> tuple[InputSpec, ...]:
+    """Those of all stages, each name once, as the first that declares it has it."""
+    named: dict[str, InputSpec] = {}
+    for stage, manifest in enumerate(manifests):
+        for spec in inputs_of(manifest, stage):
+            named.setdefault(spec.name, spec)
+    return tuple(named.values())
 
 
 def enlarged(manifest: Manifest, images: Any) -> F32:
