@@ -113,9 +113,9 @@ def test_a_picture_is_noised_and_told(level: str | None, tmp_path: Path, cpp_run
         for given in ({}, {"noise_level": 0}, {"noise_level": 90, "guidance": 0.5, "eta": 1.0}):
             check((ours, theirs), images, seed=3, label=np.array([1, 2, 3]), **given)
         if level:
-            check((ours, theirs), images, seed=3, label=np.array([4]), level=np.array([70]))
+            check((ours, theirs), images, seed=3, label=np.array([4]), level=np.array([70], level))
             with pytest.raises(Failed, match="noise_level and level, which it sets"):
-                theirs.upscale(images, noise_level=3, label=np.array([4]), level=np.array([70]))
+                theirs.upscale(images, noise_level=3, label=np.array([4]), level=np.array([70], level))
         with pytest.raises(Failed, match="takes photo from the images"):
             theirs.upscale(images, label=np.array([4]), photo=np.zeros((1, *IMAGE), np.float32))
 
@@ -187,7 +187,7 @@ def test_the_next_bundle_is_opened_and_checked(named: Path, library: Library) ->
 
 
 @NEEDS_NATIVE
-@pytest.mark.parametrize("kind", ["cpp_programs"])
+@pytest.mark.parametrize("kind", ["cpp_programs", "cpp_sanitized"])
 def test_the_cascade_of_the_header(kind: str, named: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     program, target = request.getfixturevalue(kind) / "cascade", tmp_path / "x.f32"
     said = building.run([program, named, target], env=SANITIZERS).splitlines()
