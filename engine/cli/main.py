@@ -144,8 +144,14 @@ def reconstruct(bundle: str, images: tuple[str, ...], **given: Any) -> None:
     run_images(bundle, images, Sampler.reconstruct, given)
 
 
+NOISE_LEVEL = click.option(
+    "--noise-level", type=int, help="A timestep: the noise that IMAGES are given first (conditioning augmentation)."
+)
+
+
 @cli.command()
 @ON_IMAGES
+@NOISE_LEVEL
 @output("refined.png")
 def refine(bundle: str, images: tuple[str, ...], **given: Any) -> None:
     """Refine IMAGES (files, folders or .npy) themselves: denoise, sharpen. --with-start shows them above.
@@ -157,6 +163,7 @@ def refine(bundle: str, images: tuple[str, ...], **given: Any) -> None:
 
 @cli.command(short_help="Sample from IMAGES that are the bundle's input, of a low resolution say.")
 @ON_IMAGES
+@NOISE_LEVEL
 @output("upscaled.png")
 def upscale(bundle: str, images: tuple[str, ...], **given: Any) -> None:
     """Sample from IMAGES (files, folders or .npy), one each: for a bundle that takes one picture, such as one to enlarge."""

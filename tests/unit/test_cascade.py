@@ -418,6 +418,17 @@ def test_the_command_names_shows_and_samples(pair: tuple[Path, Path], tmp_path: 
     assert Bundle.open(faces).manifest.next is None
 
 
+def test_pictures_are_noised_on_the_command_line(folder: Path, tmp_path: Path) -> None:
+    images = np.random.default_rng(2).integers(0, 256, (2, *IMAGE[1:], 3), dtype=np.uint8)
+    np.save(tmp_path / "in.npy", images)
+    options = ["--backend", ANY_BACKEND, "--seed", 5, "--input", "label=1", "--noise-level", 90, "--out", tmp_path / "a.npy"]
+    done = run("upscale", folder / "told.bundle", tmp_path / "in.npy", *options)
+    assert done.exit_code == 0, done.output
+    with Sampler(folder / "told.bundle", ANY_BACKEND) as sampler:
+        wanted = sampler.upscale(images, label=1, seed=5, noise_level=90)
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), wanted.images)
+
+
 def test_mistakes_are_answered_in_a_line(pair: tuple[Path, Path], tmp_path: Path) -> None:
     faces, latent = pair
     for arguments, message in (
