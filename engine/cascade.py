@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from engine import abilities, stages
+from engine import abilities, augmentation, checks, damage, resolve, stages, verbs
 from engine.bundle.inputs import InputSpec
 from engine.bundle.links import AllowLinks
+from engine.bundle.manifest import Manifest
 from engine.bundle.reader import Bundle
 from engine.cleanup import run_all, undo
 from engine.errors import ArgumentError, did_you_mean
+from engine.pipeline import table_of
 from engine.resolve import OPTIONS
 from engine.result import Batch, StepInfo, Timings
 from engine.sampler import Sampler, Seed
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 Path = str | os.PathLike[str]
 Options = Mapping[str, Any]
 WATCHED = ("callback", "stop", "progress")  # of the whole cascade, whichever stage runs
+NOISE_LEVEL = "noise_level"
 BUDGETS = ("budget_ms", "at_most", "anytime")
 
 
@@ -118,10 +121,10 @@ class Cascade:
         callback, stop and progress are for all stages; `StepInfo.stage` says which. There is no budget of time.
         """
         shared = self._checked(options, "sample")
-        begun = perf_counter()
+        begun, plan = perf_counter(), self._plan(stages, shared, options)
         first = {**self._inputs_of(0, shared, {}), **{name: value for name, value in options.items() if name in OPTIONS}}
         batch = self.samplers[0].sample(n, seed=seed, **first)
-        made = [batch, *self._later(batch.images, batch.seeds, stages, shared, options)]
+        made = [batch, *self._later(batch.images, batch.seeds, plan)]
         return _joined(made, batch.seeds, 1e3 * (perf_counter() - begun))
 
     def upscale(
@@ -139,9 +142,9 @@ class Cascade:
                 "others. Pass them in stages."
             )
         shared = self._checked(options, "upscale")
-        begun, shape = perf_counter(), np.shape(images)
+        begun, plan, shape = perf_counter(), self._plan(stages, shared, options), np.shape(images)
         seeds = noises.resolve_seeds(seed, shape[0] if len(shape) == 4 else 1)
-        made = list(self._later(images, seeds, stages, shared, options))
+        made = list(self._later(images, seeds, plan))
         return _joined(made, seeds, 1e3 * (perf_counter() - begun))
 
     def warmup(self, n: int = 1) -> None:
@@ -180,16 +183,24 @@ class Cascade:
 
     # ---- a run -------------------------------------------------------------------------------------------------------
 
-    def _later(
-        self, images: Any, seeds: Seeds, given: Sequence[Options] | None, shared: Options, options: Options
-    ) -> Iterator[Batch]:
-        """The batches of the stages after the first."""
+    def _plan(self, given: Sequence[Options] | None, shared: Options, options: Options) -> list[dict[str, Any]]:
+        """The options of each stage after the first, complete but for the seeds; what a stage cannot have is refused before
+        any runs."""
+        plan = []
         for index, own in enumerate(self._per_stage(given), 1):
-            before, sampler = self.samplers[index - 1].bundle.manifest, self.samplers[index]
-            manifest = sampler.bundle.manifest
+            before, manifest = (self.samplers[stage].bundle.manifest for stage in (index - 1, index))
             run = stages.merged(stages.recorded(before, manifest), dict(own))
             run = {**self._inputs_of(index, shared, run), **_watched(options, index), **run}
-            run.setdefault("seed", noises.stage_seeds(seeds, index))
+            _check_stage(manifest, run)
+            plan.append(run)
+        return plan
+
+    def _later(self, images: Any, seeds: Seeds, plan: Sequence[Options]) -> Iterator[Batch]:
+        """The batches of the stages after the first."""
+        for index, options in enumerate(plan, 1):
+            sampler = self.samplers[index]
+            manifest = sampler.bundle.manifest
+            run = {"seed": noises.stage_seeds(seeds, index), **options}
             verb = sampler.upscale if abilities.upscales(manifest) else sampler.refine
             batch = verb(stages.enlarged(manifest, images), **run)
             images = batch.images
@@ -234,6 +245,19 @@ class Cascade:
             if any(own.get(name) is not None for name in (TEXT, text.input)):
                 names -= {TEXT, text.input}
         return {name: value for name, value in shared.items() if name in names}
+
+
+def _check_stage(manifest: Manifest, run: Options) -> None:
+    """Refuse names, a noise level and a setting that the stage's own verb would refuse."""
+    verb = "upscale" if abilities.upscales(manifest) else "refine"
+    checks.check_inputs(run, manifest.inputs, (*OPTIONS, NOISE_LEVEL, TEXT), verb)
+    augmentation.checked_level(manifest, run.get(NOISE_LEVEL))
+    if run.get("t_start") == damage.AUTO:
+        return  # is known when the image is
+    setting = resolve.setting_of(manifest, run, has_image=True)
+    table_of(manifest, manifest.schedule.schedule(), setting)
+    if verb == "refine":
+        verbs.check_refines(manifest, setting)
 
 
 def _reads(sampler: Sampler) -> bool:

@@ -18,7 +18,7 @@ from engine.errors import ArgumentError
 from engine.pipeline import Arrays, Pipeline
 from engine.request import Request
 from engine.resolve import OPTIONS, resolve_request
-from engine.result import F32, U8, Batch
+from engine.result import F32, U8, Batch, Setting
 from engine.solver import noise as noises
 from engine.solver.timesteps import LEADING, nearest_start
 
@@ -177,12 +177,17 @@ def refine(pipeline: Pipeline, images: Any, noise_level: Any, options: Mapping[s
     state = abilities.start_state(pipeline, pixels, found)
     given = dict.fromkeys(replaced, state)
     request = resolve_request(pipeline, {**options, **encoded}, "refine", start=state, given=given)
-    if start is None and request.setting.t_start is None:
+    check_refines(manifest, request.setting)
+    return request
+
+
+def check_refines(manifest: Manifest, setting: Setting) -> None:
+    """ArgumentError for a chain that would not know the image."""
+    if manifest.pipeline.state.start is None and setting.t_start is None:
         raise ArgumentError(
             "refine on a bundle without a start value has nothing to refine from: found no t_start, expected "
             "one. Pass t_start, for example t_start=400, and steps."
         )
-    return request
 
 
 def upscale(pipeline: Pipeline, images: Any, noise_level: Any, options: Mapping[str, Any]) -> Request:

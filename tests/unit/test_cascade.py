@@ -378,6 +378,26 @@ def test_a_callback_hears_of_all_stages_and_can_stop(open_stage: Callable[[str],
             cascade.upscale(np.zeros((13, 8, 3), np.uint8), label=1)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"stepz": 3}, r"refine has no option 'stepz'.*Did you mean 'steps'"),
+        ({"t_start": 300, "noise_level": 1000}, "noise_level is 1000"),
+        ({"t_start": 1000}, "t_start"),
+        ({"steps": 3}, "found no t_start"),
+        ({"t_start": 300, "setting": "fitted"}, "setting is 'fitted'"),
+    ],
+)
+def test_a_stage_is_refused_before_any_runs(
+    given: dict[str, Any], message: str, open_stage: Callable[[str], Sampler]
+) -> None:
+    def ran(info: StepInfo) -> bool:
+        raise AssertionError(f"a step of stage {info.stage}")
+
+    with Cascade([open_stage("faces"), open_stage("latent")]) as cascade, pytest.raises(ArgumentError, match=message):
+        cascade.sample(1, seed=0, label=1, callback=ran, stages=[given])
+
+
 def test_what_a_cascade_opened_it_closes(folder: Path, open_stage: Callable[[str], Sampler]) -> None:
     with Cascade([open_stage("faces"), folder / "large.bundle"], ANY_BACKEND) as cascade, cascade.clone() as twin:
         found = [one.sample(2, seed=3, label=1).x.tobytes() for one in (cascade, twin)]
