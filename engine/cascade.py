@@ -33,7 +33,7 @@ from engine.text import TEXT
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Path = str | os.PathLike[str]
+BundlePath = str | os.PathLike[str]
 Options = Mapping[str, Any]
 WATCHED = ("callback", "stop", "progress")  # of the whole cascade, whichever stage runs
 NOISE_LEVEL = "noise_level"
@@ -62,7 +62,7 @@ class Cascade:
 
     def __init__(
         self,
-        bundles: Path | Bundle | Sequence[Path | Bundle | Sampler],
+        bundles: BundlePath | Bundle | Sequence[BundlePath | Bundle | Sampler],
         backend: str = "auto",
         precision: str = "auto",
         threads: int | None = None,
@@ -271,7 +271,7 @@ def _opened(bundles: Any, allow_links: AllowLinks) -> list[Bundle | Sampler]:
     return [stage if isinstance(stage, Sampler) else _bundle(stage, allow_links) for stage in bundles]
 
 
-def _bundle(given: Path | Bundle, allow_links: AllowLinks) -> Bundle:
+def _bundle(given: BundlePath | Bundle, allow_links: AllowLinks) -> Bundle:
     return given if isinstance(given, Bundle) else Bundle.open(given, allow_links)
 
 

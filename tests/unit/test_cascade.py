@@ -20,14 +20,10 @@ from engine.cli.main import cli
 from engine.solver import noise as noises
 from engine.stages import name_next
 from tests import toy
-from tests.manifests import ABSENT, check_refused, edit
+from tests.manifests import ABSENT, NEXT, check_refused, edit
 from tests.samplers import ANY_BACKEND
 from tests.toy_family import IMAGE, Reference, build_family
 
-SHA = "0" * 64
-NEXT: dict[str, Any] = {
-    "bundle": "b.bundle", "source": SHA, "steps": 4, "t_start": 300, "noise_level": 20, "guidance": 0.5,
-}  # fmt: skip
 NAMES = ("../b.bundle", "/b", "a/b", "", ".", "..", "b\0c", "~", "b\\c", "\N{FULLWIDTH FULL STOP}", "x" * 129, 3, None)
 REFUSED: list[tuple[str, object, str]] = [
     ("next", [], "next: found [] (list), expected an object"),
