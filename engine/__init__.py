@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from engine.bundle.reader import Bundle
+from engine.cascade import Cascade, CascadeBatch
 from engine.device.arrays import DeviceArray, DeviceBatch
 from engine.errors import (
     ArgumentError,
     BackendError,
     BundleError,
     Cancelled,
+    CascadeError,
     DeadlineError,
     DeviceError,
     EngineError,
@@ -27,6 +29,9 @@ __all__ = [
     "Bundle",
     "BundleError",
     "Cancelled",
+    "Cascade",
+    "CascadeBatch",
+    "CascadeError",
     "Deadline",
     "DeadlineError",
     "DeviceArray",

@@ -18,6 +18,10 @@ class BundleError(EngineError):
     """A bundle is refused: manifest, version, size, hash or path is not what it must be."""
 
 
+class CascadeError(BundleError):
+    """Bundles are no cascade: a stage does not fit the next, or what a bundle names as the next is missing or another."""
+
+
 class BackendError(EngineError):
     """A runtime is missing, cannot run here, or failed."""
 

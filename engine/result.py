@@ -112,7 +112,8 @@ class StepInfo:
 
     `x` (x_{t-1}) and `x0` (this row's prediction of it) are read-only float32 [n, C, H, W] views of
     buffers that the next step overwrites: copy what you keep. `first` is the index in the batch of the first
-    of the n samples (a large batch runs in chunks). `images()` makes a preview of x0.
+    of the n samples (a large batch runs in chunks). `images()` makes a preview of x0. `stage` counts the stages of a cascade
+    from 0.
     """
 
     step: int
@@ -122,6 +123,7 @@ class StepInfo:
     x0: F32
     first: int
     pixels_of: Callable[[F32], U8] = field(repr=False)  # of a state
+    stage: int = 0
 
     def images(self) -> U8:
         """x0 as pixels, uint8 [n, H, W, C], the caller's own; the pipeline's graphs after the loop (a decoder, say) run for

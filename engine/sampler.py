@@ -245,7 +245,7 @@ class Sampler(Opened):
                 return verbs.autoencode(self._pipeline, images, options)
             return self._run(verbs.reconstruct(self._pipeline, images, options), options)
 
-    def refine(self, images: npt.ArrayLike, **options: Any) -> Batch:
+    def refine(self, images: npt.ArrayLike, *, noise_level: int | None = None, **options: Any) -> Batch:
         """Let the images stand for the pipeline's start value (denoise, sharpen): what the network is conditioned on.
 
         images  uint8 [N, H, W, C] or [H, W, C], or float [N, C, H, W] in [0, 1]: of the state's size or, where `encode`
@@ -253,20 +253,24 @@ class Sampler(Opened):
         With t_start the chain starts from the noised image, without from x_T; "auto" is the start that the bundle's table
         (`diffusevae fit-refine`) has for images as damaged as these look, one for all. Inputs that the network takes beside
         are encoded from the images. A bundle whose pipeline has no start value needs t_start, and then only the
-        start knows the image. The options are those of `sample`, n apart.
+        start knows the image. noise_level noises the images first, as for `upscale`. The options are those of `sample`, n
+        apart.
         """
         with NO_MEMORY, self._turn():
-            return self._run(verbs.refine(self._pipeline, images, options), options)
+            return self._run(verbs.refine(self._pipeline, images, noise_level, options), options)
 
-    def upscale(self, images: npt.ArrayLike, **options: Any) -> Batch:
+    def upscale(self, images: npt.ArrayLike, *, noise_level: int | None = None, **options: Any) -> Batch:
         """One sample of each image, for a bundle whose one picture input that is: of a low resolution, say.
 
-        images  uint8 [N, H, W, C] or [H, W, C], or float [N, C, H, W] in [0, 1], of the input's size
+        images       uint8 [N, H, W, C] or [H, W, C], or float [N, C, H, W] in [0, 1], of the input's size
+        noise_level  a timestep s: the network takes sqrt(alpha_bar_s) image + sqrt(1 - alpha_bar_s) noise, from a stream of
+                     its own (conditioning augmentation), and the level itself where the bundle has an input for it. 0 and
+                     None: the images as they are
         The options are those of `sample`, n and that input apart. `sample` takes the same picture under its name, in whose
         range floats are then: [-1, 1].
         """
         with NO_MEMORY, self._turn():
-            return self._run(verbs.upscale(self._pipeline, images, options), options)
+            return self._run(verbs.upscale(self._pipeline, images, noise_level, options), options)
 
     def inpaint(
         self,

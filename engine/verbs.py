@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from engine import abilities, checks, damage, kernels, resolve
+from engine import abilities, augmentation, checks, damage, kernels, resolve
 from engine.argument_checks import check_number, check_numbers, is_integer
 from engine.bundle.directions import checked_edits
 from engine.bundle.limits import MAX_STRENGTH
@@ -18,7 +18,7 @@ from engine.errors import ArgumentError
 from engine.pipeline import Arrays, Pipeline
 from engine.request import Request
 from engine.resolve import OPTIONS, resolve_request
-from engine.result import F32, U8, Batch
+from engine.result import F32, U8, Batch, Setting
 from engine.solver import noise as noises
 from engine.solver.timesteps import LEADING, nearest_start
 
@@ -156,12 +156,17 @@ def autoencode(pipeline: Pipeline, images: Any, options: Mapping[str, Any]) -> B
     return pipeline.autoencode(abilities.start_pixels(manifest, images, "reconstruct"))
 
 
-def refine(pipeline: Pipeline, images: Any, options: Mapping[str, Any]) -> Request:
-    """Let the images stand for the pipeline's start value."""
+def refine(pipeline: Pipeline, images: Any, noise_level: Any, options: Mapping[str, Any]) -> Request:
+    """Let the images, at a noise level, stand for the pipeline's start value."""
     manifest = pipeline.manifest
     options = resolve.taken(pipeline, options, OPTIONS, "refine")
+    options = augmentation.with_level(manifest, options, noise_level, "refine")
+    level = augmentation.checked_level(manifest, noise_level)
     start = manifest.pipeline.state.start
     pixels = abilities.start_pixels(manifest, images, "refine")
+    if level:
+        options["seed"] = noises.resolve_seeds(options.get("seed"), len(pixels))
+        pixels = (augmentation.augmented(pipeline, 2 * pixels - 1, options["seed"], level) + np.float32(1)) / np.float32(2)
     options = damage.with_start(pipeline, pixels, options)
     replaced = () if start is None else (start,)
     needed = [spec.name for spec in pipeline.needed(dict.fromkeys(replaced))]
@@ -172,23 +177,33 @@ def refine(pipeline: Pipeline, images: Any, options: Mapping[str, Any]) -> Reque
     state = abilities.start_state(pipeline, pixels, found)
     given = dict.fromkeys(replaced, state)
     request = resolve_request(pipeline, {**options, **encoded}, "refine", start=state, given=given)
-    if start is None and request.setting.t_start is None:
+    check_refines(manifest, request.setting)
+    return request
+
+
+def check_refines(manifest: Manifest, setting: Setting) -> None:
+    """ArgumentError for a chain that would not know the image."""
+    if manifest.pipeline.state.start is None and setting.t_start is None:
         raise ArgumentError(
             "refine on a bundle without a start value has nothing to refine from: found no t_start, expected "
             "one. Pass t_start, for example t_start=400, and steps."
         )
-    return request
 
 
-def upscale(pipeline: Pipeline, images: Any, options: Mapping[str, Any]) -> Request:
-    """One sample of each image, which is the one picture that the bundle takes."""
+def upscale(pipeline: Pipeline, images: Any, noise_level: Any, options: Mapping[str, Any]) -> Request:
+    """One sample of each image, which, at a noise level, is the one picture that the bundle takes."""
     manifest = pipeline.manifest
     options = resolve.taken(pipeline, options, OPTIONS, "upscale")
+    options = augmentation.with_level(manifest, options, noise_level, "upscale")
+    level = augmentation.checked_level(manifest, noise_level)
     spec = abilities.upscaled_input(manifest, "upscale")
     if options.get(spec.name) is not None:
         raise ArgumentError(f"upscale takes {spec.name} from the images; expected none beside them. Leave {spec.name} out.")
     pixels = checks.images_of(images, spec.picture_shape)
-    return resolve_request(pipeline, {**options, spec.name: 2 * pixels - 1}, "upscale", n=len(pixels))
+    request = resolve_request(pipeline, {**options, spec.name: 2 * pixels - 1}, "upscale", n=len(pixels))
+    # Noised after the checks: it may well leave the range that a picture has.
+    picture = augmentation.augmented(pipeline, request.inputs[spec.name], request.seeds, level)
+    return replace(request, inputs={**request.inputs, spec.name: picture})
 
 
 def edit(pipeline: Pipeline, what: Any, edits: Any, preserve: float | None, options: Mapping[str, Any]) -> Request:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from engine.bundle.reader import Bundle
+from engine.stages import followed
 from engine.triton.config import model_config
 from engine.triton.serving import Serving, settle
 
@@ -164,8 +165,9 @@ def server() -> Iterator[Any]:
 
 def arguments(model: Path, chosen: Serving | None = None, **changes: Any) -> dict[str, str]:
     """What a server hands to `initialize` for a model written with these choices; `changes` to its configuration."""
-    bundle = Bundle.open(model / "1" / "bundle")
-    config = as_json(model_config(bundle.manifest, settle(bundle, chosen or Serving()))) | changes
+    bundle, *later = followed(Bundle.open(model / "1" / "bundle"))
+    settled = settle(bundle, chosen or Serving(), later)
+    config = as_json(model_config(bundle.manifest, settled, [stage.manifest for stage in later])) | changes
     return {
         "model_config": json.dumps(config),
         "model_name": model.name,

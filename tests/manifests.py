@@ -23,6 +23,9 @@ from tests import toy
 REBUILD = command("build", "CKPT", "--out", "PATH")
 
 ABSENT = object()
+NEXT: dict[str, Any] = {  # the field `next` of a cascade's first bundle
+    "bundle": "b.bundle", "source": "0" * 64, "steps": 4, "t_start": 300, "noise_level": 20, "guidance": 0.5,
+}  # fmt: skip
 EXTRA_FILES = {
     "denoiser.fp16.onnx": b"half" * 50,
     "sampler.onnx": b"whole" * 50,

@@ -10,8 +10,8 @@ Nothing in engine, embed or kernels was written for it; it is a manifest and six
 
 State 4 x 6 x 8, image 3 x 12 x 16. A variant has a denoiser that learned the variance too: its second output, `range`.
 Others encode the image to the state, state_encoder(image) -> x, in place of the style or beside it; make the style of
-pictures that they take, photo_encoder(photo, mask) -> style; or have a text in place of the label,
-token_encoder(tokens) -> context.
+pictures that they take, photo_encoder(photo, mask, level) -> style, level that of noise on the photo; or have a text in
+place of the label, token_encoder(tokens) -> context.
 `Reference` is the same in float64 numpy, chain included, written from the papers alone.
 """
 
@@ -73,6 +73,7 @@ def build_family(
     draws: bool = True,
     vocabulary: bytes | None = None,
     pictures: Sequence[str] = (),
+    level: str | None = None,
     quantizes: bool = False,
     multiple: int | None = None,
     segments: bool = False,
@@ -82,7 +83,8 @@ def build_family(
     sampler: its whole-sampler graph, where one was composed. style_null: without, only the label has a null, and what is
     made of both has one that is each sample's own. learned: of variance "learned_range". encodes: the calls of `encode`.
     draws: whether the style is drawn. vocabulary: with a text in place of the label. pictures: photo, or photo and mask,
-    the inputs that the style is made of then. quantizes: with a codebook, for `quantize_denoised` and before the decoder.
+    the inputs that the style is made of then. level: "int64" or "float32", of the photo's noise level, which is told then.
+    quantizes: with a codebook, for `quantize_denoised` and before the decoder.
     multiple: of a state of any size, in these steps. segments: with an input of a label for each pixel of the image.
     """
     models = graphs(learned)
@@ -96,7 +98,7 @@ def build_family(
     if "state_encoder" in encodes:
         models["state_encoder"] = state_encoder()
     if pictures:
-        models["photo_encoder"] = photo_encoder(pictures)
+        models["photo_encoder"] = photo_encoder(pictures, level)
     if segments:
         models["segment_encoder"] = segment_encoder()
         add_level(models["denoiser"].graph)
@@ -124,8 +126,12 @@ def build_family(
             {"name": name, "dtype": "float32", "shape": shapes[name][0], "range": shapes[name][1], "draw": None,
              "picture": shapes[name][2], "null": None} for name in pictures
         ]  # fmt: skip
-        made = {"graph": "photo_encoder", "inputs": {name: name for name in pictures}, "outputs": {"style": "style"}}
+        fed = {name: name for name in (*pictures, *(["level"] if level else []))}
+        made = {"graph": "photo_encoder", "inputs": fed, "outputs": {"style": "style"}}
         raw["pipeline"]["before"].insert(0, made)
+    if level is not None:
+        raw["inputs"].append(SEGMENTATION | {"name": "level", "dtype": level, "shape": ["batch"], "range": [0, T - 1]})
+        raw["augmentation"] = {"input": "level"}
     if quantizes:
         call = {"graph": "codebook", "inputs": {"latent": "x0"}, "outputs": {"codes": "x0"}}
         raw["pipeline"]["quantize"] = call
@@ -348,15 +354,25 @@ def add_level(graph: onnx.GraphProto) -> None:
     graph.input.append(helper.make_tensor_value_info("segments", TensorProto.FLOAT, ["batch", 1, *STATE[1:]]))
 
 
-def photo_encoder(pictures: Sequence[str]) -> onnx.ModelProto:
-    """The style of a photo as the image encoder has it; where there is a mask, of what lies outside of it."""
+def photo_encoder(pictures: Sequence[str], level: str | None = None) -> onnx.ModelProto:
+    """The style of a photo as the image encoder has it; where there is a mask, of what lies outside of it; and with a noise
+    level, higher by a thousandth of it."""
     node = helper.make_node
     nodes = [node("Sub", ["whole", "mask"], ["keep"]), node("Mul", ["photo", "keep"], ["seen"])]
     nodes = nodes if "mask" in pictures else [node("Identity", ["photo"], ["seen"])]
     nodes += [node("Reshape", ["seen", "flat"], ["pixels"]), node("MatMul", ["pixels", "E"], ["style"])]
     shapes: dict[str, list[Any]] = {"photo": ["batch", *IMAGE], "mask": ["batch", 1, *IMAGE[1:]]}
     constants = {"E": weights()["E"], "flat": np.array([0, -1])} | ({"whole": np.float32(1)} if "mask" in pictures else {})
-    return _model(nodes, {name: shapes[name] for name in pictures}, {"style": ["batch", STYLE]}, constants)
+    named = {name: shapes[name] for name in pictures}
+    if level is not None:
+        nodes[-1].output[:] = ["clean"]
+        nodes += [
+            node("Cast", ["level"], ["t"], to=TensorProto.FLOAT), node("Reshape", ["t", "column"], ["t_column"]),
+            node("Mul", ["t_column", "thousandth"], ["higher"]), node("Add", ["clean", "higher"], ["style"]),
+        ]  # fmt: skip
+        constants |= {"column": np.array([-1, 1]), "thousandth": np.float32(1e-3)}
+        named["level"] = ["batch"]
+    return _model(nodes, named, {"style": ["batch", STYLE]}, constants, whole=("level",) if level == "int64" else ())
 
 
 def _model(
@@ -364,11 +380,13 @@ def _model(
     inputs: dict[str, list[Any]],
     outputs: dict[str, list[Any]],
     constants: dict[str, Any],
+    *,
+    whole: Sequence[str] = (),
 ) -> onnx.ModelProto:
     def infos(named: dict[str, list[Any]]) -> list[onnx.ValueInfoProto]:
-        whole = ("label", "timesteps", "tokens", "segmentation")
+        integers = ("label", "timesteps", "tokens", "segmentation", *whole)
         return [
-            helper.make_tensor_value_info(name, TensorProto.INT64 if name in whole else TensorProto.FLOAT, shape)
+            helper.make_tensor_value_info(name, TensorProto.INT64 if name in integers else TensorProto.FLOAT, shape)
             for name, shape in named.items()
         ]
 

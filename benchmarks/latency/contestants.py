@@ -17,6 +17,7 @@ from benchmarks.latency import reference
 from benchmarks.latency.calls import F32, Values, step_arrays
 from benchmarks.latency.field import Contestant, Run, Runner, Task
 from benchmarks.latency.networks import NetworkRunner
+from benchmarks.latency.peer import DiffusersRunner
 from benchmarks.latency.plain import PlainRunner
 
 STAGES = ("before", "rows", "noise", "update", "after", "post")  # of engine.result.Timings, beside the steps' network
@@ -139,4 +140,5 @@ def engine_runner(contestant: Contestant, task: Task) -> Runner:
 
 RUNNERS: dict[str, Callable[[Contestant, Task], Runner]] = {
     "engine": engine_runner, "torch": TorchRunner, "compile": TorchRunner, "plain": PlainRunner,
+    "diffusers": DiffusersRunner,
 }  # fmt: skip

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from benchmarks.latency.calls import F32, Values
 from engine.bundle.reader import Bundle
+from engine.commands import install_extra
 from engine.processor import Processor
 
 
@@ -16,7 +18,7 @@ class Contestant:
     """A name, how it computes, and the bounds its outputs must keep (duel.agreement says of what).
 
     kind: "engine", a Sampler on `backend`; "torch", the same network in eager PyTorch; "compile", through torch.compile;
-    "plain", a plain export of the network in another runtime.
+    "plain", a plain export of the network in another runtime; "diffusers", diffusers' own class of one network, compiled.
     threads: None for the benchmark's own number. variant: a bundle beside the first, by its name in Task.variants.
     """
 
@@ -35,6 +37,7 @@ class Contestant:
 # plain export in bf16 rounds the time embedding too: 0.041 a step on AMX, 0.089 on AVX512_BF16, where chains differ by 0.47.
 F32_BOUNDS, BF16_BOUNDS, INT8_BOUNDS, EAGER_BF16_BOUNDS = (1e-4, 2e-3), (0.03, 0.25), (0.04, 0.3), (0.04, 0.25)
 PLAIN_BF16_BOUNDS = (0.12, 0.6)
+DIFFUSERS_BF16_BOUNDS = (0.06, 0.25)  # norms and sums of residuals are in bf16, too
 ALL_INT8_BOUNDS = (0.06, 0.4)  # the far end of --int8-budget: 0.018 on cifar10, 0.047 on celebamaskhq128 (random weights)
 ALL_INT8 = "int8-all"  # the variant of a bundle whose every eligible layer is int8
 
@@ -43,6 +46,7 @@ CONTESTANTS = (
     Contestant("torch eager bf16", "torch", "torch", "bf16", *EAGER_BF16_BOUNDS),
     Contestant("torch.compile f32", "compile", "torch", "f32", *F32_BOUNDS),
     Contestant("torch.compile bf16", "compile", "torch", "bf16", *EAGER_BF16_BOUNDS),
+    Contestant("diffusers bf16, torch.compile", "diffusers", "torch", "bf16", *DIFFUSERS_BF16_BOUNDS),
     Contestant("plain onnxruntime f32", "plain", "onnxruntime", "f32", *F32_BOUNDS),
     Contestant("plain openvino f32", "plain", "openvino", "f32", *F32_BOUNDS),
     Contestant("plain openvino bf16", "plain", "openvino", "bf16", *PLAIN_BF16_BOUNDS),
@@ -108,8 +112,10 @@ def skip_reason(
         return "the processor has no bf16 (neither amx_bf16 nor avx512_bf16)"
     if contestant.threads is not None and contestant.threads == task.threads:
         return f"the others run on {task.threads} thread too"
+    if contestant.kind == "diffusers":
+        return _diffusers_reason(task)
     if task.network is not None and (contestant.kind != "engine" or contestant.precision == "int8"):
-        return "one network is timed by itself: in float32 and bf16, on the engine's backends"
+        return "one network is timed by itself: in float32 and bf16, on the engine's backends and in diffusers"
     if contestant.kind in ("torch", "compile"):
         return "no checkpoint was given to load the network from (--checkpoint)" if task.checkpoint is None else None
     if contestant.kind == "plain" and task.plain is None:
@@ -120,6 +126,15 @@ def skip_reason(
     if installed and contestant.backend == "native" and task.network is None:
         return _native_reason(contestant, task)
     return None if installed else reason
+
+
+def _diffusers_reason(task: Task) -> str | None:
+    from benchmarks.latency.peer import KNOWN
+
+    if task.network is None or task.network.name not in KNOWN:
+        return f"diffusers takes part with networks that it has: {', '.join(KNOWN)}"
+    there = importlib.util.find_spec("diffusers") is not None
+    return None if there else f"diffusers is not installed: {install_extra('benchmark')}"
 
 
 def _native_reason(contestant: Contestant, task: Task) -> str | None:

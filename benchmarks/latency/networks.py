@@ -42,6 +42,7 @@ NETWORKS = {
     "decoder-f8": ("lsun_churches256", DECODER),
 }
 GRAPH, PROGRAM, WEIGHTS, SIGNATURE = "graph.onnx", "program.json", "program.safetensors", "signature.json"
+CONDITION, TIMESTEP = "condition.npz", 500  # what a denoiser is conditioned on, the same for every sample
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,20 @@ class Network:
         return hashlib.sha256(self.graph()).hexdigest()
 
     def inputs(self, n: int, seed: int) -> Values:
-        """Normal numbers for every input, for n samples."""
+        """Normal numbers for n samples, but for what a condition decides."""
         rng = np.random.default_rng(seed)
         shapes = {spec.name: [n if isinstance(size, str) else size for size in spec.shape] for spec in self.spec.inputs}
-        return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+        drawn = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+        known = self.condition(n)
+        return drawn | {name: known[name][: len(drawn[name])] for name in drawn if name in known}
+
+    def condition(self, n: int) -> Values:
+        """Of a denoiser for n samples: its row, keys_values where it attends to a context, and what both are made of."""
+        path = self.folder / CONDITION
+        if not path.exists():
+            return {}
+        with np.load(path) as stored:
+            return {name: np.repeat(stored[name], n, axis=0) for name in stored.files}
 
 
 class NetworkRunner:
@@ -130,11 +141,25 @@ def make(preset: str, folder: Path) -> None:
     (folder / GRAPH).write_bytes(export_onnx(role).data)
     (folder / PROGRAM).write_bytes(lowered.program)
     (folder / WEIGHTS).write_bytes(lowered.weights)
+    if graph == DENOISER:
+        np.savez(folder / CONDITION, **_condition(role.module.unet))
     sides = {"inputs": role.inputs, "outputs": role.outputs}
     signature = {side: {spec.name: list(spec.shape) for spec in specs} for side, specs in sides.items()}
     part = folder / f"{SIGNATURE}.part"
     part.write_text(json.dumps(signature))
     os.replace(part, folder / SIGNATURE)
+
+
+def _condition(unet: Any) -> Values:
+    """A timestep and a token of normal numbers, with the row and the keys and values that the network makes of them."""
+    import torch
+
+    timestep = torch.tensor([TIMESTEP])
+    found = {"timestep": timestep, "row": unet.timestep_rows(timestep)}
+    if unet.spec.context_dim is not None:
+        context = torch.randn(1, 1, unet.spec.context_dim, generator=torch.Generator().manual_seed(1))
+        found |= {"context": context, "keys_values": unet.keys_values(context)}
+    return {name: value.numpy() for name, value in found.items()}
 
 
 @click.command(cls=Program)

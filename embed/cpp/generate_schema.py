@@ -22,6 +22,7 @@ from engine.bundle import (  # noqa: E402
     fields,
     files,
     fitted,
+    following,
     graphs,
     inputs,
     limits,
@@ -42,11 +43,13 @@ NAMES = {  # numbers, texts, and lists of words
     engines: "SHARED RUNNERS", starts: "MEASURES", resolve: "SETTINGS", deadline: "QUANTILE WINDOW PROBES",
     timesteps: "SPACINGS LEADING RHO LEAST_RHO MOST_RHO", noise: "BLOCK_BITS STREAM_BITS MAX_BLOCKS",
     canvas: "LEAST_WEIGHT MOST_WEIGHT MOST_OVERLAP AT_ONCE", vocabulary: "MAX_WORD CONTINUES",
+    following: "OPTIONAL",
 }  # fmt: skip
 SPECS = (
     tensors.TensorSpec, inputs.InputSpec, files.FileSpec, graphs.Parity, graphs.GraphSpec, pipeline.StateSpec,
     training.ScheduleSpec, training.Defaults, training.Source, fitted.Fitted, starts.StartRow, starts.Starts,
     engines.EngineSpec, engines.PriorSpec, directions.DirectionsSpec, vocabulary.TextSpec,
+    following.AugmentationSpec, following.NextSpec,
     manifest.Manifest,
 )  # fmt: skip
 # What C++ checks and has no use for.

@@ -16,4 +16,5 @@ MAX_STRENGTH = 1000.0  # of an edit; 1 is the way from one mean to the other
 MAX_VOCABULARY_BYTES = 16 * 2**20
 MIN_TOKENS = 3  # of an input that text is encoded to: begin, one token, end
 MAX_STARTS = 1024  # damages in the table that `refine` looks its start up in
+MAX_STAGES = 8  # of a cascade
 MAX_DIGITS = 20  # longer integers are no field of ours, and int() of a long text is quadratic

@@ -22,6 +22,7 @@ from engine.bundle.engines import (
 from engine.bundle.fields import FILE_NAME, REBUILD, Fields, parse_json, refuse, shorten
 from engine.bundle.files import FileSpec
 from engine.bundle.fitted import Fitted, check_fitted, parse_fitted
+from engine.bundle.following import OPTIONAL, AugmentationSpec, NextSpec, parse_augmentation, parse_next
 from engine.bundle.graphs import SAMPLER, GraphSpec, check_twins, graph_of, parse_graphs
 from engine.bundle.inputs import InputSpec, parse_inputs
 from engine.bundle.limits import FORMAT_VERSION, MAX_MANIFEST_BYTES
@@ -60,6 +61,8 @@ class Manifest:
     prior: PriorSpec | None
     directions: DirectionsSpec | None
     text: TextSpec | None
+    augmentation: AugmentationSpec | None
+    next: NextSpec | None
     engines: tuple[EngineSpec, ...]
     built_with: Annotated[dict[str, str], parse_versions]
 
@@ -132,9 +135,11 @@ def check_manifest(raw: object, where: str, *, hashed: bool = True) -> Manifest:
         prior=parse_prior(top, inputs),
         directions=parse_directions(top, inputs),
         text=parse_text(top, inputs),
+        augmentation=parse_augmentation(top, inputs),
+        next=parse_next(top),
         engines=parse_engines(top, graphs, pipeline.step.graph),
     )
-    top.done()
+    top.done(OPTIONAL)
     _check_all_used(top, manifest)
     _check_variance(top, manifest)
     check_sampler(top, graphs, inputs, manifest.pipeline)

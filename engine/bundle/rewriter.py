@@ -1,6 +1,7 @@
-"""Putting what was fitted into a bundle that is there, in one step for every reader.
+"""Putting what was fitted, or what comes next, into a bundle that is there, in one step for every reader.
 
-Settings and starts change manifest.json alone; directions are a file beside it, so the bundle is written again around them.
+Settings, starts and the next bundle change manifest.json alone; directions are a file beside it, so the bundle is written
+again around them.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from safetensors.numpy import save
 from engine.bundle.directions import TENSOR, Directions, encoder_digest
 from engine.bundle.files import MANIFEST_FILE
 from engine.bundle.fitted import step_digest
+from engine.bundle.following import NextSpec
 from engine.bundle.manifest import check_manifest, parse_manifest
 from engine.bundle.reader import Bundle, read_manifest_file
 from engine.bundle.writer import Content, flush_folder, plain_manifest, write_bundle, write_manifest
@@ -37,23 +40,37 @@ def write_fitted(
 
     record: how they were found, as plain JSON values. BundleError where the bundle refuses them or cannot be written.
     """
-    _put(path, "fitted", {"settings": list(settings), "record": dict(record)} if settings else None)
+    fitted = {"of": _digest(path), "settings": list(settings), "record": dict(record)}
+    _put(path, "fitted", fitted if settings else None)
 
 
 def write_starts(
     path: str | os.PathLike[str], t_starts: Sequence[int], damages: Sequence[Mapping[str, Any]], record: Mapping[str, Any]
 ) -> None:
     """Put a table of starts for `refine`, each damage with the fields of `StartRow`, in place of what the bundle has."""
-    _put(path, "refine", {"t_starts": list(t_starts), "damages": list(map(dict, damages)), "record": dict(record)})
+    starts = {"t_starts": list(t_starts), "damages": list(map(dict, damages)), "record": dict(record)}
+    _put(path, "refine", {"of": _digest(path), **starts})
 
 
-def _put(path: str | os.PathLike[str], key: str, fit: Mapping[str, Any] | None) -> None:
-    """Replace a field of the manifest that belongs to the step's graph."""
+def write_next(path: str | os.PathLike[str], spec: NextSpec | None) -> None:
+    """Name the bundle that goes on with this one's images, in place of what the bundle names; None: it names none.
+
+    BundleError where the bundle refuses it or cannot be written. `engine.stages.name_next` checks that the two fit.
+    """
+    _put(path, "next", None if spec is None else asdict(spec))
+
+
+def _digest(path: str | os.PathLike[str]) -> str:
+    """That of the step's graph, to which what was fitted belongs."""
+    return step_digest(parse_manifest(read_manifest_file(Path(path)), str(Path(path) / MANIFEST_FILE)))
+
+
+def _put(path: str | os.PathLike[str], key: str, value: Mapping[str, Any] | None) -> None:
+    """Replace a field of the manifest."""
     target = Path(path) / MANIFEST_FILE
     data = read_manifest_file(Path(path))
-    manifest = parse_manifest(data, str(target))
-    raw: dict[str, Any] = json.loads(data)
-    raw = plain_manifest(raw | {key: fit and {"of": step_digest(manifest), **fit}}, target)
+    parse_manifest(data, str(target))
+    raw: dict[str, Any] = plain_manifest(json.loads(data) | {key: value}, target)
     check_manifest(raw, str(target))
     part = target.with_name(f".{MANIFEST_FILE}.{os.getpid()}")
     try:

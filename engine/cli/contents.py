@@ -16,6 +16,7 @@ from engine.bundle.pipeline import CallSpec, PipelineSpec
 from engine.bundle.reader import Bundle
 from engine.cli.output import echo_fields
 from engine.errors import BackendError
+from engine.stages import RECORDED
 
 SECTIONS = ("encode", "before", "rows", "step", "quantize", "after")
 
@@ -48,6 +49,8 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "prior": asdict(manifest.prior) if manifest.prior else None,
         "directions": asdict(manifest.directions) if manifest.directions else None,
         "text": asdict(manifest.text) if manifest.text else None,
+        "augmentation": asdict(manifest.augmentation) if manifest.augmentation else None,
+        "next": asdict(manifest.next) if manifest.next else None,
         "engines": [asdict(engine) | {"size": engine.size} for engine in manifest.engines],
         "built_with": manifest.built_with,
     }
@@ -118,6 +121,8 @@ def show_contents(bundle: dict[str, Any]) -> None:
             "auto": auto["reason"],
             "prior": prior_line(bundle["prior"]),
             **text_line(bundle["text"]),
+            **({} if bundle["augmentation"] is None else {"noise level": f"told to {bundle['augmentation']['input']}"}),
+            **next_line(bundle["next"]),
             **notes_line(bundle["architecture"]),
             "built with": ", ".join(f"{name} {version}" for name, version in bundle["built_with"].items()),
         },
@@ -141,6 +146,18 @@ def text_line(text: dict[str, Any] | None) -> dict[str, str]:
     if text is None:
         return {}
     return {"text": f"may stand for {text['input']}: {text['kind']}{', lower case' * text['lowercase']} ({size_of(text)})"}
+
+
+def next_line(following: dict[str, Any] | None) -> dict[str, str]:
+    """The bundle that goes on with the images, and how."""
+    if following is None:
+        return {}
+    return {"next": ", ".join([f"{following['bundle']} goes on with the images", *told(following)])}
+
+
+def told(following: dict[str, Any]) -> list[str]:
+    """The options that a bundle records for the next one."""
+    return [f"{name} {following[name]}" for name in RECORDED if following[name] is not None]
 
 
 def show_directions(directions: dict[str, Any] | None) -> None:

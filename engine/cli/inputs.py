@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.bundle.inputs import InputSpec
-from engine.bundle.manifest import Manifest
 from engine.bundle.reader import Bundle
 from engine.damage import AUTO
 from engine.errors import ArgumentError
@@ -87,24 +86,28 @@ LINKS = click.option(
 def take_inputs(given: dict[str, Any], bundle: Bundle) -> dict[str, Any]:
     """The inputs of a command by name, taken out of its options: a number gets the dtype that the bundle declares, texts
     are token ids."""
-    found, texts, file = _typed_inputs(given.pop("inputs"), bundle.manifest), given.pop("texts"), given.pop("text_file")
-    if file is not None:
-        if texts:
-            raise ArgumentError("text-file: found it beside --text, expected one of the two; leave one out")
-        texts = _lines(file)
+    found = _typed_inputs(given.pop("inputs"), bundle.manifest.inputs)
+    texts = _texts(given.pop("texts"), given.pop("text_file"))
     if not texts:
         return found
     return replace_text(TextEncoder.of(bundle), {**found, TEXT: texts}, bundle.manifest.inputs, bundle.path)
 
 
-def _typed_inputs(pairs: Sequence[tuple[str, Value]], manifest: Manifest) -> dict[str, Any]:
+def raw_inputs(given: dict[str, Any], specs: Sequence[InputSpec]) -> dict[str, Any]:
+    """The same for several bundles, which may read a text differently: texts as they are."""
+    found = _typed_inputs(given.pop("inputs"), specs)
+    texts = _texts(given.pop("texts"), given.pop("text_file"))
+    return {**found, TEXT: list(texts)} if texts else found
+
+
+def _typed_inputs(pairs: Sequence[tuple[str, Value]], inputs: Sequence[InputSpec]) -> dict[str, Any]:
     """The same of --input's own values. Names that the bundle has not are left for the Sampler to refuse."""
     by_name: dict[str, Value] = {}
     for name, value in pairs:
         if name in by_name:
             raise ArgumentError(f"input: found {name} twice, expected one value for each; leave one out")
         by_name[name] = value
-    specs = {spec.name: spec for spec in manifest.inputs}
+    specs = {spec.name: spec for spec in inputs}
     return {name: _typed(name, value, specs.get(name)) for name, value in by_name.items()}
 
 
@@ -114,6 +117,15 @@ def _typed(name: str, value: Value, spec: InputSpec | None) -> Any:
         picture = spec is not None and spec.picture is not None and value.suffix != ".npy"
         return load_images([value], spec.picture_shape).images if spec is not None and picture else _array(name, value)
     return np.array(value, np.float64) if isinstance(value, int) and spec is not None and spec.dtype == "float32" else value
+
+
+def _texts(texts: Sequence[str], file: Path | None) -> Sequence[str]:
+    """The texts that were given one by one, or those of a file."""
+    if file is None:
+        return texts
+    if texts:
+        raise ArgumentError("text-file: found it beside --text, expected one of the two; leave one out")
+    return _lines(file)
 
 
 def _lines(path: Path) -> list[str]:

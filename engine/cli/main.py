@@ -15,6 +15,7 @@ from engine.bundle.prior import read_prior
 from engine.bundle.reader import Bundle
 from engine.checks import check_inputs, count_of
 from engine.cli.bulk import bulk_options, sample_in_bulk, take_bulk
+from engine.cli.cascade import CASCADE, cascade, note_next, sample_cascade
 from engine.cli.edit import edit, mix, walk
 from engine.cli.elsewhere import commands as commands_elsewhere
 from engine.cli.info import info, verify
@@ -79,9 +80,18 @@ def cli() -> None:
 @MACHINE
 @CANVAS
 @BUDGET
+@CASCADE
 @output("samples.png")
 @bulk_options
-def sample(bundle: str, n: int | None, first: int, prior: str | None, **given: Any) -> None:
+def sample(
+    bundle: str,
+    n: int | None,
+    first: int,
+    prior: str | None,
+    whole: bool,
+    stages: tuple[dict[str, Any], ...],
+    **given: Any,
+) -> None:
     """Sample images from BUNDLE.
 
     Without --steps, --timesteps, --spacing, --rho, --method, --eta and --t-start the bundle's recorded setting
@@ -90,7 +100,14 @@ def sample(bundle: str, n: int | None, first: int, prior: str | None, **given: A
 
     With one of the last five options --out is a folder of shards, which are the same whoever makes them.
     """
+    if stages and not whole:
+        raise ArgumentError("stage: found it without --cascade, expected both; add --cascade")
     bulk, budget = take_bulk(given), {name: given.pop(name) for name in ("budget_ms", "at_most", "anytime")}
+    if whole and (bulk is not None or first or any(budget.values()) or given["size"] is not None):
+        raise ArgumentError(
+            "cascade: found it with shards, --first, --size or a budget of time, expected one call of all stages; leave "
+            "those out"
+        )
     if bulk is not None:
         if first:
             raise ArgumentError("first: found it with shards, which go on where they were stopped anyway; leave it out")
@@ -99,6 +116,10 @@ def sample(bundle: str, n: int | None, first: int, prior: str | None, **given: A
         sample_in_bulk(bundle, n, bulk, {**given, "prior": prior})
         return
     opened = open_bundle(bundle, given)
+    if whole:
+        sample_cascade(opened, n, stages, {**given, "prior": prior})
+        return
+    note_next(opened)
     run = Run.of(opened.manifest, n, first, {**run_options(opened, given), "prior": prior, **budget})
     check_results(opened.manifest, run.count, run.options["seed"], first=first, **given)
     with open_sampler(opened, given) as sampler:
@@ -123,8 +144,14 @@ def reconstruct(bundle: str, images: tuple[str, ...], **given: Any) -> None:
     run_images(bundle, images, Sampler.reconstruct, given)
 
 
+NOISE_LEVEL = click.option(
+    "--noise-level", type=int, help="A timestep: the noise that IMAGES are given first (conditioning augmentation)."
+)
+
+
 @cli.command()
 @ON_IMAGES
+@NOISE_LEVEL
 @output("refined.png")
 def refine(bundle: str, images: tuple[str, ...], **given: Any) -> None:
     """Refine IMAGES (files, folders or .npy) themselves: denoise, sharpen. --with-start shows them above.
@@ -136,6 +163,7 @@ def refine(bundle: str, images: tuple[str, ...], **given: Any) -> None:
 
 @cli.command(short_help="Sample from IMAGES that are the bundle's input, of a low resolution say.")
 @ON_IMAGES
+@NOISE_LEVEL
 @output("upscaled.png")
 def upscale(bundle: str, images: tuple[str, ...], **given: Any) -> None:
     """Sample from IMAGES (files, folders or .npy), one each: for a bundle that takes one picture, such as one to enlarge."""
@@ -239,7 +267,7 @@ def _check_memory(n: int | None, nbytes: int) -> None:
         )
 
 
-for verb in (edit, mix, walk, info, verify):
+for verb in (edit, mix, walk, cascade, info, verify):
     cli.add_command(verb)
 for command_elsewhere in commands_elsewhere():
     cli.add_command(command_elsewhere)

@@ -213,7 +213,8 @@ def run_images(
     opened = open_bundle(bundle, given)
     reading = {name: given.pop(name) for name in ("background", "fit", "strict")}
     loaded = load_images(images, shape(opened.manifest), **reading)
-    options = run_options(opened, given)
+    level = {"noise_level": given.pop("noise_level")} if "noise_level" in given else {}
+    options = {**run_options(opened, given), **level}
     check_results(opened.manifest, len(loaded.images), options["seed"], **given)
     with open_sampler(opened, given) as sampler:
         finish(sampler, run(sampler, loaded.images, **options), loaded=loaded, **given)

@@ -166,6 +166,9 @@ def _setting(manifest: Manifest, verb: str, limits: Limits) -> list[Field]:
     }
     if (verb != "edit" and pipeline.state.start is not None) or noised(manifest, verb):
         found["t_start"] = {**timestep, "description": "Start from the noised start image at this timestep."}
+    if verb in ("refine", "upscale"):
+        text = "The noise that the pictures are given first, a timestep of the bundle's schedule; 0 is none."
+        found["noise_level"] = {**timestep, "description": text}
     if pipeline.guided:
         found["guidance"] = {"type": "number", "description": "Weight; not 0 doubles the network's work."}
         text = "Timesteps, the lower one first, between which guidance applies, both included."
@@ -194,6 +197,8 @@ def _inputs(manifest: Manifest, verb: str, limits: Limits) -> list[Field]:
     given = verb in ("sample", "edit", "interpolate", "upscale")
     if verb == "upscale":
         made = {upscaled_input(manifest, verb).name}
+    if verb in ("refine", "upscale") and manifest.augmentation is not None:
+        made.add(manifest.augmentation.input)
     if verb == "inpaint" and (pair := image_and_mask(manifest)) is not None:
         made, given = {spec.name for spec in pair}, True
     worded = "" if manifest.text is None else manifest.text.input

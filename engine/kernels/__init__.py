@@ -18,11 +18,12 @@ from engine.kernels.loader import Kernels, load
 from engine.kernels.operands import INDEX, ROW_FIELDS, USERS, Operands, Q
 
 __all__ = [
-    "ROW_FIELDS", "STREAM_KNOWN", "STREAM_PRIOR", "STREAM_STEP", "STREAM_X_T", "STREAM_Z", "KernelArgumentError",
-    "KernelError", "KernelLoadError", "implementation", "mixture", "normal", "philox4x32", "to_uint8", "update",
+    "ROW_FIELDS", "STREAM_AUGMENT", "STREAM_KNOWN", "STREAM_PRIOR", "STREAM_STAGE", "STREAM_STEP", "STREAM_X_T", "STREAM_Z",
+    "KernelArgumentError", "KernelError", "KernelLoadError", "enlarge", "implementation",
+    "mixture", "normal", "philox4x32", "to_uint8", "update",
 ]  # fmt: skip
 
-STREAM_Z, STREAM_X_T, STREAM_STEP, STREAM_PRIOR, STREAM_KNOWN = 0, 1, 2, 3, 4
+STREAM_Z, STREAM_X_T, STREAM_STEP, STREAM_PRIOR, STREAM_KNOWN, STREAM_AUGMENT, STREAM_STAGE = range(7)
 
 
 @functools.cache
@@ -164,6 +165,22 @@ def to_uint8(x: NDArray[np.float32], out: NDArray[np.uint8] | None = None) -> ND
     else:
         checks.array("out", out, np.uint8, (shape,), writable=True)
     _kernels().to_uint8(x, out)
+    return out
+
+
+def enlarge(x: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    """Images at a larger size: float32 [N, C, H, W] to [N, C, height, width], height and width at least those of x.
+
+    Bilinear between the centres of pixels, the outermost ones beyond theirs (torch's `interpolate` without align_corners,
+    Pillow's BILINEAR). Nothing exceeds the range of x, and images of the same size stay as they are, bit for bit.
+    """
+    checks.array("x", x, np.float32)
+    if x.ndim != 4 or not x.size or height < x.shape[2] or width < x.shape[3]:
+        raise KernelArgumentError(
+            f"x has shape {list(x.shape)} for a size of {height} x {width}; expected [N, C, H, W] of at most that size"
+        )
+    out = np.empty((*x.shape[:2], height, width), np.float32)
+    _kernels().enlarge(x, out)
     return out
 
 

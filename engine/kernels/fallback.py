@@ -134,6 +134,15 @@ def _row(o: Operands, e: F32, noise: F32 | None) -> tuple[F32, F32, F32]:
     return x0, following, base
 
 
+def _between(size: int, to_size: int) -> tuple[NDArray[np.int64], NDArray[np.int64], F32, F32]:
+    """between() of kernels.cpp: the two pixels that each of an enlarged axis lies between, and their weights."""
+    centre = ((2 * np.arange(to_size) + 1) * size - to_size).astype(np.float64) / (2 * to_size)
+    at = np.clip(centre, 0, size - 1)
+    first = at.astype(np.int64)
+    far = (at - first).astype(np.float32)
+    return first, np.minimum(first + 1, size - 1), np.float32(1) - far, far
+
+
 class NumpyKernels:
     """The same kernels as loader.CompiledKernels; `reason` says why numpy was taken."""
 
@@ -179,6 +188,12 @@ class NumpyKernels:
         limited = np.where(x > -1, x, np.float32(-1))  # NaN fails the comparison and becomes -1
         limited = np.where(limited < 1, limited, np.float32(1))
         out[...] = ((limited + np.float32(1)) * np.float32(127.5) + np.float32(0.5)).astype(np.uint8).transpose(0, 2, 3, 1)
+
+    def enlarge(self, x: F32, out: F32) -> None:
+        upper, lower, near, far = (values[..., None] for values in _between(x.shape[2], out.shape[2]))
+        first, second, left, right = _between(x.shape[3], out.shape[3])
+        across = left * x[..., first] + right * x[..., second]
+        out[...] = near * across[:, :, upper[:, 0]] + far * across[:, :, lower[:, 0]]
 
     def philox4x32(self, counter: U32, key: U32) -> U32:
         c0, c1, c2, c3 = np.split(counter, 4)

@@ -48,6 +48,8 @@ class Kernels(Protocol):
 
     def to_uint8(self, x: F32, out: U8) -> None: ...
 
+    def enlarge(self, x: F32, out: F32) -> None: ...
+
     def philox4x32(self, counter: U32, key: U32) -> U32: ...
 
     def describe(self) -> dict[str, str]: ...
@@ -79,6 +81,7 @@ class CompiledKernels:
             "dv_normal": ([pointer, size, unsigned, unsigned, size, pointer], None),
             "dv_mixture": ([pointer, size, pointer, size, pointer, pointer, size, pointer, pointer], None),
             "dv_to_uint8": ([pointer, size, size, size, pointer], None),
+            "dv_enlarge": ([pointer, size, size, size, size, size, pointer], None),
             "dv_philox4x32": ([pointer, pointer, pointer], None),
         }
         declare(self._library, signatures, path)
@@ -107,6 +110,10 @@ class CompiledKernels:
     def to_uint8(self, x: F32, out: U8) -> None:
         samples, channels, height, width = x.shape
         self._library.dv_to_uint8(address(x), samples, channels, height * width, address(out))
+
+    def enlarge(self, x: F32, out: F32) -> None:
+        planes = x.shape[0] * x.shape[1]
+        self._library.dv_enlarge(address(x), planes, *x.shape[2:], *out.shape[2:], address(out))
 
     def philox4x32(self, counter: U32, key: U32) -> U32:
         out = np.empty(4, np.uint32)

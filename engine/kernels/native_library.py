@@ -21,7 +21,7 @@ from engine.commands import reinstall
 from engine.kernels.errors import KernelError, KernelLoadError
 from engine.kernels.loader import LIBRARY, declare, open_library
 
-VERSION = 3  # DV_NATIVE_VERSION
+VERSION = 4  # DV_NATIVE_VERSION
 MAX_SOURCES = 4
 MAX_THREADS = 256
 NONE = -1

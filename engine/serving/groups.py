@@ -17,6 +17,7 @@ from engine.abilities import autoencodes
 from engine.backends import backend_class
 from engine.bundle.manifest import Manifest
 from engine.bundle.pipeline import X
+from engine.cascade import Cascade, CascadeBatch
 from engine.deadline import Budget
 from engine.errors import Cancelled, DeadlineError, EngineError, NumericsError
 from engine.result import Batch, StepInfo
@@ -50,7 +51,7 @@ class Member:
         return self.ask.budgets[self.index] if self.ask.budgets else None
 
 
-def run_all(sampler: Sampler, answers: Sequence[Answer], log: Log) -> int:
+def run_all(sampler: Sampler | Cascade, answers: Sequence[Answer], log: Log) -> int:
     """Run every sample of these requests; each answer has its results or an error afterwards. How many runs it took.
 
     The tightest budgets come first, and an answer may be sent as soon as it is complete: it need not wait for other runs.
@@ -78,7 +79,7 @@ def _milliseconds(members: Sequence[Member]) -> float:
     return math.inf if budget is None else budget.milliseconds
 
 
-def run_group(sampler: Sampler, members: Sequence[Member], log: Log) -> int:
+def run_group(sampler: Sampler | Cascade, members: Sequence[Member], log: Log) -> int:
     """Run samples of one kind at once; an input that breaks the network costs only the request that sent it."""
     members = [member for member in members if member.answer.error is None]
     answers = _answers(members)
@@ -129,7 +130,7 @@ class Watch:
         return gone
 
 
-def _sample(sampler: Sampler, members: Sequence[Member], watch: Watch) -> Batch:
+def _sample(sampler: Sampler | Cascade, members: Sequence[Member], watch: Watch) -> Batch:
     first = members[0].ask
     options = dict(first.options[members[0].index])
     for name in first.inputs:
@@ -139,7 +140,9 @@ def _sample(sampler: Sampler, members: Sequence[Member], watch: Watch) -> Batch:
         options["edits"] = {name: [edit.get(name, 0.0) for edit in edits] for name in names}
     elif first.verb == "edit":
         options["edits"] = {}
-    if first.verb == "reconstruct" and autoencodes(sampler.bundle.manifest):
+    if "stages" in options:  # of a cascade, in a form that can be compared
+        options["stages"] = [dict(stage) for stage in options["stages"]]
+    if isinstance(sampler, Sampler) and first.verb == "reconstruct" and autoencodes(sampler.bundle.manifest):
         return sampler.reconstruct(**options)  # without a step: no seeds, and nothing to watch
     seeds = np.array([member.ask.seeds[member.index] for member in members], np.uint64)
     if not ("what" in options and options["what"].ndim == 1):  # those of an edit are what it edits
@@ -162,6 +165,8 @@ def _sample(sampler: Sampler, members: Sequence[Member], watch: Watch) -> Batch:
 
 def _rows(manifest: Manifest, batch: Batch) -> dict[str, np.ndarray]:
     """Every output of a run by name."""
+    if isinstance(batch, CascadeBatch):
+        return {IMAGE: batch.images} | {low_image(k): stage.images for k, stage in enumerate(batch.stages[:-1], 1)}
     start, drawn = manifest.pipeline.state.start, manifest.drawn
     rows: dict[str, np.ndarray] = {IMAGE: batch.images}
     if batch.deadline is not None:
@@ -171,6 +176,11 @@ def _rows(manifest: Manifest, batch: Batch) -> dict[str, np.ndarray]:
     if start is not None:
         rows[start] = batch.pixels(start) if starts_from_pixels(manifest) else batch.values[start]
     return rows
+
+
+def low_image(stage: int) -> str:
+    """The output that holds the images of a cascade's stage before the last, counted from 1."""
+    return f"{IMAGE}_{stage}"
 
 
 def starts_from_pixels(manifest: Manifest) -> bool:

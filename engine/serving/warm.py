@@ -6,20 +6,21 @@ from collections import deque
 from time import perf_counter
 from typing import Any
 
-from engine.bundle.examples import example_inputs
+from engine.bundle.examples import example_inputs, examples_of
+from engine.cascade import Cascade
 from engine.errors import BackendError, EngineError
 from engine.sampler import Sampler
 from engine.serving.groups import Log
 
 
-def warm_up(sampler: Sampler, max_batch: int, log: Log) -> None:
+def warm_up(sampler: Sampler | Cascade, max_batch: int, log: Log) -> None:
     """One image as clients get it who ask for nothing special, and one step of the largest batch: is there room for it?
 
     config.pbtxt's model_warmup does the same through the server, but must not be the first to fail: Triton 2.51 can crash
     while it takes such a model down (a model with dynamic batching, five of seven times).
     """
     manifest = sampler.bundle.manifest
-    examples = example_inputs(manifest)
+    examples = examples_of(sampler.inputs)
     if examples is None:
         log(f"{manifest.name}: no warm-up: an input must be given whose size each request decides")
         return

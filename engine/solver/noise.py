@@ -95,6 +95,27 @@ def known_noise(seeds: Seeds, row: int, shape: Sequence[int], block: Block = Non
     return _draw(seeds, kernels.STREAM_KNOWN, row, shape, None, block)
 
 
+def augmentation(seeds: Seeds, shape: Sequence[int]) -> F32:
+    """Unit normal noise of a picture that a stage of a cascade takes: float32 [N, *shape]."""
+    return _draw(seeds, kernels.STREAM_AUGMENT, 0, shape, None)
+
+
+def stage_seeds(seeds: Seeds, stage: int) -> Seeds:
+    """The seeds of a cascade's stage, counted from 0, whose own seeds those of the first are.
+
+    Those after it come from the first's by a stream of their own: with one seed in all stages, states of one shape would
+    start from the noise that the picture before was made of.
+    """
+    if stage == 0:
+        return seeds
+    found = np.empty_like(seeds)
+    counter = np.array([0, 0, stage, kernels.STREAM_STAGE], np.uint32)
+    for index, seed in enumerate(seeds.tolist()):
+        low, high = kernels.philox4x32(counter, [seed & 0xFFFFFFFF, seed >> 32])[:2].tolist()
+        found[index] = low | high << 32
+    return found
+
+
 def _draw(
     seeds: Seeds, stream: int, step: int, shape: Sequence[int], out: F32 | None, block: Block = None
 ) -> F32:

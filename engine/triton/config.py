@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from engine.backends import backend_class
-from engine.bundle.examples import example_inputs
+from engine.bundle.examples import examples_of
 from engine.bundle.manifest import Manifest
+from engine.stages import all_inputs
 from engine.triton.pbtxt import Value, Word, entries
 from engine.triton.serving import Settled
 from engine.triton.tensors import Tensor, inputs_of, outputs_of
@@ -15,19 +16,19 @@ KIND = {"cpu": Word("KIND_CPU"), "gpu": Word("KIND_GPU")}
 LATEST = {"latest": {"num_versions": 1}}
 
 
-def model_config(manifest: Manifest, settled: Settled) -> dict[str, Value]:
-    """The fields of the served model: the Python backend drives a Sampler."""
+def model_config(manifest: Manifest, settled: Settled, later: Sequence[Manifest] = ()) -> dict[str, Value]:
+    """The fields of the served model: the Python backend drives a Sampler or, with stages after the first, a Cascade."""
     return {
         "name": settled.name,
         "backend": "python",
         "max_batch_size": settled.max_batch,
         "version_policy": LATEST,
-        "input": [_tensor(tensor) for tensor in inputs_of(manifest)],
-        "output": [_tensor(tensor) for tensor in outputs_of(manifest, settled.previews)],
+        "input": [_tensor(tensor) for tensor in inputs_of(manifest, later)],
+        "output": [_tensor(tensor) for tensor in outputs_of(manifest, settled.previews, later)],
         **({"model_transaction_policy": {"decoupled": True}} if settled.previews else {}),
         **_batching(manifest, settled),
         "instance_group": instance_groups(settled),
-        "model_warmup": _warmup(manifest, settled),
+        "model_warmup": _warmup(manifest, settled, later),
         "parameters": parameters(
             {
                 "backend": settled.backend,
@@ -86,16 +87,16 @@ def preferred_sizes(manifest: Manifest, settled: Settled) -> Sequence[int]:
     return sorted({size for size in sizes[1:] if 1 < size <= settled.max_batch})
 
 
-def _warmup(manifest: Manifest, settled: Settled) -> list[Value]:
+def _warmup(manifest: Manifest, settled: Settled, later: Sequence[Manifest]) -> list[Value]:
     """The first request of a shape pays for a runtime's preparations: the smallest and the largest batch run at load.
 
     Seed 0 at the bundle's recorded setting: what a client gets who asks for nothing else. An error keeps the model away.
     Triton can fill an input with zeros or from a file: where zeros are not allowed, the model's own warm-up must do.
     """
-    examples = example_inputs(manifest)
+    examples = examples_of(all_inputs((manifest, *later)))
     if examples is None or any(array.any() for array in examples.values()):
         return []
-    needed = [tensor for tensor in inputs_of(manifest) if not tensor.optional or tensor.name in examples]
+    needed = [tensor for tensor in inputs_of(manifest, later) if not tensor.optional or tensor.name in examples]
     zeros: dict[str, Value] = {
         tensor.name: {"data_type": Word(tensor.kind), "dims": list(tensor.dims), "zero_data": True} for tensor in needed
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,12 +59,15 @@ def read_options(args: Mapping[str, str]) -> Options:
     )
 
 
-def check_tensors(config: Mapping[str, Any], manifest: Manifest, previews: bool) -> None:
+def check_tensors(
+    config: Mapping[str, Any], manifest: Manifest, previews: bool, later: Sequence[Manifest] = ()
+) -> None:
     """Refuse a configuration of another bundle than the one that lies beside it.
 
     Optional inputs and outputs may be left out: whoever runs the server may not want clients to choose the steps.
     """
-    for key, expected in (("input", inputs_of(manifest)), ("output", outputs_of(manifest, previews))):
+    given, made = inputs_of(manifest, later), outputs_of(manifest, previews, later)
+    for key, expected in (("input", given), ("output", made)):
         found = {entry["name"]: f"{entry['data_type']} {list(map(int, entry['dims']))}" for entry in config[key]}
         wanted = {tensor.name: f"{tensor.kind} {list(tensor.dims)}" for tensor in expected}
         needed = [tensor.name for tensor in expected if key == "input" and not tensor.optional] or [expected[0].name]

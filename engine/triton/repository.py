@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from engine.bundle.reader import Bundle
 from engine.bundle.writer import replacing, write_bundle
 from engine.errors import EngineError
 from engine.places import check_folder
+from engine.stages import followed
 from engine.triton.config import model_config
 from engine.triton.graph_config import GraphModel, graph_config, graph_model
 from engine.triton.pbtxt import Value, quoted, text_of
@@ -24,6 +25,7 @@ from engine.triton.serving import GRAPH_SUFFIX, Serving, Settled, settle
 CONFIG = "config.pbtxt"
 VERSION = "1"
 BUNDLE = "bundle"
+MODEL_FILE = "model.py"
 MARK = "# Written by diffusevae triton-repo"
 MODEL_PY = '''"""The model that Triton's Python backend runs here: the bundle beside this file, through `engine`.
 
@@ -65,17 +67,21 @@ def write_repository(
     BackendError or ArgumentError otherwise.
     """
     check_folder(out)
-    opened = Bundle.open(bundle, allow_links)
-    settled = settle(opened, chosen or Serving())
-    stock = graph_model(opened, settled)
+    opened, *later = followed(Bundle.open(bundle, allow_links), allow_links)
+    settled = settle(opened, chosen or Serving(), later)
+    for stage in later:
+        _check_stage_name(stage)
+    # The graph of a cascade's first bundle is not what the cascade makes.
+    stock = None if later else graph_model(opened, settled)
     folder = Path(os.path.realpath(out))
     model, graph = folder / settled.name, folder / (settled.name + GRAPH_SUFFIX)
     for target in (model, graph):
         _check_free(target, replace)
-    check_folder(out, sum(spec.size for spec in opened.manifest.files) + (len(stock.data) if stock else 0))
+    size = sum(spec.size for stage in (opened, *later) for spec in stage.manifest.files)
+    check_folder(out, size + (len(stock.data) if stock else 0))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_model(model, lambda inside: _fill_served(inside, opened, settled), replace)
+        _write_model(model, lambda inside: _fill_served(inside, opened, settled, later), replace)
         if stock is not None:
             _write_model(graph, lambda inside: _fill_stock(inside, stock, opened.manifest, settled), replace)
         elif graph.exists():
@@ -86,6 +92,15 @@ def write_repository(
             f"a folder with room and write permission; models that were there are whole"
         ) from error
     return Written(settled, model, graph if stock else None, stock.platform if stock else None)
+
+
+def _check_stage_name(stage: Bundle) -> None:
+    """Refuse a bundle of a name that the model's folder has for something else."""
+    if stage.path.name.lower() in (BUNDLE, MODEL_FILE):
+        raise RepositoryError(
+            f"{stage.path}: found a bundle of this name as a stage after the first, expected another than {BUNDLE} and "
+            f"{MODEL_FILE}, which lie beside it in the model; rename it, and name it again with `diffusevae cascade`"
+        )
 
 
 def _check_free(target: Path, replace: bool) -> None:
@@ -119,19 +134,27 @@ def _write_model(target: Path, fill: Callable[[Path], None], replace: bool) -> N
         _check_free(target, replace)  # again: copying took a while
 
 
-def _fill_served(inside: Path, opened: Bundle, settled: Settled) -> None:
-    """config.pbtxt, 1/model.py and 1/bundle, a copy whose every hash was checked while it was written."""
+def _fill_served(inside: Path, opened: Bundle, settled: Settled, later: Sequence[Bundle]) -> None:
+    """config.pbtxt, 1/model.py and 1/bundle, a copy whose every hash was checked while it was written; the stages of a
+    cascade after it lie beside it, under their own names."""
     version = inside / VERSION
     version.mkdir()
-    files = {spec.file: opened.chunks(spec) for spec in opened.manifest.files}
-    write_bundle(version / BUNDLE, json.loads(opened.read_manifest()), files)
-    if Bundle.open(version / BUNDLE).manifest != opened.manifest:
+    _copy(opened, version / BUNDLE)
+    for stage in later:
+        _copy(stage, version / stage.path.name)
+    _write(version / MODEL_FILE, MODEL_PY)
+    config = model_config(opened.manifest, settled, [stage.manifest for stage in later])
+    _write(inside / CONFIG, _config_text(opened.manifest, config))
+
+
+def _copy(opened: Bundle, to: Path) -> None:
+    """A copy of a bundle."""
+    write_bundle(to, json.loads(opened.read_manifest()), {spec.file: opened.chunks(spec) for spec in opened.manifest.files})
+    if Bundle.open(to).manifest != opened.manifest:
         raise RepositoryError(
             f"{opened.path}: found another bundle than a moment ago, expected it not to be rebuilt while it is copied; "
             "run the command again"
         )
-    _write(version / "model.py", MODEL_PY)
-    _write(inside / CONFIG, _config_text(opened.manifest, model_config(opened.manifest, settled)))
 
 
 def _fill_stock(inside: Path, stock: GraphModel, manifest: Manifest, settled: Settled) -> None:

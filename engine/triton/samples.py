@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from engine.augmentation import checked_level
 from engine.bundle.directions import Edits, checked_edits
 from engine.bundle.inputs import InputSpec
+from engine.bundle.manifest import Manifest
 from engine.bundle.reader import Bundle
 from engine.checks import input_of
 from engine.deadline import Budget
 from engine.errors import ArgumentError
 from engine.serving.asks import Ask, Options, Settings
+from engine.stages import all_inputs, merged, recorded
 from engine.text import TextEncoder
 from engine.triton.tensors import (
     EDITS,
@@ -24,9 +28,11 @@ from engine.triton.tensors import (
     NUMPY,
     PROGRESS,
     PROMISE,
+    STAGE,
     WORDS,
     Tensor,
     inputs_of,
+    of_stage,
     outputs_of,
     setting_of,
 )
@@ -39,18 +45,28 @@ MAX_WORDS = 16_384  # bytes of a text: more than any input has room for
 class Reader:
     """Reads the requests of one model; `limit` is the most samples and `max_steps` the most network calls of one."""
 
-    def __init__(self, bundle: Bundle, *, limit: int, max_steps: int, previews: bool) -> None:
-        manifest = bundle.manifest
+    def __init__(
+        self, bundle: Bundle, *, limit: int, max_steps: int, previews: bool, later: Sequence[Bundle] = ()
+    ) -> None:
+        """later: the stages after the bundle's, of a cascade."""
+        manifest, stages = bundle.manifest, [stage.manifest for stage in later]
         self.manifest, self.limit = manifest, limit
-        self._text = TextEncoder.of(bundle)
-        self.inputs = inputs_of(manifest)
-        self.options = tuple(tensor.name for tensor in setting_of(manifest))
-        self.outputs = frozenset(tensor.name for tensor in outputs_of(manifest, previews))
-        self._settings = Settings(manifest, max_steps, "have its repository written with another --max-steps.")
+        self._text = next((text for text in map(TextEncoder.of, (bundle, *later)) if text is not None), None)
+        self.inputs, self._declared = inputs_of(manifest, stages), all_inputs((manifest, *stages))
+        self.options = tuple(tensor.name for tensor in setting_of(manifest, stages))
+        self.outputs = frozenset(tensor.name for tensor in outputs_of(manifest, previews, stages))
+        cure = "have its repository written with another --max-steps."
+        self._settings = Settings(manifest, max_steps, cure)
+        self._stages = tuple(
+            StageReader(before, after, stage, Settings(after, max_steps, cure))
+            for stage, (before, after) in enumerate(pairwise((manifest, *stages)), 2)
+        )
 
     def check_defaults(self) -> None:
         """Refuse limits that the bundle's own setting, which a request without one gets, does not keep."""
         self._settings.settle(())
+        for stage in self._stages:
+            stage.read({}, 0)
 
     def read(self, given: Mapping[str, np.ndarray], wanted: Iterable[str]) -> Ask:
         """The samples of a request's input tensors by name; ArgumentError with the sentence for its client."""
@@ -61,7 +77,7 @@ class Reader:
             elif not tensor.optional:
                 raise ArgumentError(f"{tensor.name} is missing; expected {_words(tensor, n)}, one row a seed. Send it too.")
         given = self._worded(given, n)
-        inputs = {spec.name: self._input(spec, given[spec.name]) for spec in self.manifest.inputs if spec.name in given}
+        inputs = {spec.name: self._input(spec, given[spec.name]) for spec in self._declared if spec.name in given}
         # A seed is 64 bits: what INT64 calls negative is the seed that many above 2**63.
         seeds = np.ascontiguousarray(given["seed"].reshape(n)).view(np.uint64)
         settled = [self._sample(given, i, n) for i in range(n)]
@@ -132,11 +148,31 @@ class Reader:
     def _sample(self, given: Mapping[str, np.ndarray], i: int, n: int) -> tuple[Options, Budget | None]:
         options = tuple((name, _option(name, given[name][i])) for name in self.options if name in given)
         try:
-            return self._settings.settle(options)
+            settled, budget = self._settings.settle(options)
+            if self._stages:
+                settled = (*settled, ("stages", tuple(stage.read(given, i) for stage in self._stages)))
+            return settled, budget
         except ArgumentError as error:
             if n == 1:
                 raise
             raise ArgumentError(f"sample {i} of {n}: {error}") from error
+
+
+class StageReader:
+    """Reads the options of a cascade's stage after the first, counted from 1; checked as the Cascade would."""
+
+    def __init__(self, before: Manifest, after: Manifest, stage: int, settings: Settings) -> None:
+        self._recorded, self._manifest, self._settings = recorded(before, after), after, settings
+        self._tensors = {tensor.name: of_stage(tensor.name, stage) for tensor in STAGE}
+
+    def read(self, given: Mapping[str, np.ndarray], i: int) -> Options:
+        """Those of sample i, with what is recorded where it does not say."""
+        own = {name: _option(name, given[tensor][i]) for name, tensor in self._tensors.items() if tensor in given}
+        options = merged(self._recorded, own)
+        setting = {name: value for name, value in options.items() if name != "noise_level"}
+        checked_level(self._manifest, options.get("noise_level"))
+        self._settings.settle(tuple(setting.items()), has_image=True)
+        return tuple(options.items())
 
 
 def shows_steps(wanted: frozenset[str]) -> bool:

@@ -1,4 +1,4 @@
-"""The class that Triton's Python backend runs: one Sampler an instance; requests in, responses out."""
+"""The class that Triton's Python backend runs: one Sampler, or Cascade, an instance; requests in, responses out."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from time import perf_counter
 from typing import Any
 
 from engine.bundle.reader import Bundle
+from engine.cascade import Cascade
 from engine.errors import EngineError
 from engine.sampler import Sampler
 from engine.serving.groups import run_all
 from engine.serving.warm import Measuring, warm_up
+from engine.stages import followed
 from engine.triton.answers import Answer
 from engine.triton.metrics import Metrics
 from engine.triton.numpy_check import check_numpy
@@ -23,7 +25,7 @@ from engine.triton.tensors import BUDGET, WORDS
 class TritonPythonModel:
     """The class that the server looks for in model.py; it calls these three methods, one at a time."""
 
-    _sampler: Sampler | None = None
+    _sampler: Sampler | Cascade | None = None
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Open the bundle; what is raised here keeps the model unavailable, and its text is in the server's log."""
@@ -31,27 +33,23 @@ class TritonPythonModel:
         try:
             check_numpy(self._server)
             options = read_options(args)
-            bundle = Bundle.open(options.bundle)
-            check_tensors(options.config, bundle.manifest, options.previews)
+            bundle, *later = followed(Bundle.open(options.bundle))
+            check_tensors(options.config, bundle.manifest, options.previews, [stage.manifest for stage in later])
             self._streams = options.previews
             self._reader = Reader(
-                bundle, limit=options.max_batch, max_steps=options.max_steps, previews=options.previews
+                bundle, limit=options.max_batch, max_steps=options.max_steps, previews=options.previews, later=later
             )
             self._reader.check_defaults()
             offered = {entry["name"] for entry in options.config["input"]}
             if WORDS.name in offered:
                 self._reader.check_text()
-            self._sampler = Sampler(
-                bundle,
-                options.backend,
-                options.precision,
-                options.threads,
-                max_batch=options.max_batch,
-                device=options.device,
-            )
-            warm_up(self._sampler, options.max_batch, self._server.Logger.log_info)
-            if BUDGET[0].name in offered:
-                measuring = Measuring(self._sampler, range(1, options.max_batch + 1), self._server.Logger.log_info)
+            machine = (options.backend, options.precision, options.threads)
+            sized: dict[str, Any] = {"max_batch": options.max_batch, "device": options.device}
+            sampler = Cascade([bundle, *later], *machine, **sized) if later else Sampler(bundle, *machine, **sized)
+            self._sampler = sampler
+            warm_up(sampler, options.max_batch, self._server.Logger.log_info)
+            if BUDGET[0].name in offered and isinstance(sampler, Sampler):
+                measuring = Measuring(sampler, range(1, options.max_batch + 1), self._server.Logger.log_info)
                 while measuring:
                     measuring.step()
             self._metrics = Metrics(self._server, options.name, args["model_version"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from engine.bundle.manifest import Manifest
 from engine.bundle.reader import Bundle
 from engine.errors import ArgumentError
 from engine.serving.choice import backend_for, check_precision, max_steps
+from engine.stages import check_stages
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 NAME_RULE = "letters, digits, '.', '_' and '-', at most 100, a letter or digit first: it is a folder and a part of URLs"
@@ -50,8 +52,11 @@ class Settled:
     previews: bool
 
 
-def settle(bundle: Bundle, chosen: Serving) -> Settled:
-    """Settle what is open and check the rest. ArgumentError, BackendError or BundleError says what cannot be."""
+def settle(bundle: Bundle, chosen: Serving, later: Sequence[Bundle] = ()) -> Settled:
+    """Settle what is open and check the rest. ArgumentError, BackendError or BundleError says what cannot be.
+
+    later: the stages after the bundle's, of a cascade; they run on its backend.
+    """
     manifest = bundle.manifest
     for name, value, low, high in (
         ("max_batch", chosen.max_batch, 1, 4096),
@@ -63,12 +68,32 @@ def settle(bundle: Bundle, chosen: Serving) -> Settled:
         _check_range(name, value, low, high)
     backend = backend_for(manifest, chosen.kind, chosen.backend)
     check_precision(bundle, backend, chosen.precision)
+    for stage in later:
+        check_precision(stage, backend_for(stage.manifest, chosen.kind, backend), chosen.precision)
+    if later:
+        _check_cascade((bundle, *later), chosen)
     open_fields: dict[str, Any] = {
         "name": name_for(manifest, chosen.name),
         "backend": backend,
         "max_steps": max_steps(manifest, chosen.max_steps),
     }
     return Settled(**(vars(chosen) | open_fields))
+
+
+def _check_cascade(stages: Sequence[Bundle], chosen: Serving) -> None:
+    """What a cascade cannot have: previews, and vocabularies of several kinds, which would read a text differently."""
+    check_stages([stage.manifest for stage in stages])
+    if chosen.previews:
+        raise ArgumentError(
+            "previews: found them for a cascade, expected none: its stages make several sizes; leave --previews out"
+        )
+    specs = (stage.manifest.text for stage in stages)
+    texts = {(spec.input, spec.sha256, spec.lowercase) for spec in specs if spec is not None}
+    if len(texts) > 1:
+        raise ArgumentError(
+            f"{stages[0].path}: found stages with different vocabularies, expected one for all that read text; serve each "
+            "bundle by itself"
+        )
 
 
 def name_for(manifest: Manifest, asked: str | None) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from engine.bundle.inputs import InputSpec
 from engine.bundle.manifest import Manifest
-from engine.serving.groups import CALLS, IMAGE, starts_from_pixels
+from engine.serving.groups import CALLS, IMAGE, low_image, starts_from_pixels
+from engine.stages import all_inputs
 from engine.text import TEXT
 
 KINDS = {"float32": "TYPE_FP32", "int64": "TYPE_INT64", "uint8": "TYPE_UINT8"}
@@ -66,6 +68,11 @@ PROMISE = (
     Tensor(KEPT, "TYPE_BOOL", optional=False),
 )
 STEP, TIMESTEP, FINAL = "step", "timestep", "final"  # which step's images a response of a model with previews holds
+# Of each stage of a cascade after the first, counted from 2: steps_2, ...
+STAGE = (
+    Tensor("steps", "TYPE_INT32"), Tensor("t_start", "TYPE_INT32"), Tensor("noise_level", "TYPE_INT32"),
+    Tensor("guidance", "TYPE_FP32"),
+)  # fmt: skip
 PROGRESS = (
     Tensor(STEP, "TYPE_INT32", optional=False),
     Tensor(TIMESTEP, "TYPE_INT32", optional=False),
@@ -73,41 +80,60 @@ PROGRESS = (
 )
 
 
-def inputs_of(manifest: Manifest) -> tuple[Tensor, ...]:
+def inputs_of(manifest: Manifest, later: Sequence[Manifest] = ()) -> tuple[Tensor, ...]:
     """Every input: the seed, the bundle's own (optional where they are drawn, or text stands for them), the setting, edits
-    and text."""
+    and text. later: the stages after it, of a cascade."""
     edits = (EDITS,) if manifest.directions is not None else ()
-    words = (WORDS,) if manifest.text is not None else ()
-    return (SEED, *declared_of(manifest), *setting_of(manifest), *edits, *words)
+    words = (WORDS,) if any(stage.text is not None for stage in (manifest, *later)) else ()
+    return (SEED, *declared_of(manifest, later), *setting_of(manifest, later), *stages_of(later), *edits, *words)
 
 
-def declared_of(manifest: Manifest) -> tuple[Tensor, ...]:
-    """The inputs that the bundle declares."""
-    worded = None if manifest.text is None else manifest.text.input
+def declared_of(manifest: Manifest, later: Sequence[Manifest] = ()) -> tuple[Tensor, ...]:
+    """The inputs that the bundle, or a stage after it, declares."""
+    worded = {stage.text.input for stage in (manifest, *later) if stage.text is not None}
     return tuple(
-        Tensor(spec.name, KINDS[spec.dtype], _dims(spec), optional=spec.draw is not None or spec.name == worded)
-        for spec in manifest.inputs
+        Tensor(spec.name, KINDS[spec.dtype], _dims(spec), optional=spec.draw is not None or spec.name in worded)
+        for spec in all_inputs((manifest, *later))
     )
 
 
-def setting_of(manifest: Manifest) -> tuple[Tensor, ...]:
-    """The inputs that are options of `Sampler.sample`, as far as the pipeline has a use for them."""
+def stages_of(later: Sequence[Manifest]) -> tuple[Tensor, ...]:
+    """The inputs that are options of the stages of a cascade after the first."""
+    return tuple(
+        replace(tensor, name=of_stage(tensor.name, stage))
+        for stage, manifest in enumerate(later, 2)
+        for tensor in STAGE
+        if tensor.name != "guidance" or manifest.pipeline.guided
+    )
+
+
+def of_stage(name: str, stage: int) -> str:
+    """The tensor of an option of a cascade's stage, counted from 1."""
+    return f"{name}_{stage}"
+
+
+def setting_of(manifest: Manifest, later: Sequence[Manifest] = ()) -> tuple[Tensor, ...]:
+    """The inputs that are options of `Sampler.sample`, as far as the pipeline has a use for them; a cascade has no
+    budget."""
     pipeline = manifest.pipeline
     return (
         *SETTING,
         *((T_START,) if pipeline.state.start is not None else ()),
         *(GUIDANCE if pipeline.guided else ()),
         *((QUANTIZE,) if pipeline.quantize is not None else ()),
-        *(BUDGET if manifest.fitted is not None else ()),
+        *(BUDGET if manifest.fitted is not None and not later else ()),
     )
 
 
-def outputs_of(manifest: Manifest, previews: bool) -> tuple[Tensor, ...]:
+def outputs_of(manifest: Manifest, previews: bool, later: Sequence[Manifest] = ()) -> tuple[Tensor, ...]:
     """Every output: the images, the image that the chain may start from, the input that is drawn, what a budget came to, and
-    the step, where there are previews.
+    the step, where there are previews. Of a cascade the images of every stage.
 
     What a client had to give it has already; a start that is no picture (a latent one) is sent as the numbers it is.
     """
+    if later:
+        lower = [_image(low_image(stage), made) for stage, made in enumerate((manifest, *later[:-1]), 1)]
+        return (_image(IMAGE, later[-1]), *lower)
     channels, height, width = manifest.pipeline.image_shape
     found = [Tensor(IMAGE, "TYPE_UINT8", (height, width, channels), optional=False)]
     start, drawn = manifest.pipeline.state.start, manifest.drawn
@@ -118,6 +144,11 @@ def outputs_of(manifest: Manifest, previews: bool) -> tuple[Tensor, ...]:
     if drawn is not None and drawn.name != start:
         found.append(Tensor(drawn.name, KINDS[drawn.dtype], _dims(drawn), optional=False))
     return (*found, *(PROMISE if manifest.fitted is not None else ()), *(PROGRESS if previews else ()))
+
+
+def _image(name: str, manifest: Manifest) -> Tensor:
+    channels, height, width = manifest.pipeline.image_shape
+    return Tensor(name, "TYPE_UINT8", (height, width, channels), optional=False)
 
 
 def _dims(spec: InputSpec) -> tuple[int, ...]:

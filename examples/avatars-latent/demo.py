@@ -4,7 +4,7 @@
 
 From the top, one column a prompt: the setting that was fitted for few steps without guidance and with a scale of 3; the eyes
 of those painted anew with sunglasses, the rest kept by blending; a walk between two noises under one prompt; faces of the
-32 x 32 model, enlarged; and these brought to 64 x 64, image to image.
+32 x 32 model; and these brought to 64 x 64, the second stage of a cascade.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from engine import Batch, Sampler
+from engine import Batch, Cascade, Sampler
 from engine.bundle.fitted import as_options
 from engine.places import check_file
 
@@ -50,18 +50,13 @@ def fitted(sampler: Sampler, guidance: float) -> dict[str, Any]:
     return {**as_options(setting), "guidance": guidance}
 
 
-def enlarge(images: np.ndarray) -> np.ndarray:
-    """uint8 [N, 32, 32, 3] at 64 x 64."""
-    return np.stack([np.asarray(Image.fromarray(image).resize((64, 64), Image.Resampling.BICUBIC)) for image in images])
-
-
 def kept(phrase: str) -> bool:
     """Whether a phrase of a prompt says nothing of what sunglasses hide."""
     return not any(word in phrase for word in ("glasses", "eyes", "winking"))
 
 
-def rows_of(sampler: Sampler, faces: np.ndarray) -> dict[str, np.ndarray | Batch]:
-    """{what a row shows: its images}."""
+def rows_of(sampler: Sampler, small: Sampler) -> dict[str, np.ndarray | Batch]:
+    """{what a row shows: its images}. small: of the 32 x 32 model."""
     count = len(PROMPTS)
     guided, plain = fitted(sampler, GUIDANCE), fitted(sampler, 0.0)
     masks = np.zeros((64, 64), np.uint8)
@@ -71,11 +66,12 @@ def rows_of(sampler: Sampler, faces: np.ndarray) -> dict[str, np.ndarray | Batch
     wishes = [", ".join([*(part for part in prompt.split(", ") if kept(part)), "sunglasses"]) for prompt in PROMPTS]
     filled = sampler.inpaint(second.images, masks, seed=SEED, text=wishes, **guided)
     walk = sampler.interpolate(*ENDS, n=count, text=WALK, **guided)
-    large = enlarge(faces)
-    sharp = sampler.refine(large, seed=SEED, steps=STEPS, t_start=T_START, text=ENLARGED, guidance=0.0)
+    later = {"steps": STEPS, "t_start": T_START, "guidance": 0.0}
+    sharp = Cascade([small, sampler]).sample(count, seed=SEED, text=ENLARGED, stages=[later])
+    faces = sharp.stages[0].images
     return {
         "guidance 1": first, "guidance 3": second, "eyes painted anew: sunglasses": filled,
-        f"from noise to noise: {WALK}": walk, "faces of the 32x32 model": large, "brought to 64x64": sharp,
+        f"from noise to noise: {WALK}": walk, "faces of the 32x32 model": faces, "brought to 64x64": sharp,
     }  # fmt: skip
 
 
@@ -112,12 +108,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/avatars-latent.png"))
     args = parser.parse_args(arguments)
     check_file(args.out)
-    with Sampler(args.faces) as small:
-        faces = small.sample(len(PROMPTS), seed=SEED).images
-    with Sampler(args.bundle) as sampler:
+    with Sampler(args.faces) as small, Sampler(args.bundle) as sampler:
         print(f"{args.bundle.name}: {sampler.backend} {sampler.precision}, {sampler.threads} threads")
         sampler.warmup(len(PROMPTS), text=PROMPTS[0], guidance=GUIDANCE)
-        rows = rows_of(sampler, faces)
+        rows = rows_of(sampler, small)
     picture = sheet(rows)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     picture.save(args.out)

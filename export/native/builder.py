@@ -26,9 +26,10 @@ from export.engines import BuildContext, BuiltEngine
 from export.families.base import Model
 from export.graphs.roles import Role
 from export.models.graphs import ConditionedDenoiser, DecoderGraph, Denoiser, EncoderGraph, TimestepTable
-from export.models.latent.graphs import FirstStageDecoder, FirstStageEncoder
-from export.models.openai.graphs import OpenAIDenoiser
-from export.native import latent
+from export.models.latent.conditioners import ClassEmbedder, Rescaler, TokenEncoder
+from export.models.latent.graphs import Codebook, FirstStageDecoder, FirstStageEncoder, KeysValues
+from export.models.openai.graphs import LabelEmbedding, OpenAIDenoiser
+from export.native import latent, tokens
 from export.native.int8 import Choice, choose_layers, parse_budget
 from export.native.measure import BOUNDS, INT8_BOUND, error_on_states, measure_program
 from export.native.program import Assembled
@@ -47,11 +48,19 @@ LOWERINGS: dict[type[nn.Module], Callable[..., Assembled]] = {
     OpenAIDenoiser: latent.lower_denoiser,
     FirstStageEncoder: latent.lower_encoder,
     FirstStageDecoder: latent.lower_decoder,
+    ClassEmbedder: tokens.lower_class,
+    LabelEmbedding: tokens.lower_label,
+    Rescaler: tokens.lower_rescaler,
+    TokenEncoder: tokens.lower_encoder,
+    KeysValues: tokens.lower_keys_values,
+    Codebook: tokens.lower_codebook,
 }
 UNFIT: dict[type[nn.Module], Callable[[Role], str | None]] = {  # what of such a module cannot be lowered
     OpenAIDenoiser: latent.denoiser_unfit,
     FirstStageEncoder: latent.encoder_unfit,
     FirstStageDecoder: latent.decoder_unfit,
+    Rescaler: tokens.rescaler_unfit,
+    Codebook: tokens.codebook_unfit,
 }
 
 
@@ -97,7 +106,7 @@ def unfit_role(role: Role) -> str | None:
     if kind not in LOWERINGS:
         return (
             f"graph {role.name}: found a {kind.__name__}, expected a network that the native engine has operations for: "
-            "denoisers, first stages, VAEs and tables of timesteps"
+            "denoisers, first stages, VAEs, conditioners, codebooks and tables of timesteps"
         )
     found = UNFIT[kind](role) if kind in UNFIT else None
     return None if found is None else f"graph {role.name}: found {found}: the native engine has no operations for it"

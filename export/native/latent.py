@@ -202,14 +202,14 @@ class _Denoiser:
         qkv = pointwise(torch.cat([layer.weight for layer in (own.to_q, own.to_k, own.to_v)]), None)
         seen = program.conv(f"{name}.attn1.qkv", qkv, [h], norm=Norm(block.norm1))
         seen = program.attention(f"{name}.attn1", [seen], own.heads, own.scale)
-        h = program.conv(f"{name}.attn1.to_out.0", _matrix(own.to_out[0]), [seen], residual=h)
+        h = program.conv(f"{name}.attn1.to_out.0", matrix(own.to_out[0]), [seen], residual=h)
         asks = h  # of a single token: its weight is 1 whatever the query
         if self.tokens.height > 1:
-            asks = program.conv(f"{name}.attn2.to_q", _matrix(other.to_q), [h], norm=Norm(block.norm2))
+            asks = program.conv(f"{name}.attn2.to_q", matrix(other.to_q), [h], norm=Norm(block.norm2))
         seen = program.attention(f"{name}.attn2", [asks, self.tokens], other.heads, other.scale, next(self.keys))
-        h = program.conv(f"{name}.attn2.to_out.0", _matrix(other.to_out[0]), [seen], residual=h)
-        wide = program.conv(f"{name}.ff.net.0.proj", _matrix(block.ff.net[0].proj), [h], norm=Norm(block.norm3))
-        return program.conv(f"{name}.ff.net.2", _matrix(block.ff.net[2]), [wide], activation="geglu", residual=h)
+        h = program.conv(f"{name}.attn2.to_out.0", matrix(other.to_out[0]), [seen], residual=h)
+        wide = program.conv(f"{name}.ff.net.0.proj", matrix(block.ff.net[0].proj), [h], norm=Norm(block.norm3))
+        return program.conv(f"{name}.ff.net.2", matrix(block.ff.net[2]), [wide], activation="geglu", residual=h)
 
 
 # ---- the first stage -------------------------------------------------------------------------------
@@ -326,7 +326,7 @@ def _identity(program: Assembler, name: str, sources: Sequence[Value], norm: Nor
     return program.conv(name, pointwise(torch.eye(channels), None), sources, norm=norm, activation=activation)
 
 
-def _matrix(layer: nn.Module | torch.Tensor) -> nn.Conv2d:
+def matrix(layer: nn.Module | torch.Tensor) -> nn.Conv2d:
     """A linear layer over the channels of each pixel."""
     assert isinstance(layer, nn.Linear)
     return pointwise(layer.weight, layer.bias)

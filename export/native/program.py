@@ -24,6 +24,7 @@ from export.native.scales import WEIGHT_LEVELS, Scale, weight_scales
 
 F32 = NDArray[np.float32]
 MAX_ATTENTION_PIXELS, MAX_SIDE = 1 << 14, 1024  # kMostAttended and kMostSide of kernels/native/operation_check.h
+MAX_CODE_CHANNELS = 64  # kMostCodeChannels of kernels/native/target.h
 
 _DTYPES = {np.dtype(np.float32): "F32", np.dtype(np.uint16): "BF16", np.dtype(np.int8): "I8"}
 
@@ -199,6 +200,32 @@ class Assembler:
         value = self.tensor(name, source.channels, source.height * factor, source.width * factor)
         self._op("upsample", name, source=source.name, output=name, factor=factor)
         return value
+
+    # ---- stored tables ---------------------------------------------------------------------------
+
+    def embed(
+        self, name: str, ids: str, size: tuple[int, int], table: torch.Tensor, *, places: torch.Tensor | None = None,
+        side: int = 1, port: str | None = None,
+    ) -> Value:  # fmt: skip
+        """The rows [entries, C] that ids of height x width name, each side x side of them in the mean, plus a row a place;
+        as a map, or to an output port in float32."""
+        height, width, channels = size[0] // side, size[1] // side, table.shape[1]
+        self._op(
+            "embed", name, source=ids, output=None if port else name, output_port=port, factor=table.shape[0], stride=side,
+            weights=self._blob(f"{name}.weights", _numpy(name, table)),
+            places=None if places is None else self._blob(f"{name}.places", _numpy(name, places)),
+        )  # fmt: skip
+        return Value(name, channels, height, width) if port else self.tensor(name, channels, height, width)
+
+    def nearest(self, name: str, source: str, codes: torch.Tensor, scale: float, port: str) -> None:
+        """scale times the code [entries, C] that is nearest to a port's values over scale, at every pixel, to a port."""
+        values = _numpy(name, codes)
+        halves = np.full(pack.pad_to(len(values), pack.OUTPUTS), np.inf, np.float32)
+        halves[: len(values)] = np.square(values).sum(axis=1) / 2
+        self._op(
+            "nearest", name, source=source, output_port=port, factor=len(values), scale=float(np.float32(scale)),
+            weights=self._blob(f"{name}.weights", pack.pack_linear(values)), halves=self._blob(f"{name}.halves", halves),
+        )  # fmt: skip
 
     # ---- rows ------------------------------------------------------------------------------------
 

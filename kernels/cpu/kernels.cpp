@@ -294,6 +294,24 @@ void to_uint8_sample(const float* x, int64_t channels, int64_t pixels, uint8_t* 
         interleave<0>(x, channels, pixels, out);
 }
 
+// A pixel of an enlarged axis: near x[first] + far x[second].
+struct Between {
+    int64_t first, second;
+    float near, far;
+};
+
+std::vector<Between> between(int64_t size, int64_t to_size) {
+    std::vector<Between> found;
+    for (int64_t i = 0; i < to_size; ++i) {
+        const double centre = double((2 * i + 1) * size - to_size) / double(2 * to_size);
+        const double at = std::min(std::max(centre, 0.0), double(size - 1));
+        const int64_t first = int64_t(at);
+        const float far = float(at - double(first));
+        found.push_back({first, std::min(first + 1, size - 1), 1.0f - far, far});
+    }
+    return found;
+}
+
 }  // namespace
 
 extern "C" {
@@ -349,6 +367,19 @@ void dv_mixture(const uint64_t* seeds, int64_t samples, const uint64_t* threshol
 void dv_to_uint8(const float* x, int64_t samples, int64_t channels, int64_t pixels, uint8_t* out) {
     const int64_t size = channels * pixels;
     for (int64_t s = 0; s < samples; ++s) to_uint8_sample(x + s * size, channels, pixels, out + s * size);
+}
+
+void dv_enlarge(const float* x, int64_t planes, int64_t height, int64_t width, int64_t to_height, int64_t to_width,
+                float* out) {
+    const std::vector<Between> rows = between(height, to_height), columns = between(width, to_width);
+    for (int64_t plane = 0; plane < planes; ++plane, x += height * width)
+        for (const Between& row : rows)
+            for (const Between& column : columns) {
+                const float *const upper = x + row.first * width, *const lower = x + row.second * width;
+                const float above = column.near * upper[column.first] + column.far * upper[column.second];
+                const float below = column.near * lower[column.first] + column.far * lower[column.second];
+                *out++ = row.near * above + row.far * below;
+            }
 }
 
 void dv_philox4x32(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]) {

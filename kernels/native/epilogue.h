@@ -24,7 +24,7 @@ struct Epilogue {
     F16 bias, multiplier;
     uint16_t* map;                  // bf16 of pixel 0, or null
     const uint16_t* residual;       // or null
-    float* port;                    // channel-major floats of the n-block's first channel, or null
+    float* port;                    // floats of the n-block's first channel at pixel 0, or null
     float* sums;                    // of stripe 0 of this phase, or null
     int32_t sums_width, lanes;      // lanes: real channels
     int32_t phase;
@@ -39,8 +39,8 @@ struct Epilogue {
         const int64_t inside = int64_t(n / 2) * pixels * kBlock + (n % 2) * kLanes;
         map = c.to_port ? nullptr : reinterpret_cast<uint16_t*>(w.at(image, c.output)) + inside;
         residual = c.has_residual ? reinterpret_cast<const uint16_t*>(w.at(image, c.residual)) + inside : nullptr;
-        port = c.to_port ? static_cast<float*>(w.ports[c.port])
-                               + ((w.sample + image) * c.outputs + channel) * int64_t(pixels) : nullptr;
+        port = c.to_port ? static_cast<float*>(w.ports[c.port]) + (w.sample + image) * c.outputs * int64_t(pixels)
+                               + channel * int64_t(c.to_tokens ? 1 : pixels) : nullptr;
         sums = nullptr;
         sums_width = c.output.blocks * kBlock;
         if (!c.to_port && c.output.sums >= 0)
@@ -84,7 +84,8 @@ struct Epilogue {
         if (conv->output_activation == DV_NATIVE_SIGNED_SIGMOID) v = sub(mul(v, broadcast(2.0f)), broadcast(1.0f));
         float values[kLanes];
         store(values, v);
-        for (int32_t c = 0; c < lanes; ++c) port[c * int64_t(conv->output.pixels()) + pixel] = values[c];
+        const int64_t apart = conv->to_tokens ? 1 : conv->output.pixels(), first = pixel * (conv->to_tokens ? conv->outputs : 1);
+        for (int32_t c = 0; c < lanes; ++c) port[first + c * apart] = values[c];
     }
 };
 

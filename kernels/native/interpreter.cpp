@@ -77,7 +77,9 @@ void run_part(const Kernels& k, const Operation& op, bool prepares, const Work& 
     case DV_NATIVE_CONV: return prepares ? k.prepare(op.conv, w) : k.product(op.conv, w);
     case DV_NATIVE_ATTENTION: return prepares ? k.pack(op.attention, w) : k.attention(op.attention, w);
     case DV_NATIVE_POOL: return k.pool(op.resize, w);
-    default: return k.upsample(op.resize, w);
+    case DV_NATIVE_UPSAMPLE: return k.upsample(op.resize, w);
+    case DV_NATIVE_EMBED: return k.embed(op.embed, w);
+    default: return k.nearest(op.nearest, w);
     }
 }
 
@@ -109,6 +111,16 @@ void Interpreter::check(const dv_native_call& call) const {
     expect(row ? call.row_count == 1 || call.row_count == call.batch : call.row_count == 0, "row_count",
            row ? "1 or the batch" : "0", call.row_count);
     expect(steps ? call.steps >= 1 && call.steps <= INT32_MAX : call.steps == 0, "steps", steps ? "1 or more" : "0", call.steps);
+    for (const dv_native_op& op : p.ops) {
+        if (op.kind != DV_NATIVE_EMBED) continue;
+        const dv_native_port& port = p.port(op.sources[0]);
+        const int64_t* ids = static_cast<const int64_t*>(call.ports[op.sources[0]]);
+        const int64_t* end = ids + call.batch * port.height * port.width;
+        const int64_t* wrong = std::find_if(ids, end, [&](int64_t id) { return id < 0 || id >= op.factor; });
+        demand(wrong == end, [&] {
+            return "ids: expected 0.." + std::to_string(op.factor - 1) + ", found " + std::to_string(*wrong);
+        });
+    }
 }
 
 void Interpreter::run(const dv_native_call& call, Watch& watch) {

@@ -66,7 +66,7 @@ private:
 
     template <class Use>
     void each_source(const dv_native_op& op, const Use& use) const {
-        if (op.kind == DV_NATIVE_INPUT || op.kind == DV_NATIVE_LOOKUP) return;
+        if (reads_ports(op.kind)) return;
         for (int32_t i = 0; i < count_of(op.sources); ++i) use(op.sources[i]);
         if (op.kind != DV_NATIVE_CONV) return;
         for (int32_t i = 0; i < count_of(op.skip_sources); ++i) use(op.skip_sources[i]);
@@ -132,6 +132,8 @@ private:
             to.resize = Resize{map(op.sources[0]), map(op.output), op.factor};
             to.activation_bytes = map_bytes(to.resize.source) + map_bytes(to.resize.output);
             break;
+        case DV_NATIVE_EMBED: embed(op, to); break;
+        case DV_NATIVE_NEAREST: nearest(op, to); break;
         default: rows(op, to);
         }
         layout_->scratch_bytes = std::max(layout_->scratch_bytes, to.scratch_bytes);
@@ -165,6 +167,30 @@ private:
             in.channels[i] = program().port(op.sources[i]).channels;
         }
         to.activation_bytes = map_bytes(in.output);
+    }
+
+    void embed(const dv_native_op& op, Operation& to) const {
+        const dv_native_port& ids = program().port(op.sources[0]);
+        Embed& e = to.embed;
+        e = Embed{op.sources[0], ids.height, ids.width, op.stride, floats_at(op.weights), floats_at(op.bias),
+                  op.output == DV_NATIVE_NONE, false, op.output_port, {}};
+        if (!e.to_port) {
+            e.output = map(op.output);
+        } else {
+            const dv_native_port& port = program().port(op.output_port);
+            e.to_tokens = port.kind == DV_NATIVE_PORT_TOKENS;
+            e.output = Map{0, port.channels, blocks_of(port.channels), port.height, port.width, -1, 0};
+        }
+        to.activation_bytes = 4.0 * ids.height * ids.width * e.output.channels + map_bytes(e.output);
+    }
+
+    void nearest(const dv_native_op& op, Operation& to) const {
+        const dv_native_port& in = program().port(op.sources[0]);
+        to.nearest = Nearest{op.sources[0], op.output_port, floats_at(op.weights), floats_at(op.bias),
+                             (op.factor + kLanes - 1) / kLanes, in.channels, in.height * in.width, op.scale};
+        to.flop = 2.0 * in.height * in.width * op.factor * (in.channels + 1.0);
+        to.activation_bytes = 8.0 * in.height * in.width * in.channels;
+        to.weight_bytes = 4.0 * to.nearest.groups * kLanes * (in.channels + 1.0);
     }
 
     void attention(const dv_native_op& op, Operation& to) {
@@ -231,6 +257,7 @@ private:
 
     void output(const dv_native_op& op, const ConvShape& s, Conv& c) {
         c.to_port = op.output == DV_NATIVE_NONE;
+        c.to_tokens = c.to_port && program().port(op.output_port).kind == DV_NATIVE_PORT_TOKENS;
         c.port = op.output_port;
         c.output_activation = op.output_activation;
         c.output = c.to_port ? Map{0, s.outputs, blocks_of(s.outputs), s.out_height, s.out_width, -1, 0} : map(op.output);

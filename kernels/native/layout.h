@@ -28,6 +28,8 @@ struct Operation {
     Input input;
     Attention attention;
     Resize resize;
+    Embed embed;
+    Nearest nearest;
     RowsOp rows;
     int64_t scratch_bytes;          // a sample
     double flop, activation_bytes;  // a sample

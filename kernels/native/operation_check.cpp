@@ -1,6 +1,7 @@
 // One function a kind: numbers, shapes, dtypes and sizes of weights, and who wrote what is read.
 #include "operation_check.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <initializer_list>
 
@@ -8,7 +9,8 @@ namespace diffusevae {
 namespace native {
 namespace {
 
-const char* const kKinds[] = {"?", "input", "conv", "attention", "pool", "upsample", "lookup", "linear", "add"};
+const char* const kKinds[] = {"?",      "input",  "conv", "attention", "pool",   "upsample",
+                              "lookup", "linear", "add",  "embed",     "nearest"};
 const char* const kDtypes[] = {"?", "F32", "BF16", "I8"};
 const char* const kActivations[] = {"identity", "silu", "gelu", "sigmoid", "signed_sigmoid", "geglu"};
 
@@ -30,8 +32,8 @@ public:
         : p_(program), op_(program.ops[size_t(index)]), index_(index), port_written_(port_written) {}
 
     void run() {
-        in_range(op_.kind, DV_NATIVE_INPUT, DV_NATIVE_ADD, name("kind"));
-        if (p_.of_rows != (op_.kind >= DV_NATIVE_LOOKUP) && op_.kind != DV_NATIVE_INPUT)
+        in_range(op_.kind, DV_NATIVE_INPUT, DV_NATIVE_NEAREST, name("kind"));
+        if (p_.of_rows != is_of_rows(op_.kind) && op_.kind != DV_NATIVE_INPUT)
             refuse(name("kind"), kKinds[op_.kind], "operations of maps or of rows, not of both in one program");
         switch (op_.kind) {
         case DV_NATIVE_INPUT: return input();
@@ -41,7 +43,9 @@ public:
         case DV_NATIVE_UPSAMPLE: return resize();
         case DV_NATIVE_LOOKUP: return lookup();
         case DV_NATIVE_LINEAR: return linear();
-        default: return add();
+        case DV_NATIVE_ADD: return add();
+        case DV_NATIVE_EMBED: return embed();
+        default: return nearest();
         }
     }
 
@@ -49,7 +53,7 @@ private:
     // ---- words of a refusal -------------------------------------------------------------------------------------------
 
     std::string name(const std::string& field) const {
-        const bool known = op_.kind >= DV_NATIVE_INPUT && op_.kind <= DV_NATIVE_ADD;
+        const bool known = op_.kind >= DV_NATIVE_INPUT && op_.kind <= DV_NATIVE_NEAREST;
         return "ops[" + text(index_) + "]." + field + " (" + kKinds[known ? op_.kind : 0] + ")";
     }
 
@@ -121,10 +125,10 @@ private:
         return t;
     }
 
-    const dv_native_port& output_port(int32_t kind) {
+    const dv_native_port& output_port(std::initializer_list<int32_t> kinds) {
         in_range(op_.output_port, 0, int64_t(p_.ports.size()) - 1, name("output_port"));
         const dv_native_port& port = p_.port(op_.output_port);
-        want(port.is_output == 1 && port.kind == kind, "output_port", "ports[" + text(op_.output_port) + "]",
+        want(port.is_output == 1 && std::find(kinds.begin(), kinds.end(), port.kind) != kinds.end(), "output_port", "ports[" + text(op_.output_port) + "]",
              "an output port of the operation's kind");
         char& written = port_written_[size_t(op_.output_port)];
         want(written == 0, "output_port", "ports[" + text(op_.output_port) + "], written before",
@@ -249,7 +253,7 @@ private:
             output(DV_NATIVE_ROWS_NONE, p_.tensor(op_.output).channels, size(in.height), size(in.width));
             return;
         }
-        const dv_native_port& port = output_port(DV_NATIVE_PORT_MAP);
+        const dv_native_port& port = output_port({DV_NATIVE_PORT_MAP, DV_NATIVE_PORT_TOKENS});
         want(port.height == size(in.height) && port.width == size(in.width), "output_port",
              size_of(port.channels, port.height, port.width), size_of(port.channels, size(in.height), size(in.width)));
     }
@@ -369,7 +373,7 @@ private:
         one_output();
         activation(op_.activation, {DV_NATIVE_IDENTITY, DV_NATIVE_SILU}, "activation");
         const bool to_port = op_.output == DV_NATIVE_NONE;
-        const int32_t rows = to_port ? output_port(DV_NATIVE_PORT_TABLE).rows : output().rows;
+        const int32_t rows = to_port ? output_port({DV_NATIVE_PORT_TABLE}).rows : output().rows;
         const int64_t outputs = to_port ? p_.port(op_.output_port).channels : p_.tensor(op_.output).channels;
         want(rows == in.rows, "output", "rows of another kind", "rows of the source's kind");
         const int64_t blocks = (outputs + kLanes - 1) / kLanes;
@@ -384,6 +388,45 @@ private:
         want(steps.channels == batch.channels, "sources", text(steps.channels) + " and " + text(batch.channels) + " channels",
              "rows of one width");
         output(DV_NATIVE_ROWS_PAIRS, steps.channels, 1, 1);
+    }
+
+    void embed() {
+        sources(1, 1);
+        const dv_native_port& ids = input_port(op_.sources[0], DV_NATIVE_PORT_IDS);
+        in_range(op_.stride, 1, kMostSide, name("stride"));
+        in_range(op_.factor, 1, kMostEntries, name("factor"));
+        const int32_t height = ids.height / op_.stride, width = ids.width / op_.stride;
+        want(height * op_.stride == ids.height && width * op_.stride == ids.width, "stride", text(op_.stride),
+             "a divisor of " + text(ids.height) + " and " + text(ids.width));
+        one_output();
+        int64_t channels = 0;
+        if (op_.output != DV_NATIVE_NONE) {
+            in_range(op_.output, 0, int64_t(p_.tensors.size()) - 1, name("output"));
+            channels = p_.tensor(op_.output).channels;
+            output(DV_NATIVE_ROWS_NONE, channels, height, width);
+        } else {
+            const dv_native_port& port = output_port({DV_NATIVE_PORT_MAP, DV_NATIVE_PORT_TOKENS});
+            channels = port.channels;
+            want(port.height == height && port.width == width, "output_port", size_of(channels, port.height, port.width),
+                 size_of(channels, height, width));
+        }
+        blob(op_.weights, DV_NATIVE_F32, 4ll * op_.factor * channels, "weights");
+        if (op_.bias != DV_NATIVE_NONE) blob(op_.bias, DV_NATIVE_F32, 4ll * height * width * channels, "bias");
+    }
+
+    void nearest() {
+        sources(1, 1);
+        const dv_native_port& in = input_port(op_.sources[0], DV_NATIVE_PORT_MAP);
+        in_range(in.channels, 1, kMostCodeChannels, name("sources: channels"));
+        in_range(op_.output, DV_NATIVE_NONE, DV_NATIVE_NONE, name("output"));
+        const dv_native_port& out = output_port({DV_NATIVE_PORT_MAP});
+        want(out.channels == in.channels && out.height == in.height && out.width == in.width, "output_port",
+             size_of(out.channels, out.height, out.width), size_of(in.channels, in.height, in.width) + " as the source");
+        in_range(op_.factor, 1, kMostEntries, name("factor"));
+        between(op_.scale, 1e-9f, 1e9f, "scale");
+        const int64_t codes = (int64_t(op_.factor) + kLanes - 1) / kLanes * kLanes;
+        blob(op_.weights, DV_NATIVE_F32, 4 * codes * in.channels, "weights");
+        blob(op_.bias, DV_NATIVE_F32, 4 * codes, "bias");
     }
 
     Program& p_;

@@ -20,12 +20,12 @@ void check_ports(Program& p) {
         const dv_native_port& port = p.ports[i];
         const auto name = [i](const char* field) { return entry("ports", i, field); };
         const bool map = port.kind == DV_NATIVE_PORT_MAP, table = port.kind == DV_NATIVE_PORT_TABLE;
-        const bool tokens = port.kind == DV_NATIVE_PORT_TOKENS;
-        in_range(port.kind, DV_NATIVE_PORT_MAP, DV_NATIVE_PORT_TOKENS, name("kind"));
-        in_range(port.is_output, 0, tokens ? 0 : 1, name("output"));
-        in_range(port.channels, 1, map || tokens ? kMostChannels : kMostEntries, name("channels"));
-        in_range(port.height, 1, map || tokens ? kMostSide : 1, name("height"));
-        in_range(port.width, 1, map ? kMostSide : 1, name("width"));
+        const bool tokens = port.kind == DV_NATIVE_PORT_TOKENS, ids = port.kind == DV_NATIVE_PORT_IDS;
+        in_range(port.kind, DV_NATIVE_PORT_MAP, DV_NATIVE_PORT_IDS, name("kind"));
+        in_range(port.is_output, 0, ids ? 0 : 1, name("output"));
+        in_range(port.channels, 1, ids ? 1 : map || tokens ? kMostChannels : kMostEntries, name("channels"));
+        in_range(port.height, 1, map || tokens || ids ? kMostSide : 1, name("height"));
+        in_range(port.width, 1, map || ids ? kMostSide : 1, name("width"));
         in_range(port.rows, table ? DV_NATIVE_ROWS_STEPS : 0, table ? DV_NATIVE_ROWS_PAIRS : 0, name("rows"));
         if (port.kind != DV_NATIVE_PORT_ROW && port.kind != DV_NATIVE_PORT_STEPS) continue;
         in_range(port.is_output, 0, 0, name("output"));
@@ -107,7 +107,7 @@ Program checked(const dv_native_program& given) {
     const uintptr_t start = reinterpret_cast<uintptr_t>(given.weights);
     if (start == 0 || start % 64 != 0) refuse("weights", "memory at " + std::to_string(start), "a multiple of 64 bytes");
     Program p{copied(given.ports, given.ports_count, 1, kMostPorts, "ports"),
-              copied(given.tensors, given.tensors_count, 1, kMostTensors, "tensors"),
+              copied(given.tensors, given.tensors_count, 0, kMostTensors, "tensors"),
               copied(given.ops, given.ops_count, 1, kMostOps, "ops"),
               copied(given.blobs, given.blobs_count, 0, kMostBlobs, "blobs"),
               static_cast<const uint8_t*>(given.weights),
@@ -120,7 +120,7 @@ Program checked(const dv_native_program& given) {
     check_tensors(p);
     check_blobs(p);
     p.writer.assign(p.tensors.size(), DV_NATIVE_NONE);
-    p.of_rows = std::any_of(p.ops.begin(), p.ops.end(), [](const dv_native_op& op) { return op.kind >= DV_NATIVE_LOOKUP; });
+    p.of_rows = std::any_of(p.ops.begin(), p.ops.end(), [](const dv_native_op& op) { return is_of_rows(op.kind); });
     std::vector<char> written(p.ports.size(), 0);
     for (int32_t i = 0; i < given.ops_count; ++i) check_operation(p, i, written);
     for (size_t i = 0; i < p.ports.size(); ++i)

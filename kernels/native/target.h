@@ -22,6 +22,7 @@ constexpr int kMaxTaps = 9;
 constexpr int kPoints = 16;         // products of a Winograd tile
 constexpr int kMaxPhases = 4;
 constexpr int kSources = DV_NATIVE_MAX_SOURCES;
+constexpr int kMostCodeChannels = 64;
 
 // A map inside a sample's part of the arena.
 struct Map {
@@ -82,7 +83,7 @@ struct Conv {
     const uint32_t* place;          // output pixel of each pixel of phase 0
     int32_t phase_place[kMaxPhases];
 
-    bool to_port;
+    bool to_port, to_tokens;        // of a port: channels of a pixel adjacent
     Map output;                     // geometry also where it goes to a port
     int32_t port;
     int32_t output_activation;
@@ -100,6 +101,23 @@ struct Input {
     int32_t patch;                  // 1 or 3
     bool tokens;                    // from [batch, height, channels]
     Map output;
+};
+
+struct Embed {
+    int32_t port, height, width;    // of the ids
+    int32_t side;                   // ids of a pixel, down and across
+    const float *table, *places;    // [ids, channels]; [pixels, channels] or null
+    bool to_port, to_tokens;
+    int32_t output_port;
+    Map output;                     // geometry also where it goes to a port
+};
+
+// Codes c of largest z.c - |c|^2 / 2 for z = x / scale, which is the nearest; what is written is scale c.
+struct Nearest {
+    int32_t port, output_port;
+    const float *codes, *halves;    // [groups of 16][channels][16]; |c|^2 / 2, infinity behind the last
+    int32_t groups, channels, pixels;
+    float scale;
 };
 
 struct Attention {
@@ -179,6 +197,8 @@ struct Kernels {
     void (*attention)(const Attention&, const Work&);
     void (*pool)(const Resize&, const Work&);
     void (*upsample)(const Resize&, const Work&);
+    void (*embed)(const Embed&, const Work&);
+    void (*nearest)(const Nearest&, const Work&);
     void (*activate)(const float* in, int64_t first, int64_t last, float* out);  // SILU of some of a LINEAR's inputs
     void (*linear)(const Linear&, const float* in, int64_t rows, float* out, const Work&);
     // Repeats a convolution's inner product over `bytes` of operands; returns operations done, 0 where there is no unit.

@@ -3,6 +3,7 @@
 #define DIFFUSEVAE_NATIVE_TARGET_VECTOR_H
 
 #include "attention.h"
+#include "codes.h"
 #include "pixels.h"
 #include "prepare.h"
 #include "rows.h"
@@ -52,9 +53,9 @@ double ceiling(int32_t what, const uint8_t* operands, int64_t bytes, int64_t rou
 }
 
 constexpr Kernels make_kernels(const char* name) {
-    return Kernels{name,    kPixelBytesBf16, kPixelBytesInt8, kTogether,     kKeys,  false,   nothing,          nothing, input,
-                   prepare, product,         pack,            attention,     pool,   upsample, activate_rows, linear,  ceiling,
-                   transform_weights};
+    return Kernels{name,    kPixelBytesBf16, kPixelBytesInt8, kTogether, kKeys, false,    nothing, nothing,       input,
+                   prepare, product,         pack,            attention, pool,  upsample, embed,   nearest_codes, activate_rows,
+                   linear,  ceiling,         transform_weights};
 }
 
 }  // namespace

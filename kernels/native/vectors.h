@@ -23,6 +23,9 @@ DV_INLINE F16 mul(F16 a, F16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
 DV_INLINE F16 fma(F16 a, F16 b, F16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 DV_INLINE F16 greater(F16 a, F16 b) { return {_mm512_max_ps(a.v, b.v)}; }  // b where either is NaN
 DV_INLINE F16 lesser(F16 a, F16 b) { return {_mm512_min_ps(a.v, b.v)}; }
+DV_INLINE F16 where_greater(F16 a, F16 b, F16 yes, F16 no) {
+    return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ), no.v, yes.v)};
+}
 DV_INLINE F16 nearest(F16 a) { return {_mm512_roundscale_ps(a.v, 0)}; }
 DV_INLINE F16 magnitude(F16 a) { return {_mm512_abs_ps(a.v)}; }
 DV_INLINE F16 with_sign(F16 a, F16 s) {
@@ -85,6 +88,10 @@ DV_INLINE F16 mul(F16 a, F16 b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_
 DV_INLINE F16 fma(F16 a, F16 b, F16 c) { return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)}; }
 DV_INLINE F16 greater(F16 a, F16 b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
 DV_INLINE F16 lesser(F16 a, F16 b) { return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)}; }
+DV_INLINE F16 where_greater(F16 a, F16 b, F16 yes, F16 no) {
+    return {_mm256_blendv_ps(no.lo, yes.lo, _mm256_cmp_ps(a.lo, b.lo, _CMP_GT_OQ)),
+            _mm256_blendv_ps(no.hi, yes.hi, _mm256_cmp_ps(a.hi, b.hi, _CMP_GT_OQ))};
+}
 DV_INLINE F16 nearest(F16 a) { return {_mm256_round_ps(a.lo, 8), _mm256_round_ps(a.hi, 8)}; }
 DV_INLINE F16 magnitude(F16 a) {
     const __m256 mask = _mm256_castsi256_ps(_mm256_set1_epi32(INT32_MAX));

@@ -187,6 +187,20 @@ class Result(ctypes.Structure):
     ]  # fmt: skip
 
 
+class StageOptions(ctypes.Structure):
+    """diffusevae_stage_options."""
+
+    _fields_ = [
+        ("size", ctypes.c_size_t), *((name, LONG) for name in ("steps", "t_start", "noise_level")), ("guidance", DOUBLE),
+    ]  # fmt: skip
+
+
+class StageInputs(ctypes.Structure):
+    """diffusevae_stage_inputs."""
+
+    _fields_ = [("size", ctypes.c_size_t), ("picture", TEXT), ("level", TEXT)]
+
+
 class Table(ctypes.Structure):
     """diffusevae_step_table."""
 
@@ -231,6 +245,12 @@ class Library:
             "output": [POINTER, LONG, ctypes.POINTER(ArrayInfo)],
             "sample": [POINTER, ctypes.POINTER(SampleOptions), ctypes.POINTER(Result)],
             "inpaint": [POINTER, ctypes.POINTER(SampleOptions), INT, ctypes.POINTER(Result)],
+            "upscale": [POINTER, ctypes.POINTER(SampleOptions), LONG, ctypes.POINTER(Result)],
+            "open_next": [ctypes.POINTER(POINTER), LONG, ctypes.POINTER(OpenOptions), ctypes.POINTER(POINTER)],
+            "check_stages": [ctypes.POINTER(POINTER), LONG],
+            "get_stage_options": [POINTER, POINTER, ctypes.POINTER(StageOptions)],
+            "get_stage_inputs": [POINTER, ctypes.POINTER(StageInputs)],
+            "stage_seeds": [POINTER, LONG, LONG, POINTER],
             "preview": [POINTER, ctypes.POINTER(Array)],
             "get_step_table": [POINTER, ctypes.POINTER(SampleOptions), ctypes.POINTER(Table)],
             "free": [POINTER],
@@ -372,6 +392,13 @@ class CSampler:
         """Inpaint; images and masks uint8 or float."""
         n = len(images) if np.ndim(images) == 4 else 1
         return self._run("inpaint", n, values, {}, {"images": images, "masks": masks, **given}, int(composite))
+
+    def upscale(
+        self, images: Any, *, noise_level: int = UNSET, values: Sequence[str] | None = None, **given: Any
+    ) -> CBatch:
+        """As a stage of a cascade; images uint8 or float, of the size that is taken or smaller."""
+        n = len(images) if np.ndim(images) == 4 else 1
+        return self._run("upscale", n, values, {}, {"images": images, **given}, noise_level)
 
     def _run(
         self, function: str, n: int, values: Sequence[str] | None, sizes: Mapping[str, int], given: Arguments, *more: int

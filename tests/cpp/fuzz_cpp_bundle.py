@@ -26,6 +26,7 @@ from tests.cpp import capi
 from tests.cpp.capi import Library
 from tests.cpp.refusals import PRECISION, ask_both, loaded_graphs
 from tests.fuzz.fuzz_bundle import mutate_bytes, mutate_json
+from tests.manifests import NEXT
 
 PRIOR = "prior.safetensors"
 
@@ -42,6 +43,7 @@ class Victim:
             said = {"input": drawn["name"], "kind": "gaussian_mixture", "components": 2, "file": PRIOR}
             manifest["prior"] = said
             self.write(PRIOR, prior_of(math.prod(drawn["shape"][1:])))
+        manifest["next"] = dict(NEXT)
         self.manifest = manifest
         self.write_manifest(manifest)
         self.sound = {file.name: file.read_bytes() for file in self.path.iterdir()}

@@ -88,7 +88,8 @@ def test_the_version_is_that_of_the_python_package(cpp_build: Path, cpp_library:
 @pytest.mark.parametrize(
     ("compiler", "standard", "header"),
     [("c", "c99", "diffusevae.h"), ("c", "c17", "diffusevae.h"), ("c++", "c++17", "diffusevae.h"),
-     ("c++", "c++17", "diffusevae.hpp"), ("c++", "c++17", "diffusevae_types.hpp"), ("c++", "c++20", "diffusevae.hpp")],
+     ("c++", "c++17", "diffusevae.hpp"), ("c++", "c++17", "diffusevae_types.hpp"),
+     ("c++", "c++17", "diffusevae_cascade.hpp"), ("c++", "c++20", "diffusevae.hpp")],
 )  # fmt: skip
 def test_headers_compile_alone_and_without_a_warning(compiler: str, standard: str, header: str, tmp_path: Path) -> None:
     building.need_tools()
@@ -179,7 +180,7 @@ def test_a_project_finds_the_install_tree(
         expected = sampler.sample(2, seed=5, steps=4).images
     np.testing.assert_array_equal(images_of(cpp_programs / "plain", bundle, 2, 5, 4), expected.ravel())
     installed = {path.name for path in (cpp_installed / "include").iterdir()}
-    assert installed == {"diffusevae.h", "diffusevae.hpp", "diffusevae_types.hpp"}
+    assert installed == {"diffusevae.h", "diffusevae.hpp", "diffusevae_cascade.hpp", "diffusevae_types.hpp"}
 
 
 def test_cpp_config_names_the_wheels_folder(cpp_wheel: Path, tmp_path: Path) -> None:

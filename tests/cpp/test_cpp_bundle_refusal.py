@@ -29,6 +29,7 @@ from tests.native_models import NEEDS_NATIVE
 from tests.toy_family import build_family
 from tests.unit import test_bundle as bundles
 from tests.unit import test_bundle_engines as engines
+from tests.unit import test_cascade as cascades
 from tests.unit import test_fitted as fitted
 from tests.unit import test_pipeline as pipelines
 from tests.unit import test_prior as priors
@@ -130,6 +131,16 @@ def test_one_wrong_field_of_a_text_is_named(
     library: Library, tmp_path: Path, field: str, value: object, message: str
 ) -> None:
     path = build_family(tmp_path / "a.bundle", ("onnxruntime", "native"), vocabulary=texts.VOCABULARY)
+    assert NO_ENGINES in ask_cpp(library, path).text
+    edit(path, field, value)
+    assert message in check_same_refusal(library, path)
+
+
+@pytest.mark.parametrize(("field", "value", "message"), cases(cascades))
+def test_one_wrong_field_of_a_cascade_is_named(
+    library: Library, tmp_path: Path, field: str, value: object, message: str
+) -> None:
+    path = cascades.build_cases(tmp_path / "a.bundle", ("onnxruntime", "native"))
     assert NO_ENGINES in ask_cpp(library, path).text
     edit(path, field, value)
     assert message in check_same_refusal(library, path)

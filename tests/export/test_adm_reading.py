@@ -21,6 +21,7 @@ from export.models.openai.spec import OpenAIUNetSpec
 from export.models.openai.unet import OpenAIUNet
 from export.models.unset import Unset
 from export.read.checkpoint import Checkpoint
+from export.synthetic import random_adm_checkpoint
 from tests import adm_models as golden
 from tests import golden_models
 
@@ -69,6 +70,14 @@ def test_the_sizes_of_the_published_files() -> None:
     names = ["64x64_diffusion", "128x128_diffusion", "256x256_diffusion", "512x512_diffusion"]
     assert [millions(name) for name in names] == [296, 422, 554, 559]
     assert [millions(name) for name in ("64_256_upsampler", "128_512_upsampler")] == [312, 309]
+
+
+def test_random_checkpoints_are_published_models() -> None:
+    state = random_adm_checkpoint("cifar10_uncond")
+    of = read(Checkpoint(Path("a.pt"), "0" * 64, state, {})).architecture
+    assert of.origins["heads"] == "the shapes of cifar10_uncond"
+    assert (of.rescale, of.schedule.T, of.size) == (True, 4000, (32, 32))
+    assert 0.9 < float(state["input_blocks.1.0.in_layers.2.weight"].std()) * (128 * 9) ** 0.5 < 1.1
 
 
 def test_what_differs_in_nothing_is_one_model() -> None:

@@ -21,7 +21,7 @@ from engine.bundle.writer import write_bundle
 from engine.errors import BackendError, BundleError
 from tests import toy
 from tests.fuzz import seeds
-from tests.manifests import full_files, full_manifest
+from tests.manifests import NEXT, full_files, full_manifest
 
 GRAPH_BACKENDS = ["onnxruntime", "openvino"]  # which parse the graphs themselves
 HOSTILE: list[Any] = [
@@ -135,7 +135,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         models, bundle = toy.models_of(1, 8, 4, False), Path(folder) / "toy.bundle"
-        write_bundle(bundle, full_manifest(models), full_files(models))
+        write_bundle(bundle, full_manifest(models) | {"next": NEXT, "augmentation": None}, full_files(models))
         seeds.run(options, lambda seed, show: TARGETS[options.target](seed, bundle, show))
 
 

@@ -19,6 +19,7 @@ from engine.backends.native.backend import Native
 from engine.bundle.directions import Directions
 from engine.bundle.fitted import as_defaults
 from engine.bundle.rewriter import write_directions, write_fitted
+from engine.stages import name_next
 from engine.triton.local_server import LocalServer
 from engine.triton.repository import write_repository
 from engine.triton.server_files import ServerError, find_installation
@@ -87,14 +88,21 @@ def installed() -> None:
 
 @pytest.fixture(scope="session")
 def bundles(native_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The bundles behind the models: a tiny real network, toys with and without inputs, another family, one of NaN."""
+    """The bundles behind the models: a tiny real network, toys with and without inputs, another family, two stages,
+    one of NaN."""
     folder = tmp_path_factory.mktemp("bundles")
     ort = ("onnxruntime",)
     fitted = toy.build_bundle(folder / "toy.bundle", backends=ort)
     write_fitted(fitted, [as_defaults({"timesteps": steps}) for steps in ([900, 700, 300, 100, 20], [400, 150, 25])], {})
     vectors = np.random.default_rng(5).standard_normal((2, Z_DIM)).astype(np.float32)
     write_directions(Bundle.open(fitted), Directions(("glasses", "beard"), vectors), {})
+    high = toy_family.build_family(
+        folder / "high.bundle", ort, pictures=("photo",), encodes=("state_encoder",), level="int64"
+    )
+    low = toy.build_bundle(folder / "low.bundle", backends=ort)
+    name_next(low, high, steps=4, noise_level=30)
     return {
+        "cascade": low,
         "faces": native_bundle("form1", "bf16"),
         "toy": fitted,
         "plain": toy.build_bundle(folder / "plain.bundle", formulation=None, backends=ort),
@@ -115,7 +123,7 @@ def repository(installed: None, bundles: dict[str, Path], tmp_path_factory: pyte
 @pytest.fixture(scope="session")
 def server(repository: Path) -> Iterator[LocalServer]:
     """The server that most tests share, with every model that can run."""
-    with LocalServer(repository, load=("faces", "toy", "plain", "latents", "narrow", "streams")) as running:
+    with LocalServer(repository, load=("faces", "toy", "plain", "latents", "narrow", "streams", "cascade")) as running:
         yield running
 
 

@@ -15,5 +15,6 @@ SERVED = {
     "latents": Serving("latents", 8, DELAY_US, threads=1, backend="onnxruntime", max_steps=MANY_STEPS),
     "narrow": Serving("narrow", max_batch=1, threads=1, backend="onnxruntime", max_steps=MANY_STEPS, max_queue=2),
     "streams": Serving("streams", 4, DELAY_US, threads=1, backend="onnxruntime", max_steps=MANY_STEPS, previews=True),
+    "cascade": Serving("cascade", 4, DELAY_US, threads=1, backend="onnxruntime", max_steps=MANY_STEPS),
     "nan": Serving("nan", max_batch=4, threads=1, backend="onnxruntime"),
 }

@@ -22,6 +22,8 @@ struct Inputs {
     std::vector<int64_t> timesteps;
 };
 
+constexpr int32_t kIds = 10;  // drawn ids are below
+
 int passed = 0, failed = 0;
 const char* wanted = "";
 
@@ -32,7 +34,8 @@ void report(bool good, const std::string& name, const std::string& more) {
 }
 
 int64_t port_size(const dv_native_port& p, int64_t batch, int64_t rows, int64_t steps) {
-    if (p.kind == DV_NATIVE_PORT_MAP || p.kind == DV_NATIVE_PORT_TOKENS) return batch * p.channels * p.height * p.width;
+    const bool of_batch = p.kind == DV_NATIVE_PORT_MAP || p.kind == DV_NATIVE_PORT_TOKENS || p.kind == DV_NATIVE_PORT_IDS;
+    if (of_batch) return batch * p.channels * p.height * p.width;
     if (p.kind == DV_NATIVE_PORT_ROW) return rows * p.channels;
     const int64_t count = p.rows == DV_NATIVE_ROWS_STEPS ? steps : p.rows == DV_NATIVE_ROWS_BATCH ? batch : steps * batch;
     return count * p.channels;
@@ -45,7 +48,8 @@ Inputs draw_inputs(const Builder& b, int64_t batch, int32_t rows, int64_t steps)
     for (size_t p = 0; p < b.ports.size(); ++p)
         if (b.ports[p].is_output == 0 && b.ports[p].kind != DV_NATIVE_PORT_STEPS) {
             in.ports[p].resize(size_t(port_size(b.ports[p], batch, rows, steps)));
-            for (float& v : in.ports[p]) v = random.uniform(-2.0f, 2.0f);
+            for (float& v : in.ports[p])
+                v = b.ports[p].kind == DV_NATIVE_PORT_IDS ? float(random.below(kIds)) : random.uniform(-2.0f, 2.0f);
         }
     for (int64_t s = 0; s < steps; ++s) in.timesteps.push_back(random.below(10));
     return in;
@@ -60,11 +64,16 @@ Result run(dv_native* handle, const Builder& b, Inputs in, int64_t batch, int32_
     char error[256];
     Result result{0, "", std::move(in.ports)};
     std::vector<void*> pointers;
+    std::vector<std::vector<int64_t>> ids(b.ports.size());  // inputs hold them as whole floats
     const bool steps = std::any_of(b.ports.begin(), b.ports.end(), [](const dv_native_port& p) { return p.kind == DV_NATIVE_PORT_STEPS; });
     const int64_t count = steps ? int64_t(in.timesteps.size()) : 0;
     for (size_t p = 0; p < b.ports.size(); ++p) {
         if (b.ports[p].is_output == 1) result.ports[p].assign(size_t(port_size(b.ports[p], batch, rows, count)), NAN);
-        pointers.push_back(b.ports[p].kind == DV_NATIVE_PORT_STEPS ? static_cast<void*>(in.timesteps.data()) : result.ports[p].data());
+        const int32_t kind = b.ports[p].kind;
+        if (kind == DV_NATIVE_PORT_IDS && b.ports[p].is_output == 0) ids[p].assign(result.ports[p].begin(), result.ports[p].end());
+        pointers.push_back(kind == DV_NATIVE_PORT_STEPS ? static_cast<void*>(in.timesteps.data())
+                           : !ids[p].empty()            ? static_cast<void*>(ids[p].data())
+                                                        : result.ports[p].data());
     }
     dv_native_call call{pointers.data(), int32_t(pointers.size()), rows, batch, count, {}};
     result.status = dv_native_run(handle, &call, error, sizeof error);

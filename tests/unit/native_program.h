@@ -181,6 +181,21 @@ public:
         return blob;
     }
 
+    // |code|^2 / 2 of packed codes, infinity behind the last.
+    int32_t halves(int32_t codes_blob, int32_t codes, int32_t channels) {
+        const int32_t count = (codes + 15) / 16 * 16, blob = room(DV_NATIVE_F32, 4ll * count);
+        float* to = reinterpret_cast<float*>(at(blob));
+        const float* from = reinterpret_cast<const float*>(at(codes_blob));
+        for (int32_t k = 0; k < count; ++k) {
+            to[k] = k < codes ? 0.0f : INFINITY;
+            for (int32_t c = 0; c < channels && k < codes; ++c) {
+                const float value = from[(k / 16 * channels + c) * 16 + k % 16];
+                to[k] += value * value / 2;
+            }
+        }
+        return blob;
+    }
+
     // The finished program; the builder owns what it points to.
     const dv_native_program& program() {
         weights_.reset(static_cast<char*>(std::aligned_alloc(64, (packed_.size() + 127) / 64 * 64)));

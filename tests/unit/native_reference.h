@@ -63,7 +63,9 @@ private:
         case DV_NATIVE_UPSAMPLE: return resize(op, false);
         case DV_NATIVE_LOOKUP: return lookup(op);
         case DV_NATIVE_LINEAR: return linear(op);
-        default: return add(op);
+        case DV_NATIVE_ADD: return add(op);
+        case DV_NATIVE_EMBED: return embed(op);
+        default: return nearest(op);
         }
     }
 
@@ -246,9 +248,66 @@ private:
                     }
         }
         if (port)
-            ports_[size_t(op.output_port)].assign(out.values.begin(), out.values.end());
+            answer(op.output_port, out);
         else
             tensors_[size_t(op.output)] = out;
+    }
+
+    // An output port of maps, or of tokens, whose channels are adjacent.
+    void answer(int32_t port, const Array& out) {
+        std::vector<float>& to = ports_[size_t(port)];
+        to.assign(out.values.begin(), out.values.end());
+        if (p_.ports[port].kind != DV_NATIVE_PORT_TOKENS) return;
+        for (int64_t n = 0; n < out.samples; ++n)
+            for (int64_t y = 0; y < out.height; ++y)
+                for (int64_t c = 0; c < out.channels; ++c)
+                    to[size_t((n * out.height + y) * out.channels + c)] = float(out.at(n, c, y, 0));
+    }
+
+    void embed(const dv_native_op& op) {
+        const dv_native_port& ids = p_.ports[op.sources[0]];
+        const int64_t side = op.stride, height = ids.height / side, width = ids.width / side;
+        const bool port = op.output < 0;
+        const int64_t channels = port ? p_.ports[op.output_port].channels : p_.tensors[op.output].channels;
+        Array out(batch_, channels, height, width);
+        for (int64_t n = 0; n < batch_; ++n)
+            for (int64_t c = 0; c < channels; ++c)
+                for (int64_t y = 0; y < height; ++y)
+                    for (int64_t x = 0; x < width; ++x) {
+                        double v = op.bias >= 0 ? floats(op.bias)[(y * width + x) * channels + c] : 0.0;
+                        for (int64_t i = 0; i < side * side; ++i) {
+                            const int64_t at = (n * ids.height + y * side + i / side) * ids.width + x * side + i % side;
+                            const int64_t id = int64_t(inputs_[size_t(op.sources[0])][size_t(at)]);
+                            v += floats(op.weights)[id * channels + c] / double(side * side);
+                        }
+                        out.at(n, c, y, x) = port ? v : bf16(float(v));
+                    }
+        if (port)
+            answer(op.output_port, out);
+        else
+            tensors_[size_t(op.output)] = out;
+    }
+
+    void nearest(const dv_native_op& op) {
+        const dv_native_port& in = p_.ports[op.sources[0]];
+        const int64_t channels = in.channels, pixels = int64_t(in.height) * in.width;
+        const auto code = [&](int64_t k, int64_t c) { return double(floats(op.weights)[(k / 16 * channels + c) * 16 + k % 16]); };
+        Array out(batch_, channels, in.height, in.width);
+        for (int64_t n = 0; n < batch_; ++n)
+            for (int64_t p = 0; p < pixels; ++p) {
+                int64_t best = 0;
+                double least = INFINITY;
+                for (int64_t k = 0; k < op.factor; ++k) {
+                    double off = 0.0;
+                    for (int64_t c = 0; c < channels; ++c) {
+                        const double z = inputs_[size_t(op.sources[0])][size_t((n * channels + c) * pixels + p)] / double(op.scale);
+                        off += (z - code(k, c)) * (z - code(k, c));
+                    }
+                    if (off < least) best = k, least = off;
+                }
+                for (int64_t c = 0; c < channels; ++c) out.at(n, c, 0, p) = code(best, c) * double(op.scale);
+            }
+        answer(op.output_port, out);
     }
 
     void attention(const dv_native_op& op) {

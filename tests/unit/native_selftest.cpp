@@ -1,7 +1,7 @@
 // The native kernels against a scalar reference, on every instruction set that runs here: one line a check.
 //
 // usage: native_selftest [isa] [part of a check's name]; ends with "N passed, M failed" and 1 where one failed.
-#include "native_runs.h"
+#include "native_hostile.h"
 
 namespace {
 
@@ -301,6 +301,7 @@ void check_all(const char* isa) {
     check_pixels(isa);
     check_signed_sigmoid(isa);
     check_rows(isa);
+    check_tables(isa);
     check_same_bits(isa);
     check_steps(isa);
     check_handles(isa);

@@ -309,9 +309,10 @@ def test_the_targets_of_directions() -> None:
     ]  # fmt: skip
 
 
-def test_the_costs_of_building_in_the_guide_are_those_of_the_result() -> None:
+@pytest.mark.parametrize("guide", ["latent-diffusion", "guided-diffusion"])
+def test_the_costs_of_building_in_the_guide_are_those_of_the_result(guide: str) -> None:
     from benchmarks.building.run import table
 
-    result = json.loads((DOCS / "latent-diffusion.json").read_text(encoding="utf-8"))
+    result = json.loads((DOCS / f"{guide}.json").read_text(encoding="utf-8"))
     check_schema("building", result)
-    assert table(result) in (DOCS / "latent-diffusion.md").read_text(encoding="utf-8")
+    assert table(result) in (DOCS / f"{guide}.md").read_text(encoding="utf-8")

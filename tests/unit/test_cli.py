@@ -26,8 +26,8 @@ from tests.toy_family import build_family
 ROOT = Path(__file__).parents[2]
 HELP = ROOT / "tests" / "help"
 COMMANDS = [
-    "sample", "reconstruct", "refine", "upscale", "inpaint", "interpolate", "edit", "mix", "walk", "steps", "info", "verify",
-    "cpp-config", "examples", "serve", "studio", "triton-repo",
+    "sample", "reconstruct", "refine", "upscale", "inpaint", "interpolate", "edit", "mix", "walk", "steps", "cascade",
+    "info", "verify", "cpp-config", "examples", "serve", "studio", "triton-repo",
 ]  # fmt: skip
 # Their help is that of their scripts, checked in tests/export.
 BUILDING = ["build", "fit-directions", "fit-prior", "fit-refine", "fit-setting"]

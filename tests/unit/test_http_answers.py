@@ -336,11 +336,14 @@ def test_inputs_that_are_pictures_are_sent_as_such(tmp_path: Path) -> None:
 
 
 def test_a_bundle_of_one_picture_is_upscaled(tmp_path: Path) -> None:
-    path = build_family(tmp_path / "pictured", encodes=[], pictures=["photo"])
+    path = build_family(tmp_path / "pictured", encodes=[], pictures=["photo"], level="int64")
     photo = np.random.default_rng(3).integers(0, 256, (12, 16, 3), np.uint8)
     body = {"images": base64.b64encode(png_bytes(photo)).decode(), "seed": 2, "label": 3}
     with serving(path) as served, lone(path) as alone:
         expected = alone.upscale(photo, seed=2, label=3).images
         np.testing.assert_array_equal(served.ask("upscale", body).array, expected)
+        noised = alone.upscale(photo, seed=2, label=3, noise_level=90).images
+        np.testing.assert_array_equal(served.ask("upscale", body | {"noise_level": 90}).array, noised)
+        assert "expected 0 (none) .. 999" in served.ask("upscale", body | {"noise_level": 1000}).refusal[1]
         example = json.loads(served.send("GET", "/openapi.json").data)["paths"]["/v1/upscale"]["post"]["requestBody"]
         assert served.ask("upscale", example["content"]["application/json"]["example"]).status == 200

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.latency import beside, bundles, calls, deadlines, duel, networks, plots, report, run, targets, work
+from benchmarks.latency import beside, bundles, calls, deadlines, duel, networks, peer, plots, report, run, targets, work
 from benchmarks.latency.contestants import RUNNERS, EngineRunner, TorchRunner
 from benchmarks.latency.field import BY_NAME, CONTESTANTS, Contestant, Run, Task, skip_reason
 from benchmarks.latency.plain import PlainRunner, export_plain
@@ -22,10 +22,11 @@ from engine import Sampler
 from engine.bundle.fitted import as_defaults
 from engine.bundle.reader import Bundle
 from engine.bundle.rewriter import write_fitted
-from engine.processor import Processor
+from engine.processor import Processor, this_processor
 from export.families.latent.published import published
 from export.fitting.objective import colour_means
 from export.models.latent.spec import FirstStageSpec
+from export.synthetic import random_latent_network
 from tests import golden_models, toy
 
 jsonschema = pytest.importorskip("jsonschema", reason="the package jsonschema is not installed")
@@ -147,8 +148,39 @@ def test_one_network_is_timed_by_itself(small_network: Task) -> None:
     assert (row["step_ms"]["n"], row["total_ms"]["n"], row["rest"]) == (6, 2, None)
     reasons = {c.name: skip_reason(c, small_network, Processor("none", "x86_64", frozenset()), {ORT.backend: (True, "")})
                for c in (TORCH, BY_NAME["plain onnxruntime f32"], ORT)}  # fmt: skip
-    alone = "one network is timed by itself: in float32 and bf16, on the engine's backends"
+    alone = "one network is timed by itself: in float32 and bf16, on the engine's backends and in diffusers"
     assert list(reasons.values()) == [alone, alone, None]
+
+
+SMALL = {
+    "celeba256": {"attention_factors": (2,), "num_head_channels": 16},
+    "cin256-v2": {"attention_factors": (2,), "context_dim": 24, "num_heads": 2, "num_head_channels": None},
+}
+
+
+@pytest.mark.parametrize("preset", [*SMALL, "decoder-f4", "decoder-f8"])
+def test_diffusers_has_the_same_network(preset: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("diffusers", reason="the package diffusers is not installed")
+    import torch
+
+    name, graph = networks.NETWORKS[preset]
+    config = published(name)
+    size = {"channel_mult": (1, 2), "num_res_blocks": 1}
+    stage = replace(config.spec.stage, channels=32, resolution=16, attn_resolutions=(), **size)
+    unet = replace(config.spec.unet, model_channels=32, **size, **SMALL.get(name, {}))
+    spec = replace(config.spec, unet=unet, stage=stage, latent=(config.spec.latent[0], 8, 8))
+    for module in ("export.synthetic", "export.families.latent.published"):
+        monkeypatch.setattr(f"{module}.published", lambda name: replace(config, spec=spec))
+    networks.make(preset, tmp_path / preset)
+    network = networks.Network(tmp_path / preset)
+    ours = random_latent_network(name, graph)
+    theirs, call = peer.peer(name, graph, ours.module)
+    values = {k: torch.from_numpy(v) for k, v in {**network.inputs(2, 5), **network.condition(2)}.items()}
+    exact = next(iter(ours({spec.name: values[spec.name] for spec in ours.inputs}).values()))
+    with torch.inference_mode():
+        assert duel.relative_error(call(theirs, values).numpy(), exact.numpy()) < 1e-5
+    reason = skip_reason(BY_NAME["diffusers bf16, torch.compile"], Task(tmp_path, None, {}, 1, 1), this_processor(), {})
+    assert reason is not None
 
 
 def test_latency_beside_a_busy_process_is_what_its_schema_promises(golden_bundle: GoldenBundle) -> None:

@@ -16,7 +16,9 @@ from tests.native_models import SOFTWARE_TILES_FLAGS
 ROOT = Path(__file__).resolve().parents[2]
 SELFTEST = ROOT / "tests" / "unit" / "native_selftest.cpp"
 # Parts of names: what the sanitized run takes; the plain run goes through all sizes.
-SANITIZED = ("hostile", "int8", "norm", "same bits", "steps", "attention", "patches", "timestep", "child", "clones")
+SANITIZED = (
+    "hostile", "tables", "int8", "norm", "same bits", "steps", "attention", "patches", "timestep", "child", "clones",
+)  # fmt: skip
 
 pytestmark = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"), reason="the native kernels are for x86-64"

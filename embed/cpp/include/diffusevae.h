@@ -400,6 +400,56 @@ DIFFUSEVAE_API diffusevae_status diffusevae_sample(diffusevae_sampler* sampler, 
 DIFFUSEVAE_API diffusevae_status diffusevae_inpaint(diffusevae_sampler* sampler, const diffusevae_sample_options* options,
                                                     int32_t composite, diffusevae_result* result);
 
+/* ---- cascades --------------------------------------------------------------------------------------------------------- */
+
+/* As a stage of a cascade: one sample of each of the "images" among the inputs, uint8 [n, H, W, C] or [H, W, C], or float32
+ * [n, C, H, W] in 0 .. 1, of the size that the bundle takes or smaller: they are enlarged, bilinear between the centres of pixels.
+ * A bundle with exactly one input that is a picture is handed them as that. Any other whose state is the image, or whose encoder
+ * makes the state, starts from them, image to image: they stand for the pipeline's start value where it has one, and otherwise
+ * there must be a t_start; inputs that are missing are encoded from them.
+ * noise_level: 0 .. T - 1, or DIFFUSEVAE_UNSET, which is 0: the bundle takes sqrt(alpha_bar) image + sqrt(1 - alpha_bar) noise,
+ * alpha_bar that of this timestep and the noise of a stream of its own; and the level itself, where it has an input for it. 0: the
+ * images as they are. n, budget_ms, at_most and anytime are left unset. */
+DIFFUSEVAE_API diffusevae_status diffusevae_upscale(diffusevae_sampler* sampler, const diffusevae_sample_options* options,
+                                                    int64_t noise_level, diffusevae_result* result);
+
+/* Open the bundle that the last of these stages names next (`diffusevae cascade` writes that), which lies beside it. *next is NULL
+ * where it names none, and where the status is not OK: BUNDLE for one that is missing, another than was named, leads back to one of
+ * the stages, or does not fit. stages: [count], from the first on. options: as for diffusevae_open. */
+DIFFUSEVAE_API diffusevae_status diffusevae_open_next(const diffusevae_sampler* const* stages, int64_t count,
+                                                      const diffusevae_open_options* options, diffusevae_sampler** next);
+
+/* BUNDLE where these are no cascade: fewer than two or too many, or one cannot take the images of the one before it. */
+DIFFUSEVAE_API diffusevae_status diffusevae_check_stages(const diffusevae_sampler* const* stages, int64_t count);
+
+/* How a bundle records that the next one is sampled; unset where it does not say. */
+typedef struct diffusevae_stage_options {
+    size_t size;
+    int64_t steps, t_start, noise_level;
+    double guidance;
+} diffusevae_stage_options;
+
+DIFFUSEVAE_API void diffusevae_stage_options_init(diffusevae_stage_options* options);
+
+/* What `before` records for `after`; all unset where it names another bundle, or none. */
+DIFFUSEVAE_API diffusevae_status diffusevae_get_stage_options(const diffusevae_sampler* before, const diffusevae_sampler* after,
+                                                              diffusevae_stage_options* options);
+
+/* The inputs that diffusevae_upscale makes of the images: the picture, and the noise level that the network is told; NULL where there
+ * is none. Valid while the sampler is. */
+typedef struct diffusevae_stage_inputs {
+    size_t size;
+    const char *picture, *level;
+} diffusevae_stage_inputs;
+
+DIFFUSEVAE_API void diffusevae_stage_inputs_init(diffusevae_stage_inputs* inputs);
+DIFFUSEVAE_API diffusevae_status diffusevae_get_stage_inputs(const diffusevae_sampler* sampler, diffusevae_stage_inputs* inputs);
+
+/* The seeds of a cascade's stage, counted from 0, from those of its first, [n] each. seeds may be into. */
+DIFFUSEVAE_API diffusevae_status diffusevae_stage_seeds(const uint64_t* seeds, int64_t n, int64_t stage, uint64_t* into);
+
+/* ---- while it runs ---------------------------------------------------------------------------------------------------- */
+
 /* Within a callback of this sampler: the images that the x0 makes which it is looking at, as the last row's would be; the calls
  * after the loop (a decoder's, say) run for it, and only then. images: uint8 [n, H, W, C] under the name "images", room for
  * step->n or more. The run and its results stay as they are. */

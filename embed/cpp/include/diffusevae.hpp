@@ -30,21 +30,9 @@ inline namespace api {
 class Sampler {
 public:
     explicit Sampler(const std::string& path, const OpenOptions& options = {}) {
-        diffusevae_open_options c;
-        diffusevae_open_options_init(&c);
-        c.backend = options.backend.c_str();
-        c.precision = options.precision.c_str();
-        c.threads = options.threads.value_or(DIFFUSEVAE_UNSET);
-        c.max_batch = options.max_batch;
-        std::vector<const char*> stores;
-        for (const std::string& store : options.allow_links) stores.push_back(store.c_str());
-        c.allow_links = stores.empty() ? nullptr : stores.data();
-        c.allow_links_count = int64_t(stores.size());
-        c.height = options.height.value_or(DIFFUSEVAE_UNSET);
-        c.width = options.width.value_or(DIFFUSEVAE_UNSET);
-        c.overlap = options.overlap.value_or(DIFFUSEVAE_UNSET_NUMBER);
+        const Opening opening(options);
         diffusevae_sampler* opened = nullptr;
-        check(diffusevae_open(path.c_str(), &c, &opened));
+        check(diffusevae_open(path.c_str(), &opening.c, &opened));
         adopt(opened);
     }
 
@@ -69,6 +57,17 @@ public:
         const int64_t n = images.shape().size() == 4 ? images.shape()[0] : 1;
         return run(options, call, n, [&](diffusevae_result* to) {
             return diffusevae_inpaint(handle_.get(), &call.c, composite ? 1 : 0, to);
+        });
+    }
+
+    // One sample of each of the images, as a stage of a cascade takes them: which shapes they have, and what becomes of them, is said
+    // at diffusevae_upscale. Options: no n, and no budget of time.
+    Batch upscale(const Array& images, const SampleOptions& options = {}, std::optional<int64_t> noise_level = std::nullopt) {
+        static const std::string name = "images";
+        Call call(options, {images.named(name)});
+        const int64_t n = images.shape().size() == 4 ? images.shape()[0] : 1;
+        return run(options, call, n, [&](diffusevae_result* to) {
+            return diffusevae_upscale(handle_.get(), &call.c, noise_level.value_or(DIFFUSEVAE_UNSET), to);
         });
     }
 
@@ -108,8 +107,32 @@ public:
     }
 
 private:
+    friend class Cascade;
+
     struct Free {
         void operator()(diffusevae_sampler* sampler) const { diffusevae_free(sampler); }
+    };
+
+    // The options of opening as the C interface takes them; they point into the caller's.
+    struct Opening {
+        explicit Opening(const OpenOptions& options) {
+            diffusevae_open_options_init(&c);
+            c.backend = options.backend.c_str();
+            c.precision = options.precision.c_str();
+            c.threads = options.threads.value_or(DIFFUSEVAE_UNSET);
+            c.max_batch = options.max_batch;
+            for (const std::string& store : options.allow_links) stores.push_back(store.c_str());
+            c.allow_links = stores.empty() ? nullptr : stores.data();
+            c.allow_links_count = int64_t(stores.size());
+            c.height = options.height.value_or(DIFFUSEVAE_UNSET);
+            c.width = options.width.value_or(DIFFUSEVAE_UNSET);
+            c.overlap = options.overlap.value_or(DIFFUSEVAE_UNSET_NUMBER);
+        }
+        Opening(const Opening&) = delete;
+        Opening& operator=(const Opening&) = delete;
+
+        diffusevae_open_options c;
+        std::vector<const char*> stores;
     };
 
     // Options as the C interface takes them; they point into the caller's.
@@ -351,5 +374,7 @@ private:
 
 }  // namespace api
 }  // namespace diffusevae
+
+#include "diffusevae_cascade.hpp"
 
 #endif  // DIFFUSEVAE_HPP

@@ -9,6 +9,7 @@
 #include "diffusevae.h"
 #include "error.h"
 #include "sampler.h"
+#include "stages.h"
 
 #ifndef DIFFUSEVAE_VERSION
 #error "DIFFUSEVAE_VERSION: define it as the version's text, as CMakeLists.txt does"
@@ -73,6 +74,15 @@ diffusevae_sample_options defaults_of(const diffusevae_sample_options*) {
 diffusevae_array_info defaults_of(const diffusevae_array_info*) { return diffusevae_array_info{}; }
 diffusevae_info defaults_of(const diffusevae_info*) { return diffusevae_info{}; }
 
+diffusevae_stage_options defaults_of(const diffusevae_stage_options*) {
+    diffusevae_stage_options options{};
+    options.steps = options.t_start = options.noise_level = DIFFUSEVAE_UNSET;
+    options.guidance = DIFFUSEVAE_UNSET_NUMBER;
+    return options;
+}
+
+diffusevae_stage_inputs defaults_of(const diffusevae_stage_inputs*) { return diffusevae_stage_inputs{}; }
+
 diffusevae_result defaults_of(const diffusevae_result*) {
     diffusevae_result result{};
     result.deadline.budget_ms = DIFFUSEVAE_UNSET_NUMBER;
@@ -120,6 +130,27 @@ void hand_over(std::unique_ptr<Sampler> made, diffusevae_sampler** to) {
     *to = new diffusevae_sampler{std::move(made)};
 }
 
+std::vector<const diffusevae::Bundle*> bundles_of(const diffusevae_sampler* const* stages, int64_t count) {
+    if (!stages || count < 1) refuse_argument("stages are none; expected those of a cascade, from its first on.");
+    std::vector<const diffusevae::Bundle*> bundles;
+    for (int64_t i = 0; i < count; ++i) bundles.push_back(&opened(stages[i]).bundle());
+    return bundles;
+}
+
+// The bundle that the last of these names next, opened, or null where it names none.
+std::unique_ptr<Sampler> opened_next(const std::vector<const diffusevae::Bundle*>& stages, const diffusevae_open_options& options) {
+    const std::string folder = diffusevae::next_folder(stages);
+    if (folder.empty()) return nullptr;
+    std::unique_ptr<Sampler> next;
+    try {
+        next = std::make_unique<Sampler>(folder, options);
+    } catch (const Error& error) {
+        throw Error(error.status(), "the next bundle of " + stages.back()->path() + ": " + error.what());
+    }
+    diffusevae::check_next(*stages.back(), next->bundle());
+    return next;
+}
+
 void check_out(diffusevae_sampler** to) {
     if (!to) refuse_argument("the place for the sampler is a null pointer; expected the address of a pointer.");
     *to = nullptr;
@@ -153,6 +184,8 @@ void diffusevae_open_options_init(diffusevae_open_options* options) { initialise
 void diffusevae_sample_options_init(diffusevae_sample_options* options) { initialise(options); }
 void diffusevae_array_info_init(diffusevae_array_info* info) { initialise(info); }
 void diffusevae_info_init(diffusevae_info* info) { initialise(info); }
+void diffusevae_stage_inputs_init(diffusevae_stage_inputs* inputs) { initialise(inputs); }
+void diffusevae_stage_options_init(diffusevae_stage_options* options) { initialise(options); }
 void diffusevae_result_init(diffusevae_result* result) { initialise(result); }
 void diffusevae_step_table_init(diffusevae_step_table* table) { initialise(table); }
 
@@ -213,6 +246,58 @@ diffusevae_status diffusevae_inpaint(diffusevae_sampler* sampler, const diffusev
         diffusevae::check_flag("composite", composite);
         opened(sampler).inpaint(taken_or_default(options, "sample_options"), composite != 0, filled);
         *result = filled;
+    });
+}
+
+diffusevae_status diffusevae_upscale(diffusevae_sampler* sampler, const diffusevae_sample_options* options, int64_t noise_level,
+                                     diffusevae_result* result) {
+    return guarded([&] {
+        diffusevae_result filled = taken(result, "result");
+        opened(sampler).upscale(taken_or_default(options, "sample_options"), noise_level, filled);
+        *result = filled;
+    });
+}
+
+diffusevae_status diffusevae_open_next(const diffusevae_sampler* const* stages, int64_t count,
+                                       const diffusevae_open_options* options, diffusevae_sampler** next) {
+    return guarded([&] {
+        check_out(next);
+        if (auto made = opened_next(bundles_of(stages, count), taken_or_default(options, "open_options")))
+            hand_over(std::move(made), next);
+    });
+}
+
+diffusevae_status diffusevae_check_stages(const diffusevae_sampler* const* stages, int64_t count) {
+    return guarded([&] { diffusevae::check_stages(bundles_of(stages, count)); });
+}
+
+diffusevae_status diffusevae_get_stage_options(const diffusevae_sampler* before, const diffusevae_sampler* after,
+                                               diffusevae_stage_options* options) {
+    return guarded([&] {
+        taken(options, "stage_options");
+        diffusevae_stage_options found = initialised<diffusevae_stage_options>();
+        diffusevae::recorded_options(opened(before).bundle().manifest(), opened(after).bundle().manifest(), found);
+        *options = found;
+    });
+}
+
+diffusevae_status diffusevae_get_stage_inputs(const diffusevae_sampler* sampler, diffusevae_stage_inputs* inputs) {
+    return guarded([&] {
+        diffusevae_stage_inputs found = taken(inputs, "stage_inputs");
+        const diffusevae::Manifest& manifest = opened(sampler).bundle().manifest();
+        const diffusevae::InputSpec* const picture = diffusevae::upscaled_input(manifest);
+        found.picture = picture ? picture->name.c_str() : nullptr;
+        found.level = manifest.augmentation ? manifest.augmentation->input.c_str() : nullptr;
+        *inputs = found;
+    });
+}
+
+diffusevae_status diffusevae_stage_seeds(const uint64_t* seeds, int64_t n, int64_t stage, uint64_t* into) {
+    return guarded([&] {
+        if (n < 0 || stage < 0 || stage > UINT32_MAX) refuse_argument("n or stage is out of range; expected 0 or more.");
+        diffusevae::check_array("seeds", seeds, sizeof(uint64_t), {n});
+        diffusevae::check_array("seeds of the stage", into, sizeof(uint64_t), {n});
+        for (int64_t i = 0; i < n; ++i) into[i] = diffusevae::stage_seed(seeds[i], uint32_t(stage));
     });
 }
 

@@ -2,27 +2,17 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 
 #include "arrays.h"
 #include "checks.h"
 #include "error.h"
+#include "pictures.h"
 #include "text.h"
 
 namespace diffusevae {
 namespace {
 
-constexpr const char *kVerb = "inpaint", *kImages = "images", *kMasks = "masks", *kKnownNoise = "known_noise";
-
-struct Shape {
-    int64_t channels, height, width;
-};
-
-std::string text_of(const Shape& shape) { return shape_text({shape.channels, shape.height, shape.width}); }
-
-Shape sizes_of(const Dimensions& sample) {
-    return {std::get<int64_t>(sample[0]), std::get<int64_t>(sample[1]), std::get<int64_t>(sample[2])};
-}
+constexpr const char *kVerb = "inpaint", *kMasks = "masks", *kKnownNoise = "known_noise";
 
 // ---- what a bundle has ---------------------------------------------------------------------------------------------------
 
@@ -43,14 +33,7 @@ Pair image_and_mask(const Manifest& manifest) {
     return images == 1 && masks == 1 ? pair : Pair{};
 }
 
-bool takes_images(const PipelineSpec& pipeline) { return pipeline.image == kX || pipeline.encodes_state(); }
-
-Shape made_shape(const PipelineSpec& pipeline) {
-    const std::vector<int64_t> shape = pipeline.image_shape();
-    return {shape[0], shape[1], shape[2]};
-}
-
-Shape taken_shape(const Manifest& manifest) {
+PictureShape taken_shape(const Manifest& manifest) {
     const PipelineSpec& pipeline = manifest.pipeline;
     const Pair pair = image_and_mask(manifest);
     if (pair) return sizes_of(pair.image->sample());
@@ -61,74 +44,13 @@ Shape taken_shape(const Manifest& manifest) {
                         "this bundle lacks: it takes " + (manifest.inputs.empty() ? "no inputs" : takes(manifest))
                         + ", and holds the graphs " + joined(graphs) + ". Build a bundle from a checkpoint that has it.");
     }
-    const std::optional<TensorSpec>& encoded = pipeline.encoder_image;
-    if (!encoded || (pipeline.image == kX && !pipeline.encodes_state())) return made_shape(pipeline);
-    return sizes_of(Dimensions(encoded->shape.begin() + 1, encoded->shape.end()));
+    return image_shape(pipeline);
 }
 
 // ---- arrays --------------------------------------------------------------------------------------------------------------
 
-bool fits(const std::vector<int64_t>& shape, const std::vector<int64_t>& sample) {
-    return shape.size() == 4 && shape[0] >= 1 && std::equal(sample.begin(), sample.end(), shape.begin() + 1);
-}
-
-// Refuses what is neither uint8 nor float32 of this size; the shape with the samples in front. wanted: for messages; mask: one
-// sample, and the channel of bytes, may lack their dimension.
-std::vector<int64_t> shape_of_picture(const diffusevae_array& array, const Shape& size, bool mask, const std::string& wanted,
-                                      const char* cure) {
-    const std::vector<int64_t> found = shape_of(array);
-    std::vector<int64_t> shape = found;
-    const bool bytes = array.dtype == DIFFUSEVAE_UINT8;
-    if (!bytes && array.dtype != DIFFUSEVAE_FLOAT32)
-        refuse_argument(std::string(array.name) + " has dtype " + dtype_text(array) + "; expected " + wanted + ".");
-    const std::vector<int64_t> last = {size.height, size.width, size.channels}, first = {size.channels, size.height, size.width};
-    const size_t rank = shape.size();
-    if (bytes && mask && rank >= 2 && shape != last && shape[rank - 2] == size.height && shape[rank - 1] == size.width)
-        shape.push_back(1);
-    if (shape.size() == 3 && (bytes || mask)) shape.insert(shape.begin(), 1);
-    if (!fits(shape, bytes ? last : first))
-        refuse_argument(std::string(array.name) + " has shape " + shape_text(found)
-                        + (bytes ? " (uint8)" : mask ? "" : " (float32)") + "; expected " + wanted + cure);
-    return shape;
-}
-
-std::string four_digits(float number) {
-    char text[32];
-    std::snprintf(text, sizeof text, "%.4g", double(number));
-    return text;
-}
-
-void take_images(const diffusevae_array& array, const Shape& size, Holed& into) {
-    const std::string c = std::to_string(size.channels), h = std::to_string(size.height), w = std::to_string(size.width);
-    const std::string wanted = "uint8 [N, " + h + ", " + w + ", " + c + "] or [" + h + ", " + w + ", " + c + "], or float32 [N, " + c
-                               + ", " + h + ", " + w + "] in [0, 1]";
-    const std::vector<int64_t> shape = shape_of_picture(array, size, false, wanted, ". Resize them first.");
-    const int64_t plane = size.height * size.width;
-    into.count = shape[0];
-    into.channels = size.channels;
-    into.height = size.height;
-    into.width = size.width;
-    if (array.dtype == DIFFUSEVAE_FLOAT32) {
-        const float* const values = static_cast<const float*>(array.data);
-        check_finite_array(kImages, values, shape);
-        into.pixels.assign(values, values + memory_size(shape));
-        const auto [low, high] = std::minmax_element(into.pixels.begin(), into.pixels.end());
-        if (*low < 0.0f || *high > 1.0f)
-            refuse_argument("images runs from " + four_digits(*low) + " to " + four_digits(*high) + "; expected " + wanted
-                            + ". Images in [-1, 1] become so with (images + 1) / 2.");
-        return;
-    }
-    const uint8_t* bytes = static_cast<const uint8_t*>(array.data);
-    check_array(kImages, bytes, 1, shape);
-    into.pixels.resize(memory_size(shape));
-    for (int64_t n = 0; n < into.count; ++n)
-        for (int64_t i = 0; i < plane; ++i)
-            for (int64_t channel = 0; channel < size.channels; ++channel)
-                into.pixels[size_t((n * size.channels + channel) * plane + i)] = float(*bytes++) / 255.0f;
-}
-
-void take_masks(const diffusevae_array& array, const Shape& size, Holed& into) {
-    const Shape one{1, size.height, size.width};
+void take_masks(const diffusevae_array& array, const PictureShape& size, Holed& into) {
+    const PictureShape one{1, size.height, size.width};
     const TensorSpec spec{kMasks, kFloat32, {kBatch, 1, size.height, size.width}, Range({0.0, 1.0})};
     const std::string h = std::to_string(size.height), w = std::to_string(size.width);
     const std::string wanted = "uint8 [N, " + h + ", " + w + ", 1], or float32 [N, 1, " + h + ", " + w + "] or one sample [1, " + h
@@ -161,33 +83,6 @@ std::vector<float> kept(const Holed& holed, const StateSpec& state) {
 }
 
 // ---- requests ------------------------------------------------------------------------------------------------------------
-
-// What says how many images there are, and in what time: that is not for this verb.
-void refuse_options(const Manifest& manifest, const diffusevae_sample_options& given) {
-    const std::pair<const char*, bool> options[] = {
-        {"n", given.n != DIFFUSEVAE_UNSET},
-        {"budget_ms", given.budget_ms != DIFFUSEVAE_UNSET_NUMBER},
-        {"at_most", given.at_most != 0},
-        {"anytime", given.anytime != 0},
-    };
-    for (const auto& [name, there] : options)
-        if (there)
-            refuse_argument("inpaint has no option " + in_quotes(name) + ", and this bundle has no such input: it takes "
-                            + takes(manifest) + ".");
-}
-
-const diffusevae_array& needed(const NamedArrays& arrays, const char* name) {
-    const diffusevae_array* const array = find(arrays, name);
-    if (array == nullptr)
-        refuse_argument("inpaint: found no " + std::string(name) + " among inputs; expected images and masks. Pass both by name.");
-    return *array;
-}
-
-diffusevae_array array_of(const std::string& name, const std::vector<float>& values, const std::vector<int64_t>& shape) {
-    diffusevae_array array{name.c_str(), DIFFUSEVAE_FLOAT32, int32_t(shape.size()), {}, const_cast<float*>(values.data())};
-    std::copy(shape.begin(), shape.end(), array.shape);
-    return array;
-}
 
 // A sample of a network that takes image and mask.
 Request conditioned(const Manifest& manifest, const Pair& pair, const NamedArrays& arrays, Holed& holed,
@@ -236,16 +131,17 @@ Request blended(const Manifest& manifest, const NamedArrays& arrays, const Holed
 }  // namespace
 
 Request checked_inpaint(const Manifest& manifest, const diffusevae_sample_options& given, bool composite) {
-    refuse_options(manifest, given);
+    refuse_options(kVerb, manifest, given);
     const NamedArrays arrays = named_arrays(manifest, given, {kImages, kMasks, kKnownNoise});
-    const Shape shape = taken_shape(manifest), made = made_shape(manifest.pipeline);
+    const PictureShape shape = taken_shape(manifest), made = made_shape(manifest.pipeline);
     if (composite && text_of(shape) != text_of(made))
         refuse_argument("inpaint takes images of " + text_of(shape) + " on this bundle and makes some of " + text_of(made)
                         + "; expected equal sizes for what is known to be put back. Pass composite as false.");
     const auto holed = std::make_shared<Holed>();
     holed->composite = composite;
-    take_images(needed(arrays, kImages), shape, *holed);
-    take_masks(needed(arrays, kMasks), shape, *holed);
+    const std::string wanted = "images and masks. Pass both by name.";
+    take_images(needed(kVerb, arrays, kImages, wanted), shape, *holed);
+    take_masks(needed(kVerb, arrays, kMasks, wanted), shape, *holed);
     agree_on_count({{kImages, holed->count}, {kMasks, holed->masks(), true}});
     diffusevae_sample_options own = given;
     own.n = holed->count;

@@ -34,6 +34,16 @@ void draw_input(const std::vector<uint64_t>& seeds, int64_t count, float* z) {
     dv_normal(seeds.data(), int64_t(seeds.size()), kStreamZ, 0, count, z);
 }
 
+void draw_augmentation(const std::vector<uint64_t>& seeds, int64_t count, float* noise) {
+    dv_normal(seeds.data(), int64_t(seeds.size()), kStreamAugment, 0, count, noise);
+}
+
+uint64_t stage_seed(uint64_t first, uint32_t stage) {
+    if (stage == 0) return first;
+    const Words words = philox4x32(Words{0, 0, stage, kStreamStage}, uint32_t(first), uint32_t(first >> 32));
+    return uint64_t(words.v0) | uint64_t(words.v1) << 32;
+}
+
 namespace {
 
 // As engine/solver/noise.py lays a canvas out: block by block from its upper left, each from a stream of its own.

@@ -35,6 +35,12 @@ void draw_initial(const std::vector<uint64_t>& seeds, const Layout& layout, floa
 void draw_step(const uint64_t* seeds, int64_t n, int64_t row, const Layout& layout, float* noise);
 void draw_known(const uint64_t* seeds, int64_t n, int64_t row, const Layout& layout, float* noise);
 
+// That of pictures that a stage of a cascade takes, [n, count].
+void draw_augmentation(const std::vector<uint64_t>& seeds, int64_t count, float* noise);
+
+// The seed of a cascade's stage, counted from 0, from that of the first, which is its own.
+uint64_t stage_seed(uint64_t first, uint32_t stage);
+
 }  // namespace diffusevae
 
 #endif  // DIFFUSEVAE_NOISE_H

@@ -114,7 +114,7 @@ void Pipeline::run(const Request& request, const StepTable& table, int64_t begin
     timings.before_ms += clock.lap();
     take_inputs(request, seeds, begin);
     timings.noise_ms += clock.lap();
-    before();
+    before(request.blend && request.blend->replaces ? &*spec_.state.start : nullptr);
     timings.before_ms += clock.lap();
     rows(table);
     timings.rows_ms += clock.lap();
@@ -190,7 +190,7 @@ void Pipeline::take_images(const Holed& holed, const Blend& blend, int64_t begin
 }
 
 std::optional<ChainBlend> Pipeline::blend_of(const Request& request, int64_t begin) const {
-    if (!request.blend) return std::nullopt;
+    if (!request.blend || request.blend->keep.empty()) return std::nullopt;
     const Blend& blend = *request.blend;
     const int64_t stride = request.holed->masks() == 1 ? 0 : spec_.state.height * spec_.state.width;
     return ChainBlend{known_.floats(),     blend.keep.data() + begin * stride, stride, blend.signal.data(), blend.sigma.data(),
@@ -258,13 +258,21 @@ void Pipeline::call(const CallSpec& spec, const Find& find, Tensors& into) {
     for (const auto& [port, name] : spec.outputs) check_finite(into.at(name), spec, where_of(parts_.backend));
 }
 
-void Pipeline::before() {
+void Pipeline::before(const std::string* replaced) {
+    const auto stand_in = [&] {
+        if (replaced == nullptr) return;
+        values_[*replaced] = known_;
+        there_.insert(*replaced);
+    };
+    stand_in();
+    const auto there = [&](const auto& wire) { return has(wire.second); };
     for (const CallSpec& spec : spec_.before) {
-        const bool fed = std::all_of(spec.inputs.begin(), spec.inputs.end(),
-                                     [&](const auto& wire) { return has(wire.second); });
-        if (!fed) continue;  // it makes nothing that this request needs
+        const bool fed = std::all_of(spec.inputs.begin(), spec.inputs.end(), there);
+        const bool made = std::all_of(spec.outputs.begin(), spec.outputs.end(), there);
+        if (!fed || made) continue;  // it makes nothing that this request needs
         call(spec, [&](const std::string& name) -> const Tensor& { return value(name); }, values_);
         for (const auto& [port, name] : spec.outputs) there_.insert(name);
+        stand_in();  // a call may make it beside other values
     }
 }
 

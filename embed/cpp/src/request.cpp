@@ -71,7 +71,7 @@ bool is_encoded(const Verb& verb, const InputSpec* input) {
 const InputSpec* drawn_input(const Manifest& manifest, const NamedArrays& arrays, const Verb& verb, bool check) {
     const InputSpec* drawn = nullptr;
     std::vector<std::string> missing;
-    for (const InputSpec* input : needed_inputs(manifest)) {
+    for (const InputSpec* input : needed_inputs(manifest, verb.given)) {
         if (find(arrays, input->name) != nullptr || is_encoded(verb, input)) continue;
         if (input->draw) {
             drawn = input;
@@ -85,28 +85,30 @@ const InputSpec* drawn_input(const Manifest& manifest, const NamedArrays& arrays
     return drawn;
 }
 
-void collect(const PipelineSpec& pipeline, const std::string& value, std::set<std::string>& names) {
+void collect(const PipelineSpec& pipeline, const std::string& value, const std::set<std::string>& given,
+             std::set<std::string>& names) {
+    if (given.count(value) != 0) return;
     const CallSpec* call = pipeline.maker(value);
     if (call == nullptr) {
         names.insert(value);
     } else {
-        for (const auto& [port, name] : call->inputs) collect(pipeline, name, names);
+        for (const auto& [port, name] : call->inputs) collect(pipeline, name, given, names);
     }
 }
 
 }  // namespace
 
-std::vector<const InputSpec*> needed_inputs(const Manifest& manifest) {
+std::vector<const InputSpec*> needed_inputs(const Manifest& manifest, const std::set<std::string>& given) {
     const PipelineSpec& pipeline = manifest.pipeline;
     std::set<std::string> names;
     const auto add = [&](const CallSpec& call) {
-        for (const auto& [port, value] : call.inputs) collect(pipeline, value, names);
+        for (const auto& [port, value] : call.inputs) collect(pipeline, value, given, names);
     };
     add(pipeline.rows);
     add(pipeline.step);
     for (const CallSpec& call : pipeline.after) add(call);
     for (const auto& name : {pipeline.state.centre, pipeline.state.start})
-        if (name) collect(pipeline, *name, names);
+        if (name) collect(pipeline, *name, given, names);
     std::vector<const InputSpec*> needed;
     for (const InputSpec& input : manifest.inputs)
         if (names.count(input.name) != 0) needed.push_back(&input);

@@ -35,7 +35,7 @@ struct GivenNoise {
     int64_t rows = 0;
 };
 
-// Images with a hole.
+// Images that a verb was given, those with a hole with their mask.
 struct Holed {
     int64_t count = 0;                          // n
     int64_t channels = 0, height = 0, width = 0;
@@ -43,17 +43,21 @@ struct Holed {
     std::vector<float> mask;                    // [n or 1, 1, H, W] in [0, 1], 1 where there is a hole
     std::vector<float> picture;                 // 2 pixels - 1, where a network takes it
     bool composite = false;                     // what is known is put back into the images
+    std::vector<int64_t> level;                 // [1]: the noise level of the picture, where a network is told it
+    std::vector<float> level_number;            // the same for an input of float32
 
     int64_t masks() const { return int64_t(mask.size()) / (height * width); }
 };
 
 // What x is replaced by where it is known: before each step, and not after the last,
 //     x <- keep (signal known + c + sigma n) + (1 - keep) x
-// with fresh noise n, and the centre c where there is one. The known state is made of the images of a Holed.
+// with fresh noise n, and the centre c where there is one. The known state is made of the images of a Holed. Without `keep`
+// nothing is blended: the chain starts from that state alone.
 struct Blend {
     bool encodes = false;                       // images go through `encode`, to inputs or to the state
     std::vector<const InputSpec*> encoded;      // the inputs that are made of them
     bool starts = false;                        // the known state is what the start's k_start multiplies
+    bool replaces = false;                      // and stands for the pipeline's start value, which nothing makes then
     std::vector<float> keep;                    // [n or 1, 1, h, w], 1 where the state is known
     std::vector<float> signal, sigma;           // [R]: sqrt(alpha_bar) and sqrt(1 - alpha_bar) of x before each row
     GivenNoise noise;
@@ -65,6 +69,7 @@ struct Verb {
     std::vector<std::string> arrays = {};             // by name, among the inputs
     std::vector<const InputSpec*> encoded = {};       // made of images
     bool starts_from_image = false;
+    std::set<std::string> given = {};                 // values of the pipeline that nothing need make
 };
 
 // What a run does after a row: goes on, stops with an error, or leaves out the rows after it and takes this row's x0.
@@ -90,8 +95,9 @@ struct Request {
     Watch watch;                          // or none
 };
 
-// The inputs of `manifest` that a run needs: what feeds rows, step, after, centre and start, through the calls before.
-std::vector<const InputSpec*> needed_inputs(const Manifest& manifest);
+// The inputs of `manifest` that a run needs: what feeds rows, step, after, centre and start, through the calls before; values
+// that are given need not be made.
+std::vector<const InputSpec*> needed_inputs(const Manifest& manifest, const std::set<std::string>& given = {});
 
 // Noise of the rows as an array of this bundle's state; Error (ARGUMENT) otherwise. count: its samples.
 GivenNoise given_noise(const StateSpec& state, const diffusevae_array& array, int64_t& count);

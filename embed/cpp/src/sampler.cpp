@@ -9,6 +9,7 @@
 #include "error.h"
 #include "inpaint.h"
 #include "request.h"
+#include "stages.h"
 #include "steps.h"
 #include "threads.h"
 #include "wordpiece.h"
@@ -208,8 +209,10 @@ std::vector<Wanted> Sampler::wanted(const Request& request, int64_t rows, const 
     std::set<std::string> inputs;
     for (const GivenInput& input : request.inputs) inputs.insert(input.spec->name);
     if (request.drawn) inputs.insert(request.drawn->name);
-    if (request.blend)
+    if (request.blend) {
         for (const InputSpec* input : request.blend->encoded) inputs.insert(input->name);
+        if (request.blend->replaces) inputs.insert(*manifest().pipeline.state.start);
+    }
     Sizes sizes = request.sizes;
     sizes[kBatch] = request.n;
     sizes[kRows] = rows;
@@ -235,11 +238,25 @@ void Sampler::inpaint(const diffusevae_sample_options& options, bool composite, 
     const StepTable table = build_step_table(opened_->schedule, manifest(), request.setting);
     if (request.blend) {
         set_levels(*request.blend, opened_->schedule, table.timesteps);
-        own_process();
-        if (request.blend->encodes && !pipeline_.has_encoders())
-            pipeline_.take_encoders(encoders_->clones(opened_->bundle, *opened_->backend));
+        load_encoders(*request.blend);
     }
     run(request, table, result);
+}
+
+void Sampler::upscale(const diffusevae_sample_options& options, int64_t noise_level, diffusevae_result& result) {
+    const Exclusive alone(busy_);
+    cancelled_.store(false, std::memory_order_relaxed);
+    const WithTokens asked(opened_->vocabulary, manifest(), opened_->bundle.path(), options);
+    const Request request = checked_stage(manifest(), opened_->schedule, asked.options(), noise_level);
+    const StepTable table = build_step_table(opened_->schedule, manifest(), request.setting);
+    if (request.blend) load_encoders(*request.blend);
+    run(request, table, result);
+}
+
+void Sampler::load_encoders(const Blend& blend) {
+    own_process();
+    if (blend.encodes && !pipeline_.has_encoders())
+        pipeline_.take_encoders(encoders_->clones(opened_->bundle, *opened_->backend));
 }
 
 void Sampler::run(const Request& asked, const StepTable& table, diffusevae_result& result) {

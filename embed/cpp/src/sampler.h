@@ -65,6 +65,7 @@ public:
     // any.
     void sample(const diffusevae_sample_options& options, diffusevae_result& result);
     void inpaint(const diffusevae_sample_options& options, bool composite, diffusevae_result& result);
+    void upscale(const diffusevae_sample_options& options, int64_t noise_level, diffusevae_result& result);
 
     // Stops the run in progress before its next row; from any thread.
     void cancel() noexcept { cancelled_.store(true, std::memory_order_relaxed); }
@@ -72,6 +73,7 @@ public:
     // The images that the x0 makes which a callback is looking at; to be called from it.
     void preview(diffusevae_array& images);
 
+    const Bundle& bundle() const { return opened_->bundle; }
     void describe(diffusevae_info& info) const;
     void describe_input(int64_t index, diffusevae_array_info& info) const;
     void describe_output(int64_t index, diffusevae_array_info& info) const;
@@ -82,6 +84,8 @@ private:
 
     const Manifest& manifest() const { return opened_->bundle.manifest(); }
     std::vector<Wanted> wanted(const Request& request, int64_t rows, const diffusevae_result& result) const;
+    // The graphs of `encode`, for a request of images that go through them.
+    void load_encoders(const Blend& blend);
     void run(const Request& request, const StepTable& table, diffusevae_result& result);
     void run_within(const Budget& budget, const Clock& began, const diffusevae_sample_options& options,
                     diffusevae_result& result);

@@ -26,7 +26,7 @@ from engine.kernels.native_library import MAX_SOURCES, NONE, Op, PackedTensor, P
 FORMAT = "diffusevae-native"
 VERSION = native_library.VERSION
 MAX_PROGRAM_BYTES = 16 * 2**20
-PORT_KINDS = {"map": 1, "row": 2, "steps": 3, "table": 4, "tokens": 5}
+PORT_KINDS = {"map": 1, "row": 2, "steps": 3, "table": 4, "tokens": 5, "ids": 6}
 ROWS = {"none": 0, "steps": 1, "batch": 2, "pairs": 3}
 ACTIVATIONS = {"identity": 0, "silu": 1, "gelu": 2, "sigmoid": 3, "signed_sigmoid": 4, "geglu": 5}
 DTYPES = {"F32": 1, "BF16": 2, "I8": 3}
@@ -85,7 +85,7 @@ def resized(program: ParsedProgram, canvas: Canvas | None, graph: str) -> Parsed
     made: set[int] = set()
     for op in program.ops:
         sources = {number for number in op.sources if number != NONE}
-        if op.output != NONE and sources & (grown if op.kind == _INPUT else made):
+        if op.output != NONE and sources & (grown if op.kind in _OF_PORTS else made):
             made.add(op.output)
     for entry in [*(ports[number] for number in grown), *(tensors[number] for number in made)]:
         entry.height, entry.width = (
@@ -126,6 +126,11 @@ def _fits(port: Port, tensor: TensorSpec) -> bool:
         shapes = [("batch", port.height, port.channels)]
     elif port.kind == PORT_KINDS["steps"]:
         return tensor.dtype == "int64" and tensor.shape == ("steps",)
+    elif port.kind == PORT_KINDS["ids"]:
+        shapes = [("batch", port.height, port.width)]
+        shapes += [("batch", port.height)] if port.width == 1 else []
+        shapes += [("batch",)] if port.width == port.height == 1 else []
+        return tensor.dtype == "int64" and tensor.shape in shapes
     else:
         free = {1: ("steps",), 2: ("batch",), 3: ("steps", "batch")}
         shapes = [(*free[port.rows], port.channels)] if port.rows in free else []
@@ -153,7 +158,7 @@ class _Reader:
 
     def read_tensors(self, top: Fields) -> None:
         """The field `tensors`."""
-        for fields in top.objects("tensors", "a list of tensors"):
+        for fields in top.objects("tensors", "a list of tensors, which may be empty", empty=True):
             _add_name(fields, self.tensor_index)
             self.tensors.append(Tensor(ROWS[fields.choice("rows", tuple(ROWS))], *_sizes(fields)))
             fields.done()
@@ -304,6 +309,19 @@ def _add(reader: _Reader, fields: Fields, op: Op) -> None:
     op.sources, op.output = reader.tensor_list(fields, "sources"), reader.tensor(fields, "output")
 
 
+def _embed(reader: _Reader, fields: Fields, op: Op) -> None:
+    op.sources = _sources(reader.port(fields, "source"))
+    reader.target(fields, op)
+    op.factor, op.stride = _integer(fields, "factor"), _integer(fields, "stride")
+    op.weights, op.bias = reader.weights(fields, "weights"), _or_none(reader.weights, fields, "places")
+
+
+def _nearest(reader: _Reader, fields: Fields, op: Op) -> None:
+    op.sources, op.output_port = _sources(reader.port(fields, "source")), reader.port(fields, "output_port")
+    op.factor, op.scale = _integer(fields, "factor"), _real(fields, "scale")
+    op.weights, op.bias = reader.weights(fields, "weights"), reader.weights(fields, "halves")
+
+
 _OPS: dict[str, tuple[int, Callable[[_Reader, Fields, Op], None]]] = {
     "input": (1, _input),
     "conv": (2, _conv),
@@ -313,10 +331,12 @@ _OPS: dict[str, tuple[int, Callable[[_Reader, Fields, Op], None]]] = {
     "lookup": (6, _lookup),
     "linear": (7, _linear),
     "add": (8, _add),
+    "embed": (9, _embed),
+    "nearest": (10, _nearest),
 }
 
 _NAMES = {number: name for name, (number, _) in _OPS.items()}
-_INPUT = _OPS["input"][0]  # whose sources are ports
+_OF_PORTS = {_OPS[name][0] for name in ("input", "lookup", "embed", "nearest")}  # whose sources are ports
 
 
 def op_kind(op: Op) -> str:

@@ -64,6 +64,18 @@ def translated(
     return result
 
 
+def given_back(
+    state: Mapping[str, torch.Tensor], places: Places, theirs: Shapes, *, width: int | None = None, heads: int | None = None
+) -> dict[str, torch.Tensor]:
+    """The inverse of `translated`: weights by the keys here as those by diffusers', in its shapes."""
+    result: dict[str, torch.Tensor] = {}
+    for key, tensor in state.items():
+        names = _sources(key, places)
+        parts = (tensor,) if len(names) == 1 else _split(tensor, width or len(tensor) // len(names) // (heads or 1))
+        result |= {name: part.reshape(theirs[name]) for name, part in zip(names, parts, strict=True)}
+    return result
+
+
 def unet_places(spec: OpenAIUNetSpec) -> dict[str, Place]:
     """Where each module of the denoiser is in UNet2DModel and UNet2DConditionModel."""
     attention = ATTENTION if spec.context_dim is None else PLAIN
@@ -171,3 +183,8 @@ def _merged(qkv: list[torch.Tensor], width: int) -> torch.Tensor:
     """Rows of q, k and v as one matrix that is split by heads first: [heads, (q k v), width]."""
     rows = [part.reshape(-1, width, *part.shape[1:]) for part in qkv]
     return torch.cat(rows, dim=1).flatten(0, 1)
+
+
+def _split(merged: torch.Tensor, width: int) -> tuple[torch.Tensor, ...]:
+    """The inverse of `_merged`."""
+    return merged.reshape(-1, len(QKV), width, *merged.shape[1:]).unbind(1)

@@ -136,9 +136,12 @@ class Rescaler(nn.Module):
         self.spec = spec
         self.channel_mapper = None if spec.channels is None else ChannelMapper(spec.classes, spec.channels)
 
+    def rows(self) -> torch.Tensor:
+        """What each label becomes, [classes, channels]."""
+        return torch.eye(self.spec.classes) if self.channel_mapper is None else self.channel_mapper.weight[:, :, 0, 0].T
+
     def forward(self, segmentation: torch.Tensor) -> torch.Tensor:
-        rows = torch.eye(self.spec.classes) if self.channel_mapper is None else self.channel_mapper.weight[:, :, 0, 0].T
-        x = F.embedding(segmentation, rows).permute(0, 3, 1, 2)
+        x = F.embedding(segmentation, self.rows()).permute(0, 3, 1, 2)
         return F.avg_pool2d(x, 1 << self.spec.stages)
 
 

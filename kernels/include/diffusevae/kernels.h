@@ -68,6 +68,12 @@ DV_API void dv_mixture(const uint64_t* seeds, int64_t samples, const uint64_t* t
 /* [samples, channels, pixels] in [-1, 1] to [samples, pixels, channels] in 0..255. */
 DV_API void dv_to_uint8(const float* x, int64_t samples, int64_t channels, int64_t pixels, uint8_t* out);
 
+/* Images at another, larger size: [planes, height, width] to [planes, to_height, to_width], bilinear between the centres of
+ * pixels, (i + 1/2) height / to_height - 1/2, and by the nearest pixel beyond the outermost centres. Nothing exceeds the range
+ * of what is enlarged, and an image of the same size stays as it is. */
+DV_API void dv_enlarge(const float* x, int64_t planes, int64_t height, int64_t width, int64_t to_height, int64_t to_width,
+                       float* out);
+
 /* One block of Philox4x32-10, for known-answer tests. */
 DV_API void dv_philox4x32(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);
 

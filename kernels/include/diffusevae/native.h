@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a program's structs, numbers or packed layouts change; a program of another version is refused. */
-#define DV_NATIVE_VERSION 3
+#define DV_NATIVE_VERSION 4
 
 #define DV_NATIVE_MAX_SOURCES 4  /* tensors that one operation may concatenate */
 #define DV_NATIVE_MAX_THREADS 256
@@ -45,13 +45,14 @@ enum dv_native_port_kind {
     DV_NATIVE_PORT_ROW = 2,      /* float32 [1 or batch, channels]: what the timestep contributes; input only, at most one */
     DV_NATIVE_PORT_STEPS = 3,    /* int64 [steps]: timesteps; input only */
     DV_NATIVE_PORT_TABLE = 4,    /* float32 [steps, channels], or [steps, batch, channels] (see rows below) */
-    DV_NATIVE_PORT_TOKENS = 5    /* float32 [batch, height, channels]: `height` tokens; input only */
+    DV_NATIVE_PORT_TOKENS = 5,   /* float32 [batch, height, channels]: `height` tokens */
+    DV_NATIVE_PORT_IDS = 6       /* int64 [batch, height, width]: numbers of rows in a stored table; channels = 1, input only */
 };
 
 typedef struct dv_native_port {
     int32_t kind;
     int32_t is_output;           /* 0 input, 1 output */
-    int32_t channels, height, width;  /* height = width = 1 unless a map; of tokens width = 1 */
+    int32_t channels, height, width;  /* height = width = 1 unless a map or ids; of tokens width = 1 */
     int32_t rows;                /* DV_NATIVE_PORT_TABLE: a dv_native_rows; 0 otherwise */
 } dv_native_port;
 
@@ -77,7 +78,9 @@ enum dv_native_op_kind {
     DV_NATIVE_UPSAMPLE = 5,      /* nearest neighbour by factor */
     DV_NATIVE_LOOKUP = 6,        /* timesteps -> rows of a stored table */
     DV_NATIVE_LINEAR = 7,        /* rows -> activation -> matrix -> rows or output port, float32 throughout */
-    DV_NATIVE_ADD = 8            /* rows of steps + rows of batch -> rows of pairs */
+    DV_NATIVE_ADD = 8,           /* rows of steps + rows of batch -> rows of pairs */
+    DV_NATIVE_EMBED = 9,         /* ids -> rows of a stored table + a row a place, as a map or to a port */
+    DV_NATIVE_NEAREST = 10       /* input port (a map) -> the nearest row of a stored table at every pixel, to a port */
 };
 
 enum dv_native_activation {
@@ -106,15 +109,15 @@ typedef struct dv_native_blob {
  * blobs, or places in the row. */
 typedef struct dv_native_op {
     int32_t kind;
-    int32_t sources[DV_NATIVE_MAX_SOURCES];  /* tensors in the order of concatenation (INPUT, LOOKUP: ports), then NONE */
+    int32_t sources[DV_NATIVE_MAX_SOURCES];  /* tensors in the order of concatenation (INPUT, LOOKUP, EMBED, NEAREST: ports) */
     int32_t output;              /* tensor written, or NONE where output_port is */
-    int32_t output_port;         /* CONV, LINEAR: port written in float32, or NONE */
+    int32_t output_port;         /* CONV, LINEAR, EMBED, NEAREST: port written in float32, or NONE */
 
     int32_t kernel;              /* CONV: 1 or 3; INPUT: 1, or 3 for patches of 3 x 3 */
-    int32_t stride;              /* CONV: 1 or 2 */
+    int32_t stride;              /* CONV: 1 or 2; EMBED: the mean over stride x stride ids is one pixel */
     int32_t pad_top, pad_left;   /* CONV: 0 or 1; the far sides follow from the output's size */
     int32_t upsample;            /* CONV: 1 = nearest doubling before a 3 x 3, as four packed 2 x 2 */
-    int32_t factor;              /* POOL, UPSAMPLE; LOOKUP: rows of the stored table */
+    int32_t factor;              /* POOL, UPSAMPLE; LOOKUP, EMBED, NEAREST: rows of the stored table */
 
     int32_t norm_groups;         /* CONV: GroupNorm over the concatenated sources; 0 = none */
     int32_t norm_layer;          /* CONV of kernel 1 over one source: 1 = LayerNorm over the channels of each pixel */
@@ -123,8 +126,8 @@ typedef struct dv_native_op {
     int32_t scale_row;           /* norm * (1 + row[scale_row + c]) + row[scale_row + channels + c], or NONE */
     int32_t activation;          /* applied to the sources: CONV after the norm, LINEAR */
 
-    int32_t weights;             /* blob, packed; LOOKUP: float32 [factor, channels] */
-    int32_t bias;                /* blob, float32 [phases, outputs padded], or NONE */
+    int32_t weights;             /* blob, packed; LOOKUP, EMBED: float32 [factor, channels] */
+    int32_t bias;                /* blob, float32 [phases, outputs padded], or NONE; EMBED: float32 [pixels, channels], or NONE */
     int32_t bias_row;            /* adds row[bias_row + c] to every pixel, or NONE */
     int32_t residual;            /* tensor of the output's shape that is added, or NONE */
     int32_t skip_sources[DV_NATIVE_MAX_SOURCES];  /* maps of the output's size through a 1 x 1 without norm, then NONE */
@@ -138,7 +141,7 @@ typedef struct dv_native_op {
 
     int32_t heads;               /* ATTENTION */
     int32_t keys;                /* ATTENTION with a second source: the channel of it where the keys begin, the values behind */
-    float scale;                 /* ATTENTION: factor of q k^T */
+    float scale;                 /* ATTENTION: factor of q k^T; NEAREST: what the port's values are multiples of */
 } dv_native_op;
 
 typedef struct dv_native_program {

@@ -36,7 +36,9 @@ struct Normals {
 };
 
 // Streams keep a seed's uses apart; the step counts within a stream.
-enum Stream : uint32_t { kStreamZ = 0, kStreamXT = 1, kStreamStep = 2, kStreamPrior = 3, kStreamKnown = 4 };
+enum Stream : uint32_t {
+    kStreamZ = 0, kStreamXT = 1, kStreamStep = 2, kStreamPrior = 3, kStreamKnown = 4, kStreamAugment = 5, kStreamStage = 6
+};
 
 // One round of Philox4x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3).
 DV_HOST_DEVICE Words philox_round(Words c, uint32_t key0, uint32_t key1) {

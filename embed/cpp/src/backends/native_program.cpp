@@ -14,11 +14,17 @@ constexpr size_t kMaxProgramBytes = size_t(16) << 20;
 constexpr double kMaxFloat = double(std::numeric_limits<float>::max());
 
 // In the order of native.h's numbers, from DV_NATIVE_PORT_MAP, _ROWS_NONE, _IDENTITY and _INPUT on.
-const std::vector<std::string> kPortKinds = {"map", "row", "steps", "table", "tokens"};
+const std::vector<std::string> kPortKinds = {"map", "row", "steps", "table", "tokens", "ids"};
 const std::vector<std::string> kRows = {"none", "steps", "batch", "pairs"};
 const std::vector<std::string> kActivations = {"identity", "silu", "gelu", "sigmoid", "signed_sigmoid", "geglu"};
-const std::vector<std::string> kOps = {"input", "conv", "attention", "pool", "upsample", "lookup", "linear", "add"};
+const std::vector<std::string> kOps = {"input",  "conv",   "attention", "pool",  "upsample",
+                                       "lookup", "linear", "add",       "embed", "nearest"};
 const std::vector<std::string> kDtypes = {"F32", "BF16", "I8"};
+
+// Whether an operation's sources are ports, not tensors.
+bool reads_ports(int32_t kind) {
+    return kind == DV_NATIVE_INPUT || kind == DV_NATIVE_LOOKUP || kind == DV_NATIVE_EMBED || kind == DV_NATIVE_NEAREST;
+}
 
 int32_t number_of(const std::vector<std::string>& words, const std::string& word) {
     return int32_t(std::find(words.begin(), words.end(), word) - words.begin());
@@ -58,7 +64,7 @@ public:
     }
 
     void read_tensors(Fields& top) {
-        for (Fields& fields : top.objects("tensors", "a list of tensors")) {
+        for (Fields& fields : top.objects("tensors", "a list of tensors, which may be empty", true)) {
             name(fields, tensor_index_);
             dv_native_tensor tensor = {};
             tensor.rows = number_of(kRows, fields.choice("rows", kRows));
@@ -71,7 +77,8 @@ public:
     void read_op(Fields& fields) {
         using Read = void (Reader::*)(Fields&, dv_native_op&) const;
         static constexpr Read kReads[] = {&Reader::input, &Reader::conv, &Reader::attention, &Reader::resample,
-                                          &Reader::resample, &Reader::lookup, &Reader::linear, &Reader::add};
+                                          &Reader::resample, &Reader::lookup, &Reader::linear, &Reader::add,
+                                          &Reader::embed, &Reader::nearest};
         const int32_t kind = number_of(kOps, fields.choice("kind", kOps));
         fields.text("name");
         dv_native_op op = empty_op(DV_NATIVE_INPUT + kind);
@@ -181,6 +188,24 @@ private:
         op.output = tensor(fields, "output");
     }
 
+    void embed(Fields& fields, dv_native_op& op) const {
+        op.sources[0] = port(fields, "source");
+        target(fields, op);
+        op.factor = integer(fields, "factor");
+        op.stride = integer(fields, "stride");
+        op.weights = weights(fields, "weights");
+        if (is_there(fields, "places")) op.bias = weights(fields, "places");
+    }
+
+    void nearest(Fields& fields, dv_native_op& op) const {
+        op.sources[0] = port(fields, "source");
+        op.output_port = port(fields, "output_port");
+        op.factor = integer(fields, "factor");
+        op.scale = real(fields, "scale");
+        op.weights = weights(fields, "weights");
+        op.bias = weights(fields, "halves");
+    }
+
     // ---- fields ----------------------------------------------------------------------------------------------------
 
     static bool is_there(Fields& fields, const char* key) { return !fields.take(key, "a value or null").is_null(); }
@@ -235,6 +260,13 @@ bool fits(const dv_native_port& port, const TensorSpec& tensor) {
     const Dimension batch("batch"), steps("steps");
     if (port.kind == DV_NATIVE_PORT_STEPS) return tensor.dtype == "int64" && tensor.shape == Shape{steps};
     std::vector<Shape> shapes;
+    if (port.kind == DV_NATIVE_PORT_IDS) {
+        const int64_t height = port.height, width = port.width;
+        shapes.push_back({batch, height, width});
+        if (width == 1) shapes.push_back({batch, height});
+        if (width == 1 && height == 1) shapes.push_back({batch});
+        return tensor.dtype == "int64" && std::find(shapes.begin(), shapes.end(), tensor.shape) != shapes.end();
+    }
     if (port.kind == DV_NATIVE_PORT_MAP) {
         shapes.push_back({batch, channels, int64_t(port.height), int64_t(port.width)});
         if (port.height == 1 && port.width == 1) shapes.push_back({batch, channels});
@@ -297,7 +329,7 @@ bool resize(NativeProgram& program, const Canvas& canvas, const std::string& gra
     for (size_t i = 0; i < program.ports.size(); ++i)
         if (over->second.count(program.port_names[i]) != 0) ports.insert(int32_t(i));
     for (const dv_native_op& op : program.ops) {
-        const std::set<int32_t>& grown = op.kind == DV_NATIVE_INPUT ? ports : made;
+        const std::set<int32_t>& grown = reads_ports(op.kind) ? ports : made;
         const bool of_maps = std::any_of(std::begin(op.sources), std::end(op.sources),
                                          [&](int32_t source) { return grown.count(source) != 0; });
         if (of_maps && op.output != DV_NATIVE_NONE) made.insert(op.output);

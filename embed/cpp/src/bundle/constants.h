@@ -22,6 +22,7 @@ constexpr double kMaxStrength = 1000.0;
 constexpr int64_t kMaxVocabularyBytes = 16777216;
 constexpr int64_t kMinTokens = 3;
 constexpr int64_t kMaxStarts = 1024;
+constexpr int64_t kMaxStages = 8;
 constexpr int64_t kMaxDigits = 20;
 constexpr const char* kFormat = "diffusevae-bundle";
 constexpr const char* kManifestFile = "manifest.json";
@@ -41,9 +42,10 @@ inline const std::vector<std::string> kReserved = {"x", "x0", "x_T", "noise", "t
     "seeds", "weights", "start", "coefficients", "n", "steps", "setting", "seed", "spacing", "rho", "method", "eta",
     "t_start", "temperature", "noise_scale", "eps_scale", "guidance", "guidance_interval", "variance", "quantize_denoised",
     "clip", "prior", "callback", "stop", "progress", "budget_ms", "at_most", "anytime", "stream", "a", "b", "mode", "part",
-    "step_ms", "edits", "preserve", "what", "value", "self", "masks", "known_noise", "composite", "text"};
-inline const std::vector<std::string> kMethods = {"ddim", "ddim_clipped", "ddpm",
-    "dpmpp_2m", "sde_dpmpp_2m", "unipc_2", "ipndm", "plms"};
+    "step_ms", "edits", "preserve", "what", "value", "self", "masks", "known_noise", "composite", "text", "noise_level",
+    "stages"};
+inline const std::vector<std::string> kMethods = {"ddim", "ddim_clipped", "ddpm", "dpmpp_2m", "sde_dpmpp_2m", "unipc_2",
+    "ipndm", "plms"};
 inline const std::vector<std::string> kPredictions = {"eps", "x0", "v"};
 constexpr const char* kLearnedRange = "learned_range";
 inline const std::vector<std::string> kVariances = {"fixedlarge", "fixedsmall", "learned_range"};
@@ -69,6 +71,7 @@ constexpr double kMostOverlap = 0.9;
 constexpr int64_t kAtOnce = 8;
 constexpr int64_t kMaxWord = 100;
 constexpr const char* kContinues = "##";
+inline const std::vector<std::string> kOptional = {"next", "augmentation"};
 struct RecipeNumber { const char *recipe, *name; double low, high; };
 constexpr RecipeNumber kRecipeNumbers[] = {{"linear", "start", 1e-12, 0.999999}, {"linear", "end", 1e-12, 0.999999},
     {"scaled_linear", "start", 1e-12, 0.999999}, {"scaled_linear", "end", 1e-12, 0.999999}, {"cosine", "s", 0.0, 1.0},

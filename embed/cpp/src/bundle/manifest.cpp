@@ -119,8 +119,10 @@ Manifest parse_manifest(std::string_view data, const std::string& where) {
     manifest.prior = parse_prior(top, manifest.inputs);
     manifest.directions = parse_directions(top, manifest.inputs);
     manifest.text = parse_text(top, manifest.inputs);
+    manifest.augmentation = parse_augmentation(top, manifest.inputs);
+    manifest.next = parse_next(top);
     manifest.engines = parse_engines(top, manifest.graphs, manifest.pipeline.step.graph);
-    top.done();
+    top.done(kOptional);
     check_all_used(top, manifest);
     if (manifest.variance == kLearnedRange && !manifest.pipeline.learns_variance())
         top.refuse("variance", "'fixedlarge' or 'fixedsmall', or a second output in pipeline.step.outputs, called "

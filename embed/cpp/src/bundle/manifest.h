@@ -10,6 +10,7 @@
 #include "bundle/directions.h"
 #include "bundle/engines.h"
 #include "bundle/fitted.h"
+#include "bundle/following.h"
 #include "bundle/inputs.h"
 #include "bundle/pipeline.h"
 #include "bundle/starts.h"
@@ -34,6 +35,8 @@ struct Manifest {
     std::optional<PriorSpec> prior;
     std::optional<DirectionsSpec> directions;
     std::optional<TextSpec> text;
+    std::optional<AugmentationSpec> augmentation;
+    std::optional<NextSpec> next;
     std::vector<EngineSpec> engines;
 
     const GraphSpec* graph(const std::string& key) const;  // null where there is none

@@ -144,6 +144,19 @@ inline void take(Fields& fields, TextSpec& into, const std::vector<std::string>&
     into.unknown = fields.text("unknown");
 }
 
+inline void take(Fields& fields, AugmentationSpec& into) {
+    into.input = fields.text("input");
+}
+
+inline void take(Fields& fields, NextSpec& into) {
+    into.bundle = parse_neighbour(fields, "bundle");
+    into.source = fields.sha256("source");
+    if (!fields.take_null("steps")) into.steps = fields.integer_or_null("steps", 1, 1000000);
+    if (!fields.take_null("t_start")) into.t_start = fields.integer_or_null("t_start", 0, 999999);
+    if (!fields.take_null("noise_level")) into.noise_level = fields.integer_or_null("noise_level", 0, 999999);
+    if (!fields.take_null("guidance")) into.guidance = fields.number("guidance", -100.0, 100.0);
+}
+
 inline void take(Fields& fields, Manifest& into) {
     into.name = fields.text("name");
     into.family = fields.label("family");

@@ -1,0 +1,140 @@
+"""A cascade behind Triton: what the repository holds, its tensors, and Python's bits; against the stand-in for a server."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine import ArgumentError, Bundle, Cascade, CascadeError
+from engine.stages import name_next
+from engine.triton.repository import RepositoryError, write_repository
+from engine.triton.serving import Serving
+from engine.triton.tensors import inputs_of, outputs_of
+from tests import toy
+from tests.fake_triton import Request, TritonError
+from tests.manifests import edit
+from tests.samplers import ANY_BACKEND
+from tests.toy_family import build_family
+from tests.triton_models import CHOSEN, Open, floats, int32, ints, loading
+from tests.unit.test_text import VOCABULARY
+
+BOTH = ["image", "image_1"]
+
+
+@pytest.fixture
+def first(tmp_path: Path) -> Path:
+    """A bundle of 8 x 8 images that names one of 12 x 16, which is told the noise level."""
+    toy.build_bundle(tmp_path / "low.bundle")
+    build_family(tmp_path / "high.bundle", pictures=("photo",), encodes=("state_encoder",), level="int64")
+    name_next(tmp_path / "low.bundle", tmp_path / "high.bundle", steps=4, noise_level=30)
+    return tmp_path / "low.bundle"
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Open]:
+    with loading(tmp_path) as start:
+        yield start
+
+
+def alone(first: Path, **options: Any) -> Any:
+    with Cascade(first, ANY_BACKEND, "f32", 1) as cascade:
+        return cascade.sample(**options)
+
+
+def test_its_tensors_are_those_of_the_stages(first: Path) -> None:
+    low, high = Bundle.open(first).manifest, Bundle.open(first.with_name("high.bundle")).manifest
+    inputs = {tensor.name: tensor for tensor in inputs_of(low, [high])}
+    assert {"seed", "z", "label", "steps", "t_start", "steps_2", "t_start_2", "noise_level_2", "guidance_2"} < set(inputs)
+    assert not {"photo", "level", "budget_ms"} & set(inputs)
+    assert not inputs["label"].optional
+    outputs = {tensor.name: tensor.dims for tensor in outputs_of(low, False, [high])}
+    assert outputs == {"image": (12, 16, 3), "image_1": (8, 8, 3)}
+
+
+def test_requests_have_the_bits_of_python(first: Path, served: Open) -> None:
+    model = served(first)
+    found = model.one(seed=ints(7, 9), label=ints(3, 4), outputs=BOTH)
+    batch = alone(first, seed=[7, 9], label=[3, 4])
+    np.testing.assert_array_equal(found["image"], batch.images)
+    np.testing.assert_array_equal(found["image_1"], batch.stages[0].images)
+    found = model.one(
+        seed=ints(7), label=ints(3), steps=int32(5), steps_2=int32(3), noise_level_2=int32(100), guidance_2=floats(0.5)
+    )
+    later = {"steps": 3, "noise_level": 100, "guidance": 0.5}
+    batch = alone(first, seed=[7], label=[3], steps=5, stages=[later])
+    np.testing.assert_array_equal(found["image"], batch.images)
+    z = np.random.default_rng(1).standard_normal((1, 4)).astype(np.float32)
+    np.testing.assert_array_equal(
+        model.one(seed=ints(7), label=ints(3), z=z)["image"], alone(first, seed=[7], label=[3], z=z).images
+    )
+
+
+def test_several_clients_run_together_and_a_low_image_is_optional(first: Path, served: Open) -> None:
+    model = served(first)
+    requests = [
+        Request(seed=ints(1), label=ints(3), outputs=["image"]), Request(seed=ints(2, 3), label=ints(5, 6), outputs=BOTH),
+        Request(seed=ints(4), label=ints(3), steps_2=int32(2)),
+    ]  # fmt: skip
+    found = [answer.arrays() for answer in model.answer(*requests)]
+    batch = alone(first, seed=[1, 2, 3], label=[3, 5, 6])
+    assert set(found[0]) == {"image"}
+    np.testing.assert_array_equal(found[0]["image"], batch.images[:1])
+    np.testing.assert_array_equal(found[1]["image_1"], batch.stages[0].images[1:])
+    other = alone(first, seed=[4], label=[3], stages=[{"steps": 2}])
+    np.testing.assert_array_equal(found[2]["image"], other.images)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"noise_level_2": int32(1000)}, r"noise_level is 1000; expected 0 \(none\) .. 999"),
+        ({"steps_2": int32(53)}, "this server takes 1 .. 50"),
+        ({"steps_2": int32(0)}, "steps"),
+        ({"label": ints(11)}, "label runs from 11 to 11"),
+    ],
+)
+def test_bad_options_of_a_stage_are_refused(given: dict[str, Any], message: str, first: Path, served: Open) -> None:
+    code, text = served(first).refusal(**{"seed": ints(1), "label": ints(2), **given})
+    assert code == TritonError.INVALID_ARG
+    assert re.search(message, text), text
+
+
+def test_the_repository_holds_every_stage(first: Path, tmp_path: Path) -> None:
+    written = write_repository(first, tmp_path / "repo", CHOSEN)
+    version = written.model / "1"
+    assert sorted(path.name for path in version.iterdir()) == ["bundle", "high.bundle", "model.py"]
+    assert written.graph is None
+    with Cascade(version / "bundle", ANY_BACKEND, "f32", 1) as copy:
+        assert copy.sample(1, seed=3, label=1).x.tobytes() == alone(first, n=1, seed=3, label=1).x.tobytes()
+    with pytest.raises(ArgumentError, match="previews: found them for a cascade"):
+        write_repository(first, tmp_path / "other", Serving(previews=True, backend=ANY_BACKEND))
+
+
+def test_stages_that_cannot_be_served_are_refused(first: Path, tmp_path: Path) -> None:
+    high = first.with_name("high.bundle")
+    high.rename(first.with_name("bundle"))
+    name_next(first, first.with_name("bundle"))
+    with pytest.raises(RepositoryError, match="found a bundle of this name as a stage after the first"):
+        write_repository(first, tmp_path / "repo", CHOSEN)
+    edit(first.with_name("bundle"), "source.sha256", "1" * 64)
+    with pytest.raises(CascadeError, match="found a bundle of the checkpoint"):
+        write_repository(first, tmp_path / "repo", CHOSEN)
+    assert not (tmp_path / "repo").exists()
+
+
+def test_stages_that_read_text_have_one_vocabulary(tmp_path: Path, served: Open) -> None:
+    words = {"encodes": ("state_encoder",)}
+    build_family(tmp_path / "a.bundle", vocabulary=VOCABULARY, **words)  # type: ignore[arg-type]
+    build_family(tmp_path / "b.bundle", vocabulary=VOCABULARY, **words)  # type: ignore[arg-type]
+    name_next(tmp_path / "a.bundle", tmp_path / "b.bundle", t_start=300)
+    text = np.array([b"red house"], object)[:, None]
+    found = served(tmp_path / "a.bundle").one(seed=ints(5), text=text)
+    np.testing.assert_array_equal(found["image"], alone(tmp_path / "a.bundle", seed=[5], text="red house").images)
+    build_family(tmp_path / "b.bundle", vocabulary=VOCABULARY.replace(b"house", b"mouse"), **words)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="found stages with different vocabularies"):
+        write_repository(tmp_path / "a.bundle", tmp_path / "repo", CHOSEN)
