@@ -104,7 +104,7 @@ def check(role: Role, examples: Example) -> float:
             worst = max(worst, float(off)) if torch.isfinite(off) else float("inf")
     if not worst <= BOUND:
         raise ExportError(
-            f"guide {role.name}: found a gradient that differs by {worst:.2g} from autograd's, relative to the largest value, "
+            f"guide {role.name}: found a gradient that differs by {worst:.2g} from autograd's, relative to the largest, "
             f"expected at most {BOUND:g}; the classifier may compute in half precision, or at random"
         )
     return worst

@@ -62,7 +62,8 @@ def convolution_backward(
     if max(stride) == 1:
         pads = [size - 1 - pad for size, pad in zip(weight.shape[2:], padding, strict=True)]
         rotated = weight.flip(axes).transpose(0, 1)
-        return aten.convolution(gradient, rotated, None, stride, pads, [1] * len(axes), False, [0] * len(axes), 1), None, None
+        plain = ([1] * len(axes), False, [0] * len(axes), 1)  # not dilated, not transposed, one group
+        return aten.convolution(gradient, rotated, None, stride, pads, *plain), None, None
     s, (outputs, inputs, high, wide) = stride[0], weight.shape
     rows, columns = math.ceil(high / s), math.ceil(wide / s)
     parts = F.pad(weight, (0, columns * s - wide, 0, rows * s - high)).reshape(outputs, inputs, rows, s, columns, s)
