@@ -1,4 +1,5 @@
-# demo: pictures from the shipped model, two commands after cloning.   test: everything that can be checked on this machine.
+# demo: pictures from the shipped model, two commands after cloning.   demo-latent: from words.
+# test: everything that can be checked on this machine.
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= out
@@ -9,7 +10,7 @@ AVATARS := examples/avatars/avatars.ckpt --latent-prior examples/avatars/latent_
 # the folders: the slow files come first, which xdist itself would leave to the end where they hold few tests.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo studio test pytest test-cpp test-triton lint docs bench bench-serving quality gpu-check clean
+.PHONY: demo demo-latent studio test pytest test-cpp test-triton lint docs bench bench-serving quality gpu-check clean
 
 demo: $(VENV)/.installed-export
 	$(BIN)/python export/build_engines.py $(AVATARS) --out $(OUT)/avatars.bundle
@@ -18,6 +19,13 @@ demo: $(VENV)/.installed-export
 	$(BIN)/python export/fit_refine.py $(OUT)/avatars.bundle --take examples/avatars/starts.json
 	$(BIN)/python examples/avatars/demo.py $(OUT)/avatars.bundle --out $(OUT)/avatars.png
 	@echo "make studio opens a page to try it on: http://127.0.0.1:8080"
+
+LATENT := examples/avatars-latent
+demo-latent: $(VENV)/.installed-export,text
+	test -d $(OUT)/avatars.bundle || $(MAKE) demo
+	$(BIN)/python export/build_engines.py $(LATENT)/avatars-latent.ckpt --config $(LATENT)/avatars-latent.yaml --vocabulary $(LATENT)/vocab.txt --out $(OUT)/avatars-latent.bundle
+	$(BIN)/python export/fit_setting.py $(OUT)/avatars-latent.bundle --take $(LATENT)/settings.json
+	$(BIN)/python $(LATENT)/demo.py $(OUT)/avatars-latent.bundle --faces $(OUT)/avatars.bundle --out $(OUT)/avatars-latent.png
 
 studio: $(VENV)/.installed-serve
 	test -d $(OUT)/avatars.bundle || $(MAKE) demo
