@@ -69,13 +69,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Built:
-    """What a build made."""
+    """What a build made; `text` where the bundle takes words."""
 
     path: Path
     model: Model
     source: Source
     graphs: tuple[Graph, ...]
     engines: tuple[BuiltEngine, ...] = ()
+    text: TextSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ def build(request: Request, watch: Watch | None = None) -> Built:
             spec, files[spec.file] = prepared.text
             manifest["text"] = dataclasses.asdict(spec)
         write_bundle(path, manifest, files)
-    return Built(path, context.model, prepared.source, context.graphs, tuple(engines))
+    text = None if prepared.text is None else prepared.text[0]
+    return Built(path, context.model, prepared.source, context.graphs, tuple(engines), text)
 
 
 def prepare(request: Request, watch: Watch) -> Prepared:

@@ -137,7 +137,10 @@ def summarise(built: Built) -> None:
         echo_table(lines)
     for note in built.model.notes:
         click.echo(f"\nNote: {note}.")
-    needed = [word for spec in built.model.input_specs if spec.draw is None for word in ("--input", _example(spec))]
+    worded = None if built.text is None else built.text.input
+    needed = ["--text", "WORDS"] if worded else []
+    given = [spec for spec in built.model.input_specs if spec.draw is None and spec.name != worded]
+    needed += [word for spec in given for word in ("--input", _example(spec))]
     click.echo(f"\nWrote {built.path}. Next:\n  {command('sample', built.path, *needed, '-n', '16', '--out', 'grid.png')}")
 
 

@@ -122,11 +122,13 @@ def _check_logits(classifier: nn.Module, given: Inputs, classes: int, name: str)
 @contextlib.contextmanager
 def _frozen(classifier: nn.Module) -> Iterator[None]:
     """In evaluation, with no parameter to be trained; as it was, afterwards."""
-    training, trained = classifier.training, [p for p in classifier.parameters() if p.requires_grad]
+    modes = [(module, module.training) for module in classifier.modules()]
+    trained = [p for p in classifier.parameters() if p.requires_grad]
     classifier.eval().requires_grad_(False)
     try:
         yield
     finally:
-        classifier.train(training)
+        for module, training in modes:
+            module.training = training
         for parameter in trained:
             parameter.requires_grad_(True)

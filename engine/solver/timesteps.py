@@ -267,14 +267,21 @@ def respaced_timesteps(T: int, spelling: str) -> I64:
         )
     counts = [int(word) for word in words]
     if counted != spelling:
-        return _uniform(Wanted(np.empty(T), counts[0], None, RHO))
+        try:
+            return _uniform(Wanted(np.empty(T), counts[0], None, RHO))
+        except ArgumentError as error:
+            why = str(error).partition("; or use")[0]
+            raise ArgumentError(
+                f"respacing is {spelling!r}, but {why}. Pass one of these behind ddim, or '{counts[0]}', whose strides are "
+                "fractions"
+            ) from error
     kept: list[int] = []
     for i, count in enumerate(counts):
         begin, size = i * (T // len(counts)) + min(i, T % len(counts)), T // len(counts) + (i < T % len(counts))
         if not 1 <= count <= size:
             raise ArgumentError(
                 f"respacing is {spelling!r}, which asks for {count} of the {size} timesteps of section {i + 1}; expected "
-                f"1 .. {size}"
+                f"1 .. {size}: ask for so many of it, or for fewer sections"
             )
         stride, at = (size - 1) / (count - 1) if count > 1 else 1.0, 0.0
         for _ in range(count):  # added up as the reference does, whose sums decide which half is a half

@@ -135,25 +135,29 @@ def _beside(values: Tensor, x: Tensor) -> Tensor:
     return values.reshape(*values.shape, *[1] * (x.ndim - 1))
 
 
-def _per_channel(values: Tensor, x: Tensor, groups: int) -> Tensor:
+def _per_channel(values: Tensor | None, x: Tensor, groups: int, absent: float = 1.0) -> Tensor | float:
+    """A norm's weight or bias beside `_grouped(x)`; `absent` where it has none."""
+    if values is None:
+        return absent
     return values.reshape(1, groups, x.shape[1] // groups, *[1] * (x.ndim - 2))
 
 
 def group_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, n: object, channels: object, pixels: object, groups: int, epsilon: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, n: object, channels: object, pixels: object, groups: int,
+    epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The norm itself, in the expressions that its gradient repeats, so that they are computed once."""
     axes = list(range(2, x.ndim + 1))
     mean = _grouped(x, groups).mean(axes)
     centred = _grouped(x, groups) - _beside(mean, x)
     scale = (centred.square().mean(axes) + epsilon).rsqrt()
-    normed = centred * _beside(scale, x) * _per_channel(weight, x, groups) + _per_channel(bias, x, groups)
+    normed = centred * _beside(scale, x) * _per_channel(weight, x, groups) + _per_channel(bias, x, groups, 0.0)
     return normed.reshape(x.shape), mean, scale
 
 
 def group_norm_backward(
-    gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor, weight: Tensor, n: object, channels: object, pixels: object,
-    groups: int, mask: object,
+    gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor, weight: Tensor | None, n: object, channels: object,
+    pixels: object, groups: int, mask: object,
 ) -> tuple[Tensor, None, None]:  # fmt: skip
     """d x = scale (g - mean g - x^ mean(g x^)) with g = gradient weight, x^ the normed values."""
     axes = list(range(2, x.ndim + 1))
@@ -164,37 +168,46 @@ def group_norm_backward(
 
 
 def layer_norm(
-    x: Tensor, shape: object, weight: Tensor, bias: Tensor, epsilon: float
+    x: Tensor, shape: object, weight: Tensor | None, bias: Tensor | None, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As group_norm."""
     mean = x.mean(-1, keepdim=True)
     scale = ((x - mean).square().mean(-1, keepdim=True) + epsilon).rsqrt()
-    return (x - mean) * scale * weight + bias, mean, scale
+    normed = (x - mean) * scale
+    normed = normed if weight is None else normed * weight
+    return normed if bias is None else normed + bias, mean, scale
 
 
 def layer_norm_backward(
-    gradient: Tensor, x: Tensor, shape: object, mean: Tensor, scale: Tensor, weight: Tensor, bias: object, mask: object
-) -> tuple[Tensor, None, None]:
+    gradient: Tensor, x: Tensor, shape: object, mean: Tensor, scale: Tensor, weight: Tensor | None, bias: object,
+    mask: object,
+) -> tuple[Tensor, None, None]:  # fmt: skip
     """As group_norm_backward."""
-    normed, g = (x - mean) * scale, gradient * weight
+    normed, g = (x - mean) * scale, gradient if weight is None else gradient * weight
     dx = g - g.mean(-1, keepdim=True) - normed * (g * normed).mean(-1, keepdim=True)
     return dx * scale, None, None
 
 
 def batch_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, momentum: float, epsilon: float
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, momentum: float, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """In evaluation: a scale and a shift a channel."""
-    scale, shape = weight * (variance + epsilon).rsqrt(), [1, -1] + [1] * (x.ndim - 2)
-    return x * scale.reshape(shape) + (bias - mean * scale).reshape(shape), mean, variance
+    scale, shape = _scale(weight, variance, epsilon), [1, -1] + [1] * (x.ndim - 2)
+    shift = -mean * scale if bias is None else bias - mean * scale
+    return x * scale.reshape(shape) + shift.reshape(shape), mean, variance
+
+
+def _scale(weight: Tensor | None, variance: Tensor, epsilon: float) -> Tensor:
+    scale = (variance + epsilon).rsqrt()
+    return scale if weight is None else weight * scale
 
 
 def batch_norm_backward(
-    gradient: Tensor, x: Tensor, weight: Tensor, mean: Tensor, variance: Tensor, saved_mean: object, saved_scale: object,
-    training: object, epsilon: float, mask: object,
+    gradient: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, variance: Tensor, saved_mean: object,
+    saved_scale: object, training: object, epsilon: float, mask: object,
 ) -> tuple[Tensor, None, None]:  # fmt: skip
     """The same scale."""
-    scale = weight * (variance + epsilon).rsqrt()
+    scale = _scale(weight, variance, epsilon)
     return gradient * scale.reshape([1, -1] + [1] * (x.ndim - 2)), None, None
 
 

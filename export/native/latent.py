@@ -154,7 +154,7 @@ class _Denoiser:
             return self.transformer(name, module, sources[0])
         if isinstance(module, UNetDownsample):
             return self.program.conv(f"{name}.op", module.op, sources)
-        assert isinstance(module, Upsample), "a OpenAIUNet has no other modules"
+        assert isinstance(module, Upsample), "an OpenAIUNet has no other modules"
         return self.program.conv(f"{name}.conv", module.conv, sources, doubled=True)
 
     def residual(self, name: str, block: ResBlock, sources: Sequence[Value], offset: int) -> Value:

@@ -208,7 +208,7 @@ class Assembler:
         side: int = 1, port: str | None = None,
     ) -> Value:  # fmt: skip
         """The rows [entries, C] that ids of height x width name, each side x side of them in the mean, plus a row a place;
-        as a map, or to an output port in float32."""
+        as a map, or to an output port in float32, after which the value is no operation's to read."""
         height, width, channels = size[0] // side, size[1] // side, table.shape[1]
         self._op(
             "embed", name, source=ids, output=None if port else name, output_port=port, factor=table.shape[0], stride=side,

@@ -66,7 +66,7 @@ private:
 
     template <class Use>
     void each_source(const dv_native_op& op, const Use& use) const {
-        if (reads_ports(op.kind)) return;
+        if (dv_native_reads_ports(op.kind)) return;
         for (int32_t i = 0; i < count_of(op.sources); ++i) use(op.sources[i]);
         if (op.kind != DV_NATIVE_CONV) return;
         for (int32_t i = 0; i < count_of(op.skip_sources); ++i) use(op.skip_sources[i]);

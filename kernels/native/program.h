@@ -51,11 +51,6 @@ struct Program {
 // Throws Failure(DV_NATIVE_BAD_PROGRAM): which field of which operation, what was found, what was expected.
 Program checked(const dv_native_program& given);
 
-// Whether an operation's sources are ports, not tensors.
-inline bool reads_ports(int32_t kind) {
-    return kind == DV_NATIVE_INPUT || kind == DV_NATIVE_LOOKUP || kind == DV_NATIVE_EMBED || kind == DV_NATIVE_NEAREST;
-}
-
 // Whether it makes a program one of rows, as a timestep table is.
 inline bool is_of_rows(int32_t kind) {
     return kind == DV_NATIVE_LOOKUP || kind == DV_NATIVE_LINEAR || kind == DV_NATIVE_ADD;

@@ -74,7 +74,8 @@ class Convolutions(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(3, 8, 5, stride=2, padding=2), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 2, 1),
-            nn.Upsample(scale_factor=2), nn.Conv2d(8, 8, 3, padding=1), nn.SiLU(), nn.AvgPool2d(2), nn.GroupNorm(2, 8),
+            nn.Upsample(scale_factor=2), nn.Conv2d(8, 8, 3, padding=1), nn.SiLU(), nn.AvgPool2d(2),
+            nn.GroupNorm(2, 8), nn.GroupNorm(2, 8, affine=False), nn.BatchNorm2d(8, affine=False),
         )  # fmt: skip
         self.last = nn.Linear(8, 4)
 
@@ -90,7 +91,8 @@ class Tokens(nn.Module):
         super().__init__()
         self.patches, self.front = nn.Conv2d(3, 16, 4, stride=4), nn.Parameter(torch.randn(1, 1, 16))
         self.norm, self.qkv = nn.LayerNorm(16), nn.Linear(16, 48)
-        self.wide = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+        norms = nn.LayerNorm(16), nn.LayerNorm(16, elementwise_affine=False)
+        self.wide = nn.Sequential(*norms, nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
         self.last = nn.Linear(16, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -106,8 +108,10 @@ class Tokens(nn.Module):
 def test_a_module_of_one_s_own_in_every_runtime(kind: type[nn.Module]) -> None:
     torch.manual_seed(3)
     classifier = kind().train()
+    next(classifier.children()).eval()
     role = guide_role(classifier, SMALL)
-    assert classifier.training, "the caller's module is as it was"
+    modes = classifier.training, next(classifier.children()).training
+    assert modes == (True, False), "the caller's module is as it was"
     assert all(parameter.requires_grad for parameter in classifier.parameters())
     model = export_onnx(role)
     classifier.eval()

@@ -17,6 +17,7 @@ from engine import ArgumentError, BundleError, Sampler
 from engine.bundle.reader import Bundle
 from export import build as building
 from export.build import Request, build
+from export.build_engines import summarise
 from export.context import Graph
 from export.families.base import Model, Source
 from export.graphs.roles import Role
@@ -53,7 +54,7 @@ def model_of(bundle: Bundle, null: list[int] | None = None, more: Sequence[dict[
 
 
 def test_a_bundle_built_with_a_vocabulary_takes_text(
-    toy: Bundle, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy: Bundle, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = Source(SimpleNamespace(path=Path("a.ckpt"), sha256="0" * 64), None, "ema")
     found = SimpleNamespace(name="toy", source=source, load=lambda: model_of(toy))
@@ -62,7 +63,8 @@ def test_a_bundle_built_with_a_vocabulary_takes_text(
         Graph(role, toy.read_graph(name), {"onnxruntime": 0.0}) for name, role in model.roles.items()
     ]))  # fmt: skip
     path = tmp_path / "built.bundle"
-    build(Request(Path("a.ckpt"), out=path, vocabulary=file))
+    summarise(build(Request(Path("a.ckpt"), out=path, vocabulary=file)))
+    assert "--text WORDS -n 16" in capsys.readouterr().out, "the next command, in words instead of ids"
     manifest = Bundle.open(path).manifest
     assert manifest.text == toy.manifest.text
     assert manifest.inputs[0].null is not None

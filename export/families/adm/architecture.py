@@ -145,8 +145,11 @@ class _Answers:
     def ask(self, name: str, flag: str, said: T | None, known: T | None) -> T | None:
         """An answer that there is no default for."""
         if said is not None:
-            self._against(name, flag.split(" ")[0], said, known)
-            self.origins[name] = " or ".join(word for word in flag.split() if word.startswith("--"))
+            flags = [word for word in flag.split() if word.startswith("--")]
+            # Of heads, which two flags tell, the value says by which.
+            given = f"--{said[0].replace(' ', '-')}" if isinstance(said, tuple) and len(flags) > 1 else flags[0]
+            self._against(name, given, said, known)
+            self.origins[name] = given
             return said
         if known is not None:
             self.origins[name] = self.label
@@ -166,7 +169,7 @@ class _Answers:
     def _against(self, name: str, flag: str, said: T, known: T | None) -> None:
         """A preset that was named must agree; shapes that are a published model's are only worth a note."""
         if self.preset is not None:
-            settle(name, [(flag, said), (self.label, known)])
+            settle(name, [(flag, _text(said)), (self.label, None if known is None else _text(known))])
         elif known is not None and said != known:
             self.notes.append(f"{name}: {flag} says otherwise than {self.label}, which has {_text(known)}")
 

@@ -83,6 +83,11 @@ enum dv_native_op_kind {
     DV_NATIVE_NEAREST = 10       /* input port (a map) -> the nearest row of a stored table at every pixel, to a port */
 };
 
+/* Whether an operation's sources are ports, not tensors. */
+static inline int dv_native_reads_ports(int32_t kind) {
+    return kind == DV_NATIVE_INPUT || kind == DV_NATIVE_LOOKUP || kind == DV_NATIVE_EMBED || kind == DV_NATIVE_NEAREST;
+}
+
 enum dv_native_activation {
     DV_NATIVE_IDENTITY = 0,
     DV_NATIVE_SILU = 1,

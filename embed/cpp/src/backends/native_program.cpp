@@ -21,11 +21,6 @@ const std::vector<std::string> kOps = {"input",  "conv",   "attention", "pool", 
                                        "lookup", "linear", "add",       "embed", "nearest"};
 const std::vector<std::string> kDtypes = {"F32", "BF16", "I8"};
 
-// Whether an operation's sources are ports, not tensors.
-bool reads_ports(int32_t kind) {
-    return kind == DV_NATIVE_INPUT || kind == DV_NATIVE_LOOKUP || kind == DV_NATIVE_EMBED || kind == DV_NATIVE_NEAREST;
-}
-
 int32_t number_of(const std::vector<std::string>& words, const std::string& word) {
     return int32_t(std::find(words.begin(), words.end(), word) - words.begin());
 }
@@ -329,7 +324,7 @@ bool resize(NativeProgram& program, const Canvas& canvas, const std::string& gra
     for (size_t i = 0; i < program.ports.size(); ++i)
         if (over->second.count(program.port_names[i]) != 0) ports.insert(int32_t(i));
     for (const dv_native_op& op : program.ops) {
-        const std::set<int32_t>& grown = reads_ports(op.kind) ? ports : made;
+        const std::set<int32_t>& grown = dv_native_reads_ports(op.kind) != 0 ? ports : made;
         const bool of_maps = std::any_of(std::begin(op.sources), std::end(op.sources),
                                          [&](int32_t source) { return grown.count(source) != 0; });
         if (of_maps && op.output != DV_NATIVE_NONE) made.insert(op.output);
