@@ -285,7 +285,7 @@ def main() -> None:
         recipe = Recipe(args.images or 20_000, args.batch or 8, lr=1e-3, ema_decay=0.995, kl_weight=1e-3)
         train_autoencoder(args.data, args.out, recipe)
     elif args.stage == "diffuse":
-        recipe = Recipe(args.images or 400_000, args.batch or 32, lr=5e-4, ema_decay=0.9995, weighting="v", prediction="v")
+        recipe = Recipe(args.images or 170_000, args.batch or 32, lr=5e-4, ema_decay=0.9995, weighting="v", prediction="v")
         train_diffusion(args.data, args.out, recipe)
     else:
         print(pack(args.out, args.to) if args.stage == "pack" else keep(args.out))
