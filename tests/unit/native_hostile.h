@@ -1,4 +1,4 @@
-// Programs that somebody spoiled: refused with a sentence, or run.
+// Programs with a field overwritten: refused with a sentence, or run.
 #ifndef DIFFUSEVAE_TESTS_NATIVE_HOSTILE_H
 #define DIFFUSEVAE_TESTS_NATIVE_HOSTILE_H
 

@@ -14,6 +14,7 @@ SHIPPED = {
     "examples/avatars/avatars-baseline.ckpt": 11_000_000,
     "examples/avatars-latent/autoencoder.safetensors": 6_000_000,
     "examples/avatars-latent/avatars-latent.ckpt": 22_000_000,
+    "docs/avatars-latent.png": 800_000,
 }
 BINARY = {".png", ".npz", ".safetensors", ".ckpt"}
 IGNORED = ("a.whl", "dist.tar.gz", "a.zip", "b.7z", "deep/c.whl", "m.bundle/manifest.json", ".venv-any/x", "k.o", "n.so")
