@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +24,7 @@ from engine.commands import command
 from engine.errors import ArgumentError, BundleError, CascadeError
 from engine.pipeline import table_of
 from engine.resolve import setting_of
-from engine.result import F32
+from engine.result import F32, Setting
 
 RECORDED = tuple(field.name for field in fields(NextSpec) if field.name not in ("bundle", "source"))
 
@@ -111,12 +111,43 @@ def inputs_of(manifest: Manifest, stage: int) -> tuple[InputSpec, ...]:
 
 
 def all_inputs(manifests: Sequence[Manifest]) -> tuple[InputSpec, ...]:
-    """Those of all stages, each name once, as the first that declares it has it."""
+    """Those of all stages, each name once: in the range that every stage takes, and drawn where none needs it given.
+
+    CascadeError for one of several dtypes or shapes, or that no value suits.
+    """
     named: dict[str, InputSpec] = {}
     for stage, manifest in enumerate(manifests):
         for spec in inputs_of(manifest, stage):
-            named.setdefault(spec.name, spec)
+            found = named.get(spec.name)
+            named[spec.name] = spec if found is None else _shared(found, spec, manifest)
     return tuple(named.values())
+
+
+def _shared(found: InputSpec, spec: InputSpec, manifest: Manifest) -> InputSpec:
+    """An input of earlier stages as this one takes it too."""
+    if (found.dtype, _sizes(found)) != (spec.dtype, _sizes(spec)):
+        raise CascadeError(
+            f"{manifest.name}: found that it takes {spec}, expected {found}, as a stage before it has it: a caller gives "
+            "one for both; choose bundles that agree"
+        )
+    limits = [one.range for one in (found, spec) if one.range is not None]
+    low, high = max((low for low, _ in limits), default=0), min((high for _, high in limits), default=0)
+    if low > high:
+        raise CascadeError(
+            f"{manifest.name}: found that it takes {spec.name} from {spec.range}, expected values that a stage before it "
+            f"takes too, which are from {found.range}; choose bundles that agree"
+        )
+    return replace(
+        found,
+        range=(low, high) if limits else None,
+        draw=found.draw if spec.draw is not None else None,
+        picture=found.picture if spec.picture == found.picture else None,
+    )
+
+
+def _sizes(spec: InputSpec) -> list[int | None]:
+    """The sizes of one sample, None where they are free."""
+    return [size if isinstance(size, int) else None for size in spec.sample]
 
 
 def enlarged(manifest: Manifest, images: Any) -> F32:
@@ -130,6 +161,17 @@ def enlarged(manifest: Manifest, images: Any) -> F32:
             "takes. Make them smaller."
         )
     return kernels.enlarge(checks.images_of(array, (channels, int(found[0]), int(found[1]))), height, width)
+
+
+def starts_from_image(manifest: Manifest) -> bool:
+    """Whether a stage after the first starts its chain from the image, rather than take it as an input."""
+    return not abilities.upscales(manifest)
+
+
+def stage_setting(manifest: Manifest, options: Mapping[str, Any]) -> Setting:
+    """The setting of a stage after the first; its noise level is none of it."""
+    chain = {name: value for name, value in options.items() if name != "noise_level"}
+    return setting_of(manifest, chain, has_image=starts_from_image(manifest))
 
 
 def recorded(before: Manifest, after: Manifest) -> dict[str, Any]:
@@ -168,15 +210,14 @@ def name_next(path: str | os.PathLike[str], following: str | os.PathLike[str] | 
     check_fits(first.manifest, after.manifest)
     options = {name: recorded.get(name) for name in RECORDED}
     augmentation.checked_level(after.manifest, options["noise_level"])
-    chain = {name: value for name, value in options.items() if name != "noise_level"}
-    table_of(after.manifest, after.manifest.schedule.schedule(), setting_of(after.manifest, chain, has_image=True))
+    table_of(after.manifest, after.manifest.schedule.schedule(), stage_setting(after.manifest, options))
     spec = NextSpec(bundle=there.name, source=after.manifest.source.sha256, **options)
-    followed(replace(first, manifest=replace(first.manifest, next=spec)))
+    check_stages([stage.manifest for stage in followed(replace(first, manifest=replace(first.manifest, next=spec)))])
     write_next(path, spec)
 
 
 def check_stages(manifests: Sequence[Manifest]) -> None:
-    """CascadeError for fewer bundles than two, too many, or ones that do not fit."""
+    """CascadeError for fewer bundles than two, too many, ones that do not fit, or that differ in an input of one name."""
     if not 2 <= len(manifests) <= MAX_STAGES:
         raise CascadeError(
             f"found a cascade of {len(manifests)} bundles, expected 2 .. {MAX_STAGES}; give several, or one that names the "
@@ -184,3 +225,4 @@ def check_stages(manifests: Sequence[Manifest]) -> None:
         )
     for before, after in pairwise(manifests):
         check_fits(before, after)
+    all_inputs(manifests)

@@ -11,6 +11,7 @@ import numpy as np
 from engine import abilities, augmentation, checks, damage, kernels, resolve
 from engine.argument_checks import check_number, check_numbers, is_integer
 from engine.bundle.directions import checked_edits
+from engine.bundle.inputs import InputSpec
 from engine.bundle.limits import MAX_STRENGTH
 from engine.bundle.manifest import Manifest
 from engine.bundle.pipeline import X
@@ -196,14 +197,40 @@ def upscale(pipeline: Pipeline, images: Any, noise_level: Any, options: Mapping[
     options = resolve.taken(pipeline, options, OPTIONS, "upscale")
     options = augmentation.with_level(manifest, options, noise_level, "upscale")
     level = augmentation.checked_level(manifest, noise_level)
-    spec = abilities.upscaled_input(manifest, "upscale")
-    if options.get(spec.name) is not None:
-        raise ArgumentError(f"upscale takes {spec.name} from the images; expected none beside them. Leave {spec.name} out.")
+    spec = _picture(manifest, options)
     pixels = checks.images_of(images, spec.picture_shape)
     request = resolve_request(pipeline, {**options, spec.name: 2 * pixels - 1}, "upscale", n=len(pixels))
     # Noised after the checks: it may well leave the range that a picture has.
     picture = augmentation.augmented(pipeline, request.inputs[spec.name], request.seeds, level)
     return replace(request, inputs={**request.inputs, spec.name: picture})
+
+
+def _picture(manifest: Manifest, options: Mapping[str, Any]) -> InputSpec:
+    """The input that the images of `upscale` become; refuses it beside them."""
+    spec = abilities.upscaled_input(manifest, "upscale")
+    if options.get(spec.name) is not None:
+        raise ArgumentError(f"upscale takes {spec.name} from the images; expected none beside them. Leave {spec.name} out.")
+    return spec
+
+
+def check_stage(pipeline: Pipeline, n: int, noise_level: Any, options: Mapping[str, Any]) -> None:
+    """Refuse what `upscale` or, where the bundle takes no picture, `refine` of n images would, before there are any."""
+    manifest = pipeline.manifest
+    verb = "upscale" if abilities.upscales(manifest) else "refine"
+    options = resolve.taken(pipeline, options, OPTIONS, verb)
+    options = augmentation.with_level(manifest, options, noise_level, verb)
+    augmentation.checked_level(manifest, noise_level)
+    options["seed"] = 0 if options.get("seed") is None else options["seed"]
+    if verb == "upscale":
+        made = {_picture(manifest, options).name: None}
+        resolve_request(pipeline, options, verb, n=n, given=made)
+        return
+    options, spec = damage.with_start(pipeline, None, options), manifest.pipeline
+    encoded = (value for call in spec.encode for value in call.outputs.values() if options.get(value) is None)
+    replaced = () if spec.state.start is None else (spec.state.start,)
+    start = np.zeros((n, 0), np.float32)  # n images, of which nothing is looked at
+    request = resolve_request(pipeline, options, verb, start=start, given=dict.fromkeys((*replaced, *encoded)))
+    check_refines(manifest, request.setting)
 
 
 def edit(pipeline: Pipeline, what: Any, edits: Any, preserve: float | None, options: Mapping[str, Any]) -> Request:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from engine.bundle.files import MANIFEST_FILE
 from engine.bundle.limits import MAX_STAGES
 from engine.cli.main import cli
 from engine.solver import noise as noises
-from engine.stages import name_next
+from engine.stages import check_stages, name_next
 from tests import toy
 from tests.manifests import ABSENT, NEXT, check_refused, edit
 from tests.samplers import ANY_BACKEND
@@ -339,6 +340,31 @@ def test_stages_that_do_not_fit_are_refused(tmp_path: Path, folder: Path) -> Non
         name_next(folder / "faces.bundle", tmp_path / "plain.bundle")
 
 
+def test_an_input_of_one_name_is_one_for_all_stages(tmp_path: Path) -> None:
+    label = {"name": "label", "dtype": "int64", "shape": ["batch"], "draw": None, "picture": None}
+    paths = [build_family(tmp_path / f"{name}.bundle", encodes=("state_encoder",)) for name in "ab"]
+    edit(paths[1], "inputs.0", {**label, "range": [3, 20], "null": 3})
+    with Cascade(paths, ANY_BACKEND) as cascade:
+        assert [spec.range for spec in cascade.inputs if spec.name == "label"] == [(3, 10)]
+    edit(paths[1], "inputs.0", {**label, "range": [11, 20], "null": 11})
+    with pytest.raises(CascadeError, match=r"takes label from \(11.*which are from \(0"):
+        Cascade(paths)
+    manifest = Bundle.open(paths[0]).manifest
+    spec, *others = manifest.inputs
+    changed: list[dict[str, Any]] = [{"dtype": "float32"}, {"shape": ("batch", 2)}]
+    for other in changed:
+        differing = replace(manifest, inputs=(replace(spec, **other), *others))
+        with pytest.raises(CascadeError, match=r"takes label .*, expected label int64\[batch\]"):
+            check_stages([manifest, differing])
+
+
+def test_a_stage_that_takes_a_picture_has_no_start(tmp_path: Path, folder: Path) -> None:
+    for name in ("faces", "large"):
+        (tmp_path / f"{name}.bundle").symlink_to(folder / f"{name}.bundle")
+    with pytest.raises(ArgumentError, match="t_start is 300, but this bundle's pipeline has no start value"):
+        name_next(tmp_path / "faces.bundle", tmp_path / "large.bundle", t_start=300)
+
+
 def test_what_the_next_bundle_cannot_have_is_not_written(pair: tuple[Path, Path]) -> None:
     faces, latent = pair
     before = (faces / MANIFEST_FILE).read_bytes()
@@ -377,11 +403,39 @@ def test_a_callback_hears_of_all_stages_and_can_stop(open_stage: Callable[[str],
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"stepz": 3}, r"refine has no option 'stepz'.*Did you mean 'steps'"),
+        ({"t_start": 300}, "stage 2: t_start is 300, but this bundle's pipeline has no start value"),
+        ({"label": None}, "stage 2: upscale: found no label"),
+        ({"label": 11}, "stage 2: label runs from 11 to 11"),
+        ({"label": [1, 2, 3]}, "stage 2: The number of images is contradictory: n says 2, label says 3"),
+        ({"noise_level": 3, "level": np.array([3])}, "stage 2: upscale was given noise_level and level, which it sets"),
+        ({"photo": np.zeros(IMAGE, np.float32)}, "stage 2: upscale takes photo from the images"),
+        ({"x_T": np.zeros((1, 4, 6, 9), np.float32)}, "stage 2: x_T has shape"),
+        ({"text": "red"}, "stage 2: text: found one, but .* holds no vocabulary"),
+    ],
+)
+def test_what_a_stage_of_a_picture_refuses_is_known_before_any_runs(
+    given: dict[str, Any], message: str, open_stage: Callable[[str], Sampler]
+) -> None:
+    def ran(info: StepInfo) -> bool:
+        raise AssertionError(f"a step of stage {info.stage}")
+
+    options = {"label": 1, **given}
+    with Cascade([open_stage("faces"), open_stage("told")]) as cascade:
+        with pytest.raises(ArgumentError, match=message):
+            cascade.sample(2, seed=0, callback=ran, stages=[options])
+        with pytest.raises(ArgumentError, match=message):
+            cascade.upscale(np.zeros((2, 8, 8, 3), np.uint8), callback=ran, stages=[options])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"stepz": 3}, r"stage 2: refine has no option 'stepz'.*Did you mean 'steps'"),
         ({"t_start": 300, "noise_level": 1000}, "noise_level is 1000"),
         ({"t_start": 1000}, "t_start"),
         ({"steps": 3}, "found no t_start"),
         ({"t_start": 300, "setting": "fitted"}, "setting is 'fitted'"),
+        ({"t_start": "auto"}, "this bundle has no table of starts"),
     ],
 )
 def test_a_stage_is_refused_before_any_runs(

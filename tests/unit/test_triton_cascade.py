@@ -24,6 +24,7 @@ from tests.triton_models import CHOSEN, Open, floats, int32, ints, loading
 from tests.unit.test_text import VOCABULARY
 
 BOTH = ["image", "image_1"]
+LABEL: dict[str, Any] = {"name": "label", "dtype": "int64", "shape": ["batch"], "draw": None, "picture": None}
 
 
 @pytest.fixture
@@ -49,8 +50,8 @@ def alone(first: Path, **options: Any) -> Any:
 def test_its_tensors_are_those_of_the_stages(first: Path) -> None:
     low, high = Bundle.open(first).manifest, Bundle.open(first.with_name("high.bundle")).manifest
     inputs = {tensor.name: tensor for tensor in inputs_of(low, [high])}
-    assert {"seed", "z", "label", "steps", "t_start", "steps_2", "t_start_2", "noise_level_2", "guidance_2"} < set(inputs)
-    assert not {"photo", "level", "budget_ms"} & set(inputs)
+    assert {"seed", "z", "label", "steps", "t_start", "steps_2", "noise_level_2", "guidance_2"} < set(inputs)
+    assert not {"photo", "level", "budget_ms", "t_start_2"} & set(inputs), "a stage that takes a picture starts from noise"
     assert not inputs["label"].optional
     outputs = {tensor.name: tensor.dims for tensor in outputs_of(low, False, [high])}
     assert outputs == {"image": (12, 16, 3), "image_1": (8, 8, 3)}
@@ -92,7 +93,7 @@ def test_several_clients_run_together_and_a_low_image_is_optional(first: Path, s
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"noise_level_2": int32(1000)}, r"noise_level is 1000; expected 0 \(none\) .. 999"),
+        ({"noise_level_2": int32(1000)}, r"stage 2: noise_level is 1000; expected 0 \(none\) .. 999"),
         ({"steps_2": int32(53)}, "this server takes 1 .. 50"),
         ({"steps_2": int32(0)}, "steps"),
         ({"label": ints(11)}, "label runs from 11 to 11"),
@@ -102,6 +103,17 @@ def test_bad_options_of_a_stage_are_refused(given: dict[str, Any], message: str,
     code, text = served(first).refusal(**{"seed": ints(1), "label": ints(2), **given})
     assert code == TritonError.INVALID_ARG
     assert re.search(message, text), text
+
+
+def test_an_input_has_the_range_of_all_stages(first: Path, served: Open) -> None:
+    """A label for the first stage alone is its client's mistake, not that of a request it would run with."""
+    build_family(first, encodes=("state_encoder",))
+    name_next(first, first.with_name("high.bundle"))
+    edit(first.with_name("high.bundle"), "inputs.0", {**LABEL, "range": [0, 4], "null": 4})
+    requests = [Request(seed=ints(1), label=ints(3)), Request(seed=ints(2), label=ints(7))]
+    good, bad = served(first).answer(*requests)
+    np.testing.assert_array_equal(good.arrays()["image"], alone(first, seed=[1], label=[3]).images)
+    assert "label runs from 7 to 7; expected values in 0 .. 4" in bad.refusal()[1]
 
 
 def test_the_repository_holds_every_stage(first: Path, tmp_path: Path) -> None:
