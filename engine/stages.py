@@ -32,9 +32,9 @@ RECORDED = tuple(field.name for field in fields(NextSpec) if field.name not in (
 def followed(first: Bundle, allow_links: AllowLinks = False) -> list[Bundle]:
     """A bundle and those that it and its followers name, each beside the one that names it; CascadeError where one is
     missing, another than was named, or named twice."""
-    stages, names = [first], {_place(first).name}
+    stages, names = [first], {place(first).name}
     while (spec := stages[-1].manifest.next) is not None:
-        here = _place(stages[-1])
+        here = place(stages[-1])
         if spec.bundle in names:
             raise CascadeError(
                 f"{here}: found {spec.bundle} as the next bundle, which comes before it, expected one that does not lead "
@@ -50,7 +50,7 @@ def followed(first: Bundle, allow_links: AllowLinks = False) -> list[Bundle]:
     return stages
 
 
-def _place(bundle: Bundle) -> Path:
+def place(bundle: Bundle) -> Path:
     """The folder of a bundle with the folder that it is in, also where it was opened as "."; links are not followed."""
     return Path(os.path.abspath(bundle.path))
 
@@ -174,12 +174,22 @@ def stage_setting(manifest: Manifest, options: Mapping[str, Any]) -> Setting:
     return setting_of(manifest, chain, has_image=starts_from_image(manifest))
 
 
+def lacks_start(manifest: Manifest, setting: Setting) -> bool:
+    """Whether a stage after the first would know nothing of the image."""
+    return starts_from_image(manifest) and abilities.forgets(manifest, setting.t_start)
+
+
 def recorded(before: Manifest, after: Manifest) -> dict[str, Any]:
     """The options that a bundle records for the one that it names next; none for another."""
     spec = before.next
     if spec is None or spec.source != after.source.sha256:
         return {}
     return {name: getattr(spec, name) for name in RECORDED if getattr(spec, name) is not None}
+
+
+def recorded_setting(before: Manifest, after: Manifest) -> Setting:
+    """The setting of a stage after the first whose caller says nothing."""
+    return stage_setting(after, recorded(before, after))
 
 
 def merged(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -201,7 +211,7 @@ def name_next(path: str | os.PathLike[str], following: str | os.PathLike[str] | 
         write_next(path, None)
         return
     first, after = Bundle.open(path), Bundle.open(following)
-    here, there = _place(first), _place(after)
+    here, there = place(first), place(after)
     if here.parent != there.parent or not FILE_NAME.fullmatch(there.name):
         raise ArgumentError(
             f"the next bundle: found {there}, expected a folder beside {here} whose name is of letters, digits, '.', '_' "

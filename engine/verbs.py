@@ -184,7 +184,7 @@ def refine(pipeline: Pipeline, images: Any, noise_level: Any, options: Mapping[s
 
 def check_refines(manifest: Manifest, setting: Setting) -> None:
     """ArgumentError for a chain that would not know the image."""
-    if manifest.pipeline.state.start is None and setting.t_start is None:
+    if abilities.forgets(manifest, setting.t_start):
         raise ArgumentError(
             "refine on a bundle without a start value has nothing to refine from: found no t_start, expected "
             "one. Pass t_start, for example t_start=400, and steps."

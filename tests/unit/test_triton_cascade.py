@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from engine import ArgumentError, Bundle, Cascade, CascadeError
+from engine.cascade import CascadeBatch
+from engine.serving.warm import warm_up
 from engine.stages import name_next
 from engine.triton.repository import RepositoryError, write_repository
-from engine.triton.serving import Serving
+from engine.triton.serving import Serving, settle
 from engine.triton.tensors import inputs_of, outputs_of
 from tests import toy
 from tests.fake_triton import Request, TritonError
@@ -137,6 +139,43 @@ def test_stages_that_cannot_be_served_are_refused(first: Path, tmp_path: Path) -
     with pytest.raises(CascadeError, match="found a bundle of the checkpoint"):
         write_repository(first, tmp_path / "repo", CHOSEN)
     assert not (tmp_path / "repo").exists()
+
+
+def test_the_most_steps_are_those_of_all_stages(first: Path) -> None:
+    low, high = (Bundle.open(path) for path in (first, first.with_name("high.bundle")))
+    assert settle(low, CHOSEN, [high]).max_steps == 50
+    name_next(first, high.path, steps=125)
+    low = Bundle.open(first)
+    assert settle(low, Serving(backend=ANY_BACKEND), [high]).max_steps == 125
+    with pytest.raises(ArgumentError, match="max_steps: found 50, expected 125"):
+        settle(low, CHOSEN, [high])
+
+
+def test_a_stage_from_an_image_has_a_recorded_start(tmp_path: Path) -> None:
+    toy.build_bundle(tmp_path / "low.bundle")
+    high = build_family(tmp_path / "high.bundle", encodes=("state_encoder",))
+    name_next(tmp_path / "low.bundle", high, steps=4)
+    with pytest.raises(ArgumentError, match=r"records no t_start for high\.bundle.*--t-start 400"):
+        write_repository(tmp_path / "low.bundle", tmp_path / "repo", CHOSEN)
+    assert not (tmp_path / "repo").exists()
+    name_next(tmp_path / "low.bundle", high, steps=4, t_start=300)
+    assert write_repository(tmp_path / "low.bundle", tmp_path / "repo", CHOSEN).settled.max_steps == 50
+
+
+@pytest.mark.parametrize("starts", [False, True])
+def test_a_warm_up_at_the_largest_batch_is_of_one_step(first: Path, starts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if starts:
+        build_family(first.with_name("high.bundle"), encodes=("state_encoder",))
+        name_next(first, first.with_name("high.bundle"), steps=4, t_start=300, guidance=0.5)
+    batches: list[CascadeBatch] = []
+    with Cascade(first, ANY_BACKEND, "f32", 1) as cascade:
+        sample = cascade.sample
+        monkeypatch.setattr(cascade, "sample", lambda *given, **options: batches.append(sample(*given, **options)))
+        warm_up(cascade, 3, pytest.fail)
+    assert [(len(batch), [len(one.timesteps) for one in batch.stages]) for batch in batches] == [(1, [10, 4]), (3, [1, 1])]
+    if starts:
+        last = batches[-1].stages[1]
+        assert (last.timesteps.tolist(), last.setting.guidance) == ([300], 0.5)
 
 
 def test_stages_that_read_text_have_one_vocabulary(tmp_path: Path, served: Open) -> None:
