@@ -38,12 +38,12 @@ def followed(first: Bundle, allow_links: AllowLinks = False) -> list[Bundle]:
         if spec.bundle in names:
             raise CascadeError(
                 f"{here}: found {spec.bundle} as the next bundle, which comes before it, expected one that does not lead "
-                f"back; {_again(here, spec.bundle)}"
+                f"back; {_cut(here)}"
             )
         if len(stages) == MAX_STAGES:
             raise CascadeError(
                 f"{stages[0].path}: found a cascade of more than {MAX_STAGES} bundles, expected at most so many; "
-                f"{_again(here, spec.bundle)}"
+                f"{_cut(here)}"
             )
         stages.append(_named(here, spec, allow_links))
         names.add(spec.bundle)
@@ -71,6 +71,10 @@ def _named(here: Path, spec: NextSpec, allow_links: AllowLinks) -> Bundle:
 
 def _again(here: Path, name: str) -> str:
     return f"name another with: {command('cascade', str(here), str(here.parent / name))}"
+
+
+def _cut(here: Path) -> str:
+    return f"end it there with: {command('cascade', here, '--remove')}"
 
 
 def check_fits(before: Manifest, after: Manifest) -> None:
@@ -134,8 +138,8 @@ def _shared(found: InputSpec, spec: InputSpec, manifest: Manifest) -> InputSpec:
     low, high = max((low for low, _ in limits), default=0), min((high for _, high in limits), default=0)
     if low > high:
         raise CascadeError(
-            f"{manifest.name}: found that it takes {spec.name} from {spec.range}, expected values that a stage before it "
-            f"takes too, which are from {found.range}; choose bundles that agree"
+            f"{manifest.name}: found that it takes {spec.name} in {_limits(spec)}, expected values that the stages before "
+            f"it take too, in {_limits(found)}; choose bundles that agree"
         )
     return replace(
         found,
@@ -143,6 +147,10 @@ def _shared(found: InputSpec, spec: InputSpec, manifest: Manifest) -> InputSpec:
         draw=found.draw if spec.draw is not None else None,
         picture=found.picture if spec.picture == found.picture else None,
     )
+
+
+def _limits(spec: InputSpec) -> str:
+    return "any range" if spec.range is None else "{:g} .. {:g}".format(*spec.range)
 
 
 def _sizes(spec: InputSpec) -> list[int | None]:
@@ -199,18 +207,25 @@ def merged(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     return {**kept, **{name: value for name, value in given.items() if value is not None}}
 
 
-def name_next(path: str | os.PathLike[str], following: str | os.PathLike[str] | None, **recorded: Any) -> None:
+def name_next(
+    path: str | os.PathLike[str],
+    following: str | os.PathLike[str] | None,
+    *,
+    allow_links: AllowLinks = False,
+    **recorded: Any,
+) -> None:
     """Write into the bundle at `path` that the one at `following` goes on with its images; None: that none does.
 
-    following  a folder beside it
-    recorded   of RECORDED, the options that it is sampled with there unless a caller says otherwise
+    following    a folder beside it
+    allow_links  as for `Sampler`, of all bundles that are named
+    recorded     of RECORDED, the options that it is sampled with there unless a caller says otherwise
     CascadeError where the two do not fit or lead back to the first; ArgumentError for a folder elsewhere or an option that
     the bundle cannot have; BundleError where one of them is refused or cannot be written.
     """
     if following is None:
         write_next(path, None)
         return
-    first, after = Bundle.open(path), Bundle.open(following)
+    first, after = Bundle.open(path, allow_links), Bundle.open(following, allow_links)
     here, there = place(first), place(after)
     if here.parent != there.parent or not FILE_NAME.fullmatch(there.name):
         raise ArgumentError(
@@ -222,7 +237,8 @@ def name_next(path: str | os.PathLike[str], following: str | os.PathLike[str] | 
     augmentation.checked_level(after.manifest, options["noise_level"])
     table_of(after.manifest, after.manifest.schedule.schedule(), stage_setting(after.manifest, options))
     spec = NextSpec(bundle=there.name, source=after.manifest.source.sha256, **options)
-    check_stages([stage.manifest for stage in followed(replace(first, manifest=replace(first.manifest, next=spec)))])
+    named = replace(first, manifest=replace(first.manifest, next=spec))
+    check_stages([stage.manifest for stage in followed(named, allow_links)])
     write_next(path, spec)
 
 

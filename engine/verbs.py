@@ -221,15 +221,15 @@ def check_stage(pipeline: Pipeline, n: int, noise_level: Any, options: Mapping[s
     options = augmentation.with_level(manifest, options, noise_level, verb)
     augmentation.checked_level(manifest, noise_level)
     options["seed"] = 0 if options.get("seed") is None else options["seed"]
+    unseen = np.zeros((n, 0), np.float32)  # n of them, of which nothing is looked at
     if verb == "upscale":
-        made = {_picture(manifest, options).name: None}
-        resolve_request(pipeline, options, verb, n=n, given=made)
+        resolve_request(pipeline, options, verb, n=n, given={_picture(manifest, options).name: unseen})
         return
     options, spec = damage.with_start(pipeline, None, options), manifest.pipeline
     encoded = (value for call in spec.encode for value in call.outputs.values() if options.get(value) is None)
     replaced = () if spec.state.start is None else (spec.state.start,)
-    start = np.zeros((n, 0), np.float32)  # n images, of which nothing is looked at
-    request = resolve_request(pipeline, options, verb, start=start, given=dict.fromkeys((*replaced, *encoded)))
+    made = dict.fromkeys((*replaced, *encoded), unseen)
+    request = resolve_request(pipeline, options, verb, start=unseen, given=made)
     check_refines(manifest, request.setting)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -318,10 +319,11 @@ def test_a_circle_and_a_long_chain_are_refused(tmp_path: Path) -> None:
     with Cascade(paths[0], ANY_BACKEND) as whole:
         assert len(whole) == MAX_STAGES
     name_next(paths[-2], paths[-1], t_start=300)
-    with pytest.raises(CascadeError, match=r"more than 8 bundles"):
+    cut = "end it there with: .*cascade .*{}\\.bundle'? --remove"
+    with pytest.raises(CascadeError, match=f"more than 8 bundles.*{cut.format(7)}"):
         Cascade(paths[0])
     name_next(paths[1], None)
-    with pytest.raises(CascadeError, match=r"found 1\.bundle as the next bundle, which comes before it"):
+    with pytest.raises(CascadeError, match=f"found 1\\.bundle as the next bundle, which comes before it.*{cut.format(0)}"):
         name_next(paths[1], paths[0], t_start=300)
 
 
@@ -347,7 +349,7 @@ def test_an_input_of_one_name_is_one_for_all_stages(tmp_path: Path) -> None:
     with Cascade(paths, ANY_BACKEND) as cascade:
         assert [spec.range for spec in cascade.inputs if spec.name == "label"] == [(3, 10)]
     edit(paths[1], "inputs.0", {**label, "range": [11, 20], "null": 11})
-    with pytest.raises(CascadeError, match=r"takes label from \(11.*which are from \(0"):
+    with pytest.raises(CascadeError, match=r"takes label in 11 \.\. 20, expected .*, in 0 \.\. 10;"):
         Cascade(paths)
     manifest = Bundle.open(paths[0]).manifest
     spec, *others = manifest.inputs
@@ -497,6 +499,61 @@ def test_pictures_are_noised_on_the_command_line(folder: Path, tmp_path: Path) -
     with Sampler(folder / "told.bundle", ANY_BACKEND) as sampler:
         wanted = sampler.upscale(images, label=1, seed=5, noise_level=90)
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), wanted.images)
+
+
+def test_options_of_a_stage_are_read_as_those_of_the_command(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    faces, latent = pair
+    name_next(faces, latent, t_start=300, steps=4)
+    np.save(tmp_path / "label.npy", np.array([4, 5]))
+    shared = ["sample", faces, "--backend", ANY_BACKEND, "-n", 2, "--seed", 1, "--cascade", "--out", tmp_path / "a.npy"]
+    chain = "timesteps=300,200,50,t_start=300,method=ddim,eta=0.5,0.4,0,seed=3,8,noise_level=20"
+    written = f"label={tmp_path / 'label.npy'},{chain}"
+    done = run(*shared, "--stage", written)
+    assert done.exit_code == 0, done.output
+    later = {
+        "label": [4, 5], "timesteps": [300, 200, 50], "method": "ddim", "eta": [0.5, 0.4, 0.0], "seed": [3, 8],
+        "noise_level": 20, "t_start": 300,
+    }  # fmt: skip
+    with Cascade(faces, ANY_BACKEND) as cascade:
+        wanted = cascade.sample(2, seed=1, stages=[later])
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), wanted.images)
+    for options, message in (
+        (["steps=3,steps=4"], "steps is given twice"),
+        (["steps=three"], "stage 2: 'three' is not a valid integer"),
+        (["method=ddmp"], "stage 2: 'ddmp'"),
+        (["label=x.npy"], "stage 2: input label: found that x.npy cannot be read"),
+        (["stepz=3"], "stage 2: found stepz, expected one of .*Did you mean 'steps'"),
+        (["steps"], "'steps' is not NAME=VALUE"),
+        (["steps=3", "steps=4"], "found options of 2 stages, expected those of the 1 after the first"),
+    ):
+        done = run(*shared, *(word for option in options for word in ("--stage", option)))
+        assert done.exit_code != 0
+        assert re.search(message, " ".join(done.output.split())), done.output
+
+
+def test_links_of_all_stages_are_allowed_on_the_command_line(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    for path in pair:
+        graph = next(path.glob("*.onnx"))
+        graph.rename(store / f"{path.name}-{graph.name}")
+        graph.symlink_to(store / f"{path.name}-{graph.name}")
+    options = ["--t-start", 300, "--steps", 4]
+    assert "allow-links" in run("cascade", *pair, *options).output
+    done = run("cascade", *pair, *options, "--allow-links", store)
+    assert done.exit_code == 0, done.output
+    sample = ["sample", pair[0], "--cascade", "--backend", ANY_BACKEND, "--input", "label=1", "--out", tmp_path / "a.png"]
+    assert "allow-links" in run(*sample).output
+    done = run(*sample, "--allow-links", store)
+    assert done.exit_code == 0, done.output
+
+
+def test_the_start_image_is_the_last_stages(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    name_next(*pair, t_start=300, steps=4)
+    options = ["--cascade", "--backend", ANY_BACKEND, "--input", "label=1", "--with-start", "--out", tmp_path / "a.png"]
+    done = run("sample", pair[0], *options)
+    assert done.exit_code == 1
+    assert re.search(r"with-start: found .*latent\.bundle, whose chains start from noise", done.output), done.output
 
 
 def test_mistakes_are_answered_in_a_line(pair: tuple[Path, Path], tmp_path: Path) -> None:
