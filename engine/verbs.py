@@ -19,7 +19,7 @@ from engine.errors import ArgumentError
 from engine.pipeline import Arrays, Pipeline
 from engine.request import Request
 from engine.resolve import OPTIONS, resolve_request
-from engine.result import F32, U8, Batch, Setting
+from engine.result import F32, U8, Batch
 from engine.solver import noise as noises
 from engine.solver.timesteps import LEADING, nearest_start
 
@@ -178,13 +178,13 @@ def refine(pipeline: Pipeline, images: Any, noise_level: Any, options: Mapping[s
     state = abilities.start_state(pipeline, pixels, found)
     given = dict.fromkeys(replaced, state)
     request = resolve_request(pipeline, {**options, **encoded}, "refine", start=state, given=given)
-    check_refines(manifest, request.setting)
+    check_refines(manifest, request.setting.t_start)
     return request
 
 
-def check_refines(manifest: Manifest, setting: Setting) -> None:
+def check_refines(manifest: Manifest, t_start: int | None) -> None:
     """ArgumentError for a chain that would not know the image."""
-    if abilities.forgets(manifest, setting.t_start):
+    if abilities.forgets(manifest, t_start):
         raise ArgumentError(
             "refine on a bundle without a start value has nothing to refine from: found no t_start, expected "
             "one. Pass t_start, for example t_start=400, and steps."
@@ -230,7 +230,7 @@ def check_stage(pipeline: Pipeline, n: int, noise_level: Any, options: Mapping[s
     replaced = () if spec.state.start is None else (spec.state.start,)
     made = dict.fromkeys((*replaced, *encoded), unseen)
     request = resolve_request(pipeline, options, verb, start=unseen, given=made)
-    check_refines(manifest, request.setting)
+    check_refines(manifest, request.setting.t_start)
 
 
 def edit(pipeline: Pipeline, what: Any, edits: Any, preserve: float | None, options: Mapping[str, Any]) -> Request:

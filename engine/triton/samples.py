@@ -36,6 +36,7 @@ from engine.triton.tensors import (
     outputs_of,
     setting_of,
 )
+from engine.verbs import check_refines
 
 MAX_NAME = 64
 MAX_EDITS = 16_384
@@ -177,7 +178,10 @@ class StageReader:
         options = merged(self._recorded, own)
         setting = {name: value for name, value in options.items() if name != "noise_level"}
         checked_level(self._manifest, options.get("noise_level"))
-        self._settings.settle(tuple(setting.items()), has_image=starts_from_image(self._manifest))
+        starts = starts_from_image(self._manifest)
+        settled, _ = self._settings.settle(tuple(setting.items()), has_image=starts)
+        if starts:
+            check_refines(self._manifest, dict(settled)["t_start"])
         return tuple(options.items())
 
 

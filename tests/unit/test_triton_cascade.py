@@ -162,6 +162,18 @@ def test_a_stage_from_an_image_has_a_recorded_start(tmp_path: Path) -> None:
     assert write_repository(tmp_path / "low.bundle", tmp_path / "repo", CHOSEN).settled.max_steps == 50
 
 
+def test_a_request_that_drops_the_start_is_refused_before_any_stage_runs(tmp_path: Path, served: Open) -> None:
+    toy.build_bundle(tmp_path / "low.bundle")
+    high = build_family(tmp_path / "high.bundle", encodes=("state_encoder",))
+    edit(high, "defaults.t_start", 300)
+    edit(high, "defaults.spacing", "linspace")
+    name_next(tmp_path / "low.bundle", high)
+    model = served(tmp_path / "low.bundle")
+    assert model.one(seed=ints(1), label=ints(2), steps_2=int32(3), t_start_2=int32(200))["image"].shape == (1, 12, 16, 3)
+    text = model.refusal(seed=ints(1), label=ints(2), steps_2=int32(3))[1]
+    assert re.search("^stage 2: .*found no t_start", text), text
+
+
 @pytest.mark.parametrize("starts", [False, True])
 def test_a_warm_up_at_the_largest_batch_is_of_one_step(first: Path, starts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if starts:
