@@ -97,6 +97,7 @@ public:
         const std::vector<StageOptions> plan = this->plan(first, later, Sampler::Call(own).n());
         own.callback = watched(first.callback);
         CascadeBatch batch;
+        check_cancelled(0);
         batch.stages.push_back(stages_[0].sample(own));
         batch.seeds = batch.stages[0].seeds;
         for (size_t stage = 1; stage < stages_.size(); ++stage) {
@@ -169,11 +170,10 @@ private:
         };
     }
 
-    // stage: the one that would run next.
-    void check_cancelled(size_t stage) const {
+    void check_cancelled(size_t done) const {
         if (!cancelled_->load(std::memory_order_relaxed)) return;
-        throw Cancelled("cancel() stopped the cascade after stage " + std::to_string(stage) + " of " + std::to_string(stages_.size())
-                        + ". It can sample again.");
+        throw Cancelled("cancel() stopped the cascade with " + std::to_string(done) + " of " + std::to_string(stages_.size())
+                        + " stages done. It can sample again.");
     }
 
     void check_options(const SampleOptions& first, const std::vector<StageOptions>& later) const {
