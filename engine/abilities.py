@@ -47,6 +47,11 @@ def takes_images(manifest: Manifest) -> bool:
     return manifest.pipeline.image == X or manifest.pipeline.encodes_state
 
 
+def forgets(manifest: Manifest, t_start: int | None) -> bool:
+    """Whether a chain that is to start from an image would know nothing of it: there is no start value, and no t_start."""
+    return manifest.pipeline.state.start is None and t_start is None
+
+
 def autoencodes(manifest: Manifest) -> bool:
     """Whether `encode` makes the state of an image and nothing else that a chain takes: what `after` makes of it is then the
     image again, and a chain between the two would know no image."""

@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from engine import abilities, augmentation, checks, damage, resolve, stages, verbs
+from engine import abilities, resolve, stages, verbs
 from engine.bundle.inputs import InputSpec
 from engine.bundle.links import AllowLinks
-from engine.bundle.manifest import Manifest
 from engine.bundle.reader import Bundle
-from engine.cleanup import run_all, undo
+from engine.cleanup import NO_MEMORY, run_all, undo
 from engine.errors import ArgumentError, did_you_mean
-from engine.pipeline import table_of
 from engine.resolve import OPTIONS
 from engine.result import Batch, StepInfo, Timings
 from engine.sampler import Sampler, Seed
@@ -121,8 +119,9 @@ class Cascade:
         callback, stop and progress are for all stages; `StepInfo.stage` says which. There is no budget of time.
         """
         shared = self._checked(options, "sample")
-        begun, plan = perf_counter(), self._plan(stages, shared, options)
+        begun = perf_counter()
         first = {**self._inputs_of(0, shared, {}), **{name: value for name, value in options.items() if name in OPTIONS}}
+        plan = self._plan(stages, shared, options, self._count(n, seed, first))
         batch = self.samplers[0].sample(n, seed=seed, **first)
         made = [batch, *self._later(batch.images, batch.seeds, plan)]
         return _joined(made, batch.seeds, 1e3 * (perf_counter() - begun))
@@ -142,8 +141,9 @@ class Cascade:
                 "others. Pass them in stages."
             )
         shared = self._checked(options, "upscale")
-        begun, plan, shape = perf_counter(), self._plan(stages, shared, options), np.shape(images)
+        begun, shape = perf_counter(), np.shape(images)
         seeds = noises.resolve_seeds(seed, shape[0] if len(shape) == 4 else 1)
+        plan = self._plan(stages, shared, options, len(seeds))
         made = list(self._later(images, seeds, plan))
         return _joined(made, seeds, 1e3 * (perf_counter() - begun))
 
@@ -183,15 +183,21 @@ class Cascade:
 
     # ---- a run -------------------------------------------------------------------------------------------------------
 
-    def _plan(self, given: Sequence[Options] | None, shared: Options, options: Options) -> list[dict[str, Any]]:
-        """The options of each stage after the first, complete but for the seeds; what a stage cannot have is refused before
-        any runs."""
+    def _count(self, n: int | None, seed: Seed, first: Options) -> int:
+        """How many samples the first stage makes of its options; refuses what it cannot have."""
+        sampler = self.samplers[0]
+        with NO_MEMORY, sampler._turn():
+            return len(resolve.resolve_request(sampler._pipeline, {**first, "seed": seed}, "sample", n=n))
+
+    def _plan(self, given: Sequence[Options] | None, shared: Options, options: Options, n: int) -> list[dict[str, Any]]:
+        """The options of each stage after the first, complete but for the seeds; what a stage cannot have for n images is
+        refused before any runs."""
         plan = []
         for index, own in enumerate(self._per_stage(given), 1):
             before, manifest = (self.samplers[stage].bundle.manifest for stage in (index - 1, index))
             run = stages.merged(stages.recorded(before, manifest), dict(own))
             run = {**self._inputs_of(index, shared, run), **_watched(options, index), **run}
-            _check_stage(manifest, run)
+            _check_stage(self.samplers[index], index, n, run)
             plan.append(run)
         return plan
 
@@ -247,17 +253,14 @@ class Cascade:
         return {name: value for name, value in shared.items() if name in names}
 
 
-def _check_stage(manifest: Manifest, run: Options) -> None:
-    """Refuse names, a noise level and a setting that the stage's own verb would refuse."""
-    verb = "upscale" if abilities.upscales(manifest) else "refine"
-    checks.check_inputs(run, manifest.inputs, (*OPTIONS, NOISE_LEVEL, TEXT), verb)
-    augmentation.checked_level(manifest, run.get(NOISE_LEVEL))
-    if run.get("t_start") == damage.AUTO:
-        return  # is known when the image is
-    setting = resolve.setting_of(manifest, run, has_image=True)
-    table_of(manifest, manifest.schedule.schedule(), setting)
-    if verb == "refine":
-        verbs.check_refines(manifest, setting)
+def _check_stage(sampler: Sampler, index: int, n: int, run: Options) -> None:
+    """Refuse what a stage's own verb would refuse for n images; the refusal says which stage it is of."""
+    options = {name: value for name, value in run.items() if name != NOISE_LEVEL}
+    try:
+        with NO_MEMORY, sampler._turn():
+            verbs.check_stage(sampler._pipeline, n, run.get(NOISE_LEVEL), options)
+    except ArgumentError as error:
+        raise ArgumentError(f"stage {index + 1}: {error}") from error
 
 
 def _reads(sampler: Sampler) -> bool:

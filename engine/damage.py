@@ -78,8 +78,11 @@ def _residual(pipeline: Pipeline, pixels: F32) -> tuple[F32, F32]:
     return np.sqrt(np.square(off).mean(axis=(1, 2, 3))), worst
 
 
-def with_start(pipeline: Pipeline, pixels: F32, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of `refine`, a t_start of "auto" replaced by that of the table; one for all images."""
+def with_start(pipeline: Pipeline, pixels: F32 | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `refine`, a t_start of "auto" replaced by that of the table; one for all images.
+
+    pixels: None where there are none yet, for a check: then the latest start of all.
+    """
     asked = options.get("t_start")
     if not isinstance(asked, str):
         return dict(options)
@@ -91,9 +94,10 @@ def with_start(pipeline: Pipeline, pixels: F32, options: Mapping[str, Any]) -> d
         raise ArgumentError(
             f"t_start is {AUTO!r}, but this bundle has no table of starts; expected a timestep. Fit the table with: {cure}"
         )
-    chosen = manifest.refine.choose(np.stack(estimate(pipeline, pixels), 1))
+    latest = manifest.schedule.T - 1
+    chosen = latest if pixels is None else manifest.refine.choose(np.stack(estimate(pipeline, pixels), 1))
     given = options.get("steps")
     steps, spacing = manifest.defaults.steps if given is None else check_integer("steps", given), options.get("spacing")
     if spacing not in LEADING:  # a chain of many steps needs as many timesteps below its start
-        chosen = min(max(chosen, steps - 1), manifest.schedule.T - 1)
+        chosen = min(max(chosen, steps - 1), latest)
     return {**options, "t_start": nearest_start(pipeline.schedule.alpha_bar, steps, spacing, chosen)}

@@ -11,6 +11,7 @@ import numpy as np
 from engine import abilities, augmentation, checks, damage, kernels, resolve
 from engine.argument_checks import check_number, check_numbers, is_integer
 from engine.bundle.directions import checked_edits
+from engine.bundle.inputs import InputSpec
 from engine.bundle.limits import MAX_STRENGTH
 from engine.bundle.manifest import Manifest
 from engine.bundle.pipeline import X
@@ -18,7 +19,7 @@ from engine.errors import ArgumentError
 from engine.pipeline import Arrays, Pipeline
 from engine.request import Request
 from engine.resolve import OPTIONS, resolve_request
-from engine.result import F32, U8, Batch, Setting
+from engine.result import F32, U8, Batch
 from engine.solver import noise as noises
 from engine.solver.timesteps import LEADING, nearest_start
 
@@ -177,13 +178,13 @@ def refine(pipeline: Pipeline, images: Any, noise_level: Any, options: Mapping[s
     state = abilities.start_state(pipeline, pixels, found)
     given = dict.fromkeys(replaced, state)
     request = resolve_request(pipeline, {**options, **encoded}, "refine", start=state, given=given)
-    check_refines(manifest, request.setting)
+    check_refines(manifest, request.setting.t_start)
     return request
 
 
-def check_refines(manifest: Manifest, setting: Setting) -> None:
+def check_refines(manifest: Manifest, t_start: int | None) -> None:
     """ArgumentError for a chain that would not know the image."""
-    if manifest.pipeline.state.start is None and setting.t_start is None:
+    if abilities.forgets(manifest, t_start):
         raise ArgumentError(
             "refine on a bundle without a start value has nothing to refine from: found no t_start, expected "
             "one. Pass t_start, for example t_start=400, and steps."
@@ -196,14 +197,40 @@ def upscale(pipeline: Pipeline, images: Any, noise_level: Any, options: Mapping[
     options = resolve.taken(pipeline, options, OPTIONS, "upscale")
     options = augmentation.with_level(manifest, options, noise_level, "upscale")
     level = augmentation.checked_level(manifest, noise_level)
-    spec = abilities.upscaled_input(manifest, "upscale")
-    if options.get(spec.name) is not None:
-        raise ArgumentError(f"upscale takes {spec.name} from the images; expected none beside them. Leave {spec.name} out.")
+    spec = _picture(manifest, options)
     pixels = checks.images_of(images, spec.picture_shape)
     request = resolve_request(pipeline, {**options, spec.name: 2 * pixels - 1}, "upscale", n=len(pixels))
     # Noised after the checks: it may well leave the range that a picture has.
     picture = augmentation.augmented(pipeline, request.inputs[spec.name], request.seeds, level)
     return replace(request, inputs={**request.inputs, spec.name: picture})
+
+
+def _picture(manifest: Manifest, options: Mapping[str, Any]) -> InputSpec:
+    """The input that the images of `upscale` become; refuses it beside them."""
+    spec = abilities.upscaled_input(manifest, "upscale")
+    if options.get(spec.name) is not None:
+        raise ArgumentError(f"upscale takes {spec.name} from the images; expected none beside them. Leave {spec.name} out.")
+    return spec
+
+
+def check_stage(pipeline: Pipeline, n: int, noise_level: Any, options: Mapping[str, Any]) -> None:
+    """Refuse what `upscale` or, where the bundle takes no picture, `refine` of n images would, before there are any."""
+    manifest = pipeline.manifest
+    verb = "upscale" if abilities.upscales(manifest) else "refine"
+    options = resolve.taken(pipeline, options, OPTIONS, verb)
+    options = augmentation.with_level(manifest, options, noise_level, verb)
+    augmentation.checked_level(manifest, noise_level)
+    options["seed"] = 0 if options.get("seed") is None else options["seed"]
+    unseen = np.zeros((n, 0), np.float32)  # n of them, of which nothing is looked at
+    if verb == "upscale":
+        resolve_request(pipeline, options, verb, n=n, given={_picture(manifest, options).name: unseen})
+        return
+    options, spec = damage.with_start(pipeline, None, options), manifest.pipeline
+    encoded = (value for call in spec.encode for value in call.outputs.values() if options.get(value) is None)
+    replaced = () if spec.state.start is None else (spec.state.start,)
+    made = dict.fromkeys((*replaced, *encoded), unseen)
+    request = resolve_request(pipeline, options, verb, start=unseen, given=made)
+    check_refines(manifest, request.setting.t_start)
 
 
 def edit(pipeline: Pipeline, what: Any, edits: Any, preserve: float | None, options: Mapping[str, Any]) -> Request:

@@ -86,7 +86,7 @@ LINKS = click.option(
 def take_inputs(given: dict[str, Any], bundle: Bundle) -> dict[str, Any]:
     """The inputs of a command by name, taken out of its options: a number gets the dtype that the bundle declares, texts
     are token ids."""
-    found = _typed_inputs(given.pop("inputs"), bundle.manifest.inputs)
+    found = typed_inputs(given.pop("inputs"), bundle.manifest.inputs)
     texts = _texts(given.pop("texts"), given.pop("text_file"))
     if not texts:
         return found
@@ -95,12 +95,12 @@ def take_inputs(given: dict[str, Any], bundle: Bundle) -> dict[str, Any]:
 
 def raw_inputs(given: dict[str, Any], specs: Sequence[InputSpec]) -> dict[str, Any]:
     """The same for several bundles, which may read a text differently: texts as they are."""
-    found = _typed_inputs(given.pop("inputs"), specs)
+    found = typed_inputs(given.pop("inputs"), specs)
     texts = _texts(given.pop("texts"), given.pop("text_file"))
     return {**found, TEXT: list(texts)} if texts else found
 
 
-def _typed_inputs(pairs: Sequence[tuple[str, Value]], inputs: Sequence[InputSpec]) -> dict[str, Any]:
+def typed_inputs(pairs: Sequence[tuple[str, Value]], inputs: Sequence[InputSpec]) -> dict[str, Any]:
     """The same of --input's own values. Names that the bundle has not are left for the Sampler to refuse."""
     by_name: dict[str, Value] = {}
     for name, value in pairs:

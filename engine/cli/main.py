@@ -15,7 +15,7 @@ from engine.bundle.prior import read_prior
 from engine.bundle.reader import Bundle
 from engine.checks import check_inputs, count_of
 from engine.cli.bulk import bulk_options, sample_in_bulk, take_bulk
-from engine.cli.cascade import CASCADE, cascade, note_next, sample_cascade
+from engine.cli.cascade import CASCADE, StageValues, cascade, note_next, sample_cascade
 from engine.cli.edit import edit, mix, walk
 from engine.cli.elsewhere import commands as commands_elsewhere
 from engine.cli.info import info, verify
@@ -89,7 +89,7 @@ def sample(
     first: int,
     prior: str | None,
     whole: bool,
-    stages: tuple[dict[str, Any], ...],
+    stages: tuple[StageValues, ...],
     **given: Any,
 ) -> None:
     """Sample images from BUNDLE.
@@ -115,10 +115,10 @@ def sample(
             raise ArgumentError("budget_ms: found one with shards, which are the same whoever makes them; leave it out")
         sample_in_bulk(bundle, n, bulk, {**given, "prior": prior})
         return
-    opened = open_bundle(bundle, given)
     if whole:
-        sample_cascade(opened, n, stages, {**given, "prior": prior})
+        sample_cascade(bundle, n, stages, {**given, "prior": prior})
         return
+    opened = open_bundle(bundle, given)
     note_next(opened)
     run = Run.of(opened.manifest, n, first, {**run_options(opened, given), "prior": prior, **budget})
     check_results(opened.manifest, run.count, run.options["seed"], first=first, **given)

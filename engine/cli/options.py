@@ -172,12 +172,18 @@ def open_bundle(bundle: str, given: dict[str, Any]) -> Bundle:
     """The bundle; refuses an --out that cannot be written and a start image that cannot be shown, in this order."""
     check_out(given["out"], given["as_json"])
     opened = take_canvas(Bundle.open(bundle, given.pop("allow_links")), given)
-    if given["with_start"] and not has_start_image(opened.manifest):
+    if given["with_start"]:
+        check_start(opened)
+    return opened
+
+
+def check_start(opened: Bundle) -> None:
+    """Refuse a bundle without a start image for --with-start."""
+    if not has_start_image(opened.manifest):
         raise ArgumentError(
             f"with-start: found {opened.path}, whose chains start from noise or from no picture, expected a bundle with an "
             f"image to start from; leave --with-start out"
         )
-    return opened
 
 
 def take_canvas(opened: Bundle, given: dict[str, Any]) -> Bundle:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 from engine.backends import BACKENDS, PRECISIONS
 from engine.bundle.engines import ENGINE_FILES
 from engine.bundle.manifest import Manifest
@@ -9,6 +12,7 @@ from engine.bundle.reader import Bundle
 from engine.errors import ArgumentError, BackendError, did_you_mean
 from engine.pipeline import table_of
 from engine.resolve import setting_of
+from engine.stages import recorded_setting
 
 # In the order of preference. native: a sample is the same bit for bit in any batch, on any number of threads.
 CPU_BACKENDS = ("native", "openvino", "onnxruntime")
@@ -65,10 +69,16 @@ def check_precision(bundle: Bundle, backend: str, precision: str) -> None:
         bundle.engine(backend, precision, bundle.manifest.pipeline.step.graph)
 
 
-def max_steps(manifest: Manifest, asked: int | None) -> int:
-    """The most calls of the network that a request may ask for; what the bundle records must be among them."""
-    recorded = len(table_of(manifest, manifest.schedule.schedule(), setting_of(manifest, {})))
-    most = max(manifest.schedule.T, recorded)
+def max_steps(manifest: Manifest, asked: int | None, later: Sequence[Manifest] = ()) -> int:
+    """The most calls of a network that a request may ask for; what the bundle records must be among them.
+
+    later: the stages after the bundle's, of a cascade. The limit is one for each of them: what every stage records must be
+    within it.
+    """
+    settings = [setting_of(manifest, {}), *(recorded_setting(*both) for both in pairwise((manifest, *later)))]
+    stages = zip((manifest, *later), settings, strict=True)
+    recorded = max(len(table_of(stage, stage.schedule.schedule(), setting)) for stage, setting in stages)
+    most = max(recorded, *(stage.schedule.T for stage in (manifest, *later)))
     if asked is None:
         return min(most, max(MAX_STEPS, recorded))
     if not recorded <= asked <= most:

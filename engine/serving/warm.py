@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import pairwise
 from time import perf_counter
 from typing import Any
 
@@ -11,6 +12,7 @@ from engine.cascade import Cascade
 from engine.errors import BackendError, EngineError
 from engine.sampler import Sampler
 from engine.serving.groups import Log
+from engine.stages import recorded_setting
 
 
 def warm_up(sampler: Sampler | Cascade, max_batch: int, log: Log) -> None:
@@ -26,10 +28,19 @@ def warm_up(sampler: Sampler | Cascade, max_batch: int, log: Log) -> None:
         return
     try:
         sampler.sample(1, seed=0, **examples)
-        shortest: dict[str, Any] = {"steps": 1, "spacing": "linspace", "guidance": manifest.defaults.guidance}
+        shortest = _one_step(manifest.defaults.guidance)
+        if isinstance(sampler, Cascade):
+            stages = [one.bundle.manifest for one in sampler.samplers]
+            settings = [recorded_setting(*both) for both in pairwise(stages)]
+            shortest["stages"] = [{**_one_step(found.guidance), "t_start": found.t_start} for found in settings]
         sampler.sample(max_batch, seed=0, **shortest, **examples)
     except EngineError as error:
         raise BackendError(f"warm-up: {error}") from error
+
+
+def _one_step(guidance: float) -> dict[str, Any]:
+    """Options of a run of one step, on the lanes of the recorded setting."""
+    return {"steps": 1, "spacing": "linspace", "guidance": guidance}
 
 
 class Measuring:

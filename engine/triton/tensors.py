@@ -10,7 +10,7 @@ import numpy as np
 from engine.bundle.inputs import InputSpec
 from engine.bundle.manifest import Manifest
 from engine.serving.groups import CALLS, IMAGE, low_image, starts_from_pixels
-from engine.stages import all_inputs
+from engine.stages import all_inputs, starts_from_image
 from engine.text import TEXT
 
 KINDS = {"float32": "TYPE_FP32", "int64": "TYPE_INT64", "uint8": "TYPE_UINT8"}
@@ -69,10 +69,8 @@ PROMISE = (
 )
 STEP, TIMESTEP, FINAL = "step", "timestep", "final"  # which step's images a response of a model with previews holds
 # Of each stage of a cascade after the first, counted from 2: steps_2, ...
-STAGE = (
-    Tensor("steps", "TYPE_INT32"), Tensor("t_start", "TYPE_INT32"), Tensor("noise_level", "TYPE_INT32"),
-    Tensor("guidance", "TYPE_FP32"),
-)  # fmt: skip
+STAGE_T_START, STAGE_GUIDANCE = Tensor("t_start", "TYPE_INT32"), Tensor("guidance", "TYPE_FP32")
+STAGE = (Tensor("steps", "TYPE_INT32"), STAGE_T_START, Tensor("noise_level", "TYPE_INT32"), STAGE_GUIDANCE)
 PROGRESS = (
     Tensor(STEP, "TYPE_INT32", optional=False),
     Tensor(TIMESTEP, "TYPE_INT32", optional=False),
@@ -103,7 +101,8 @@ def stages_of(later: Sequence[Manifest]) -> tuple[Tensor, ...]:
         replace(tensor, name=of_stage(tensor.name, stage))
         for stage, manifest in enumerate(later, 2)
         for tensor in STAGE
-        if tensor.name != "guidance" or manifest.pipeline.guided
+        if tensor is not STAGE_T_START or starts_from_image(manifest) or manifest.pipeline.state.start is not None
+        if tensor is not STAGE_GUIDANCE or manifest.pipeline.guided
     )
 
 

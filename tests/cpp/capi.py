@@ -247,6 +247,7 @@ class Library:
             "inpaint": [POINTER, ctypes.POINTER(SampleOptions), INT, ctypes.POINTER(Result)],
             "upscale": [POINTER, ctypes.POINTER(SampleOptions), LONG, ctypes.POINTER(Result)],
             "open_next": [ctypes.POINTER(POINTER), LONG, ctypes.POINTER(OpenOptions), ctypes.POINTER(POINTER)],
+            "check_upscale": [POINTER, ctypes.POINTER(SampleOptions), LONG],
             "check_stages": [ctypes.POINTER(POINTER), LONG],
             "get_stage_options": [POINTER, POINTER, ctypes.POINTER(StageOptions)],
             "get_stage_inputs": [POINTER, ctypes.POINTER(StageInputs)],
@@ -399,6 +400,12 @@ class CSampler:
         """As a stage of a cascade; images uint8 or float, of the size that is taken or smaller."""
         n = len(images) if np.ndim(images) == 4 else 1
         return self._run("upscale", n, values, {}, {"images": images, **given}, noise_level)
+
+    def check_upscale(self, images: Any, *, noise_level: int = UNSET, **given: Any) -> None:
+        """What `upscale` would refuse, without a run."""
+        options, alive = self.options({"images": images, **given})
+        self.library.call("check_upscale", self.handle, ctypes.byref(options), noise_level)
+        del alive
 
     def _run(
         self, function: str, n: int, values: Sequence[str] | None, sizes: Mapping[str, int], given: Arguments, *more: int

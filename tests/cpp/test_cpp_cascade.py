@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import json
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine import Cascade, EngineError, Sampler, abilities, stages
+from engine import Bundle, Cascade, CascadeError, EngineError, Sampler, abilities, stages
+from engine.bundle.files import MANIFEST_FILE
 from engine.solver.noise import stage_seeds
 from engine.stages import name_next
 from tests.cpp import building, capi
@@ -22,6 +25,13 @@ from tests.native_models import NEEDS_NATIVE
 from tests.toy_family import IMAGE, build_family
 
 Pair = tuple[Sampler, CSampler]
+# What the program is refused, all of it before a row of the first stage; and a run that is cancelled between its stages.
+REFUSED = [
+    "ARGUMENT: found height, width or overlap for a cascade, expected none", "ARGUMENT: stage 2: steps is 302",
+    "ARGUMENT: stage 2: noise_level is 1000; expected 0 (none) .. 999", "ARGUMENT: stage 2: inputs has an array 'label'",
+    "ARGUMENT: stage 2: upscale was given noise_level and level, which it sets",
+    "ARGUMENT: no stage of this cascade takes level", "0 rows before that", "CANCELLED: ", "0 rows after that",
+]  # fmt: skip
 SANITIZERS = {"ASAN_OPTIONS": "detect_leaks=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
 
 
@@ -68,6 +78,38 @@ def test_a_chain_from_an_image(native: Pair) -> None:
 
 
 @NEEDS_NATIVE
+def test_inputs_of_one_name_are_compared_as_in_python(
+    native_bundle: Callable[..., Path], tmp_path: Path, library: Library
+) -> None:
+    """An input beside those that a network takes stands for any: same name, another range, dtype or shape."""
+    extra: dict[str, Any] = {"name": "extra", "draw": None, "picture": None, "null": None}
+    whole: dict[str, Any] = {**extra, "dtype": "int64", "shape": ["batch"], "range": [0, 4]}
+    others: list[tuple[dict[str, Any], bool]] = [
+        ({**whole, "range": [3, 9]}, True), ({**whole, "range": "unbounded"}, True), ({**whole, "range": [5, 9]}, False),
+        ({**whole, "dtype": "float32"}, False), ({**whole, "shape": ["batch", 2]}, False),
+        ({**whole, "shape": ["batch", "length"]}, False),
+    ]  # fmt: skip
+    paths = [tmp_path / f"{name}.bundle" for name in "ab"]
+    for path, spec in zip(paths, (whole, whole), strict=True):
+        shutil.copytree(native_bundle("form1"), path)
+        inputs = json.loads((path / MANIFEST_FILE).read_text())["inputs"]
+        edit(path, "inputs", [*inputs, spec])
+    with open_c(library, paths[0]) as first:
+        for spec, fits in others:
+            edit(paths[1], "inputs", [*inputs, spec])
+            with open_c(library, paths[1]) as second:
+                both = (capi.POINTER * 2)(first.handle, second.handle)
+                if fits:
+                    library.call("check_stages", both, 2)
+                    continue
+                with pytest.raises(Failed) as found:
+                    library.call("check_stages", both, 2)
+            with pytest.raises(CascadeError) as expected:
+                stages.check_stages([Bundle.open(path).manifest for path in paths])
+            assert str(found.value) == f"BUNDLE: {expected.value}"
+
+
+@NEEDS_NATIVE
 def test_refusals_are_those_of_python(native: Pair) -> None:
     ours, theirs = native
     channels, height, width = theirs.info.state
@@ -79,10 +121,12 @@ def test_refusals_are_those_of_python(native: Pair) -> None:
     for images, given in cases:
         with pytest.raises(EngineError) as expected:
             ours.refine(stages.enlarged(ours.bundle.manifest, images), **given)
-        with pytest.raises(Failed) as found:
-            theirs.upscale(images, **given)
-        assert found.value.status == capi.ARGUMENT
-        assert str(found.value) == f"ARGUMENT: {expected.value}"
+        for run in (theirs.upscale, theirs.check_upscale):
+            with pytest.raises(Failed) as found:
+                run(images, **given)
+            assert found.value.status == capi.ARGUMENT
+            assert str(found.value) == f"ARGUMENT: {expected.value}"
+    theirs.check_upscale(image, t_start=300, steps=3, noise_level=9)
     with pytest.raises(Failed, match="upscale has no option 'n'"):
         theirs.upscale(image, n=1, t_start=3)
     if ours.bundle.manifest.pipeline.state.start is None:
@@ -116,8 +160,9 @@ def test_a_picture_is_noised_and_told(level: str | None, tmp_path: Path, cpp_run
             check((ours, theirs), images, seed=3, label=np.array([4]), level=np.array([70], level))
             with pytest.raises(Failed, match="noise_level and level, which it sets"):
                 theirs.upscale(images, noise_level=3, label=np.array([4]), level=np.array([70], level))
-        with pytest.raises(Failed, match="takes photo from the images"):
-            theirs.upscale(images, label=np.array([4]), photo=np.zeros((1, *IMAGE), np.float32))
+        for run in (theirs.upscale, theirs.check_upscale):
+            with pytest.raises(Failed, match="takes photo from the images"):
+                run(images, label=np.array([4]), photo=np.zeros((1, *IMAGE), np.float32))
 
 
 def test_a_latent_chain_starts_from_what_the_image_is_encoded_to(tmp_path: Path, cpp_runtimes: Path) -> None:
@@ -135,11 +180,19 @@ def test_a_latent_chain_starts_from_what_the_image_is_encoded_to(tmp_path: Path,
 
 @pytest.fixture
 def named(native_bundle: Callable[..., Path], tmp_path: Path) -> Path:
-    """A bundle that names another."""
+    """A bundle that names another, which hears of the noise level (and makes nothing of it), in a folder whose name a shell
+    would split."""
+    folder = tmp_path / "it's two words"
     for name in ("form1", "uncond"):
-        shutil.copytree(native_bundle(name), tmp_path / f"{name}.bundle")
-    name_next(tmp_path / "form1.bundle", tmp_path / "uncond.bundle", t_start=300, steps=5, noise_level=20)
-    return tmp_path / "form1.bundle"
+        shutil.copytree(native_bundle(name), folder / f"{name}.bundle")
+    level = {
+        "name": "level", "dtype": "int64", "shape": ["batch"], "range": [0, 999], "draw": None, "picture": None,
+        "null": None,
+    }  # fmt: skip
+    edit(folder / "uncond.bundle", "inputs", [level])
+    edit(folder / "uncond.bundle", "augmentation", {"input": "level"})
+    name_next(folder / "form1.bundle", folder / "uncond.bundle", t_start=300, steps=5, noise_level=20)
+    return folder / "form1.bundle"
 
 
 def follow(library: Library, first: CSampler) -> CSampler:
@@ -181,9 +234,10 @@ def test_the_next_bundle_is_opened_and_checked(named: Path, library: Library) ->
     })  # fmt: skip
     with (
         open_c(library, named) as circle,
-        pytest.raises(Failed, match=r"found form1\.bundle as the next bundle, which comes before it"),
+        pytest.raises(Failed, match=r"found form1\.bundle as the next bundle, which comes before it") as found,
     ):
         follow(library, circle)
+    assert str(found.value).endswith(f"; end it there with: diffusevae cascade {shlex.quote(str(named))} --remove")
 
 
 @NEEDS_NATIVE
@@ -194,7 +248,9 @@ def test_the_cascade_of_the_header(kind: str, named: Path, tmp_path: Path, reque
     with Cascade(named, "native", threads=2) as python:
         expected = python.sample(3, seed=7, steps=4, stages=[{"steps": 3, "noise_level": 40}])
     assert said[0].startswith("no stage of this cascade takes label")
-    assert said[1:] == ["{}x{}".format(*one.images.shape[1:3]) for one in expected.stages]
+    for line, start in zip(said[1 : 1 + len(REFUSED)], REFUSED, strict=True):
+        assert line.startswith(start), line
+    assert said[1 + len(REFUSED) :] == ["{}x{}".format(*one.images.shape[1:3]) for one in expected.stages]
     assert target.read_bytes() == np.ascontiguousarray(expected.x).tobytes()
     name_next(named, None)
     refused = building.attempt([program, named, target])

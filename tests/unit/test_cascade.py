@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from engine.bundle.files import MANIFEST_FILE
 from engine.bundle.limits import MAX_STAGES
 from engine.cli.main import cli
 from engine.solver import noise as noises
-from engine.stages import name_next
+from engine.stages import check_stages, name_next
 from tests import toy
 from tests.manifests import ABSENT, NEXT, check_refused, edit
 from tests.samplers import ANY_BACKEND
@@ -317,10 +319,11 @@ def test_a_circle_and_a_long_chain_are_refused(tmp_path: Path) -> None:
     with Cascade(paths[0], ANY_BACKEND) as whole:
         assert len(whole) == MAX_STAGES
     name_next(paths[-2], paths[-1], t_start=300)
-    with pytest.raises(CascadeError, match=r"more than 8 bundles"):
+    cut = "end it there with: .*cascade .*{}\\.bundle'? --remove"
+    with pytest.raises(CascadeError, match=f"more than 8 bundles.*{cut.format(7)}"):
         Cascade(paths[0])
     name_next(paths[1], None)
-    with pytest.raises(CascadeError, match=r"found 1\.bundle as the next bundle, which comes before it"):
+    with pytest.raises(CascadeError, match=f"found 1\\.bundle as the next bundle, which comes before it.*{cut.format(0)}"):
         name_next(paths[1], paths[0], t_start=300)
 
 
@@ -337,6 +340,31 @@ def test_stages_that_do_not_fit_are_refused(tmp_path: Path, folder: Path) -> Non
         Cascade([folder / "faces.bundle", tmp_path / "plain.bundle"])
     with pytest.raises(ArgumentError, match="expected a folder beside"):
         name_next(folder / "faces.bundle", tmp_path / "plain.bundle")
+
+
+def test_an_input_of_one_name_is_one_for_all_stages(tmp_path: Path) -> None:
+    label = {"name": "label", "dtype": "int64", "shape": ["batch"], "draw": None, "picture": None}
+    paths = [build_family(tmp_path / f"{name}.bundle", encodes=("state_encoder",)) for name in "ab"]
+    edit(paths[1], "inputs.0", {**label, "range": [3, 20], "null": 3})
+    with Cascade(paths, ANY_BACKEND) as cascade:
+        assert [spec.range for spec in cascade.inputs if spec.name == "label"] == [(3, 10)]
+    edit(paths[1], "inputs.0", {**label, "range": [11, 20], "null": 11})
+    with pytest.raises(CascadeError, match=r"takes label in 11 \.\. 20, expected .*, in 0 \.\. 10;"):
+        Cascade(paths)
+    manifest = Bundle.open(paths[0]).manifest
+    spec, *others = manifest.inputs
+    changed: list[dict[str, Any]] = [{"dtype": "float32"}, {"shape": ("batch", 2)}]
+    for other in changed:
+        differing = replace(manifest, inputs=(replace(spec, **other), *others))
+        with pytest.raises(CascadeError, match=r"takes label .*, expected label int64\[batch\]"):
+            check_stages([manifest, differing])
+
+
+def test_a_stage_that_takes_a_picture_has_no_start(tmp_path: Path, folder: Path) -> None:
+    for name in ("faces", "large"):
+        (tmp_path / f"{name}.bundle").symlink_to(folder / f"{name}.bundle")
+    with pytest.raises(ArgumentError, match="t_start is 300, but this bundle's pipeline has no start value"):
+        name_next(tmp_path / "faces.bundle", tmp_path / "large.bundle", t_start=300)
 
 
 def test_what_the_next_bundle_cannot_have_is_not_written(pair: tuple[Path, Path]) -> None:
@@ -377,11 +405,39 @@ def test_a_callback_hears_of_all_stages_and_can_stop(open_stage: Callable[[str],
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"stepz": 3}, r"refine has no option 'stepz'.*Did you mean 'steps'"),
+        ({"t_start": 300}, "stage 2: t_start is 300, but this bundle's pipeline has no start value"),
+        ({"label": None}, "stage 2: upscale: found no label"),
+        ({"label": 11}, "stage 2: label runs from 11 to 11"),
+        ({"label": [1, 2, 3]}, "stage 2: The number of images is contradictory: n says 2, label says 3"),
+        ({"noise_level": 3, "level": np.array([3])}, "stage 2: upscale was given noise_level and level, which it sets"),
+        ({"photo": np.zeros(IMAGE, np.float32)}, "stage 2: upscale takes photo from the images"),
+        ({"x_T": np.zeros((1, 4, 6, 9), np.float32)}, "stage 2: x_T has shape"),
+        ({"text": "red"}, "stage 2: text: found one, but .* holds no vocabulary"),
+    ],
+)
+def test_what_a_stage_of_a_picture_refuses_is_known_before_any_runs(
+    given: dict[str, Any], message: str, open_stage: Callable[[str], Sampler]
+) -> None:
+    def ran(info: StepInfo) -> bool:
+        raise AssertionError(f"a step of stage {info.stage}")
+
+    options = {"label": 1, **given}
+    with Cascade([open_stage("faces"), open_stage("told")]) as cascade:
+        with pytest.raises(ArgumentError, match=message):
+            cascade.sample(2, seed=0, callback=ran, stages=[options])
+        with pytest.raises(ArgumentError, match=message):
+            cascade.upscale(np.zeros((2, 8, 8, 3), np.uint8), callback=ran, stages=[options])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"stepz": 3}, r"stage 2: refine has no option 'stepz'.*Did you mean 'steps'"),
         ({"t_start": 300, "noise_level": 1000}, "noise_level is 1000"),
         ({"t_start": 1000}, "t_start"),
         ({"steps": 3}, "found no t_start"),
         ({"t_start": 300, "setting": "fitted"}, "setting is 'fitted'"),
+        ({"t_start": "auto"}, "this bundle has no table of starts"),
     ],
 )
 def test_a_stage_is_refused_before_any_runs(
@@ -443,6 +499,61 @@ def test_pictures_are_noised_on_the_command_line(folder: Path, tmp_path: Path) -
     with Sampler(folder / "told.bundle", ANY_BACKEND) as sampler:
         wanted = sampler.upscale(images, label=1, seed=5, noise_level=90)
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), wanted.images)
+
+
+def test_options_of_a_stage_are_read_as_those_of_the_command(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    faces, latent = pair
+    name_next(faces, latent, t_start=300, steps=4)
+    np.save(tmp_path / "label.npy", np.array([4, 5]))
+    shared = ["sample", faces, "--backend", ANY_BACKEND, "-n", 2, "--seed", 1, "--cascade", "--out", tmp_path / "a.npy"]
+    chain = "timesteps=300,200,50,t_start=300,method=ddim,eta=0.5,0.4,0,seed=3,8,noise_level=20"
+    written = f"label={tmp_path / 'label.npy'},{chain}"
+    done = run(*shared, "--stage", written)
+    assert done.exit_code == 0, done.output
+    later = {
+        "label": [4, 5], "timesteps": [300, 200, 50], "method": "ddim", "eta": [0.5, 0.4, 0.0], "seed": [3, 8],
+        "noise_level": 20, "t_start": 300,
+    }  # fmt: skip
+    with Cascade(faces, ANY_BACKEND) as cascade:
+        wanted = cascade.sample(2, seed=1, stages=[later])
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), wanted.images)
+    for options, message in (
+        (["steps=3,steps=4"], "steps is given twice"),
+        (["steps=three"], "stage 2: 'three' is not a valid integer"),
+        (["method=ddmp"], "stage 2: 'ddmp'"),
+        (["label=x.npy"], "stage 2: input label: found that x.npy cannot be read"),
+        (["stepz=3"], "stage 2: found stepz, expected one of .*Did you mean 'steps'"),
+        (["steps"], "'steps' is not NAME=VALUE"),
+        (["steps=3", "steps=4"], "found options of 2 stages, expected those of the 1 after the first"),
+    ):
+        done = run(*shared, *(word for option in options for word in ("--stage", option)))
+        assert done.exit_code != 0
+        assert re.search(message, " ".join(done.output.split())), done.output
+
+
+def test_links_of_all_stages_are_allowed_on_the_command_line(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    for path in pair:
+        graph = next(path.glob("*.onnx"))
+        graph.rename(store / f"{path.name}-{graph.name}")
+        graph.symlink_to(store / f"{path.name}-{graph.name}")
+    options = ["--t-start", 300, "--steps", 4]
+    assert "allow-links" in run("cascade", *pair, *options).output
+    done = run("cascade", *pair, *options, "--allow-links", store)
+    assert done.exit_code == 0, done.output
+    sample = ["sample", pair[0], "--cascade", "--backend", ANY_BACKEND, "--input", "label=1", "--out", tmp_path / "a.png"]
+    assert "allow-links" in run(*sample).output
+    done = run(*sample, "--allow-links", store)
+    assert done.exit_code == 0, done.output
+
+
+def test_the_start_image_is_the_last_stages(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    name_next(*pair, t_start=300, steps=4)
+    options = ["--cascade", "--backend", ANY_BACKEND, "--input", "label=1", "--with-start", "--out", tmp_path / "a.png"]
+    done = run("sample", pair[0], *options)
+    assert done.exit_code == 1
+    assert re.search(r"with-start: found .*latent\.bundle, whose chains start from noise", done.output), done.output
 
 
 def test_mistakes_are_answered_in_a_line(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from engine import ArgumentError, Bundle, Cascade, CascadeError
+from engine.cascade import CascadeBatch
+from engine.serving.warm import warm_up
 from engine.stages import name_next
 from engine.triton.repository import RepositoryError, write_repository
-from engine.triton.serving import Serving
+from engine.triton.serving import Serving, settle
 from engine.triton.tensors import inputs_of, outputs_of
 from tests import toy
 from tests.fake_triton import Request, TritonError
@@ -24,6 +26,7 @@ from tests.triton_models import CHOSEN, Open, floats, int32, ints, loading
 from tests.unit.test_text import VOCABULARY
 
 BOTH = ["image", "image_1"]
+LABEL: dict[str, Any] = {"name": "label", "dtype": "int64", "shape": ["batch"], "draw": None, "picture": None}
 
 
 @pytest.fixture
@@ -49,8 +52,8 @@ def alone(first: Path, **options: Any) -> Any:
 def test_its_tensors_are_those_of_the_stages(first: Path) -> None:
     low, high = Bundle.open(first).manifest, Bundle.open(first.with_name("high.bundle")).manifest
     inputs = {tensor.name: tensor for tensor in inputs_of(low, [high])}
-    assert {"seed", "z", "label", "steps", "t_start", "steps_2", "t_start_2", "noise_level_2", "guidance_2"} < set(inputs)
-    assert not {"photo", "level", "budget_ms"} & set(inputs)
+    assert {"seed", "z", "label", "steps", "t_start", "steps_2", "noise_level_2", "guidance_2"} < set(inputs)
+    assert not {"photo", "level", "budget_ms", "t_start_2"} & set(inputs), "a stage that takes a picture starts from noise"
     assert not inputs["label"].optional
     outputs = {tensor.name: tensor.dims for tensor in outputs_of(low, False, [high])}
     assert outputs == {"image": (12, 16, 3), "image_1": (8, 8, 3)}
@@ -92,7 +95,7 @@ def test_several_clients_run_together_and_a_low_image_is_optional(first: Path, s
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"noise_level_2": int32(1000)}, r"noise_level is 1000; expected 0 \(none\) .. 999"),
+        ({"noise_level_2": int32(1000)}, r"stage 2: noise_level is 1000; expected 0 \(none\) .. 999"),
         ({"steps_2": int32(53)}, "this server takes 1 .. 50"),
         ({"steps_2": int32(0)}, "steps"),
         ({"label": ints(11)}, "label runs from 11 to 11"),
@@ -102,6 +105,17 @@ def test_bad_options_of_a_stage_are_refused(given: dict[str, Any], message: str,
     code, text = served(first).refusal(**{"seed": ints(1), "label": ints(2), **given})
     assert code == TritonError.INVALID_ARG
     assert re.search(message, text), text
+
+
+def test_an_input_has_the_range_of_all_stages(first: Path, served: Open) -> None:
+    """A label for the first stage alone is its client's mistake, not that of a request it would run with."""
+    build_family(first, encodes=("state_encoder",))
+    name_next(first, first.with_name("high.bundle"))
+    edit(first.with_name("high.bundle"), "inputs.0", {**LABEL, "range": [0, 4], "null": 4})
+    requests = [Request(seed=ints(1), label=ints(3)), Request(seed=ints(2), label=ints(7))]
+    good, bad = served(first).answer(*requests)
+    np.testing.assert_array_equal(good.arrays()["image"], alone(first, seed=[1], label=[3]).images)
+    assert "label runs from 7 to 7; expected values in 0 .. 4" in bad.refusal()[1]
 
 
 def test_the_repository_holds_every_stage(first: Path, tmp_path: Path) -> None:
@@ -125,6 +139,55 @@ def test_stages_that_cannot_be_served_are_refused(first: Path, tmp_path: Path) -
     with pytest.raises(CascadeError, match="found a bundle of the checkpoint"):
         write_repository(first, tmp_path / "repo", CHOSEN)
     assert not (tmp_path / "repo").exists()
+
+
+def test_the_most_steps_are_those_of_all_stages(first: Path) -> None:
+    low, high = (Bundle.open(path) for path in (first, first.with_name("high.bundle")))
+    assert settle(low, CHOSEN, [high]).max_steps == 50
+    name_next(first, high.path, steps=125)
+    low = Bundle.open(first)
+    assert settle(low, Serving(backend=ANY_BACKEND), [high]).max_steps == 125
+    with pytest.raises(ArgumentError, match="max_steps: found 50, expected 125"):
+        settle(low, CHOSEN, [high])
+
+
+def test_a_stage_from_an_image_has_a_recorded_start(tmp_path: Path) -> None:
+    toy.build_bundle(tmp_path / "low.bundle")
+    high = build_family(tmp_path / "high.bundle", encodes=("state_encoder",))
+    name_next(tmp_path / "low.bundle", high, steps=4)
+    with pytest.raises(ArgumentError, match=r"records no t_start for high\.bundle.*--t-start 400"):
+        write_repository(tmp_path / "low.bundle", tmp_path / "repo", CHOSEN)
+    assert not (tmp_path / "repo").exists()
+    name_next(tmp_path / "low.bundle", high, steps=4, t_start=300)
+    assert write_repository(tmp_path / "low.bundle", tmp_path / "repo", CHOSEN).settled.max_steps == 50
+
+
+def test_a_request_that_drops_the_start_is_refused_before_any_stage_runs(tmp_path: Path, served: Open) -> None:
+    toy.build_bundle(tmp_path / "low.bundle")
+    high = build_family(tmp_path / "high.bundle", encodes=("state_encoder",))
+    edit(high, "defaults.t_start", 300)
+    edit(high, "defaults.spacing", "linspace")
+    name_next(tmp_path / "low.bundle", high)
+    model = served(tmp_path / "low.bundle")
+    assert model.one(seed=ints(1), label=ints(2), steps_2=int32(3), t_start_2=int32(200))["image"].shape == (1, 12, 16, 3)
+    text = model.refusal(seed=ints(1), label=ints(2), steps_2=int32(3))[1]
+    assert re.search("^stage 2: .*found no t_start", text), text
+
+
+@pytest.mark.parametrize("starts", [False, True])
+def test_a_warm_up_at_the_largest_batch_is_of_one_step(first: Path, starts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if starts:
+        build_family(first.with_name("high.bundle"), encodes=("state_encoder",))
+        name_next(first, first.with_name("high.bundle"), steps=4, t_start=300, guidance=0.5)
+    batches: list[CascadeBatch] = []
+    with Cascade(first, ANY_BACKEND, "f32", 1) as cascade:
+        sample = cascade.sample
+        monkeypatch.setattr(cascade, "sample", lambda *given, **options: batches.append(sample(*given, **options)))
+        warm_up(cascade, 3, pytest.fail)
+    assert [(len(batch), [len(one.timesteps) for one in batch.stages]) for batch in batches] == [(1, [10, 4]), (3, [1, 1])]
+    if starts:
+        last = batches[-1].stages[1]
+        assert (last.timesteps.tolist(), last.setting.guidance) == ([300], 0.5)
 
 
 def test_stages_that_read_text_have_one_vocabulary(tmp_path: Path, served: Open) -> None:

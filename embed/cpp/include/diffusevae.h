@@ -413,13 +413,19 @@ DIFFUSEVAE_API diffusevae_status diffusevae_inpaint(diffusevae_sampler* sampler,
 DIFFUSEVAE_API diffusevae_status diffusevae_upscale(diffusevae_sampler* sampler, const diffusevae_sample_options* options,
                                                     int64_t noise_level, diffusevae_result* result);
 
+/* What diffusevae_upscale would answer to these options and images, but for its outputs, without a run: what is in the images does
+ * not matter. So the options of all stages can be checked before the first of them runs. */
+DIFFUSEVAE_API diffusevae_status diffusevae_check_upscale(const diffusevae_sampler* sampler, const diffusevae_sample_options* options,
+                                                          int64_t noise_level);
+
 /* Open the bundle that the last of these stages names next (`diffusevae cascade` writes that), which lies beside it. *next is NULL
  * where it names none, and where the status is not OK: BUNDLE for one that is missing, another than was named, leads back to one of
  * the stages, or does not fit. stages: [count], from the first on. options: as for diffusevae_open. */
 DIFFUSEVAE_API diffusevae_status diffusevae_open_next(const diffusevae_sampler* const* stages, int64_t count,
                                                       const diffusevae_open_options* options, diffusevae_sampler** next);
 
-/* BUNDLE where these are no cascade: fewer than two or too many, or one cannot take the images of the one before it. */
+/* BUNDLE where these are no cascade: fewer than two or too many, one cannot take the images of the one before it, or an input of one
+ * name differs in dtype or shape, or has no range in common. */
 DIFFUSEVAE_API diffusevae_status diffusevae_check_stages(const diffusevae_sampler* const* stages, int64_t count);
 
 /* How a bundle records that the next one is sampled; unset where it does not say. */

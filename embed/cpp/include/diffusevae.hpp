@@ -71,6 +71,14 @@ public:
         });
     }
 
+    // Throws what upscale would throw at these options and images of this shape, and runs nothing.
+    void check_upscale(const Array& images, const SampleOptions& options = {},
+                       std::optional<int64_t> noise_level = std::nullopt) const {
+        static const std::string name = "images";
+        const Call call(options, {images.named(name)});
+        check(diffusevae_check_upscale(handle_.get(), &call.c, noise_level.value_or(DIFFUSEVAE_UNSET)));
+    }
+
     // Within a callback: the images that the x0 makes which it is looking at, uint8 [step.n, height, width, channels].
     std::vector<uint8_t> preview(const StepInfo& step) {
         ArrayInfo images = *info_.output("images");

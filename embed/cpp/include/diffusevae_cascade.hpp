@@ -7,6 +7,8 @@
 #ifndef DIFFUSEVAE_CASCADE_HPP
 #define DIFFUSEVAE_CASCADE_HPP
 
+#include <atomic>
+
 #include "diffusevae.hpp"
 
 namespace diffusevae {
@@ -44,11 +46,16 @@ struct CascadeBatch {
     }
 };
 
-// One thread at a time, as a Sampler; with the images of Python's Cascade, bit for bit, on the same backend and instruction set.
+// One thread at a time, as a Sampler; with the images of Python's Cascade, bit for bit, on the same backend and instruction set. A
+// callback is not told which stage it hears of: give each of the later options its own where that matters.
 class Cascade {
 public:
     // The bundle and those that it and its followers name. BundleError where one is missing, another than was named, or does not fit.
+    // ArgumentError for height, width or overlap, which are one bundle's: open its stages as Samplers, and hand those over.
     explicit Cascade(const std::string& path, const OpenOptions& options = {}) {
+        if (options.height || options.width || options.overlap)
+            throw ArgumentError("found height, width or overlap for a cascade, expected none: its stages make several sizes. Open each "
+                                "stage as a Sampler, and give the cascade those.");
         stages_.emplace_back(path, options);
         const Sampler::Opening opening(options);
         for (;;) {
@@ -79,27 +86,36 @@ public:
 
     // Samples through all stages. first: options of the first; what is in its inputs and texts goes to every stage that takes it, and its
     // callback hears of all stages, one after the other. later: of each stage after it, or none. Sample k has one seed, the first
-    // stage's, from which those of the others come. ArgumentError for an input that no stage takes, and for a budget of time.
+    // stage's, from which those of the others come. ArgumentError for an input that no stage takes, and for a budget of time; and, before
+    // any stage runs, for what a later one would refuse, but for the names of its outputs (values, pixels).
     CascadeBatch sample(const SampleOptions& first = {}, const std::vector<StageOptions>& later = {}) {
+        cancelled_->store(false, std::memory_order_relaxed);
         check_options(first, later);
         SampleOptions own = first;
         keep_taken(own.inputs, 0);
         if (stages_[0].info().text_input.empty()) own.texts.clear();
+        const std::vector<StageOptions> plan = this->plan(first, later, Sampler::Call(own).n());
+        own.callback = watched(first.callback);
         CascadeBatch batch;
+        check_cancelled(0);
         batch.stages.push_back(stages_[0].sample(own));
         batch.seeds = batch.stages[0].seeds;
         for (size_t stage = 1; stage < stages_.size(); ++stage) {
             const Batch& before = batch.stages.back();
             const Array images = Array::of(before.images, {before.n, before.height, before.width, before.channels});
-            StageOptions options = later.empty() ? StageOptions{} : later[stage - 1];
-            complete(options, first, batch.seeds, stage);
+            StageOptions options = plan[stage - 1];
+            draw_from(options, batch.seeds, stage);
+            check_cancelled(stage);
             batch.stages.push_back(stages_[stage].upscale(images, options, options.noise_level));
         }
+        check_cancelled(stages_.size());
         return batch;
     }
 
-    // Stops the run in progress before its stage's next row; from any thread.
+    // Stops the run in progress; from any thread: before its stage's next row or, where it comes just as a stage begins, before the
+    // stage after that. sample() then throws Cancelled.
     void cancel() noexcept {
+        cancelled_->store(true, std::memory_order_relaxed);
         for (Sampler& stage : stages_) stage.cancel();
     }
 
@@ -115,10 +131,49 @@ private:
         check(diffusevae_check_stages(handles.data(), int64_t(handles.size())));
     }
 
-    bool takes(size_t stage, const std::string& name) const {
+    // Whether a stage declares an input and does not make it itself.
+    bool is_asked(size_t stage, const std::string& name) const {
+        const auto [picture, level] = made_inputs(stage);
+        if (stage > 0 && (name == picture || name == level)) return false;
         for (const ArrayInfo& input : stages_[stage].info().inputs)
             if (input.name == name) return true;
         return false;
+    }
+
+    // The options of the stages after the first, complete but for the seeds, and checked for n images.
+    std::vector<StageOptions> plan(const SampleOptions& first, const std::vector<StageOptions>& later, int64_t n) const {
+        std::vector<StageOptions> plan = later.empty() ? std::vector<StageOptions>(stages_.size() - 1) : later;
+        for (size_t stage = 1; stage < stages_.size(); ++stage) {
+            StageOptions& options = plan[stage - 1];
+            complete(options, first, stage);
+            if (n > 0) check_stage(options, stage, n);  // else the first stage refuses it
+            options.callback = watched(options.callback);
+        }
+        return plan;
+    }
+
+    void check_stage(const StageOptions& options, size_t stage, int64_t n) const {
+        const Info& before = stages_[stage - 1].info();
+        const Array images(DIFFUSEVAE_UINT8, {n, before.image_height, before.image_width, before.image_channels});
+        try {
+            stages_[stage].check_upscale(images, options, options.noise_level);
+        } catch (const ArgumentError& error) {
+            throw ArgumentError("stage " + std::to_string(stage + 1) + ": " + error.what());
+        }
+    }
+
+    // A callback that stops a cancelled cascade too; none where there is none.
+    std::function<bool(const StepInfo&)> watched(const std::function<bool(const StepInfo&)>& callback) const {
+        if (!callback) return nullptr;
+        return [callback, cancelled = cancelled_.get()](const StepInfo& step) {
+            return callback(step) || cancelled->load(std::memory_order_relaxed);
+        };
+    }
+
+    void check_cancelled(size_t done) const {
+        if (!cancelled_->load(std::memory_order_relaxed)) return;
+        throw Cancelled("cancel() stopped the cascade with " + std::to_string(done) + " of " + std::to_string(stages_.size())
+                        + " stages done. It can sample again.");
     }
 
     void check_options(const SampleOptions& first, const std::vector<StageOptions>& later) const {
@@ -129,7 +184,7 @@ private:
             throw ArgumentError("budget_ms chooses among one bundle's settings; expected none for a cascade. Leave it out.");
         for (const auto& [name, array] : first.inputs) {
             bool taken = name == "x_T" || name == "noise";
-            for (size_t stage = 0; stage < stages_.size(); ++stage) taken = taken || takes(stage, name);
+            for (size_t stage = 0; stage < stages_.size(); ++stage) taken = taken || is_asked(stage, name);
             if (!taken) throw ArgumentError("no stage of this cascade takes " + name + "; expected an input of one. Leave it out.");
         }
         bool reads = first.texts.empty();
@@ -140,13 +195,13 @@ private:
     // Those of the inputs that a stage declares, with what belongs to the first alone.
     void keep_taken(std::map<std::string, Array>& inputs, size_t stage) const {
         for (auto at = inputs.begin(); at != inputs.end();) {
-            const bool kept = takes(stage, at->first) || (stage == 0 && (at->first == "x_T" || at->first == "noise"));
+            const bool kept = is_asked(stage, at->first) || (stage == 0 && (at->first == "x_T" || at->first == "noise"));
             at = kept ? std::next(at) : inputs.erase(at);
         }
     }
 
-    // Options of a stage with what is recorded, shared or derived where they do not say.
-    void complete(StageOptions& options, const SampleOptions& first, const std::vector<uint64_t>& seeds, size_t stage) const {
+    // Options of a stage with what is recorded or shared where they do not say.
+    void complete(StageOptions& options, const SampleOptions& first, size_t stage) const {
         diffusevae_stage_options recorded;
         diffusevae_stage_options_init(&recorded);
         check(diffusevae_get_stage_options(stages_[stage - 1].handle_.get(), stages_[stage].handle_.get(), &recorded));
@@ -161,19 +216,21 @@ private:
         if (!options.guidance && recorded.guidance != DIFFUSEVAE_UNSET_NUMBER) options.guidance = recorded.guidance;
         share(options, first, stage);
         if (!options.callback) options.callback = first.callback;
-        if (!options.seed && options.seeds.empty()) {
-            options.seeds.resize(seeds.size());
-            check(diffusevae_stage_seeds(seeds.data(), int64_t(seeds.size()), int64_t(stage), options.seeds.data()));
-        }
+    }
+
+    // The seeds of a stage, where its options have none, from those of the cascade.
+    static void draw_from(StageOptions& options, const std::vector<uint64_t>& seeds, size_t stage) {
+        if (options.seed || !options.seeds.empty()) return;
+        options.seeds.resize(seeds.size());
+        check(diffusevae_stage_seeds(seeds.data(), int64_t(seeds.size()), int64_t(stage), options.seeds.data()));
     }
 
     // The first stage's inputs and texts that this one takes and was not given.
     void share(StageOptions& options, const SampleOptions& first, size_t stage) const {
         const std::string& reads = stages_[stage].info().text_input;
         const bool told = !options.texts.empty() || options.inputs.count(reads) != 0;
-        const auto [picture, level] = made_inputs(stage);
         for (const auto& [name, array] : first.inputs)
-            if (takes(stage, name) && name != picture && name != level && !(told && name == reads)) options.inputs.emplace(name, array);
+            if (is_asked(stage, name) && !(told && name == reads)) options.inputs.emplace(name, array);
         if (!reads.empty() && !told && options.inputs.count(reads) == 0) options.texts = first.texts;
     }
 
@@ -186,6 +243,8 @@ private:
     }
 
     std::vector<Sampler> stages_;
+    // Of the whole: a stage forgets, when it begins, that it was cancelled. It stays where it is when the Cascade moves.
+    std::unique_ptr<std::atomic<bool>> cancelled_ = std::make_unique<std::atomic<bool>>(false);
 };
 
 }  // namespace api

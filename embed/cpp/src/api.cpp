@@ -258,6 +258,11 @@ diffusevae_status diffusevae_upscale(diffusevae_sampler* sampler, const diffusev
     });
 }
 
+diffusevae_status diffusevae_check_upscale(const diffusevae_sampler* sampler, const diffusevae_sample_options* options,
+                                           int64_t noise_level) {
+    return guarded([&] { opened(sampler).check_upscale(taken_or_default(options, "sample_options"), noise_level); });
+}
+
 diffusevae_status diffusevae_open_next(const diffusevae_sampler* const* stages, int64_t count,
                                        const diffusevae_open_options* options, diffusevae_sampler** next) {
     return guarded([&] {

@@ -253,6 +253,12 @@ void Sampler::upscale(const diffusevae_sample_options& options, int64_t noise_le
     run(request, table, result);
 }
 
+void Sampler::check_upscale(const diffusevae_sample_options& options, int64_t noise_level) const {
+    const WithTokens asked(opened_->vocabulary, manifest(), opened_->bundle.path(), options);
+    const Request request = checked_stage(manifest(), opened_->schedule, asked.options(), noise_level, false);
+    check_rows(request, build_step_table(opened_->schedule, manifest(), request.setting).calls());
+}
+
 void Sampler::load_encoders(const Blend& blend) {
     own_process();
     if (blend.encodes && !pipeline_.has_encoders())

@@ -66,6 +66,8 @@ public:
     void sample(const diffusevae_sample_options& options, diffusevae_result& result);
     void inpaint(const diffusevae_sample_options& options, bool composite, diffusevae_result& result);
     void upscale(const diffusevae_sample_options& options, int64_t noise_level, diffusevae_result& result);
+    // Refuses what upscale would, but for outputs, and runs nothing.
+    void check_upscale(const diffusevae_sample_options& options, int64_t noise_level) const;
 
     // Stops the run in progress before its next row; from any thread.
     void cancel() noexcept { cancelled_.store(true, std::memory_order_relaxed); }

@@ -1,8 +1,11 @@
 // engine/stages.py, engine/augmentation.py and the verbs upscale and refine are the same in Python.
 #include "stages.h"
 
+#include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <filesystem>
+#include <map>
 #include <memory>
 
 #include "bundle/constants.h"
@@ -38,10 +41,65 @@ void check_fits(const Manifest& before, const Manifest& after) {
                        + " makes: a cascade enlarges; give them in the other order");
 }
 
+// The sizes of one sample, nothing where they are free.
+std::vector<std::optional<int64_t>> fixed_sizes(const TensorSpec& spec) {
+    std::vector<std::optional<int64_t>> sizes;
+    for (size_t i = 1; i < spec.shape.size(); ++i) {
+        const int64_t* const size = std::get_if<int64_t>(&spec.shape[i]);
+        sizes.push_back(size ? std::optional<int64_t>(*size) : std::nullopt);
+    }
+    return sizes;
+}
+
+std::string limits_text(const TensorSpec& spec) { return brief(spec.range->first) + " .. " + brief(spec.range->second); }
+
+// An input of earlier stages as this one takes it too.
+void share(TensorSpec& found, const InputSpec& spec, const Manifest& manifest) {
+    if (found.dtype != spec.dtype || fixed_sizes(found) != fixed_sizes(spec))
+        refuse_cascade(manifest.name + ": found that it takes " + spec.text() + ", expected " + found.text()
+                       + ", as a stage before it has it: a caller gives one for both; choose bundles that agree");
+    if (!spec.range) return;
+    if (!found.range) {
+        found.range = spec.range;
+        return;
+    }
+    const std::pair<double, double> both(std::max(found.range->first, spec.range->first),
+                                         std::min(found.range->second, spec.range->second));
+    if (both.first > both.second)
+        refuse_cascade(manifest.name + ": found that it takes " + spec.name + " in " + limits_text(spec)
+                       + ", expected values that the stages before it take too, in " + limits_text(found)
+                       + "; choose bundles that agree");
+    found.range = both;
+}
+
+// Inputs of one name are one input, which a caller gives for all stages.
+void check_shared(const std::vector<const Bundle*>& stages) {
+    std::map<std::string, TensorSpec> named;
+    for (size_t stage = 0; stage < stages.size(); ++stage) {
+        const Manifest& manifest = stages[stage]->manifest();
+        for (const InputSpec& spec : manifest.inputs) {
+            const bool made = &spec == upscaled_input(manifest) || (manifest.augmentation && manifest.augmentation->input == spec.name);
+            if (stage > 0 && made) continue;
+            const auto [at, first] = named.emplace(spec.name, spec);
+            if (!first) share(at->second, spec, manifest);
+        }
+    }
+}
+
 // The folder of a bundle with the folder that it is in, also where it was opened as "."; links are not followed.
 std::filesystem::path place_of(const Bundle& bundle) {
     std::filesystem::path place = std::filesystem::absolute(bundle.path()).lexically_normal();
     return place.has_filename() ? place : place.parent_path();
+}
+
+// A path as a word of a POSIX shell.
+std::string quoted(const std::filesystem::path& path) {
+    const std::string plain = path.string();
+    const auto is_safe = [](unsigned char c) { return std::isalnum(c) != 0 || std::string("@%+=:,./-_").find(char(c)) != std::string::npos; };
+    if (!plain.empty() && std::all_of(plain.begin(), plain.end(), is_safe)) return plain;
+    std::string word = "'";
+    for (const char c : plain) word += c == '\'' ? std::string("'\"'\"'") : std::string(1, c);
+    return word + "'";
 }
 
 // ---- the picture -----------------------------------------------------------------------------------------------------------
@@ -177,13 +235,13 @@ const InputSpec* upscaled_input(const Manifest& manifest) {
 }
 
 Request checked_stage(const Manifest& manifest, const Schedule& schedule, const diffusevae_sample_options& given,
-                      int64_t noise_level) {
+                      int64_t noise_level, bool noised) {
     refuse_options(kVerb, manifest, given);
     const NamedArrays arrays = named_arrays(manifest, given, {kImages});
     const auto holed = std::make_shared<Holed>();
     std::vector<diffusevae_array> inputs;
     for (const diffusevae_array* array : arrays) inputs.push_back(*array);
-    const int64_t level = checked_level(manifest, noise_level);
+    const int64_t asked = checked_level(manifest, noise_level), level = noised ? asked : 0;
     add_level(manifest, arrays, noise_level, *holed, inputs);
     const InputSpec* const picture = upscaled_input(manifest);
     if (picture != nullptr && find(arrays, picture->name) != nullptr)
@@ -203,20 +261,21 @@ void check_stages(const std::vector<const Bundle*>& stages) {
         refuse_cascade("found a cascade of " + std::to_string(stages.size()) + " bundles, expected 2 .. " + std::to_string(kMaxStages)
                        + "; give several, or one that names the next: diffusevae cascade BUNDLE NEXT");
     for (size_t i = 1; i < stages.size(); ++i) check_fits(stages[i - 1]->manifest(), stages[i]->manifest());
+    check_shared(stages);
 }
 
 std::string next_folder(const std::vector<const Bundle*>& stages) {
     const std::optional<NextSpec>& next = stages.back()->manifest().next;
     if (!next) return "";
     const std::filesystem::path here = place_of(*stages.back());
-    const std::string again = "name another with: diffusevae cascade " + here.string() + " NEXT";
+    const std::string cut = "end it there with: diffusevae cascade " + quoted(here) + " --remove";
     for (const Bundle* stage : stages)
         if (place_of(*stage).filename() == next->bundle)
             refuse_cascade(here.string() + ": found " + next->bundle + " as the next bundle, which comes before it, expected one that does "
-                           "not lead back; " + again);
+                           "not lead back; " + cut);
     if (stages.size() >= size_t(kMaxStages))
         refuse_cascade(stages[0]->path() + ": found a cascade of more than " + std::to_string(kMaxStages)
-                       + " bundles, expected at most so many; " + again);
+                       + " bundles, expected at most so many; " + cut);
     return (here.parent_path() / next->bundle).string();
 }
 
@@ -226,7 +285,7 @@ void check_next(const Bundle& before, const Bundle& after) {
     if (found != expected)
         refuse_cascade(after.path() + ": found a bundle of the checkpoint " + found + ", expected " + expected + ", which "
                        + place_of(before).filename().string() + " names as its next; put that bundle there, or name another with: "
-                       "diffusevae cascade " + place_of(before).string() + " NEXT");
+                       "diffusevae cascade " + quoted(place_of(before)) + " NEXT");
     check_fits(before.manifest(), after.manifest());
 }
 

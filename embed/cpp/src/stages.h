@@ -17,11 +17,13 @@ namespace diffusevae {
 const InputSpec* upscaled_input(const Manifest& manifest);
 
 // A request of the images among its inputs: enlarged to the size that the bundle takes, noised to a level of its schedule, and then
-// its one picture, where it has exactly one, or else what a chain starts from; Error (ARGUMENT) otherwise.
+// its one picture, where it has exactly one, or else what a chain starts from; Error (ARGUMENT) otherwise. noised: false for a check
+// alone, which need not draw the noise.
 Request checked_stage(const Manifest& manifest, const Schedule& schedule, const diffusevae_sample_options& given,
-                      int64_t noise_level);
+                      int64_t noise_level, bool noised = true);
 
-// Error (BUNDLE) where these bundles are no cascade, or one cannot take the images of the one before it.
+// Error (BUNDLE) where these bundles are no cascade, one cannot take the images of the one before it, or an input of one name is not
+// one that fits all.
 void check_stages(const std::vector<const Bundle*>& stages);
 
 // The folder of the bundle that the last of some stages names next, "" where it names none; Error (BUNDLE) for one that leads back

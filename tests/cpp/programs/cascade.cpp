@@ -22,6 +22,65 @@ diffusevae::CascadeBatch run(diffusevae::Cascade& cascade) {
     return cascade.sample(first, later_options());
 }
 
+// What a body throws, or a sentence of its own where it throws nothing.
+template <class Body>
+void refused(const Body& body) {
+    try {
+        body();
+        std::printf("not refused\n");
+    } catch (const diffusevae::Error& error) {
+        std::printf("%s: %s\n", diffusevae_status_name(error.status()), error.what());
+    }
+}
+
+void check_refusals(const char* path, diffusevae::Cascade& cascade) {
+    refused([&] {
+        diffusevae::OpenOptions opening;
+        opening.height = 64;
+        diffusevae::Cascade sized(path, opening);
+    });
+    int64_t rows = 0;
+    diffusevae::SampleOptions first;
+    first.callback = [&](const diffusevae::StepInfo&) {
+        ++rows;
+        return false;
+    };
+    std::vector<diffusevae::StageOptions> later(1);
+    later[0].steps = 302;
+    refused([&] { cascade.sample(first, later); });
+    later[0] = {};
+    later[0].noise_level = 1000;
+    refused([&] { cascade.sample(first, later); });
+    later[0] = {};
+    later[0].inputs["label"] = diffusevae::Array::of(std::vector<int64_t>{1});
+    refused([&] { cascade.sample(first, later); });
+    later[0] = {};
+    later[0].noise_level = 3;
+    later[0].inputs["level"] = diffusevae::Array::of(std::vector<int64_t>{3});
+    refused([&] { cascade.sample(first, later); });
+    diffusevae::SampleOptions told = first;
+    told.inputs["level"] = diffusevae::Array::of(std::vector<int64_t>{3});
+    refused([&] { cascade.sample(told); });
+    std::printf("%d rows before that\n", int(rows));
+}
+
+// Cancels when the first stage has made its last row, where it looks no more whether it is cancelled.
+void check_cancel(diffusevae::Cascade cascade) {
+    int64_t later = 0;
+    diffusevae::SampleOptions first;
+    first.steps = 4;
+    bool done = false;
+    first.callback = [&](const diffusevae::StepInfo& step) {
+        later += done;
+        done = done || step.step + 1 == step.steps;
+        if (done) cascade.cancel();
+        return false;
+    };
+    refused([&] { cascade.sample(first); });
+    std::printf("%d rows after that\n", int(later));
+    if (cascade.sample().stages.size() != 2) throw diffusevae::ArgumentError("no other run after one that was cancelled");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -47,6 +106,8 @@ int main(int argc, char** argv) {
         } catch (const diffusevae::ArgumentError& error) {
             std::printf("%s\n", error.what());
         }
+        check_refusals(argv[1], cascade);
+        check_cancel(cascade.clone());
         for (const diffusevae::Batch& stage : batch.stages) std::printf("%dx%d\n", int(stage.height), int(stage.width));
         std::ofstream(argv[2], std::ios::binary)
             .write(reinterpret_cast<const char*>(batch.last().x.data()), std::streamsize(batch.last().x.size() * sizeof(float)));
