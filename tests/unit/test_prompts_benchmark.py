@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from benchmarks.quality import prompts
 from engine.bundle.fitted import as_defaults
@@ -32,3 +35,12 @@ def test_fitted_rows_are_those_that_the_bundle_has() -> None:
     assert [(row["steps"], row["setting"]) for row, _ in measured] == [(2, "plain"), (2, "fitted"), (5, "plain")] * 2
     assert [options["guidance"] for _, options in measured] == [row["scale"] - 1 for row, _ in measured]
     assert measured[1][1]["timesteps"] == (900, 200)
+
+
+def test_the_guide_shows_the_figures_of_its_file() -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="the package jsonschema is not installed")
+    root = Path(__file__).parents[2]
+    figures = json.loads((root / "docs" / "prompts.json").read_text(encoding="utf-8"))
+    schema = (root / "benchmarks" / "schema" / "prompts.schema.json").read_text(encoding="utf-8")
+    jsonschema.validate(figures, json.loads(schema))
+    assert prompts.table(figures) in (root / "docs" / "latent-diffusion.md").read_text(encoding="utf-8")
