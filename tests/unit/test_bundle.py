@@ -63,7 +63,7 @@ REFUSED = [
     ("variance", "fixedlargo", "(did you mean 'fixedlarge'?)"),
     ("variance", "learned_range", "variance: found 'learned_range' (str), expected 'fixedlarge' or 'fixedsmall', or a "),
     ("defaults.steps", 1001, "defaults.steps: found 1001 (int), expected an integer in 1..1000"),
-    ("defaults.method", "euler", "defaults.method: found 'euler' (str), expected one of 'ddim', 'ddpm'"),
+    ("defaults.method", "euler", "defaults.method: found 'euler' (str), expected one of 'ddim', 'ddim_clipped'"),
     ("defaults.spacing", "even", "defaults.spacing: found 'even' (str)"),
     ("defaults.t_start", 1000, "defaults.t_start: found 1000 (int), expected an integer in 0..999, or null"),
     ("defaults.eta", 1.5, "defaults.eta: found 1.5 (float), expected a number in 0..1, or a list of them, one a step"),

@@ -107,6 +107,7 @@ class TestBitEquality:
     ) -> None:
         """All steps are one call, which comes back between slices of its time."""
         monkeypatch.setattr(native_library, "SLICE_MS", 1e-3)
+        monkeypatch.setattr(native_library, "_PATIENCE", 0.0)  # however long coming back takes, after every row
         path = native_bundle("form1", "bf16", "int8")
         model = served(path, Serving(max_batch=16, threads=2))
         code, _ = model.answer(Request(seed=ints(1), steps=int32(9), cancelled=Cancels(after=3)))[0].refusal()
