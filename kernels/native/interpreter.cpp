@@ -111,8 +111,8 @@ void Interpreter::check(const dv_native_call& call) const {
     expect(row ? call.row_count == 1 || call.row_count == call.batch : call.row_count == 0, "row_count",
            row ? "1 or the batch" : "0", call.row_count);
     expect(steps ? call.steps >= 1 && call.steps <= INT32_MAX : call.steps == 0, "steps", steps ? "1 or more" : "0", call.steps);
-    for (const dv_native_op& op : p.ops) {
-        if (op.kind != DV_NATIVE_EMBED) continue;
+    for (const int32_t embed : p.embeds) {
+        const dv_native_op& op = p.ops[size_t(embed)];
         const dv_native_port& port = p.port(op.sources[0]);
         const int64_t* ids = static_cast<const int64_t*>(call.ports[op.sources[0]]);
         const int64_t* end = ids + call.batch * port.height * port.width;

@@ -412,6 +412,7 @@ private:
         }
         blob(op_.weights, DV_NATIVE_F32, 4ll * op_.factor * channels, "weights");
         if (op_.bias != DV_NATIVE_NONE) blob(op_.bias, DV_NATIVE_F32, 4ll * height * width * channels, "bias");
+        p_.embeds.push_back(index_);
     }
 
     void nearest() {

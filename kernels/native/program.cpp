@@ -115,6 +115,7 @@ Program checked(const dv_native_program& given) {
               false,
               DV_NATIVE_NONE,
               DV_NATIVE_NONE,
+              {},
               {}};
     check_ports(p);
     check_tensors(p);

@@ -42,6 +42,7 @@ struct Program {
     bool of_rows;                   // a timestep table; otherwise of maps
     int32_t row_port, steps_port;   // or NONE
     std::vector<int32_t> writer;    // of each tensor: its op
+    std::vector<int32_t> embeds;    // the ops that look ids up
 
     const dv_native_tensor& tensor(int32_t i) const { return tensors[size_t(i)]; }
     const dv_native_port& port(int32_t i) const { return ports[size_t(i)]; }
