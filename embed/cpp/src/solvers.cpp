@@ -43,17 +43,23 @@ void predict_x0(const Levels& levels, const Prediction& of, double* row) {
     row[kPC] = levels.centred ? 0.0 - of.x0_x : 0.0;
 }
 
+// How much noise a step of DDIM adds, and how far it goes along eps.
+struct Ddim {
+    double sigma, along;
+    Ddim(const Levels& levels, size_t i, double eta)
+        : sigma(eta * std::sqrt(levels.posterior_variance(i))),
+          along(std::sqrt(std::max(0.0, 1.0 - levels.previous[i] - sigma * sigma))) {}  // rounding may fall below 0 at eta = 1
+};
+
 void ddim_row(const Levels& levels, size_t i, double eta, double eps_scale, double* row) {
-    const double previous = levels.previous[i];
     const Prediction of = predicted(levels, i, eps_scale);
-    const double sigma = eta * std::sqrt(levels.posterior_variance(i));
-    const double along = std::sqrt(std::max(0.0, 1.0 - previous - sigma * sigma));  // rounding may fall below 0 at eta = 1
+    const Ddim step(levels, i, eta);
     predict_x0(levels, of, row);
-    row[kKX0] = std::sqrt(previous);
-    row[kKX] = along * of.eps_x;
-    row[kKE] = along * of.eps_e;
+    row[kKX0] = std::sqrt(levels.previous[i]);
+    row[kKX] = step.along * of.eps_x;
+    row[kKE] = step.along * of.eps_e;
     row[kKC] = levels.around_centre(row[kKX]);
-    row[kKN] = levels.noise_scale[i] * sigma;
+    row[kKN] = levels.noise_scale[i] * step.sigma;
 }
 
 Columns ddim(const Levels& levels) {
@@ -68,9 +74,7 @@ Columns ddim_clipped(const Levels& levels) {
     Columns columns = ddim(levels);
     for (size_t i = 0; i < levels.steps(); ++i) {
         double* row = columns.row(i);
-        const double sigma = levels.eta[i] * std::sqrt(levels.posterior_variance(i));
-        const double along = std::sqrt(std::max(0.0, 1.0 - levels.previous[i] - sigma * sigma));
-        row[kKX] = along / std::sqrt(1.0 - levels.alpha_bar[i]);
+        row[kKX] = Ddim(levels, i, levels.eta[i]).along / std::sqrt(1.0 - levels.alpha_bar[i]);
         row[kKX0] -= row[kKX] * std::sqrt(levels.alpha_bar[i]);
         row[kKE] = 0.0;
         row[kKC] = levels.around_centre(row[kKX]);
