@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +9,21 @@ import numpy as np
 import torch
 
 from export.read.checkpoint import Checkpoint
+from tests import golden_files
 from tests.golden_models import weight
 
 GOLDEN = Path(__file__).parent / "golden_adm"
 NAMES = ("uncond_learned", "class_learned", "cosine_neworder", "upsample")
 
 
-@functools.cache
 def config(folder: str) -> dict[str, Any]:
     """config.json of one model."""
-    return dict(json.loads((GOLDEN / folder / "config.json").read_text()))
+    return golden_files.config(GOLDEN / folder)
 
 
-@functools.cache
 def expected(folder: str) -> dict[str, np.ndarray]:
     """What the reference computed with it."""
-    with np.load(GOLDEN / folder / "expected.npz") as arrays:
-        return dict(arrays)
+    return golden_files.expected(GOLDEN / folder)
 
 
 CHAINS = [(folder, chain) for folder in NAMES for chain in config(folder)["chains"]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from pathlib import Path
 from typing import Any
@@ -10,19 +9,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from tests import golden_files
+
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = ("form1", "form2", "form1_zcond", "uncond", "form1_ddim_unet")
 
 
 def config(name: str) -> dict[str, Any]:
     """config.json of one model."""
-    return dict(json.loads((GOLDEN / name / "config.json").read_text()))
+    return golden_files.config(GOLDEN / name)
 
 
 def expected(name: str) -> dict[str, np.ndarray]:
     """What the reference computed with it."""
-    with np.load(GOLDEN / name / "expected.npz") as arrays:
-        return dict(arrays)
+    return golden_files.expected(GOLDEN / name)
 
 
 def weight(seed: int, key: str, shape: list[int]) -> torch.Tensor:

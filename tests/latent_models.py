@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from export.models.latent.conditioners import conditioner
 from export.models.latent.first_stage import FirstStage
 from export.models.openai.spec import OpenAIUNetSpec
 from export.models.openai.unet import OpenAIUNet
+from tests import golden_files
 from tests.golden_models import weight
 
 GOLDEN = Path(__file__).parent / "golden_ldm"
@@ -25,17 +25,14 @@ NAMES = (
 )  # fmt: skip
 
 
-@functools.cache
 def config(folder: str) -> dict[str, Any]:
     """config.json of one model."""
-    return dict(json.loads((GOLDEN / folder / "config.json").read_text()))
+    return golden_files.config(GOLDEN / folder)
 
 
-@functools.cache
 def expected(folder: str) -> dict[str, np.ndarray]:
     """What the reference computed with it."""
-    with np.load(GOLDEN / folder / "expected.npz") as arrays:
-        return dict(arrays)
+    return golden_files.expected(GOLDEN / folder)
 
 
 def yaml_text(folder: str) -> str:

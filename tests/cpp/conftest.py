@@ -6,12 +6,14 @@ import importlib.util
 import os
 import shutil
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from engine import Sampler
 from tests.cpp import building
-from tests.cpp.capi import Library
+from tests.cpp.capi import CSampler, Library, open_c
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +32,16 @@ def cpp_library(cpp_build: Path) -> Path:
 def library(cpp_library: Path) -> Library:
     """The C interface of the plain build, for ctypes."""
     return Library(cpp_library)
+
+
+@pytest.fixture(scope="module", params=["form1", "form2", "uncond"])  # an encoder; a centre too; neither, nor a start value
+def native(
+    request: pytest.FixtureRequest, library: Library, native_bundle: Callable[..., Path]
+) -> Iterator[tuple[Sampler, CSampler]]:
+    """A golden model on the native engine, in Python and in C."""
+    path = native_bundle(request.param)
+    with Sampler(path, "native", "bf16", threads=2, max_batch=2) as ours, open_c(library, path, max_batch=2) as theirs:
+        yield ours, theirs
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import ctypes
 import json
 import shlex
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +47,6 @@ def check(pair: Pair, images: np.ndarray, **given: Any) -> CBatch:
 
 
 # ---- the native engine: from an image ----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module", params=["form1", "form2", "uncond"])  # with a start value, a centre too, and neither
-def native(request: pytest.FixtureRequest, library: Library, native_bundle: Callable[..., Path]) -> Iterator[Pair]:
-    path = native_bundle(request.param)
-    with Sampler(path, "native", "bf16", threads=2, max_batch=2) as ours, open_c(library, path, max_batch=2) as theirs:
-        yield ours, theirs
 
 
 @NEEDS_NATIVE

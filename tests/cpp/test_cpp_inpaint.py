@@ -44,13 +44,6 @@ def check(pair: Pair, images: np.ndarray, masks: np.ndarray, **given: Any) -> CB
 # ---- the native engine ---------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["form1", "form2", "uncond"])  # the second around a centre, the third without encoder
-def native(request: pytest.FixtureRequest, library: Library, native_bundle: Callable[..., Path]) -> Iterator[Pair]:
-    path = native_bundle(request.param)
-    with Sampler(path, "native", "bf16", threads=2, max_batch=2) as ours, open_c(library, path, max_batch=2) as theirs:
-        yield ours, theirs
-
-
 @NEEDS_NATIVE
 def test_every_way_through_the_loop(native: Pair) -> None:
     _, theirs = native

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from export.graphs.parity import load_onnxruntime, load_openvino
 from export.guides import BOUND, Guidance, guide_role
 from export.models.openai.classifier import Classifier, ClassifierSpec
 from export.models.openai.spec import OpenAIUNetSpec
+from tests import golden_files
 from tests.golden_models import weight
 
 GOLDEN = Path(__file__).parents[1] / "golden_adm"
@@ -30,7 +30,7 @@ def _one_thread() -> None:
 
 def golden(folder: str) -> tuple[Classifier, dict[str, Any], dict[str, np.ndarray]]:
     """A classifier of the reference, its config.json, and what the reference computed."""
-    cfg = json.loads((GOLDEN / folder / "config.json").read_text())
+    cfg = golden_files.config(GOLDEN / folder)
     arch, wide = cfg["arch"], cfg["arch"]["num_head_channels"]
     unet = OpenAIUNetSpec(
         in_channels=arch["in_channels"], out_channels=arch["out_channels"], model_channels=arch["model_channels"],
@@ -45,8 +45,7 @@ def golden(folder: str) -> tuple[Classifier, dict[str, Any], dict[str, np.ndarra
         factors = [factor for ending, factor in cfg["scale"].items() if key.endswith(ending)]
         state[key] = weight(cfg["seed"], key, shape) * (factors[0] if factors else 1.0)
     network.load_state_dict(state)
-    with np.load(GOLDEN / folder / "expected.npz") as arrays:
-        return network.eval(), cfg, dict(arrays)
+    return network.eval(), cfg, golden_files.expected(GOLDEN / folder)
 
 
 @pytest.mark.parametrize("folder", ["classifier_attention", "classifier_adaptive"])
