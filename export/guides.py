@@ -82,7 +82,7 @@ def guide_role(classifier: nn.Module, of: Guidance, name: str = "guide") -> Role
             module = Guide(classifier, given["x"], given["label"], given.get("row"))
         except ExportError as error:
             raise ExportError(f"guide {name}: {error}") from error
-        except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        except (RuntimeError, TypeError, ValueError) as error:
             raise ExportError(
                 f"guide {name}: found that torch {torch.__version__} cannot record its gradient ({str(error)[:200]}), "
                 "expected a module without branches or shapes that depend on values"

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,12 +106,17 @@ class NetworkRunner:
 
     def run(self, n: int, seed: int, steps: int) -> Run:
         """So many calls on the same inputs, and what the last one gave."""
-        values, calls, output = self._network.inputs(n, seed), [], np.zeros(0, np.float32)
-        for _ in range(steps):
-            started = time.perf_counter()
-            output = self._call(values)
-            calls.append(1e3 * (time.perf_counter() - started))
-        return Run(np.array(output, np.float32), sum(calls), calls)
+        return timed_calls(self._call, self._network.inputs(n, seed), steps)
+
+
+def timed_calls(call: Callable[[Values], F32], values: Values, steps: int) -> Run:
+    """So many calls on the same inputs, and what the last one gave."""
+    calls, output = [], np.zeros(0, np.float32)
+    for _ in range(steps):
+        started = time.perf_counter()
+        output = call(values)
+        calls.append(1e3 * (time.perf_counter() - started))
+    return Run(np.array(output, np.float32), sum(calls), calls)
 
 
 def _opened(network: Network, contestant: Contestant, threads: int) -> Any:

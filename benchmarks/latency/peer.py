@@ -5,7 +5,6 @@ Where diffusers has a class for it: not churches256, whose blocks resample and w
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from benchmarks.latency.calls import F32, Values
 from benchmarks.latency.field import Contestant, Run, Task
-from benchmarks.latency.networks import DENOISER, NETWORKS, Network
+from benchmarks.latency.networks import DENOISER, NETWORKS, Network, timed_calls
 from benchmarks.machine import BenchmarkError
 
 KNOWN = ("celeba256", "cin256-v2", "decoder-f4", "decoder-f8")
@@ -40,6 +39,9 @@ class DiffusersRunner:
 
     def eps(self, x: F32, values: Values, timestep: int) -> F32:
         """The network's output on `values`; x and the timestep are not looked at."""
+        return self._answer(values)
+
+    def _answer(self, values: Values) -> F32:
         n = len(next(iter(values.values())))
         given = {**values, **self._network.condition(n)}
         tensors = {name: self._torch.from_numpy(array) for name, array in given.items()}
@@ -49,12 +51,7 @@ class DiffusersRunner:
 
     def run(self, n: int, seed: int, steps: int) -> Run:
         """So many calls on the same inputs, and what the last one gave."""
-        values, calls, output = self._network.inputs(n, seed), [], np.zeros(0, np.float32)
-        for _ in range(steps):
-            started = time.perf_counter()
-            output = self.eps(output, values, 0)
-            calls.append(1e3 * (time.perf_counter() - started))
-        return Run(output, sum(calls), calls)
+        return timed_calls(self._answer, self._network.inputs(n, seed), steps)
 
 
 def peer(published_name: str, graph: str, module: Any) -> tuple[Any, Callable[[Any, Mapping[str, Any]], Any]]:

@@ -29,23 +29,22 @@ def rescaler_unfit(role: Role) -> str | None:
 
 def lower_class(role: Role) -> Assembled:
     """label -> context, one token."""
-    graph, (label,), (context,) = role.module, role.inputs, role.outputs
-    assert isinstance(graph, ClassEmbedder)
-    program = Assembler(role.name, "f32")
-    ids = program.port(label.name, "ids", 1)
-    table = graph.embedding.weight
-    program.embed("embedding", ids, (1, 1), table, port=_tokens_out(program, context))
-    return program.finish()
+    assert isinstance(role.module, ClassEmbedder)
+    return _looked_up(role, "embedding", role.module.embedding.weight, "tokens")
 
 
 def lower_label(role: Role) -> Assembled:
     """label -> what is added to the time embedding."""
-    graph, (label,), (embedding,) = role.module, role.inputs, role.outputs
-    assert isinstance(graph, LabelEmbedding)
-    program = Assembler(role.name, "f32")
+    assert isinstance(role.module, LabelEmbedding)
+    return _looked_up(role, "table", role.module.table.weight, "map")
+
+
+def _looked_up(role: Role, name: str, table: torch.Tensor, kind: str) -> Assembled:
+    """A label's row of a table, to an output port of this kind."""
+    program, (label,), (row,) = Assembler(role.name, "f32"), role.inputs, role.outputs
     ids = program.port(label.name, "ids", 1)
-    port = program.port(embedding.name, "map", int(embedding.shape[1]), output=True)
-    program.embed("table", ids, (1, 1), graph.table.weight, port=port)
+    port = program.port(row.name, kind, table.shape[1], output=True)
+    program.embed(name, ids, (1, 1), table, port=port)
     return program.finish()
 
 
