@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -18,11 +19,11 @@ from tritonclient.utils import InferenceServerException
 from engine import Sampler
 from engine.triton.local_server import LocalServer
 from tests.triton_server.client import PATIENCE, PROTOCOLS, Client, count
-from tests.triton_server.served import DELAY_US, MANY_STEPS
+from tests.triton_server.served import MANY_STEPS
 
 ROOT = Path(__file__).resolve().parents[2]
 STOPPED = re.compile(rf"stopped after step (\d+) of {MANY_STEPS}: every request of the run was cancelled")
-IN_FLIGHT = DELAY_US / 1e6 + 0.3  # seconds after which a request has left the queue and runs
+BEGUN = re.compile(r"model faces, instance \S+, executing \d+ requests")  # what Triton's backend logs when it is verbose
 # A client in a process of its own that waits for MANY_STEPS steps.
 LONG_REQUEST = """
 import sys
@@ -42,6 +43,32 @@ print("answered", flush=True)
 def stops(server: LocalServer) -> list[int]:
     """After how many steps each run ended early that ended early until now."""
     return [int(step) for step in STOPPED.findall(server.log())]
+
+
+class Begun:
+    """Tells when a run of "faces" begins, which the server says while its log is verbose."""
+
+    def __init__(self, server: LocalServer) -> None:
+        self._server = server
+
+    def __enter__(self) -> Begun:
+        self._verbose(1)
+        self._before = self._runs()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._verbose(0)
+
+    def wait(self) -> None:
+        """Until one more run has begun than when the log became verbose."""
+        self._server.wait_until(lambda: self._runs() > self._before, "run that began", deadline=PATIENCE)
+
+    def _runs(self) -> int:
+        return len(BEGUN.findall(self._server.log()))
+
+    def _verbose(self, level: int) -> None:
+        status, body = self._server.post("/v2/logging", json.dumps({"log_verbose_level": level}).encode())
+        assert status == 200, body
 
 
 class Pending:
@@ -70,8 +97,9 @@ class Pending:
 def test_a_cancelled_request_stops_between_steps(server: LocalServer, samplers: dict[str, Sampler]) -> None:
     before = len(stops(server))
     with Client("grpc", server) as client:
-        request = Pending(client, seed=1, steps=MANY_STEPS)
-        time.sleep(IN_FLIGHT)
+        with Begun(server) as run:
+            request = Pending(client, seed=1, steps=MANY_STEPS)
+            run.wait()
         request.cancel()
         request.wait()
         assert request.error is not None
@@ -85,8 +113,9 @@ def test_a_cancelled_request_stops_between_steps(server: LocalServer, samplers: 
 def test_a_cancelled_request_does_not_disturb_its_batch(server: LocalServer, samplers: dict[str, Sampler]) -> None:
     steps = 500
     with Client("grpc", server) as client:
-        requests = [Pending(client, seed, steps) for seed in range(3)]
-        time.sleep(IN_FLIGHT)
+        with Begun(server) as run:
+            requests = [Pending(client, seed, steps) for seed in range(3)]
+            run.wait()
         requests[0].cancel()
         for request in requests:
             request.wait()
@@ -100,8 +129,9 @@ def test_a_cancelled_request_does_not_disturb_its_batch(server: LocalServer, sam
 def test_a_request_cancelled_in_the_queue_never_runs(server: LocalServer) -> None:
     before = len(stops(server))
     with Client("grpc", server) as client:
-        first = Pending(client, seed=1, steps=MANY_STEPS)
-        time.sleep(IN_FLIGHT)
+        with Begun(server) as run:
+            first = Pending(client, seed=1, steps=MANY_STEPS)
+            run.wait()
         second = Pending(client, seed=2, steps=MANY_STEPS)
         time.sleep(0.05)
         second.cancel()
@@ -120,10 +150,11 @@ def test_a_client_killed_in_mid_request(server: LocalServer, samplers: dict[str,
     code = LONG_REQUEST.format(protocol=protocol, steps=MANY_STEPS)
     address = server.http if protocol == "http" else server.grpc
     count(f"{protocol} requests")
-    victim = subprocess.Popen([sys.executable, "-c", code, address], stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert victim.stdout is not None
-    assert victim.stdout.readline() == "asking\n"
-    time.sleep(IN_FLIGHT)
+    with Begun(server) as run:
+        victim = subprocess.Popen([sys.executable, "-c", code, address], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        assert victim.stdout is not None
+        assert victim.stdout.readline() == "asking\n"
+        run.wait()
     os.kill(victim.pid, signal.SIGKILL)
     count("clients killed")
     rest, _ = victim.communicate(timeout=PATIENCE)
