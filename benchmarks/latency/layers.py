@@ -1,13 +1,14 @@
 """The time of a step by operation: the native engine's, by kind and size, beside what the processor could do.
 
     python benchmarks/latency/layers.py out/avatars.bundle --batch 1 --precision bf16
+    python benchmarks/latency/layers.py out/cin256-v2                                   a network that networks.py wrote
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 
 from benchmarks.latency import roofline
 from benchmarks.latency.calls import check_inputs, step_arrays
+from benchmarks.latency.networks import Network
 from benchmarks.machine import describe, machine_facts
 from engine import backends
 from engine.backends.native.backend import Native
@@ -28,6 +30,7 @@ from engine.bundle.reader import Bundle
 from engine.cli.terminal import Program
 from engine.threads import resolve_threads
 
+Arrays = Mapping[str, np.ndarray]
 SECONDS = 1.0  # of warming up, and of runs with the clocks on
 SUMMED = ("prepare_us", "product_us", "flop", "weight_bytes")
 
@@ -45,20 +48,28 @@ class Row:
     weight_bytes: float
 
 
-def measure(bundle: Bundle, batch: int, precision: str, threads: int | None) -> tuple[str, float, list[OperationTime]]:
-    """The instruction set, the median milliseconds of a step without clocks, and the operations with them."""
+def opened(path: Path, batch: int, precision: str, threads: int) -> tuple[str, NativeGraph, Arrays]:
+    """The name, the graph and the inputs of a bundle's denoiser or of a network's folder."""
+    if Network(path).is_whole:
+        network = Network(path)
+        return path.name, network.native(precision, threads), network.inputs(batch, seed=1)
+    bundle = Bundle.open(path)
     x, values, timestep = check_inputs(bundle.manifest, batch)[1]  # a middle timestep
-    how: dict[str, Any] = {"backend": Native.NAME, "precision": precision, "threads": resolve_threads(threads)}
-    arrays = step_arrays(bundle, x, values, timestep, **how)
-    with backends.load(bundle, bundle.manifest.pipeline.step.graph, **how) as graph:
-        assert isinstance(graph, NativeGraph)
-        begin, times = time.perf_counter(), []
-        while time.perf_counter() - begin < SECONDS or len(times) < 3:
-            start = time.perf_counter()
-            graph(**arrays)
-            times.append(1e3 * (time.perf_counter() - start))
-        step = float(np.median(times))
-        return graph.isa, step, graph.operation_times(max(3, round(1e3 * SECONDS / step)), arrays)
+    how: dict[str, Any] = {"backend": Native.NAME, "precision": precision, "threads": threads}
+    graph = backends.load(bundle, bundle.manifest.pipeline.step.graph, **how)
+    assert isinstance(graph, NativeGraph)
+    return bundle.manifest.name, graph, step_arrays(bundle, x, values, timestep, **how)
+
+
+def measure(graph: NativeGraph, arrays: Arrays) -> tuple[float, list[OperationTime]]:
+    """The median milliseconds of a step without clocks, and the operations with them."""
+    begin, times = time.perf_counter(), []
+    while time.perf_counter() - begin < SECONDS or len(times) < 3:
+        start = time.perf_counter()
+        graph(**arrays)
+        times.append(1e3 * (time.perf_counter() - start))
+    step = float(np.median(times))
+    return step, graph.operation_times(max(3, round(1e3 * SECONDS / step)), arrays)
 
 
 def summed(operations: Sequence[OperationTime]) -> list[Row]:
@@ -95,20 +106,22 @@ def table(rows: Sequence[Row], peaks: dict[str, float | None]) -> str:
 
 
 @click.command(cls=Program, context_settings={"show_default": True})
-@click.argument("path", metavar="BUNDLE", type=Path)
+@click.argument("path", metavar="BUNDLE|NETWORK", type=Path)
 @click.option("--batch", type=click.IntRange(1), default=1)
 @click.option("--precision", type=click.Choice(Native.PRECISIONS), default="bf16")
 @click.option("--threads", type=int, default=None, help="[default: what affinity and container allow]")
 def main(path: Path, batch: int, precision: str, threads: int | None) -> None:
-    """Time every operation of a bundle's denoiser in backend native."""
-    bundle = Bundle.open(path)
+    """Time every operation of a bundle's denoiser, or of a network by itself, in backend native."""
+    threads = resolve_threads(threads)
+    name, graph, arrays = opened(path, batch, precision, threads)
     click.echo(describe(machine_facts()))  # before anything runs: the load average is to be others'
-    isa, step, operations = measure(bundle, batch, precision, threads)
-    roof = roofline.measure(resolve_threads(threads))
-    click.echo(
-        f"{bundle.manifest.name}, native {precision} on {isa}, batch {batch}: {step:.3f} ms a step without clocks"
-    )
+    with graph:
+        step, operations = measure(graph, arrays)
+        isa = graph.isa
+    roof = roofline.measure(threads)
+    click.echo(f"{name}, native {precision} on {isa}, batch {batch}: {step:.3f} ms a step without clocks")
     click.echo(table(summed(operations), roof["tflops"]))
+    click.echo(f"memory: {roof['stream_gb_per_s']:.1f} GB/s")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])  # from a checkout nothing needs to be installed
@@ -27,22 +27,28 @@ from benchmarks.latency.calls import F32, Values
 from benchmarks.latency.field import Contestant, Run, Task
 from engine.backends import onnxruntime as ort
 from engine.backends import openvino
-from engine.backends.native.graph import open_graph
+from engine.backends.native.graph import NativeGraph, open_graph
 from engine.backends.native.weights import weights_of
 from engine.bundle.graphs import GraphSpec, Parity
+from engine.bundle.onnx_file import Onnx, with_weights
 from engine.bundle.tensors import TensorSpec
 from engine.cli.terminal import Program
 
+if TYPE_CHECKING:
+    from export.graphs.roles import Role
+
 DENOISER, DECODER = "denoiser", "first_stage_decoder"
-# Preset: the published model and its network. Not txt2img-1p4B, whose weights are more than an ONNX file may hold.
+# Preset: the published model and its network.
 NETWORKS = {
     "celeba256": ("celeba256", DENOISER),
     "churches256": ("lsun_churches256", DENOISER),
     "cin256-v2": ("cin256-v2", DENOISER),
+    "txt2img-1p4B": ("txt2img-1p4B", DENOISER),
     "decoder-f4": ("celeba256", DECODER),
     "decoder-f8": ("lsun_churches256", DECODER),
 }
-GRAPH, PROGRAM, WEIGHTS, SIGNATURE = "graph.onnx", "program.json", "program.safetensors", "signature.json"
+GRAPH, OUTSIDE = "graph.onnx", f"{DENOISER}.weights"  # the second where the weights are more than an ONNX file may hold
+PROGRAM, WEIGHTS, SIGNATURE = "program.json", "program.safetensors", "signature.json"
 CONDITION, TIMESTEP = "condition.npz", 500  # what a denoiser is conditioned on, the same for every sample
 
 
@@ -67,13 +73,22 @@ class Network:
         """Whether it was made to the end."""
         return (self.folder / SIGNATURE).exists()
 
-    def graph(self) -> bytes:
-        """The ONNX file."""
-        return (self.folder / GRAPH).read_bytes()
+    def graph(self) -> Onnx:
+        """The ONNX file, and the weights beside it."""
+        data, outside = (self.folder / GRAPH).read_bytes(), self.folder / OUTSIDE
+        if not outside.exists():
+            return Onnx(data)
+        return with_weights(data, GRAPH, OUTSIDE, memoryview(np.memmap(outside, np.uint8, "c")))
+
+    def native(self, precision: str, threads: int) -> NativeGraph:
+        """The native program, opened."""
+        program, weights = ((self.folder / name).read_bytes() for name in (PROGRAM, WEIGHTS))
+        name = NETWORKS[self.folder.name][1]
+        return open_graph(program, weights_of(weights, WEIGHTS), self.spec, name, precision, threads, PROGRAM)
 
     def sha256(self) -> str:
-        """Of the ONNX file, weights and all."""
-        return hashlib.sha256(self.graph()).hexdigest()
+        """Of the ONNX file, which names a digest of weights that lie outside."""
+        return hashlib.sha256(self.graph().data).hexdigest()
 
     def inputs(self, n: int, seed: int) -> Values:
         """Normal numbers for n samples, but for what a condition decides."""
@@ -122,10 +137,7 @@ def timed_calls(call: Callable[[Values], F32], values: Values, steps: int) -> Ru
 def _opened(network: Network, contestant: Contestant, threads: int) -> Any:
     """A function from named arrays to the output."""
     if contestant.backend == "native":
-        program, weights = ((network.folder / name).read_bytes() for name in (PROGRAM, WEIGHTS))
-        opened = weights_of(weights, WEIGHTS)
-        name = NETWORKS[network.folder.name][1]
-        graph = open_graph(program, opened, network.spec, name, contestant.precision, threads, PROGRAM)
+        graph = network.native(contestant.precision, threads)
         return lambda values: next(iter(graph(**values).values()))
     if contestant.backend == "onnxruntime":
         session = ort.open_session(network.graph(), threads)
@@ -144,11 +156,15 @@ def make(preset: str, folder: Path) -> None:
     role = random_latent_network(published, graph)
     lowered = lower_denoiser(role) if graph == DENOISER else lower_decoder(role)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / GRAPH).write_bytes(export_onnx(role).data)
+    exported = export_onnx(role)
+    (folder / GRAPH).write_bytes(exported.data)
+    if exported.weights:
+        with (folder / OUTSIDE).open("wb") as file:
+            file.writelines(exported.pieces())
     (folder / PROGRAM).write_bytes(lowered.program)
     (folder / WEIGHTS).write_bytes(lowered.weights)
     if graph == DENOISER:
-        np.savez(folder / CONDITION, **_condition(role.module.unet))
+        np.savez(folder / CONDITION, **_condition(role))
     sides = {"inputs": role.inputs, "outputs": role.outputs}
     signature = {side: {spec.name: list(spec.shape) for spec in specs} for side, specs in sides.items()}
     part = folder / f"{SIGNATURE}.part"
@@ -156,15 +172,18 @@ def make(preset: str, folder: Path) -> None:
     os.replace(part, folder / SIGNATURE)
 
 
-def _condition(unet: Any) -> Values:
-    """A timestep and a token of normal numbers, with the row and the keys and values that the network makes of them."""
+def _condition(role: Role) -> Values:
+    """A timestep and tokens of normal numbers, with the row and the keys and values that the network makes of them."""
     import torch
 
+    unet: Any = role.module.unet
     timestep = torch.tensor([TIMESTEP])
     found = {"timestep": timestep, "row": unet.timestep_rows(timestep)}
-    if unet.spec.context_dim is not None:
-        context = torch.randn(1, 1, unet.spec.context_dim, generator=torch.Generator().manual_seed(1))
-        found |= {"context": context, "keys_values": unet.keys_values(context)}
+    for spec in role.inputs:
+        if spec.name == "keys_values":
+            shape = 1, int(spec.shape[1]), unet.spec.context_dim
+            context = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+            found |= {"context": context, "keys_values": unet.keys_values(context)}
     return {name: value.numpy() for name, value in found.items()}
 
 

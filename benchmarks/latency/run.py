@@ -63,7 +63,7 @@ def subject_of(task: Task) -> Subject:
     """A bundle's pipeline, or one network."""
     if task.network is not None:
         network, nothing = Network(task.network), np.zeros(0, np.float32)
-        shape, amount = network.spec.outputs[0].shape[1:], work.count(network.graph())
+        shape, amount = network.spec.outputs[0].shape[1:], work.count(network.graph().data)
         return Subject(task.network.name, network.sha256(), shape, amount, lambda n: [(nothing, network.inputs(n, 1), 0)])
     bundle = Bundle.open(task.bundle)
     manifest, pipeline = bundle.manifest, bundle.manifest.pipeline
@@ -186,7 +186,11 @@ def document(result: dict[str, Any]) -> str:
 
 @click.command(cls=Program, context_settings={"show_default": True})
 @click.option(
-    "--preset", "presets", multiple=True, default=bundles.PRESETS, type=click.Choice([*bundles.PRESETS, *NETWORKS]),
+    "--preset",
+    "presets",
+    multiple=True,
+    default=bundles.PRESETS,
+    type=click.Choice([*bundles.PRESETS, *NETWORKS]),
     help="A published configuration with random weights (of latent diffusion one network alone), or the trained avatars; "
     "repeat for several.",
 )

@@ -205,7 +205,11 @@ class NativeGraph(Graph):
         """A child gets a handle of its own, with its first call."""
 
     def _own_handle(self) -> int:
-        """The handle, made again after a fork: threads stay behind in the process that started them."""
+        """The handle, made again after a fork: threads stay behind in the process that started them.
+
+        BackendError when the graph is closed: a library takes an address at its word.
+        """
+        self._check_open()
         if self._process != os.getpid():
             self._adopt(self._another(" in a forked process"))
         return self._handle
