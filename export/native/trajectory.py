@@ -11,7 +11,7 @@ torch, and of every chain the states nearest to timesteps drawn so.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,8 @@ from export.graphs.roles import Inputs
 LANES = 4  # images sampled at once, of seeds 0..3
 STATES = 24  # inputs kept for calibration, over all chains
 SEED = 0
-MEAN, DEVIATION = 0.4, 0.5  # of the drawn timesteps, in units of T: PTQ4DM takes a mean below T / 2 and this deviation
+NORMAL, UNIFORM = DRAWS = ("normal", "uniform")  # how timesteps are drawn
+MEAN, DEVIATION = 0.4, 0.5  # of the normal draw, in units of T: PTQ4DM takes a mean below T / 2 and this deviation
 
 
 @dataclass(frozen=True)
@@ -53,22 +54,52 @@ class States:
             yield self.part(slice(begin, begin + size))
 
 
-def trajectory_states(model: Model) -> States:
-    """STATES inputs from real chains, with the timesteps that the module's text argues for; the same every time."""
-    tables = _settings(model)
-    parts = []
-    for number, table in enumerate(tables):
-        asked = _run(model, table)
-        count = STATES // len(tables)
-        parts.append(_draw(asked, table.timesteps, count, model.schedule.T, np.random.default_rng([SEED, number])))
+@dataclass(frozen=True)
+class Chain:
+    """A chain that was run: its table, what the network was asked at each row, and the final x, float32 [N, C, H, W]."""
+
+    table: StepTable
+    asked: list[Inputs]
+    x: torch.Tensor
+
+    def states(self, count: int, draw: str, T: int, rng: np.random.Generator) -> States:
+        """`count` of what was asked: at the row nearest to a drawn timestep, samples in turn."""
+        rows = [int(np.abs(self.table.timesteps - t).argmin()) for t in sorted(self._timesteps(count, draw, T, rng))]
+        samples = [(self.asked[row], number % max(map(len, self.asked[row].values()))) for number, row in enumerate(rows)]
+        gather = {name: torch.stack([call[name][i % len(call[name])] for call, i in samples]) for name in self.asked[0]}
+        return States(gather, tuple(int(self.table.timesteps[row]) for row in rows))
+
+    def _timesteps(self, count: int, draw: str, T: int, rng: np.random.Generator) -> list[float]:
+        last = float(self.table.timesteps.max())
+        wanted: list[float] = []
+        while len(wanted) < count:
+            t = rng.normal(MEAN * T, DEVIATION * T) if draw == NORMAL else rng.uniform(0, last)
+            if 0 <= t <= last:  # cut, not clamped: clamping would pile a third of the draws onto t = 0
+                wanted.append(t)
+        return wanted
+
+
+def trajectory_states(model: Model, draw: str = NORMAL, seed: int = SEED) -> States:
+    """STATES inputs from real chains, with the timesteps that the module's text argues for; the same every time.
+
+    draw: of DRAWS; seed: the first of LANES seeds of the chains, and of what is drawn from them.
+    """
+    chains = run_chains(model, seed)
+    count, T = STATES // len(chains), model.schedule.T
+    parts = [chain.states(count, draw, T, np.random.default_rng([seed, number])) for number, chain in enumerate(chains)]
+    return joined(parts)
+
+
+def joined(parts: Sequence[States]) -> States:
+    """All states of some."""
     inputs = {name: torch.cat([part.inputs[name] for part in parts]) for name in parts[0].inputs}
     return States(inputs, tuple(t for part in parts for t in part.timesteps))
 
 
-def _settings(model: Model) -> list[StepTable]:
-    """The step tables to run: the recorded setting, and ten plain DDIM steps."""
+def run_chains(model: Model, seed: int) -> list[Chain]:
+    """LANES images from `seed` on in float32 with torch: in the recorded setting, and in ten plain DDIM steps."""
     plain = {"steps": min(10, model.schedule.T), "method": "ddim", "spacing": "linspace"}
-    return [_table(model, **options) for options in (model.defaults, plain)]
+    return [_run(model, _table(model, **options), seed) for options in (model.defaults, plain)]
 
 
 def _table(model: Model, **options: Any) -> StepTable:
@@ -83,9 +114,8 @@ def _table(model: Model, **options: Any) -> StepTable:
     )
 
 
-def _run(model: Model, table: StepTable) -> list[Inputs]:
-    """Sample LANES images in float32 with torch; what the network was asked at each row."""
-    seeds = noises.resolve_seeds(SEED, LANES)
+def _run(model: Model, table: StepTable, seed: int) -> Chain:
+    seeds = noises.resolve_seeds(seed, LANES)
     shape = model.wiring.state.shape
     feeds = step_feeds(table) | {"x_T": noises.initial(seeds, shape), "noise": np.zeros((1, LANES, *shape), np.float32)}
     if table.stochastic:
@@ -93,8 +123,8 @@ def _run(model: Model, table: StepTable) -> list[Inputs]:
     asked: list[Inputs] = []
     whole = WholeSampler(model.wiring, model.roles, lambda _, inputs: asked.append(dict(inputs)))
     with torch.inference_mode():
-        whole(**{name: torch.from_numpy(np.array(value)) for name, value in (feeds | _inputs(model, seeds)).items()})
-    return asked
+        x = whole(**{name: torch.from_numpy(np.array(value)) for name, value in (feeds | _inputs(model, seeds)).items()})[0]
+    return Chain(table, asked, x)
 
 
 def _inputs(model: Model, seeds: noises.Seeds) -> dict[str, np.ndarray]:
@@ -117,17 +147,3 @@ def _inputs(model: Model, seeds: noises.Seeds) -> dict[str, np.ndarray]:
         else:
             given[spec.name] = rng.uniform(low, high, size).astype(np.float32)
     return given
-
-
-def _draw(asked: list[Inputs], kept: np.ndarray, count: int, T: int, rng: np.random.Generator) -> States:
-    """`count` of the recorded states: at the row nearest to a drawn timestep, samples in turn."""
-    last = float(kept.max())
-    wanted: list[float] = []
-    while len(wanted) < count:
-        t = rng.normal(MEAN * T, DEVIATION * T)
-        if 0 <= t <= last:  # cut, not clamped: clamping would pile a third of the draws onto t = 0
-            wanted.append(t)
-    rows = [int(np.abs(kept - t).argmin()) for t in sorted(wanted)]
-    samples = [(asked[row], number % max(map(len, asked[row].values()))) for number, row in enumerate(rows)]
-    gather = {name: torch.stack([call[name][i % len(call[name])] for call, i in samples]) for name in asked[0]}
-    return States(gather, tuple(int(kept[row]) for row in rows))
