@@ -56,21 +56,22 @@ class States:
 
 @dataclass(frozen=True)
 class Chain:
-    """A chain that was run: its table, what the network was asked at each row, and the final x, float32 [N, C, H, W]."""
+    """A chain that was run: the timesteps of its rows, int64 [R], what the network was asked at each, and the final x,
+    float32 [N, C, H, W]."""
 
-    table: StepTable
+    timesteps: np.ndarray
     asked: list[Inputs]
     x: torch.Tensor
 
     def states(self, count: int, draw: str, T: int, rng: np.random.Generator) -> States:
         """`count` of what was asked: at the row nearest to a drawn timestep, samples in turn."""
-        rows = [int(np.abs(self.table.timesteps - t).argmin()) for t in sorted(self._timesteps(count, draw, T, rng))]
+        rows = [int(np.abs(self.timesteps - t).argmin()) for t in sorted(self._drawn(count, draw, T, rng))]
         samples = [(self.asked[row], number % max(map(len, self.asked[row].values()))) for number, row in enumerate(rows)]
         gather = {name: torch.stack([call[name][i % len(call[name])] for call, i in samples]) for name in self.asked[0]}
-        return States(gather, tuple(int(self.table.timesteps[row]) for row in rows))
+        return States(gather, tuple(int(self.timesteps[row]) for row in rows))
 
-    def _timesteps(self, count: int, draw: str, T: int, rng: np.random.Generator) -> list[float]:
-        last = float(self.table.timesteps.max())
+    def _drawn(self, count: int, draw: str, T: int, rng: np.random.Generator) -> list[float]:
+        last = float(self.timesteps.max())
         wanted: list[float] = []
         while len(wanted) < count:
             t = rng.normal(MEAN * T, DEVIATION * T) if draw == NORMAL else rng.uniform(0, last)
@@ -124,7 +125,7 @@ def _run(model: Model, table: StepTable, seed: int) -> Chain:
     whole = WholeSampler(model.wiring, model.roles, lambda _, inputs: asked.append(dict(inputs)))
     with torch.inference_mode():
         x = whole(**{name: torch.from_numpy(np.array(value)) for name, value in (feeds | _inputs(model, seeds)).items()})[0]
-    return Chain(table, asked, x)
+    return Chain(table.timesteps, asked, x)
 
 
 def _inputs(model: Model, seeds: noises.Seeds) -> dict[str, np.ndarray]:
