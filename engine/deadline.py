@@ -62,8 +62,8 @@ def check_alone(options: Mapping[str, Any]) -> None:
         raise ArgumentError(f"budget_ms chooses the setting, but {given} is given: leave one of the two out.")
 
 
-# Samples, lanes, and what else makes a call longer: guidance_interval and quantize_denoised.
-Size = tuple[int, int, "tuple[int, int] | None", bool]
+# Samples, lanes, and what else makes a call longer: guidance_interval, quantize_denoised, whether guides run and where.
+Size = tuple[int, int, "tuple[int, int] | None", bool, bool, "tuple[int, int] | None"]
 
 
 @dataclass
@@ -162,7 +162,8 @@ class Deadlines:
 
     def _known(self, request: Request) -> RunTimes:
         asked = request.setting
-        key = (len(request), request.lanes, asked.guidance_interval, asked.quantize_denoised)
+        guides = asked.guide_scale != 0.0, asked.guide_interval
+        key = (len(request), request.lanes, asked.guidance_interval, asked.quantize_denoised, *guides)
         if key not in self.times:
             self.times.setdefault(key, RunTimes(probes=2 * PROBES + 1))  # that of another clone, if it was faster, stays
         return self.times[key]
