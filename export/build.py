@@ -287,6 +287,7 @@ def manifest_of(
         "text": None,
         "engines": [engine.entry for engine in engines],
         "built_with": _versions(),
+        **({} if model.guide is None else {"guide": dict(model.guide)}),
     }
 
 
