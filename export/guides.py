@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.errors import ExportError
+from engine.errors import ExportError, first_line
+from engine.solver.table import METHODS
 from export.families.base import Model
 from export.graphs.gradients import traced
 from export.graphs.roles import Example, Inputs, Role, entry_of, example, tensor
@@ -86,15 +87,17 @@ def guide_role(classifier: nn.Module, of: Guidance, name: str = "guide") -> Role
         sizes = {of.classes, of.row_width, *of.image}
         given = example(unmade, next(n for n in (2, 3, 5, 7, 11, 13) if n not in sizes), 1, 0)
         _check_logits(classifier, given, of.classes, name)
-        try:
-            module = Guide(classifier, given["x"], given["label"], given.get("row"))
-        except ExportError as error:
-            raise ExportError(f"guide {name}: {error}") from error
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise ExportError(
-                f"guide {name}: found that torch {torch.__version__} cannot record its gradient ({str(error)[:200]}), "
-                "expected a module without branches or shapes that depend on values"
-            ) from error
+        with _entered(classifier) as layers:
+            try:
+                module = Guide(classifier, given["x"], given["label"], given.get("row"))
+            except ExportError as error:
+                raise ExportError(f"guide {name}: {error}") from error
+            except (RuntimeError, TypeError, ValueError) as error:
+                at = f", layer {layers[-1]!r}" if layers and layers[-1] else ""
+                raise ExportError(
+                    f"guide {name}{at}: found that torch {torch.__version__} cannot record its gradient "
+                    f"({first_line(error)[:200]}), expected a module without branches or shapes that depend on values"
+                ) from error
         # Of a classifier that is sure the entropy is the difference of nearly equal numbers.
         role = Role(name, module, tuple(inputs), outputs, compute=EXACT, scales={"entropy": math.log(of.classes)})
         check(role, example)
@@ -130,6 +133,12 @@ def with_guides(
     scale, mode, interval: what the bundle records, as `Sampler.sample` takes them (guide_scale, ...). All guides and a model
     with classes are told one label. ExportError for a classifier that cannot be recorded or has other classes.
     """
+    takes_guide = [name for name, method in METHODS.items() if "guide" in method.takes]
+    if scale and model.defaults["method"] not in takes_guide:
+        raise ExportError(
+            f"guides: found a model that records method {model.defaults['method']}, which takes no guide, expected "
+            f"{' or '.join(takes_guide)}; give a scale of 0, and a method and a scale when sampling"
+        )
     entries: list[dict[str, Any]] = []
     roles = dict(model.roles)
     state = model.wiring.state.shape
@@ -200,6 +209,21 @@ def _check_logits(classifier: nn.Module, given: Inputs, classes: int, name: str)
     if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != (len(given["x"]), classes):
         found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise ExportError(f"guide {name}: found logits {found}, expected {(len(given['x']), classes)}: a number a class")
+
+
+@contextlib.contextmanager
+def _entered(classifier: nn.Module) -> Iterator[list[str]]:
+    """The names of the layers that are being computed, the innermost last: after an error those in which it arose."""
+    inside: list[str] = []
+    hooks = []
+    for name, module in classifier.named_modules():
+        hooks.append(module.register_forward_pre_hook(lambda *_, name=name: inside.append(name)))
+        hooks.append(module.register_forward_hook(lambda *_: inside.pop() and None))
+    try:
+        yield inside
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextlib.contextmanager

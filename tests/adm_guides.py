@@ -11,7 +11,6 @@ import torch
 from export.models.openai.classifier import Classifier, ClassifierSpec
 from export.models.openai.spec import OpenAIUNetSpec
 from tests import adm_models as models
-from tests.golden_models import weight
 
 NAMES = ("guided_adaptive", "guided_attention", "guided_entropy")
 CHAINS = [(folder, chain) for folder in NAMES for chain in models.config(folder)["chains"]]
@@ -19,12 +18,7 @@ CHAINS = [(folder, chain) for folder in NAMES for chain in models.config(folder)
 
 def state_dict(folder: str, scale: dict[str, float] | None = None) -> dict[str, torch.Tensor]:
     """A classifier's file; scale: factors of weights by their endings, in place of its own."""
-    cfg = models.config(folder)
-    factors = cfg["scale"] if scale is None else scale
-    return {
-        key: weight(cfg["seed"], key, shape) * next((f for ending, f in factors.items() if key.endswith(ending)), 1.0)
-        for key, shape in cfg["parameters"].items()
-    }
+    return models.seeded(models.config(folder), scale)
 
 
 def spec(folder: str) -> ClassifierSpec:
@@ -60,10 +54,24 @@ def case(folder: str, chain: str) -> tuple[str, str, dict[str, float] | None]:
     return cfg["model"], cfg["classifier"], cfg.get("scale", {}).get(cfg["chains"][chain].get("classifier"))
 
 
+EXPERTS = "guided_experts"
+EXPERT_CHAINS = tuple(models.config(EXPERTS)["chains"])
+
+
+def expert_base(kind: str = "experts") -> dict[str, torch.Tensor]:
+    """The classifier off the shelf that experts share: a ResNet ("experts") or a ViT ("vit_expert")."""
+    return models.seeded(models.config(EXPERTS)[kind]["base"])
+
+
+def adapters(kind: str = "experts") -> list[dict[str, torch.Tensor]]:
+    """What the reference saves of each expert."""
+    return [models.seeded(entry) for entry in models.config(EXPERTS)[kind]["adapters"]]
+
+
 def options(folder: str, chain: str) -> dict[str, Any]:
     """The options of `sample` that a chain stands for, with its start, noise and label."""
     of = models.config(folder)["chains"][chain]
-    model = models.config(folder)["model"]
+    model = models.config(folder).get("model", folder)
     mode = {"guide_mode": "entropy"} if of.get("entropy_scaling") else {}
     given = {"x_T": models.expected(model)["x_T"], "noise": noise(folder, chain), "label": models.expected(model)["y"]}
     return {**given, **models.setting(folder, chain), "guide_scale": of["scale"], **mode}
@@ -71,7 +79,9 @@ def options(folder: str, chain: str) -> dict[str, Any]:
 
 def noise(folder: str, chain: str) -> np.ndarray:
     """The noise of a chain's steps."""
-    return models.expected(models.config(folder)["model"])["noise"][: len(models.expected(folder)[f"{chain}_timesteps"])]
+    steps = len(models.expected(folder)[f"{chain}_timesteps"])
+    drawn = models.expected(models.config(folder).get("model", folder))["noise"]
+    return drawn[:steps]
 
 
 def build_guided(folder: str, chain: str, into: Path, **request: Any) -> Path:

@@ -99,12 +99,19 @@ def test_a_module_of_one_s_own_in_every_runtime(kind: type[nn.Module]) -> None:
             np.testing.assert_allclose(found["entropy"], -(log_p.exp() * log_p).sum(-1).detach(), rtol=1e-5)
 
 
+class Turn(nn.Module):
+    """What it does depends on the values."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return -x if bool(x.sum() > 0) else x
+
+
 class Wrong(nn.Module):
     """A classifier with one thing wrong."""
 
     def __init__(self, what: str) -> None:
         super().__init__()
-        self.what, self.layer = what, nn.ConvTranspose2d(3, 4, 2)
+        self.what, self.layer, self.turn = what, nn.ConvTranspose2d(3, 4, 2), Turn()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.what == "transposed":
@@ -114,8 +121,8 @@ class Wrong(nn.Module):
         logits = x[:, :1].mean(dim=(2, 3)) * torch.arange(1.0, 5.0)
         if self.what == "random":
             logits = logits * torch.rand_like(logits)
-        if self.what == "branches" and bool(logits.sum() > 0):
-            logits = -logits
+        if self.what == "branches":
+            logits = self.turn(logits)
         return logits[:, :3] if self.what == "classes" else logits
 
 
@@ -125,7 +132,7 @@ class Wrong(nn.Module):
         ("transposed", "found a convolution that is transposed"),
         ("classes", r"found logits \(2, 3\), expected \(2, 4\)"),
         ("random", f"expected at most {BOUND:g}"),
-        ("branches", "cannot record its gradient"),
+        ("branches", "guide guide, layer 'turn': found that torch .* cannot record its gradient"),
         ("warped", "grid_sampler_2d_backward.* in the gradient, for which there is no form in forward operations"),
     ],
 )

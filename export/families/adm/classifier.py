@@ -63,7 +63,12 @@ class FoundClassifier:
 
 def read_classifier(path: Path, of: Architecture, said: Options) -> FoundClassifier:
     """The classifier in a file, for this model; CheckpointError for what is none, or for other images, classes or noise."""
-    checkpoint = read_checkpoint(path)
+    return settle_classifier(read_checkpoint(path), of, said)
+
+
+def settle_classifier(checkpoint: Checkpoint, of: Architecture, said: Options) -> FoundClassifier:
+    """The same, of a checkpoint."""
+    path = checkpoint.path
     if not is_classifier(checkpoint.tensors):
         raise CheckpointError(
             f"{path}: found no classifier of guided-diffusion, expected one for --guide: the contracting half of a UNet and "
