@@ -215,10 +215,17 @@ def _check_logits(classifier: nn.Module, given: Inputs, classes: int, name: str)
 def _entered(classifier: nn.Module) -> Iterator[list[str]]:
     """The names of the layers that are being computed, the innermost last: after an error those in which it arose."""
     inside: list[str] = []
-    hooks = []
-    for name, module in classifier.named_modules():
-        hooks.append(module.register_forward_pre_hook(lambda *_, name=name: inside.append(name)))
-        hooks.append(module.register_forward_hook(lambda *_: inside.pop() and None))
+    names = {module: name for name, module in classifier.named_modules()}
+
+    def enter(module: nn.Module, _: object) -> None:
+        inside.append(names[module])
+
+    def leave(*_: object) -> None:
+        inside.pop()
+
+    hooks = [hook for module in names for hook in (
+        module.register_forward_pre_hook(enter), module.register_forward_hook(leave)
+    )]  # fmt: skip
     try:
         yield inside
     finally:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from engine.errors import ExportError
+from export.families.adm import recognise
+from export.families.base import Model
 from export.graphs.onnx_export import export_onnx
 from export.graphs.parity import load_onnxruntime, load_openvino
-from export.guides import BOUND, Guidance, guide_role
+from export.guides import BOUND, Guidance, OwnGuide, guide_role, with_guides
 from tests import adm_guides as guided
 from tests import adm_models as golden
 
@@ -139,3 +143,44 @@ class Wrong(nn.Module):
 def test_what_cannot_guide_is_refused(what: str, sentence: str) -> None:
     with pytest.raises(ExportError, match=sentence):
         guide_role(Wrong(what), SMALL)
+
+
+class Small(nn.Module):
+    """One that is recorded in a second or two."""
+
+    def __init__(self, classes: int = 4) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.last(nn.functional.silu(self.first(x)).mean(dim=(2, 3)))
+        return logits
+
+
+@pytest.fixture(scope="module")
+def unguided() -> Model:
+    """A model without classes, of 500 timesteps."""
+    return recognise(golden.held("cosine_neworder"), None, "ema", golden.said("cosine_neworder")).load()
+
+
+def test_own_classifiers_become_guides_of_a_model(unguided: Model) -> None:
+    parts = [OwnGuide(Small(), 4, timesteps=timesteps) for timesteps in ((0, 250), (250, 499))]
+    model = with_guides(unguided, parts, scale=3.0, mode="norm", interval=(10, 400))
+    assert [(spec.name, spec.range) for spec in model.input_specs] == [("label", (0.0, 3.0))]
+    guides = model.wiring.guides
+    assert [(g.step.graph, g.rows, g.timesteps, g.classes) for g in guides] == [
+        ("guide_0", None, (0, 250), 4), ("guide_1", None, (250, 499), 4),
+    ]  # fmt: skip
+    assert model.guide == {"scale": 3.0, "mode": "norm", "interval": [10, 400]}
+    given = model.example(model.roles["guide_1"], 2, 1, 0)
+    assert {name: tuple(array.shape) for name, array in given.items()} == {"x": (2, 3, 16, 16), "label": (2,)}
+    assert unguided.wiring.guides == (), "the model that was given is as it was"
+    assert unguided.guide is None
+
+
+def test_guides_that_do_not_fit_a_model(unguided: Model) -> None:
+    with pytest.raises(ExportError, match="guide guide_1: found a classifier of 3 classes, expected 4"):
+        with_guides(unguided, [OwnGuide(Small(), 4, timesteps=(0, 9)), OwnGuide(Small(3), 3, timesteps=(10, 499))])
+    plain = replace(unguided, defaults={**unguided.defaults, "method": "plms"})
+    with pytest.raises(ExportError, match="records method plms, which takes no guide, expected ddim_clipped or ddpm"):
+        with_guides(plain, [OwnGuide(Small(), 4)])
