@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.errors import ArgumentError
+from engine.errors import ArgumentError, did_you_mean
 
 
 def is_integer(value: object) -> bool:
@@ -43,6 +43,13 @@ def check_name(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise ArgumentError(f"{name} is {value!r}, a {type(value).__name__}; expected a name")
     return value
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
+    """Refuses what is none of a few names."""
+    if check_name(name, value) not in choices:
+        raise ArgumentError(f"{name} is {value!r}; expected one of {', '.join(choices)}.{did_you_mean(str(value), choices)}")
+    return str(value)
 
 
 def check_number(name: str, value: object, low: float, high: float = math.inf) -> float:

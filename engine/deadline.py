@@ -55,7 +55,9 @@ class Budget:
 
 
 def check_alone(options: Mapping[str, Any]) -> None:
-    """Refuse a setting beside a budget, which chooses it."""
+    """Refuse a setting beside a budget, which chooses it, and a guide, which no fitted setting knows."""
+    if options.get("guide_scale"):
+        raise ArgumentError("budget_ms chooses a fitted setting, which knows no guide: leave guide_scale or the budget out.")
     others = [name for name in checks.REPLACES_RECORDED if options.get(name) is not None]
     if others or options.get("setting") == "plain":
         given = others[0] if others else "setting 'plain'"

@@ -63,6 +63,8 @@ def table_of(manifest: Manifest, schedule: Schedule, setting: Setting) -> StepTa
         clip=state.clip if setting.clip else None,
         guidance=setting.guidance,
         guidance_interval=setting.guidance_interval,
+        guide_scale=setting.guide_scale,
+        guide_interval=setting.guide_interval,
     )
 
 
@@ -89,7 +91,7 @@ class Pipeline:
         self.free_inputs = tuple(spec for spec in inputs if any(isinstance(d, str) for d in spec.sample))
         self._drawn = None if drawn is None else (drawn.name, tuple(int(d) for d in drawn.sample))
         self._state_shape, self._image_shape = self.spec.state.shape, self.spec.image_shape
-        self._needed: dict[frozenset[str], tuple[InputSpec, ...]] = {}
+        self._needed: dict[tuple[frozenset[str], bool], tuple[InputSpec, ...]] = {}
         self._ran = False
         with undo(backend.close):
             # The calls around the loop of verbs without a chain (encode, decode) run on the host on every backend.
@@ -107,7 +109,9 @@ class Pipeline:
         with undo(backend.close):
             fitted, text = (read_prior(bundle), read_directions(bundle)), TextEncoder.of(bundle)
             spec = bundle.manifest.pipeline
-            for name in dict.fromkeys(call.graph for call in spec.run_calls):
+            guide = bundle.manifest.guide
+            guides = spec.guide_calls if guide is not None and guide.scale and backend.GUIDES else ()
+            for name in dict.fromkeys(call.graph for call in (*spec.run_calls, *guides)):
                 backend.graph(name)
         return cls(bundle, backend, max_batch, *fitted, text)
 
@@ -133,13 +137,13 @@ class Pipeline:
         noise_scale = setting.temperature * math.sqrt(1 - alpha_bar)
         return replace(table, start=replace(table.start, k_start=math.sqrt(alpha_bar), k_noise=noise_scale))
 
-    def needed(self, given: Iterable[str]) -> tuple[InputSpec, ...]:
-        """The inputs that a run needs where these values are given."""
-        key = frozenset(given)
-        if key not in self._needed:
-            names = self.spec.inputs_for(self.spec.run_values, key)
-            self._needed[key] = tuple(spec for spec in self.manifest.inputs if spec.name in names)
-        return self._needed[key]
+    def needed(self, given: Iterable[str], *, guided: bool = False) -> tuple[InputSpec, ...]:
+        """The inputs that a run needs where these values are given; guided: whether guides run."""
+        key, where = frozenset(given), (frozenset(given), guided)
+        if where not in self._needed:
+            names = self.spec.inputs_for(self.spec.run_values(guided=guided), key)
+            self._needed[where] = tuple(spec for spec in self.manifest.inputs if spec.name in names)
+        return self._needed[where]
 
     def draw(self, seeds: Seeds, prior: str | None) -> Arrays:
         """The drawn input of each seed, {name: float32 [N, ...]}: from the bundle's prior when that is what `prior` names,

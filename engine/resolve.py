@@ -12,6 +12,7 @@ import numpy.typing as npt
 from engine import checks
 from engine.argument_checks import check_name
 from engine.bundle.directions import checked_edits
+from engine.bundle.guides import ENTROPY
 from engine.bundle.inputs import InputSpec
 from engine.bundle.manifest import Manifest
 from engine.bundle.prior import resolve_prior
@@ -23,6 +24,7 @@ from engine.pipeline import Arrays, Pipeline
 from engine.request import Array, Request
 from engine.result import F32, Setting
 from engine.solver import noise as noises
+from engine.solver.guides import BY_ENTROPY
 from engine.solver.levels import FIXED_VARIANCES, LEARNED_RANGE
 from engine.solver.table import StepTable
 from engine.text import replace_text
@@ -56,7 +58,9 @@ def resolve_request(
         for spec in manifest.inputs
         if options.get(spec.name) is not None
     }
-    missing = [spec for spec in pipeline.needed(given) if spec.name not in inputs]
+    # What guides alone read is not needed where none runs.
+    guided = bool(manifest.pipeline.guides) and setting_of(manifest, options, has_image=start is not None).guide_scale != 0.0
+    missing = [spec for spec in pipeline.needed(given, guided=guided) if spec.name not in inputs]
     if lacking := [spec for spec in missing if spec.draw is None]:
         takes = ", ".join(str(spec) for spec in manifest.inputs)
         raise ArgumentError(
@@ -92,7 +96,28 @@ def resolve_request(
         request.check_on_host("x0 is quantised")
     if pipeline.bundle.tiling is not None:
         request.check_on_host("tiles are cut")
+    if table.takes_guide:
+        _check_guides(pipeline, request)
     return request
+
+
+def _check_guides(pipeline: Pipeline, request: Request) -> None:
+    """Refuse guides where none can run: on a backend without them, in another size, beside a codebook."""
+    found = f"guide_scale is {request.setting.guide_scale:g}"
+    if not pipeline.backend.GUIDES:
+        raise ArgumentError(
+            f"{found}, but backend {pipeline.backend.NAME!r} runs no guides yet; pass guide_scale=0, or choose native, "
+            "openvino or onnxruntime."
+        )
+    canvas = pipeline.bundle.canvas
+    if canvas is not None and canvas.whole != canvas.window:
+        high, wide = canvas.base.pipeline.image_shape[1:]
+        raise ArgumentError(
+            f"{found}, but the bundle's guides take images of {high} x {wide} alone; pass guide_scale=0, or leave size out."
+        )
+    if request.setting.quantize_denoised:
+        raise ArgumentError(f"{found} beside quantize_denoised, which no row can take both of; leave one of the two out.")
+    request.check_on_host("a guide's gradient is taken")
 
 
 def taken(pipeline: Pipeline, given: Mapping[str, Any], known: Sequence[str], where: str) -> dict[str, Any]:
@@ -138,7 +163,11 @@ def setting_of(manifest: Manifest, options: Mapping[str, Any], *, has_image: boo
     if fitted := _fitted(manifest, given, options.get("setting")):
         recorded = fitted
         given.pop("steps", None)
-    setting = checks.resolve_setting(vars(recorded), manifest.variance, given, clip=options.get("clip", True))
+    guide = {} if fitted or manifest.guide is None else manifest.guide.options
+    if given.get("guide_scale") == 0.0:  # an interval of none says nothing
+        guide = {}
+    setting = checks.resolve_setting(vars(recorded) | guide, manifest.variance, given, clip=options.get("clip", True))
+    _check_guide_options(manifest, setting)
     if setting.guidance != 0.0 and not manifest.pipeline.guided:
         raise ArgumentError(
             f"guidance is {setting.guidance:g}, but nothing that this bundle's network is fed has a null to be guided by; "
@@ -161,6 +190,18 @@ def setting_of(manifest: Manifest, options: Mapping[str, Any], *, has_image: boo
     return setting
 
 
+def _check_guide_options(manifest: Manifest, setting: Setting) -> None:
+    """Refuse options of a guide to a bundle without one, and a mode that one of its guides has no entropy for."""
+    guides = manifest.pipeline.guides
+    if setting.guide_scale != 0.0 and not guides:
+        raise ArgumentError(
+            f"guide_scale is {setting.guide_scale:g}, but this bundle has no guide; expected 0. Leave it out, or build the "
+            f"bundle with one: {command('build', 'CKPT', '--guide', 'CLASSIFIER')}"
+        )
+    if setting.guide_mode == BY_ENTROPY and not all(ENTROPY in guide.step.outputs.values() for guide in guides):
+        raise ArgumentError(f"guide_mode is {BY_ENTROPY!r}, but not every guide of this bundle gives its entropy.")
+
+
 def _fitted(manifest: Manifest, given: Mapping[str, Any], asked: str | None) -> Defaults | None:
     """The fitted setting that is meant: of the steps named, or of the recorded ones where nothing of a setting is.
 
@@ -171,6 +212,9 @@ def _fitted(manifest: Manifest, given: Mapping[str, Any], asked: str | None) -> 
     others = [name for name in checks.REPLACES_RECORDED if name != "steps" and name in given]
     steps = given.get("steps", manifest.defaults.steps)
     found = None if manifest.fitted is None or others else manifest.fitted.get(steps)
+    if asked is None and manifest.guide is not None:  # a fitted setting knows none
+        scale = 0.0 if any(name in given for name in checks.REPLACES_RECORDED) else manifest.guide.scale
+        found = None if given.get("guide_scale", scale) != 0.0 else found
     if asked == "fitted" and found is None:
         there = [] if manifest.fitted is None else [setting.steps for setting in manifest.fitted.settings]
         raise ArgumentError(

@@ -26,7 +26,8 @@ class Setting:
 
     timesteps: falling, where they were listed; None where `spacing` chose them (None: its default).
     eta, noise_scale, eps_scale: one number, or a tuple of one a step.
-    guidance_interval: (low, high), both included; None: guidance in every row.
+    guidance_interval: (low, high), both included; None: guidance in every row. guide_interval: the same of guides.
+    guide_mode: a name of engine.solver.guides.MODES.
     prior: "bundle" (its fitted density) or "standard", N(0, I); None where no input was drawn.
     """
 
@@ -44,6 +45,9 @@ class Setting:
     guidance_interval: tuple[int, int] | None = None
     variance: str = "fixedlarge"
     quantize_denoised: bool = False
+    guide_scale: float = 0.0
+    guide_mode: str = "constant"
+    guide_interval: tuple[int, int] | None = None
     clip: bool = True
     prior: str | None = None
 
@@ -53,7 +57,7 @@ class Timings:
     """Wall-clock milliseconds of one run, by stage; a run in several chunks reports sums over its chunks.
 
     `before_ms` and `after_ms` are the pipeline's graphs around the loop, `rows_ms` its table of timesteps.
-    `first_step_ms` and `other_steps_ms` time the step's network alone: the first call of a shape may pay for a
+    `first_step_ms` and `other_steps_ms` time the step's network, and its guide: the first call of a shape may pay for a
     runtime's one-off preparation, so it is kept apart. `noise_ms` is the drawing of inputs and x_T; the steps'
     noise is made inside the update. `network_calls` counts evaluations of the step's network, `chunks` the pieces that
     the batch was cut into.

@@ -81,6 +81,9 @@ class Sampler(Opened):
         guidance_interval: tuple[int, int] | None = None,
         variance: str | None = None,
         quantize_denoised: bool = False,
+        guide_scale: float | None = None,
+        guide_mode: str | None = None,
+        guide_interval: tuple[int, int] | None = None,
         clip: bool = True,
         prior: str | None = None,
         edits: Edits | None = None,
@@ -122,6 +125,13 @@ class Sampler(Opened):
         quantize_denoised
                    replace each step's prediction of the state by what the pipeline's `quantize` makes of it: the nearest
                    codes of a codebook; the network's eps stays what it is
+        guide_scale
+                   what the gradient of the bundle's guides (a classifier's, say) is multiplied by; 0 runs none. With
+                   "ddim_clipped" and "ddpm"
+        guide_mode "constant"; "entropy": times log K / H, H the entropy of each sample's K classes; "norm": the
+                   gradient at the length of each sample's step
+        guide_interval
+                   (low, high): the timesteps, both included, that are guided; the others run no guide. None: all
         clip       limit each step's prediction of the state as the pipeline says
         prior      what the drawn input comes from: "bundle", its fitted density, or "standard", N(0, I); None is
                    the bundle's where it has one. `batch.setting.prior` says which it was
@@ -150,7 +160,7 @@ class Sampler(Opened):
         # In the order of OPTIONS, so that the two cannot drift apart unnoticed.
         scales = (temperature, noise_scale, eps_scale)
         values = (steps, timesteps, spacing, rho, method, eta, t_start, *scales, guidance)
-        more = (guidance_interval, variance, bool(quantize_denoised))
+        more = (guidance_interval, variance, bool(quantize_denoised), guide_scale, guide_mode, guide_interval)
         others = (setting, bool(clip), seed, x_T, noise, prior, edits, callback, stop, progress)
         named = zip(OPTIONS, (*values, *more, *others), strict=True)
         options: dict[str, Any] = {name: value for name, value in named if value is not None}
@@ -358,7 +368,11 @@ class Sampler(Opened):
         blank = example_inputs(self.bundle.manifest, free=1) or {}
         if self._pipeline.text is not None and options.get("text") is not None:
             del blank[self._pipeline.text.input]
+        manifest = self.bundle.manifest
         quick: dict[str, Any] = {} if options.get("timesteps") is not None else {"steps": 1, "spacing": "linspace"}
+        said = {"method", "setting", "guide_scale"} & options.keys()
+        if quick and not said and manifest.guide is not None and self._pipeline.backend.GUIDES:
+            quick |= {"method": manifest.defaults.method, "guide_scale": manifest.guide.scale}
         self.sample(n, **{**quick, "seed": 0, **blank, **options})
         if self.bundle.manifest.pipeline.encode:
             self.encode(np.zeros((n, *abilities.encoder_shape(self.bundle.manifest)), np.float32))

@@ -64,6 +64,7 @@ class Backend(ABC):
     ON_DEVICE      whether arrays live on a device, which `open` then takes
     BY_NAME_ONLY   never chosen by "auto"
     FORKS          whether a child of fork() goes on with what its parent opened
+    GUIDES         whether its chain adds the gradient of guides
     ANY_SIZE       whether it runs graphs in other sizes than the bundle's own, where their files leave that free
     ONE_PROCESS    the runtime, where it has state of the whole process; such a child cannot open it again either
     """
@@ -73,6 +74,7 @@ class Backend(ABC):
     ON_DEVICE: ClassVar[bool] = False
     BY_NAME_ONLY: ClassVar[bool] = False
     FORKS: ClassVar[bool] = False
+    GUIDES: ClassVar[bool] = True
     ANY_SIZE: ClassVar[bool] = True
     ONE_PROCESS: ClassVar[OneProcess | None] = None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import partial
 from time import perf_counter
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from engine import kernels
 from engine.backends.base import Backend
 from engine.backends.graph import Arrays
+from engine.backends.guides import Guides
 from engine.backends.lanes import Bindings
 from engine.backends.tiles import Tiles
 from engine.backends.workspace import Workspace
@@ -25,6 +27,7 @@ from engine.errors import NumericsError
 from engine.request import FINISH, Blend, Outcome, Request, cancelled
 from engine.result import F32, U8, StepInfo, Timings
 from engine.solver import noise as noises
+from engine.solver.guides import mean_row
 from engine.solver.quantized import update_quantized
 from engine.solver.table import StepTable
 
@@ -49,6 +52,7 @@ class HostChain:
         self.bindings = Bindings(self.pipeline, self.call)
         self._workspaces: OrderedDict[tuple[int, int], Workspace] = OrderedDict()
         self._kept_rows: tuple[StepTable, F32] | None = None
+        self._guides = Guides(self.pipeline.guides, self._graph, self.call, self._where)
         self.done = 0  # rows of the run
         # What the manifest says, once and not at every run.
         self._before = [(call, {*call.inputs.values()}, {*call.outputs.values()}) for call in self.pipeline.before]
@@ -62,6 +66,7 @@ class HostChain:
         """Drop the buffers."""
         self._workspaces.clear()
         self._kept_rows = None
+        self._guides.close()
         if self.tiles is not None:
             self.tiles.close()
 
@@ -159,6 +164,8 @@ class HostChain:
         h1, h2, h3 = (None, None, None) if work.history is None else work.history
         answers: list[float] = []
         self.done = 0
+        if table.takes_guide:
+            self._guides.begin(table)
         for i, (t, row) in enumerate(zip(table.timesteps, table.rows, strict=True)):
             if request.blend is not None and not row[FROM_BASE].any():
                 begun = perf_counter()
@@ -169,7 +176,7 @@ class HostChain:
             lanes = active_lanes(table, i)
             e, v = self._evaluate(work, lanes, float(row[C_IN]), constants, row_port, embeddings[i], timings)
             answered = perf_counter()
-            # e = sum of w_l e_l;  x_0 = limit(p . (x, e, c, y, h));  x' = k . (x_0, x, e, c, exp(s_n v) noise, y, h)
+            # e = sum of w_l e_l;  x_0 = limit(p . (x, e, c, y, h));  x' = k . (x_0, x, e, c, exp(s_n v) noise, y, h, g)
             noise = None if request.noise is None else request.noise[i]
             if noise is None and self._block is not None and row[NOISE].any():
                 noise = noises.step_noise(request.seeds, i, work.shape, block=self._block)
@@ -186,6 +193,11 @@ class HostChain:
                 "step": i if noise is None else None,
                 "threads": self.backend.threads,
             }
+            if table.guided[i]:
+                # g = grad log p(y | x) of the row's guide, scaled
+                mean = partial(mean_of, row, work.x, e, operands)
+                operands["g"] = self._guides.gradient(request, i, work.x, v, values, mean)
+                answered = perf_counter()
             results: dict[str, Any] = {"out": work.x, "y_out": work.y, "push_out": h3}
             if quantize is None:
                 finite = kernels.update(row, work.x, e, **operands, **results, x0_out=work.x0)
@@ -266,6 +278,13 @@ class HostChain:
 
     def _where(self) -> str:
         return f"{self.backend.NAME}, precision {self.backend.precision}"
+
+
+def mean_of(row: F32, x: F32, e: F32, operands: Mapping[str, Any]) -> F32:
+    """What x' of a row is without noise and a guide's gradient, in an array of its own."""
+    mean = np.empty_like(x)
+    kernels.update(mean_row(row), x, e, **operands, out=mean)
+    return mean
 
 
 def active_lanes(table: StepTable, i: int) -> int:

@@ -10,7 +10,8 @@ from engine.bundle.inputs import InputSpec
 from engine.bundle.limits import MAX_T
 from engine.bundle.schema import read, take
 
-OPTIONAL = ("next", "augmentation")  # fields of a manifest that may be absent, which is as null: older bundles lack them
+# Fields of a manifest that may be absent, which is as null: older bundles lack them.
+OPTIONAL = ("next", "augmentation", "guide")
 
 
 def parse_neighbour(fields: Fields, key: str) -> str:

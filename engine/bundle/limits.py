@@ -17,4 +17,7 @@ MAX_VOCABULARY_BYTES = 16 * 2**20
 MIN_TOKENS = 3  # of an input that text is encoded to: begin, one token, end
 MAX_STARTS = 1024  # damages in the table that `refine` looks its start up in
 MAX_STAGES = 8  # of a cascade
+MAX_GUIDES = 16
+MAX_GUIDE_SCALE = 1e6
+MAX_CLASSES = 2**24  # of a guide's classifier
 MAX_DIGITS = 20  # longer integers are no field of ours, and int() of a long text is quadratic

@@ -24,6 +24,7 @@ from engine.bundle.files import FileSpec
 from engine.bundle.fitted import Fitted, check_fitted, parse_fitted
 from engine.bundle.following import OPTIONAL, AugmentationSpec, NextSpec, parse_augmentation, parse_next
 from engine.bundle.graphs import SAMPLER, GraphSpec, check_twins, graph_of, parse_graphs
+from engine.bundle.guides import GuideDefaults, parse_guide
 from engine.bundle.inputs import InputSpec, parse_inputs
 from engine.bundle.limits import FORMAT_VERSION, MAX_MANIFEST_BYTES
 from engine.bundle.pipeline import VARIANCE, PipelineSpec
@@ -65,6 +66,7 @@ class Manifest:
     next: NextSpec | None
     engines: tuple[EngineSpec, ...]
     built_with: Annotated[dict[str, str], parse_versions]
+    guide: GuideDefaults | None = None
 
     @property
     def drawn(self) -> InputSpec | None:
@@ -137,6 +139,7 @@ def check_manifest(raw: object, where: str, *, hashed: bool = True) -> Manifest:
         text=parse_text(top, inputs),
         augmentation=parse_augmentation(top, inputs),
         next=parse_next(top),
+        guide=parse_guide(top, pipeline, schedule.T),
         engines=parse_engines(top, graphs, pipeline.step.graph),
     )
     top.done(OPTIONAL)

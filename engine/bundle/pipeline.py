@@ -7,6 +7,8 @@
              second output says how much noise each element gets
     quantize only where a request asks for it, once a row: from the row's x0 to what of it a decoder can tell apart, such as
              the nearest codes; null where there is no such graph
+    guides   once a row that is guided: from x to the gradient that is added to the step (engine/bundle/guides.py); absent
+             where there are none
     after    once a request, from the final x to values
     maps     the inputs that lie over the state as x does, so that the calls can be made on windows of a larger one; null
              where the pipeline works in its own size alone (engine/bundle/maps.py)
@@ -24,6 +26,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from engine.bundle.fields import Fields
+from engine.bundle.guides import GuideSpec
 from engine.bundle.tensors import ByValue, Null, Shape, TensorSpec
 
 X, E, VARIANCE, ROWS, TIMESTEPS, IMAGE = "x", "e", "variance", "rows", "timesteps", "image"
@@ -80,6 +83,7 @@ class PipelineSpec(ByValue):
     maps           {value: how many of its pixels one of the state's has a side} of all that lies over the state, x included;
                    None where the pipeline works in its own size alone
     multiple       what a side of the state is a multiple of, where graphs run on any size; None where each is of one
+    guides         from the clean end; none where the loop adds no gradient
     """
 
     encode: tuple[CallSpec, ...]
@@ -95,10 +99,11 @@ class PipelineSpec(ByValue):
     encoder_image: TensorSpec | None = None
     maps: Mapping[str, int] | None = None
     multiple: int | None = None
+    guides: tuple[GuideSpec, ...] = ()
 
     @property
     def calls(self) -> tuple[CallSpec, ...]:
-        """Every call, in the order of a request."""
+        """Every call but those of guides, in the order of a request."""
         quantize = () if self.quantize is None else (self.quantize,)
         return (*self.encode, *self.before, self.rows, self.step, *quantize, *self.after)
 
@@ -108,9 +113,19 @@ class PipelineSpec(ByValue):
         return (*self.before, self.rows, self.step, *self.after)
 
     @property
+    def guide_calls(self) -> tuple[CallSpec, ...]:
+        """Those of guides, each its rows first."""
+        return tuple(call for guide in self.guides for call in (guide.rows, guide.step) if call is not None)
+
+    @property
+    def guide_graphs(self) -> frozenset[str]:
+        """The graphs of guides."""
+        return frozenset(call.graph for call in self.guide_calls)
+
+    @property
     def graphs(self) -> tuple[str, ...]:
         """The graphs that this pipeline runs, each once."""
-        return tuple(dict.fromkeys(call.graph for call in self.calls))
+        return tuple(dict.fromkeys(call.graph for call in (*self.calls, *self.guide_calls)))
 
     @property
     def encodes_state(self) -> bool:
@@ -150,10 +165,10 @@ class PipelineSpec(ByValue):
             names |= {value} if call is None else self.inputs_for(call.inputs.values(), given)
         return names
 
-    @property
-    def run_values(self) -> list[str]:
-        """What a run needs beside x: all that its calls take, the centre and the start value."""
-        fed = [value for call in (self.rows, self.step, *self.after) for value in call.inputs.values()]
+    def run_values(self, *, guided: bool = False) -> list[str]:
+        """What a run needs beside x: all that its calls take, with those of guides or without, the centre and the start."""
+        calls = (self.rows, self.step, *self.after, *(self.guide_calls if guided else ()))
+        fed = [value for call in calls for value in call.inputs.values()]
         return fed + [name for name in (self.state.centre, self.state.start) if name is not None]
 
     def null_is_computed(self, value: str) -> bool:

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 
 from engine.bundle.fields import Fields, shorten
 from engine.bundle.graphs import GraphSpec
+from engine.bundle.guides import ENTROPY, G, GuideSpec, parse_interval
 from engine.bundle.inputs import RESERVED, InputSpec
-from engine.bundle.limits import MAX_CALLS
+from engine.bundle.limits import MAX_CALLS, MAX_CLASSES, MAX_GUIDES
 from engine.bundle.maps import parse_maps, parse_multiple
 from engine.bundle.pipeline import (
     IMAGE,
@@ -40,15 +41,17 @@ def parse_pipeline(fields: Fields, inputs: tuple[InputSpec, ...], graphs: Mappin
     rows = reader.rows(fields)
     step = reader.step(fields, shape)
     quantize = reader.quantize(fields, shape)
+    guides = reader.guides(fields, shape)
     after = reader.after(fields, shape)
     image = reader.image(fields, after)
     nulls = {spec.name: spec.null for spec in inputs if spec.null is not None} | reader.nulls(fields, before)
     spec = PipelineSpec(
-        encode, before, rows, step, quantize, after, nulls, state, image, reader.values, reader.encoder_image, maps=None
-    )
+        encode, before, rows, step, quantize, after, nulls, state, image, reader.values, reader.encoder_image, maps=None,
+        guides=guides,
+    )  # fmt: skip
     maps = parse_maps(fields, spec, [entry.name for entry in inputs])
     multiple = parse_multiple(fields, spec, maps)
-    fields.done()
+    fields.done(("guides",))
     return dataclasses.replace(spec, maps=maps, multiple=multiple)
 
 
@@ -142,6 +145,37 @@ class _Reader:
         if made != {X0: kept}:
             fields.refuse("outputs", f"one output, which is called {X0!r} and is {kept} as the state")
         return call
+
+    def guides(self, top: Fields, state: Shape) -> tuple[GuideSpec, ...]:
+        """`guides`: each as `rows` and `step`, with rows of its own; absent where there are none."""
+        if "guides" not in top:
+            return ()
+        entries = top.objects("guides", "a list of guides, which is left out where it would be empty")
+        if len(entries) > MAX_GUIDES:
+            top.refuse("guides", f"at most {MAX_GUIDES} guides")
+        return tuple(self._guide(fields, Value("float32", state)) for fields in entries)
+
+    def _guide(self, fields: Fields, state: Value) -> GuideSpec:
+        there, rows = self._usable() | {X: state}, None
+        if not fields.take_null("rows"):
+            rows, made = self._call(fields.object("rows"), {TIMESTEPS: Value("int64", (STEPS,))}, {})
+            table = made.get(ROWS)
+            if len(made) != 1 or table is None or table.dtype != "float32" or len(table.shape) != 2 or (
+                table.shape[0] != STEPS or not isinstance(table.shape[1], int)
+            ):
+                fields.refuse("rows", f"a call with one output, float32[{STEPS}, a number], which is called {ROWS!r}")
+            there[ROWS] = Value("float32", (1, table.shape[1]))
+        call, made = self._call(fields.object("step"), there, {})
+        if X not in call.inputs.values() or (rows is not None and ROWS not in call.inputs.values()):
+            fields.refuse("step", f"a call that takes {X!r}, and {ROWS!r} where the guide makes them")
+        kinds = {G: state, ENTROPY: Value("float32", (BATCH,))}
+        if G not in made or any(kinds.get(name) != value for name, value in made.items()):
+            found = ", ".join(f"{name} {value}" for name, value in made.items())
+            wanted = f"{G!r}, {state} as the state, and perhaps {ENTROPY!r}, {kinds[ENTROPY]}"
+            fields.refuse("step", f"outputs {wanted}, not {found}")
+        timesteps, classes = parse_interval(fields, "timesteps"), fields.integer("classes", 2, MAX_CLASSES)
+        fields.done()
+        return GuideSpec(rows, call, timesteps, classes)
 
     def after(self, top: Fields, state: Shape) -> tuple[CallSpec, ...]:
         """`after`: sees the final x."""

@@ -51,6 +51,7 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "text": asdict(manifest.text) if manifest.text else None,
         "augmentation": asdict(manifest.augmentation) if manifest.augmentation else None,
         "next": asdict(manifest.next) if manifest.next else None,
+        "guide": asdict(manifest.guide) if manifest.guide else None,
         "engines": [asdict(engine) | {"size": engine.size} for engine in manifest.engines],
         "built_with": manifest.built_with,
     }
@@ -61,6 +62,7 @@ def describe_pipeline(pipeline: PipelineSpec) -> dict[str, Any]:
     step = pipeline.multiple
     return {
         **{section: [asdict(call) for call in calls_of(pipeline, section)] for section in SECTIONS},
+        "guides": [asdict(guide) for guide in pipeline.guides],
         "nulls": {name: _plain(null) for name, null in pipeline.nulls.items()},
         "state": asdict(pipeline.state),
         "image": pipeline.image,
@@ -89,7 +91,8 @@ def runs(manifest: Manifest, key: str) -> list[str]:
     if graph_of(key) == SAMPLER:
         return [section for section in SECTIONS if section not in ("encode", "quantize")]
     pipeline = manifest.pipeline
-    return [section for section in SECTIONS if any(c.graph == graph_of(key) for c in calls_of(pipeline, section))]
+    found = [section for section in SECTIONS if any(c.graph == graph_of(key) for c in calls_of(pipeline, section))]
+    return found or ["guides"]
 
 
 def where(manifest: Manifest, key: str, backend: str | None, precision: str) -> dict[str, str | None]:
@@ -123,6 +126,7 @@ def show_contents(bundle: dict[str, Any]) -> None:
             **text_line(bundle["text"]),
             **({} if bundle["augmentation"] is None else {"noise level": f"told to {bundle['augmentation']['input']}"}),
             **next_line(bundle["next"]),
+            **guide_line(bundle["guide"], bundle["pipeline"]["guides"]),
             **notes_line(bundle["architecture"]),
             "built with": ", ".join(f"{name} {version}" for name, version in bundle["built_with"].items()),
         },
@@ -153,6 +157,15 @@ def next_line(following: dict[str, Any] | None) -> dict[str, str]:
     if following is None:
         return {}
     return {"next": ", ".join([f"{following['bundle']} goes on with the images", *told(following)])}
+
+
+def guide_line(guide: dict[str, Any] | None, guides: list[dict[str, Any]]) -> dict[str, str]:
+    """How the bundle's guides are used."""
+    if guide is None:
+        return {}
+    interval = "" if guide["interval"] is None else ", t {} to {}".format(*guide["interval"])
+    many = f", {len(guides)} by timestep" if len(guides) > 1 else ""
+    return {"guide": f"scale {guide['scale']:g}, {guide['mode']}{interval}; of {guides[0]['classes']} classes{many}"}
 
 
 def told(following: dict[str, Any]) -> list[str]:
@@ -262,6 +275,11 @@ def pipeline_lines(pipeline: dict[str, Any]) -> Iterator[str]:
     for section in SECTIONS:
         for call in pipeline[section]:
             yield f"{section:<10}{call['graph']}({_wires(call['inputs'])}) -> {_wires(call['outputs'])}"
+    for guide in pipeline["guides"]:
+        for call in (guide["rows"], guide["step"]):
+            if call is not None:
+                served = "t {} to {}".format(*guide["timesteps"])
+                yield f"{'guide':<10}{call['graph']}({_wires(call['inputs'])}) -> {_wires(call['outputs'])}, {served}"
     if pipeline["nulls"]:
         yield f"{'nulls':<10}{', '.join(f'{name} {_brief(null)}' for name, null in pipeline['nulls'].items())}"
     yield f"{'image':<10}{pipeline['image']}"

@@ -20,6 +20,7 @@ from engine.imaging import FITS, load_images
 from engine.resolve import SETTING_OPTIONS, SETTINGS
 from engine.result import Batch
 from engine.sampler import Sampler
+from engine.solver.guides import MODES
 from engine.solver.table import METHODS, VARIANCES
 from engine.solver.timesteps import SPACINGS
 
@@ -90,6 +91,14 @@ SETTING = options(
     click.option("--variance", type=NearChoice(VARIANCES), help="DDPM's variance; default: the bundle's."),
     click.option(
         "--quantize-denoised", is_flag=True, default=None, help="Look each step's prediction up in the bundle's codebook."
+    ),
+    click.option("--guide-scale", type=float, help="Scale of the guides' gradient; 0 runs none. Default: the bundle's."),
+    click.option("--guide-mode", type=NearChoice(MODES), help="Whether each sample's entropy divides it, say."),
+    click.option(
+        "--guide-interval",
+        type=Listed(int, "200,800", single=False),
+        metavar="LOW,HIGH",
+        help="Run guides only between these timesteps, both included.",
     ),
 )
 MACHINE = options(

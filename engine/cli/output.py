@@ -18,6 +18,7 @@ from engine.errors import ArgumentError
 from engine.imaging import Loaded, check_grid, check_target, file_names, grid_bytes, kind_of, save_images
 from engine.result import U8, Batch, Deadline, Timings
 from engine.sampler import Sampler
+from engine.solver.guides import CONSTANT
 from engine.solver.noise import resolve_seeds
 
 STDOUT = "-"
@@ -179,11 +180,15 @@ def setting_line(batch: Batch) -> str:
         words.append("from a noised image")
     if setting.prior == "bundle":
         words.append("from the bundle's prior")
-    plain = {"eta": 0.0, "temperature": 1.0, "noise_scale": 1.0, "eps_scale": 1.0, "guidance": 0.0}
+    plain = {"eta": 0.0, "temperature": 1.0, "noise_scale": 1.0, "eps_scale": 1.0, "guidance": 0.0, "guide_scale": 0.0}
     found = {name: getattr(setting, name) for name, usual in plain.items() if getattr(setting, name) != usual}
     words += [f"{name} {' '.join(f'{one:g}' for one in np.atleast_1d(value))}" for name, value in found.items()]
     if setting.guidance_interval is not None:
         words.append("guided from t {} to {}".format(*setting.guidance_interval))
+    if setting.guide_scale and setting.guide_mode != CONSTANT:
+        words.append(f"by {setting.guide_mode}")
+    if setting.guide_interval is not None:
+        words.append("a guide from t {} to {}".format(*setting.guide_interval))
     if setting.quantize_denoised:
         words.append("every step quantised")
     return ", ".join(words)

@@ -18,6 +18,7 @@ from engine.http.limits import Limits
 from engine.inpaint import image_and_mask, inpaints
 from engine.resolve import SETTINGS
 from engine.serving.groups import starts_from_pixels
+from engine.solver.guides import MODES
 from engine.solver.table import METHODS, VARIANCES
 from engine.solver.timesteps import SPACINGS
 from engine.text import TEXT
@@ -173,6 +174,11 @@ def _setting(manifest: Manifest, verb: str, limits: Limits) -> list[Field]:
         found["guidance"] = {"type": "number", "description": "Weight; not 0 doubles the network's work."}
         text = "Timesteps, the lower one first, between which guidance applies, both included."
         found["guidance_interval"] = {"type": "array", "items": timestep, "minItems": 2, "maxItems": 2, "description": text}
+    if pipeline.guides:
+        found["guide_scale"] = {"type": "number", "description": "Of the guides' gradient; 0 runs none."}
+        found["guide_mode"] = {"enum": list(MODES), "description": "How the scale goes by each sample."}
+        text = "Timesteps, the lower one first, between which guides run, both included."
+        found["guide_interval"] = {"type": "array", "items": timestep, "minItems": 2, "maxItems": 2, "description": text}
     if pipeline.quantize is not None:
         found["quantize_denoised"] = {"type": "boolean", "description": "Look each step's prediction up in the codebook."}
     if manifest.drawn is not None and verb in ("sample", "edit", "interpolate"):

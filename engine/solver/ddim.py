@@ -36,14 +36,20 @@ def ddim_clipped(levels: Levels) -> Columns:
     """The same with the eps that belongs to x0 as limited, as guided-diffusion has it: where nothing is limited it is ddim.
 
         eps' = (x - sqrt(a) x0) / sqrt(1 - a)
+
+    With a guide of scale s (Dhariwal & Nichol 2021, algorithm 2) eps' - s sqrt(1 - a) g takes the place of eps', and x0 is
+    made of it again, and not limited again: what that adds to x' is
+
+        s (sqrt(a') (1 - a) / sqrt(a) - sqrt(1 - a' - sigma^2) sqrt(1 - a)) g
     """
     step = ddim(levels).fields
     k_x = _along(levels) / np.sqrt(1.0 - levels.alpha_bar)
     k_x0 = step["k_x0"] - k_x * np.sqrt(levels.alpha_bar)
-    return Columns(
-        levels.timesteps,
-        {**step, "k_x0": k_x0, "k_x": k_x, "k_e": 0.0, "k_c": levels.around_centre(k_x)},
-    )
+    columns = {**step, "k_x0": k_x0, "k_x": k_x, "k_e": 0.0, "k_c": levels.around_centre(k_x)}
+    if levels.guided.any():
+        a, noise = levels.alpha_bar, np.sqrt(1.0 - levels.alpha_bar)
+        columns["k_g"] = levels.guide_scale * noise * (np.sqrt(levels.previous / a) * noise - _along(levels))
+    return Columns(levels.timesteps, columns)
 
 
 def _sigma(levels: Levels) -> F64 | float:

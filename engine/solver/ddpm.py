@@ -17,6 +17,9 @@ def ddpm(levels: Levels) -> Columns:
 
     learned_range (Nichol & Dhariwal 2021, eq. 15): the network's second output v in about [-1, 1] says where log sigma^2
     lies between log beta~ and log beta, so that sigma = (beta beta~)^(1/4) exp(v log(beta / beta~) / 4).
+
+    With a guide of scale s (Dhariwal & Nichol 2021, algorithm 1) s sigma^2 g is added to the mean, also in a last step
+    without noise; see `_guided`.
     """
     a, previous, beta = levels.alpha_bar, levels.previous, levels.beta
     k_x = np.sqrt(1.0 - beta) * (1.0 - previous) / (1.0 - a)
@@ -35,5 +38,21 @@ def ddpm(levels: Levels) -> Columns:
             "k_c": levels.around_centre(k_x),
             "k_n": np.where(levels.final, 0.0, levels.noise_scale * sigma),
             "s_n": scale,
-        },
+        }
+        | (_guided(levels, scale) if levels.guided.any() else {}),
     )
+
+
+def _guided(levels: Levels, scale: F64 | float) -> dict[str, F64 | float]:
+    """k_g and s_n where a guide is asked for, sigma^2 being k_g exp(2 s_n v) / s: whoever executes a row scales g by that.
+
+    The last step has the beta~ of the step before it as its own, as the reference has it, but not as fixedsmall's sigma.
+    """
+    beta = np.asarray(levels.beta)
+    posterior = np.where(levels.final, np.append(beta[:1], levels.posterior_variance)[:-1], levels.posterior_variance)
+    if levels.variance == "fixedsmall":
+        return {"k_g": levels.guide_scale * levels.posterior_variance}
+    if levels.variance == "fixedlarge":
+        return {"k_g": levels.guide_scale * np.where(levels.final, posterior, beta)}
+    last = np.where(levels.final & levels.guided, np.log(beta / posterior) / 4.0, scale)
+    return {"k_g": levels.guide_scale * np.sqrt(beta * posterior), "s_n": last}

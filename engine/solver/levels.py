@@ -28,6 +28,7 @@ class Levels:
     variance    of ddpm's noise: a name of VARIANCES
     noise_scale what the noise of each step is multiplied by, one or [S]
     eps_scale   what eps is multiplied by before anything is made of it, one or [S]
+    guide_scale what a guide's gradient is multiplied by, one or [S]; 0: no guide
     """
 
     timesteps: I64
@@ -39,6 +40,7 @@ class Levels:
     variance: str = "fixedlarge"
     noise_scale: F64 | float = 1.0
     eps_scale: F64 | float = 1.0
+    guide_scale: F64 | float = 0.0
 
     @property
     def steps(self) -> int:
@@ -59,6 +61,11 @@ class Levels:
     def final(self) -> np.ndarray:
         """Where a' = 1: bool [S]."""
         return self.previous == 1.0
+
+    @cached_property
+    def guided(self) -> np.ndarray:
+        """Where a guide is asked for: bool [S]."""
+        return np.broadcast_to(self.guide_scale, self.alpha_bar.shape) != 0.0
 
     def around_centre(self, of_x: F64 | float) -> F64 | float:
         """The coefficient of c that makes `of_x x` into `of_x (x - c) + c`; 0 without a centre."""

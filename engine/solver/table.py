@@ -5,6 +5,7 @@ A row (kernels.ROW_FIELDS; kernels/include/diffusevae/row.h) takes x from timest
     e   = sum of weight e_lane                        lanes of the network, which is given c_in x
     x0  = limit(p_x x + p_e e + p_c c  [+ p_y y + p_h1 h1 + p_h2 h2 + p_h3 h3], clip)
     n   = exp(s_n v) noise, where s_n is not 0 (v: the network's second output); otherwise the noise itself
+    g   = a guide's gradient, scaled as engine/solver/guides.py has it
     x'  = k_x0 x0 + k_x x + k_e e + k_c c + k_n n  [+ k_y y + k_h1 h1 + k_h2 h2 + k_h3 h3 + k_g g]
     y'  = the same sum with q, where any q is not 0
     push: 1 puts e and 2 puts x0 in front of the history h1, h2, h3
@@ -63,8 +64,8 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "ddim": Method(ddim, takes=("eta",)),
-    "ddim_clipped": Method(ddim_clipped, takes=("eta",)),
-    "ddpm": Method(ddpm, takes=("variance",)),
+    "ddim_clipped": Method(ddim_clipped, takes=("eta", "guide")),
+    "ddpm": Method(ddpm, takes=("variance", "guide")),
     "dpmpp_2m": Method(dpmpp_2m),
     "sde_dpmpp_2m": Method(sde_dpmpp_2m),
     "unipc_2": Method(unipc_2),
@@ -119,6 +120,17 @@ class StepTable:
         return self._uses("p_y", "k_y", *(name for name in ROW_FIELDS if name.startswith("q_")))
 
     @cached_property
+    def guided(self) -> NDArray[np.bool_]:
+        """Which rows take a guide's gradient: bool [R]."""
+        found: NDArray[np.bool_] = self.rows[:, ROW_FIELDS.index("k_g")] != 0.0
+        return found
+
+    @cached_property
+    def takes_guide(self) -> bool:
+        """Whether any row does."""
+        return bool(self.guided.any())
+
+    @cached_property
     def pushes(self) -> bool:
         """Whether any row puts something in front of the history."""
         return self._uses("push")
@@ -151,6 +163,8 @@ def build_step_table(
     clip: float | None = 1.0,
     guidance: float = 0.0,
     guidance_interval: tuple[int, int] | None = None,
+    guide_scale: float = 0.0,
+    guide_interval: tuple[int, int] | None = None,
 ) -> StepTable:
     """The rows of one chain, in arrays that are not to be written to.
 
@@ -174,10 +188,13 @@ def build_step_table(
     guidance: w in e = e_0 + w (e_0 - e_1), lane 0 with the inputs and lane 1 with their nulls. 0 is one lane.
     guidance_interval: (low, high), the timesteps, both included, whose rows are guided (Kynkaanniemi et al. 2024); the
         others run lane 0 alone. None: all rows.
+    guide_scale: what a guide's gradient is multiplied by, with "ddim_clipped" and "ddpm"; 0: no row takes one.
+    guide_interval: (low, high), as guidance_interval, of the rows that take it.
     Raises ArgumentError, which says what can be had.
     """
     eta = check_numbers("eta", eta, 0.0, 1.0)
-    _check_solver(method, prediction, variance, eta)
+    guide_scale = check_number("guide_scale", guide_scale, -math.inf)
+    _check_solver(method, prediction, variance, eta, guide_scale)
     t_start = None if t_start is None else check_integer("t_start", t_start)
     rho = check_number("rho", rho, LEAST_RHO, MOST_RHO)
     if timesteps is not None:
@@ -204,6 +221,8 @@ def build_step_table(
         clip=math.inf if clip is None else check_number("clip", clip, 0.0),
         guidance=check_number("guidance", guidance, -math.inf),
         guidance_interval=None if guidance_interval is None else check_interval("guidance_interval", guidance_interval),
+        guide_scale=guide_scale,
+        guide_interval=None if guide_interval is None else check_interval("guide_interval", guide_interval),
     )
     return _table(chain)
 
@@ -228,6 +247,8 @@ class _Chain(NamedTuple):
     clip: float
     guidance: float
     guidance_interval: tuple[int, int] | None
+    guide_scale: float
+    guide_interval: tuple[int, int] | None
 
     def kept(self) -> I64:
         """The timesteps, ascending."""
@@ -264,6 +285,7 @@ def _table(chain: _Chain) -> StepTable:
         variance=chain.variance,
         noise_scale=chain.each_step("noise_scale", len(kept)),
         eps_scale=chain.each_step("eps_scale", len(kept)),
+        guide_scale=_guide_scale(chain, kept[::-1]),
     )
     with np.errstate(all="ignore"):  # rows of a schedule beyond float32 are refused below, with the field's name
         timesteps, exact = exact_rows(METHODS[chain.method].solver, levels, chain.clip)
@@ -271,8 +293,8 @@ def _table(chain: _Chain) -> StepTable:
     w = chain.guidance
     weights = np.tile(np.array([1.0 + w, -w] if w else [1.0], np.float32), (len(rows), 1))
     if chain.guidance_interval is not None:
-        weights[~_guided(chain, chain.guidance_interval, timesteps)] = 1.0, 0.0
-    check_rows(rows)
+        weights[~_guided(chain, "guidance", timesteps)] = 1.0, 0.0
+    check_rows(rows, guide=chain.guide_scale != 0.0)
     for array in (timesteps, rows, weights):  # shared by every request for this chain
         array.setflags(write=False)
     return StepTable(timesteps, rows, weights, _start(chain), chain.method, chain.spacing)
@@ -306,14 +328,21 @@ def check_table(table: StepTable, *, guide: bool = False) -> None:
     check_rows(table.rows, guide=guide)
 
 
-def _guided(chain: _Chain, interval: tuple[int, int], timesteps: I64) -> NDArray[np.bool_]:
-    """Which rows are guided. ArgumentError for an interval that says nothing."""
-    low, high = interval
-    found, T = f"guidance_interval is ({low}, {high})", chain.schedule.T
+def _guide_scale(chain: _Chain, timesteps: I64) -> F64 | float:
+    """What a guide's gradient is multiplied by in each row."""
+    if chain.guide_interval is None:
+        return chain.guide_scale
+    return np.where(_guided(chain, "guide", timesteps), chain.guide_scale, 0.0)
+
+
+def _guided(chain: _Chain, kind: str, timesteps: I64) -> NDArray[np.bool_]:
+    """Which rows the interval of guidance or of a guide holds. ArgumentError for one that says nothing."""
+    (low, high), by = getattr(chain, f"{kind}_interval"), "guidance" if kind == "guidance" else "guide_scale"
+    found, T = f"{kind}_interval is ({low}, {high})", chain.schedule.T
     if not 0 <= low <= high < T:
         raise ArgumentError(f"{found}; expected two timesteps of 0 .. {T - 1}, the lower one first")
-    if not chain.guidance:
-        raise ArgumentError(f"{found}, but guidance is 0; expected guidance beside it. Pass guidance, or leave it out")
+    if not getattr(chain, by):
+        raise ArgumentError(f"{found}, but {by} is 0; expected {by} beside it. Pass {by}, or leave it out")
     guided: NDArray[np.bool_] = (low <= timesteps) & (timesteps <= high)
     if not guided.any():
         ends = f"{timesteps[0]} to {timesteps[-1]}"
@@ -330,7 +359,7 @@ def _start(chain: _Chain) -> Start:
     return Start(chain.temperature * math.sqrt(1.0 - alpha_bar), math.sqrt(alpha_bar), centre)
 
 
-def _check_solver(method: str, prediction: str, variance: str, eta: Numbers) -> None:
+def _check_solver(method: str, prediction: str, variance: str, eta: Numbers, guide_scale: float) -> None:
     for name, value, choices in (
         ("method", method, METHODS), ("prediction", prediction, PREDICTIONS), ("variance", variance, VARIANCES)
     ):  # fmt: skip
@@ -341,6 +370,12 @@ def _check_solver(method: str, prediction: str, variance: str, eta: Numbers) -> 
         found = next(f"eta[{i}] is {one}" for i, one in enumerate(eta) if one) if isinstance(eta, tuple) else f"eta is {eta}"
         raise ArgumentError(
             f"{found} with method={method!r}; only {' and '.join(takes)} take eta: leave it 0 or use method={takes[0]!r}"
+        )
+    if guide_scale and "guide" not in METHODS[method].takes:
+        takes = [name for name, other in METHODS.items() if "guide" in other.takes]
+        raise ArgumentError(
+            f"guide_scale is {guide_scale:g} with method={method!r}; only {' and '.join(takes)} take a guide: leave it 0 or "
+            f"use method={takes[0]!r}"
         )
     if prediction not in METHODS[method].predictions:
         others = [repr(name) for name, other in METHODS.items() if prediction in other.predictions]

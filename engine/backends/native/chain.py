@@ -22,7 +22,7 @@ class NativeChain(HostChain):
     def _loop(self, request: Request, work: Workspace, values: Arrays, embeddings: F32, timings: Timings) -> None:
         # Noise that is laid out in blocks is not drawn inside that call.
         apart = self._block is not None and request.noise is None and request.table.rows[:, NOISE].any()
-        if request.watch is not None or apart:
+        if request.watch is not None or request.table.takes_guide or apart:
             super()._loop(request, work, values, embeddings, timings)
             return
         graph = self.backend.graph(self.pipeline.step.graph)

@@ -28,6 +28,7 @@ class TensorRt(Backend):
     NAME = "tensorrt"
     PRECISIONS = (PRECISION,)
     ON_DEVICE = True
+    GUIDES = False
     ANY_SIZE = False
     ONE_PROCESS = CUDA
 

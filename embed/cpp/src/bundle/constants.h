@@ -23,6 +23,9 @@ constexpr int64_t kMaxVocabularyBytes = 16777216;
 constexpr int64_t kMinTokens = 3;
 constexpr int64_t kMaxStarts = 1024;
 constexpr int64_t kMaxStages = 8;
+constexpr int64_t kMaxGuides = 16;
+constexpr double kMaxGuideScale = 1000000.0;
+constexpr int64_t kMaxClasses = 16777216;
 constexpr int64_t kMaxDigits = 20;
 constexpr const char* kFormat = "diffusevae-bundle";
 constexpr const char* kManifestFile = "manifest.json";
@@ -43,7 +46,7 @@ inline const std::vector<std::string> kReserved = {"x", "x0", "x_T", "noise", "t
     "t_start", "temperature", "noise_scale", "eps_scale", "guidance", "guidance_interval", "variance", "quantize_denoised",
     "clip", "prior", "callback", "stop", "progress", "budget_ms", "at_most", "anytime", "stream", "a", "b", "mode", "part",
     "step_ms", "edits", "preserve", "what", "value", "self", "masks", "known_noise", "composite", "text", "noise_level",
-    "stages"};
+    "stages", "guide_scale", "guide_mode", "guide_interval"};
 inline const std::vector<std::string> kMethods = {"ddim", "ddim_clipped", "ddpm", "dpmpp_2m", "sde_dpmpp_2m", "unipc_2",
     "ipndm", "plms"};
 inline const std::vector<std::string> kPredictions = {"eps", "x0", "v"};
@@ -71,7 +74,7 @@ constexpr double kMostOverlap = 0.9;
 constexpr int64_t kAtOnce = 8;
 constexpr int64_t kMaxWord = 100;
 constexpr const char* kContinues = "##";
-inline const std::vector<std::string> kOptional = {"next", "augmentation"};
+inline const std::vector<std::string> kOptional = {"next", "augmentation", "guide"};
 struct RecipeNumber { const char *recipe, *name; double low, high; };
 constexpr RecipeNumber kRecipeNumbers[] = {{"linear", "start", 1e-12, 0.999999}, {"linear", "end", 1e-12, 0.999999},
     {"scaled_linear", "start", 1e-12, 0.999999}, {"scaled_linear", "end", 1e-12, 0.999999}, {"cosine", "s", 0.0, 1.0},
