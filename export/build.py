@@ -21,6 +21,7 @@ from engine.bundle.vocabulary import TextSpec
 from engine.bundle.writer import Content, check_place, write_bundle
 from engine.errors import ArgumentError, BundleError, CheckpointError, ExportError
 from engine.solver.table import build_step_table
+from export.classifier import Guided, read_classifier
 from export.context import Graph, Watch
 from export.engines import ENGINE_BUILDERS, BuildContext, BuiltEngine, EngineBuilder, load_builder
 from export.families import family_of, folder_family
@@ -30,7 +31,8 @@ from export.graphs.onnx_export import OPSET, export_onnx
 from export.graphs.parity import batches_of, measure
 from export.graphs.roles import entry_of, weights_file
 from export.graphs.sampler_role import BATCHES as SAMPLER_BATCHES
-from export.guides import OwnGuide, with_guides
+from export.guide_options import GuideOptions, split
+from export.guides import OwnGuide, takes_guide, with_guides
 from export.latent_prior import PRIOR_FILE, FittedPrior, check_prior, read_prior_file
 from export.plan import PrecisionPlan, check_backends, plan_precisions
 from export.read.checkpoint import Selection, read_checkpoint
@@ -47,7 +49,7 @@ class Request:
     other           a second file that the model needs, such as the checkpoint of its first stage
     key             which of several sets of weights in the file, as the refusal lists them
     precisions      empty for float32 graphs and, for each backend with engines of its own, the precision it is best in
-    options         of the model's family, by name; None is not said
+    options         of the model's family and of a guide (export/guide_options.py), by name; None is not said
     engine_options  of the builders of engines: each takes what it knows
     graph_options   graphs beside the pipeline's own in float32, and which of their layers are in half
     if_fit          leave out a backend that has no operations for this model, instead of refusing it
@@ -131,6 +133,7 @@ def prepare(request: Request, watch: Watch) -> Prepared:
         check_place(request.out)
     prior = read_prior_file(request.latent_prior) if request.latent_prior else None
     vocabulary, text = read_vocabulary_file(request.vocabulary) if request.vocabulary else None, None
+    guide, _ = split(request.options)
     with watch.stage("read"):
         found = recognise(request)
     watch.inferred(found)
@@ -138,10 +141,13 @@ def prepare(request: Request, watch: Watch) -> Prepared:
     if request.out is None:
         check_place(path)
     options = request.graph_options.for_targets(request.engine_options.get("targets") or ())
+    source = found.source
     with watch.stage("load weights"):
         model = found.load()
         if request.guides:
             model = with_guides(model, request.guides, scale=request.guide_scale, mode=request.guide_mode)
+        if guide.guide:
+            model, source = with_classifier(model, source, guide, watch)
         model = options.of(model, plan.graphs)
         backends = tuple(name for name in request.backends if _fits(name, builders, model, request.if_fit, watch))
     builders = {name: builder for name, builder in builders.items() if name in backends}
@@ -150,14 +156,14 @@ def prepare(request: Request, watch: Watch) -> Prepared:
         model, spec = with_text(model, vocabulary)
         text = spec, vocabulary.data
     check_place(path, size_of(model, plan, options))
-    check_defaults(model, found.source)
+    check_defaults(model, source)
     if prior is not None:
         check_prior(prior, model)
     model, graphs = export_graphs(model, runtimes, watch)
     context = BuildContext(model, tuple(graphs), watch, _previous(path))
     extra = extra_graphs(context, plan.graphs, options, backends)
     context = dataclasses.replace(context, graphs=(*graphs, *extra))
-    return Prepared(path, found.source, plan, builders, context, backends, prior, text)
+    return Prepared(path, source, plan, builders, context, backends, prior, text)
 
 
 def _fits(name: str, builders: Mapping[str, EngineBuilder], model: Model, if_fit: bool, watch: Watch) -> bool:
@@ -173,11 +179,30 @@ def _fits(name: str, builders: Mapping[str, EngineBuilder], model: Model, if_fit
 
 def recognise(request: Request) -> Recognised:
     """Read the checkpoint and let its family settle what model it is."""
+    _, options = split(request.options)
     folder = folder_family(request.checkpoint)
     if folder is not None:
-        return folder.recognise_folder(request.checkpoint, request.options)
+        return folder.recognise_folder(request.checkpoint, options)
     checkpoint = read_checkpoint(request.checkpoint, Selection(request.weights, request.key))
-    return family_of(checkpoint).recognise(checkpoint, request.other, request.weights, request.options)
+    return family_of(checkpoint).recognise(checkpoint, request.other, request.weights, options)
+
+
+def with_classifier(model: Model, source: Source, said: GuideOptions, watch: Watch) -> tuple[Model, Source]:
+    """The model with the classifier of a file as its guide; the file is recorded as the second one where there is none."""
+    assert said.guide, "there is one"
+    found = read_classifier(said.guide[0], Guided.by(model), said)
+    watch.note(f"guide: {found.line}")
+    scale, notes = said.guide_scale, [*model.notes, *found.notes]
+    if scale is None and takes_guide(model):
+        scale = 1.0 if model.guide_scale is None else model.guide_scale
+    elif scale is None:
+        scale = 0.0
+        notes.append(
+            f"the recorded method {model.defaults['method']} takes no guide, so that guide_scale 0 is recorded: sample with "
+            "--method ddim_clipped or ddpm and a --guide-scale"
+        )
+    model = with_guides(dataclasses.replace(model, notes=notes), [found.guide(Guided.by(model))], scale=scale)
+    return model, source if source.other else dataclasses.replace(source, other=found.checkpoint)
 
 
 def check_defaults(model: Model, source: Source) -> None:

@@ -42,6 +42,7 @@ from export.engine_options import engine_options, take_engine_options
 from export.families import family_flags
 from export.families.base import Recognised
 from export.graphs.extra import GraphOptions
+from export.guide_options import guide_flags
 from export.plan import BUILDABLE, default_backends
 from export.read.parts import WEIGHTS
 from export.tensorrt.check import Checked, check_request
@@ -222,6 +223,7 @@ def echo_table(rows: Sequence[tuple[str, ...]]) -> None:
     help="WordPiece vocabulary, a token a line, of a model that takes token ids: the bundle then takes text.",
 )
 @family_flags
+@guide_flags
 @engine_options
 @click.option(
     "--check", is_flag=True, help="Only report which nodes of the graphs TensorRT does not take, and write nothing."

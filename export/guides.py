@@ -133,11 +133,11 @@ def with_guides(
     scale, mode, interval: what the bundle records, as `Sampler.sample` takes them (guide_scale, ...). All guides and a model
     with classes are told one label. ExportError for a classifier that cannot be recorded or has other classes.
     """
-    takes_guide = [name for name, method in METHODS.items() if "guide" in method.takes]
-    if scale and model.defaults["method"] not in takes_guide:
+    if scale and not takes_guide(model):
+        expected = " or ".join(name for name, method in METHODS.items() if "guide" in method.takes)
         raise ExportError(
             f"guides: found a model that records method {model.defaults['method']}, which takes no guide, expected "
-            f"{' or '.join(takes_guide)}; give a scale of 0, and a method and a scale when sampling"
+            f"{expected}; give a scale of 0, and a method and a scale when sampling"
         )
     entries: list[dict[str, Any]] = []
     roles = dict(model.roles)
@@ -164,6 +164,17 @@ def with_guides(
         pipeline={**model.pipeline, "guides": entries},
         guide={"scale": scale, "mode": mode, "interval": None if interval is None else list(interval)},
     )
+
+
+def takes_guide(model: Model) -> bool:
+    """Whether the method that a model records takes guides."""
+    return "guide" in METHODS[model.defaults["method"]].takes
+
+
+def classes_of(model: Model) -> int | None:
+    """How many classes the label of a model has; None of one without."""
+    label = next((spec for spec in model.input_specs if spec.name == LABEL), None)
+    return None if label is None or label.range is None else int(label.range[1]) + 1
 
 
 def _check_label(guide: OwnGuide, label: Any, name: str) -> None:

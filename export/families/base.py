@@ -44,6 +44,8 @@ class Model:
     notes         sentences on what was only said or was rounded, for people, as `architecture` is
     encoder       the file whose encoder gives the drawn input its meaning; a fitted prior belongs to it
     guide         the manifest's `guide` where the pipeline has guides
+    rescaled      a tensor [T]: what the network is given for each timestep, where that is not the timestep itself
+    guide_scale   what a published model is sampled with where a classifier guides it
     step_bound    the largest relative error of `step` in native bf16: what its roundings cost random weights, and some room
     """
 
@@ -62,6 +64,8 @@ class Model:
     encoder: Checkpoint | None = None
     step_bound: float = 0.015
     guide: Mapping[str, Any] | None = None
+    rescaled: Any = field(default=None, compare=False)
+    guide_scale: float | None = None
 
     @cached_property
     def input_specs(self) -> tuple[InputSpec, ...]:

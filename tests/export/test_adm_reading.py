@@ -15,11 +15,12 @@ from engine.errors import ArgumentError, CheckpointError, EngineError
 from engine.solver.timesteps import respaced_timesteps
 from export.build import Request
 from export.build import recognise as recognise_file
+from export.classifier import Guided, settle_classifier
 from export.families import family_of
 from export.families.adm import NAME, Found, recognise
-from export.families.adm.architecture import Options
-from export.families.adm.classifier import settle_classifier
+from export.families.adm.architecture import Architecture
 from export.families.adm.published import CLASSIFIERS, PUBLISHED, SCALES
+from export.guide_options import GuideOptions, split
 from export.models.openai.classifier import POOLS, Classifier, ClassifierSpec
 from export.models.openai.spec import OpenAIUNetSpec
 from export.models.openai.unet import OpenAIUNet
@@ -217,6 +218,11 @@ def classifier(spec: ClassifierSpec, path: str = "classifier.pt") -> Checkpoint:
         return Checkpoint(Path(path), "0" * 64, dict(Classifier(spec).state_dict()), {})
 
 
+def fit(of: Architecture) -> Guided:
+    """What a classifier of a model must fit."""
+    return Guided((of.unet.channels, *of.size), of.unet.classes, of.schedule)
+
+
 @pytest.mark.parametrize(
     ("name", "model", "scale"),
     [
@@ -228,7 +234,7 @@ def classifier(spec: ClassifierSpec, path: str = "classifier.pt") -> Checkpoint:
 )
 def test_published_classifiers_are_recognised(name: str, model: str, scale: float) -> None:
     of = read(bare(PUBLISHED[model].unet)).architecture
-    found = settle_classifier(classifier(CLASSIFIERS[name].spec), of, Options())
+    found = settle_classifier(classifier(CLASSIFIERS[name].spec), fit(of), GuideOptions())
     assert (found.published, found.spec, found.notes) == (name, CLASSIFIERS[name].spec, ())
     assert SCALES[model] == scale
 
@@ -237,7 +243,7 @@ def test_published_classifiers_are_recognised(name: str, model: str, scale: floa
 @pytest.mark.parametrize("by_block", [True, False])
 def test_every_pool_is_read(pool: str, by_block: bool) -> None:
     unet = OpenAIUNetSpec(3, 5, 64, (1, 2), 2, (2,), None, 64, scale_shift=True, resample_blocks=by_block)
-    found = settle_classifier(classifier(ClassifierSpec(unet, pool, (16, 16))), told().architecture, Options())
+    found = settle_classifier(classifier(ClassifierSpec(unet, pool, (16, 16))), fit(told().architecture), GuideOptions())
     assert found.spec == ClassifierSpec(unet, pool, (16, 16))
     assert "--guide-heads otherwise" in found.notes[0]
 
@@ -246,8 +252,8 @@ def test_blocks_that_may_be_levels_in_two_ways() -> None:
     unet = OpenAIUNetSpec(3, 5, 64, (1, 1), 2, (), None, 64, resample_blocks=True)
     checkpoint = classifier(ClassifierSpec(unet, "adaptive", (16, 16)))
     with pytest.raises(CheckpointError, match=r"may be .* or 2 residual blocks on each of 2 levels.*--guide-depth"):
-        settle_classifier(checkpoint, told().architecture, Options())
-    assert settle_classifier(checkpoint, told().architecture, Options(guide_depth=2)).spec.unet == unet
+        settle_classifier(checkpoint, fit(told().architecture), GuideOptions())
+    assert settle_classifier(checkpoint, fit(told().architecture), GuideOptions(guide_depth=2)).spec.unet == unet
 
 
 def wrong(**changes: Any) -> Checkpoint:
@@ -270,23 +276,26 @@ def wrong(**changes: Any) -> Checkpoint:
     ],
 )
 def test_classifiers_that_do_not_fit(checkpoint: Checkpoint, said: dict[str, Any], says: str) -> None:
-    options = Options(**{"guide_head_channels": 16, **said})
+    options = GuideOptions(**{"guide_head_channels": 16, **said})
     with pytest.raises(EngineError, match=says):
-        settle_classifier(checkpoint, told().architecture, options)
+        settle_classifier(checkpoint, fit(told().architecture), options)
 
 
 def test_a_classifier_of_another_schedule() -> None:
     of = read(bare(PUBLISHED["64x64_diffusion"].unet)).architecture
     linear = replace(of, schedule=told().architecture.schedule)
     with pytest.raises(CheckpointError, match="64x64_classifier, which was trained on noise of a cosine schedule"):
-        settle_classifier(classifier(CLASSIFIERS["64x64_classifier"].spec), linear, Options())
+        settle_classifier(classifier(CLASSIFIERS["64x64_classifier"].spec), fit(linear), GuideOptions())
 
 
 def test_what_is_said_of_a_guide_alone_is_refused() -> None:
     with pytest.raises(ArgumentError, match="--guide-scale: found it without --guide"):
-        told(guide_scale=2.0)
+        split({"guide_scale": 2.0, "heads": 3})
     with pytest.raises(ArgumentError, match="found 2 files, expected one"):
-        told(guide=(Path("a.pt"), Path("b.pt")))
+        split({"guide": (Path("a.pt"), Path("b.pt"))})
+    said, rest = split({"guide": (Path("a.pt"),), "guide_depth": 2, "heads": 3})
+    assert said == GuideOptions((Path("a.pt"),), guide_depth=2)
+    assert rest == {"heads": 3}
 
 
 def test_a_classifier_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""The classifiers that guide: what their keys and shapes tell, and the rest from flags or from the published ones.
+"""Guided-diffusion's classifiers: what their keys and shapes tell, and the rest from flags or from the published ones.
 
 A classifier's file holds the contracting half of a UNet and a pool. Where residual blocks halve the map, they look like any
 other, so that how many there are on a level follows from widths, attention and the positions of the pool together.
@@ -13,12 +13,14 @@ from pathlib import Path
 
 import torch
 
+from engine.bundle.training import ScheduleSpec
 from engine.errors import ArgumentError, CheckpointError
-from export.families.adm.architecture import Architecture, Options
 from export.families.adm.keys import STEM, TIME, is_classifier
 from export.families.adm.published import CLASSIFIERS, PublishedClassifier
+from export.families.base import Model
 from export.graphs.roles import Role, tensor
-from export.guides import EXACT, OwnGuide
+from export.guide_options import GuideOptions
+from export.guides import EXACT, OwnGuide, classes_of
 from export.models.graphs import TimestepTable
 from export.models.openai.classifier import ADAPTIVE, ATTENTION, SPATIAL, SPATIAL_V2, Classifier, ClassifierSpec
 from export.models.openai.spec import OpenAIUNetSpec
@@ -40,6 +42,24 @@ POOLS = {
 
 
 @dataclass(frozen=True)
+class Guided:
+    """What a classifier must fit: the model's state [C, H, W], its classes (None: no labels) and its noise.
+
+    rescaled: what the network is given for each timestep, [T], where that is not the timestep itself
+    """
+
+    state: tuple[int, int, int]
+    classes: int | None
+    schedule: ScheduleSpec
+    rescaled: torch.Tensor | None = None
+
+    @classmethod
+    def by(cls, model: Model) -> Guided:
+        """The same of a model."""
+        return cls(model.wiring.state.shape, classes_of(model), model.schedule, model.rescaled)
+
+
+@dataclass(frozen=True)
 class FoundClassifier:
     """A classifier whose architecture is settled; published: its name where its shapes are a published one's."""
 
@@ -49,24 +69,35 @@ class FoundClassifier:
     published: str | None
     notes: tuple[str, ...]
 
-    def guide(self, of: Architecture, times: torch.Tensor) -> OwnGuide:
-        """The guide that it is; times [T]: what the networks of this process are given for each timestep."""
+    @property
+    def line(self) -> str:
+        """What it is, for people."""
+        unet = self.spec.unet
+        mults = ",".join(f"{mult:g}" for mult in unet.channel_mult)
+        return (
+            f"{self.published or self.checkpoint.path.name}, a classifier of {self.spec.classes} classes: encoder of "
+            f"{unet.model_channels} channels x {mults}, {unet.num_res_blocks} blocks a level, {self.spec.pool} pool"
+        )
+
+    def guide(self, of: Guided) -> OwnGuide:
+        """The guide that it is, given what the model's network is given for each timestep."""
         with torch.device("meta"), Unset():
             network = Classifier(self.spec)
         network.load_state_dict(as_float32(self.tensors, self.checkpoint.path), assign=True)
         network.eval().requires_grad_(False)
+        times = torch.arange(of.schedule.T) if of.rescaled is None else of.rescaled
         base, last = self.spec.unet.model_channels, of.schedule.T - 1.0
         table = TimestepTable(sinusoid(times, base, "openai"), network.time_embed, network.projections)
         takes, gives = tensor("timesteps", ("steps",), "int64", (0.0, last)), tensor("rows", ("steps", network.row_width))
         return OwnGuide(network, self.spec.classes, Role("guide_table", table, (takes,), (gives,), compute=EXACT))
 
 
-def read_classifier(path: Path, of: Architecture, said: Options) -> FoundClassifier:
+def read_classifier(path: Path, of: Guided, said: GuideOptions) -> FoundClassifier:
     """The classifier in a file, for this model; CheckpointError for what is none, or for other images, classes or noise."""
     return settle_classifier(read_checkpoint(path), of, said)
 
 
-def settle_classifier(checkpoint: Checkpoint, of: Architecture, said: Options) -> FoundClassifier:
+def settle_classifier(checkpoint: Checkpoint, of: Guided, said: GuideOptions) -> FoundClassifier:
     """The same, of a checkpoint."""
     path = checkpoint.path
     if not is_classifier(checkpoint.tensors):
@@ -86,17 +117,18 @@ def settle_classifier(checkpoint: Checkpoint, of: Architecture, said: Options) -
     return FoundClassifier(checkpoint, spec, keys.tensors, name, notes)
 
 
-def _check_fits(spec: ClassifierSpec, of: Architecture, path: Path, known: PublishedClassifier | None, name: object) -> None:
+def _check_fits(spec: ClassifierSpec, of: Guided, path: Path, known: PublishedClassifier | None, name: object) -> None:
     """Refuse a classifier that was trained on something else than the model makes."""
-    if spec.unet.in_channels != of.unet.channels:
+    channels, classes = of.state[0], of.classes
+    if spec.unet.in_channels != channels:
         raise CheckpointError(
-            f"{path}: found a classifier of {spec.unet.in_channels} channels, expected {of.unet.channels}, those of the "
-            "model's images; give another --guide"
+            f"{path}: found a classifier of {spec.unet.in_channels} channels, expected {channels}, those of the model's "
+            "state; give another --guide"
         )
-    if of.unet.classes is not None and spec.classes != of.unet.classes:
+    if classes is not None and spec.classes != classes:
         raise CheckpointError(
-            f"{path}: found a classifier of {spec.classes} classes, expected {of.unet.classes}, as the model has: one label "
-            "is for both; give another --guide"
+            f"{path}: found a classifier of {spec.classes} classes, expected {classes}, as the model has: one label is for "
+            "both; give another --guide"
         )
     if known is not None and (known.noise_schedule, known.T) != (of.schedule.recipe, of.schedule.T):
         raise CheckpointError(
@@ -105,13 +137,14 @@ def _check_fits(spec: ClassifierSpec, of: Architecture, path: Path, known: Publi
         )
 
 
-def _shape(tensors: Tensors, path: Path, of: Architecture, said: Options) -> ClassifierSpec:
+def _shape(tensors: Tensors, path: Path, of: Guided, said: GuideOptions) -> ClassifierSpec:
     """What the weights tell of a classifier, without heads."""
+    size = of.state[1:]
     pool = next((pool for pool, (key, _) in POOLS.items() if key in tensors), ATTENTION)
     base, inputs = _size(tensors, TIME, 1, path), _size(tensors, STEM, 1, path)
     classes, stem = _size(tensors, POOLS[pool][1], 0, path), _size(tensors, STEM, 0, path)
     tokens = _size(tensors, "out.2.positional_embedding", 1, path) - 1 if pool == ATTENTION else None
-    levels, blocks, by_block = _settled(tensors, path, of.size, tokens, said.guide_depth)
+    levels, blocks, by_block = _settled(tensors, path, size, tokens, said.guide_depth)
     firsts = [1 + level * (blocks + 1) for level in range(levels)]
     widths = [_width(tensors, first, path) for first in firsts]
     scaled = _size(tensors, "input_blocks.1.0.emb_layers.1.weight", 0, path) == 2 * widths[0]
@@ -128,7 +161,7 @@ def _shape(tensors: Tensors, path: Path, of: Architecture, said: Options) -> Cla
         resample_blocks=by_block,
         stem_channels=None if stem == base else stem,
     )
-    return ClassifierSpec(unet, pool, of.size)
+    return ClassifierSpec(unet, pool, size)
 
 
 def _settled(
@@ -189,7 +222,7 @@ def _is_level(tensors: Tensors, path: Path, begin: int, each: int, *, last: bool
 
 
 def _with_heads(
-    shape: ClassifierSpec, said: Options, path: Path, name: str | None
+    shape: ClassifierSpec, said: GuideOptions, path: Path, name: str | None
 ) -> tuple[ClassifierSpec, tuple[str, ...]]:
     """The heads that were said, or those of every classifier that the reference makes."""
     if said.guide_heads is not None and said.guide_head_channels is not None:
