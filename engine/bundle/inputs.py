@@ -18,7 +18,7 @@ RESERVED = (
     "n", "steps", "setting", "seed", "spacing", "rho", "method", "eta", "t_start", "temperature", "noise_scale", "eps_scale",
     "guidance", "guidance_interval", "variance", "quantize_denoised", "clip", "prior", "callback", "stop", "progress",
     "budget_ms", "at_most", "anytime", "stream", "a", "b", "mode", "part", "step_ms", "edits", "preserve", "what", "value",
-    "self", "masks", "known_noise", "composite", "text", "noise_level", "stages",
+    "self", "masks", "known_noise", "composite", "text", "noise_level", "stages", "size",
 )  # fmt: skip
 INPUT_DTYPES = ("float32", "int64")
 PICTURES = ("image", "mask")
