@@ -47,7 +47,8 @@ class Service:
         self.sampler, self.limits = sampler, limits
         self.reader = Reader(sampler, limits)
         self.metrics = Metrics(lambda: self.worker.waiting)
-        self.worker = Worker(sampler, limits.max_batch, limits.max_queue, self.metrics.count)
+        largest = limits.largest(sampler.bundle)
+        self.worker = Worker(sampler, limits.max_batch, limits.max_queue, self.metrics.count, largest)
         self.pool = ThreadPoolExecutor(READERS, "diffusevae-http")
         self.pictures = pictures_of(sampler.bundle.manifest)
 

@@ -21,6 +21,7 @@ from engine.http.limits import Limits
 from engine.http.page import assets
 from engine.sampler import Sampler
 from engine.serving.choice import KINDS, backend_for, max_steps
+from engine.sizes import KEPT
 
 TOKEN = "DIFFUSEVAE_TOKEN"  # of the environment, where no file is named; an argument is seen by every user of a machine
 CLOSING = 10  # seconds that answers under way have when the server ends
@@ -45,6 +46,11 @@ def options(command: Command) -> Command:
             "--size", type=int, nargs=2, metavar="HEIGHT WIDTH", default=None, help="Of the images, as for `sample`."
         ),
         click.option("--overlap", type=float, help="With it, in tiles: the share that the next one covers."),
+        click.option(
+            "--max-size", type=int, nargs=2, metavar="HEIGHT WIDTH", default=None,
+            help="Largest `size` that a request may ask for; default: none but the server's own.",
+        ),
+        click.option("--sizes", default=KEPT, show_default=True, help="Of those, so many stay ready, with their memory."),
         click.option("--max-batch", default=USUAL.max_batch, show_default=True, help="Images of a request, and of a run."),
         click.option("--max-steps", type=int, help="Most network calls of a request; default: 100 or what is recorded."),
         click.option("--max-pixels", default=USUAL.max_pixels, show_default=True, help="Of a picture that is sent."),
@@ -81,7 +87,7 @@ def studio(**given: Any) -> None:
 def run(
     bundle: str, host: str, port: int, token_file: str | None, hosts: tuple[str, ...], origins: tuple[str, ...], kind: str,
     backend: str | None, precision: str, threads: int | None, allow_links: tuple[str, ...], size: tuple[int, int] | None,
-    overlap: float | None, studio: bool, **limits: Any,
+    overlap: float | None, sizes: int, studio: bool, **limits: Any,
 ) -> None:  # fmt: skip
     """Open the bundle, take the port, and serve until a signal; EngineError where something cannot be."""
     token = read_token(token_file)
@@ -95,7 +101,9 @@ def run(
     chosen = backend_for(opened.manifest, kind, backend)
     place = listen(host, port)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with place, Sampler(opened, chosen, precision, threads, max_batch=settled.limits.max_batch) as sampler:
+    with place, Sampler(
+        opened, chosen, precision, threads, max_batch=settled.limits.max_batch, sizes=sizes
+    ) as sampler:
         app = create_app(sampler, settled)
         click.echo(
             f"{opened.manifest.name}: backend {sampler.backend}, precision {sampler.precision}, threads {sampler.threads}; "

@@ -31,7 +31,7 @@ ERRORS = {
     "401": "The token is missing or another", "403": "Another Host or Origin", "406": "No such kind of answer",
     "408": "The body took too long", "413": "The body is too large", "415": "The body is no JSON",
     "429": "The queue is full: Retry-After says when to ask again",
-    "503": "No setting keeps the budget, or the server closes", "504": "The answer took too long",
+    "503": "No setting keeps the budget, the images have no room, or the server closes", "504": "The answer took too long",
 }  # fmt: skip
 
 

@@ -26,6 +26,8 @@ from engine.verbs import PRESERVE
 Schema = Mapping[str, Any]
 IMAGES, MASKS = "images", "masks"
 WHOLE = "composite"  # of inpaint
+SIZE = "size"
+SIZED = ("sample", "reconstruct", "refine", "upscale", "inpaint")  # the verbs that take one
 SEEDS_END = 2**64 - 1
 
 
@@ -53,7 +55,7 @@ def fields_of(manifest: Manifest, verb: str, limits: Limits) -> dict[str, Field]
     """The fields of a verb's request by name."""
     found: list[Field] = []
     if verb == "reconstruct" and autoencodes(manifest):
-        return {IMAGES: _images(limits)}
+        return {field.name: field for field in (_images(limits), *_size(verb, limits))}
     if verb == "sample":
         found.append(_count("Images; may be left out where seed or an input says it.", limits))
     elif verb == "interpolate":
@@ -65,7 +67,7 @@ def fields_of(manifest: Manifest, verb: str, limits: Limits) -> dict[str, Field]
     if verb == "inpaint":
         kept = "Put what was given back outside of the mask: there every pixel is then the one that was sent."
         found += [_masks(limits), Field(WHOLE, {"type": "boolean", "default": True, "description": kept})]
-    found += [_seed(limits), *_setting(manifest, verb, limits), *_inputs(manifest, verb, limits)]
+    found += [_seed(limits), *_size(verb, limits), *_setting(manifest, verb, limits), *_inputs(manifest, verb, limits)]
     if manifest.directions is not None and verb != "edit":
         found.append(Field("edits", _strengths(manifest)))
     return {field.name: field for field in found}
@@ -142,6 +144,15 @@ def _seed(limits: Limits) -> Field:
     return Field("seed", {"oneOf": [_seed_number(), many], "description": text})
 
 
+def _size(verb: str, limits: Limits) -> list[Field]:
+    """The size of a request's images, where the server has others than its own."""
+    if limits.max_size is None or verb not in SIZED:
+        return []
+    sides = [{"type": "integer", "minimum": 1, "maximum": side} for side in limits.max_size]
+    text = "Height and width of the images that are made; the bundle says in which steps."
+    return [Field(SIZE, {"type": "array", "prefixItems": sides, "minItems": 2, "maxItems": 2, "description": text})]
+
+
 def _numbers(high: float | None, text: str) -> Schema:
     one = {"type": "number", "minimum": 0, **({} if high is None else {"maximum": high})}
     return {"oneOf": [one, {"type": "array", "items": one}], "description": f"{text} One number, or one a step."}
@@ -205,7 +216,7 @@ def _inputs(manifest: Manifest, verb: str, limits: Limits) -> list[Field]:
     found = [
         Field(
             spec.name,
-            _array(spec) if spec.picture is None else _images(limits).schema,
+            _array(spec, free=_grows(manifest, spec, limits)) if spec.picture is None else _images(limits).schema,
             needed=spec.draw is None and given,
             instead=TEXT if spec.name == worded else "",
         )
@@ -221,14 +232,19 @@ def _text(name: str, limits: Limits) -> Field:
     return Field(TEXT, {"oneOf": [one, many], "description": f"In place of {name}: one for all, or one each."})
 
 
-def _array(spec: TensorSpec, batched: bool = True) -> Schema:
-    """Nested lists of an input; where a request holds several, one sample stands for all."""
+def _grows(manifest: Manifest, spec: TensorSpec, limits: Limits) -> bool:
+    """Whether an input is as large as a request's size says."""
+    return limits.max_size is not None and spec.name in (manifest.pipeline.maps or {})
+
+
+def _array(spec: TensorSpec, batched: bool = True, free: bool = False) -> Schema:
+    """Nested lists of an input, `free` in their lengths; where a request holds several, one sample stands for all."""
     number: dict[str, Any] = {"type": "integer" if spec.dtype == "int64" else "number"}
     if spec.range is not None:
         number |= {"minimum": spec.range[0], "maximum": spec.range[1]}
     schema: Schema = number
     for size in reversed(spec.sample):
-        fixed = {"minItems": size, "maxItems": size} if isinstance(size, int) else {}
+        fixed = {"minItems": size, "maxItems": size} if isinstance(size, int) and not free else {}
         schema = {"type": "array", "items": schema, **fixed}
     if not batched:
         return schema

@@ -7,6 +7,7 @@ import binascii
 import json
 import re
 from collections.abc import Mapping
+from copy import copy
 from typing import Any, NoReturn
 
 import numpy as np
@@ -14,13 +15,13 @@ import numpy.typing as npt
 
 from engine import checks, resolve
 from engine.abilities import picture_shape, upscaled_input
-from engine.argument_checks import check_number
+from engine.argument_checks import check_number, check_pair
 from engine.bundle.directions import Edits, checked_edits
 from engine.bundle.inputs import InputSpec
 from engine.bundle.manifest import Manifest
 from engine.deadline import Budget
 from engine.errors import ArgumentError, did_you_mean
-from engine.http.fields import IMAGES, MASKS, WHOLE, Field, fields_of, noised, outputs_of, setting_names, verbs_of
+from engine.http.fields import IMAGES, MASKS, SIZE, WHOLE, Field, fields_of, noised, outputs_of, setting_names, verbs_of
 from engine.http.limits import Limits
 from engine.imaging import decode_images
 from engine.inpaint import picture_shape as inpainted_shape
@@ -61,6 +62,24 @@ class Reader:
         query: outputs (names with commas between them), and fit and background of pictures.
         """
         given = self._parse(body)
+        reader = self._at(given[SIZE]) if SIZE in given and SIZE in self.fields[verb] else self
+        return reader._read(verb, given, query)
+
+    def _at(self, given: Any) -> Reader:
+        """A reader of requests of another size, whose pictures and maps are of that size."""
+        most, size = self.limits.max_size, check_pair(SIZE, given, "two, [height, width]")
+        if most is None or size[0] > most[0] or size[1] > most[1]:
+            there = "its own size alone" if most is None else f"at most {most[0]} x {most[1]}"
+            raise ArgumentError(
+                f"size is {size[0]} x {size[1]}; this server takes {there}. Ask for less, or have it started with another "
+                "--max-size."
+            )
+        bundle, other = self.sampler.bundle, copy(self)
+        other.manifest = bundle.resized(size, bundle.resizing[1]).manifest
+        return other
+
+    def _read(self, verb: str, given: dict[str, Any], query: Mapping[str, str]) -> Ask:
+        """The samples of a parsed body."""
         fields = self.fields[verb]
         for name in given:
             if name not in fields:
@@ -88,6 +107,8 @@ class Reader:
             if not isinstance(given[WHOLE], bool):
                 raise ArgumentError(f"{WHOLE} is {str(given[WHOLE])[:MAX_NAME]}; expected true or false. Correct it.")
             options = (*options, (WHOLE, given[WHOLE]))
+        if SIZE in given:
+            options = (*options, (SIZE, check_pair(SIZE, given[SIZE], "two, [height, width]")))
         if verb == "edit":
             verb, options, given = self._edit(given, inputs, query)
         if verb == "interpolate":

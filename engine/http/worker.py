@@ -15,6 +15,7 @@ from engine.http.refusals import Refusal
 from engine.sampler import Sampler
 from engine.serving.groups import run_all
 from engine.serving.warm import Measuring, warm_up
+from engine.sizes import Size
 
 LOG = logging.getLogger(__name__)
 QUIET_S = 1.0  # without a request, before times for budgets are measured: clients who ask in turns are not to wait for that
@@ -25,12 +26,15 @@ Count = Callable[[Sequence[Answer], int], None]
 class Worker:
     """One thread over one Sampler. `max_queue` is the most requests that are admitted and not yet taken into a run.
 
+    largest: the size that clients may ask for at most, which is tried before the first of them.
     count: called with the answers and the number of runs after each turn.
     """
 
-    def __init__(self, sampler: Sampler, max_batch: int, max_queue: int, count: Count) -> None:
+    def __init__(
+        self, sampler: Sampler, max_batch: int, max_queue: int, count: Count, largest: Size = None
+    ) -> None:
         self.sampler, self.max_batch, self.max_queue = sampler, max_batch, max_queue
-        self._count = count
+        self._count, self._largest = count, largest
         self._waiting: deque[Answer] = deque()
         self._admitted = 0
         self._changed = threading.Condition()
@@ -87,7 +91,7 @@ class Worker:
 
     def _work(self) -> None:
         try:
-            warm_up(self.sampler, self.max_batch, LOG.info)
+            warm_up(self.sampler, self.max_batch, LOG.info, self._largest)
             self.ready = True
             while (taken := self._take()) is not None:
                 if taken:
