@@ -377,7 +377,8 @@ def test_what_has_no_room_together_runs_alone(tmp_path: Path, monkeypatch: pytes
             eventually(lambda: len(served.worker._waiting) + sum(gate.taken) == 3, "three that were read")
             gate.open()
             found = [one.result().array for one in asked]
-        assert sorted(sizes) == [1, 1, 1, 2]
+        assert max(sizes) > 1, "none ran together"
+        assert sizes.count(1) == 3
         for seed, images in enumerate(found):
             alone = run(label=2, style=np.full(5, 0.5, np.float32), seed=seed, size=(20, 40))
             np.testing.assert_array_equal(images, alone.images)
