@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.bundle.canvas import largest
+from engine.bundle.inputs import InputSpec
 from engine.bundle.manifest import Manifest
 from engine.bundle.reader import Bundle
 from engine.errors import ArgumentError
@@ -46,12 +48,12 @@ class Limits:
                     f"--{name.replace('_', '-')}"
                 )
 
-    def values(self, manifest: Manifest) -> int:
-        """The most numbers in a body: parsing more would hold every other client up."""
+    def values(self, manifest: Manifest, inputs: Sequence[InputSpec]) -> int:
+        """The most numbers in a body with these inputs: parsing more would hold every other client up."""
         _, height, width = manifest.pipeline.image_shape
         high, wide = self.max_size or (height, width)
         grown = max(1, math.ceil(high / height) * math.ceil(wide / width))
-        sizes = [math.prod(size if isinstance(size, int) else FREE for size in spec.sample) for spec in manifest.inputs]
+        sizes = [math.prod(size if isinstance(size, int) else FREE for size in spec.sample) for spec in inputs]
         return VALUES + grown * self.max_batch * sum(sizes)
 
     def largest(self, bundle: Bundle) -> tuple[int, int] | None:

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from time import monotonic, perf_counter
 
+from engine.cascade import Cascade
 from engine.errors import BackendError, EngineError
 from engine.http.answers import Answer
 from engine.http.refusals import Refusal
@@ -31,7 +32,7 @@ class Worker:
     """
 
     def __init__(
-        self, sampler: Sampler, max_batch: int, max_queue: int, count: Count, largest: Size = None
+        self, sampler: Sampler | Cascade, max_batch: int, max_queue: int, count: Count, largest: Size = None
     ) -> None:
         self.sampler, self.max_batch, self.max_queue = sampler, max_batch, max_queue
         self._count, self._largest = count, largest
@@ -41,8 +42,9 @@ class Worker:
         self._closing = False
         self._request_s = 0.01
         self._asked = 0.0  # when the last request came or was answered; before the first one there is nothing to wait for
-        sizes = range(1, max_batch + 1) if sampler.bundle.manifest.fitted is not None else range(0)
-        self._unmeasured = Measuring(sampler, sizes, LOG.info)
+        self._unmeasured: Measuring | None = None
+        if isinstance(sampler, Sampler) and sampler.bundle.manifest.fitted is not None:
+            self._unmeasured = Measuring(sampler, range(1, max_batch + 1), LOG.info)
         self.ready = False
         self.failed: EngineError | None = None
         self._thread = threading.Thread(target=self._work, name="diffusevae-worker", daemon=True)
@@ -96,7 +98,7 @@ class Worker:
             while (taken := self._take()) is not None:
                 if taken:
                     self._run(taken)
-                else:
+                elif self._unmeasured is not None:
                     self._unmeasured.step()
         except EngineError as error:
             self.failed = error
