@@ -13,7 +13,7 @@ from engine.commands import command
 from engine.errors import ArgumentError, BackendError, did_you_mean
 from engine.pipeline import table_of
 from engine.resolve import setting_of
-from engine.stages import check_stages, lacks_start, place, recorded_setting
+from engine.stages import check_stages, check_vocabularies, lacks_start, place, recorded_setting
 
 # In the order of preference. native: a sample is the same bit for bit in any batch, on any number of threads.
 CPU_BACKENDS = ("native", "openvino", "onnxruntime")
@@ -101,10 +101,4 @@ def check_cascade(stages: Sequence[Bundle]) -> None:
                 f"{here}: found that it records no t_start for {there.name}, which starts from an image, expected one for "
                 f"requests that say nothing; record it, for example: {command('cascade', here, there, '--t-start', '400')}"
             )
-    specs = (stage.manifest.text for stage in stages)
-    texts = {(spec.input, spec.sha256, spec.lowercase) for spec in specs if spec is not None}
-    if len(texts) > 1:
-        raise ArgumentError(
-            f"{stages[0].path}: found stages with different vocabularies, expected one for all that read text; serve each "
-            "bundle by itself"
-        )
+    check_vocabularies(stages)
