@@ -21,6 +21,7 @@ from engine.bundle.links import AllowLinks
 from engine.bundle.reader import Bundle
 from engine.cleanup import NO_MEMORY, run_all, undo
 from engine.errors import ArgumentError, did_you_mean
+from engine.request import Request
 from engine.resolve import OPTIONS
 from engine.result import Batch, StepInfo, Timings
 from engine.sampler import Sampler, Seed
@@ -121,8 +122,10 @@ class Cascade:
         shared = self._checked(options, "sample")
         begun = perf_counter()
         first = {**self._inputs_of(0, shared, {}), **{name: value for name, value in options.items() if name in OPTIONS}}
-        plan = self._plan(stages, shared, options, self._count(n, seed, first))
-        batch = self.samplers[0].sample(n, seed=seed, **first)
+        request = self._request(n, seed, first)
+        plan = self._plan(stages, shared, options, len(request))
+        with NO_MEMORY, self.samplers[0]._turn():
+            batch = self.samplers[0]._pipeline.run(request, bool(options.get("progress")))
         made = [batch, *self._later(batch.images, batch.seeds, plan)]
         return _joined(made, batch.seeds, 1e3 * (perf_counter() - begun))
 
@@ -183,11 +186,11 @@ class Cascade:
 
     # ---- a run -------------------------------------------------------------------------------------------------------
 
-    def _count(self, n: int | None, seed: Seed, first: Options) -> int:
-        """How many samples the first stage makes of its options; refuses what it cannot have."""
+    def _request(self, n: int | None, seed: Seed, first: Options) -> Request:
+        """That of the first stage; refuses what it cannot have."""
         sampler = self.samplers[0]
         with NO_MEMORY, sampler._turn():
-            return len(resolve.resolve_request(sampler._pipeline, {**first, "seed": seed}, "sample", n=n))
+            return resolve.resolve_request(sampler._pipeline, {**first, "seed": seed}, "sample", n=n)
 
     def _plan(self, given: Sequence[Options] | None, shared: Options, options: Options, n: int) -> list[dict[str, Any]]:
         """The options of each stage after the first, complete but for the seeds; what a stage cannot have for n images is

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from engine import backends, kernels
 from engine.bundle.links import AllowLinks
 from engine.bundle.reader import Bundle
-from engine.cleanup import NO_MEMORY
+from engine.cleanup import NO_MEMORY, run_all
 from engine.deadline import Deadlines
 from engine.errors import ArgumentError, BundleError, SamplerStateError
 from engine.pipeline import Pipeline
+from engine.sizes import KEPT, Size, Sized, Sizes, check_kept, least
 from engine.threads import resolve_threads
 
 if TYPE_CHECKING:
@@ -32,11 +33,13 @@ class Opened:
         max_batch: int = 64,
         device: object = None,
         allow_links: AllowLinks = False,
-        size: tuple[int, int] | None = None,
+        size: Size = None,
         overlap: float | None = None,
+        sizes: int = KEPT,
     ) -> None:
         if max_batch < 1:
             raise ArgumentError(f"max_batch is {max_batch}; expected at least 1.")
+        self._sizes = Sizes(check_kept(sizes))
         kernels.implementation()  # a missing library is said before anything is loaded
         if isinstance(path, Bundle) and allow_links:
             raise ArgumentError(
@@ -44,7 +47,7 @@ class Opened:
             )
         found = path if isinstance(path, Bundle) else Bundle.open(path, allow_links)
         self.bundle = found.resized(size, overlap)
-        self._opened_with = (backend, precision, threads, max_batch, device)
+        self._opened_with = (backend, precision, threads, max_batch, self._sizes.kept, device)
         self.backend, self.precision, self.choice = backends.choose(self.bundle.of_graphs, backend, precision)
         self.threads = resolve_threads(threads)
         opened = backends.open_backend(self.bundle.of_graphs, self.backend, self.precision, self.threads, device)
@@ -68,8 +71,14 @@ class Opened:
         twin.__dict__.update(self.__dict__)
         twin.bundle, twin._pipeline = bundle, self._pipeline.clone(bundle)
         twin._deadlines = Deadlines(twin._pipeline, self._deadlines.times if bundle is self.bundle else None)
-        twin._lock = threading.Lock()
+        twin._lock, twin._sizes = threading.Lock(), Sizes(self._sizes.kept)
         return twin
+
+    def _at(self, size: Size, *, n: Any = None, seeds: Any = None, images: Any = None) -> Sized:
+        """What runs requests of a size, in the turn of this Sampler; None is its own. The others say how many samples a
+        request has, so that what has no room is refused before anything is loaded."""
+        own = Sized(self._pipeline, self._deadlines)
+        return own if size is None else self._sizes.at(own, self.backend, size, least(n, seeds, images))
 
     def resized(self, size: tuple[int, int], *, overlap: float | None = None) -> Self:
         """A clone for images of this height and width: its networks run on the whole of them, or on windows.
@@ -118,7 +127,7 @@ class Opened:
             return
         with NO_MEMORY, self._turn():
             self._closed = True
-            self._pipeline.close()
+            run_all([self._sizes.close, self._pipeline.close])
 
     def __enter__(self) -> Self:
         return self
@@ -150,6 +159,7 @@ class Opened:
         if self._process == os.getpid():
             return
         self._pipeline.backend.enter_child()
+        self._sizes.enter_child()
         self._lock, self._process = threading.Lock(), os.getpid()
         self._deadlines = Deadlines(self._pipeline)
 
@@ -169,6 +179,7 @@ def _open_again(
     precision: str,
     threads: int | None,
     max_batch: int,
+    sizes: int,
     device: Any,
 ) -> Opened:
     """What a pickle calls; BundleError when another bundle lies there now."""
@@ -178,4 +189,6 @@ def _open_again(
             f"{path}: found the bundle {bundle.digest}, expected {digest} as when the Sampler was pickled; it was built "
             f"again since: open it anew with Sampler({path!r})"
         )
-    return kind(bundle, backend, precision, threads, max_batch=max_batch, device=device, size=size, overlap=overlap)
+    return kind(
+        bundle, backend, precision, threads, max_batch=max_batch, device=device, size=size, overlap=overlap, sizes=sizes
+    )

@@ -21,10 +21,11 @@ from engine.cleanup import NO_MEMORY
 from engine.deadline import Budget
 from engine.device.arrays import DeviceBatch, stream_handle
 from engine.opened import Opened
-from engine.pipeline import Arrays
+from engine.pipeline import Arrays, Pipeline
 from engine.request import Request, Watch
 from engine.resolve import OPTIONS, REQUEST_OPTIONS
 from engine.result import U8, Batch
+from engine.sizes import Size
 from engine.solver import noise as noises
 from engine.text import TEXT
 
@@ -43,6 +44,8 @@ class Sampler(Opened):
     device     of a GPU backend: None for the CUDA context that is current in this thread, else the first GPU; a GPU's
                number; or a CUDA context with `.handle` (pycuda's), which must outlive the Sampler
     size, overlap  (height, width) of images of another size than the bundle's own, as `resized` takes them
+    sizes      how many sizes beside that one, asked for in calls (`sample(size=...)`), stay ready with their graphs and
+               buffers. The one that was not used for longest is closed for another. Clones keep sizes of their own
     allow_links  where links among the bundle's files may end beside its own folder: a store of files (such as the Hugging
                Face cache), several, or True for any place. An open Bundle has its own
 
@@ -96,6 +99,7 @@ class Sampler(Opened):
         at_most: bool = False,
         anytime: bool = False,
         text: str | Sequence[str] | None = None,
+        size: Size = None,
         **inputs: Any,
     ) -> Batch:
         """Sample N images.
@@ -149,6 +153,9 @@ class Sampler(Opened):
         anytime    end a chain that is late with the last step's prediction of the images (`batch.deadline.done`)
         text       a text, or one a sample, in place of the token ids that it becomes; where the bundle holds a vocabulary.
                    Cut silently where it is longer than the input
+        size       (height, width) of these images, with the bits of Sampler(size=...); in tiles where this Sampler has an
+                   overlap. None: this Sampler's own. What has no room is refused before anything is loaded or runs
+                   (HostMemoryError), and `sizes` of them stay ready
         inputs     what the bundle declares (`sampler.inputs`), by name: [N, ...], or one sample for all. One that
                    is drawn may be left out. One that is a picture may be uint8 [N, H, W, C], where a mask is 255
                    at what is to be filled in
@@ -167,9 +174,10 @@ class Sampler(Opened):
         options |= inputs if text is None else {TEXT: text, **inputs}
         budget = Budget.of(budget_ms, at_most, anytime)
         with NO_MEMORY, self._turn():
+            at = self._at(size, n=n, seeds=seed)
             if budget is not None:
-                return self._deadlines.sample(budget, options, n, progress)
-            return self._pipeline.run(resolve.resolve_request(self._pipeline, options, "sample", n=n), progress)
+                return at.deadlines.sample(budget, options, n, progress)
+            return at.pipeline.run(resolve.resolve_request(at.pipeline, options, "sample", n=n), progress)
 
     def probe(self, n: int = 1, **options: Any) -> bool:
         """Make one of the runs that the first `budget_ms` for batches of n images waits for; options as for `sample`.
@@ -214,6 +222,7 @@ class Sampler(Opened):
         seed: Seed = None,
         prior: str | None = None,
         part: tuple[int, int] | None = None,
+        size: Size = None,
         **options: Any,
     ) -> Batch:
         """n images from a to b: the drawn input z moves, x_T and the steps' noise stay those of one seed.
@@ -231,8 +240,9 @@ class Sampler(Opened):
         The other options are those of `sample`.
         """
         with NO_MEMORY, self._turn():
-            request = verbs.interpolate(self._pipeline, (a, b), n, mode, part, {**options, "seed": seed, "prior": prior})
-            return self._run(request, options)
+            pipeline = self._at(size, n=n if part is None else None).pipeline
+            request = verbs.interpolate(pipeline, (a, b), n, mode, part, {**options, "seed": seed, "prior": prior})
+            return _run(pipeline, request, options)
 
     def path(
         self, a: Any, b: Any, n: int = 8, *, mode: str | None = None, seed: Seed = None, prior: str | None = None
@@ -241,7 +251,7 @@ class Sampler(Opened):
         "seed": uint64 [n]}. It may be called while this runs in another thread."""
         return verbs.path(self._pipeline, (a, b), n, mode, None, seed, prior)[0]
 
-    def reconstruct(self, images: npt.ArrayLike, **options: Any) -> Batch:
+    def reconstruct(self, images: npt.ArrayLike, *, size: Size = None, **options: Any) -> Batch:
         """Encode images to inputs, and sample from those, started from the noised images.
 
         images  uint8 [N, H, W, C] or [H, W, C], or float [N, C, H, W] in [0, 1]
@@ -251,11 +261,14 @@ class Sampler(Opened):
         (`encode` names one output "x"), they are encoded and decoded with no step between, and there are no options.
         """
         with NO_MEMORY, self._turn():
-            if abilities.autoencodes(self.bundle.manifest):
-                return verbs.autoencode(self._pipeline, images, options)
-            return self._run(verbs.reconstruct(self._pipeline, images, options), options)
+            pipeline = self._at(size, images=images).pipeline
+            if abilities.autoencodes(pipeline.manifest):
+                return verbs.autoencode(pipeline, images, options)
+            return _run(pipeline, verbs.reconstruct(pipeline, images, options), options)
 
-    def refine(self, images: npt.ArrayLike, *, noise_level: int | None = None, **options: Any) -> Batch:
+    def refine(
+        self, images: npt.ArrayLike, *, noise_level: int | None = None, size: Size = None, **options: Any
+    ) -> Batch:
         """Let the images stand for the pipeline's start value (denoise, sharpen): what the network is conditioned on.
 
         images  uint8 [N, H, W, C] or [H, W, C], or float [N, C, H, W] in [0, 1]: of the state's size or, where `encode`
@@ -267,9 +280,12 @@ class Sampler(Opened):
         apart.
         """
         with NO_MEMORY, self._turn():
-            return self._run(verbs.refine(self._pipeline, images, noise_level, options), options)
+            pipeline = self._at(size, images=images).pipeline
+            return _run(pipeline, verbs.refine(pipeline, images, noise_level, options), options)
 
-    def upscale(self, images: npt.ArrayLike, *, noise_level: int | None = None, **options: Any) -> Batch:
+    def upscale(
+        self, images: npt.ArrayLike, *, noise_level: int | None = None, size: Size = None, **options: Any
+    ) -> Batch:
         """One sample of each image, for a bundle whose one picture input that is: of a low resolution, say.
 
         images       uint8 [N, H, W, C] or [H, W, C], or float [N, C, H, W] in [0, 1], of the input's size
@@ -280,7 +296,8 @@ class Sampler(Opened):
         range floats are then: [-1, 1].
         """
         with NO_MEMORY, self._turn():
-            return self._run(verbs.upscale(self._pipeline, images, noise_level, options), options)
+            pipeline = self._at(size, images=images).pipeline
+            return _run(pipeline, verbs.upscale(pipeline, images, noise_level, options), options)
 
     def inpaint(
         self,
@@ -289,6 +306,7 @@ class Sampler(Opened):
         *,
         known_noise: npt.ArrayLike | None = None,
         composite: bool = True,
+        size: Size = None,
         **options: Any,
     ) -> Batch:
         """Fill in the part of each image that its mask marks.
@@ -308,8 +326,9 @@ class Sampler(Opened):
         The options are those of `sample`, n apart.
         """
         with NO_MEMORY, self._turn():
-            request, holed = inpainting.inpaint(self._pipeline, images, masks, known_noise, options, composite=composite)
-            batch = self._run(request, options)
+            pipeline = self._at(size, images=images).pipeline
+            request, holed = inpainting.inpaint(pipeline, images, masks, known_noise, options, composite=composite)
+            batch = _run(pipeline, request, options)
             return replace(batch, images=inpainting.composited(batch.images, holed)) if composite else batch
 
     def edit(self, what: Any, edits: Edits, *, preserve: float | None = None, **options: Any) -> Batch:
@@ -325,7 +344,7 @@ class Sampler(Opened):
         it. The other options are those of `sample`, without n and t_start.
         """
         with NO_MEMORY, self._turn():
-            return self._run(verbs.edit(self._pipeline, what, edits, preserve, options), options)
+            return _run(self._pipeline, verbs.edit(self._pipeline, what, edits, preserve, options), options)
 
     def mix(self, what: Any, weights: Sequence[float] | None = None, *, seed: Seed = None, **options: Any) -> Batch:
         """One image of several: the weighted mean of their samples of the drawn input.
@@ -336,20 +355,21 @@ class Sampler(Opened):
         The other options are those of `sample`.
         """
         with NO_MEMORY, self._turn():
-            return self._run(verbs.mix(self._pipeline, what, weights, {**options, "seed": seed}), options)
+            request = verbs.mix(self._pipeline, what, weights, {**options, "seed": seed})
+            return _run(self._pipeline, request, options)
 
     def estimate_damage(self, images: npt.ArrayLike) -> damage.Estimate:
         """How damaged each of the images (as `refine` takes them) looks: what t_start="auto" goes by."""
         with NO_MEMORY, self._turn():
             return damage.estimate(self._pipeline, abilities.start_pixels(self.bundle.manifest, images, "estimate_damage"))
 
-    def encode(self, images: npt.ArrayLike) -> Arrays:
+    def encode(self, images: npt.ArrayLike, *, size: Size = None) -> Arrays:
         """What the pipeline's encoder makes of images (as `reconstruct` takes them), by value name: [N, ...] each; "x" is
         the clean state of the loop."""
         abilities.need_encoder(self.bundle.manifest, "encode")
         with NO_MEMORY, self._turn():
-            pixels = checks.images_of(images, abilities.encoder_shape(self.bundle.manifest))
-            return self._pipeline.encode(pixels)
+            pipeline = self._at(size, images=images).pipeline
+            return pipeline.encode(checks.images_of(images, abilities.encoder_shape(pipeline.manifest)))
 
     def decode(self, value: npt.ArrayLike | None = None, **inputs: npt.ArrayLike) -> U8:
         """The start value that the pipeline makes of inputs, as pixels: uint8 [N, H, W, C].
@@ -359,23 +379,25 @@ class Sampler(Opened):
         with NO_MEMORY, self._turn():
             return verbs.decode(self._pipeline, value, inputs)
 
-    def warmup(self, n: int = 1, **options: Any) -> None:
+    def warmup(self, n: int = 1, *, size: Size = None, **options: Any) -> None:
         """Load every graph and run each once at batch n (and with the options of `sample`, such as guidance).
 
         The first real request then pays no first-run costs. Inputs that are not drawn are taken from `options`, else
         zeros or what is nearest to them in range, of size 1 in free dimensions.
         """
-        blank = example_inputs(self.bundle.manifest, free=1) or {}
+        with NO_MEMORY, self._turn():
+            manifest = self._at(size, n=n).pipeline.manifest
+        blank = example_inputs(manifest, free=1) or {}
         if self._pipeline.text is not None and options.get("text") is not None:
             del blank[self._pipeline.text.input]
-        manifest = self.bundle.manifest
         quick: dict[str, Any] = {} if options.get("timesteps") is not None else {"steps": 1, "spacing": "linspace"}
         said = {"method", "setting", "guide_scale"} & options.keys()
         if quick and not said and manifest.guide is not None and self._pipeline.backend.GUIDES:
             quick |= {"method": manifest.defaults.method, "guide_scale": manifest.guide.scale}
-        self.sample(n, **{**quick, "seed": 0, **blank, **options})
-        if self.bundle.manifest.pipeline.encode:
-            self.encode(np.zeros((n, *abilities.encoder_shape(self.bundle.manifest)), np.float32))
+        self.sample(n, size=size, **{**quick, "seed": 0, **blank, **options})
+        if manifest.pipeline.encode:
+            self.encode(np.zeros((n, *abilities.encoder_shape(manifest)), np.float32), size=size)
 
-    def _run(self, request: Request, options: Mapping[str, Any]) -> Batch:
-        return self._pipeline.run(request, bool(options.get("progress")))
+
+def _run(pipeline: Pipeline, request: Request, options: Mapping[str, Any]) -> Batch:
+    return pipeline.run(request, bool(options.get("progress")))

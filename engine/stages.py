@@ -252,3 +252,13 @@ def check_stages(manifests: Sequence[Manifest]) -> None:
     for before, after in pairwise(manifests):
         check_fits(before, after)
     all_inputs(manifests)
+
+
+def check_vocabularies(bundles: Sequence[Bundle]) -> None:
+    """ArgumentError for stages that would read one text differently."""
+    specs = (bundle.manifest.text for bundle in bundles)
+    if len({(spec.input, spec.sha256, spec.lowercase) for spec in specs if spec is not None}) > 1:
+        raise ArgumentError(
+            f"{bundles[0].path}: found stages with different vocabularies, expected one for all that read text; use each "
+            "bundle by itself"
+        )

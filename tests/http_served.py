@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import uvicorn
 
-from engine import Bundle, Sampler
+from engine import Bundle, Cascade, Sampler
 from engine.bundle.directions import Directions
 from engine.bundle.rewriter import write_directions
 from engine.http.app import Options, create_app
@@ -119,11 +119,16 @@ def eventually(true: Callable[[], Any], what: str) -> None:
 
 @contextmanager
 def serving(
-    path: Path | Bundle, door: Door | None = None, backend: str = ANY_BACKEND, precision: str = "f32", **limits: Any
+    path: Path | Bundle,
+    door: Door | None = None,
+    backend: str = ANY_BACKEND,
+    precision: str = "f32",
+    cascade: bool = False,
+    **limits: Any,
 ) -> Iterator[Served]:
-    """A server until the end of the block."""
+    """A server until the end of the block; of the bundle alone, or of the cascade that it names."""
     chosen = Limits(**{"max_batch": 8, "max_steps": 50, **limits})
-    sampler = Sampler(path, backend, precision, 1, max_batch=chosen.max_batch)
+    sampler = (Cascade if cascade else Sampler)(path, backend, precision, 1, max_batch=chosen.max_batch)
     app = create_app(sampler, Options(chosen, door or Door(), assets(studio=True)))
     place = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on", timeout_graceful_shutdown=5))

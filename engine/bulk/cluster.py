@@ -136,9 +136,9 @@ def _local_options(cluster: Cluster, run: Run, folder: str) -> dict[str, Any]:
 
 def _store(run: Run, workers: int) -> int:
     """Bytes for the bundle, the features' model and every shard that can be under way, with room to spare."""
-    job, manifest = run.job, run.bundle.manifest
-    sample = 4096 + math.prod(manifest.pipeline.image_shape)  # the members' headers of a tar, and pixels
-    sizes = sum(spec.size for spec in manifest.files) + len(run.means.features or b"")
+    job, manifests = run.job, [bundle.manifest for bundle in run.bundles]
+    sample = 4096 + math.prod(manifests[-1].pipeline.image_shape)  # the members' headers of a tar, and pixels
+    sizes = sum(spec.size for manifest in manifests for spec in manifest.files) + len(run.means.features or b"")
     sizes += sum(np.asarray(given).nbytes for given in run.means.inputs.values())
     return max(MIN_STORE, 2 * (sizes + (2 * workers + 1) * min(job.n, job.shard_size) * sample))
 

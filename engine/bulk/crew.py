@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from engine.backends.native import isa
 from engine.bulk.cluster import Cluster, connected, load_ray, places
 from engine.bulk.job import Inputs, Job, Shard
-from engine.bulk.maker import ON_A_GPU, Maker, Means, pack, unpack
+from engine.bulk.maker import BETWEEN, ON_A_GPU, Maker, Means, pack, unpack
 from engine.bulk.run import Run
 from engine.errors import BulkError
 
@@ -38,7 +38,7 @@ class Actor:
     def open(
         self,
         job: Job,
-        files: Mapping[str, Bytes],
+        files: Sequence[Mapping[str, Bytes]],
         means: Means,
         features: Bytes | None,
         inputs: Inputs,
@@ -49,8 +49,12 @@ class Actor:
         model = None if features is None else features.tobytes()
         with tempfile.TemporaryDirectory(prefix="diffusevae-bulk-") as folder:
             # Once loaded, files that are mapped stay so when their names are gone: a killed actor leaves nothing behind.
-            bundle = unpack({name: data.data for name, data in files.items()}, Path(folder))
-            self.maker = Maker(job, bundle, replace(means, features=model, inputs=inputs))
+            bundles = []
+            for index, stage in enumerate(files):
+                place = Path(folder, str(index))
+                place.mkdir()
+                bundles.append(unpack({name: data.data for name, data in stage.items()}, place))
+            self.maker = Maker(job, bundles, replace(means, features=model, inputs=inputs))
         return self.maker.origin
 
     def make(self, shard: Shard) -> Bytes:
@@ -89,7 +93,8 @@ class Crew:
         self.refs: dict[Any, Hand] = {}  # what is under way: opening, or a shard in its hand's `busy`
         self.losses: Counter[int] = Counter()
         self.failed_openings = 0
-        self.files = ray.put({name: np.frombuffer(data, np.uint8) for name, data in pack(run.bundle).items()})
+        packed = [pack(bundle) for bundle in run.bundles]
+        self.files = ray.put([{name: np.frombuffer(data, np.uint8) for name, data in one.items()} for one in packed])
         features = run.means.features
         self.features = None if features is None else ray.put(np.frombuffer(features, np.uint8))
         self.inputs = ray.put(dict(run.means.inputs))
@@ -156,7 +161,7 @@ class Crew:
         self.run.progress.made(shard.n)
 
     def _opened(self, hand: Hand, origin: dict[str, str]) -> None:
-        if self.place.gpu and origin["backend"] not in ON_A_GPU:
+        if self.place.gpu and not set(origin["backend"].split(BETWEEN)) <= set(ON_A_GPU):
             raise BulkError(
                 f"a worker with a GPU: found that backend 'auto' is {origin['backend']} there, expected one of "
                 f"{', '.join(ON_A_GPU)}; install one of them on the nodes, or name the backend with --backend"

@@ -10,28 +10,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.argument_checks import check_integer
+from engine.augmentation import checked_level
 from engine.bundle.files import MANIFEST_FILE
 from engine.bundle.manifest import Manifest, parse_manifest
 from engine.bundle.reader import Bundle
 from engine.checks import check_free_dimensions, check_inputs, count_of, input_of
 from engine.errors import ArgumentError, BulkError, did_you_mean
 from engine.pipeline import table_of
-from engine.resolve import choose_prior, setting_of
+from engine.resolve import SETTING_OPTIONS, choose_prior, setting_of
 from engine.result import Setting
 from engine.solver.noise import listed_seeds
+from engine.stages import all_inputs, check_stages, lacks_start, merged, recorded, stage_setting
 
 Inputs = Mapping[str, npt.ArrayLike]
 FORMATS = ("npy", "tar")
 SHARD_SIZE = 500
 SEED_END = 2**64
+STAGE_OPTIONS = (*SETTING_OPTIONS, "setting", "noise_level")
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,21 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A stage of a cascade after the first: its bundle, as a Job has it, and how it is sampled."""
+
+    bundle: str
+    setting: Setting
+    noise_level: int | None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As a Cascade takes them."""
+        found = {**asdict(self.setting), "noise_level": self.noise_level}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True)
 class Job:
     """What decides every byte of a bulk run but for the machine that computes it (see engine/bulk/maker.py).
 
@@ -58,6 +77,7 @@ class Job:
     features  SHA-256 of the ONNX model whose output is kept instead of the images; None keeps the images
     inputs    what was given for the bundle's inputs: a number as it is, an array as `digest_of_array` has it
     size, overlap  of images of another size than the bundle's own, as `Sampler` takes them
+    stages    of a cascade those after the first, in order; None for a bundle alone
     """
 
     name: str
@@ -72,6 +92,7 @@ class Job:
     setting: Setting
     size: tuple[int, int] | None = None
     overlap: float | None = None
+    stages: tuple[Stage, ...] | None = None
 
     def __len__(self) -> int:
         """The number of shards."""
@@ -106,12 +127,15 @@ def describe(
     features: bytes | None = None,
     inputs: Inputs | None = None,
     prior: str | None = None,
+    later: Sequence[Bundle] = (),
+    stages: Sequence[Mapping[str, Any]] | None = None,
     **setting: Any,
 ) -> Job:
     """The job that these options describe, all of them checked; `setting` as for `Sampler.sample`. ArgumentError otherwise.
 
     seed: of sample 0; None draws one, which the job then has. inputs: the bundle's inputs by name, as for `Sampler.sample`;
-    what makes the shards is given the same (`Means.inputs`).
+    what makes the shards is given the same (`Means.inputs`). later: the bundles that go on with the images, as a cascade
+    does; inputs are then what any stage takes. stages: the settings and noise levels of those, over what is recorded.
     """
     count = count_of(n)
     if count is None:
@@ -119,7 +143,10 @@ def describe(
     if format not in FORMATS:
         hint = did_you_mean(str(format), FORMATS)
         raise ArgumentError(f"format: found {format!r}, expected one of {', '.join(FORMATS)}.{hint}")
-    given = checked_inputs(bundle.manifest, inputs or {}, count)
+    manifests = [bundle.manifest, *(one.manifest for one in later)]
+    if later:
+        check_stages(manifests)
+    given = checked_inputs(manifests, inputs or {}, count)
     larger, overlap = bundle.resizing
     return Job(
         name=bundle.manifest.name,
@@ -134,14 +161,49 @@ def describe(
         setting=_setting(bundle.manifest, setting, prior, drawn=_draws(bundle.manifest, given)),
         size=larger,
         overlap=overlap,
+        stages=_stages(manifests, later, stages) if later else None,
     )
 
 
-def checked_inputs(manifest: Manifest, given: Inputs, n: int) -> dict[str, npt.NDArray[Any]]:
-    """What a caller gave for inputs, each [n, ...], or [1, ...] where the samples share it; ArgumentError otherwise."""
-    check_inputs(given, manifest.inputs, (), "a bulk job")
-    arrays = {spec.name: input_of(spec, given[spec.name]) for spec in manifest.inputs if spec.name in given}
-    for spec in manifest.inputs:
+def _stages(
+    manifests: Sequence[Manifest], later: Sequence[Bundle], given: Sequence[Mapping[str, Any]] | None
+) -> tuple[Stage, ...]:
+    """The stages of a cascade after the first, complete; ArgumentError says which one cannot be."""
+    if given is not None and len(given) != len(later):
+        raise ArgumentError(f"stages: found {len(given)}, expected {len(later)}, one for each stage after the first")
+    found = []
+    for index, (both, bundle) in enumerate(zip(pairwise(manifests), later, strict=True)):
+        own = {} if given is None else given[index]
+        try:
+            found.append(_stage(*both, bundle, own))
+        except ArgumentError as error:
+            raise ArgumentError(f"stage {index + 2}: {error}") from error
+    return tuple(found)
+
+
+def _stage(before: Manifest, after: Manifest, bundle: Bundle, own: Mapping[str, Any]) -> Stage:
+    if others := [name for name in own if name not in STAGE_OPTIONS]:
+        raise ArgumentError(
+            f"found {', '.join(others)} of a bulk job, expected options of its setting: {', '.join(STAGE_OPTIONS)}; an "
+            "input is one for all stages"
+        )
+    options = merged(recorded(before, after), dict(own))
+    level = options.pop("noise_level", None)
+    checked_level(after, level)
+    setting = stage_setting(after, options)
+    if lacks_start(after, setting):
+        raise ArgumentError("found no t_start, expected one, as it starts from an image; give t_start=400, for example")
+    table_of(after, after.schedule.schedule(), setting)
+    return Stage(digest_of(bundle), setting, level)
+
+
+def checked_inputs(manifests: Sequence[Manifest], given: Inputs, n: int) -> dict[str, npt.NDArray[Any]]:
+    """What a caller gave for the inputs of a bundle, or of all stages, each [n, ...], or [1, ...] where the samples share
+    it; ArgumentError otherwise."""
+    specs = manifests[0].inputs if len(manifests) == 1 else all_inputs(manifests)
+    check_inputs(given, specs, (), "a bulk job")
+    arrays = {spec.name: input_of(spec, given[spec.name]) for spec in specs if spec.name in given}
+    for spec in specs:
         if spec.name not in arrays and spec.draw is None:
             raise ArgumentError(f"{spec.name}: found nothing, expected {spec}; say it with --input {spec.name}=VALUE")
         count = len(arrays[spec.name]) if spec.name in arrays else 1
@@ -150,7 +212,7 @@ def checked_inputs(manifest: Manifest, given: Inputs, n: int) -> dict[str, npt.N
                 f"{spec.name}: found {count} samples, expected one, which all share, or {n}, one an image of the whole job; "
                 f"make them agree"
             )
-    check_free_dimensions(manifest.inputs, arrays)
+    check_free_dimensions(specs, arrays)
     return arrays
 
 

@@ -1,4 +1,4 @@
-"""The maker of shards: a Sampler, perhaps an extractor of features, and a word on what they run on.
+"""The maker of shards: a Sampler or a Cascade, perhaps an extractor of features, and a word on what they run on.
 
 `Maker.origin` names all that the bytes depend on beside the job: engine, backend, precision, versions, and the processor's
 instruction sets (of the native engine the one it runs on) or the GPU's kind. Makers of one job must agree on it.
@@ -6,7 +6,7 @@ instruction sets (of the native engine the one it runs on) or the GPU's kind. Ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,14 @@ from engine.bulk.formats import Samples, encode, png_encoder
 from engine.bulk.job import Inputs, Job, Shard, checked_inputs, describe_inputs, digest_of, manifest_bytes
 from engine.bundle.files import MANIFEST_FILE
 from engine.bundle.reader import Bundle
+from engine.cascade import Cascade
 from engine.device import context as device
 from engine.errors import BulkError
 from engine.processor import FEATURES, this_processor
 from engine.sampler import Sampler
 
 Tick = Callable[[int], object]
+BETWEEN = "; "  # the origins of a cascade's stages, where they differ
 ON_DEVICE = tuple(name for name in BACKENDS if backend_class(name).ON_DEVICE)
 ON_A_GPU = (*ON_DEVICE, *(name for name in BACKENDS if backend_class(name).BY_NAME_ONLY))
 
@@ -49,20 +51,33 @@ class Means:
 class Maker:
     """Makes shards of one job, one at a time."""
 
-    def __init__(self, job: Job, bundle: Bundle, means: Means) -> None:
-        found = digest_of(bundle)
-        if found != job.bundle:
-            raise BulkError(f"{bundle.path}: found the bundle {found}, expected {job.bundle} as in the job; give that one")
+    def __init__(self, job: Job, bundles: Bundle | Sequence[Bundle], means: Means) -> None:
+        """bundles: one, or all stages of a cascade."""
+        bundle, *later = [bundles] if isinstance(bundles, Bundle) else bundles
+        wanted = [job.bundle, *(stage.bundle for stage in job.stages or ())]
+        if len(wanted) != 1 + len(later):
+            raise BulkError(f"bundles: found {1 + len(later)}, expected {len(wanted)} as in the job; give one each stage")
+        for one, expected in zip((bundle, *later), wanted, strict=True):
+            if (found := digest_of(one)) != expected:
+                raise BulkError(f"{one.path}: found the bundle {found}, expected {expected} as in the job; give that one")
         self.job, bundle = job, bundle.base.resized(job.size, job.overlap)
-        self._inputs = checked_inputs(bundle.manifest, means.inputs, job.n)
+        manifests = [one.manifest for one in (bundle, *later)]
+        self._inputs = checked_inputs(manifests, means.inputs, job.n)
         described = describe_inputs(self._inputs)
         if described != job.inputs:
             raise BulkError(f"inputs: found {described}, expected {job.inputs} as in the job; give the same to its Means")
-        self.sampler = Sampler(bundle, means.backend, means.precision, means.threads, max_batch=job.batch)
-        shape = bundle.manifest.pipeline.image_shape
+        machine = (means.backend, means.precision, means.threads)
+        self.sampler: Sampler | Cascade = (
+            Cascade([bundle, *later], *machine, max_batch=job.batch)
+            if later
+            else Sampler(bundle, *machine, max_batch=job.batch)
+        )
+        shape = manifests[-1].pipeline.image_shape
         self.extractor = None if means.features is None else Extractor(means.features, shape, self.sampler.threads)
         self.origin = origin_of(job, self.sampler)
         self._options = {name: value for name, value in asdict(job.setting).items() if value is not None}
+        if job.stages is not None:
+            self._options["stages"] = [stage.options for stage in job.stages]
 
     def make(self, shard: Shard, tick: Tick | None = None) -> bytes:
         """The file of a shard; tick(m) after each m images."""
@@ -85,11 +100,22 @@ class Maker:
         self.sampler.close()
 
 
-def origin_of(job: Job, sampler: Sampler) -> dict[str, str]:
-    """What this sampler's bytes depend on, in words that are equal where the bytes are."""
-    backend = sampler.backend
+def origin_of(job: Job, sampler: Sampler | Cascade) -> dict[str, str]:
+    """What this sampler's bytes depend on, in words that are equal where the bytes are; of a cascade those of each stage."""
     instructions = " ".join(feature for feature in FEATURES if feature in this_processor().features)
-    machine = instructions
+    stages = [_origin(stage, instructions) for stage in (sampler.samplers if isinstance(sampler, Cascade) else (sampler,))]
+    names = dict.fromkeys(name for stage in stages for name in stage)
+    origin = {name: BETWEEN.join(dict.fromkeys(stage[name] for stage in stages if name in stage)) for name in names}
+    if job.features is not None:
+        origin["features"] = f"{available()['onnxruntime'][1]} on {instructions}"
+    elif job.format == "tar":
+        origin["png"] = png_encoder()
+    return origin
+
+
+def _origin(sampler: Sampler, instructions: str) -> dict[str, str]:
+    """That of one bundle."""
+    backend, machine = sampler.backend, instructions
     if backend == NATIVE:
         machine = instruction_set()
     elif backend in ON_A_GPU:
@@ -104,10 +130,6 @@ def origin_of(job: Job, sampler: Sampler) -> dict[str, str]:
     others = {entry.runs_on[0] for entry in sampler.bundle.manifest.engines if entry.backend == backend and entry.runs_on}
     if others:
         origin["shared"] = f"{', '.join(available()[name][1] for name in sorted(others))} on {instructions}"
-    if job.features is not None:
-        origin["features"] = f"{available()['onnxruntime'][1]} on {instructions}"
-    elif job.format == "tar":
-        origin["png"] = png_encoder()
     return origin
 
 

@@ -46,13 +46,19 @@ class Silence:
 
 @dataclass(frozen=True)
 class Run:
-    """What a way of making shards is given: the missing ones, and where they go."""
+    """What a way of making shards is given: the missing ones, and where they go. later: the other stages of a cascade."""
 
     bundle: Bundle
     means: Means
     folder: JobFolder
     missing: Sequence[Shard]
     progress: Progress
+    later: Sequence[Bundle] = ()
+
+    @property
+    def bundles(self) -> tuple[Bundle, ...]:
+        """All stages."""
+        return self.bundle, *self.later
 
     @property
     def job(self) -> Job:
@@ -71,7 +77,7 @@ class Result:
 
 def in_this_process(run: Run) -> None:
     """Make the missing shards one after the other."""
-    maker = Maker(run.job, run.bundle, run.means)
+    maker = Maker(run.job, run.bundles, run.means)
     try:
         run.folder.record(maker.origin)
         for shard in run.missing:
@@ -89,9 +95,11 @@ def generate(
     adopt_seed: bool = False,
     make: Callable[[Run], None] = in_this_process,
     progress: Progress | None = None,
+    later: Sequence[Bundle] = (),
 ) -> Result:
     """Bring the folder `out` to the point where it holds the whole job, and return its manifest.
 
+    later: of a cascade the bundles after the first, as `describe` was given them.
     make: in_this_process, or what engine.bulk.crew.on_ray returns. adopt_seed: see JobFolder.open.
     Raises what the Sampler raises, and BulkError.
     """
@@ -102,9 +110,9 @@ def generate(
             progress.note(f"{folder.path / shard.file} is damaged or gone; it is made again")
         images = sum(shard.n for shard in missing)
         if job.features is None:  # how much a model of features puts out is not known yet
-            each = math.prod(bundle.manifest.pipeline.image_shape)
+            each = math.prod((bundle, *later)[-1].manifest.pipeline.image_shape)
             check_folder(out, images * each // (1 if job.format == "npy" else 2))
         progress.start(job.n, job.n - images)
         if missing:
-            make(Run(bundle, means, folder, missing, progress))
+            make(Run(bundle, means, folder, missing, progress, later))
         return Result(folder.finish(), len(missing), images)

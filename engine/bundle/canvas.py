@@ -119,6 +119,19 @@ def resized(manifest: Manifest, size: tuple[int, int], overlap: float | None) ->
     return found, Tiling(manifest, whole, ports, overlap, rows, columns)
 
 
+def largest(manifest: Manifest, limit: tuple[int, int], overlap: float | None) -> tuple[int, int]:
+    """The largest size whose sides are not above these, as `resized` takes it; ArgumentError where there is none."""
+    spec = manifest.pipeline
+    step = spec.multiple if overlap is None else 1
+    if spec.maps is not None and step is not None:
+        unit, own = spec.maps[spec.image] * step, (spec.state.height, spec.state.width)
+        most = (min(MAX_SIDE, MAX_BLOCKS * side * spec.maps[spec.image]) for side in own)
+        height, width = (min(*both) // unit * unit for both in zip(limit, most, strict=True))
+        limit = height, width
+    resized(manifest, limit, overlap)
+    return limit
+
+
 def _side(name: str, side: int, factor: int, step: int, own: int, least: int) -> int:
     """A side of the state, for one of the image."""
     most = min(MAX_SIDE // factor, MAX_BLOCKS * own) // step * step

@@ -18,7 +18,7 @@ RESERVED = (
     "n", "steps", "setting", "seed", "spacing", "rho", "method", "eta", "t_start", "temperature", "noise_scale", "eps_scale",
     "guidance", "guidance_interval", "variance", "quantize_denoised", "clip", "prior", "callback", "stop", "progress",
     "budget_ms", "at_most", "anytime", "stream", "a", "b", "mode", "part", "step_ms", "edits", "preserve", "what", "value",
-    "self", "masks", "known_noise", "composite", "text", "noise_level", "stages", "guide_scale", "guide_mode",
+    "self", "masks", "known_noise", "composite", "text", "noise_level", "stages", "size", "guide_scale", "guide_mode",
     "guide_interval",
 )  # fmt: skip
 INPUT_DTYPES = ("float32", "int64")

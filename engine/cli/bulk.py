@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from time import perf_counter
@@ -18,12 +18,14 @@ from engine.bulk.job import FORMATS, SHARD_SIZE, describe
 from engine.bulk.maker import Means
 from engine.bulk.run import Result, generate, in_this_process
 from engine.bundle.reader import Bundle
+from engine.cli.cascade import StageValues, stage_options
 from engine.cli.inputs import take_inputs
 from engine.cli.options import take_canvas
 from engine.cli.output import echo_fields, echo_json
 from engine.cli.terminal import shows_progress
 from engine.errors import ArgumentError
 from engine.imaging import check_target, kind_of
+from engine.stages import check_stages, followed
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 BULK = ("shard_size", "format", "features", "ray", "workers")
@@ -90,8 +92,11 @@ class Bar:
             self._bar.close()
 
 
-def sample_in_bulk(path: str, n: int | None, bulk: dict[str, Any], given: dict[str, Any]) -> None:
-    """Run the job of these options in the folder --out, or go on with it, and report it."""
+def sample_in_bulk(
+    path: str, n: int | None, bulk: dict[str, Any], given: dict[str, Any], stages: Sequence[StageValues] | None
+) -> None:
+    """Run the job of these options in the folder --out, or go on with it, and report it. stages: None for the bundle alone,
+    else the options of --stage, for the cascade that it names."""
     out, as_json, seed = _folder(given.pop("out")), given.pop("as_json"), given.pop("seed")
     if given.pop("add"):
         raise ArgumentError("add: found it with shards, whose folder holds one job alone; leave it out")
@@ -101,18 +106,23 @@ def sample_in_bulk(path: str, n: int | None, bulk: dict[str, Any], given: dict[s
         raise ArgumentError("workers: found it without --ray, expected both; add --ray, or use --threads")
     features = None if bulk["features"] is None else read_extractor(bulk["features"])
     machine = {name: given.pop(name) for name in ("backend", "precision", "threads")}
-    bundle = take_canvas(Bundle.open(path, given.pop("allow_links")), given)
+    allow_links = given.pop("allow_links")
+    bundle = take_canvas(Bundle.open(path, allow_links), given)
+    later = [] if stages is None else followed(bundle, allow_links)[1:]
+    if stages is not None:
+        check_stages([bundle.manifest, *(stage.manifest for stage in later)])
+        given["stages"] = stage_options(stages, [bundle, *later]) or None
     size = SHARD_SIZE if bulk["shard_size"] is None else bulk["shard_size"]
     format = bulk["format"] or FORMATS[0]
-    inputs = take_inputs(given, bundle)
-    kept: dict[str, Any] = {"shard_size": size, "format": format, "features": features}
+    inputs = take_inputs(given, bundle, later)
+    kept: dict[str, Any] = {"shard_size": size, "format": format, "features": features, "later": later}
     job = describe(bundle, n, seed=seed, inputs=inputs, **kept, **given)
     make = in_this_process if bulk["ray"] is None else on_ray(Cluster(bulk["ray"], bulk["workers"]))
     bar, started = Bar(not as_json and shows_progress()), perf_counter()
     try:
         means = Means(**machine, features=features, inputs=inputs)
         with redirect_stdout(sys.stderr):  # where Ray's own remarks belong: they would end up amid --json
-            result = generate(job, bundle, out, means, adopt_seed=seed is None, make=make, progress=bar)
+            result = generate(job, bundle, out, means, adopt_seed=seed is None, make=make, progress=bar, later=later)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"{out} keeps the finished shards, and the same command goes on from there") from error
     finally:

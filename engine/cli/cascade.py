@@ -113,12 +113,7 @@ def sample_cascade(bundle: str, n: int | None, stages: Sequence[StageValues], gi
     bundles = followed(take_canvas(Bundle.open(bundle, allow_links), given), allow_links)
     if given["with_start"]:  # the images are the last one's
         check_start(bundles[-1])
-    if stages and len(stages) != len(bundles) - 1:
-        raise ArgumentError(
-            f"stage: found options of {len(stages)} stages, expected those of the {len(bundles) - 1} after the first, or "
-            "none; give --stage once for each"
-        )
-    later = [_stage_options(values, bundles[index], index + 1) for index, values in enumerate(stages, 1)]
+    later = stage_options(stages, bundles)
     machine = {name: given.pop(name) for name in ("backend", "precision", "threads")}
     run = {name: given.pop(name) for name in (*SETTING_OPTIONS, "setting", "seed", "prior")}
     with Cascade(bundles, **machine, max_batch=given.pop("batch")) as opened:
@@ -131,6 +126,16 @@ def sample_cascade(bundle: str, n: int | None, stages: Sequence[StageValues], gi
         if not given["as_json"]:
             _report(opened, batch, err=given["out"] == "-")
         finish(last, batch, **given)
+
+
+def stage_options(stages: Sequence[StageValues], bundles: Sequence[Bundle]) -> list[dict[str, Any]]:
+    """The options of every stage after the first, none where none are given."""
+    if stages and len(stages) != len(bundles) - 1:
+        raise ArgumentError(
+            f"stage: found options of {len(stages)} stages, expected those of the {len(bundles) - 1} after the first, or "
+            "none; give --stage once for each"
+        )
+    return [_stage_options(values, bundles[index], index + 1) for index, values in enumerate(stages, 1)]
 
 
 def _stage_options(values: StageValues, stage: Bundle, index: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from engine.bundle.reader import Bundle
 from engine.damage import AUTO
 from engine.errors import ArgumentError
 from engine.imaging import load_images
+from engine.stages import all_inputs, check_vocabularies
 from engine.text import TEXT, TextEncoder, replace_text
 
 Value = int | float | Path
@@ -83,14 +84,18 @@ LINKS = click.option(
 )
 
 
-def take_inputs(given: dict[str, Any], bundle: Bundle) -> dict[str, Any]:
+def take_inputs(given: dict[str, Any], bundle: Bundle, later: Sequence[Bundle] = ()) -> dict[str, Any]:
     """The inputs of a command by name, taken out of its options: a number gets the dtype that the bundle declares, texts
-    are token ids."""
-    found = typed_inputs(given.pop("inputs"), bundle.manifest.inputs)
+    are token ids. later: the other stages of a cascade, whose inputs are given as well."""
+    bundles = [bundle, *later]
+    specs = all_inputs([stage.manifest for stage in bundles]) if later else bundle.manifest.inputs
+    found = typed_inputs(given.pop("inputs"), specs)
     texts = _texts(given.pop("texts"), given.pop("text_file"))
     if not texts:
         return found
-    return replace_text(TextEncoder.of(bundle), {**found, TEXT: texts}, bundle.manifest.inputs, bundle.path)
+    check_vocabularies(bundles)
+    reading = next((stage for stage in bundles if stage.manifest.text is not None), bundle)
+    return replace_text(TextEncoder.of(reading), {**found, TEXT: texts}, specs, reading.path)
 
 
 def raw_inputs(given: dict[str, Any], specs: Sequence[InputSpec]) -> dict[str, Any]:

@@ -103,17 +103,16 @@ def sample(
     if stages and not whole:
         raise ArgumentError("stage: found it without --cascade, expected both; add --cascade")
     bulk, budget = take_bulk(given), {name: given.pop(name) for name in ("budget_ms", "at_most", "anytime")}
-    if whole and (bulk is not None or first or any(budget.values()) or given["size"] is not None):
+    if whole and (first or any(budget.values()) or given["size"] is not None):
         raise ArgumentError(
-            "cascade: found it with shards, --first, --size or a budget of time, expected one call of all stages; leave "
-            "those out"
+            "cascade: found it with --first, --size or a budget of time, expected one call of all stages; leave those out"
         )
     if bulk is not None:
         if first:
             raise ArgumentError("first: found it with shards, which go on where they were stopped anyway; leave it out")
         if any(budget.values()):
             raise ArgumentError("budget_ms: found one with shards, which are the same whoever makes them; leave it out")
-        sample_in_bulk(bundle, n, bulk, {**given, "prior": prior})
+        sample_in_bulk(bundle, n, bulk, {**given, "prior": prior}, stages if whole else None)
         return
     if whole:
         sample_cascade(bundle, n, stages, {**given, "prior": prior})

@@ -16,12 +16,13 @@ from engine.serving.asks import Ask
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the chain: what it makes of this request's samples so far, uint8 [n, H, W, C]."""
+    """A step of the chain, in this stage of a cascade: what it makes of the samples so far, uint8 [n, H, W, C]."""
 
     step: int
     steps: int
     timestep: int
     images: U8
+    stage: int = 0
 
 
 class Answer(answers.Answer):
@@ -51,7 +52,7 @@ class Answer(answers.Answer):
 
     def after_step(self, done: StepInfo, images: Mapping[int, U8]) -> None:
         """Show the client its images."""
-        self._tell(Step(done.step, done.steps, done.timestep, np.stack(list(images.values()))))
+        self._tell(Step(done.step, done.steps, done.timestep, np.stack(list(images.values())), done.stage))
 
     def take(self, ask: Ask, index: int, run: Run, row: int) -> None:
         """As every answer, and the run itself, for its timings."""

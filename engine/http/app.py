@@ -20,11 +20,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from engine import __version__
+from engine.cascade import Cascade
 from engine.errors import BackendError, Cancelled, EngineError
 from engine.http import formats
 from engine.http.answers import Answer
 from engine.http.description import info, openapi
-from engine.http.fields import pictures_of
 from engine.http.guard import Door, Guard
 from engine.http.limits import Limits
 from engine.http.metrics import Metrics
@@ -43,13 +43,14 @@ Result = TypeVar("Result")
 class Service:
     """What the routes share: the reader, the worker, the metrics, and threads for what takes longer than a moment."""
 
-    def __init__(self, sampler: Sampler, limits: Limits) -> None:
+    def __init__(self, sampler: Sampler | Cascade, limits: Limits) -> None:
         self.sampler, self.limits = sampler, limits
         self.reader = Reader(sampler, limits)
         self.metrics = Metrics(lambda: self.worker.waiting)
-        self.worker = Worker(sampler, limits.max_batch, limits.max_queue, self.metrics.count)
+        largest = limits.largest(sampler.bundle)
+        self.worker = Worker(sampler, limits.max_batch, limits.max_queue, self.metrics.count, largest)
         self.pool = ThreadPoolExecutor(READERS, "diffusevae-http")
-        self.pictures = pictures_of(sampler.bundle.manifest)
+        self.pictures = self.reader.pictures
 
     async def aside(self, call: Callable[..., Result], *arguments: Any) -> Result:
         """The result of a call in one of the threads."""
@@ -173,8 +174,10 @@ class Options:
     assets: Sequence[Asset] = ()
 
 
-def create_app(sampler: Sampler, options: Options | None = None) -> FastAPI:
-    """The ASGI application over an open Sampler, which it closes at its end. ArgumentError for limits that cannot be.
+def create_app(sampler: Sampler | Cascade, options: Options | None = None) -> FastAPI:
+    """The ASGI application over an open Sampler, or Cascade, which it closes at its end.
+
+    ArgumentError for limits that cannot be.
 
     The lifespan starts the worker; `/readyz` is 200 once its warm-up is done, and `app.state.service.worker.failed` says
     why where it is not.

@@ -14,13 +14,16 @@ import click
 import uvicorn
 
 from engine.bundle.reader import Bundle
+from engine.cascade import Cascade
 from engine.errors import ArgumentError, EngineError
 from engine.http.app import Options, create_app
 from engine.http.guard import Door, check_address
 from engine.http.limits import Limits
 from engine.http.page import assets
 from engine.sampler import Sampler
-from engine.serving.choice import KINDS, backend_for, max_steps
+from engine.serving.choice import KINDS, backend_for, check_cascade, max_steps
+from engine.sizes import KEPT
+from engine.stages import followed
 
 TOKEN = "DIFFUSEVAE_TOKEN"  # of the environment, where no file is named; an argument is seen by every user of a machine
 CLOSING = 10  # seconds that answers under way have when the server ends
@@ -45,6 +48,11 @@ def options(command: Command) -> Command:
             "--size", type=int, nargs=2, metavar="HEIGHT WIDTH", default=None, help="Of the images, as for `sample`."
         ),
         click.option("--overlap", type=float, help="With it, in tiles: the share that the next one covers."),
+        click.option(
+            "--max-size", type=int, nargs=2, metavar="HEIGHT WIDTH", default=None,
+            help="Largest `size` that a request may ask for; default: none but the server's own.",
+        ),
+        click.option("--sizes", default=KEPT, show_default=True, help="Of those, so many stay ready, with their memory."),
         click.option("--max-batch", default=USUAL.max_batch, show_default=True, help="Images of a request, and of a run."),
         click.option("--max-steps", type=int, help="Most network calls of a request; default: 100 or what is recorded."),
         click.option("--max-pixels", default=USUAL.max_pixels, show_default=True, help="Of a picture that is sent."),
@@ -60,6 +68,7 @@ def options(command: Command) -> Command:
 
 @click.command()
 @options
+@click.option("--cascade", is_flag=True, help="Go on with the bundles that BUNDLE names next, stage by stage.")
 def serve(**given: Any) -> None:
     """Serve BUNDLE over HTTP: pictures by seed, setting and input, several clients in one run.
 
@@ -81,24 +90,37 @@ def studio(**given: Any) -> None:
 def run(
     bundle: str, host: str, port: int, token_file: str | None, hosts: tuple[str, ...], origins: tuple[str, ...], kind: str,
     backend: str | None, precision: str, threads: int | None, allow_links: tuple[str, ...], size: tuple[int, int] | None,
-    overlap: float | None, studio: bool, **limits: Any,
+    overlap: float | None, sizes: int, studio: bool, cascade: bool = False, **limits: Any,
 ) -> None:  # fmt: skip
     """Open the bundle, take the port, and serve until a signal; EngineError where something cannot be."""
     token = read_token(token_file)
     check_address(host, token)
-    opened = Bundle.open(bundle, list(allow_links)).resized(size, overlap)
-    steps = max_steps(opened.manifest, limits.pop("max_steps"))
+    if cascade and (size or overlap is not None or limits["max_size"]):
+        raise ArgumentError("cascade: found it with another size, expected the bundles' own; leave one of the two out")
+    first = Bundle.open(bundle, list(allow_links)).resized(size, overlap)
+    opened, *later = followed(first, list(allow_links)) if cascade else [first]
+    if cascade:
+        check_cascade((opened, *later))
+    steps = max_steps(opened.manifest, limits.pop("max_steps"), [stage.manifest for stage in later])
     files = assets(studio)
     door = Door(tuple(name.lower() for name in hosts), origins, token, tuple(file.path for file in files))
     settled = Options(Limits(max_steps=steps, **limits), door, files)
     settled.limits.check()
     chosen = backend_for(opened.manifest, kind, backend)
+    for stage in later:
+        backend_for(stage.manifest, kind, chosen)
     place = listen(host, port)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with place, Sampler(opened, chosen, precision, threads, max_batch=settled.limits.max_batch) as sampler:
+    machine, batch = (chosen, precision, threads), settled.limits.max_batch
+    with place, (
+        Cascade([opened, *later], *machine, max_batch=batch)
+        if cascade
+        else Sampler(opened, *machine, max_batch=batch, sizes=sizes)
+    ) as sampler:
         app = create_app(sampler, settled)
         click.echo(
-            f"{opened.manifest.name}: backend {sampler.backend}, precision {sampler.precision}, threads {sampler.threads}; "
+            f"{', '.join(stage.manifest.name for stage in (opened, *later))}: backend {sampler.backend}, "
+            f"precision {sampler.precision}, threads {sampler.threads}; "
             f"batches of up to {settled.limits.max_batch}, at most {steps} steps"
         )
         if sampler.backend != "native":

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from engine import __version__, resolve
-from engine.bundle.examples import example_inputs
+from engine.bundle.examples import examples_of
+from engine.cascade import Cascade
 from engine.http import formats
 from engine.http.axes import principal_axes
 from engine.http.fields import IMAGES, MASKS, WHOLE
@@ -31,14 +32,15 @@ ERRORS = {
     "401": "The token is missing or another", "403": "Another Host or Origin", "406": "No such kind of answer",
     "408": "The body took too long", "413": "The body is too large", "415": "The body is no JSON",
     "429": "The queue is full: Retry-After says when to ask again",
-    "503": "No setting keeps the budget, or the server closes", "504": "The answer took too long",
+    "503": "No setting keeps the budget, the images have no room, or the server closes", "504": "The answer took too long",
 }  # fmt: skip
 
 
 def info(reader: Reader) -> dict[str, Any]:
     """The bundle, the machine's part in it, the verbs and their fields, and the limits."""
     sampler, manifest = reader.sampler, reader.manifest
-    channels, height, width = manifest.pipeline.image_shape
+    stages = [one.bundle.manifest for one in sampler.samplers] if isinstance(sampler, Cascade) else [manifest]
+    channels, height, width = stages[-1].pipeline.image_shape
     drawn, fitted = manifest.drawn, manifest.fitted
     return {
         "name": manifest.name,
@@ -48,16 +50,17 @@ def info(reader: Reader) -> dict[str, Any]:
         "precision": sampler.precision,
         "threads": sampler.threads,
         "image": {"height": height, "width": width, "channels": channels},
-        "inputs": [str(spec) for spec in manifest.inputs],
+        "stages": [stage.name for stage in stages],
+        "inputs": [str(spec) for spec in reader.inputs],
         "given": [
             {"name": spec.name, "shape": list(spec.sample), "range": spec.range, "dtype": spec.dtype}
-            for spec in manifest.inputs
+            for spec in reader.inputs
             if spec.draw is None
         ],
-        "text": None if manifest.text is None else manifest.text.input,
+        "text": next((stage.text.input for stage in stages if stage.text is not None), None),
         "drawn": None if drawn is None else {"name": drawn.name, "shape": list(drawn.sample)},
         "start": manifest.pipeline.state.start,
-        "directions": list(sampler.directions),
+        "directions": [] if manifest.directions is None else list(manifest.directions.names),
         "axes": principal_axes(sampler.bundle).tolist(),
         "outputs": list(reader.outputs),
         "setting": asdict(resolve.setting_of(manifest, {})),
@@ -123,7 +126,7 @@ def _operation(reader: Reader, verb: str) -> dict[str, Any]:
 def _parameters(reader: Reader, verb: str) -> list[dict[str, Any]]:
     names = ", ".join(reader.outputs)
     found = {"outputs": ({"type": "string", "default": "image"}, f"Some of {names}, with commas between them.")}
-    if IMAGES in reader.fields[verb] or verb == "edit" or any(spec.picture for spec in reader.manifest.inputs):
+    if IMAGES in reader.fields[verb] or verb == "edit" or any(spec.picture for spec in reader.inputs):
         found["fit"] = ({"type": "string", "default": FITS[0]}, "Pictures of other proportions: crop, or pad.")
         found["background"] = ({"type": "string", "default": "white"}, "Below what is transparent.")
     return [
@@ -133,13 +136,14 @@ def _parameters(reader: Reader, verb: str) -> list[dict[str, Any]]:
 
 def _example(reader: Reader, verb: str) -> dict[str, Any]:
     """A body that works as it stands."""
-    examples = example_inputs(reader.manifest, free=1) or {}
+    examples = examples_of(reader.inputs, free=1) or {}
     needed: dict[str, Any] = {
         spec.name: np.asarray(examples[spec.name]).tolist() if spec.picture is None else _picture(spec.picture_shape)
-        for spec in reader.manifest.inputs
+        for spec in reader.inputs
         if spec.name in examples
     }
-    if reader.manifest.text is not None and needed.pop(reader.manifest.text.input, None) is not None:
+    if worded := [field.name for field in reader.fields[verb].values() if field.instead and field.name in needed]:
+        del needed[worded[0]]
         needed[TEXT] = "a red house"
     if verb == "interpolate":
         return {"a": 3, "b": 9, "n": min(8, reader.limits.max_batch), **needed}

@@ -5,28 +5,34 @@ One table serves the reader (engine/http/reader.py), the OpenAPI document and th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from engine.abilities import autoencodes, takes_images, upscaled_input, upscales
+from engine.bundle.inputs import InputSpec
 from engine.bundle.limits import MAX_STRENGTH
 from engine.bundle.manifest import Manifest
 from engine.bundle.prior import PRIORS
 from engine.bundle.tensors import BATCH, TensorSpec
+from engine.cascade import BUDGETS
 from engine.http.limits import Limits
 from engine.inpaint import image_and_mask, inpaints
 from engine.resolve import SETTINGS
-from engine.serving.groups import starts_from_pixels
+from engine.serving.groups import low_image, starts_from_pixels
 from engine.solver.guides import MODES
 from engine.solver.table import METHODS, VARIANCES
 from engine.solver.timesteps import SPACINGS
+from engine.stages import all_inputs, starts_from_image
 from engine.text import TEXT
 from engine.verbs import PRESERVE
 
 Schema = Mapping[str, Any]
 IMAGES, MASKS = "images", "masks"
 WHOLE = "composite"  # of inpaint
+STAGES = "stages"  # of a cascade
+SIZE = "size"
+SIZED = ("sample", "reconstruct", "refine", "upscale", "inpaint")  # the verbs that take one
 SEEDS_END = 2**64 - 1
 
 
@@ -54,7 +60,7 @@ def fields_of(manifest: Manifest, verb: str, limits: Limits) -> dict[str, Field]
     """The fields of a verb's request by name."""
     found: list[Field] = []
     if verb == "reconstruct" and autoencodes(manifest):
-        return {IMAGES: _images(limits)}
+        return {field.name: field for field in (_images(limits), *_size(verb, limits))}
     if verb == "sample":
         found.append(_count("Images; may be left out where seed or an input says it.", limits))
     elif verb == "interpolate":
@@ -66,7 +72,7 @@ def fields_of(manifest: Manifest, verb: str, limits: Limits) -> dict[str, Field]
     if verb == "inpaint":
         kept = "Put what was given back outside of the mask: there every pixel is then the one that was sent."
         found += [_masks(limits), Field(WHOLE, {"type": "boolean", "default": True, "description": kept})]
-    found += [_seed(limits), *_setting(manifest, verb, limits), *_inputs(manifest, verb, limits)]
+    found += [_seed(limits), *_size(verb, limits), *_setting(manifest, verb, limits), *_inputs(manifest, verb, limits)]
     if manifest.directions is not None and verb != "edit":
         found.append(Field("edits", _strengths(manifest)))
     return {field.name: field for field in found}
@@ -143,6 +149,15 @@ def _seed(limits: Limits) -> Field:
     return Field("seed", {"oneOf": [_seed_number(), many], "description": text})
 
 
+def _size(verb: str, limits: Limits) -> list[Field]:
+    """The size of a request's images, where the server has others than its own."""
+    if limits.max_size is None or verb not in SIZED:
+        return []
+    sides = [{"type": "integer", "minimum": 1, "maximum": side} for side in limits.max_size]
+    text = "Height and width of the images that are made; the bundle says in which steps."
+    return [Field(SIZE, {"type": "array", "prefixItems": sides, "minItems": 2, "maxItems": 2, "description": text})]
+
+
 def _numbers(high: float | None, text: str) -> Schema:
     one = {"type": "number", "minimum": 0, **({} if high is None else {"maximum": high})}
     return {"oneOf": [one, {"type": "array", "items": one}], "description": f"{text} One number, or one a step."}
@@ -207,18 +222,49 @@ def _inputs(manifest: Manifest, verb: str, limits: Limits) -> list[Field]:
         made.add(manifest.augmentation.input)
     if verb == "inpaint" and (pair := image_and_mask(manifest)) is not None:
         made, given = {spec.name for spec in pair}, True
-    worded = "" if manifest.text is None else manifest.text.input
+    worded = [] if manifest.text is None else [manifest.text.input]
+    grown = (manifest.pipeline.maps or {}) if limits.max_size is not None else {}
+    return _declared([spec for spec in manifest.inputs if spec.name not in made], worded, limits, given=given, grown=grown)
+
+
+def _declared(
+    specs: Sequence[InputSpec], worded: Sequence[str], limits: Limits, *, given: bool, grown: Collection[str] = ()
+) -> list[Field]:
+    """Inputs, those in `worded` with a text that stands for them. given: whether a request must have what is not drawn.
+    grown: those that are as large as the size of a request says."""
     found = [
         Field(
             spec.name,
-            _array(spec) if spec.picture is None else _images(limits).schema,
+            _array(spec, free=spec.name in grown) if spec.picture is None else _images(limits).schema,
             needed=spec.draw is None and given,
-            instead=TEXT if spec.name == worded else "",
+            instead=TEXT if spec.name in worded else "",
         )
-        for spec in manifest.inputs
-        if spec.name not in made
+        for spec in specs
     ]
     return [*found, *(_text(field.name, limits) for field in found if field.instead)]
+
+
+def fields_of_cascade(manifests: Sequence[Manifest], limits: Limits) -> dict[str, Field]:
+    """The fields of `sample` of a cascade: those of the first stage but a budget, what any stage takes, and `stages`."""
+    first, *later = manifests
+    worded = list(dict.fromkeys(stage.text.input for stage in manifests if stage.text is not None))
+    found = [_count("Images; may be left out where seed or an input says it.", limits), _seed(limits)]
+    found += [field for field in _setting(first, "sample", limits) if field.name not in BUDGETS]
+    found += _declared(all_inputs(manifests), worded, limits, given=True)
+    if first.directions is not None:
+        found.append(Field("edits", _strengths(first)))
+    ways = [stage_fields(stage, limits) for stage in later]
+    properties = [{name: field.schema for name, field in fields.items()} for fields in ways]
+    one = [{"type": "object", "properties": each, "additionalProperties": False} for each in properties]
+    text = "The options of each stage after the first, over what the bundle before it records."
+    schema = {"type": "array", "prefixItems": one, "minItems": len(one), "maxItems": len(one), "description": text}
+    return {field.name: field for field in (*found, Field(STAGES, schema))}
+
+
+def stage_fields(manifest: Manifest, limits: Limits) -> dict[str, Field]:
+    """The options of a cascade's stage after the first."""
+    verb = "refine" if starts_from_image(manifest) else "upscale"
+    return {field.name: field for field in _setting(manifest, verb, limits)}
 
 
 def _text(name: str, limits: Limits) -> Field:
@@ -227,14 +273,14 @@ def _text(name: str, limits: Limits) -> Field:
     return Field(TEXT, {"oneOf": [one, many], "description": f"In place of {name}: one for all, or one each."})
 
 
-def _array(spec: TensorSpec, batched: bool = True) -> Schema:
-    """Nested lists of an input; where a request holds several, one sample stands for all."""
+def _array(spec: TensorSpec, batched: bool = True, free: bool = False) -> Schema:
+    """Nested lists of an input, `free` in their lengths; where a request holds several, one sample stands for all."""
     number: dict[str, Any] = {"type": "integer" if spec.dtype == "int64" else "number"}
     if spec.range is not None:
         number |= {"minimum": spec.range[0], "maximum": spec.range[1]}
     schema: Schema = number
     for size in reversed(spec.sample):
-        fixed = {"minItems": size, "maxItems": size} if isinstance(size, int) else {}
+        fixed = {"minItems": size, "maxItems": size} if isinstance(size, int) and not free else {}
         schema = {"type": "array", "items": schema, **fixed}
     if not batched:
         return schema
@@ -253,3 +299,8 @@ def pictures_of(manifest: Manifest) -> tuple[str, ...]:
     """Those outputs that are pictures."""
     start = manifest.pipeline.state.start
     return ("image", start) if start is not None and starts_from_pixels(manifest) else ("image",)
+
+
+def pictures_of_cascade(stages: int) -> tuple[str, ...]:
+    """The outputs of a cascade, which are the pictures of every stage, those of the last one first."""
+    return ("image", *(low_image(stage) for stage in range(1, stages)))

@@ -133,7 +133,8 @@ def headers(answer: Answer) -> dict[str, str]:
 def step_data(step: Step) -> str:
     """A step as the data of an event."""
     images = [_base64(png_bytes(image)) for image in step.images]
-    return json.dumps({"step": step.step, "steps": step.steps, "timestep": step.timestep, "images": images})
+    told = {"step": step.step, "steps": step.steps, "timestep": step.timestep, "stage": step.stage + 1}
+    return json.dumps({**told, "images": images})
 
 
 def event(name: str, data: str) -> bytes:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from engine.bundle.canvas import largest
+from engine.bundle.inputs import InputSpec
 from engine.bundle.manifest import Manifest
+from engine.bundle.reader import Bundle
 from engine.errors import ArgumentError
 
 VALUES = 50_000  # of a body beside the bundle's inputs: settings, seeds, lists of timesteps
@@ -23,6 +27,7 @@ class Limits:
     max_pixels  of a picture that is sent, before it is decoded
     max_queue   requests that are read or wait for a run; the next one is answered 429
     max_body    bytes of a request's body
+    max_size    height and width that the `size` of a request may have; None: it may have none
     timeout     seconds that a body may take to arrive, and then its answer
     """
 
@@ -32,6 +37,7 @@ class Limits:
     max_queue: int = 64
     max_body: int = 8 * 2**20
     timeout: float = 30.0
+    max_size: tuple[int, int] | None = None
 
     def check(self) -> None:
         """ArgumentError names the first that is out of range; `max_steps` is a matter of the bundle."""
@@ -42,7 +48,15 @@ class Limits:
                     f"--{name.replace('_', '-')}"
                 )
 
-    def values(self, manifest: Manifest) -> int:
-        """The most numbers in a body: parsing more would hold every other client up."""
-        sizes = [math.prod(size if isinstance(size, int) else FREE for size in spec.sample) for spec in manifest.inputs]
-        return VALUES + self.max_batch * sum(sizes)
+    def values(self, manifest: Manifest, inputs: Sequence[InputSpec]) -> int:
+        """The most numbers in a body with these inputs: parsing more would hold every other client up."""
+        _, height, width = manifest.pipeline.image_shape
+        high, wide = self.max_size or (height, width)
+        grown = max(1, math.ceil(high / height) * math.ceil(wide / width))
+        sizes = [math.prod(size if isinstance(size, int) else FREE for size in spec.sample) for spec in inputs]
+        return VALUES + grown * self.max_batch * sum(sizes)
+
+    def largest(self, bundle: Bundle) -> tuple[int, int] | None:
+        """The largest size that a request may ask for; None where it may ask for none, ArgumentError where there is none
+        that this bundle has."""
+        return None if self.max_size is None else largest(bundle.base.manifest, self.max_size, bundle.resizing[1])

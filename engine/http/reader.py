@@ -7,6 +7,8 @@ import binascii
 import json
 import re
 from collections.abc import Mapping
+from copy import copy
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import numpy as np
@@ -14,18 +16,35 @@ import numpy.typing as npt
 
 from engine import checks, resolve
 from engine.abilities import picture_shape, upscaled_input
-from engine.argument_checks import check_number
+from engine.argument_checks import check_number, check_pair
 from engine.bundle.directions import Edits, checked_edits
 from engine.bundle.inputs import InputSpec
 from engine.bundle.manifest import Manifest
+from engine.cascade import Cascade
 from engine.deadline import Budget
 from engine.errors import ArgumentError, did_you_mean
-from engine.http.fields import IMAGES, MASKS, WHOLE, Field, fields_of, noised, outputs_of, setting_names, verbs_of
+from engine.http.fields import (
+    IMAGES,
+    MASKS,
+    SIZE,
+    STAGES,
+    WHOLE,
+    Field,
+    fields_of,
+    fields_of_cascade,
+    noised,
+    outputs_of,
+    pictures_of,
+    pictures_of_cascade,
+    setting_names,
+    stage_fields,
+    verbs_of,
+)
 from engine.http.limits import Limits
 from engine.imaging import decode_images
 from engine.inpaint import picture_shape as inpainted_shape
 from engine.sampler import Sampler
-from engine.serving.asks import Ask, Options, Settings
+from engine.serving.asks import Ask, Options, Settings, StageSettings
 from engine.solver import noise as noises
 from engine.text import TEXT, TextEncoder
 
@@ -37,23 +56,40 @@ DATA_URL = re.compile(r"data:[^,;]*;base64,")
 
 
 class Reader:
-    """Reads the requests to one Sampler; in any thread."""
+    """Reads the requests to one Sampler, or Cascade, which has the verb `sample` alone; in any thread."""
 
-    def __init__(self, sampler: Sampler, limits: Limits) -> None:
+    def __init__(self, sampler: Sampler | Cascade, limits: Limits) -> None:
         self.sampler, self.limits = sampler, limits
         self.manifest = sampler.bundle.manifest
-        self.verbs = verbs_of(self.manifest)
-        self.outputs = outputs_of(self.manifest)
-        self.fields: dict[str, dict[str, Field]] = {
-            verb: fields_of(self.manifest, verb, limits) for verb in self.verbs
-        }
+        bundles = [one.bundle for one in sampler.samplers] if isinstance(sampler, Cascade) else [sampler.bundle]
+        stages = [bundle.manifest for bundle in bundles]
+        self.fields: dict[str, dict[str, Field]]
+        if len(stages) > 1:
+            self.outputs = self.pictures = pictures_of_cascade(len(stages))
+            self.fields = {"sample": fields_of_cascade(stages, limits)}
+        else:
+            self.outputs, self.pictures = outputs_of(self.manifest), pictures_of(self.manifest)
+            self.fields = {verb: fields_of(self.manifest, verb, limits) for verb in verbs_of(self.manifest)}
+        self.verbs = tuple(self.fields)
         self._options = {verb: setting_names(self.manifest, verb, limits) for verb in self.verbs}
-        self._settings = Settings(self.manifest, limits.max_steps, "have it started with another --max-steps.")
-        self._values = limits.values(self.manifest)
-        self._text = TextEncoder.of(sampler.bundle)
+        cure = "have it started with another --max-steps."
+        self._settings = Settings(self.manifest, limits.max_steps, cure)
+        self._stages = tuple(
+            StageReader(StageSettings(*both, index, limits.max_steps, cure), limits)
+            for index, both in enumerate(pairwise(stages), 2)
+        )
+        self._values = limits.values(self.manifest, self.inputs)
+        self._text = next((text for text in map(TextEncoder.of, bundles) if text is not None), None)
         if self._text is not None:
             self._text.encode("")  # a missing library is said at the start
         self._settings.settle(())  # refuses limits that the bundle's own setting does not keep
+        for stage in self._stages:
+            stage.read({})
+
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """What requests have by name: what the bundle declares, or what the stages of a cascade do."""
+        return self.sampler.inputs if self._stages else self.manifest.inputs
 
     def read(self, verb: str, body: bytes, query: Mapping[str, str]) -> Ask:
         """The samples that a request asks for; ArgumentError with the sentence for its client.
@@ -61,6 +97,24 @@ class Reader:
         query: outputs (names with commas between them), and fit and background of pictures.
         """
         given = self._parse(body)
+        reader = self._at(given[SIZE]) if SIZE in given and SIZE in self.fields[verb] else self
+        return reader._read(verb, given, query)
+
+    def _at(self, given: Any) -> Reader:
+        """A reader of requests of another size, whose pictures and maps are of that size."""
+        most, size = self.limits.max_size, check_pair(SIZE, given, "two, [height, width]")
+        if most is None or size[0] > most[0] or size[1] > most[1]:
+            there = "its own size alone" if most is None else f"at most {most[0]} x {most[1]}"
+            raise ArgumentError(
+                f"size is {size[0]} x {size[1]}; this server takes {there}. Ask for less, or have it started with another "
+                "--max-size."
+            )
+        bundle, other = self.sampler.bundle, copy(self)
+        other.manifest = bundle.resized(size, bundle.resizing[1]).manifest
+        return other
+
+    def _read(self, verb: str, given: dict[str, Any], query: Mapping[str, str]) -> Ask:
+        """The samples of a parsed body."""
         fields = self.fields[verb]
         for name in given:
             if name not in fields:
@@ -72,7 +126,7 @@ class Reader:
             raise ArgumentError(f"{verb}: found no {names}, expected it in the body. Send it too.")
         wanted = self._wanted(query.get("outputs"))
         inputs = {
-            spec.name: self._input(spec, given[spec.name], query) for spec in self.manifest.inputs if spec.name in given
+            spec.name: self._input(spec, given[spec.name], query) for spec in self.inputs if spec.name in given
         }
         if IMAGES in fields:
             inputs[IMAGES] = self._images(given[IMAGES], query, shape=picture_of(self.manifest, verb))
@@ -88,6 +142,10 @@ class Reader:
             if not isinstance(given[WHOLE], bool):
                 raise ArgumentError(f"{WHOLE} is {str(given[WHOLE])[:MAX_NAME]}; expected true or false. Correct it.")
             options = (*options, (WHOLE, given[WHOLE]))
+        if SIZE in given:
+            options = (*options, (SIZE, check_pair(SIZE, given[SIZE], "two, [height, width]")))
+        if self._stages:
+            options = (*options, (STAGES, self._each_stage(given.get(STAGES))))
         if verb == "edit":
             verb, options, given = self._edit(given, inputs, query)
         if verb == "interpolate":
@@ -97,11 +155,22 @@ class Reader:
             verb = "sample"
         else:
             seeds = self._seeds(given, inputs)
-        checks.check_free_dimensions(self.manifest.inputs, {k: v for k, v in inputs.items() if k not in BROUGHT})
+        checks.check_free_dimensions(self.inputs, {k: v for k, v in inputs.items() if k not in BROUGHT})
         inputs = {name: _for_all(array, len(seeds)) for name, array in inputs.items()}
         n = len(seeds)
         edits = _each(given.get("edits", {}), n)
         return Ask(seeds, (options,) * n, (budget,) * n if budget else (), inputs, wanted, verb, edits)
+
+    def _each_stage(self, given: Any) -> tuple[Options, ...]:
+        """The options of the stages after the first."""
+        count = len(self._stages)
+        listed = [{}] * count if given is None else given
+        if not isinstance(listed, list) or len(listed) != count or not all(isinstance(one, dict) for one in listed):
+            raise ArgumentError(
+                f"{STAGES} is {str(given)[:MAX_NAME]}; expected a list of {count} objects, the options of "
+                "each stage after the first. Correct it."
+            )
+        return tuple(stage.read(own) for stage, own in zip(self._stages, listed, strict=True))
 
     def _parse(self, body: bytes) -> dict[str, Any]:
         """The body's object; its size in numbers is looked at first, for parsing cannot be interrupted."""
@@ -205,11 +274,29 @@ class Reader:
         how = {name: given[name] for name in ("mode", "seed", "prior") if name in given}
         if not isinstance(how.get("mode", "lerp"), str) or isinstance(how.get("seed"), list):
             raise ArgumentError("interpolate takes one mode, 'lerp' or 'slerp', and one seed for all images. Correct them.")
+        assert isinstance(self.sampler, Sampler), "a cascade has no such verb"
         path = self.sampler.path(ends[0], ends[1], n, **how)
         return path.pop("seed"), path
 
     def _end(self, name: str, value: Any) -> Any:
         return _array(name, value, "float32") if isinstance(value, list) else value
+
+
+class StageReader:
+    """Reads the options of a cascade's stage after the first."""
+
+    def __init__(self, settings: StageSettings, limits: Limits) -> None:
+        self._settings, self._fields = settings, stage_fields(settings.manifest, limits)
+
+    def read(self, given: Mapping[str, Any]) -> Options:
+        """Those of a request; ArgumentError says which stage it is of."""
+        for name in given:
+            if name not in self._fields:
+                raise ArgumentError(
+                    f"stage {self._settings.stage} has no field {name[:MAX_NAME]!r}; it has {', '.join(self._fields)}."
+                    f"{did_you_mean(name[:MAX_NAME], self._fields)}"
+                )
+        return self._settings.settle({name: _option(name, value) for name, value in given.items() if value is not None})
 
 
 def picture_of(manifest: Manifest, verb: str) -> tuple[int, int, int]:

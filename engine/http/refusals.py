@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from engine.errors import ArgumentError, Cancelled, DeadlineError, EngineError
+from engine.errors import ArgumentError, Cancelled, DeadlineError, EngineError, HostMemoryError
 
 LONGEST = 2000  # characters of a message: it may quote what a client sent
 CLIENT_GONE = 499  # as nginx logs it: a status that is never read
-STATUS: tuple[tuple[type[EngineError], int], ...] = ((ArgumentError, 400), (Cancelled, CLIENT_GONE), (DeadlineError, 503))
+STATUS: tuple[tuple[type[EngineError], int], ...] = (
+    (ArgumentError, 400), (Cancelled, CLIENT_GONE), (DeadlineError, 503), (HostMemoryError, 503),
+)  # fmt: skip
 
 
 class Refusal(EngineError):

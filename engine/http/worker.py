@@ -9,12 +9,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from time import monotonic, perf_counter
 
+from engine.cascade import Cascade
 from engine.errors import BackendError, EngineError
 from engine.http.answers import Answer
 from engine.http.refusals import Refusal
 from engine.sampler import Sampler
 from engine.serving.groups import run_all
 from engine.serving.warm import Measuring, warm_up
+from engine.sizes import Size
 
 LOG = logging.getLogger(__name__)
 QUIET_S = 1.0  # without a request, before times for budgets are measured: clients who ask in turns are not to wait for that
@@ -25,20 +27,24 @@ Count = Callable[[Sequence[Answer], int], None]
 class Worker:
     """One thread over one Sampler. `max_queue` is the most requests that are admitted and not yet taken into a run.
 
+    largest: the size that clients may ask for at most, which is tried before the first of them.
     count: called with the answers and the number of runs after each turn.
     """
 
-    def __init__(self, sampler: Sampler, max_batch: int, max_queue: int, count: Count) -> None:
+    def __init__(
+        self, sampler: Sampler | Cascade, max_batch: int, max_queue: int, count: Count, largest: Size = None
+    ) -> None:
         self.sampler, self.max_batch, self.max_queue = sampler, max_batch, max_queue
-        self._count = count
+        self._count, self._largest = count, largest
         self._waiting: deque[Answer] = deque()
         self._admitted = 0
         self._changed = threading.Condition()
         self._closing = False
         self._request_s = 0.01
         self._asked = 0.0  # when the last request came or was answered; before the first one there is nothing to wait for
-        sizes = range(1, max_batch + 1) if sampler.bundle.manifest.fitted is not None else range(0)
-        self._unmeasured = Measuring(sampler, sizes, LOG.info)
+        self._unmeasured: Measuring | None = None
+        if isinstance(sampler, Sampler) and sampler.bundle.manifest.fitted is not None:
+            self._unmeasured = Measuring(sampler, range(1, max_batch + 1), LOG.info)
         self.ready = False
         self.failed: EngineError | None = None
         self._thread = threading.Thread(target=self._work, name="diffusevae-worker", daemon=True)
@@ -87,12 +93,12 @@ class Worker:
 
     def _work(self) -> None:
         try:
-            warm_up(self.sampler, self.max_batch, LOG.info)
+            warm_up(self.sampler, self.max_batch, LOG.info, self._largest)
             self.ready = True
             while (taken := self._take()) is not None:
                 if taken:
                     self._run(taken)
-                else:
+                elif self._unmeasured is not None:
                     self._unmeasured.step()
         except EngineError as error:
             self.failed = error

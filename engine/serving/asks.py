@@ -11,11 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import resolve
+from engine.augmentation import checked_level
 from engine.bundle.directions import Edits
 from engine.bundle.manifest import Manifest
 from engine.deadline import Budget, check_alone
 from engine.errors import ArgumentError
 from engine.pipeline import table_of
+from engine.stages import merged, recorded, starts_from_image
+from engine.verbs import check_refines
 
 KEPT_SETTINGS = 256  # settled settings that are remembered; a service sees a handful
 Options: TypeAlias = "tuple[tuple[str, Any], ...]"  # of a verb of the Sampler, by name
@@ -75,3 +78,31 @@ class Settings:
         values = {name: getattr(setting, name) for name in resolve.SETTING_OPTIONS} | {"spacing": table.spacing}
         others = {name: value for name, value in options.items() if name not in values and name != "setting"}
         return tuple((values | others).items())
+
+
+class StageSettings:
+    """What options mean for a cascade's stage after the first, counted from 1; checked as the Cascade would.
+
+    max_steps, cure: as for Settings.
+    """
+
+    def __init__(self, before: Manifest, after: Manifest, stage: int, max_steps: int, cure: str) -> None:
+        self.manifest, self.stage = after, stage
+        self._recorded, self._settings = recorded(before, after), Settings(after, max_steps, cure)
+
+    def settle(self, own: Mapping[str, Any]) -> Options:
+        """Those of a request, with what is recorded where it does not say; ArgumentError says which stage it is of."""
+        try:
+            return self._settled(own)
+        except ArgumentError as error:
+            raise ArgumentError(f"stage {self.stage}: {error}") from error
+
+    def _settled(self, own: Mapping[str, Any]) -> Options:
+        options = merged(self._recorded, dict(own))
+        setting = {name: value for name, value in options.items() if name != "noise_level"}
+        checked_level(self.manifest, options.get("noise_level"))
+        starts = starts_from_image(self.manifest)
+        settled, _ = self._settings.settle(tuple(setting.items()), has_image=starts)
+        if starts:
+            check_refines(self.manifest, dict(settled)["t_start"])
+        return tuple(options.items())

@@ -9,10 +9,11 @@ from engine.backends import BACKENDS, PRECISIONS
 from engine.bundle.engines import ENGINE_FILES
 from engine.bundle.manifest import Manifest
 from engine.bundle.reader import Bundle
+from engine.commands import command
 from engine.errors import ArgumentError, BackendError, did_you_mean
 from engine.pipeline import table_of
 from engine.resolve import setting_of
-from engine.stages import recorded_setting
+from engine.stages import check_stages, check_vocabularies, lacks_start, place, recorded_setting
 
 # In the order of preference. native: a sample is the same bit for bit in any batch, on any number of threads.
 CPU_BACKENDS = ("native", "openvino", "onnxruntime")
@@ -87,3 +88,17 @@ def max_steps(manifest: Manifest, asked: int | None, later: Sequence[Manifest] =
             f"setting gets) to {most}, the timesteps that the model was trained with; choose another --max-steps"
         )
     return asked
+
+
+def check_cascade(stages: Sequence[Bundle]) -> None:
+    """What a served cascade cannot have: vocabularies of several kinds, which would read a text differently, and a stage
+    that starts from an image without saying where, which a request without a setting could not have."""
+    check_stages([stage.manifest for stage in stages])
+    for before, after in pairwise(stages):
+        if lacks_start(after.manifest, recorded_setting(before.manifest, after.manifest)):
+            here, there = map(place, (before, after))
+            raise ArgumentError(
+                f"{here}: found that it records no t_start for {there.name}, which starts from an image, expected one for "
+                f"requests that say nothing; record it, for example: {command('cascade', here, there, '--t-start', '400')}"
+            )
+    check_vocabularies(stages)

@@ -19,7 +19,7 @@ from engine.bundle.manifest import Manifest
 from engine.bundle.pipeline import X
 from engine.cascade import Cascade, CascadeBatch
 from engine.deadline import Budget
-from engine.errors import Cancelled, DeadlineError, EngineError, NumericsError
+from engine.errors import Cancelled, DeadlineError, EngineError, HostMemoryError, NumericsError
 from engine.result import Batch, StepInfo
 from engine.sampler import Sampler
 from engine.serving.answers import Answer, Run
@@ -80,7 +80,8 @@ def _milliseconds(members: Sequence[Member]) -> float:
 
 
 def run_group(sampler: Sampler | Cascade, members: Sequence[Member], log: Log) -> int:
-    """Run samples of one kind at once; an input that breaks the network costs only the request that sent it."""
+    """Run samples of one kind at once; an input that breaks the network costs only the request that sent it, and what has
+    no room together is run request by request."""
     members = [member for member in members if member.answer.error is None]
     answers = _answers(members)
     watch = Watch(members)
@@ -92,7 +93,7 @@ def run_group(sampler: Sampler | Cascade, members: Sequence[Member], log: Log) -
     except Cancelled as error:
         log(f"stopped after step {error.step} of {error.steps}: every request of the run was cancelled")
         return 1
-    except NumericsError as error:
+    except (NumericsError, HostMemoryError) as error:
         if len(answers) > 1:
             parts = [[member for member in members if member.answer is alone] for alone in answers]
             return 1 + sum(run_group(sampler, part, log) for part in parts)

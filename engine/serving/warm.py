@@ -12,11 +12,13 @@ from engine.cascade import Cascade
 from engine.errors import BackendError, EngineError
 from engine.sampler import Sampler
 from engine.serving.groups import Log
+from engine.sizes import Size
 from engine.stages import recorded_setting
 
 
-def warm_up(sampler: Sampler | Cascade, max_batch: int, log: Log) -> None:
+def warm_up(sampler: Sampler | Cascade, max_batch: int, log: Log, largest: Size = None) -> None:
     """One image as clients get it who ask for nothing special, and one step of the largest batch: is there room for it?
+    And of the largest size, where clients may ask for others.
 
     config.pbtxt's model_warmup does the same through the server, but must not be the first to fail: Triton 2.51 can crash
     while it takes such a model down (a model with dynamic batching, five of seven times).
@@ -34,6 +36,8 @@ def warm_up(sampler: Sampler | Cascade, max_batch: int, log: Log) -> None:
             settings = [recorded_setting(*both) for both in pairwise(stages)]
             shortest["stages"] = [{**_one_step(found.guidance), "t_start": found.t_start} for found in settings]
         sampler.sample(max_batch, seed=0, **shortest, **examples)
+        if isinstance(sampler, Sampler) and largest is not None:
+            sampler.warmup(size=largest)
     except EngineError as error:
         raise BackendError(f"warm-up: {error}") from error
 

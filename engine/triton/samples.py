@@ -10,16 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.augmentation import checked_level
 from engine.bundle.directions import Edits, checked_edits
 from engine.bundle.inputs import InputSpec
-from engine.bundle.manifest import Manifest
 from engine.bundle.reader import Bundle
 from engine.checks import input_of
 from engine.deadline import Budget
 from engine.errors import ArgumentError
-from engine.serving.asks import Ask, Options, Settings
-from engine.stages import all_inputs, merged, recorded, starts_from_image
+from engine.serving.asks import Ask, Options, Settings, StageSettings
+from engine.stages import all_inputs
 from engine.text import TextEncoder
 from engine.triton.tensors import (
     EDITS,
@@ -36,7 +34,6 @@ from engine.triton.tensors import (
     outputs_of,
     setting_of,
 )
-from engine.verbs import check_refines
 
 MAX_NAME = 64
 MAX_EDITS = 16_384
@@ -59,7 +56,7 @@ class Reader:
         cure = "have its repository written with another --max-steps."
         self._settings = Settings(manifest, max_steps, cure)
         self._stages = tuple(
-            StageReader(before, after, stage, Settings(after, max_steps, cure))
+            StageReader(StageSettings(before, after, stage, max_steps, cure))
             for stage, (before, after) in enumerate(pairwise((manifest, *stages)), 2)
         )
 
@@ -160,29 +157,16 @@ class Reader:
 
 
 class StageReader:
-    """Reads the options of a cascade's stage after the first, counted from 1; checked as the Cascade would."""
+    """Reads the options of a cascade's stage after the first, counted from 1."""
 
-    def __init__(self, before: Manifest, after: Manifest, stage: int, settings: Settings) -> None:
-        self._recorded, self._manifest, self._settings, self._stage = recorded(before, after), after, settings, stage
-        self._tensors = {tensor.name: of_stage(tensor.name, stage) for tensor in STAGE}
+    def __init__(self, settings: StageSettings) -> None:
+        self._settings = settings
+        self._tensors = {tensor.name: of_stage(tensor.name, settings.stage) for tensor in STAGE}
 
     def read(self, given: Mapping[str, np.ndarray], i: int) -> Options:
-        """Those of sample i, with what is recorded where it does not say; a refusal says which stage it is of."""
-        try:
-            return self._read(given, i)
-        except ArgumentError as error:
-            raise ArgumentError(f"stage {self._stage}: {error}") from error
-
-    def _read(self, given: Mapping[str, np.ndarray], i: int) -> Options:
+        """Those of sample i."""
         own = {name: _option(name, given[tensor][i]) for name, tensor in self._tensors.items() if tensor in given}
-        options = merged(self._recorded, own)
-        setting = {name: value for name, value in options.items() if name != "noise_level"}
-        checked_level(self._manifest, options.get("noise_level"))
-        starts = starts_from_image(self._manifest)
-        settled, _ = self._settings.settle(tuple(setting.items()), has_image=starts)
-        if starts:
-            check_refines(self._manifest, dict(settled)["t_start"])
-        return tuple(options.items())
+        return self._settings.settle(own)
 
 
 def shows_steps(wanted: frozenset[str]) -> bool:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from engine.bundle.manifest import Manifest
 from engine.bundle.reader import Bundle
-from engine.commands import command
 from engine.errors import ArgumentError
-from engine.serving.choice import backend_for, check_precision, max_steps
-from engine.stages import check_stages, lacks_start, place, recorded_setting
+from engine.serving.choice import backend_for, check_cascade, check_precision, max_steps
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 NAME_RULE = "letters, digits, '.', '_' and '-', at most 100, a letter or digit first: it is a folder and a part of URLs"
@@ -73,37 +70,17 @@ def settle(bundle: Bundle, chosen: Serving, later: Sequence[Bundle] = ()) -> Set
     for stage in later:
         check_precision(stage, backend_for(stage.manifest, chosen.kind, backend), chosen.precision)
     if later:
-        _check_cascade((bundle, *later), chosen)
+        check_cascade((bundle, *later))
+        if chosen.previews:
+            raise ArgumentError(
+                "previews: found them for a cascade, expected none: its stages make several sizes; leave --previews out"
+            )
     open_fields: dict[str, Any] = {
         "name": name_for(manifest, chosen.name),
         "backend": backend,
         "max_steps": max_steps(manifest, chosen.max_steps, [stage.manifest for stage in later]),
     }
     return Settled(**(vars(chosen) | open_fields))
-
-
-def _check_cascade(stages: Sequence[Bundle], chosen: Serving) -> None:
-    """What a cascade cannot have: previews, vocabularies of several kinds, which would read a text differently, and a stage
-    that starts from an image without saying where, which a request without a setting could not have."""
-    check_stages([stage.manifest for stage in stages])
-    for before, after in pairwise(stages):
-        if lacks_start(after.manifest, recorded_setting(before.manifest, after.manifest)):
-            here, there = map(place, (before, after))
-            raise ArgumentError(
-                f"{here}: found that it records no t_start for {there.name}, which starts from an image, expected one for "
-                f"requests that say nothing; record it, for example: {command('cascade', here, there, '--t-start', '400')}"
-            )
-    if chosen.previews:
-        raise ArgumentError(
-            "previews: found them for a cascade, expected none: its stages make several sizes; leave --previews out"
-        )
-    specs = (stage.manifest.text for stage in stages)
-    texts = {(spec.input, spec.sha256, spec.lowercase) for spec in specs if spec is not None}
-    if len(texts) > 1:
-        raise ArgumentError(
-            f"{stages[0].path}: found stages with different vocabularies, expected one for all that read text; serve each "
-            "bundle by itself"
-        )
 
 
 def name_for(manifest: Manifest, asked: str | None) -> str:

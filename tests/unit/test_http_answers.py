@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,18 @@ from PIL import Image
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
-from engine import Sampler
+from engine import ArgumentError, Sampler, memory
 from engine.bundle.fitted import as_defaults
 from engine.bundle.prior import Prior
 from engine.bundle.reader import Bundle
 from engine.bundle.rewriter import write_fitted
+from engine.errors import HostMemoryError
 from engine.http import axes
+from engine.http.app import Options, create_app
+from engine.http.limits import Limits
 from engine.imaging import grid_bytes, png_bytes
 from tests import toy
-from tests.http_served import EVENTS, JSON, PNG, Served, edited, lone, serving
+from tests.http_served import EVENTS, JSON, PNG, Gate, Served, edited, eventually, lone, serving
 from tests.toy_family import build_family
 
 PICTURE = np.random.default_rng(3).integers(0, 256, (8, 8, 3), np.uint8)
@@ -309,6 +313,75 @@ def test_a_server_of_larger_pictures(tmp_path: Path) -> None:
         given = {"label": 2, "style": np.full(5, 0.5, np.float32)}
         np.testing.assert_array_equal(found, alone.sample(seed=3, steps=4, **given).images)
         assert found.shape == (1, 20, 40, 3)
+
+
+def test_a_size_a_request_within_the_operator_s_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = build_family(tmp_path / "b", encodes=["state_encoder"], multiple=2, segments=True, draws=False)
+    labels = np.random.default_rng(1).integers(0, 4, (20, 40))
+    given = {"label": 2, "style": np.full(5, 0.5, np.float32), "seed": 3}
+    sent = given | {"style": [0.5] * 5}
+    whole = sent | {"segmentation": labels.tolist(), "size": [20, 40]}
+    with serving(path, max_size=(21, 40)) as served, lone(path).resized((20, 40)) as alone:
+        assert list(served.app.state.service.sampler._sizes._sized) == [(20, 40)], "the largest is tried first"
+        expected = alone.sample(**given, segmentation=labels, steps=4).images
+        np.testing.assert_array_equal(served.ask("sample", whole | {"steps": 4}).array, expected)
+        own = whole | {"segmentation": labels[:12, :16].tolist(), "size": None, "n": 2}
+        assert served.ask("sample", own).array.shape == (2, 12, 16, 3)
+        picture = np.random.default_rng(3).integers(0, 256, (20, 40, 3), np.uint8)
+        shown = base64.b64encode(png_bytes(picture)).decode()
+        found = served.ask("refine", whole | {"images": shown, "t_start": 400, "steps": 3}).array
+        expected = alone.refine(picture, **given, segmentation=labels, t_start=400, steps=3).images
+        np.testing.assert_array_equal(found, expected)
+        again = served.ask("reconstruct", {"images": shown, "size": [20, 40]}).array
+        np.testing.assert_array_equal(again, alone.reconstruct(picture).images)
+        verbs = served.send("GET", "/v1/info").json["verbs"]
+        assert [verb for verb in verbs if "size" in verbs[verb]] == ["sample", "reconstruct", "refine", "inpaint"]
+        for size, said in (
+            ([24, 40], "size is 24 x 40; this server takes at most 21 x 40"),
+            ([18, 40], "height of 18, expected a multiple of 4"),
+            ([20], "size lists 1 numbers; expected two, [height, width]"),
+            ("20x40", "size is '20x40', a str; expected a list of integers"),
+            ([20, 36], "segmentation has shape [20, 40]; expected int64 [N, 20, 36]"),
+        ):
+            status, message = served.ask("sample", whole | {"size": size}).refusal
+            assert (status, said in message) == (400, True), message
+        monkeypatch.setattr(memory, "available", lambda: 1000)
+        status, message = served.ask("sample", whole).refusal
+        assert (status, "which take" in message and "GiB that are free" in message) == (503, True), message
+    with serving(path) as served:
+        assert "sample has no field 'size'" in served.ask("sample", whole).refusal[1]
+    with lone(path) as sampler, pytest.raises(ArgumentError, match="height of 0, expected a multiple of 4 from 4"):
+        create_app(sampler, Options(Limits(max_size=(3, 40))))
+    with lone(edited()) as sampler, pytest.raises(ArgumentError, match="works in 8 x 8 alone"):
+        create_app(sampler, Options(Limits(max_size=(16, 16))))
+
+
+def test_what_has_no_room_together_runs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(build_family(tmp_path / "b", encodes=["state_encoder"], multiple=2), max_size=(20, 40)) as served:
+        sampler, sizes = served.app.state.service.sampler, []
+        run = sampler.sample
+
+        def narrow(**options: Any) -> Any:
+            sizes.append(len(options["seed"]))
+            if sizes[-1] > 1:
+                raise HostMemoryError("no room for two")
+            return run(**options)
+
+        monkeypatch.setattr(sampler, "sample", narrow)
+        gate = Gate(monkeypatch)
+        gate.close()
+        body = {"label": 2, "style": [0.5] * 5, "size": [20, 40]}
+        with ThreadPoolExecutor(3) as pool:
+            asked = [pool.submit(served.ask, "sample", {**body, "seed": seed}) for seed in range(3)]
+            eventually(lambda: served.worker.waiting + sum(gate.taken) == 3, "three requests")
+            eventually(lambda: len(served.worker._waiting) + sum(gate.taken) == 3, "three that were read")
+            gate.open()
+            found = [one.result().array for one in asked]
+        assert max(sizes) > 1, "none ran together"
+        assert sizes.count(1) == 3
+        for seed, images in enumerate(found):
+            alone = run(label=2, style=np.full(5, 0.5, np.float32), seed=seed, size=(20, 40))
+            np.testing.assert_array_equal(images, alone.images)
 
 
 def test_inputs_that_are_pictures_are_sent_as_such(tmp_path: Path) -> None:

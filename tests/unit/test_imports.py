@@ -28,6 +28,7 @@ LAYERS = (
     ("engine.abilities", "engine.augmentation", "engine.resolve"),
     ("engine.damage", "engine.stages"),
     ("engine.deadline", "engine.inpaint", "engine.verbs"),
+    ("engine.sizes",),
     ("engine.opened",),
     ("engine.feeds", "engine.sampler"),
     ("engine.cascade",),

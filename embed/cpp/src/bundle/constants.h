@@ -46,7 +46,7 @@ inline const std::vector<std::string> kReserved = {"x", "x0", "x_T", "noise", "t
     "t_start", "temperature", "noise_scale", "eps_scale", "guidance", "guidance_interval", "variance", "quantize_denoised",
     "clip", "prior", "callback", "stop", "progress", "budget_ms", "at_most", "anytime", "stream", "a", "b", "mode", "part",
     "step_ms", "edits", "preserve", "what", "value", "self", "masks", "known_noise", "composite", "text", "noise_level",
-    "stages", "guide_scale", "guide_mode", "guide_interval"};
+    "stages", "size", "guide_scale", "guide_mode", "guide_interval"};
 inline const std::vector<std::string> kMethods = {"ddim", "ddim_clipped", "ddpm", "dpmpp_2m", "sde_dpmpp_2m", "unipc_2",
     "ipndm", "plms"};
 inline const std::vector<std::string> kPredictions = {"eps", "x0", "v"};
