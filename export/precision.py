@@ -36,7 +36,7 @@ STREAM = re.compile(
     r"unet\.input_blocks\.0\.0|encoder\.conv_in|post_quant_conv|decoder\.conv_in|.*\.(proj_in|downsample\.conv)"
 )
 STREAM_ADDS = re.compile(
-    r".*\.(out_layers\.3|skip_connection|proj_out|to_out(\.0)?|net\.2|op|upsample\.conv|block[_.]\d\.(conv2|nin_shortcut))"
+    r".*\.(out_layers\.[23]|skip_connection|proj_out|to_out(\.0)?|net\.2|op|upsample\.conv|block[_.]\d\.(conv2|nin_shortcut))"
 )
 
 

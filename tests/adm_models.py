@@ -14,6 +14,7 @@ from tests.golden_models import weight
 
 GOLDEN = Path(__file__).parent / "golden_adm"
 NAMES = ("uncond_learned", "class_learned", "cosine_neworder", "upsample")
+MAPPED = "sdm"  # the same with a label map: a semantic diffusion model
 
 
 def config(folder: str) -> dict[str, Any]:
@@ -27,12 +28,16 @@ def expected(folder: str) -> dict[str, np.ndarray]:
 
 
 CHAINS = [(folder, chain) for folder in NAMES for chain in config(folder)["chains"]]
+MAPPED_CHAINS = [(MAPPED, chain) for chain in config(MAPPED)["chains"]]
 
 
 def state_dict(folder: str) -> dict[str, torch.Tensor]:
     """The plain state dict that the reference saves."""
     cfg = config(folder)
-    return {key: weight(cfg["seed"], key, shape) for key, shape in cfg["parameters"].items()}
+    state = {key: weight(cfg["seed"], key, shape) for key, shape in cfg["parameters"].items()}
+    for ending, factor in cfg.get("scale", {}).items():
+        state |= {key: factor * value for key, value in state.items() if key.endswith(ending)}
+    return state
 
 
 def held(folder: str, **changes: torch.Tensor | None) -> Checkpoint:
@@ -47,6 +52,9 @@ def said(folder: str) -> dict[str, Any]:
     by_width = arch["num_head_channels"] != -1
     heads = {"head_channels": arch["num_head_channels"]} if by_width else {"heads": arch["num_heads"]}
     small = {"small_size": expected(folder)["low_res"].shape[-1]} if "low_res" in expected(folder) else {}
+    if folder == MAPPED:
+        moments = config(folder)["chains"]["ddpm_3_s1.5_renorm"]["renorm"]
+        small = {"instance_edges": True, "channel_mean": moments["mean"], "channel_std": moments["std"]}
     return {
         **heads, **small, "image_size": arch["image_size"], "noise_schedule": process["noise_schedule"],
         "diffusion_steps": process["steps"], "rescale_timesteps": process["rescale_timesteps"],
@@ -57,6 +65,9 @@ def said(folder: str) -> dict[str, Any]:
 def given(folder: str) -> dict[str, np.ndarray]:
     """The inputs of its chains, as a bundle takes them."""
     arrays, classes = expected(folder), config(folder)["arch"]["num_classes"]
+    if folder == MAPPED:
+        maps = {"labels": arrays["label_map"], "instances": arrays["instance_map"]}
+        return {name: array[:, 0].astype(np.int64) for name, array in maps.items()}
     found = {"label": arrays["y"]} if classes is not None else {}
     return found | ({"low_resolution": arrays["low_res"]} if "low_res" in arrays else {})
 
@@ -64,9 +75,12 @@ def given(folder: str) -> dict[str, np.ndarray]:
 def setting(folder: str, chain: str) -> dict[str, Any]:
     """The options of `sample` that a chain stands for."""
     of, timesteps = config(folder)["chains"][chain], expected(folder)[f"{chain}_timesteps"][::-1].tolist()
+    more = {"timesteps": timesteps, "guidance": of.get("s", 1.0) - 1}
+    if "renorm" in of:
+        more["quantize_denoised"] = True
     if of["method"] == "ddpm":
-        return {"method": "ddpm", "variance": "learned_range", "timesteps": timesteps}
-    return {"method": "ddim_clipped", "eta": of["eta"], "timesteps": timesteps}
+        return {"method": "ddpm", "variance": "learned_range", **more}
+    return {"method": "ddim_clipped", "eta": of["eta"], **more}
 
 
 def noise(folder: str, chain: str) -> np.ndarray:

@@ -6,7 +6,7 @@
     step     once a row of the solver's table: x and the values above to the network's output e, and to `variance` where a
              second output says how much noise each element gets
     quantize only where a request asks for it, once a row: from the row's x0 to what of it a decoder can tell apart, such as
-             the nearest codes; null where there is no such graph
+             the nearest codes, or to channels of a given mean and deviation; null where there is no such graph
     after    once a request, from the final x to values
     maps     the inputs that lie over the state as x does, so that the calls can be made on windows of a larger one; null
              where the pipeline works in its own size alone (engine/bundle/maps.py)
