@@ -10,7 +10,7 @@ import torch
 
 from export.read.checkpoint import Checkpoint
 from tests import golden_files
-from tests.golden_models import weight
+from tests.golden_models import weights_of
 
 GOLDEN = Path(__file__).parent / "golden_adm"
 NAMES = ("uncond_learned", "class_learned", "cosine_neworder", "upsample")
@@ -33,11 +33,7 @@ MAPPED_CHAINS = [(MAPPED, chain) for chain in config(MAPPED)["chains"]]
 
 def state_dict(folder: str) -> dict[str, torch.Tensor]:
     """The plain state dict that the reference saves."""
-    cfg = config(folder)
-    state = {key: weight(cfg["seed"], key, shape) for key, shape in cfg["parameters"].items()}
-    for ending, factor in cfg.get("scale", {}).items():
-        state |= {key: factor * value for key, value in state.items() if key.endswith(ending)}
-    return state
+    return weights_of(config(folder))
 
 
 def held(folder: str, **changes: torch.Tensor | None) -> Checkpoint:

@@ -38,6 +38,14 @@ def weight(seed: int, key: str, shape: list[int]) -> torch.Tensor:
     return torch.from_numpy(np.asarray(a, np.float32))
 
 
+def weights_of(cfg: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """All of a config.json's, those whose keys end as one of `scale` does times its factor."""
+    state = {key: weight(cfg["seed"], key, shape) for key, shape in cfg["parameters"].items()}
+    for ending, factor in cfg.get("scale", {}).items():
+        state |= {key: factor * value for key, value in state.items() if key.endswith(ending)}
+    return state
+
+
 def buffers(cfg: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The schedule's constants as the reference registers them, float64 [T]."""
     betas = torch.linspace(cfg["beta1"], cfg["beta2"], cfg["T"]).double()

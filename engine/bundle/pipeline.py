@@ -28,7 +28,6 @@ from engine.bundle.tensors import ByValue, Null, Shape, TensorSpec
 
 X, E, VARIANCE, ROWS, TIMESTEPS, IMAGE = "x", "e", "variance", "rows", "timesteps", "image"
 X0 = "x0"  # of a row
-STEPS = "steps"  # the free dimension of a table of timesteps
 
 
 @dataclass(frozen=True)

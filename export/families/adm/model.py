@@ -48,7 +48,7 @@ def recognise(checkpoint: Checkpoint, other: Path | None, weights: str, options:
             "a classifier is not supported; give the file of the model, such as 64x64_diffusion.pt"
         )
     shape, tensors = read_network(checkpoint)
-    return Found(source_of(checkpoint, weights), name_of(path, said), infer(shape, path, said), tensors)
+    return Found(source_of(checkpoint, weights), name_of(path, said.name), infer(shape, path, said), tensors)
 
 
 def read_network(checkpoint: Checkpoint) -> tuple[OpenAIUNetSpec, Mapping[str, torch.Tensor]]:
@@ -80,9 +80,9 @@ def describe(spec: OpenAIUNetSpec) -> str:
     return f"UNet of {spec.model_channels} channels x {mults}, {blocks}{labels}, resampled by {resampling}"
 
 
-def name_of(path: Path, said: Options) -> str:
+def name_of(path: Path, said: str | None) -> str:
     """The name that was given, or the file's, as far as a name may have its letters."""
-    clean = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in said.name or path.stem).strip(".-")
+    clean = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in said or path.stem).strip(".-")
     return clean[:80] or "model"
 
 

@@ -40,7 +40,7 @@ def recognise(checkpoint: Checkpoint, other: Path | None, weights: str, options:
     shape, tensors = read_network(checkpoint)
     of, labels = infer(shape, path, said), labels_of(shape, path, said)
     of = replace(of, defaults={**of.defaults, "guidance": GUIDANCE})
-    return Found(source_of(checkpoint, weights), name_of(path, said), of, tensors, labels)
+    return Found(source_of(checkpoint, weights), name_of(path, said.name), of, tensors, labels)
 
 
 @dataclass(frozen=True)
