@@ -91,6 +91,7 @@ class ResBlock(nn.Module):
     """norm, SiLU, resampling, conv, + time, norm, SiLU, conv, + skip, by the root of one half.
 
     resample: 0.5 halves and 2 doubles both branches; 1 does neither.
+    row_widths: of the time's share of a row, and of both norms'.
     """
 
     def __init__(self, spec: GeneratorSpec, cin: int, cout: int, resample: float = 1) -> None:
@@ -102,11 +103,7 @@ class ResBlock(nn.Module):
         self.Conv_1 = nn.Conv2d(cout, cout, 3, padding=1)
         self.Conv_2 = nn.Conv2d(cin, cout, 1) if cin != cout or resample != 1 else nn.Identity()
         self.resampling = nn.Identity() if resample == 1 else Resampling(cin, up=resample > 1)
-
-    @property
-    def row_widths(self) -> tuple[int, int, int]:
-        """Of the time's share of a row, and of both norms'."""
-        return self.Dense_0.out_features, self.GroupNorm_0.style.out_features, self.GroupNorm_1.style.out_features
+        self.row_widths = (cout, 2 * cin, 2 * cout)
 
     def forward(self, x: torch.Tensor, rows: Iterator[torch.Tensor]) -> torch.Tensor:
         time, first, second = next(rows), next(rows), next(rows)

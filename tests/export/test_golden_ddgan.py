@@ -15,6 +15,7 @@ from engine.solver.table import StepTable, build_step_table
 from export.families import family_of
 from export.families.ddgan import NAME, Found, recognise
 from export.families.ddgan.graphs import roles
+from export.precision import BOUND, HalfOptions, half_role
 from tests import ddgan_models as golden
 
 
@@ -71,6 +72,19 @@ def test_networks_are_the_references() -> None:
     second = graphs()["generator_table"]({"timesteps": steps[:1], "z": z[:, 1:2]})["rows"]
     output = graphs()["generator"]({"x": x, "row": second[0]})["x0"]
     np.testing.assert_allclose(output.numpy(), arrays["probe_z1"], rtol=0, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_half_generators() -> None:
+    """Within the bound that a build holds them to; what carries the residual stream is in float32."""
+    role, x = graphs()["generator"], torch.from_numpy(golden.expected()["x_T"])
+    z = torch.from_numpy(golden.latents())
+    rows = graphs()["generator_table"]({"timesteps": torch.arange(4), "z": z})["rows"]
+    half = half_role(role, HalfOptions())
+    for t in range(4):
+        asked = {"x": x, "row": rows[t]}
+        expected = role(asked)["x0"]
+        assert 0 < float((half(asked)["x0"] - expected).abs().max() / expected.abs().max()) < BOUND
 
 
 def test_the_folded_convolution_is_the_filter_and_the_convolution() -> None:

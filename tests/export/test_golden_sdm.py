@@ -14,6 +14,7 @@ from export.families import family_of
 from export.families.sdm import NAME, Found, recognise
 from export.families.sdm import graphs as sdm_graphs
 from export.models.openai.spade import LabelMap
+from export.precision import BOUND, HalfOptions, half_role
 from tests import adm_models as golden
 
 FOLDER = golden.MAPPED
@@ -73,6 +74,20 @@ def test_what_is_made_before_the_loop_changes_nothing(hoisted: int, monkeypatch:
     output = denoiser({name: inputs[name] for name in names})
     expected = unet(x, torch.full((2,), 500), segmap=segmap())
     torch.testing.assert_close(torch.cat([output["eps"], output["range"]], dim=1), expected, rtol=0, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_half_denoisers() -> None:
+    """Within the bound that a build holds them to."""
+    of = found()
+    unet = of.network()
+    roles = sdm_graphs.roles(of.architecture, of.labels, unet)
+    (modulation,) = roles["modulation"]({"segmap": segmap()}).values()
+    x, row = torch.from_numpy(golden.expected(FOLDER)["x_T"]), unet.timestep_rows(torch.tensor([500]))
+    asked = {"x": x, "row": row, "modulation": modulation}
+    half, expected = half_role(roles["denoiser"], HalfOptions())(asked), roles["denoiser"](asked)
+    for name in ("eps", "range"):
+        assert 0 < float((half[name] - expected[name]).abs().max() / expected[name].abs().max()) < BOUND
 
 
 @pytest.mark.parametrize(
