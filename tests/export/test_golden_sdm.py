@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from export.families.sdm import NAME, Found, recognise
 from export.families.sdm import graphs as sdm_graphs
 from export.models.openai.spade import LabelMap
 from export.precision import BOUND, HalfOptions, half_role
+from export.read.checkpoint import Checkpoint
 from tests import adm_models as golden
 
 FOLDER = golden.MAPPED
@@ -105,6 +107,14 @@ def test_half_denoisers() -> None:
 def test_what_is_said_wrongly_is_refused(changes: dict[str, Any], kind: type[EngineError], says: str) -> None:
     with pytest.raises(kind, match=says):
         recognise(golden.held(FOLDER), None, "ema", golden.said(FOLDER) | changes)
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "model.ema."])
+def test_wrapped_keys(wrapper: str) -> None:
+    tensors = {f"{wrapper}{key}": value for key, value in golden.state_dict(FOLDER).items()}
+    held = Checkpoint(Path("model.pt"), "0" * 64, tensors, {})
+    assert family_of(held).NAME == NAME
+    assert recognise(held, None, "ema", golden.said(FOLDER)).architecture == found().architecture
 
 
 def test_a_file_that_lacks_a_map_is_refused() -> None:
