@@ -24,6 +24,7 @@ from engine.argument_checks import (
     check_numbers,
 )
 from engine.bundle.inputs import InputSpec
+from engine.bundle.tensors import STEPS
 from engine.errors import ArgumentError, did_you_mean
 from engine.result import F32, Setting
 from engine.solver.guides import MODES
@@ -195,6 +196,18 @@ def check_free_dimensions(specs: tuple[InputSpec, ...], arrays: Mapping[str, Any
             if isinstance(dim, str) and found.setdefault(dim, (size, spec.name))[0] != size:
                 raise ArgumentError(
                     f"{spec.name} has {dim} = {size}, but {found[dim][1]} has {found[dim][0]}; expected one {dim} for both."
+                )
+
+
+def check_each_step(specs: tuple[InputSpec, ...], arrays: Mapping[str, Any], rows: int) -> None:
+    """Refuse inputs that hold something for each step of another number of them."""
+    for spec in specs:
+        if spec.name in arrays and STEPS in spec.sample:
+            found = arrays[spec.name].shape[1 + spec.sample.index(STEPS)]
+            if found != rows:
+                raise ArgumentError(
+                    f"{spec.name} holds {found} steps; this run has {rows}. Pass one slice a step, in the order used (from "
+                    "the noisiest step to the last)."
                 )
 
 

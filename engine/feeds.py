@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engine.bundle.inputs import EACH_STEP
 from engine.bundle.manifest import Manifest
 from engine.bundle.prior import Prior
 from engine.checks import input_of
@@ -41,7 +42,9 @@ def setting_feeds(manifest: Manifest, given: Mapping[str, Any]) -> tuple[Feeds, 
 def noise_bytes(manifest: Manifest, table: StepTable, n: int) -> int:
     """How many bytes `noise_feeds` makes for n samples whose inputs are drawn; those that are given come on top."""
     noise = (1 + (len(table) if table.stochastic else 0)) * math.prod(manifest.pipeline.state.shape)
-    return 4 * n * (noise + (0 if manifest.drawn is None else math.prod(map(int, manifest.drawn.sample))))
+    drawn = 0 if manifest.drawn is None else math.prod(map(int, manifest.drawn.sample))
+    fresh = 0 if manifest.fresh is None else len(table) * math.prod(map(int, manifest.fresh.sample[1:]))
+    return 4 * n * (noise + drawn + fresh)
 
 
 def noise_feeds(
@@ -69,6 +72,8 @@ def noise_feeds(
             feeds[spec.name] = _for_each(input_of(spec, given), n, spec.name)
         elif spec.draw is None:
             raise ArgumentError(f"{spec.name}: found none, expected it, because it is not drawn: {spec}. Pass it by name")
+        elif spec.draw == EACH_STEP:
+            feeds[spec.name] = noises.fresh(seeds, len(table), tuple(map(int, spec.sample[1:])))
         elif prior is not None:
             feeds[spec.name] = prior.draw(seeds).reshape(n, *map(int, spec.sample))
         else:

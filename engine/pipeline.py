@@ -155,6 +155,11 @@ class Pipeline:
             return {name: self.prior.draw(seeds).reshape(len(seeds), *shape)}
         return {name: noises.drawn(seeds, shape)}
 
+    def draw_fresh(self, seeds: Seeds, rows: int) -> Arrays:
+        """The input that is drawn anew for every row, {name: float32 [N, rows, ...]}; empty where there is none."""
+        spec = self.manifest.fresh
+        return {} if spec is None else {spec.name: noises.fresh(seeds, rows, tuple(int(d) for d in spec.sample[1:]))}
+
     def encode(self, pixels: F32) -> Arrays:
         """Images [N, C, H, W] in [0, 1] through `encode`: its values by name."""
         calls, taken = self.spec.encode, self.spec.encoder_image

@@ -67,7 +67,8 @@ def resolve_request(
             f"{where}: found no {', '.join(spec.name for spec in lacking)}, expected it: this bundle takes {takes}. Pass it "
             "by name."
         )
-    prior = choose_prior(manifest, options.get("prior"), draws=bool(missing))
+    draws = manifest.drawn in missing
+    prior = choose_prior(manifest, options.get("prior"), draws=draws)
     setting, table = chain_of(pipeline, options, prior, has_image=start is not None, noised_image=noised_image)
     x_T, noise, seed = options.get("x_T"), options.get("noise"), options.get("seed")
     x_T = None if x_T is None else _x_T(pipeline, x_T)
@@ -84,12 +85,15 @@ def resolve_request(
     count = checks.agree_on_count(counts, shared=("x_T", "noise", *inputs)) or 1
     seeds = noises.seeds_for(seed, listed, count)
     inputs = {name: _for_all(array, count) for name, array in inputs.items()}
-    if missing:
+    if draws:
         inputs |= pipeline.draw(seeds, prior)
+    if manifest.fresh in missing:
+        inputs |= pipeline.draw_fresh(seeds, len(table))
     if options.get("edits") is not None:
         inputs = _edited(pipeline, inputs, options["edits"])
     if pipeline.free_inputs:
         checks.check_free_dimensions(pipeline.free_inputs, inputs)
+        checks.check_each_step(pipeline.free_inputs, inputs, len(table))
     watch, stop = options.get("callback"), options.get("stop")
     request = Request(table, setting, seeds, inputs, given, x_T=x_T, noise=noise, start=start, watch=watch, stop=stop)
     if setting.quantize_denoised:

@@ -33,10 +33,12 @@ OUTPUT_LAYERS = (
 # without a norm (of an encoder that runs once), is in all that comes. What the others add to it is half, their sum is not:
 # rounded at each addition, golden models came to 3.5e-3.
 STREAM = re.compile(
-    r"unet\.input_blocks\.0\.0|encoder\.conv_in|post_quant_conv|decoder\.conv_in|.*\.(proj_in|downsample\.conv)"
+    r"unet\.input_blocks\.0\.0|encoder\.conv_in|post_quant_conv|decoder\.conv_in|.*\.(proj_in|downsample\.conv)|"
+    r"generator\.all_modules\.\d+"  # of generators: the first, those of the image's own path, and the one that writes x0
 )
 STREAM_ADDS = re.compile(
-    r".*\.(out_layers\.3|skip_connection|proj_out|to_out(\.0)?|net\.2|op|upsample\.conv|block[_.]\d\.(conv2|nin_shortcut))"
+    r".*\.(out_layers\.[23]|skip_connection|proj_out|to_out(\.0)?|net\.2|op|upsample\.conv|block[_.]\d\.(conv2|nin_shortcut)|"
+    r"Conv_[12])"
 )
 
 

@@ -10,10 +10,11 @@ import torch
 
 from export.read.checkpoint import Checkpoint
 from tests import golden_files
-from tests.golden_models import weight
+from tests.golden_models import weights_of
 
 GOLDEN = Path(__file__).parent / "golden_adm"
 NAMES = ("uncond_learned", "class_learned", "cosine_neworder", "upsample")
+MAPPED = "sdm"  # the same with a label map: a semantic diffusion model
 
 
 def config(folder: str) -> dict[str, Any]:
@@ -27,6 +28,7 @@ def expected(folder: str) -> dict[str, np.ndarray]:
 
 
 CHAINS = [(folder, chain) for folder in NAMES for chain in config(folder)["chains"]]
+MAPPED_CHAINS = [(MAPPED, chain) for chain in config(MAPPED)["chains"]]
 
 
 def state_dict(folder: str) -> dict[str, torch.Tensor]:
@@ -35,13 +37,9 @@ def state_dict(folder: str) -> dict[str, torch.Tensor]:
 
 
 def seeded(cfg: dict[str, Any], scale: dict[str, float] | None = None) -> dict[str, torch.Tensor]:
-    """The weights that one entry of a config.json describes; scale: factors by the ends of keys, in place of its own."""
-    factors = cfg.get("scale", {}) if scale is None else scale
-    shapes = {**cfg["parameters"], **{key: shape for key, shape in cfg.get("buffers", {}).items() if shape}}
-    return {
-        key: weight(cfg["seed"], key, shape) * next((f for ending, f in factors.items() if key.endswith(ending)), 1.0)
-        for key, shape in shapes.items()
-    }
+    """The weights that one entry of a config.json describes, running statistics too; scale: factors in place of its own."""
+    running = {key: shape for key, shape in cfg.get("buffers", {}).items() if shape}
+    return weights_of({**cfg, "parameters": {**cfg["parameters"], **running}}, scale)
 
 
 def held(folder: str, **changes: torch.Tensor | None) -> Checkpoint:
@@ -56,6 +54,9 @@ def said(folder: str) -> dict[str, Any]:
     by_width = arch["num_head_channels"] != -1
     heads = {"head_channels": arch["num_head_channels"]} if by_width else {"heads": arch["num_heads"]}
     small = {"small_size": expected(folder)["low_res"].shape[-1]} if "low_res" in expected(folder) else {}
+    if folder == MAPPED:
+        moments = config(folder)["chains"]["ddpm_3_s1.5_renorm"]["renorm"]
+        small = {"instance_edges": True, "channel_mean": moments["mean"], "channel_std": moments["std"]}
     return {
         **heads, **small, "image_size": arch["image_size"], "noise_schedule": process["noise_schedule"],
         "diffusion_steps": process["steps"], "rescale_timesteps": process["rescale_timesteps"],
@@ -66,6 +67,9 @@ def said(folder: str) -> dict[str, Any]:
 def given(folder: str) -> dict[str, np.ndarray]:
     """The inputs of its chains, as a bundle takes them."""
     arrays, classes = expected(folder), config(folder)["arch"]["num_classes"]
+    if folder == MAPPED:
+        maps = {"labels": arrays["label_map"], "instances": arrays["instance_map"]}
+        return {name: array[:, 0].astype(np.int64) for name, array in maps.items()}
     found = {"label": arrays["y"]} if classes is not None else {}
     return found | ({"low_resolution": arrays["low_res"]} if "low_res" in arrays else {})
 
@@ -73,9 +77,12 @@ def given(folder: str) -> dict[str, np.ndarray]:
 def setting(folder: str, chain: str) -> dict[str, Any]:
     """The options of `sample` that a chain stands for."""
     of, timesteps = config(folder)["chains"][chain], expected(folder)[f"{chain}_timesteps"][::-1].tolist()
+    more = {"timesteps": timesteps, "guidance": of.get("s", 1.0) - 1}
+    if "renorm" in of:
+        more["quantize_denoised"] = True
     if of["method"] == "ddpm":
-        return {"method": "ddpm", "variance": "learned_range", "timesteps": timesteps}
-    return {"method": "ddim_clipped", "eta": of["eta"], "timesteps": timesteps}
+        return {"method": "ddpm", "variance": "learned_range", **more}
+    return {"method": "ddim_clipped", "eta": of["eta"], **more}
 
 
 def noise(folder: str, chain: str) -> np.ndarray:

@@ -38,6 +38,16 @@ def weight(seed: int, key: str, shape: list[int]) -> torch.Tensor:
     return torch.from_numpy(np.asarray(a, np.float32))
 
 
+def weights_of(cfg: dict[str, Any], scale: dict[str, float] | None = None) -> dict[str, torch.Tensor]:
+    """All of a config.json's parameters, those whose keys end as one of `scale` does times its factor; scale: instead of its
+    own."""
+    factors = cfg.get("scale", {}) if scale is None else scale
+    return {
+        key: weight(cfg["seed"], key, shape) * next((f for ending, f in factors.items() if key.endswith(ending)), 1.0)
+        for key, shape in cfg["parameters"].items()
+    }
+
+
 def buffers(cfg: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The schedule's constants as the reference registers them, float64 [T]."""
     betas = torch.linspace(cfg["beta1"], cfg["beta2"], cfg["T"]).double()

@@ -38,8 +38,9 @@ from engine.solver import levels, noise, table, timesteps  # noqa: E402
 
 NAMES = {  # numbers, texts, and lists of words
     limits: " ".join(name for name in vars(limits) if name.isupper()), manifest: "FORMAT", files: "MANIFEST_FILE",
-    fields: "HEXADECIMAL", tensors: "BATCH", pipeline: "X X0 E VARIANCE ROWS TIMESTEPS IMAGE STEPS",
-    graphs: "SAMPLER PRECISIONS", inputs: "RESERVED", table: "METHODS PREDICTIONS", levels: "LEARNED_RANGE VARIANCES",
+    fields: "HEXADECIMAL", tensors: "BATCH STEPS", pipeline: "X X0 E VARIANCE ROWS TIMESTEPS IMAGE",
+    graphs: "SAMPLER PRECISIONS", inputs: "RESERVED NORMAL EACH_STEP", table: "METHODS PREDICTIONS",
+    levels: "LEARNED_RANGE VARIANCES",
     engines: "SHARED RUNNERS", starts: "MEASURES", resolve: "SETTINGS", deadline: "QUANTILE WINDOW PROBES",
     timesteps: "SPACINGS LEADING RHO LEAST_RHO MOST_RHO", noise: "BLOCK_BITS STREAM_BITS MAX_BLOCKS",
     canvas: "LEAST_WEIGHT MOST_WEIGHT MOST_OVERLAP AT_ONCE", vocabulary: "MAX_WORD CONTINUES",

@@ -10,7 +10,7 @@ import numpy as np
 from engine.bundle.fields import Fields
 from engine.bundle.limits import MAX_INPUTS
 from engine.bundle.schema import Spec, read, take
-from engine.bundle.tensors import BATCH, IMAGE_CHANNELS, ByValue, Null, TensorSpec, parse_null
+from engine.bundle.tensors import BATCH, IMAGE_CHANNELS, STEPS, ByValue, Null, TensorSpec, parse_null
 
 # Names with a meaning of their own in a pipeline, a request or a result.
 RESERVED = (
@@ -22,6 +22,7 @@ RESERVED = (
     "guide_interval",
 )  # fmt: skip
 INPUT_DTYPES = ("float32", "int64")
+NORMAL, EACH_STEP = DRAWS = ("normal", "each_step")
 PICTURES = ("image", "mask")
 
 
@@ -29,14 +30,15 @@ PICTURES = ("image", "mask")
 class InputSpec(ByValue, TensorSpec):
     """A declared input. shape[0] is "batch".
 
-    draw     "normal": standard normals of the sample's own stream, or the bundle's fitted prior; None: it must be given
+    draw     "normal": standard normals of the sample's own stream, or the bundle's fitted prior; "each_step": fresh ones
+             for every row of the table, of another stream, [batch, "steps", ...]; None: it must be given
     picture  "image": a picture, float32 [batch, 1, 3 or 4, H, W] in [-1, 1]; "mask": float32 [batch, 1, H, W] in [0, 1], 1
              where something is to be filled in; None: something else
     null     one sample of what stands for "nothing" under guidance, an array that broadcasts to it; None: it has none
     """
 
     dtype: Annotated[str, Fields.choice, INPUT_DTYPES]
-    draw: Annotated[str, Fields.choice, ("normal",)] | None
+    draw: Annotated[str, Fields.choice, DRAWS] | None
     picture: Annotated[str, Fields.choice, PICTURES] | None
     null: Null | None
 
@@ -51,7 +53,7 @@ def read_of_drawn(spec: type[Spec], top: Fields, key: str, inputs: tuple[InputSp
     """A field that may be null: the entry of what was fitted to the input that is drawn."""
     if top.take(key, "an object or null") is None:
         return None
-    drawn = [entry.name for entry in inputs if entry.draw is not None]
+    drawn = [entry.name for entry in inputs if entry.draw == NORMAL]
     if not drawn:
         top.refuse(key, "null, since no input is drawn")
     return read(spec, top.object(key), drawn=drawn)
@@ -67,7 +69,7 @@ def parse_inputs(top: Fields) -> tuple[InputSpec, ...]:
         found = _input(fields)
         if found.name in [other.name for other in inputs]:
             fields.refuse("name", "a name of its own")
-        if found.draw is not None and any(other.draw is not None for other in inputs):
+        if found.draw is not None and any(other.draw == found.draw for other in inputs):
             fields.refuse("draw", "null: one input is drawn already, and a sample has one stream for it")
         inputs.append(found)
     return tuple(inputs)
@@ -80,9 +82,12 @@ def _input(fields: Fields) -> InputSpec:
         fields.refuse("name", f"an identifier, and none of {', '.join(RESERVED)}")
     if shape[0] != BATCH or BATCH in shape[1:]:
         fields.refuse("shape", f"{BATCH!r} as the first dimension, and only there")
-    drawable = found["dtype"] == "float32" and limits is None and not any(isinstance(d, str) for d in shape[1:])
-    if found["draw"] is not None and not drawable:
-        fields.refuse("draw", "null, unless the input is float32, unbounded and of fixed dimensions")
+    each, by_step = found["draw"] == EACH_STEP, shape[1:2] == (STEPS,)
+    fixed = shape[2:] if each and by_step else shape[1:]
+    drawable = found["dtype"] == "float32" and limits is None and not any(isinstance(d, str) for d in fixed)
+    if found["draw"] is not None and not (drawable and by_step >= each):
+        behind = f", but for {STEPS!r} behind {BATCH!r}" if each else ""
+        fields.refuse("draw", f"null, unless the input is float32, unbounded and of fixed dimensions{behind}")
     kind = found["picture"]
     channels, expected = ((1,), (0.0, 1.0)) if kind == "mask" else (IMAGE_CHANNELS, (-1.0, 1.0))
     pictured = found["dtype"] == "float32" and len(shape) == 4 and limits == expected and shape[1] in channels

@@ -25,7 +25,7 @@ from engine.bundle.fitted import Fitted, check_fitted, parse_fitted
 from engine.bundle.following import OPTIONAL, AugmentationSpec, NextSpec, parse_augmentation, parse_next
 from engine.bundle.graphs import SAMPLER, GraphSpec, check_twins, graph_of, parse_graphs
 from engine.bundle.guides import GuideDefaults, parse_guide
-from engine.bundle.inputs import InputSpec, parse_inputs
+from engine.bundle.inputs import EACH_STEP, NORMAL, InputSpec, parse_inputs
 from engine.bundle.limits import FORMAT_VERSION, MAX_MANIFEST_BYTES
 from engine.bundle.pipeline import VARIANCE, PipelineSpec
 from engine.bundle.pipeline_reader import parse_pipeline
@@ -70,8 +70,13 @@ class Manifest:
 
     @property
     def drawn(self) -> InputSpec | None:
-        """The input that is drawn when it is not given, if there is one."""
-        return next((spec for spec in self.inputs if spec.draw is not None), None)
+        """The input that is drawn once a sample when it is not given, if there is one."""
+        return next((spec for spec in self.inputs if spec.draw == NORMAL), None)
+
+    @property
+    def fresh(self) -> InputSpec | None:
+        """The input that is drawn anew for every row when it is not given, if there is one."""
+        return next((spec for spec in self.inputs if spec.draw == EACH_STEP), None)
 
     @property
     def files(self) -> tuple[FileSpec, ...]:

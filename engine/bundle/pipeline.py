@@ -6,7 +6,7 @@
     step     once a row of the solver's table: x and the values above to the network's output e, and to `variance` where a
              second output says how much noise each element gets
     quantize only where a request asks for it, once a row: from the row's x0 to what of it a decoder can tell apart, such as
-             the nearest codes; null where there is no such graph
+             the nearest codes, or to channels of a given mean and deviation; null where there is no such graph
     guides   once a row that is guided: from x to the gradient that is added to the step (engine/bundle/guides.py); absent
              where there are none
     after    once a request, from the final x to values
@@ -31,7 +31,6 @@ from engine.bundle.tensors import ByValue, Null, Shape, TensorSpec
 
 X, E, VARIANCE, ROWS, TIMESTEPS, IMAGE = "x", "e", "variance", "rows", "timesteps", "image"
 X0 = "x0"  # of a row
-STEPS = "steps"  # the free dimension of a table of timesteps
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from engine.bundle.maps import parse_maps, parse_multiple
 from engine.bundle.pipeline import (
     IMAGE,
     ROWS,
-    STEPS,
     TIMESTEPS,
     VARIANCE,
     X0,
@@ -27,7 +26,7 @@ from engine.bundle.pipeline import (
     X,
 )
 from engine.bundle.schema import nested
-from engine.bundle.tensors import BATCH, IMAGE_CHANNELS, Null, Shape, TensorSpec, parse_null
+from engine.bundle.tensors import BATCH, IMAGE_CHANNELS, STEPS, Null, Shape, TensorSpec, parse_null
 
 
 def parse_pipeline(fields: Fields, inputs: tuple[InputSpec, ...], graphs: Mapping[str, GraphSpec]) -> PipelineSpec:

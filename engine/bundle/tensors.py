@@ -15,6 +15,7 @@ from engine.bundle.schema import read
 
 DTYPES = ("float32", "int64", "uint8")
 BATCH = "batch"  # the dimension of samples
+STEPS = "steps"  # the free dimension of a table of timesteps
 IMAGE_CHANNELS = (1, 3, 4)
 
 Shape = tuple[int | str, ...]

@@ -11,6 +11,7 @@ import numpy as np
 
 from engine.backends import choose
 from engine.bundle.graphs import SAMPLER, graph_of
+from engine.bundle.inputs import EACH_STEP
 from engine.bundle.manifest import Manifest
 from engine.bundle.pipeline import CallSpec, PipelineSpec
 from engine.bundle.reader import Bundle
@@ -266,6 +267,7 @@ def input_line(entry: dict[str, Any], prior: dict[str, Any] | None) -> str:
     null = "" if entry["null"] is None else f", null {_brief(entry['null'])}"
     shape = ", ".join(map(str, entry["shape"]))
     kind = {"image": "a picture, ", "mask": "a mask, 1 what is to be filled in, ", None: ""}[entry["picture"]]
+    drawn += ", anew in every step" if entry["draw"] == EACH_STEP else ""
     how = drawn if entry["draw"] else f"{kind}to be given"
     return f"{entry['name']} {entry['dtype']}[{shape}]: {low_high}, {how}{null}"
 

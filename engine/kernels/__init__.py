@@ -18,12 +18,13 @@ from engine.kernels.loader import Kernels, load
 from engine.kernels.operands import INDEX, ROW_FIELDS, USERS, Operands, Q
 
 __all__ = [
-    "ROW_FIELDS", "STREAM_AUGMENT", "STREAM_KNOWN", "STREAM_PRIOR", "STREAM_STAGE", "STREAM_STEP", "STREAM_X_T", "STREAM_Z",
+    "ROW_FIELDS", "STREAM_AUGMENT", "STREAM_FRESH", "STREAM_KNOWN", "STREAM_PRIOR", "STREAM_STAGE", "STREAM_STEP",
+    "STREAM_X_T", "STREAM_Z",
     "KernelArgumentError", "KernelError", "KernelLoadError", "enlarge", "implementation",
     "mixture", "normal", "philox4x32", "to_uint8", "update",
 ]  # fmt: skip
 
-STREAM_Z, STREAM_X_T, STREAM_STEP, STREAM_PRIOR, STREAM_KNOWN, STREAM_AUGMENT, STREAM_STAGE = range(7)
+STREAM_Z, STREAM_X_T, STREAM_STEP, STREAM_PRIOR, STREAM_KNOWN, STREAM_AUGMENT, STREAM_STAGE, STREAM_FRESH = range(8)
 
 
 @functools.cache

@@ -72,6 +72,11 @@ def drawn(seeds: Seeds, shape: Sequence[int]) -> F32:
     return _draw(seeds, kernels.STREAM_Z, 0, shape, None)
 
 
+def fresh(seeds: Seeds, rows: int, shape: Sequence[int]) -> F32:
+    """Unit normals of the input that a bundle draws anew for every row of a table: float32 [N, rows, *shape]."""
+    return np.stack([_draw(seeds, kernels.STREAM_FRESH, row, shape, None) for row in range(rows)], axis=1)
+
+
 def initial(seeds: Seeds, shape: Sequence[int], out: F32 | None = None, block: Block = None) -> F32:
     """Unit normal noise that a chain starts from, before temperature: float32 [N, *shape], into `out` when given.
 

@@ -17,10 +17,12 @@ FAMILIES = {
     "diffusevae": "export.families.diffusevae",
     "latent": "export.families.latent",
     "adm": "export.families.adm",
+    "sdm": "export.families.sdm",
+    "ddgan": "export.families.ddgan",
 }
-# The order in which they are asked for their claims: DiffuseVAE's networks have keys of adm's. What none claims is refused
-# by the last.
-ASKED = ("adm", "latent", "diffusevae")
+# The order in which they are asked for their claims: DiffuseVAE's networks and those of sdm have keys of adm's. What none
+# claims is refused by the last.
+ASKED = ("ddgan", "sdm", "adm", "latent", "diffusevae")
 
 
 def load_family(name: str) -> Family:

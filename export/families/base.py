@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from engine.bundle.fields import Fields
-from engine.bundle.inputs import InputSpec, parse_inputs
+from engine.bundle.inputs import NORMAL, InputSpec, parse_inputs
 from engine.bundle.maps import map_ports
 from engine.bundle.pipeline import PipelineSpec
 from engine.bundle.pipeline_reader import parse_pipeline
@@ -81,8 +81,8 @@ class Model:
 
     @property
     def drawn(self) -> InputSpec | None:
-        """The input that is drawn when it is not given, if there is one."""
-        return next((spec for spec in self.input_specs if spec.draw is not None), None)
+        """The input that is drawn once a sample when it is not given, if there is one."""
+        return next((spec for spec in self.input_specs if spec.draw == NORMAL), None)
 
     @property
     def step(self) -> Role:

@@ -14,10 +14,9 @@ from torch import nn
 
 from engine.bundle.graphs import GraphSpec, Parity, graph_key
 from engine.bundle.maps import free_dimension, sizes_of, tensors_at
-from engine.bundle.tensors import BATCH, Shape, TensorSpec
+from engine.bundle.tensors import BATCH, STEPS, Shape, TensorSpec
 
 Inputs = dict[str, torch.Tensor]
-STEPS = "steps"  # the free dimension of a table of timesteps
 
 
 def tensor(
@@ -137,8 +136,9 @@ def with_rows(steps_of: Mapping[str, tuple[Role, str]]) -> Example:
         if table is None or port not in inputs:
             return inputs
         asked = example(table, batch, 3, seed + OTHER_SEEDS)
-        times = next(spec.name for spec in table.inputs if spec.shape == (STEPS,))
-        asked[times] = asked[times][seed % 3 : seed % 3 + 1]
+        for spec in table.inputs:  # the timesteps, and what else there is for each of them
+            if STEPS in spec.shape:
+                asked[spec.name] = asked[spec.name].narrow(spec.shape.index(STEPS), seed % 3, 1)
         (rows,) = table(asked).values()
         return inputs | {port: rows[0] if rows.dim() == 3 else rows}
 

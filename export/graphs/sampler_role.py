@@ -12,7 +12,7 @@ from engine import kernels
 from engine.bundle.graphs import SAMPLER
 from engine.bundle.inputs import InputSpec
 from engine.bundle.pipeline import PipelineSpec, X
-from engine.bundle.tensors import BATCH, TensorSpec
+from engine.bundle.tensors import BATCH, STEPS, TensorSpec
 from engine.commands import install_extra
 from engine.errors import ExportError, first_line
 from engine.kernels import ROW_FIELDS
@@ -140,7 +140,7 @@ def _examples(role: Role, pipeline: PipelineSpec, schedule: Schedule, prediction
             **options,
         )
         arrays = step_feeds(table)
-        sizes = {BATCH: batch, "noise_steps": len(table.rows) if table.stochastic else 1}
+        sizes = {BATCH: batch, STEPS: len(table), "noise_steps": len(table.rows) if table.stochastic else 1}
         rng = np.random.default_rng(seed)
         for spec in role.inputs:
             if spec.name not in arrays:

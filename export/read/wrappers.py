@@ -25,7 +25,10 @@ BUFFERS = frozenset(
     ]
 )
 _N, _LEAF = r"\d{1,4}", r"\.(?:weight|bias)"
-_OPENAI = r"(?:(?:in_layers|emb_layers|out_layers)\.\d|skip_connection|norm|qkv|proj_out|op|conv)"
+_OPENAI = (
+    r"(?:(?:in_layers|emb_layers|out_layers)\.\d|skip_connection|norm|qkv|proj_out|op|conv|"
+    r"(?:in_norm|out_norm)\.(?:mlp_shared\.0|mlp_gamma|mlp_beta))"
+)
 _DDIM = r"(?:norm1|norm2|conv1|conv2|temb_proj|nin_shortcut|conv_shortcut|norm|q|k|v|proj_out)"
 _UNET = "|".join(
     [

@@ -1,6 +1,7 @@
 """Guided diffusion in C++ against its reference implementation, with Python's bits: every chain that a model's vectors hold.
 
-The upsampler, which has labels, an image and a learned variance, or with DIFFUSEVAE_GOLDEN=all the four models; in OpenVINO.
+The upsampler, which has labels, an image and a learned variance, and a semantic diffusion model, or with
+DIFFUSEVAE_GOLDEN=all the four and that one; in OpenVINO.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from tests.cpp import building
 from tests.cpp.capi import Library, open_c
 from tests.latent_runs import ALL
 
-CHAINS = [(folder, chain) for folder, chain in golden.CHAINS if ALL or folder == "upsample"]
+CHAINS = [(folder, chain) for folder, chain in golden.CHAINS if ALL or folder == "upsample"] + golden.MAPPED_CHAINS
 
 
 @pytest.fixture(scope="module")

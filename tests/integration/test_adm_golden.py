@@ -1,7 +1,8 @@
 """Guided diffusion against its reference implementation: from a plain state dict to images, in every runtime.
 
 Two of the four models in the default run, which between them have everything that is not the same in all; with
-DIFFUSEVAE_GOLDEN=all the four.
+DIFFUSEVAE_GOLDEN=all the four. And one with a label map, a semantic diffusion model, which the native engine has no
+operations for.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from tests.samplers import ANY_BACKEND, EACH_BACKEND
 
 MODELS = golden.NAMES if ALL else ("cosine_neworder", "upsample")
 CHAINS = [(folder, chain) for folder, chain in golden.CHAINS if folder in MODELS]
+MAPPED, MAPPED_CHAINS = golden.MAPPED, golden.MAPPED_CHAINS
 BF16 = 1.5e-2  # of networks: rounding costs them up to 1.3e-2
 BF16_CHAIN = 2e-2  # of whole chains: found up to 1.45e-2
 Samplers = Callable[..., Sampler]
@@ -43,7 +45,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     @functools.cache
     def build(folder: str) -> Path:
-        backends = ("onnxruntime", "openvino", *(["native"] if Native.available()[0] else []))
+        native = Native.available()[0] and folder != MAPPED
+        backends = ("onnxruntime", "openvino", *(["native"] if native else []))
         whole = GraphOptions(whole_sampler=True)
         return golden.build_adm(folder, tmp_path_factory.mktemp(folder), backends=backends, graph_options=whole)
 
@@ -73,7 +76,7 @@ def arrays(folder: str, chain: str) -> dict[str, Any]:
 
 
 @EACH_BACKEND
-@pytest.mark.parametrize(("folder", "chain"), CHAINS)
+@pytest.mark.parametrize(("folder", "chain"), CHAINS + MAPPED_CHAINS)
 def test_chains_equal_the_reference(backend: str, folder: str, chain: str, samplers: Samplers) -> None:
     """Of three times what float32 costs the reference's own chain, at most; found: up to 1.4 times."""
     found: list[np.ndarray] = []
@@ -84,7 +87,7 @@ def test_chains_equal_the_reference(backend: str, folder: str, chain: str, sampl
     assert np.abs(batch.images.astype(int) - levels).max() <= 1
 
 
-@pytest.mark.parametrize(("folder", "chain"), CHAINS)
+@pytest.mark.parametrize(("folder", "chain"), CHAINS + [entry for entry in MAPPED_CHAINS if "renorm" not in entry[1]])
 def test_the_whole_sampler_as_one_graph(folder: str, chain: str, bundle: Callable[[str], Path]) -> None:
     opened, expected = Bundle.open(bundle(folder)), golden.states(folder, chain)
     feeds, table = setting_feeds(opened.manifest, golden.setting(folder, chain))
@@ -117,7 +120,36 @@ def test_the_verb_of_upsamplers(samplers: Samplers) -> None:
         sampler.upscale(images, label=5)
 
 
+def test_label_maps(samplers: Samplers) -> None:
+    """One map for all samples; the recorded guidance; what is not a map of the model's labels is refused."""
+    sampler = samplers(ANY_BACKEND, MAPPED)
+    labels, instances = (array[:1] for array in golden.given(MAPPED).values())
+    options = {"seed": 3, "steps": 2, "instances": instances}
+    two = sampler.sample(2, labels=labels, **options)
+    assert [str(spec) for spec in sampler.inputs] == ["labels int64[batch, 16, 16]", "instances int64[batch, 16, 16]"]
+    np.testing.assert_array_equal(two.x[1:], sampler.sample(1, labels=labels[0], **options | {"seed": 4}).x)
+    assert sampler.bundle.manifest.defaults.guidance == 0.5
+    assert np.abs(sampler.sample(1, labels=labels, guidance=0.5, **options).x - two.x[:1]).max() > 1e-3
+    with pytest.raises(ArgumentError, match=r"labels has shape \[16, 8\]; expected int64 \[N, 16, 16\]"):
+        sampler.sample(labels=labels[0, :, :8], **options)
+    with pytest.raises(ArgumentError, match=r"labels runs from 5 to 5; expected values in 0 \.\. 4"):
+        sampler.sample(labels=np.full((16, 16), 5), **options)
+    with pytest.raises(ArgumentError, match="found no instances"):
+        sampler.sample(labels=labels)
+
+
 # ---- the native engine -----------------------------------------------------------------------------
+
+
+def test_the_native_engine_has_no_operations_for_label_maps_in_norms() -> None:
+    from export.families.sdm import recognise
+    from export.native import builder
+
+    model = recognise(golden.held(MAPPED), None, "ema", golden.said(MAPPED)).load()
+    assert builder.unfit(model) == (
+        "graph denoiser: found a MappedDenoiser, expected a network that the native engine has operations for: denoisers, "
+        "first stages, VAEs, conditioners, codebooks and tables of timesteps"
+    )
 
 
 @functools.cache

@@ -69,6 +69,15 @@ def test_drawn_inputs_start_and_step_noise_are_the_documented_streams():
         assert np.array_equal(drawn, kernels.normal(seeds, stream, step, 6).reshape(3, 2, 3))
 
 
+def test_what_is_drawn_anew_for_every_row_is_a_stream_of_its_own():
+    seeds = noise.resolve_seeds([0, 2**63])
+    drawn = noise.fresh(seeds, 3, (2, 3))
+    assert drawn.shape == (2, 3, 2, 3)
+    for row in range(3):
+        assert np.array_equal(drawn[:, row], kernels.normal(seeds, kernels.STREAM_FRESH, row, 6).reshape(2, 2, 3))
+    assert kernels.STREAM_FRESH == 7  # as philox.h has it
+
+
 def test_noise_is_pinned_for_ever():
     """A bundle's pictures are known by their seeds: these numbers never change."""
     drawn = noise.initial(noise.resolve_seeds([0, 2**63]), (5,))

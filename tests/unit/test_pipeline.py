@@ -23,6 +23,7 @@ Z = {
     "name": "z", "dtype": "float32", "shape": ["batch", 4], "range": "unbounded", "draw": "normal", "picture": None,
     "null": None,
 }  # fmt: skip
+FRESH = Z | {"name": "w", "shape": ["batch", "steps", 4], "draw": "each_step"}
 
 
 @pytest.fixture
@@ -61,6 +62,11 @@ REFUSED: list[tuple[str, object, str]] = [
     ("inputs.0.more", 1, "inputs[0].more: found an unknown field"),
     ("inputs", [Z, Z], "inputs[1].name: found 'z' (str), expected a name of its own"),
     ("inputs", [Z, Z | {"name": "w"}], "inputs[1].draw: found 'normal' (str), expected null: one input is drawn already"),
+    ("inputs.0.draw", "each_step", "inputs[0].draw: found 'each_step' (str), expected null, unless the input is float32, "
+     "unbounded and of fixed dimensions, but for 'steps' behind 'batch'"),
+    ("inputs", [Z, FRESH | {"shape": ["batch", "steps", "width"]}], "inputs[1].draw: found 'each_step' (str), expected"),
+    ("inputs", [Z, FRESH | {"shape": ["batch", 4, "steps"]}], "inputs[1].draw: found 'each_step' (str), expected"),
+    ("inputs", [Z, FRESH, FRESH | {"name": "v"}], "inputs[2].draw: found 'each_step' (str), expected null: one input is"),
     ("inputs", [], "pipeline.encode: found"),
     # calls
     ("pipeline.before", {}, "pipeline.before: found {} (object), expected a list of calls"),

@@ -120,7 +120,7 @@ typedef struct diffusevae_array_info {
     int32_t rank;
     int64_t shape[DIFFUSEVAE_MAX_RANK];             /* -1 where the dimension is free */
     const char* dimensions[DIFFUSEVAE_MAX_RANK];    /* names of the free ones ("batch", "rows", ...), NULL where it is fixed */
-    int32_t drawn;             /* inputs: 1 where the library draws it if it is not given */
+    int32_t drawn;             /* inputs: 1 where the library draws it if it is not given; with a dimension "steps" for each row */
     int32_t has_null;          /* inputs: 1 where guidance knows what stands for its absence */
     int32_t bounded;           /* inputs: 1 where values must lie in low .. high, both included */
     double low, high;

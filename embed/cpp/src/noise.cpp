@@ -34,6 +34,11 @@ void draw_input(const std::vector<uint64_t>& seeds, int64_t count, float* z) {
     dv_normal(seeds.data(), int64_t(seeds.size()), kStreamZ, 0, count, z);
 }
 
+void draw_fresh(const std::vector<uint64_t>& seeds, int64_t rows, int64_t count, float* z) {
+    for (const uint64_t seed : seeds)
+        for (int64_t row = 0; row < rows; ++row, z += count) dv_normal(&seed, 1, kStreamFresh, uint32_t(row), count, z);
+}
+
 void draw_augmentation(const std::vector<uint64_t>& seeds, int64_t count, float* noise) {
     dv_normal(seeds.data(), int64_t(seeds.size()), kStreamAugment, 0, count, noise);
 }

@@ -31,6 +31,8 @@ struct Layout {
 // Unit normals: the input that a bundle draws, [n, count]; and of states, [n, C, H, W], the noise that a chain starts from
 // before temperature, that of a row's step, and that of what is known, for blending it in before a row.
 void draw_input(const std::vector<uint64_t>& seeds, int64_t count, float* z);
+// The same of an input that is drawn anew for every row of a table, [n, rows, count].
+void draw_fresh(const std::vector<uint64_t>& seeds, int64_t rows, int64_t count, float* z);
 void draw_initial(const std::vector<uint64_t>& seeds, const Layout& layout, float* x_T);
 void draw_step(const uint64_t* seeds, int64_t n, int64_t row, const Layout& layout, float* noise);
 void draw_known(const uint64_t* seeds, int64_t n, int64_t row, const Layout& layout, float* noise);

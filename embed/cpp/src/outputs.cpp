@@ -83,7 +83,9 @@ std::vector<OutputSpec> outputs_of(const Manifest& manifest) {
     };
     const auto add = [&](const std::string& name) {
         const ValueKind& kind = *pipeline.values.find(name);
-        if (kind.shape[0] == Dimension(kBatch)) outputs.push_back({name, dtype_of(kind.dtype), kind.shape});
+        // What there is of every row is as long as the table, which a caller learns from the result only.
+        const bool by_row = std::find(kind.shape.begin(), kind.shape.end(), Dimension(kSteps)) != kind.shape.end();
+        if (kind.shape[0] == Dimension(kBatch) && !by_row) outputs.push_back({name, dtype_of(kind.dtype), kind.shape});
     };
     for (const InputSpec& input : manifest.inputs) add(input.name);
     for (const std::vector<CallSpec>* calls : {&pipeline.before, &pipeline.after})

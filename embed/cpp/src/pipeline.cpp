@@ -112,7 +112,7 @@ void Pipeline::run(const Request& request, const StepTable& table, int64_t begin
     const std::vector<uint64_t> seeds = request.seeds.part(begin, n);
     if (request.blend) take_images(*request.holed, *request.blend, begin);
     timings.before_ms += clock.lap();
-    take_inputs(request, seeds, begin);
+    take_inputs(request, seeds, begin, table.calls());
     timings.noise_ms += clock.lap();
     before(request.blend && request.blend->replaces ? &*spec_.state.start : nullptr);
     timings.before_ms += clock.lap();
@@ -197,7 +197,7 @@ std::optional<ChainBlend> Pipeline::blend_of(const Request& request, int64_t beg
                       ChainNoise(blend.noise, request.n, begin, spec_.state)};
 }
 
-void Pipeline::take_inputs(const Request& request, const std::vector<uint64_t>& seeds, int64_t begin) {
+void Pipeline::take_inputs(const Request& request, const std::vector<uint64_t>& seeds, int64_t begin, int64_t rows) {
     for (const GivenInput& input : request.inputs) {
         std::vector<int64_t> shape = input.shape;
         shape[0] = n_;
@@ -212,6 +212,7 @@ void Pipeline::take_inputs(const Request& request, const std::vector<uint64_t>& 
         there_.insert(input.spec->name);
     }
     if (request.drawn != nullptr) draw(request, seeds);
+    if (request.fresh != nullptr) draw_fresh_input(*request.fresh, seeds, rows);
     if (!request.edits.empty())
         move(*parts_.directions, request.edits, values_.at(parts_.bundle.manifest().directions->input).floats(), n_);
 }
@@ -227,6 +228,15 @@ void Pipeline::draw(const Request& request, const std::vector<uint64_t>& seeds) 
         draw_input(seeds, int64_t(tensor.sample_size() / sizeof(float)), tensor.floats());
     }
     there_.insert(request.drawn->name);
+}
+
+void Pipeline::draw_fresh_input(const InputSpec& input, const std::vector<uint64_t>& seeds, int64_t rows) {
+    std::vector<int64_t> shape = {n_, rows};
+    for (size_t i = 2; i < input.shape.size(); ++i) shape.push_back(std::get<int64_t>(input.shape[i]));
+    Tensor& tensor = values_[input.name];
+    tensor.prepare(Dtype::kFloat32, shape);
+    draw_fresh(seeds, rows, int64_t(tensor.sample_size() / sizeof(float)) / rows, tensor.floats());
+    there_.insert(input.name);
 }
 
 template <class Find>

@@ -62,8 +62,9 @@ public:
 
 private:
     void take_images(const Holed& holed, const Blend& blend, int64_t begin);
-    void take_inputs(const Request& request, const std::vector<uint64_t>& seeds, int64_t begin);
+    void take_inputs(const Request& request, const std::vector<uint64_t>& seeds, int64_t begin, int64_t rows);
     void draw(const Request& request, const std::vector<uint64_t>& seeds);
+    void draw_fresh_input(const InputSpec& input, const std::vector<uint64_t>& seeds, int64_t rows);
     void before(const std::string* replaced);  // a value that the known state stands for, or null
     void rows(const StepTable& table);
     void start(const Request& request, const StepTable& table, const std::vector<uint64_t>& seeds, int64_t begin);

@@ -13,6 +13,8 @@ namespace {
 
 using Number = std::optional<int64_t>;
 
+constexpr const char* kOneSlice = ". Pass one slice a step, in the order used (from the noisiest step to the last).";
+
 Seeds seeds_of(const diffusevae_sample_options& given) {
     check_flag("has_seed", given.has_seed);
     if (given.seeds && given.has_seed)
@@ -67,14 +69,18 @@ bool is_encoded(const Verb& verb, const InputSpec* input) {
     return std::find(verb.encoded.begin(), verb.encoded.end(), input) != verb.encoded.end();
 }
 
-// The drawn input where it is needed and neither given nor encoded. Refuses a request that lacks another.
-const InputSpec* drawn_input(const Manifest& manifest, const NamedArrays& arrays, const Verb& verb, bool check) {
-    const InputSpec* drawn = nullptr;
+struct Drawn {
+    const InputSpec *once = nullptr, *each_step = nullptr;
+};
+
+// The drawn inputs where they are needed and neither given nor encoded. Refuses a request that lacks another.
+Drawn drawn_inputs(const Manifest& manifest, const NamedArrays& arrays, const Verb& verb, bool check) {
+    Drawn drawn;
     std::vector<std::string> missing;
     for (const InputSpec* input : needed_inputs(manifest, verb.given)) {
         if (find(arrays, input->name) != nullptr || is_encoded(verb, input)) continue;
         if (input->draw) {
-            drawn = input;
+            (*input->draw == kEachStep ? drawn.each_step : drawn.once) = input;
         } else {
             missing.push_back(input->name);
         }
@@ -126,7 +132,7 @@ GivenNoise given_noise(const StateSpec& state, const diffusevae_array& array, in
 Setting checked_setting(const Manifest& manifest, const diffusevae_sample_options& given, const Verb& verb) {
     check_flag("clip", given.clip);
     check_flag("quantize_denoised", given.quantize_denoised);
-    const bool draws = drawn_input(manifest, named_arrays(manifest, given, verb.arrays), verb, false) != nullptr;
+    const bool draws = drawn_inputs(manifest, named_arrays(manifest, given, verb.arrays), verb, false).once != nullptr;
     return resolve_setting(manifest, given, draws, verb.starts_from_image);
 }
 
@@ -158,7 +164,9 @@ Request checked_request(const Manifest& manifest, const diffusevae_sample_option
         request.inputs.push_back(given_input(spec, *array));
         counts.push_back({spec.name, request.inputs.back().shape[0], true});
     }
-    request.drawn = drawn_input(manifest, arrays, verb, true);
+    const Drawn drawn = drawn_inputs(manifest, arrays, verb, true);
+    request.drawn = drawn.once;
+    request.fresh = drawn.each_step;
     request.edits = checked_edits(manifest.directions, given);
     if (!request.edits.empty()) {
         const InputSpec* const moved = manifest.input(manifest.directions->input);
@@ -178,11 +186,18 @@ void check_rows(const Request& request, int64_t rows) {
     const auto check = [rows](const char* name, const GivenNoise& noise) {
         if (noise.values && noise.rows != rows)
             refuse_argument(std::string(name) + " holds " + std::to_string(noise.rows) + " steps; this run has "
-                            + std::to_string(rows)
-                            + ". Pass one slice a step, in the order used (from the noisiest step to the last).");
+                            + std::to_string(rows) + kOneSlice);
     };
     check("noise", request.noise);
     if (request.blend) check("known_noise", request.blend->noise);
+    const auto steps = request.sizes.find(kSteps);
+    if (steps == request.sizes.end() || steps->second == rows) return;
+    for (const GivenInput& input : request.inputs) {
+        const Dimensions& shape = input.spec->shape;
+        if (std::find(shape.begin(), shape.end(), Dimension(kSteps)) != shape.end())
+            refuse_argument(input.spec->name + " holds " + std::to_string(steps->second) + " steps; this run has "
+                            + std::to_string(rows) + kOneSlice);
+    }
 }
 
 }  // namespace diffusevae

@@ -85,6 +85,7 @@ struct Request {
     Seeds seeds{};
     std::vector<GivenInput> inputs;
     const InputSpec* drawn = nullptr;     // the input that is drawn, or null
+    const InputSpec* fresh = nullptr;     // the one that is drawn anew for every row, or null
     Edits edits;                          // of the input that is drawn, encoded or given in its place
     const float* x_T = nullptr;           // [n or 1, C, H, W]
     bool x_T_shared = false;
@@ -108,7 +109,7 @@ Request checked_request(const Manifest& manifest, const diffusevae_sample_option
 // The setting alone, as a step table needs it.
 Setting checked_setting(const Manifest& manifest, const diffusevae_sample_options& given, const Verb& verb = {});
 
-// Refuses (ARGUMENT) noise for another number of rows than will run.
+// Refuses (ARGUMENT) noise, or inputs with something for each step, for another number of rows than will run.
 void check_rows(const Request& request, int64_t rows);
 
 }  // namespace diffusevae

@@ -208,7 +208,8 @@ void Sampler::step_table(const diffusevae_sample_options& options, diffusevae_st
 std::vector<Wanted> Sampler::wanted(const Request& request, int64_t rows, const diffusevae_result& result) const {
     std::set<std::string> inputs;
     for (const GivenInput& input : request.inputs) inputs.insert(input.spec->name);
-    if (request.drawn) inputs.insert(request.drawn->name);
+    for (const InputSpec* input : {request.drawn, request.fresh})
+        if (input) inputs.insert(input->name);
     if (request.blend) {
         for (const InputSpec* input : request.blend->encoded) inputs.insert(input->name);
         if (request.blend->replaces) inputs.insert(*manifest().pipeline.state.start);

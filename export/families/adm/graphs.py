@@ -32,7 +32,7 @@ def times_of(of: Architecture) -> torch.Tensor:
 
 def roles(of: Architecture, unet: OpenAIUNet) -> dict[str, Role]:
     """The graphs of a bundle by name, in the order in which sampling uses them."""
-    spec, T = of.unet, of.schedule.T
+    spec = of.unet
     state = ("batch", spec.channels, *of.size)
     cond, width = tensor("cond", state), 4 * spec.model_channels
     by_label: tuple[TensorSpec, ...] = ()
@@ -44,13 +44,19 @@ def roles(of: Architecture, unet: OpenAIUNet) -> dict[str, Role]:
         label = tensor("label", ("batch",), "int64", (0.0, unet.label_emb.num_embeddings - 1.0))
         embedding, by_label = tensor("embedding", ("batch", width)), (tensor("z", ("batch", width)),)
         result.append(Role("label_embedding", LabelEmbedding(unet.label_emb), (label,), (embedding,), compute=EXACT))
-    steps = tensor("timesteps", ("steps",), "int64", (0.0, T - 1.0))
-    added = nn.Identity() if by_label else None
-    table = TimestepTable(sinusoid(times_of(of), spec.model_channels, "openai"), unet.time_embed, unet.projections, added)
-    rows = ("steps", "batch", unet.row_width) if by_label else ("steps", unet.row_width)
-    result.append(Role("timestep_table", table, (steps, *by_label), (tensor("rows", rows),), compute=EXACT))
+    result.append(table_of(of, unet, by_label))
     row = tensor("row", ("batch" if by_label else 1, unet.row_width))
     conds = () if of.small is None else (cond,)
     gives = (tensor(of.prediction, state), *((tensor("range", state),) if spec.learned_variance else ()))
     result.append(Role("denoiser", OpenAIDenoiser(unet), (tensor("x", state), *conds, row), gives))
     return {role.name: role for role in result}
+
+
+def table_of(of: Architecture, unet: OpenAIUNet, added: tuple[TensorSpec, ...] = ()) -> Role:
+    """The table of timesteps; `added`: what of a sample is added to their embedding."""
+    T, width = of.schedule.T, unet.row_width
+    steps = tensor("timesteps", ("steps",), "int64", (0.0, T - 1.0))
+    sinusoids = sinusoid(times_of(of), of.unet.model_channels, "openai")
+    table = TimestepTable(sinusoids, unet.time_embed, unet.projections, nn.Identity() if added else None)
+    rows = ("steps", "batch", width) if added else ("steps", width)
+    return Role("timestep_table", table, (steps, *added), (tensor("rows", rows),), compute=EXACT)

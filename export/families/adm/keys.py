@@ -23,6 +23,7 @@ Tensors = Mapping[str, torch.Tensor]
 STEM, TIME, FIRST = "input_blocks.0.0.weight", "time_embed.0.weight", "input_blocks.1.0."
 POOLS, LINEAR = (".out.2.c_proj.weight", ".out.3.weight"), ".out.0.weight"  # of classifiers: attention, adaptive; spatial
 MAX_LEVELS = 8
+LABEL_MAP = "middle_block.0.in_norm.mlp_shared.0.weight"  # of models whose norms a label map scales and shifts
 
 
 def own_keys(tensors: Tensors) -> dict[str, torch.Tensor]:
@@ -90,6 +91,7 @@ def read_shape(tensors: Tensors, path: Path) -> OpenAIUNetSpec:
         stem_channels=None if stem == base else stem,
         classes=_size(tensors, "label_emb.weight", 0, path) if "label_emb.weight" in tensors else None,
         learned_variance=learned,
+        map_channels=_size(tensors, LABEL_MAP, 1, path) if LABEL_MAP in tensors else None,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from export.families.adm.keys import is_classifier, read_shape
 from export.families.adm.pipeline import inputs, pipeline
 from export.families.adm.published import SCALES, identify
 from export.families.base import Model, Source, options_of
+from export.graphs.roles import Role
 from export.models.openai.spec import OpenAIUNetSpec
 from export.models.openai.unet import AttentionBlock, OpenAIUNet
 from export.models.unset import Unset
@@ -47,14 +48,24 @@ def recognise(checkpoint: Checkpoint, other: Path | None, weights: str, options:
             f"{path}: found a classifier, which guides a diffusion model, expected the diffusion model itself, such as "
             f"64x64_diffusion.pt; build that with --guide {path.name}"
         )
-    keys = see_through(checkpoint.tensors, path)
+    shape, tensors = read_network(checkpoint)
+    scale = SCALES.get(identify(shape) or "")
+    return Found(source_of(checkpoint, weights), name_of(path, said.name), infer(shape, path, said), tensors, scale)
+
+
+def read_network(checkpoint: Checkpoint) -> tuple[OpenAIUNetSpec, Mapping[str, torch.Tensor]]:
+    """What keys and shapes tell of a UNet, and its weights by its own keys; CheckpointError where any is amiss."""
+    path, keys = checkpoint.path, see_through(checkpoint.tensors, checkpoint.path)
     shape = read_shape(keys.tensors, path)
     with torch.device("meta"), Unset():
         expected = {key: tuple(value.shape) for key, value in OpenAIUNet(_any_heads(shape)).state_dict().items()}
     require(keys.tensors, expected, path, keys.prefix("time_embed.").removesuffix("time_embed."), f"a {describe(shape)}")
-    kind = "online" if TRAINED.fullmatch(path.stem) else weights
-    scale = SCALES.get(identify(shape) or "")
-    return Found(Source(checkpoint, None, kind), name_of(path, said), infer(shape, path, said), keys.tensors, scale)
+    return shape, keys.tensors
+
+
+def source_of(checkpoint: Checkpoint, weights: str) -> Source:
+    """The file, whose name says whether it is the reference's moving average."""
+    return Source(checkpoint, None, "online" if TRAINED.fullmatch(checkpoint.path.stem) else weights)
 
 
 def _any_heads(shape: OpenAIUNetSpec) -> OpenAIUNetSpec:
@@ -66,14 +77,25 @@ def describe(spec: OpenAIUNetSpec) -> str:
     mults = ",".join(f"{mult:g}" for mult in spec.channel_mult)
     resampling = "residual blocks" if spec.resample_blocks else "convolutions"
     labels = "" if spec.classes is None else f", {spec.classes} classes"
+    labels += "" if spec.map_channels is None else f", label maps of {spec.map_channels} channels"
     blocks = f"{spec.num_res_blocks} blocks a level"
     return f"UNet of {spec.model_channels} channels x {mults}, {blocks}{labels}, resampled by {resampling}"
 
 
-def name_of(path: Path, said: Options) -> str:
+def name_of(path: Path, said: str | None) -> str:
     """The name that was given, or the file's, as far as a name may have its letters."""
-    clean = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in said.name or path.stem).strip(".-")
+    clean = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in said or path.stem).strip(".-")
     return clean[:80] or "model"
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a bundle of these networks declares, as `Model` has it."""
+
+    family: str
+    roles: Mapping[str, Role]
+    inputs: Sequence[Mapping[str, Any]]
+    pipeline: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -84,7 +106,12 @@ class Found:
     name: str
     architecture: Architecture
     tensors: Mapping[str, torch.Tensor]
-    guide_scale: float | None = None
+    guide_scale: float | None
+
+    def declared(self) -> Declared:
+        """What its bundle declares: the graphs, with their weights, and how they are wired."""
+        graphs = roles(self.architecture, self.network())
+        return Declared(NAME, graphs, inputs(graphs), pipeline(self.architecture))
 
     def network(self) -> OpenAIUNet:
         """The UNet with its weights, in evaluation mode."""
@@ -101,14 +128,13 @@ class Found:
 
     def load(self) -> Model:
         """The model with its weights."""
-        of = self.architecture
-        graphs = roles(of, self.network())
+        of, declared = self.architecture, self.declared()
         return Model(
-            family=NAME,
+            family=declared.family,
             name=self.name,
-            roles=graphs,
-            inputs=inputs(graphs),
-            pipeline=pipeline(of),
+            roles=declared.roles,
+            inputs=declared.inputs,
+            pipeline=declared.pipeline,
             schedule=of.schedule,
             prediction=of.prediction,
             variance=of.variance,

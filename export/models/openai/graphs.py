@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from export.models.openai.spade import modulations
 from export.models.openai.unet import OpenAIUNet
 
 
@@ -24,11 +27,35 @@ class OpenAIDenoiser(nn.Module):
         keys_values: torch.Tensor | None = None,
         row: torch.Tensor,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        output = self.unet.denoise(x, row, keys_values, cond)
+        return self._outputs(self.unet.denoise(x, row, keys_values, cond))
+
+    def _outputs(self, output: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         if not self.unet.spec.learned_variance:
             return output
         prediction, variance = output.chunk(2, dim=1)
         return prediction, variance
+
+
+class MappedDenoiser(OpenAIDenoiser):
+    """x, (segmap), (modulation), row -> the same of a UNet whose norms a label map scales and shifts.
+
+    made_from: the downsampling factor from which on gamma and beta are in modulation; those of larger maps are made here.
+    """
+
+    def __init__(self, unet: OpenAIUNet, made_from: int) -> None:
+        super().__init__(unet)
+        self.made_from = made_from
+
+    def forward(  # type: ignore[override]  # it takes other values by name
+        self,
+        x: torch.Tensor,
+        *,
+        segmap: torch.Tensor | None = None,
+        modulation: torch.Tensor | None = None,
+        row: torch.Tensor,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        maps = modulations(self.unet.spades(), modulation, segmap, (x.shape[2], x.shape[3]), self.made_from)
+        return self._outputs(self.unet.denoise(x, row, maps=maps))
 
 
 class LabelEmbedding(nn.Module):
@@ -52,3 +79,18 @@ class Enlarger(nn.Module):
 
     def forward(self, low_resolution: torch.Tensor) -> torch.Tensor:
         return F.interpolate(low_resolution, self.size, mode="bilinear", align_corners=False)
+
+
+class Renormalizer(nn.Module):
+    """x0 [N, C, H, W] -> the same with this mean and deviation in each channel of a sample; unbiased, as the reference's."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.mean, self.std = nn.Buffer(torch.tensor(mean)[:, None, None]), nn.Buffer(torch.tensor(std)[:, None, None])
+
+    def forward(self, x0: torch.Tensor) -> torch.Tensor:
+        pixels = x0.shape[2] * x0.shape[3]
+        centred = x0 - x0.mean(dim=(2, 3), keepdim=True)
+        # Written out: of a deviation, runtimes have several forms.
+        deviation = (centred.square().sum(dim=(2, 3), keepdim=True) / (pixels - 1)).sqrt()
+        return centred / deviation * self.std + self.mean

@@ -21,6 +21,7 @@ class OpenAIUNetSpec:
     stem_channels     what the first convolution gives; None: model_channels
     classes           labels of 0 .. classes - 1, embedded and added to the time embedding; None: no labels
     learned_variance  the second half of the output says how much noise each element gets (`learn_sigma`)
+    map_channels      channels of the label map that scales and shifts the norms from the middle on; None: there is none
     """
 
     in_channels: int
@@ -38,6 +39,7 @@ class OpenAIUNetSpec:
     stem_channels: int | None = None
     classes: int | None = None
     learned_variance: bool = False
+    map_channels: int | None = None
 
     @property
     def widths(self) -> tuple[int, ...]:

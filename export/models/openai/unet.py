@@ -7,11 +7,13 @@ is run once. `denoise` is what remains for every step, and `forward` is their co
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from export.models.openai.spade import Spade, Spades, modulations
 from export.models.openai.spec import OpenAIUNetSpec
 from export.models.unet import NORM_GROUPS, Upsample, sinusoid
 
@@ -57,6 +59,30 @@ class ResBlock(nn.Module):
         if self.resample < 1:
             return F.avg_pool2d(x, 2)
         return F.interpolate(x, scale_factor=2.0, mode="nearest") if self.resample > 1 else x
+
+
+class SpadeBlock(ResBlock):
+    """The same behind norms that a label map scales and shifts: gamma and beta of the first, and of the second."""
+
+    def __init__(self, spec: OpenAIUNetSpec, cin: int, cout: int, resample: float = 1) -> None:
+        super().__init__(spec, cin, cout, resample)
+        assert spec.map_channels is not None, "a UNet without a label map has ResBlocks"
+        self.in_norm, self.out_norm = Spade(cin, spec.map_channels), Spade(cout, spec.map_channels)
+        self.in_layers = nn.Sequential(nn.SiLU(), self.in_layers[2])
+        self.out_layers = nn.Sequential(nn.SiLU(), nn.Identity(), self.out_layers[3])
+
+    def forward(self, x: torch.Tensor, row: torch.Tensor, *maps: torch.Tensor) -> torch.Tensor:
+        row = row[:, :, None, None]
+        act, conv = self.in_layers
+        h = conv(self._resampled(act(self.in_norm(x, *maps[:2]))))
+        if self.scale_shift:
+            scale, shift = row.chunk(2, dim=1)
+            h = self.out_norm(h, *maps[2:]) * (1 + scale) + shift
+        else:
+            h = self.out_norm(h + row, *maps[2:])
+        skip: torch.Tensor = self.skip_connection(self._resampled(x))
+        result: torch.Tensor = self.out_layers(h)
+        return skip + result
 
 
 class AttentionBlock(nn.Module):
@@ -196,7 +222,7 @@ class Contracting(nn.Module):
         self.input_blocks = nn.ModuleList([nn.ModuleList([nn.Conv2d(spec.in_channels, spec.stem, 3, padding=1)])])
         self.skips = self._build_inputs()
         channels = self.skips[-1]
-        middle = (ResBlock(spec, channels, channels) for _ in range(2))
+        middle = (self._block(channels, channels) for _ in range(2))
         self.middle_block = nn.ModuleList([next(middle), self._attention(channels), next(middle)])
 
     def _build_inputs(self) -> list[int]:
@@ -215,6 +241,11 @@ class Contracting(nn.Module):
                 self.input_blocks.append(nn.ModuleList([down]))
                 skips.append(channels)
         return skips
+
+    def _block(self, cin: int, cout: int, resample: float = 1) -> ResBlock:
+        """A residual block of the middle or of what comes behind it."""
+        kind = ResBlock if self.spec.map_channels is None else SpadeBlock
+        return kind(self.spec, cin, cout, resample)
 
     def _attends(self, level: int, channels: int) -> list[nn.Module]:
         """The attention behind a residual block of this level, if it has one."""
@@ -262,11 +293,11 @@ class OpenAIUNet(Contracting):
         spec, skips = self.spec, list(skips)
         for level in reversed(range(len(spec.channel_mult))):
             for index in range(spec.num_res_blocks + 1):
-                block = ResBlock(spec, channels + skips.pop(), spec.widths[level])
+                block = self._block(channels + skips.pop(), spec.widths[level])
                 channels = spec.widths[level]
                 modules = [block, *self._attends(level, channels)]
                 if level > 0 and index == spec.num_res_blocks:
-                    modules.append(ResBlock(spec, channels, channels, 2) if spec.resample_blocks else Upsample(channels))
+                    modules.append(self._block(channels, channels, 2) if spec.resample_blocks else Upsample(channels))
                 self.output_blocks.append(nn.ModuleList(modules))
         return channels
 
@@ -282,6 +313,18 @@ class OpenAIUNet(Contracting):
             conv for block, conv in pairs
             if isinstance(conv, nn.Conv2d) and (block.resample == 1 or conv is block.out_layers[3])
         ]  # fmt: skip
+
+    def spades(self) -> Spades:
+        """The norms of a label map in the order in which they run, each with its downsampling factor."""
+        factor, found = self.spec.multiple, []
+        for module in self.modules():
+            if isinstance(module, SpadeBlock):
+                found.append((module.in_norm, factor))
+                factor //= 2 if module.resample > 1 else 1
+                found.append((module.out_norm, factor))
+            elif isinstance(module, Upsample):
+                factor //= 2
+        return found
 
     def _crossed(self) -> list[Attention]:
         """The cross-attention of all transformer blocks, in the order in which they run."""
@@ -302,11 +345,13 @@ class OpenAIUNet(Contracting):
         row: torch.Tensor,
         keys_values: torch.Tensor | None = None,
         cond: torch.Tensor | None = None,
+        maps: Iterator[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """The output [N, out_channels, H, W] from x [N, C, H, W], row [1 or N, R], keys_values [N, L, K] where there is a
-        context, and cond [N, in_channels - C, H, W] where the network takes more channels than x has."""
+        context, cond [N, in_channels - C, H, W] where the network takes more channels than x has, and gamma and beta of
+        each of `spades` where there is a label map."""
         rows = iter(row.split([block.row_width for block in self._res_blocks()], dim=1))
-        parts: Iterator[torch.Tensor] = iter(())
+        parts: Iterator[torch.Tensor] = iter(()) if maps is None else maps
         if keys_values is not None:
             parts = iter(keys_values.split([width for at in self._crossed() for width in (at.width, at.width)], dim=2))
         h = x if cond is None else torch.cat([x, cond], dim=1)
@@ -327,11 +372,14 @@ class OpenAIUNet(Contracting):
         context: torch.Tensor | None = None,
         cond: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        segmap: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The output with one timestep (and label) per sample: timesteps, labels int64 [N], context [N, L, context_dim]."""
+        """The output with one timestep (and label) per sample: timesteps, labels int64 [N], context [N, L, context_dim],
+        segmap [N, map_channels, H, W]."""
         keys_values = None if context is None else self.keys_values(context)
         added = None if self.label_emb is None or labels is None else self.label_emb(labels)
-        return self.denoise(x, self.timestep_rows(timesteps, added), keys_values, cond)
+        maps = modulations(self.spades(), None, segmap, (x.shape[2], x.shape[3]), 1 << len(self.spec.channel_mult))
+        return self.denoise(x, self.timestep_rows(timesteps, added), keys_values, cond, maps)
 
 
 def run_block(
@@ -339,7 +387,9 @@ def run_block(
 ) -> torch.Tensor:
     """One entry of a path: its modules in turn, each with what it takes of the rows and of the keys and values."""
     for module in block.children():
-        if isinstance(module, ResBlock):
+        if isinstance(module, SpadeBlock):
+            h = module(h, next(rows), *islice(parts, 4))
+        elif isinstance(module, ResBlock):
             h = module(h, next(rows))
         elif isinstance(module, SpatialTransformer):
             h = module(h, parts)

@@ -37,7 +37,8 @@ struct Normals {
 
 // Streams keep a seed's uses apart; the step counts within a stream.
 enum Stream : uint32_t {
-    kStreamZ = 0, kStreamXT = 1, kStreamStep = 2, kStreamPrior = 3, kStreamKnown = 4, kStreamAugment = 5, kStreamStage = 6
+    kStreamZ = 0, kStreamXT = 1, kStreamStep = 2, kStreamPrior = 3, kStreamKnown = 4, kStreamAugment = 5, kStreamStage = 6,
+    kStreamFresh = 7
 };
 
 // One round of Philox4x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3).

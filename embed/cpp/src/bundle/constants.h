@@ -31,6 +31,7 @@ constexpr const char* kFormat = "diffusevae-bundle";
 constexpr const char* kManifestFile = "manifest.json";
 constexpr const char* kHexadecimal = "a SHA-256 of 64 lower-case hexadecimal digits";
 constexpr const char* kBatch = "batch";
+constexpr const char* kSteps = "steps";
 constexpr const char* kX = "x";
 constexpr const char* kX0 = "x0";
 constexpr const char* kE = "e";
@@ -38,7 +39,6 @@ constexpr const char* kVariance = "variance";
 constexpr const char* kRows = "rows";
 constexpr const char* kTimesteps = "timesteps";
 constexpr const char* kImage = "image";
-constexpr const char* kSteps = "steps";
 constexpr const char* kSampler = "sampler";
 inline const std::vector<std::string> kPrecisions = {"f32", "bf16", "fp16", "int8"};
 inline const std::vector<std::string> kReserved = {"x", "x0", "x_T", "noise", "timesteps", "rows", "e", "image", "images",
@@ -47,6 +47,8 @@ inline const std::vector<std::string> kReserved = {"x", "x0", "x_T", "noise", "t
     "clip", "prior", "callback", "stop", "progress", "budget_ms", "at_most", "anytime", "stream", "a", "b", "mode", "part",
     "step_ms", "edits", "preserve", "what", "value", "self", "masks", "known_noise", "composite", "text", "noise_level",
     "stages", "size", "guide_scale", "guide_mode", "guide_interval"};
+constexpr const char* kNormal = "normal";
+constexpr const char* kEachStep = "each_step";
 inline const std::vector<std::string> kMethods = {"ddim", "ddim_clipped", "ddpm", "dpmpp_2m", "sde_dpmpp_2m", "unipc_2",
     "ipndm", "plms"};
 inline const std::vector<std::string> kPredictions = {"eps", "x0", "v"};

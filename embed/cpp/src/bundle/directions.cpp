@@ -40,7 +40,7 @@ std::optional<DirectionsSpec> parse_directions(Fields& top, const std::vector<In
     if (top.take("directions", "an object or null").is_null()) return std::nullopt;
     std::vector<std::string> drawn;
     for (const InputSpec& input : inputs)
-        if (input.draw) drawn.push_back(input.name);
+        if (input.draw == std::string(kNormal)) drawn.push_back(input.name);
     if (drawn.empty()) top.refuse("directions", "null, since no input is drawn");
     return read<DirectionsSpec>(top.object("directions"), drawn);
 }

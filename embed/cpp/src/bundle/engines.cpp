@@ -83,7 +83,7 @@ std::optional<PriorSpec> parse_prior(Fields& top, const std::vector<InputSpec>& 
     if (top.take("prior", "an object or null").is_null()) return std::nullopt;
     std::vector<std::string> drawn;
     for (const InputSpec& input : inputs)
-        if (input.draw) drawn.push_back(input.name);
+        if (input.draw == std::string(kNormal)) drawn.push_back(input.name);
     if (drawn.empty()) top.refuse("prior", "null, since no input is drawn");
     return read<PriorSpec>(top.object("prior"), drawn);
 }

@@ -28,9 +28,12 @@ InputSpec parse_input(Fields& fields) {
         fields.refuse("name", "an identifier, and none of " + joined(kReserved));
     if (input.shape[0] != Dimension(kBatch) || std::find(sample.begin(), sample.end(), Dimension(kBatch)) != sample.end())
         fields.refuse("shape", in_quotes(kBatch) + " as the first dimension, and only there");
-    const bool drawable = input.dtype == kFloat32 && !input.range && std::none_of(sample.begin(), sample.end(), is_free);
+    const bool each = input.draw == std::string(kEachStep), by_step = !sample.empty() && sample[0] == Dimension(kSteps);
+    const bool fixed = std::none_of(sample.begin() + (each && by_step ? 1 : 0), sample.end(), is_free);
+    const bool drawable = input.dtype == kFloat32 && !input.range && fixed && (!each || by_step);
     if (input.draw && !drawable)
-        fields.refuse("draw", "null, unless the input is float32, unbounded and of fixed dimensions");
+        fields.refuse("draw", "null, unless the input is float32, unbounded and of fixed dimensions"
+                                  + (each ? ", but for " + in_quotes(kSteps) + " behind " + in_quotes(kBatch) : ""));
     if (input.picture && !is_picture(input)) {
         const bool mask = *input.picture == "mask";
         fields.refuse("picture", std::string("null, unless the input is float32[batch, ") + (mask ? "1" : "1 or 3 or 4")
@@ -56,7 +59,7 @@ std::vector<InputSpec> parse_inputs(Fields& top) {
         for (const InputSpec& other : inputs)
             if (other.name == found.name) fields.refuse("name", "a name of its own");
         for (const InputSpec& other : inputs)
-            if (other.draw && found.draw)
+            if (found.draw && other.draw == found.draw)
                 fields.refuse("draw", "null: one input is drawn already, and a sample has one stream for it");
         inputs.push_back(std::move(found));
     }

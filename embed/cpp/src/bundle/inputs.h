@@ -12,7 +12,8 @@ namespace diffusevae {
 
 // A declared input. shape[0] is "batch".
 struct InputSpec : TensorSpec {
-    std::optional<std::string> draw;  // of the sample's own stream, or from the bundle's fitted prior; nothing: it must be given
+    // Of the sample's own stream, or from the bundle's fitted prior; or anew for every row; nothing: it must be given.
+    std::optional<std::string> draw;
     std::optional<std::string> picture;  // "image", or "mask", where 1 is what is to be filled in; nothing: something else
     std::optional<Null> null;
 

@@ -70,7 +70,7 @@ const InputSpec* Manifest::input(const std::string& name) const {
 
 const InputSpec* Manifest::drawn() const {
     for (const InputSpec& input : inputs)
-        if (input.draw) return &input;
+        if (input.draw == std::string(kNormal)) return &input;
     return nullptr;
 }
 

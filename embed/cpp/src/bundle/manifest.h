@@ -41,7 +41,7 @@ struct Manifest {
 
     const GraphSpec* graph(const std::string& key) const;  // null where there is none
     const InputSpec* input(const std::string& name) const;
-    const InputSpec* drawn() const;                        // the input that is drawn when it is not given
+    const InputSpec* drawn() const;                        // the input that is drawn once a sample when it is not given
     std::vector<FileSpec> files() const;                   // every file beside the manifest itself
 };
 

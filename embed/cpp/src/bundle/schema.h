@@ -18,7 +18,7 @@ inline void take(Fields& fields, InputSpec& into) {
     into.dtype = fields.choice("dtype", {"float32", "int64"});
     into.shape = parse_shape(fields, "shape");
     into.range = parse_range(fields, "range");
-    if (!fields.take_null("draw")) into.draw = fields.choice("draw", {"normal"});
+    if (!fields.take_null("draw")) into.draw = fields.choice("draw", {"normal", "each_step"});
     if (!fields.take_null("picture")) into.picture = fields.choice("picture", {"image", "mask"});
 }
 
