@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -14,12 +11,8 @@ from engine.errors import ExportError
 from export.graphs.onnx_export import export_onnx
 from export.graphs.parity import load_onnxruntime, load_openvino
 from export.guides import BOUND, Guidance, guide_role
-from export.models.openai.classifier import Classifier, ClassifierSpec
-from export.models.openai.spec import OpenAIUNetSpec
-from tests import golden_files
-from tests.golden_models import weight
+from tests.guides import golden_classifier
 
-GOLDEN = Path(__file__).parents[1] / "golden_adm"
 SMALL = Guidance((3, 12, 8), 4)
 
 
@@ -28,29 +21,9 @@ def _one_thread() -> None:
     torch.set_num_threads(1)  # tiny layers: on busy cores the threads would wait for each other at every one
 
 
-def golden(folder: str) -> tuple[Classifier, dict[str, Any], dict[str, np.ndarray]]:
-    """A classifier of the reference, its config.json, and what the reference computed."""
-    cfg = golden_files.config(GOLDEN / folder)
-    arch, wide = cfg["arch"], cfg["arch"]["num_head_channels"]
-    unet = OpenAIUNetSpec(
-        in_channels=arch["in_channels"], out_channels=arch["out_channels"], model_channels=arch["model_channels"],
-        channel_mult=tuple(arch["channel_mult"]), num_res_blocks=arch["num_res_blocks"],
-        attention_factors=tuple(arch["attention_resolutions"]), num_heads=None if wide > 0 else arch["num_heads"],
-        num_head_channels=wide if wide > 0 else None, scale_shift=arch["use_scale_shift_norm"],
-        resample_blocks=arch["resblock_updown"],
-    )  # fmt: skip
-    network = Classifier(ClassifierSpec(unet, arch["pool"], (arch["image_size"],) * 2))
-    state = {}
-    for key, shape in cfg["parameters"].items():
-        factors = [factor for ending, factor in cfg["scale"].items() if key.endswith(ending)]
-        state[key] = weight(cfg["seed"], key, shape) * (factors[0] if factors else 1.0)
-    network.load_state_dict(state)
-    return network.eval(), cfg, golden_files.expected(GOLDEN / folder)
-
-
 @pytest.mark.parametrize("folder", ["classifier_attention", "classifier_adaptive"])
 def test_the_reference_s_classifiers(folder: str) -> None:
-    network, cfg, expected = golden(folder)
+    network, cfg, expected = golden_classifier(folder)
     process = cfg["diffusion"]
     role = guide_role(network, Guidance((3, 16, 16), cfg["arch"]["out_channels"], network.row_width))
     for t, logits, g in zip(expected["t"].tolist(), expected["logits"], expected["g"], strict=True):

@@ -33,6 +33,13 @@ void report(bool good, const std::string& name, const std::string& more) {
     std::fflush(stdout);
 }
 
+struct Size { int32_t height, width; };
+
+std::string named(const std::string& what, int32_t channels, int32_t outputs, const Size& s) {
+    return what + " " + std::to_string(channels) + "->" + std::to_string(outputs) + " at " + std::to_string(s.height) + "x"
+           + std::to_string(s.width);
+}
+
 int64_t port_size(const dv_native_port& p, int64_t batch, int64_t rows, int64_t steps) {
     const bool of_batch = p.kind == DV_NATIVE_PORT_MAP || p.kind == DV_NATIVE_PORT_TOKENS || p.kind == DV_NATIVE_PORT_IDS;
     if (of_batch) return batch * p.channels * p.height * p.width;
