@@ -1,7 +1,8 @@
 """Gradients as programs: the steps of a forward network gone back through, each as operations that the engine has.
 
-The gradient at a convolution's input is a convolution of the gradient at its output, with the weights turned round and inputs and
-outputs changed over; of stride 2 behind doubling by zeros. A norm and its activation are one operation; so is attention.
+The gradient at a convolution's input is a convolution of the gradient at its output, with the weights turned round and
+inputs and outputs changed over; of stride 2 behind doubling by zeros. A norm and its activation are one operation; so is
+attention.
 """
 
 from __future__ import annotations

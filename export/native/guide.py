@@ -1,10 +1,9 @@
-"""Guides as programs: the classifiers of guided-diffusion forward, and back to the image (export/models/openai/classifier.py)."""
+"""Guides as programs: the classifiers of export/models/openai/classifier.py forward, and back to the image."""
 
 from __future__ import annotations
 
 import math
 
-import torch
 from torch import nn
 
 from export.graphs.roles import Role

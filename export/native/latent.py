@@ -129,8 +129,8 @@ def offsets_of(layers: Sequence[nn.Linear], times: int = 1) -> Iterator[int]:
 
 @dataclass
 class Blocks:
-    """Lowers the blocks of a network one after the other; each residual block takes the next slice of the row, each cross-attention the next
-    of the tokens' keys and values."""
+    """Lowers the blocks of a network one after the other; each residual block takes the next slice of the row, each
+    cross-attention the next of the tokens' keys and values."""
 
     program: Assembler
     scales: Mapping[str, Scale]

@@ -162,8 +162,8 @@ class Assembler:
     ) -> Value:
         """norm -> activation -> convolution + bias + row + skip + residual, to a new tensor or to an output port.
 
-        doubled: nearest doubling in front.  stuffed: doubling by zeros in front.  far_padding: the module pads nothing itself, its input is padded right and
-        bottom.  patches: the source holds 3 x 3 patches already.
+        doubled: nearest doubling in front.  stuffed: doubling by zeros in front.  far_padding: the module pads nothing
+        itself, its input is padded right and bottom.  patches: the source holds 3 x 3 patches already.
         """
         kernel, stride = self._check_conv(name, module, sources, doubled=doubled or stuffed, far_padding=far_padding)
         source = sources[0]

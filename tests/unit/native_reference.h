@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "diffusevae/native.h"
-#include "native_gradient_reference.h"
 
 namespace reference {
 
@@ -47,6 +46,7 @@ public:
             int64_t batch, int32_t row_count)
         : p_(program), inputs_(inputs), timesteps_(timesteps), batch_(batch), row_count_(row_count),
           tensors_(size_t(program.tensors_count)), ports_(size_t(program.ports_count)) {}
+    virtual ~Machine() = default;
 
     // Output ports, as floats in the caller's layout.
     std::vector<std::vector<float>> run() {
@@ -54,7 +54,10 @@ public:
         return ports_;
     }
 
-private:
+protected:
+    // What native_gradient_reference.h has.
+    virtual void gradient(const dv_native_op& op) = 0;
+
     void step(const dv_native_op& op) {
         switch (op.kind) {
         case DV_NATIVE_INPUT: return input(op);
@@ -67,9 +70,7 @@ private:
         case DV_NATIVE_ADD: return add(op);
         case DV_NATIVE_EMBED: return embed(op);
         case DV_NATIVE_NEAREST: return nearest(op);
-        case DV_NATIVE_NORM_GRADIENT: return norm_gradient(op);
-        case DV_NATIVE_ATTENTION_GRADIENT: return attention_gradient(op);
-        default: return classify(op);
+        default: return gradient(op);
         }
     }
 
@@ -337,114 +338,6 @@ private:
                         out.at(n, c, 0, q) = bf16(float(v / sum));
                     }
                 }
-    }
-
-    void norm_gradient(const dv_native_op& op) {
-        const Array &x = tensor(op.sources[0]), &g = tensor(op.sources[1]);
-        Array& out = made(op.output, batch_);
-        const int64_t width = x.channels / op.norm_groups, k = op.factor;
-        for (int64_t n = 0; n < batch_; ++n)
-            for (int64_t first = 0; first < x.channels; first += width) {
-                Numbers seen, slopes, scale, shift, added;
-                for (int64_t c = first; c < first + width; ++c) {
-                    const double rise = op.scale_row < 0 ? 1.0 : 1.0 + row(n, op.scale_row + c);
-                    scale.push_back(floats(op.norm_weight)[c] * rise);
-                    shift.push_back(floats(op.norm_bias)[c] * rise + (op.scale_row < 0 ? 0.0 : row(n, op.scale_row + x.channels + c)));
-                    for (int64_t i = 0; i < x.height * x.width; ++i) {
-                        const int64_t v = i / x.width / k, u = i % x.width / k;
-                        seen.push_back(x.at(n, c, 0, i));
-                        slopes.push_back(g.at(n, c, v, u) / double(k * k));
-                        added.push_back(op.residual < 0 ? 0.0 : tensor(op.residual).at(n, c, v, u) / double(k * k));
-                    }
-                }
-                const Numbers made = norm_slope(seen, slopes, scale, shift, double(op.norm_epsilon), op.activation == DV_NATIVE_SILU);
-                for (size_t i = 0; i < made.size(); ++i) out.at(n, first, 0, int64_t(i)) = bf16(float(made[i] + added[i]));
-            }
-    }
-
-    // Rows of `width` channels of every pixel, from `channel` on.
-    static Numbers rows_of(const Array& a, int64_t n, int64_t channel, int64_t width) {
-        Numbers made;
-        for (int64_t i = 0; i < a.height * a.width; ++i)
-            for (int64_t c = channel; c < channel + width; ++c) made.push_back(a.at(n, c, 0, i));
-        return made;
-    }
-
-    void attention_gradient(const dv_native_op& op) {
-        const Array &in = tensor(op.sources[0]), &g = tensor(op.sources[1]);
-        Array& out = made(op.output, batch_);
-        const int64_t width = g.channels / op.heads;
-        for (int64_t n = 0; n < batch_; ++n)
-            for (int64_t channel = 0; channel < g.channels; channel += width) {
-                const Numbers q = rows_of(in, n, channel, width), k = rows_of(in, n, g.channels + channel, width);
-                const Numbers v = rows_of(in, n, 2 * g.channels + channel, width);
-                Attended a(q, k, v, size_t(width), double(op.scale));
-                a.back(q, k, v, rows_of(g, n, channel, width), size_t(width), double(op.scale));
-                int64_t to = channel;
-                for (const Numbers* part : {&a.q, &a.k, &a.v}) {
-                    for (size_t i = 0; i < part->size(); ++i)
-                        out.at(n, to + int64_t(i) % width, 0, int64_t(i) / width) = bf16(float((*part)[i]));
-                    to += g.channels;
-                }
-            }
-    }
-
-    void classify(const dv_native_op& op) {
-        const Array& in = tensor(op.sources[0]);
-        Array& out = made(op.output, batch_);
-        const int64_t pixels = in.height * in.width, features = in.channels / (op.heads > 0 ? 3 : 1), classes = op.factor;
-        for (int64_t n = 0; n < batch_; ++n) {
-            Array tokens(1, in.channels, 1, pixels + 1);  // the mean first
-            for (int64_t c = 0; c < in.channels; ++c)
-                for (int64_t i = 0; i < pixels; ++i) {
-                    tokens.at(0, c, 0, 0) += in.at(n, c, 0, i) / double(pixels);
-                    tokens.at(0, c, 0, i + 1) = in.at(n, c, 0, i);
-                }
-            Numbers taken = rows_of(tokens, 0, 0, features);
-            taken.resize(size_t(features));
-            std::vector<Attended> heads;
-            const int64_t width = op.heads > 0 ? features / op.heads : features;
-            Numbers q, k, v;
-            const auto read = [&](int64_t channel) {
-                q = rows_of(tokens, 0, channel, width), k = rows_of(tokens, 0, features + channel, width);
-                v = rows_of(tokens, 0, 2 * features + channel, width);
-                q.resize(size_t(width));
-            };
-            for (int64_t t = 0; op.heads > 0 && t <= pixels; ++t)
-                for (int64_t c = 0; c < in.channels; ++c) tokens.at(0, c, 0, t) += floats(op.places)[t * in.channels + c];
-            for (int64_t channel = 0; op.heads > 0 && channel < features; channel += width) {
-                read(channel);
-                heads.emplace_back(q, k, v, size_t(width), double(op.scale));
-                std::copy(heads.back().seen.begin(), heads.back().seen.end(), taken.begin() + channel);
-            }
-            const auto weight = [&](int64_t o, int64_t c) { return double(floats(op.weights)[(o / 16 * features + c) * 16 + o % 16]); };
-            Numbers logits, slopes(size_t(features), 0.0);
-            for (int64_t o = 0; o < classes; ++o) {
-                logits.push_back(floats(op.bias)[o]);
-                for (int64_t c = 0; c < features; ++c) logits.back() += weight(o, c) * taken[size_t(c)];
-            }
-            ports_[size_t(op.output_port)].push_back(float(softmax_slope(logits, size_t(inputs_[size_t(op.labels)][size_t(n)]))));
-            for (int64_t o = 0; o < classes; ++o)
-                for (int64_t c = 0; c < features; ++c) slopes[size_t(c)] += weight(o, c) * logits[size_t(o)];
-            Array back(1, in.channels, 1, pixels + 1);
-            for (int64_t channel = 0; op.heads > 0 && channel < features; channel += width) {
-                read(channel);
-                Attended& a = heads[size_t(channel / width)];
-                a.back(q, k, v, Numbers(slopes.begin() + channel, slopes.begin() + channel + width), size_t(width), double(op.scale));
-                for (int64_t c = 0; c < width; ++c) {
-                    back.at(0, channel + c, 0, 0) = a.q[size_t(c)];
-                    for (int64_t t = 0; t <= pixels; ++t) {
-                        back.at(0, features + channel + c, 0, t) = a.k[size_t(t * width + c)];
-                        back.at(0, 2 * features + channel + c, 0, t) = a.v[size_t(t * width + c)];
-                    }
-                }
-            }
-            for (int64_t c = 0; c < in.channels; ++c)
-                for (int64_t i = 0; i < pixels; ++i) {
-                    const double own = op.heads > 0 ? back.at(0, c, 0, 0) : slopes[size_t(c)];
-                    out.at(n, c, 0, i) = bf16(float(back.at(0, c, 0, i + 1) + own / double(pixels)));
-                }
-        }
     }
 
     void resize(const dv_native_op& op, bool pool) {
