@@ -15,6 +15,7 @@ if __name__ == "__main__":
 import click
 import numpy as np
 import torch
+from torch import nn
 
 from benchmarks.latency.layers import summed
 from engine.backends.native.graph import OperationTime, open_graph
@@ -22,7 +23,7 @@ from engine.backends.native.weights import weights_of
 from engine.cli.terminal import Program
 from engine.threads import resolve_threads
 from export.graphs.roles import Role, example, tensor
-from export.models.openai.classifier import ATTENTION, Classifier, ClassifierSpec
+from export.models.openai.classifier import ATTENTION, AttentionPool, Classifier, ClassifierSpec
 from export.models.openai.spec import OpenAIUNetSpec
 from export.native.guide import lower_classifier
 
@@ -37,7 +38,11 @@ def classifier(size: int) -> Classifier:
     factors = tuple(size // side for side in ATTENDED)
     unet = OpenAIUNetSpec(3, CLASSES, WIDTH, mult, blocks, factors, None, 64, scale_shift=True, resample_blocks=True)
     torch.manual_seed(0)
-    return Classifier(ClassifierSpec(unet, ATTENTION, (size, size))).eval().requires_grad_(False)
+    network = Classifier(ClassifierSpec(unet, ATTENTION, (size, size))).eval().requires_grad_(False)
+    pool = network.out[2]
+    assert isinstance(pool, AttentionPool)
+    nn.init.normal_(pool.positional_embedding)
+    return network
 
 
 def guide(network: Classifier, size: int) -> Role:

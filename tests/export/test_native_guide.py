@@ -83,7 +83,10 @@ def small(pool: str = "adaptive", size: tuple[int, int] = (8, 8), **changes: obj
     """A classifier with random weights."""
     torch.manual_seed(5)
     spec = OpenAIUNetSpec(3, 6, 32, (1, 2), 1, (1, 2), 2, None)
-    return Classifier(ClassifierSpec(replace(spec, **changes), pool, size))  # type: ignore[arg-type]
+    classifier = Classifier(ClassifierSpec(replace(spec, **changes), pool, size))  # type: ignore[arg-type]
+    if pool == "attention":
+        nn.init.normal_(classifier.out[2].positional_embedding)
+    return classifier
 
 
 def given(of: Made, batch: int, t: float | None = None) -> Inputs:
@@ -175,7 +178,7 @@ Change = Callable[[dict[str, Any]], None]
         ("norm_gradient", lambda op: op["norm"].update(groups=7), r"norm\.groups \(norm_gradient\)"),
         ("norm_gradient", lambda op: op["norm"].update(scale_row=2**20), r"norm\.scale_row \(norm_gradient\)"),
         ("norm_gradient", lambda op: op.update(residual="input"), r"residual \(norm_gradient\)"),
-        ("norm_gradient", lambda op: op["sources"].reverse(), r"sources \(norm_gradient\)|output"),
+        ("norm_gradient", lambda op: op["sources"].__setitem__(0, "middle_block.1.attention"), "found a map that attention writes"),
         ("attention_gradient", lambda op: op.update(heads=5), r"heads \(attention_gradient\)"),
         ("attention_gradient", lambda op: op["sources"].pop(), r"sources \(attention_gradient\)"),
         ("attention_gradient", lambda op: op.update(sources=["input", "input"]), r"sources \(attention_gradient\)"),
@@ -269,5 +272,3 @@ def test_an_entropy_is_measured_in_nats_and_a_gradient_by_its_size() -> None:
     of = golden("classifier_adaptive")
     record = measure_program(of.role, of.program, "bf16", example, GUIDE_BOUND, GUIDE_SIZES)
     assert 1e-3 < float(str(record["relative_error"])) < GUIDE_BOUND
-    with pytest.raises(ExportError, match="native bf16 guide: found a relative error"):
-        measure_program(of.role, of.program, "bf16", example, 1e-3, GUIDE_SIZES)
