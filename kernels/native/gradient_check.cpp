@@ -5,7 +5,7 @@ namespace diffusevae {
 namespace native {
 namespace {
 
-// A thread holds some rows of scores with all pixels, and all tokens of a pool.
+// A thread holds the weights of a quarter of the pixels with all of them, and all tokens of a pool.
 constexpr int32_t kMostGradientPixels = 1 << 12;
 
 class GradientCheck : private OperationWords {

@@ -38,17 +38,23 @@ int64_t place_norm(const Program& p, const dv_native_op& op, const std::vector<M
     return g.private_floats();
 }
 
+// Queries that one thread works on: at most four chunks, as each holds the gradients of all keys and values. By the shape alone.
+int32_t chunk_of(int32_t pixels) { return std::max(256, (pixels + 511) / 512 * 128); }
+
 int64_t place_attention(const dv_native_op& op, const std::vector<Map>& maps, const Kernels& kernels, Operation& to) {
     AttentionGradient& a = to.attention_gradient;
     const Map &source = maps[size_t(op.sources[0])], &gradient = maps[size_t(op.sources[1])];
     const int32_t channels = gradient.channels;
     a.of = Attention{source, source, maps[size_t(op.output)], op.heads, channels / op.heads, channels, 2 * channels, op.scale};
     a.gradient = gradient;
+    a.chunk = chunk_of(source.pixels());
+    a.chunks = (source.pixels() + a.chunk - 1) / a.chunk;
+    a.together = kernels.attention_queries;
     to.scratch_bytes = op.heads * a.head_bytes();
-    // Seven products of all pixels with all pixels: three for the queries, four for keys and values.
-    to.flop = 14.0 * double(source.pixels()) * double(source.pixels()) * channels;
+    // Five products of all pixels with all pixels, for the forward's two.
+    to.flop = 10.0 * double(source.pixels()) * double(source.pixels()) * channels;
     to.activation_bytes = bytes_of(source) + bytes_of(gradient) + bytes_of(a.of.output);
-    return (GradientRoom(a, kernels.attention_queries, kernels.bf16_pixel_bytes).bytes + 3) / 4;
+    return (GradientRoom(a, kernels.bf16_pixel_bytes).bytes + 3) / 4;
 }
 
 int64_t place_classify(const Program& p, const dv_native_op& op, const std::vector<Map>& maps, Operation& to) {

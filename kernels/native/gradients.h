@@ -151,58 +151,42 @@ void norm_gradient(const NormGradient& op, int32_t pass, const Work& w) {
     }
 }
 
-// Rows of one head that are worked on together, against all of its pixels: queries in pass 1, keys in pass 2.
-struct GradientRows {
+// A chunk of one head's queries, against all of its pixels.
+struct GradientChunk {
+    // Rows of a product that are whole blocks of 32, as the weights of 32 queries are a K step.
+    static constexpr int32_t kSome = kTogether / kBlock * kBlock;
+
     const AttentionGradient& a;
     const Attention& op;
-    uint8_t *first, *second, *weights, *weighted;
+    uint8_t *first, *second, *weighted, *packed[2], *across;
+    uint16_t* rows[2];              // [blocks of 32 pixels][32 queries][32]: weights, and the gradients behind them
     float *scores, *slopes, *result;
-    int32_t rows = 0;               // filled up to whole tiles of rows
     float doublings;                // e^x = 2^(x log2 e)
 
-    GradientRows(const AttentionGradient& gradient, float* room) : a(gradient), op(gradient.of) {
+    GradientChunk(const AttentionGradient& gradient, float* room) : a(gradient), op(gradient.of) {
         uint8_t* at = reinterpret_cast<uint8_t*>(room);
-        const GradientRoom r(a, kTogether, kPixelBytesBf16);
-        first = at + r.first, second = at + r.second, weights = at + r.weights, weighted = at + r.weighted;
+        const GradientRoom r(a, kPixelBytesBf16);
+        first = at + r.first, second = at + r.second, weighted = at + r.weighted, across = at + r.across;
         scores = reinterpret_cast<float*>(at + r.scores), slopes = reinterpret_cast<float*>(at + r.slopes);
         result = reinterpret_cast<float*>(at + r.result);
+        for (int which = 0; which < 2; ++which) {
+            rows[which] = reinterpret_cast<uint16_t*>(at + r.rows + which * r.rows_bytes);
+            packed[which] = at + r.packed + which * r.packed_bytes;
+        }
         doublings = op.scale * 1.44269504f;
-    }
-
-    void read(const Map& map, const uint16_t* values, int32_t channel, int32_t from, int32_t count, uint8_t* operand) {
-        rows = (count + kRowTile - 1) / kRowTile * kRowTile;
-        read_rows(op, map, values, channel, from, count, rows, operand);
-    }
-
-    void times_pixels(const uint8_t* operand, const uint8_t* packed, float* to) const {
-        rows_times(operand, rows, packed, int64_t(op.steps()) * kStepBytes, op.key_groups(), op.width, to);
-    }
-
-    // The product with a matrix over pixels, to a map's channels from `channel` on.
-    void write(const uint8_t* operand, const uint8_t* packed, uint16_t* map, int32_t channel, int32_t from, int32_t count) const {
-        rows_times(operand, rows, packed, int64_t(op.key_steps()) * kStepBytes, op.groups(), op.others.pixels(), result);
-        for (int32_t r = 0; r < count; ++r)
-            for (int32_t g = 0; g < op.groups(); ++g)
-                write_channels(map, op.output.pixels(), from + r, channel + g * kLanes, op.width - g * kLanes,
-                               load(result + (int64_t(g) * kTogether + r) * kLanes));
     }
 
     DV_INLINE static float* at(float* values, int32_t group, int32_t r) {
         return values + (int64_t(group) * kTogether + r) * kLanes;
     }
 
-    DV_INLINE static void put_weight(uint8_t* operand, int32_t group, int32_t r, F16 v) {
-        put_operand(operand + (int64_t(group / 2) * kTogether + r) * kPixelBytesBf16, group % 2 * kLanes, v);
-    }
-
-    // Of query r: its weights p, then scale p (dp - sum p dp) as an operand. What the second pass needs goes to `line`.
-    void query(int32_t r, float* line, int64_t apart) const {
+    // Of query r: its weights p of all pixels, then scale p (dp - sum p dp): both among the rows, the second as an operand too.
+    void query(int32_t r) const {
         const int32_t groups = op.key_groups(), keys = op.others.pixels();
         for (int32_t k = keys; k < groups * kLanes; ++k) at(scores, k / kLanes, r)[k % kLanes] = -3.0e38f;
         F16 top = load(at(scores, 0, r));
         for (int32_t g = 1; g < groups; ++g) top = greater(top, load(at(scores, g, r)));
-        const float most = largest(top);
-        const F16 reach = broadcast(-doublings * most);
+        const F16 reach = broadcast(-doublings * largest(top));
         F16 sum = zero(), along = zero();
         for (int32_t g = 0; g < groups; ++g) {
             const F16 p = softmax_weight(fma(load(at(scores, g, r)), broadcast(doublings), reach));
@@ -210,32 +194,74 @@ struct GradientRows {
             sum = add(sum, p);
             along = fma(p, load(at(slopes, g, r)), along);
         }
-        const float inverse = 1.0f / sum_of(sum), mean = sum_of(along) * inverse;
+        const float inverse = 1.0f / sum_of(sum);
+        const F16 mean = broadcast(sum_of(along) * inverse);
         for (int32_t g = 0; g < (groups + 1) / 2 * 2; ++g) {
-            F16 v = zero();
-            if (g < groups)
-                v = mul(mul(load(at(scores, g, r)), broadcast(inverse * op.scale)), sub(load(at(slopes, g, r)), broadcast(mean)));
-            put_weight(weighted, g, r, v);
+            const F16 p = g < groups ? mul(load(at(scores, g, r)), broadcast(inverse)) : zero();
+            const F16 d = g < groups ? mul(mul(p, broadcast(op.scale)), sub(load(at(slopes, g, r)), mean)) : zero();
+            const int64_t place = (int64_t(g / 2) * kBlock + r % kBlock) * kBlock + g % 2 * kLanes;
+            store_bf16(rows[0] + place, p);
+            store_bf16(rows[1] + place, d);
+            put_operand(weighted + (int64_t(g / 2) * kTogether + r) * kPixelBytesBf16, g % 2 * kLanes, d);
         }
-        line[0] = most, line[apart] = inverse, line[2 * apart] = mean;
     }
 
-    // Of key r: every query's weight of it, and the same of its gradient.
-    void key(int32_t r, const float* lines, int64_t apart) const {
-        const int32_t groups = op.key_groups();
-        for (int32_t g = 0; g < (groups + 1) / 2 * 2; ++g) {
-            F16 p = zero(), d = zero();
-            if (g < groups) {
-                const float* line = lines + g * kLanes;
-                const F16 off = sub(load(at(scores, g, r)), load(line));
-                p = mul(softmax_weight(mul(off, broadcast(doublings))), load(line + apart));
-                d = mul(mul(p, broadcast(op.scale)), sub(load(at(slopes, g, r)), load(line + 2 * apart)));
+    // 32 queries, of which `count` are there, as K step `step` of the chunk's packed weights.
+    void pack_rows(int32_t step, int32_t count) const {
+        for (int which = 0; which < 2; ++which)
+            for (int32_t block = 0; block < op.key_steps(); ++block) {
+                uint16_t* from = rows[which] + int64_t(block) * kBlock * kBlock;
+                __builtin_memset(from + count * kBlock, 0, size_t(2 * kBlock * (kBlock - count)));
+                for (int32_t half = 0; half < 2 && 2 * block + half < op.key_groups(); ++half)
+                    pack_values(from + half * kLanes, packed[which] + (int64_t(2 * block + half) * (a.chunk / kBlock) + step) * kStepBytes);
             }
-            put_weight(weights, g, r, p);
-            put_weight(weighted, g, r, d);
+    }
+
+    // Queries first .. first + count, at most kSome: their gradient, and their weights packed from K step `step` on.
+    void queries(const uint16_t* map, const uint16_t* gradient, uint16_t* out, const uint8_t* head, int32_t channel, int32_t begin,
+                 int32_t count, int32_t step) const {
+        const int32_t filled = (count + kRowTile - 1) / kRowTile * kRowTile;
+        const int64_t key_bytes = int64_t(op.steps()) * kStepBytes;
+        read_rows(op, op.source, map, channel, begin, count, filled, first);
+        read_rows(op, a.gradient, gradient, channel, begin, count, filled, second);
+        rows_times(first, filled, head, key_bytes, op.key_groups(), op.width, scores);
+        rows_times(second, filled, head + op.keys_bytes(), key_bytes, op.key_groups(), op.width, slopes);
+        for (int32_t r = 0; r < count; ++r) {
+            query(r);
+            if (r % kBlock == kBlock - 1 || r + 1 == count) pack_rows(step + r / kBlock, r % kBlock + 1);
+        }
+        rows_times(weighted, filled, head + a.keys_by_pixels(), int64_t(op.key_steps()) * kStepBytes, op.groups(),
+                   op.others.pixels(), result);
+        for (int32_t r = 0; r < count; ++r)
+            for (int32_t g = 0; g < op.groups(); ++g)
+                write_channels(out, op.output.pixels(), begin + r, channel + g * kLanes, op.width - g * kLanes,
+                               load(at(result, g, r)));
+    }
+
+    // The channels of the chunk's queries as rows, times packed weights: a part of the gradient of keys or values.
+    void part(const Map& of, const uint16_t* values, int32_t channel, int32_t begin, int32_t count, const uint8_t* weights,
+              float* to) const {
+        for (int32_t top = 0; top < op.width; top += kTogether, to += a.block_floats()) {
+            const int32_t left = op.width - top, some = left < kTogether ? left : kTogether;
+            const int32_t filled = (some + kRowTile - 1) / kRowTile * kRowTile;
+            for (int32_t step = 0; step * kBlock < count; ++step)
+                for (int32_t r = 0; r < filled; ++r) {
+                    const int32_t c = channel + top + r;
+                    const uint16_t* from = values + (int64_t(c / kBlock) * of.pixels() + begin + step * kBlock) * kBlock + c % kBlock;
+                    uint16_t line[kBlock] = {};
+                    for (int32_t i = 0; r < some && i < kBlock && step * kBlock + i < count; ++i) line[i] = from[i * kBlock];
+                    uint8_t* row = across + (int64_t(step) * kTogether + r) * kPixelBytesBf16;
+                    for (int32_t lane = 0; lane < kBlock; lane += kLanes) put_operand(row, lane, load_bf16(line + lane));
+                }
+            rows_times(across, filled, weights, int64_t(a.chunk / kBlock) * kStepBytes, op.key_groups(), count, to);
         }
     }
 };
+
+// Where a head's packed matrices lie.
+DV_INLINE uint8_t* head_of(const AttentionGradient& a, const Work& w, int32_t image, int32_t head) {
+    return w.scratch + (image - w.first) * w.scratch_stride + head * a.head_bytes();
+}
 
 // A unit is 32 pixels of a head of a sample.
 void pack_gradient(const AttentionGradient& a, const Work& w) {
@@ -246,60 +272,67 @@ void pack_gradient(const AttentionGradient& a, const Work& w) {
         const int32_t image = w.first + int32_t(unit / a_head / op.heads), head = int32_t(unit / a_head % op.heads);
         const int32_t channel = head * op.width, which = int32_t(unit % a_head);
         const uint16_t* map = reinterpret_cast<const uint16_t*>(w.at(image, op.source));
-        const uint16_t* gradient = reinterpret_cast<const uint16_t*>(w.at(image, a.gradient));
-        uint8_t* to = w.scratch + (image - w.first) * w.scratch_stride + head * a.head_bytes();
-        const auto put = [&](const uint16_t* from, int32_t first, int32_t matrix, bool by_pixels) {
-            pack_some(op, from, first, which, to + a.by_channels(matrix), by_pixels ? to + a.by_pixels(matrix) : nullptr);
-        };
-        put(map, channel, AttentionGradient::kQueriesPacked, true);
-        put(map, op.keys + channel, AttentionGradient::kKeysPacked, true);
-        put(gradient, channel, AttentionGradient::kGradientPacked, true);
-        put(map, op.values + channel, AttentionGradient::kValuesPacked, false);
+        uint8_t* to = head_of(a, w, image, head);
+        pack_some(op, map, op.keys + channel, which, to, to + a.keys_by_pixels());
+        pack_some(op, map, op.values + channel, which, to + op.keys_bytes(), nullptr);
     }
 }
 
-// Pass 0 packs, pass 1 makes the gradient of the queries, pass 2 those of keys and values. A unit is kQueries rows of a head.
-void attention_gradient(const AttentionGradient& a, int32_t pass, const Work& w) {
-    if (pass == 0) return pack_gradient(a, w);
+// A unit is a chunk of a head of a sample.
+void gradient_of_queries(const AttentionGradient& a, const Work& w) {
     const Attention& op = a.of;
-    const int32_t pixels = op.source.pixels();
-    const int64_t a_head = (pixels + kQueries - 1) / kQueries, apart = a.padded_pixels();
+    const int64_t a_head = a.chunks;
     const Range mine = units_of(w, int64_t(w.last - w.first) * op.heads * a_head);
-    GradientRows some(a, w.private_scratch);
-    for (int64_t unit = mine.first; unit < mine.last;) {
-        const int64_t which = unit / a_head, begin = unit % a_head, left = a_head - begin;
-        int64_t take = mine.last - unit < left ? mine.last - unit : left;
-        take = take < kTogether / kQueries ? take : kTogether / kQueries;
-        const int32_t image = w.first + int32_t(which / op.heads), head = int32_t(which % op.heads), channel = head * op.width;
+    const GradientChunk some(a, w.private_scratch);
+    for (int64_t unit = mine.first; unit < mine.last; ++unit) {
+        const int32_t image = w.first + int32_t(unit / a_head / op.heads), head = int32_t(unit / a_head % op.heads);
+        const int32_t chunk = int32_t(unit % a_head), channel = head * op.width, begin = chunk * a.chunk;
+        const int32_t left = op.source.pixels() - begin, count = left < a.chunk ? left : a.chunk;
         const uint16_t* map = reinterpret_cast<const uint16_t*>(w.at(image, op.source));
         const uint16_t* gradient = reinterpret_cast<const uint16_t*>(w.at(image, a.gradient));
         uint16_t* out = reinterpret_cast<uint16_t*>(w.at(image, op.output));
-        uint8_t* packed = w.scratch + (image - w.first) * w.scratch_stride + head * a.head_bytes();
-        float* lines = reinterpret_cast<float*>(packed + a.lines());
-        const int32_t first = int32_t(begin) * kQueries, end = int32_t(begin + take) * kQueries;
-        const int32_t count = (end < pixels ? end : pixels) - first;
-        const auto by_channels = [&](int32_t matrix) { return packed + a.by_channels(matrix); };
-        const auto by_pixels = [&](int32_t matrix) { return packed + a.by_pixels(matrix); };
-        if (pass == 1) {
-            some.read(op.source, map, channel, first, count, some.first);
-            some.read(a.gradient, gradient, channel, first, count, some.second);
-            some.times_pixels(some.first, by_channels(AttentionGradient::kKeysPacked), some.scores);
-            some.times_pixels(some.second, by_channels(AttentionGradient::kValuesPacked), some.slopes);
-            for (int32_t r = 0; r < count; ++r) some.query(r, lines + first + r, apart);
-            for (int64_t p = pixels; end >= pixels && p < apart; ++p) lines[p] = lines[apart + p] = lines[2 * apart + p] = 0.0f;
-            some.write(some.weighted, by_pixels(AttentionGradient::kKeysPacked), out, channel, first, count);
-        } else {
-            some.read(op.source, map, op.keys + channel, first, count, some.first);
-            some.read(op.source, map, op.values + channel, first, count, some.second);
-            some.times_pixels(some.first, by_channels(AttentionGradient::kQueriesPacked), some.scores);
-            some.times_pixels(some.second, by_channels(AttentionGradient::kGradientPacked), some.slopes);
-            for (int32_t r = 0; r < count; ++r) some.key(r, lines, apart);
-            some.write(some.weighted, by_pixels(AttentionGradient::kQueriesPacked), out, op.keys + channel, first, count);
-            some.write(some.weights, by_pixels(AttentionGradient::kGradientPacked), out, op.values + channel, first, count);
-            if (head == 0 && begin == 0) clear_padding(out, op.output);
+        uint8_t* packed = head_of(a, w, image, head);
+        for (int32_t done = 0; done < count; done += GradientChunk::kSome) {
+            const int32_t now = count - done < GradientChunk::kSome ? count - done : GradientChunk::kSome;
+            some.queries(map, gradient, out, packed, channel, begin + done, now, done / kBlock);
         }
-        unit += take;
+        float* part = reinterpret_cast<float*>(packed + a.parts()) + chunk * 2 * a.matrix_floats();
+        some.part(op.source, map, channel, begin, count, some.packed[1], part);
+        some.part(a.gradient, gradient, channel, begin, count, some.packed[0], part + a.matrix_floats());
     }
+}
+
+// The chunks' parts in order. A unit is 16 keys of a head of a sample.
+void gradient_of_keys(const AttentionGradient& a, const Work& w) {
+    const Attention& op = a.of;
+    const int32_t pixels = op.others.pixels();
+    const int64_t a_head = op.key_groups();
+    const Range mine = units_of(w, int64_t(w.last - w.first) * op.heads * a_head);
+    for (int64_t unit = mine.first; unit < mine.last; ++unit) {
+        const int32_t image = w.first + int32_t(unit / a_head / op.heads), head = int32_t(unit / a_head % op.heads);
+        const int32_t first = int32_t(unit % a_head) * kLanes, count = pixels - first < kLanes ? pixels - first : kLanes;
+        uint16_t* out = reinterpret_cast<uint16_t*>(w.at(image, op.output));
+        const float* parts = reinterpret_cast<const float*>(head_of(a, w, image, head) + a.parts());
+        for (int32_t which = 0; which < 2; ++which, parts += a.matrix_floats())
+            for (int32_t c = 0; c < op.width; ++c) {
+                const float* at = parts + c / kTogether * a.block_floats()
+                                  + (unit % a_head * kTogether + c % kTogether) * kLanes;
+                F16 sum = load(at);
+                for (int32_t chunk = 1; chunk < a.chunks; ++chunk) sum = add(sum, load(at + chunk * 2 * a.matrix_floats()));
+                uint16_t values[kLanes];
+                store_bf16(values, sum);
+                const int32_t channel = (which == 0 ? op.keys : op.values) + head * op.width + c;
+                uint16_t* to = out + (int64_t(channel / kBlock) * pixels + first) * kBlock + channel % kBlock;
+                for (int32_t i = 0; i < count; ++i) to[i * kBlock] = values[i];
+            }
+        if (head == 0 && first == 0) clear_padding(out, op.output);
+    }
+}
+
+// Three passes: packed, then the gradient of the queries and what they add to the others, then that of keys and values.
+void attention_gradient(const AttentionGradient& a, int32_t pass, const Work& w) {
+    if (pass == 0) return pack_gradient(a, w);
+    pass == 1 ? gradient_of_queries(a, w) : gradient_of_keys(a, w);
 }
 
 }  // namespace

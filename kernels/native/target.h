@@ -166,36 +166,43 @@ struct NormGradient {
     DV_MERGED int64_t private_floats() const { return 8ll * padded(); }
 };
 
-// The gradient at [q | k | v] from the one at what attention made of it. A head's matrices lie packed one behind the other: by
-// channels (pixels are the outputs) q, k, v and the gradient; by pixels (channels are) q, k and the gradient.
+// The gradient at [q | k | v] from the one at what attention made of it. Queries are worked off in chunks, each of which adds its part
+// to the gradients of keys and values. Of a head there are packed matrices: keys and values by channels (their outputs are the pixels)
+// and keys by pixels (their outputs are the channels); behind them lie the chunks' parts.
 struct AttentionGradient {
     Attention of;                   // source, others: [q | k | v]; output: its gradient
     Map gradient;
+    int32_t chunk, chunks;          // queries of a chunk, a multiple of 128
+    int32_t together;               // rows of a product (Kernels::attention_queries)
 
-    enum Packed : int32_t { kQueriesPacked, kKeysPacked, kGradientPacked, kValuesPacked };
-    DV_MERGED int64_t values_bytes() const { return int64_t(of.groups()) * of.key_steps() * kStepBytes; }
-    DV_MERGED int64_t by_channels(int32_t which) const { return which * of.keys_bytes(); }
-    DV_MERGED int64_t by_pixels(int32_t which) const { return 4 * of.keys_bytes() + which * values_bytes(); }
-    // Of every query the largest score, one over the sum, and the weighted mean of the weights' gradients.
-    DV_MERGED int64_t lines() const { return 4 * of.keys_bytes() + 3 * values_bytes(); }
-    DV_MERGED int64_t padded_pixels() const { return int64_t(of.key_groups()) * kLanes; }
-    DV_MERGED int64_t head_bytes() const { return lines() + 3 * padded_pixels() * 4; }
+    DV_MERGED int64_t keys_by_pixels() const { return 2 * of.keys_bytes(); }
+    DV_MERGED int64_t parts() const { return keys_by_pixels() + int64_t(of.groups()) * of.key_steps() * kStepBytes; }
+    // A part: [keys, values][channels in blocks of `together`][groups of 16 pixels][together][16 pixels], floats.
+    DV_MERGED int32_t row_blocks() const { return (of.width + together - 1) / together; }
+    DV_MERGED int64_t block_floats() const { return int64_t(of.key_groups()) * together * kLanes; }
+    DV_MERGED int64_t matrix_floats() const { return row_blocks() * block_floats(); }
+    DV_MERGED int64_t head_bytes() const { return parts() + chunks * 2 * matrix_floats() * 4; }
 };
 
-// What a thread holds of it: two operands, their products with all pixels, weights and their gradients as operands, a result.
+// What a thread holds of it, in bytes: two operands, their products with all pixels, a third operand, its result; then 32 rows of weights
+// and of their gradients, both of a chunk packed, and a chunk's channels as an operand.
 struct GradientRoom {
-    int64_t first, second, scores, slopes, weights, weighted, result, bytes;
-    DV_MERGED GradientRoom(const AttentionGradient& a, int32_t together, int32_t pixel_bytes) {
-        const int64_t operand = int64_t(a.of.steps()) * together * pixel_bytes, all = a.padded_pixels() * together * 4;
-        const int64_t narrow = int64_t(a.of.key_steps()) * together * pixel_bytes;
+    int64_t first, second, scores, slopes, weighted, result, rows, packed, across, bytes;
+    int64_t rows_bytes, packed_bytes;  // of one of the two
+    DV_MERGED GradientRoom(const AttentionGradient& a, int32_t pixel_bytes) {
+        const int64_t operand = int64_t(a.of.steps()) * a.together * pixel_bytes, all = a.block_floats() * 4;
+        rows_bytes = int64_t(a.of.key_steps()) * kBlock * kBlock * 2;
+        packed_bytes = int64_t(a.of.key_groups()) * (a.chunk / kBlock) * kStepBytes;
         first = 0;
         second = first + operand;
         scores = second + operand;
         slopes = scores + all;
-        weights = slopes + all;
-        weighted = weights + narrow;
-        result = weighted + narrow;
-        bytes = result + int64_t(a.of.groups()) * kLanes * together * 4;
+        weighted = slopes + all;
+        result = weighted + int64_t(a.of.key_steps()) * a.together * pixel_bytes;
+        rows = result + int64_t(a.of.groups()) * kLanes * a.together * 4;
+        packed = rows + 2 * rows_bytes;
+        across = packed + 2 * packed_bytes;
+        bytes = across + int64_t(a.chunk / kBlock) * a.together * pixel_bytes;
     }
 };
 

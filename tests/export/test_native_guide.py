@@ -178,7 +178,7 @@ Change = Callable[[dict[str, Any]], None]
         ("norm_gradient", lambda op: op["norm"].update(groups=7), r"norm\.groups \(norm_gradient\)"),
         ("norm_gradient", lambda op: op["norm"].update(scale_row=2**20), r"norm\.scale_row \(norm_gradient\)"),
         ("norm_gradient", lambda op: op.update(residual="input"), r"residual \(norm_gradient\)"),
-        ("norm_gradient", lambda op: op["sources"].__setitem__(0, "middle_block.1.attention"), "found a map that attention writes"),
+        ("norm_gradient", lambda op: op["sources"].__setitem__(0, "middle_block.1.attention"), "map that attention writes"),
         ("attention_gradient", lambda op: op.update(heads=5), r"heads \(attention_gradient\)"),
         ("attention_gradient", lambda op: op["sources"].pop(), r"sources \(attention_gradient\)"),
         ("attention_gradient", lambda op: op.update(sources=["input", "input"]), r"sources \(attention_gradient\)"),
@@ -206,7 +206,7 @@ def multiply_adds(program: dict[str, Any]) -> tuple[int, int]:
             skipped = 0 if op["skip"] is None else sum(maps[name]["channels"] for name in op["skip"]["sources"])
             count = pixels * out["channels"] * (sum(channels) * taps + skipped)
         elif op["kind"].startswith("attention"):
-            count = pixels**2 * channels[0] // 3 * (7 if op["kind"] == "attention_gradient" else 2)
+            count = pixels**2 * channels[0] // 3 * (5 if op["kind"] == "attention_gradient" else 2)
         else:
             count = 0
         forward, back = (forward, back + count) if classified else (forward + count, back)
