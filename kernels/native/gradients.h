@@ -86,9 +86,11 @@ struct NormStripe {
             for (int64_t p = int64_t(first) * width; p < int64_t(last) * width; ++p) take(p, p);
             return;
         }
-        for (int32_t y = first; y < last; ++y)
-            for (int32_t x = 0; x < width; ++x)
-                take(int64_t(y) * width + x, int64_t(y / k) * op.gradient.width + x / k);
+        for (int32_t y = first; y < last; ++y) {
+            int64_t p = int64_t(y) * width, q = int64_t(y / k) * op.gradient.width;
+            for (int32_t u = 0; u < op.gradient.width; ++u, ++q)
+                for (int32_t i = 0; i < k; ++i, ++p) take(p, q);
+        }
     }
 };
 
