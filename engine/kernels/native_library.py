@@ -21,7 +21,7 @@ from engine.commands import reinstall
 from engine.kernels.errors import KernelError, KernelLoadError
 from engine.kernels.loader import LIBRARY, declare, open_library
 
-VERSION = 4  # DV_NATIVE_VERSION
+VERSION = 5  # DV_NATIVE_VERSION
 MAX_SOURCES = 4
 MAX_THREADS = 256
 NONE = -1
@@ -88,7 +88,7 @@ class Op(ctypes.Structure):
         *_ints("weights", "bias", "bias_row", "residual"), ("skip_sources", _Sources), *_ints("skip_weights"),
         *_ints("output_activation"),
         *_ints("int8", "zero_point"), ("inverse_scale", ctypes.c_float), *_ints("multiplier"),
-        *_ints("heads", "keys"), ("scale", ctypes.c_float),
+        *_ints("heads", "keys"), ("scale", ctypes.c_float), *_ints("labels", "places"),
     ]  # fmt: skip
 
 

@@ -25,13 +25,14 @@ from export.context import Watch
 from export.engines import BuildContext, BuiltEngine
 from export.families.base import Model
 from export.graphs.roles import Role
+from export.guides import Guide
 from export.models.graphs import ConditionedDenoiser, DecoderGraph, Denoiser, EncoderGraph, TimestepTable
 from export.models.latent.conditioners import ClassEmbedder, Rescaler, TokenEncoder
 from export.models.latent.graphs import Codebook, FirstStageDecoder, FirstStageEncoder, KeysValues
 from export.models.openai.graphs import LabelEmbedding, OpenAIDenoiser
-from export.native import latent, tokens
+from export.native import guide, latent, tokens
 from export.native.int8 import Choice, choose_layers, parse_budget
-from export.native.measure import BOUNDS, INT8_BOUND, error_on_states, measure_program
+from export.native.measure import BOUNDS, GUIDE_BOUND, GUIDE_SIZES, INT8_BOUND, error_on_states, measure_program
 from export.native.program import Assembled
 from export.native.scales import evaluate
 from export.native.trajectory import trajectory_states
@@ -54,6 +55,7 @@ LOWERINGS: dict[type[nn.Module], Callable[..., Assembled]] = {
     TokenEncoder: tokens.lower_encoder,
     KeysValues: tokens.lower_keys_values,
     Codebook: tokens.lower_codebook,
+    Guide: guide.lower_guide,
 }
 UNFIT: dict[type[nn.Module], Callable[[Role], str | None]] = {  # what of such a module cannot be lowered
     OpenAIDenoiser: latent.denoiser_unfit,
@@ -61,6 +63,7 @@ UNFIT: dict[type[nn.Module], Callable[[Role], str | None]] = {  # what of such a
     FirstStageDecoder: latent.decoder_unfit,
     Rescaler: tokens.rescaler_unfit,
     Codebook: tokens.codebook_unfit,
+    Guide: guide.guide_unfit,
 }
 
 
@@ -90,7 +93,8 @@ def build(context: BuildContext, precision: str, options: Mapping[str, Any]) -> 
         if found == "int8":
             engines.append(_int8(context, role, budget))
             continue
-        bound = model.step_bound if role is model.step else BOUNDS[found]
+        usual = GUIDE_BOUND if isinstance(role.module, Guide) else BOUNDS[found]
+        bound = model.step_bound if role is model.step else usual
         engines.append(_engine(context, role, found, lower(role), bound))
     return engines
 
@@ -106,7 +110,7 @@ def unfit_role(role: Role) -> str | None:
     if kind not in LOWERINGS:
         return (
             f"graph {role.name}: found a {kind.__name__}, expected a network that the native engine has operations for: "
-            "denoisers, first stages, VAEs, conditioners, codebooks and tables of timesteps"
+            "denoisers, first stages, VAEs, conditioners, codebooks, guides and tables of timesteps"
         )
     found = UNFIT[kind](role) if kind in UNFIT else None
     return None if found is None else f"graph {role.name}: found {found}: the native engine has no operations for it"
@@ -156,7 +160,8 @@ def _engine(
 ) -> BuiltEngine:
     """Measure a program and make its entry; `extra` belongs to its record."""
     started = time.perf_counter()
-    record = measure_program(role, assembled, precision, context.model.example, bound)
+    sizes = GUIDE_SIZES if isinstance(role.module, Guide) else {}
+    record = measure_program(role, assembled, precision, context.model.example, bound, sizes)
     record["check_seconds"] = round(time.perf_counter() - started, 2)
     stem = f"native.{precision}.{role.name}"
     files = {"program": f"{stem}.json", "weights": f"{stem}.safetensors"}

@@ -84,8 +84,8 @@ def lower_denoiser(role: Role, precision: str = "bf16", scales: Mapping[str, Sca
     program.port("row", "row", unet.row_width)
     outputs = [program.port(spec.name, "map", int(spec.shape[1]), height, width, output=True) for spec in role.outputs]
     given = None if context is None else program.input_tokens("tokens", context.name, unet.context_width, tokens)
-    keys = _offsets(unet.context_projections[::2], 2)  # of the keys, behind which lie as many values
-    lowering = _Denoiser(program, scales or {}, _offsets(unet.projections), keys, given)
+    keys = offsets_of(unet.context_projections[::2], 2)  # of the keys, behind which lie as many values
+    lowering = Blocks(program, scales or {}, offsets_of(unet.projections), keys, given)
     blocks = list(unet.input_blocks.named_children())
     (stem,) = blocks[0][1].children()
     assert isinstance(stem, nn.Conv2d)
@@ -102,7 +102,7 @@ def lower_denoiser(role: Role, precision: str = "bf16", scales: Mapping[str, Sca
     assert isinstance(conv, nn.Conv2d)
     for output, part in zip(outputs, _split(conv, len(outputs)), strict=True):  # an operation writes one port
         name = "out.2" if output == outputs[0] else f"out.2.{output}"
-        program.conv(name, part, [h], norm=_norm(norm), activation="silu", port=output)
+        program.conv(name, part, [h], norm=group_norm(norm), activation="silu", port=output)
     return program.finish()
 
 
@@ -119,7 +119,7 @@ def _split(conv: nn.Conv2d, parts: int) -> list[nn.Conv2d]:
     return made
 
 
-def _offsets(layers: Sequence[nn.Linear], times: int = 1) -> Iterator[int]:
+def offsets_of(layers: Sequence[nn.Linear], times: int = 1) -> Iterator[int]:
     """Where each layer's slice of what they all make begins, in the order in which they run; `times` their width each."""
     offset = 0
     for layer in layers:
@@ -128,9 +128,9 @@ def _offsets(layers: Sequence[nn.Linear], times: int = 1) -> Iterator[int]:
 
 
 @dataclass
-class _Denoiser:
-    """Lowers one block after the other; each residual block takes the next slice of the row, each cross-attention the next
-    of the tokens' keys and values."""
+class Blocks:
+    """Lowers the blocks of a network one after the other; each residual block takes the next slice of the row, each
+    cross-attention the next of the tokens' keys and values."""
 
     program: Assembler
     scales: Mapping[str, Scale]
@@ -159,13 +159,13 @@ class _Denoiser:
 
     def residual(self, name: str, block: ResBlock, sources: Sequence[Value], offset: int) -> Value:
         """norm, SiLU, resampling, conv (+ row), norm (scaled and shifted by the row), SiLU, conv, + skip."""
-        norm, first = _norm(block.in_layers[0]), block.in_layers[2]
+        norm, first = group_norm(block.in_layers[0]), block.in_layers[2]
         program, last = self.program, block.out_layers[3]
         assert isinstance(first, nn.Conv2d)
         named, bias_row = f"{name}.in_layers.2", None if block.scale_shift else offset
         if block.resample < 1:
             # Pooling reads a map: the activation becomes one through an identity, which rounds it and nothing else.
-            active = _identity(program, f"{name}.in_layers.1", sources, norm, "silu")
+            active = identity(program, f"{name}.in_layers.1", sources, norm, "silu")
             sources = [program.pool(f"{name}.x_upd", sources[0], 2)]
             h = program.conv(named, first, [program.pool(f"{name}.h_upd", active, 2)], bias_row=bias_row)
         else:
@@ -176,7 +176,7 @@ class _Denoiser:
             )  # fmt: skip
             sources = [program.upsample(f"{name}.x_upd", sources[0], 2)] if doubled else sources
         return _second(
-            program, f"{name}.out_layers.3", last, h, _norm(block.out_layers[0], offset if block.scale_shift else None),
+            program, f"{name}.out_layers.3", last, h, group_norm(block.out_layers[0], offset if block.scale_shift else None),
             sources, block.skip_connection, self.scales.get(f"{name}.out_layers.3"),
         )  # fmt: skip
 
@@ -293,7 +293,7 @@ def _stage_attention(program: Assembler, name: str, block: nn.Module, x: Value) 
 # ---- what both have --------------------------------------------------------------------------------
 
 
-def _norm(module: nn.Module, scale_row: int | None = None) -> Norm:
+def group_norm(module: nn.Module, scale_row: int | None = None) -> Norm:
     """A layer of an nn.Sequential, which forgets what it holds."""
     assert isinstance(module, nn.GroupNorm)
     return Norm(module, scale_row)
@@ -320,7 +320,7 @@ def _attended(
     return program.conv(f"{name}.proj_out", pointwise(out.weight, out.bias), [h], residual=x)
 
 
-def _identity(program: Assembler, name: str, sources: Sequence[Value], norm: Norm, activation: str) -> Value:
+def identity(program: Assembler, name: str, sources: Sequence[Value], norm: Norm, activation: str) -> Value:
     """A norm and an activation as a map."""
     channels = sum(source.channels for source in sources)
     return program.conv(name, pointwise(torch.eye(channels), None), sources, norm=norm, activation=activation)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
@@ -20,10 +22,19 @@ from export.native.trajectory import States
 # that was given a budget is held to that; this bound is for budget "all", above which images visibly change.
 BOUNDS = {"f32": 1e-5, "bf16": 0.03}
 INT8_BOUND = 0.1
+# A gradient has gone through twice the layers. An entropy is compared with a quarter nat, as one near 0 cannot be with
+# itself.
+GUIDE_BOUND, GUIDE_SIZES = 0.04, {"entropy": 0.25}
 
 
-def measure_program(role: Role, assembled: Assembled, precision: str, examples: Example, bound: float) -> dict[str, object]:
-    """What the manifest records: the error on random inputs of several batch sizes; ExportError above `bound`."""
+def measure_program(
+    role: Role, assembled: Assembled, precision: str, examples: Example, bound: float,
+    sizes: Mapping[str, float] | None = None,
+) -> dict[str, object]:  # fmt: skip
+    """What the manifest records: the error on random inputs of several batch sizes; ExportError above `bound`.
+
+    sizes: {output: what an element of it is compared with in place of the output itself}.
+    """
     errors = []
     graph = open_assembled(role, assembled, precision)
     with graph:
@@ -32,7 +43,9 @@ def measure_program(role: Role, assembled: Assembled, precision: str, examples: 
             exact = role(inputs)
             for output in role.outputs:
                 low, got = _origin(output), np.asarray(found[output.name], np.float64)
-                errors.append(relative_error(got - low, exact[output.name].numpy() - low))
+                wanted = exact[output.name].numpy() - low
+                size = (sizes or {}).get(output.name)
+                errors.append(relative_error(got - low, wanted) if size is None else _deviation(got - low, wanted) / size)
         isa = graph.isa
     worst = float(np.max(errors))  # NaN is the largest of all
     if not worst <= bound:
@@ -48,6 +61,11 @@ def measure_program(role: Role, assembled: Assembled, precision: str, examples: 
         "batches": list(batches_of(role)),
         "instruction_set": isa,
     }
+
+
+def _deviation(found: np.ndarray, exact: np.ndarray) -> float:
+    """The root of the mean square of what an element is off."""
+    return float(np.sqrt(np.mean(np.square(found - exact))))
 
 
 def _origin(output: TensorSpec) -> float:

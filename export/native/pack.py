@@ -18,6 +18,8 @@ F32 = NDArray[np.float32]
 
 # [phase, tap, row]: the rows (or columns) of a 3 x 3 that fall on each tap of the 2 x 2 that a phase of a doubled map sees.
 _FOLD = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float64)
+# The same of a map with zeros between its rows and columns: the gradient of a convolution of stride 2.
+_FOLD_STUFFED = np.array([[[0, 0, 0], [0, 1, 0]], [[1, 0, 0], [0, 0, 1]]], np.float64)
 
 
 def pad_to(count: int, multiple: int) -> int:
@@ -58,9 +60,11 @@ def _blocked(weight: NDArray[np.generic], sources: Sequence[int], outputs: int, 
     return dense
 
 
-def fold_doubling(weight: F32) -> list[F32]:
-    """A 3 x 3 weight behind nearest doubling as four 2 x 2: phase 2 py + px -> [out, channels, 4 taps]."""
-    folded = np.einsum("pdk,qel,ockl->pqocde", _FOLD, _FOLD, weight.astype(np.float64)).astype(np.float32)
+def fold_doubling(weight: F32, stuffed: bool = False) -> list[F32]:
+    """A 3 x 3 weight behind nearest doubling as four 2 x 2: phase 2 py + px -> [out, channels, 4 taps]; `stuffed`: behind
+    doubling by zeros, each value at the even rows and columns."""
+    fold = _FOLD_STUFFED if stuffed else _FOLD
+    folded = np.einsum("pdk,qel,ockl->pqocde", fold, fold, weight.astype(np.float64)).astype(np.float32)
     return [folded[py, px].reshape(*weight.shape[:2], 4) for py in (0, 1) for px in (0, 1)]
 
 

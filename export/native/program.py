@@ -24,6 +24,7 @@ from export.native.scales import WEIGHT_LEVELS, Scale, weight_scales
 
 F32 = NDArray[np.float32]
 MAX_ATTENTION_PIXELS, MAX_SIDE = 1 << 14, 1024  # kMostAttended and kMostSide of kernels/native/operation_check.h
+MAX_GRADIENT_PIXELS = 1 << 12  # kMostGradientPixels of kernels/native/gradient_check.cpp
 MAX_CODE_CHANNELS = 64  # kMostCodeChannels of kernels/native/target.h
 
 _DTYPES = {np.dtype(np.float32): "F32", np.dtype(np.uint16): "BF16", np.dtype(np.int8): "I8"}
@@ -58,6 +59,26 @@ class Skip:
 
 
 @dataclass(frozen=True)
+class Step:
+    """A convolution, an attention or a pool as it was asked for: what a gradient goes back through."""
+
+    kind: str
+    name: str
+    sources: tuple[Value, ...]
+    output: Value
+    module: nn.Conv2d | None = None
+    norm: Norm | None = None
+    activation: str = "identity"
+    residual: Value | None = None
+    skip: Skip | None = None
+    patches: bool = False
+    doubled: bool = False
+    heads: int = 0
+    scale: float = 0.0
+    factor: int = 1
+
+
+@dataclass(frozen=True)
 class Assembled:
     """The two files of an engine."""
 
@@ -75,6 +96,7 @@ class Assembler:
     tensors: list[dict[str, Any]] = field(default_factory=list)
     ops: list[dict[str, Any]] = field(default_factory=list)
     blobs: dict[str, NDArray[Any]] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
 
     # ---- what goes in and out --------------------------------------------------------------------
 
@@ -132,6 +154,7 @@ class Assembler:
         bias_row: int | None = None,
         int8: Scale | None = None,
         doubled: bool = False,
+        stuffed: bool = False,
         far_padding: bool = False,
         port: str | None = None,
         output_activation: str = "identity",
@@ -139,22 +162,22 @@ class Assembler:
     ) -> Value:
         """norm -> activation -> convolution + bias + row + skip + residual, to a new tensor or to an output port.
 
-        doubled: nearest doubling in front.  far_padding: the module pads nothing itself, its input is padded right and
-        bottom.  patches: the source holds 3 x 3 patches already.
+        doubled: nearest doubling in front.  stuffed: doubling by zeros in front.  far_padding: the module pads nothing
+        itself, its input is padded right and bottom.  patches: the source holds 3 x 3 patches already.
         """
-        kernel, stride = self._check_conv(name, module, sources, doubled=doubled, far_padding=far_padding)
+        kernel, stride = self._check_conv(name, module, sources, doubled=doubled or stuffed, far_padding=far_padding)
         source = sources[0]
-        factor = 2 if doubled else 1
+        factor = 2 if doubled or stuffed else 1
         height, width = factor * source.height // stride, factor * source.width // stride
         outputs = module.out_channels
         padded = pack.pad_to(outputs, pack.OUTPUTS if port else pack.BLOCK)
-        weight = _numpy(name, module.weight)
-        bias = np.zeros(outputs, np.float32) if module.bias is None else _numpy(name, module.bias)
+        weight = numpy_of(name, module.weight)
+        bias = np.zeros(outputs, np.float32) if module.bias is None else numpy_of(name, module.bias)
         if skip is not None and skip.bias is not None:
-            bias = bias + _numpy(name, skip.bias)
+            bias = bias + numpy_of(name, skip.bias)
         flat = weight.reshape(outputs, -1, 1) if patches else weight.reshape(outputs, weight.shape[1], -1)
         channels = [value.channels // (2 if activation == "geglu" else 1) for value in sources]
-        phases = pack.fold_doubling(weight) if doubled else [flat]
+        phases = pack.fold_doubling(weight, stuffed) if factor == 2 else [flat]
         quantised = None if int8 is None else self._quantised(name, flat, channels, padded, int8, bias)
         if quantised is None:
             packed = np.stack([pack.pack_bf16(phase, channels, padded) for phase in phases])
@@ -163,12 +186,16 @@ class Assembler:
         pad = 0 if patches or far_padding else kernel // 2
         self._op(
             "conv", name, sources=[value.name for value in sources], output=None if port else name, output_port=port,
-            kernel=1 if patches else kernel, stride=stride, pad_top=pad, pad_left=pad, upsample=doubled,
+            kernel=1 if patches else kernel, stride=stride, pad_top=pad, pad_left=pad, upsample=factor == 2,
             norm=self._norm(name, norm), activation=activation, weights=f"{name}.weights", bias=f"{name}.bias",
             bias_row=bias_row, residual=residual.name if residual else None, skip=self._skip(name, skip, padded),
             output_activation=output_activation, int8=quantised,
         )  # fmt: skip
-        return Value(name, outputs, height, width) if port else self.tensor(name, outputs, height, width)
+        value = Value(name, outputs, height, width) if port else self.tensor(name, outputs, height, width)
+        self.steps.append(
+            Step("conv", name, tuple(sources), value, module, norm, activation, residual, skip, patches, factor == 2)
+        )
+        return value
 
     def attention(self, name: str, sources: Sequence[Value], heads: int, scale: float, keys: int = 0) -> Value:
         """softmax(scale q k^T) v over the pixels of [q | k | v], or of q and another map: its channels from `keys` on are k,
@@ -182,6 +209,7 @@ class Assembler:
             "attention", name, sources=[source.name for source in sources], output=name, heads=heads, keys=keys,
             scale=float(np.float32(scale)),
         )  # fmt: skip
+        self.steps.append(Step("attention", name, tuple(sources), value, heads=heads, scale=scale))
         return value
 
     def pool(self, name: str, source: Value, factor: int) -> Value:
@@ -193,6 +221,7 @@ class Assembler:
             )
         value = self.tensor(name, source.channels, source.height // factor, source.width // factor)
         self._op("pool", name, source=source.name, output=name, factor=factor)
+        self.steps.append(Step("pool", name, (source,), value, factor=factor))
         return value
 
     def upsample(self, name: str, source: Value, factor: int) -> Value:
@@ -212,14 +241,14 @@ class Assembler:
         height, width, channels = size[0] // side, size[1] // side, table.shape[1]
         self._op(
             "embed", name, source=ids, output=None if port else name, output_port=port, factor=table.shape[0], stride=side,
-            weights=self._blob(f"{name}.weights", _numpy(name, table)),
-            places=None if places is None else self._blob(f"{name}.places", _numpy(name, places)),
+            weights=self._blob(f"{name}.weights", numpy_of(name, table)),
+            places=None if places is None else self._blob(f"{name}.places", numpy_of(name, places)),
         )  # fmt: skip
         return Value(name, channels, height, width) if port else self.tensor(name, channels, height, width)
 
     def nearest(self, name: str, source: str, codes: torch.Tensor, scale: float, port: str) -> None:
         """scale times the code [entries, C] that is nearest to a port's values over scale, at every pixel, to a port."""
-        values = _numpy(name, codes)
+        values = numpy_of(name, codes)
         halves = np.full(pack.pad_to(len(values), pack.OUTPUTS), np.inf, np.float32)
         halves[: len(values)] = np.square(values).sum(axis=1) / 2
         self._op(
@@ -232,7 +261,7 @@ class Assembler:
     def lookup(self, name: str, port: str, table: torch.Tensor) -> Value:
         """Rows of a stored table by the timesteps."""
         value = self.tensor(name, table.shape[1], rows="steps")
-        self._blob(f"{name}.weights", _numpy(name, table))
+        self._blob(f"{name}.weights", numpy_of(name, table))
         self._op("lookup", name, source=port, output=name, factor=table.shape[0], weights=f"{name}.weights")
         return value
 
@@ -248,8 +277,8 @@ class Assembler:
     ) -> Value:
         """A matrix over rows, behind a SiLU where asked for."""
         outputs = weight.shape[0]
-        self._blob(f"{name}.weights", pack.pack_linear(_numpy(name, weight)))
-        self._blob(f"{name}.bias", pack.padded(_numpy(name, bias), pack.pad_to(outputs, pack.OUTPUTS)))
+        self._blob(f"{name}.weights", pack.pack_linear(numpy_of(name, weight)))
+        self._blob(f"{name}.bias", pack.padded(numpy_of(name, bias), pack.pad_to(outputs, pack.OUTPUTS)))
         self._op(
             "linear", name, source=source.name, output=None if port else name, output_port=port,
             activation="silu" if silu else "identity", weights=f"{name}.weights", bias=f"{name}.bias",
@@ -301,15 +330,15 @@ class Assembler:
             "groups": groups,
             "layer": groups == 0,
             "epsilon": norm.module.eps,
-            "weight": self._blob(f"{name}.norm_weight", _numpy(name, norm.module.weight)),
-            "bias": self._blob(f"{name}.norm_bias", _numpy(name, norm.module.bias)),
+            "weight": self._blob(f"{name}.norm_weight", numpy_of(name, norm.module.weight)),
+            "bias": self._blob(f"{name}.norm_bias", numpy_of(name, norm.module.bias)),
             "scale_row": norm.scale_row,
         }
 
     def _skip(self, name: str, skip: Skip | None, padded: int) -> dict[str, Any] | None:
         if skip is None:
             return None
-        weight = _numpy(name, skip.weight)
+        weight = numpy_of(name, skip.weight)
         packed = pack.pack_bf16(
             weight.reshape(*weight.shape[:2], 1), [value.channels for value in skip.sources], padded
         )
@@ -351,7 +380,7 @@ class Assembler:
         return int(kernel[0]), int(stride[0])
 
 
-def _numpy(name: str, tensor: torch.Tensor) -> NDArray[np.float32]:
+def numpy_of(name: str, tensor: torch.Tensor) -> NDArray[np.float32]:
     """A weight as float32; a model with NaN or infinity in it is refused before it can run."""
     values: NDArray[np.float32] = tensor.detach().float().numpy()
     if not np.isfinite(values).all():

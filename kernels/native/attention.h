@@ -67,25 +67,22 @@ DV_INLINE void pack_values(const uint16_t* rows, uint8_t* to) {
     }
 }
 
-// 32 keys and their values of one head, into its packed matrices at `head`.
-inline void pack_some(const Attention& op, const uint16_t* map, int32_t channel, int32_t which, uint8_t* head) {
+// 32 pixels' channels from `channel` on, as many as a head has, into packed matrices: one over channels, whose outputs are the pixels,
+// and one over pixels, whose outputs are the channels. Either may be null.
+inline void pack_some(const Attention& op, const uint16_t* map, int32_t channel, int32_t which, uint8_t* by_channels,
+                      uint8_t* by_pixels) {
     alignas(64) uint16_t rows[kBlock * kBlock];
     const int32_t pixels = op.others.pixels(), first = which * kBlock;
     const int32_t count = pixels - first < kBlock ? pixels - first : kBlock;
-    const auto gather = [&](int32_t from, int32_t step) {
-        const int32_t left = op.width - step * kBlock, channels = left < kBlock ? left : kBlock;
-        for (int32_t p = 0; p < count; ++p)
-            copy_channels(map, pixels, first + p, from + channel + step * kBlock, channels, rows + p * kBlock);
-        __builtin_memset(rows + count * kBlock, 0, size_t(2 * kBlock * (kBlock - count)));
-    };
     for (int32_t s = 0; s < op.steps(); ++s) {
-        gather(op.keys, s);
-        for (int32_t half = 0; half < 2 && 2 * which + half < op.key_groups(); ++half)
-            pack_keys(rows + half * kLanes * kBlock, head + (int64_t(2 * which + half) * op.steps() + s) * kStepBytes);
-        gather(op.values, s);
-        for (int32_t half = 0; half < 2 && 2 * s + half < op.groups(); ++half)
-            pack_values(rows + half * kLanes,
-                        head + op.keys_bytes() + (int64_t(2 * s + half) * op.key_steps() + which) * kStepBytes);
+        const int32_t left = op.width - s * kBlock, channels = left < kBlock ? left : kBlock;
+        for (int32_t p = 0; p < count; ++p)
+            copy_channels(map, pixels, first + p, channel + s * kBlock, channels, rows + p * kBlock);
+        __builtin_memset(rows + count * kBlock, 0, size_t(2 * kBlock * (kBlock - count)));
+        for (int32_t half = 0; by_channels && half < 2 && 2 * which + half < op.key_groups(); ++half)
+            pack_keys(rows + half * kLanes * kBlock, by_channels + (int64_t(2 * which + half) * op.steps() + s) * kStepBytes);
+        for (int32_t half = 0; by_pixels && half < 2 && 2 * s + half < op.groups(); ++half)
+            pack_values(rows + half * kLanes, by_pixels + (int64_t(2 * s + half) * op.key_steps() + which) * kStepBytes);
     }
 }
 
@@ -96,9 +93,49 @@ void pack(const Attention& op, const Work& w) {
     for (int64_t unit = mine.first; unit < mine.last; ++unit) {
         const int32_t image = w.first + int32_t(unit / a_head / op.heads), head = int32_t(unit / a_head % op.heads);
         const uint16_t* map = reinterpret_cast<const uint16_t*>(w.at(image, op.others));
-        pack_some(op, map, head * op.width, int32_t(unit % a_head),
-                  w.scratch + (image - w.first) * w.scratch_stride + head * op.head_bytes());
+        uint8_t* to = w.scratch + (image - w.first) * w.scratch_stride + head * op.head_bytes();
+        const int32_t channel = head * op.width, which = int32_t(unit % a_head);
+        pack_some(op, map, op.keys + channel, which, to, nullptr);
+        pack_some(op, map, op.values + channel, which, nullptr, to + op.keys_bytes());
     }
+}
+
+// 16 values of a row as the products take them.
+DV_INLINE void put_operand(uint8_t* to, int32_t lane, F16 v) {
+#if defined(__AVX512BF16__)
+    store_bf16(reinterpret_cast<uint16_t*>(to) + lane, v);
+#else
+    store(reinterpret_cast<float*>(to) + lane, v);
+#endif
+}
+
+// `count` pixels' channels of one head as an operand of `rows` rows, zeros behind the last: [K steps][kTogether][32 channels].
+inline void read_rows(const Attention& op, const Map& map, const uint16_t* values, int32_t channel, int32_t first, int32_t count,
+                      int32_t rows, uint8_t* operand) {
+    for (int32_t s = 0; s < op.steps(); ++s) {
+        const int32_t left = op.width - s * kBlock, channels = left < kBlock ? left : kBlock;
+        for (int32_t r = 0; r < rows; ++r) {
+            uint16_t some[kBlock] = {};
+            if (r < count) copy_channels(values, map.pixels(), first + r, channel + s * kBlock, channels, some);
+            uint8_t* to = operand + (int64_t(s) * kTogether + r) * kPixelBytesBf16;
+            for (int32_t lane = 0; lane < kBlock; lane += kLanes) put_operand(to, lane, load_bf16(some + lane));
+        }
+    }
+}
+
+// 16 channels of pixel p, of which `left` are to be written.
+DV_INLINE void write_channels(uint16_t* map, int64_t pixels, int32_t p, int32_t channel, int32_t left, F16 v) {
+    const auto at = [&](int32_t c) { return map + (c / kBlock * pixels + p) * kBlock + c % kBlock; };
+    if (channel % kBlock <= kBlock - kLanes && left >= kLanes) return store_bf16(at(channel), v);
+    uint16_t rounded[kLanes];
+    store_bf16(rounded, v);
+    for (int32_t i = 0; i < kLanes && i < left; ++i) *at(channel + i) = rounded[i];
+}
+
+// The channels behind the last real one are zero.
+inline void clear_padding(uint16_t* map, const Map& of) {
+    for (int32_t c = of.channels; c < of.blocks * kBlock; ++c)
+        for (int32_t p = 0; p < of.pixels(); ++p) map[(int64_t(c / kBlock) * of.pixels() + p) * kBlock + c % kBlock] = 0;
 }
 
 // Queries of one head that are worked on together: their operands, and what the softmax has seen so far.
@@ -118,26 +155,9 @@ struct Queries {
         part = reinterpret_cast<float*>(at + r.part), result = reinterpret_cast<float*>(at + r.result);
     }
 
-    // 16 values of a row as the products take them.
-    DV_INLINE static void put(uint8_t* to, int32_t lane, F16 v) {
-#if defined(__AVX512BF16__)
-        store_bf16(reinterpret_cast<uint16_t*>(to) + lane, v);
-#else
-        store(reinterpret_cast<float*>(to) + lane, v);
-#endif
-    }
-
     void read(const uint16_t* map, int32_t channel, int32_t first, int32_t count) {
         rows = (count + kRowTile - 1) / kRowTile * kRowTile;
-        for (int32_t s = 0; s < op.steps(); ++s) {
-            const int32_t left = op.width - s * kBlock, channels = left < kBlock ? left : kBlock;
-            for (int32_t r = 0; r < rows; ++r) {
-                uint16_t some[kBlock] = {};
-                if (r < count) copy_channels(map, op.source.pixels(), first + r, channel + s * kBlock, channels, some);
-                uint8_t* to = operand + (int64_t(s) * kTogether + r) * kPixelBytesBf16;
-                for (int32_t lane = 0; lane < kBlock; lane += kLanes) put(to, lane, load_bf16(some + lane));
-            }
-        }
+        read_rows(op, op.source, map, channel, first, count, rows, operand);
     }
 
     // Scores of row r with `groups` n-blocks of keys, `keys` of them real -> exp(scale (score - most)). Keys that are not real
@@ -156,7 +176,7 @@ struct Queries {
         for (int32_t g = 0; g < (groups + 1) / 2 * 2; ++g) {
             const F16 p = g < groups ? softmax_weight(fma(load(at(g)), scale, reach)) : zero();
             sum = add(sum, p);
-            put(weights + (int64_t(g / 2) * kTogether + r) * kPixelBytesBf16, g % 2 * kLanes, p);
+            put_operand(weights + (int64_t(g / 2) * kTogether + r) * kPixelBytesBf16, g % 2 * kLanes, p);
         }
         store(sums + r * kLanes, sum);
     }
@@ -184,15 +204,7 @@ struct Queries {
             const F16 inverse = broadcast(1.0f / sum_of(load(sums + r * kLanes)));
             for (int32_t g = 0; g < op.groups(); ++g) {
                 const F16 v = mul(load(result + (int64_t(g) * kTogether + r) * kLanes), inverse);
-                const int32_t c = channel + g * kLanes, left = op.width - g * kLanes;
-                const auto at = [&](int32_t to) { return map + (to / kBlock * pixels + first + r) * kBlock + to % kBlock; };
-                if (c % kBlock <= kBlock - kLanes && left >= kLanes) {
-                    store_bf16(at(c), v);
-                    continue;
-                }
-                uint16_t rounded[kLanes];
-                store_bf16(rounded, v);
-                for (int32_t i = 0; i < kLanes && i < left; ++i) *at(c + i) = rounded[i];
+                write_channels(map, pixels, first + r, channel + g * kLanes, op.width - g * kLanes, v);
             }
         }
     }
@@ -217,9 +229,7 @@ void attention(const Attention& op, const Work& w) {
         for (int32_t key = 0; key < op.others.pixels(); key += kKeys) some.take(packed, key);
         some.write(out, head * op.width, first, queries);
         unit += count;
-        if (head != 0 || from != 0) continue;
-        for (int32_t c = op.output.channels; c < op.output.blocks * kBlock; ++c)  // padding stays zero
-            for (int32_t p = 0; p < pixels; ++p) out[(int64_t(c / kBlock) * pixels + p) * kBlock + c % kBlock] = 0;
+        if (head == 0 && from == 0) clear_padding(out, op.output);
     }
 }
 

@@ -65,17 +65,26 @@ int64_t rows_of(int32_t kind, const dv_native_call& call) {
     return kind == DV_NATIVE_ROWS_BATCH ? call.batch : call.steps * call.batch;
 }
 
-bool prepares(const Operation& op) {
+// How often all of an operation's samples are gone through; what a pass reads, the passes before it have finished.
+int32_t passes(const Operation& op) {
     const Conv& c = op.conv;
-    return op.kind == DV_NATIVE_ATTENTION
-           || (op.kind == DV_NATIVE_CONV && (!c.main.in_place || (c.skip.count > 0 && !c.skip.in_place)));
+    switch (op.kind) {
+    case DV_NATIVE_CONV: return !c.main.in_place || (c.skip.count > 0 && !c.skip.in_place) ? 2 : 1;
+    case DV_NATIVE_ATTENTION:
+    case DV_NATIVE_NORM_GRADIENT: return 2;
+    case DV_NATIVE_ATTENTION_GRADIENT: return 3;
+    default: return 1;
+    }
 }
 
-void run_part(const Kernels& k, const Operation& op, bool prepares, const Work& w) {
+void run_part(const Kernels& k, const Operation& op, int32_t pass, const Work& w) {
     switch (op.kind) {
     case DV_NATIVE_INPUT: return k.input(op.input, w);
-    case DV_NATIVE_CONV: return prepares ? k.prepare(op.conv, w) : k.product(op.conv, w);
-    case DV_NATIVE_ATTENTION: return prepares ? k.pack(op.attention, w) : k.attention(op.attention, w);
+    case DV_NATIVE_CONV: return pass + 1 < passes(op) ? k.prepare(op.conv, w) : k.product(op.conv, w);
+    case DV_NATIVE_ATTENTION: return pass == 0 ? k.pack(op.attention, w) : k.attention(op.attention, w);
+    case DV_NATIVE_NORM_GRADIENT: return k.norm_gradient(op.norm_gradient, pass, w);
+    case DV_NATIVE_ATTENTION_GRADIENT: return k.attention_gradient(op.attention_gradient, pass, w);
+    case DV_NATIVE_CLASSIFY: return k.classify(op.classify, w);
     case DV_NATIVE_POOL: return k.pool(op.resize, w);
     case DV_NATIVE_UPSAMPLE: return k.upsample(op.resize, w);
     case DV_NATIVE_EMBED: return k.embed(op.embed, w);
@@ -111,10 +120,10 @@ void Interpreter::check(const dv_native_call& call) const {
     expect(row ? call.row_count == 1 || call.row_count == call.batch : call.row_count == 0, "row_count",
            row ? "1 or the batch" : "0", call.row_count);
     expect(steps ? call.steps >= 1 && call.steps <= INT32_MAX : call.steps == 0, "steps", steps ? "1 or more" : "0", call.steps);
-    for (const int32_t embed : p.embeds) {
-        const dv_native_op& op = p.ops[size_t(embed)];
-        const dv_native_port& port = p.port(op.sources[0]);
-        const int64_t* ids = static_cast<const int64_t*>(call.ports[op.sources[0]]);
+    for (const LookedUp& looked_up : p.looked_up) {
+        const dv_native_op& op = p.ops[size_t(looked_up.op)];
+        const dv_native_port& port = p.port(looked_up.port);
+        const int64_t* ids = static_cast<const int64_t*>(call.ports[looked_up.port]);
         const int64_t* end = ids + call.batch * port.height * port.width;
         const int64_t* wrong = std::find_if(ids, end, [&](int64_t id) { return id < 0 || id >= op.factor; });
         demand(wrong == end, [&] {
@@ -178,7 +187,7 @@ public:
         if (!i_.profiling_) return;
         const Stage& s = i_.stages_[size_t(stage)];
         const double now = now_us();
-        (s.prepares ? i_.timings_[s.operation].prepare_us : i_.timings_[s.operation].product_us) += now - begin_;
+        (s.last ? i_.timings_[s.operation].product_us : i_.timings_[s.operation].prepare_us) += now - begin_;
         begin_ = now;
     }
 
@@ -194,8 +203,8 @@ public:
         w.parts = i_.threads();
         w.piece = piece.piece;
         w.pieces = piece.pieces;
-        if (!s.prepares && op.kind == DV_NATIVE_CONV && piece.piece + 1 == piece.pieces) w.upcoming = i_.upcoming(s.operation, w);
-        run_part(*i_.layout_->kernels, op, s.prepares, w);
+        if (s.last && op.kind == DV_NATIVE_CONV && piece.piece + 1 == piece.pieces) w.upcoming = i_.upcoming(s.operation, w);
+        run_part(*i_.layout_->kernels, op, s.pass, w);
     }
 
 private:
@@ -249,21 +258,25 @@ void Interpreter::plan(int32_t samples) {
         const Operation& op = layout_->operations[i];
         const int32_t moving = pieces_of(op.activation_bytes / 2.0 * samples, kPieceValues, threads());
         const int32_t computing = pieces_of(op.flop * samples, piece_flop(*layout_->kernels), threads());
-        if (prepares(op)) stages_.push_back({i, true, moving});
-        stages_.push_back({i, false, op.flop > 0.0 ? computing : moving});
+        const int32_t count = passes(op);
+        for (int32_t pass = 0; pass < count; ++pass) {
+            // The first of several moves values to where they are multiplied.
+            const bool multiplies = op.flop > 0.0 && (pass > 0 || count == 1);
+            stages_.push_back({i, pass, pass + 1 == count, multiplies ? computing : moving});
+        }
     }
 }
 
 void Interpreter::run_operations(Work w, bool clocked) {
     for (size_t i = 0; i < layout_->operations.size(); ++i) {
         const Operation& op = layout_->operations[i];
-        if (op.kind == DV_NATIVE_CONV || op.kind == DV_NATIVE_ATTENTION) {
+        if (op.kind == DV_NATIVE_CONV || passes(op) > 1) {
             run_in_groups(i, w, clocked);
             continue;
         }
         const double begin = clocked ? now_us() : 0.0;
         *w.held = -1;
-        run_part(*layout_->kernels, op, false, w);
+        run_part(*layout_->kernels, op, 0, w);
         if (clocked) timings_[i].product_us += now_us() - begin;
     }
 }
@@ -271,22 +284,20 @@ void Interpreter::run_operations(Work w, bool clocked) {
 // As many samples at a time as have their operands in L2 together.
 void Interpreter::run_in_groups(size_t index, Work w, bool clocked) {
     const Operation& op = layout_->operations[index];
-    const int32_t last = w.last, samples = w.last - w.first;
+    const int32_t last = w.last, samples = w.last - w.first, count = passes(op);
     const int64_t fit = group_bytes(*layout_->kernels) / op.scratch_bytes;
-    const int32_t group = !prepares(op) ? samples : int32_t(std::max<int64_t>(1, std::min<int64_t>(fit, samples)));
+    const int32_t group = count == 1 ? samples : int32_t(std::max<int64_t>(1, std::min<int64_t>(fit, samples)));
     w.scratch_stride = op.scratch_bytes;
     w.upcoming = upcoming(index, w);
     for (; w.first < last; w.first = w.last) {
         w.last = std::min(last, w.first + group);
-        const double begin = clocked ? now_us() : 0.0;
-        *w.held = -1;
-        if (prepares(op)) run_part(*layout_->kernels, op, true, w);
-        const double prepared = clocked ? now_us() : 0.0;
-        *w.held = -1;
-        run_part(*layout_->kernels, op, false, w);
-        if (!clocked) continue;
-        timings_[index].prepare_us += prepared - begin;
-        timings_[index].product_us += now_us() - prepared;
+        for (int32_t pass = 0; pass < count; ++pass) {
+            const double begin = clocked ? now_us() : 0.0;
+            *w.held = -1;
+            run_part(*layout_->kernels, op, pass, w);
+            if (!clocked) continue;
+            (pass + 1 < count ? timings_[index].prepare_us : timings_[index].product_us) += now_us() - begin;
+        }
     }
 }
 

@@ -36,10 +36,11 @@ public:
     int64_t bytes() const { return memory_.bytes(); }
 
 private:
-    // One operation, or one half of one that prepares its operands; `pieces` of each thread's share.
+    // One pass of an operation, its last or one that prepares that; `pieces` of each thread's share.
     struct Stage {
         size_t operation;
-        bool prepares;
+        int32_t pass;
+        bool last;
         int32_t pieces;
     };
     // What a thread's private floats hold, and of which stage.

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "gradient_layout.h"
+
 namespace diffusevae {
 namespace native {
 namespace {
@@ -68,9 +70,10 @@ private:
     void each_source(const dv_native_op& op, const Use& use) const {
         if (dv_native_reads_ports(op.kind)) return;
         for (int32_t i = 0; i < count_of(op.sources); ++i) use(op.sources[i]);
+        const bool adds = op.kind == DV_NATIVE_CONV || op.kind == DV_NATIVE_NORM_GRADIENT;
+        if (adds && op.residual != DV_NATIVE_NONE) use(op.residual);
         if (op.kind != DV_NATIVE_CONV) return;
         for (int32_t i = 0; i < count_of(op.skip_sources); ++i) use(op.skip_sources[i]);
-        if (op.residual != DV_NATIVE_NONE) use(op.residual);
     }
 
     void find_lifetimes() {
@@ -82,6 +85,7 @@ private:
             each_source(ops[i], [&](int32_t t) { last_use_[size_t(t)] = i; });
             if (ops[i].kind == DV_NATIVE_CONV && ops[i].norm_groups > 0)
                 for (int32_t s = 0; s < count_of(ops[i].sources); ++s) needs_sums_[size_t(ops[i].sources[s])] = 1;
+            if (ops[i].kind == DV_NATIVE_NORM_GRADIENT) needs_sums_[size_t(ops[i].sources[0])] = 1;
         }
     }
 
@@ -134,6 +138,9 @@ private:
             break;
         case DV_NATIVE_EMBED: embed(op, to); break;
         case DV_NATIVE_NEAREST: nearest(op, to); break;
+        case DV_NATIVE_NORM_GRADIENT:
+        case DV_NATIVE_ATTENTION_GRADIENT:
+        case DV_NATIVE_CLASSIFY: private_floats(place_gradient(program(), op, maps_, *layout_->kernels, to)); break;
         default: rows(op, to);
         }
         layout_->scratch_bytes = std::max(layout_->scratch_bytes, to.scratch_bytes);

@@ -30,6 +30,9 @@ struct Operation {
     Resize resize;
     Embed embed;
     Nearest nearest;
+    NormGradient norm_gradient;
+    AttentionGradient attention_gradient;
+    Classify classify;
     RowsOp rows;
     int64_t scratch_bytes;          // a sample
     double flop, activation_bytes;  // a sample

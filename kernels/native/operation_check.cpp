@@ -1,40 +1,18 @@
 // One function a kind: numbers, shapes, dtypes and sizes of weights, and who wrote what is read.
-#include "operation_check.h"
-
-#include <algorithm>
-#include <cstdio>
-#include <initializer_list>
+#include "operation_words.h"
 
 namespace diffusevae {
 namespace native {
 namespace {
 
-const char* const kKinds[] = {"?",      "input",  "conv", "attention", "pool",   "upsample",
-                              "lookup", "linear", "add",  "embed",     "nearest"};
-const char* const kDtypes[] = {"?", "F32", "BF16", "I8"};
-const char* const kActivations[] = {"identity", "silu", "gelu", "sigmoid", "signed_sigmoid", "geglu"};
-
-std::string text(int64_t value) { return std::to_string(value); }
-
-std::string number(float value) {
-    char shown[32];
-    std::snprintf(shown, sizeof shown, "%g", double(value));
-    return shown;
-}
-
-std::string size_of(int64_t channels, int64_t height, int64_t width) {
-    return text(channels) + " x " + text(height) + " x " + text(width);
-}
-
-class OperationCheck {
+class OperationCheck : private OperationWords {
 public:
-    OperationCheck(Program& program, int32_t index, std::vector<char>& port_written)
-        : p_(program), op_(program.ops[size_t(index)]), index_(index), port_written_(port_written) {}
+    using OperationWords::OperationWords;
 
     void run() {
-        in_range(op_.kind, DV_NATIVE_INPUT, DV_NATIVE_NEAREST, name("kind"));
+        in_range(op_.kind, DV_NATIVE_INPUT, DV_NATIVE_CLASSIFY, name("kind"));
         if (p_.of_rows != is_of_rows(op_.kind) && op_.kind != DV_NATIVE_INPUT)
-            refuse(name("kind"), kKinds[op_.kind], "operations of maps or of rows, not of both in one program");
+            refuse(name("kind"), kind_name(op_.kind), "operations of maps or of rows, not of both in one program");
         switch (op_.kind) {
         case DV_NATIVE_INPUT: return input();
         case DV_NATIVE_CONV: return conv();
@@ -50,129 +28,9 @@ public:
     }
 
 private:
-    // ---- words of a refusal -------------------------------------------------------------------------------------------
-
-    std::string name(const std::string& field) const {
-        const bool known = op_.kind >= DV_NATIVE_INPUT && op_.kind <= DV_NATIVE_NEAREST;
-        return "ops[" + text(index_) + "]." + field + " (" + kKinds[known ? op_.kind : 0] + ")";
-    }
-
-    void want(bool good, const std::string& field, const std::string& found, const std::string& expected) const {
-        if (!good) refuse(name(field), found, expected);
-    }
-
-    void one_of(int32_t value, int32_t first, int32_t second, const std::string& field) const {
-        want(value == first || value == second, field, text(value), text(first) + " or " + text(second));
-    }
-
-    void between(float value, float least, float most, const std::string& field) const {
-        want(value >= least && value <= most, field, number(value), number(least) + ".." + number(most));
-    }
-
-    void activation(int32_t value, std::initializer_list<int32_t> allowed, const std::string& field) const {
-        std::string names;
-        for (const int32_t each : allowed) {
-            if (value == each) return;
-            names += (names.empty() ? "" : ", ") + std::string(kActivations[each]);
-        }
-        const bool known = value >= DV_NATIVE_IDENTITY && value <= DV_NATIVE_GEGLU;
-        refuse(name(field), known ? kActivations[value] : text(value), "one of " + names);
-    }
-
-    // ---- what an operation refers to ----------------------------------------------------------------------------------
-
-    // Entries of a list of sources that must be so many.
-    int32_t sources(int32_t least, int32_t most) const {
-        const int32_t count = count_of(op_.sources);
-        want(count >= least && count <= most, "sources", text(count) + " of them",
-             least == most ? text(least) : text(least) + " to " + text(most));
-        return count;
-    }
-
-    const dv_native_tensor& source(int32_t tensor, const std::string& field) const {
-        in_range(tensor, 0, int64_t(p_.tensors.size()) - 1, name(field));
-        want(p_.writer[size_t(tensor)] != DV_NATIVE_NONE, field, "tensors[" + text(tensor) + "], not yet written",
-             "tensors that operations before this one write");
-        return p_.tensor(tensor);
-    }
-
-    const dv_native_tensor& source(int32_t tensor, int32_t rows, const std::string& field) const {
-        const dv_native_tensor& t = source(tensor, field);
-        want(t.rows == rows, field, t.rows == DV_NATIVE_ROWS_NONE ? "a map" : "rows",
-             rows == DV_NATIVE_ROWS_NONE ? "a map" : rows == DV_NATIVE_ROWS_STEPS ? "rows of steps" : "rows of the batch");
-        return t;
-    }
-
-    const dv_native_tensor& map(int32_t tensor, const std::string& field) const {
-        return source(tensor, DV_NATIVE_ROWS_NONE, field);
-    }
-
-    // The tensor that this operation writes; marks it written.
-    const dv_native_tensor& output() {
-        in_range(op_.output, 0, int64_t(p_.tensors.size()) - 1, name("output"));
-        int32_t& writer = p_.writer[size_t(op_.output)];
-        want(writer == DV_NATIVE_NONE, "output", "tensors[" + text(op_.output) + "], which ops[" + text(writer) + "] writes",
-             "a tensor that no operation before this one writes");
-        writer = index_;
-        return p_.tensor(op_.output);
-    }
-
-    const dv_native_tensor& output(int32_t rows, int64_t channels, int64_t height, int64_t width) {
-        const dv_native_tensor& t = output();
-        want(t.rows == rows && t.channels == channels && t.height == height && t.width == width, "output",
-             size_of(t.channels, t.height, t.width) + (t.rows == rows ? "" : " of another kind"),
-             (rows == DV_NATIVE_ROWS_NONE ? "a map of " : "rows of ") + size_of(channels, height, width));
-        return t;
-    }
-
-    const dv_native_port& output_port(std::initializer_list<int32_t> kinds) {
-        in_range(op_.output_port, 0, int64_t(p_.ports.size()) - 1, name("output_port"));
-        const dv_native_port& port = p_.port(op_.output_port);
-        want(port.is_output == 1 && std::find(kinds.begin(), kinds.end(), port.kind) != kinds.end(), "output_port", "ports[" + text(op_.output_port) + "]",
-             "an output port of the operation's kind");
-        char& written = port_written_[size_t(op_.output_port)];
-        want(written == 0, "output_port", "ports[" + text(op_.output_port) + "], written before",
-             "a port that no operation before this one writes");
-        written = 1;
-        return port;
-    }
-
-    void one_output() const {
-        if (op_.output == DV_NATIVE_NONE)
-            want(op_.output_port != DV_NATIVE_NONE, "output_port", "null", "a port, since there is no output");
-        else
-            want(op_.output_port == DV_NATIVE_NONE, "output_port", "ports[" + text(op_.output_port) + "]",
-                 "null, since there is an output");
-    }
-
     bool is_tokens(int32_t port) const {
         return port >= 0 && size_t(port) < p_.ports.size() && p_.port(port).kind == DV_NATIVE_PORT_TOKENS;
     }
-
-    const dv_native_port& input_port(int32_t port, int32_t kind) const {
-        in_range(port, 0, int64_t(p_.ports.size()) - 1, name("sources"));
-        want(p_.port(port).is_output == 0 && p_.port(port).kind == kind, "sources", "ports[" + text(port) + "]",
-             "an input port of the operation's kind");
-        return p_.port(port);
-    }
-
-    // Weights of exactly this dtype and of this size, rounded up to 64 bytes.
-    void blob(int32_t number, int32_t dtype, int64_t bytes, const std::string& field) const {
-        const int64_t size = (bytes + 63) / 64 * 64;
-        const std::string expected = std::string(kDtypes[dtype]) + " weights of " + text(size) + " bytes";
-        want(number != DV_NATIVE_NONE, field, "null", expected);
-        in_range(number, 0, int64_t(p_.blobs.size()) - 1, name(field));
-        const dv_native_blob& b = p_.blobs[size_t(number)];
-        want(b.dtype == dtype && b.size == size, field, std::string(kDtypes[b.dtype]) + " of " + text(b.size) + " bytes",
-             expected);
-    }
-
-    void row_slice(int32_t first, int64_t count, const std::string& field) const {
-        want(p_.row_port != DV_NATIVE_NONE, field, text(first), "null in a program without a row port");
-        in_range(first, 0, p_.port(p_.row_port).channels - count, name(field));
-    }
-
-    // ---- one of each kind ---------------------------------------------------------------------------------------------
 
     void input() {
         const int32_t count = sources(1, kSources);
@@ -284,18 +142,7 @@ private:
                  "norm.groups", "0", "1 or more");
             return;
         }
-        in_range(op_.norm_groups, 1, s.channels, name("norm.groups"));
-        want(s.channels % op_.norm_groups == 0, "norm.groups", text(op_.norm_groups),
-             "a divisor of the " + text(s.channels) + " channels");
-        between(op_.norm_epsilon, 1e-12f, 1.0f, "norm.epsilon");
-        blob(op_.norm_weight, DV_NATIVE_F32, 4ll * s.channels, "norm.weight");
-        blob(op_.norm_bias, DV_NATIVE_F32, 4ll * s.channels, "norm.bias");
-        if (op_.scale_row != DV_NATIVE_NONE) row_slice(op_.scale_row, 2ll * s.channels, "norm.scale_row");
-        for (int32_t i = 0; i < count; ++i) {
-            const int32_t kind = p_.ops[size_t(p_.writer[size_t(op_.sources[i])])].kind;
-            want(kind == DV_NATIVE_CONV, "sources", std::string("a map that ") + kKinds[kind] + " writes",
-                 "maps that conv writes, which gathers the norm's sums");
-        }
+        group_norm(s.channels, count);
     }
 
     void conv_weights(const ConvShape& s) const {
@@ -412,7 +259,7 @@ private:
         }
         blob(op_.weights, DV_NATIVE_F32, 4ll * op_.factor * channels, "weights");
         if (op_.bias != DV_NATIVE_NONE) blob(op_.bias, DV_NATIVE_F32, 4ll * height * width * channels, "bias");
-        p_.embeds.push_back(index_);
+        p_.looked_up.push_back({index_, op_.sources[0]});
     }
 
     void nearest() {
@@ -429,16 +276,12 @@ private:
         blob(op_.weights, DV_NATIVE_F32, 4 * codes * in.channels, "weights");
         blob(op_.bias, DV_NATIVE_F32, 4 * codes, "bias");
     }
-
-    Program& p_;
-    const dv_native_op& op_;
-    int32_t index_;
-    std::vector<char>& port_written_;
 };
 
 }  // namespace
 
 void check_operation(Program& program, int32_t index, std::vector<char>& port_written) {
+    if (is_gradient(program.ops[size_t(index)].kind)) return check_gradient(program, index, port_written);
     OperationCheck(program, index, port_written).run();
 }
 

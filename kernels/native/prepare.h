@@ -19,12 +19,11 @@ struct RowSource {
 
 enum NormKind { kNoNorm, kGroupNorm, kLayerNorm };
 
-// Sums over all stripes of one source's channels, in the order of the stripes: the same bits for any number of threads.
-inline void total_sums(const float* sums, const Map& map, float* total, float* squares) {
-    const int32_t width = map.blocks * kBlock;
+// Two sums of each of `width` channels over all stripes, in the order of the stripes: the same bits for any number of threads.
+inline void total_sums(const float* sums, int32_t slots, int32_t width, float* total, float* squares) {
     for (int32_t c = 0; c < width; c += kLanes) {
         F16 s = zero(), q = zero();
-        for (int32_t slot = 0; slot < map.slots; ++slot) {
+        for (int32_t slot = 0; slot < slots; ++slot) {
             const float* at = sums + int64_t(slot) * 2 * width + c;
             s = add(s, load(at));
             q = add(q, load(at + width));
@@ -34,12 +33,23 @@ inline void total_sums(const float* sums, const Map& map, float* total, float* s
     }
 }
 
+// Mean and one over the deviation of a group, from its sums.
+struct Moments {
+    double mean, inverse;
+    Moments(double sum, double square, double values, double epsilon) {
+        mean = sum / values;
+        const double variance = square / values - mean * mean;  // NaN stays NaN
+        inverse = 1.0 / __builtin_sqrt((variance > 0.0 ? variance : (variance == variance ? 0.0 : variance)) + epsilon);
+    }
+};
+
 // The norm as y = x * scale + shift per padded channel. `work` holds four times the padded channels.
 inline void norm_coefficients(const Conv& conv, const Work& w, int32_t image, float* scale, float* shift) {
     const int32_t padded = conv.main.map_blocks * kBlock;
     float *total = shift + padded, *squares = total + padded;
     for (int32_t s = 0, at = 0; s < conv.main.count; at += conv.main.source[s].blocks * kBlock, ++s)
-        total_sums(w.sums(image, conv.main.source[s]), conv.main.source[s], total + at, squares + at);
+        total_sums(w.sums(image, conv.main.source[s]), conv.main.source[s].slots, conv.main.source[s].blocks * kBlock, total + at,
+                   squares + at);
     for (int32_t c = 0; c < padded; ++c) scale[c] = shift[c] = 0.0f;
 
     const int32_t width = conv.channels / conv.groups;
@@ -60,14 +70,12 @@ inline void norm_coefficients(const Conv& conv, const Work& w, int32_t image, fl
             square += double(squares[at]);
             advance();
         }
-        const double mean = sum / values, variance = square / values - mean * mean;
-        const double inverse = 1.0 / __builtin_sqrt((variance > 0.0 ? variance : (variance == variance ? 0.0 : variance))
-                                                    + double(conv.epsilon));
+        const Moments of(sum, square, values, double(conv.epsilon));
         source = begin_source, inside = begin_inside, at = begin_at;
         for (int32_t k = 0; k < width; ++k) {
             const int32_t c = group * width + k;
-            float a = float(inverse) * conv.norm_weight[c];
-            float b = conv.norm_bias[c] - float(mean) * a;
+            float a = float(of.inverse) * conv.norm_weight[c];
+            float b = conv.norm_bias[c] - float(of.mean) * a;
             if (row) {
                 a *= 1.0f + row[c];
                 b = b * (1.0f + row[c]) + row[conv.channels + c];

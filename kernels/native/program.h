@@ -31,6 +31,11 @@ void demand(bool good, const Text& text) {
     else throw Failure(DV_NATIVE_BAD_CALL, text);
 }
 
+// An op that looks up the ids of a port, all of them below its factor.
+struct LookedUp {
+    int32_t op, port;
+};
+
 // The arrays of a checked program; the weights stay the caller's.
 struct Program {
     std::vector<dv_native_port> ports;
@@ -42,7 +47,7 @@ struct Program {
     bool of_rows;                   // a timestep table; otherwise of maps
     int32_t row_port, steps_port;   // or NONE
     std::vector<int32_t> writer;    // of each tensor: its op
-    std::vector<int32_t> embeds;    // the ops that look ids up
+    std::vector<LookedUp> looked_up;
 
     const dv_native_tensor& tensor(int32_t i) const { return tensors[size_t(i)]; }
     const dv_native_port& port(int32_t i) const { return ports[size_t(i)]; }

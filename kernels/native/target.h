@@ -149,6 +149,95 @@ struct AttentionRoom {
     }
 };
 
+// The gradient at `source` of a GroupNorm with its activation, both over one map, from the gradient behind them.
+struct NormGradient {
+    Map source, gradient, output;
+    bool has_residual;
+    Map residual;                   // added; of the gradient's size
+    int32_t factor;                 // a gradient's pixel is of the mean over factor x factor of the source's
+    int32_t groups;
+    float epsilon;
+    const float *weight, *bias;
+    int32_t scale_row, activation;
+    int32_t rows, stripes;          // rows of pixels whose sums are gathered apart; how many such stripes
+
+    DV_MERGED int32_t padded() const { return source.blocks * kBlock; }
+    DV_MERGED int64_t sums_floats() const { return int64_t(stripes) * 2 * padded(); }
+    DV_MERGED int64_t private_floats() const { return 8ll * padded(); }
+};
+
+// The gradient at [q | k | v] from the one at what attention made of it. Queries are worked off in chunks, each of which adds its part
+// to the gradients of keys and values. Of a head there are packed matrices: keys and values by channels (their outputs are the pixels)
+// and keys by pixels (their outputs are the channels); behind them lie the chunks' parts.
+struct AttentionGradient {
+    Attention of;                   // source, others: [q | k | v]; output: its gradient
+    Map gradient;
+    int32_t chunk, chunks;          // queries of a chunk, a multiple of 128
+    int32_t together;               // rows of a product (Kernels::attention_queries)
+
+    DV_MERGED int64_t keys_by_pixels() const { return 2 * of.keys_bytes(); }
+    DV_MERGED int64_t parts() const { return keys_by_pixels() + int64_t(of.groups()) * of.key_steps() * kStepBytes; }
+    // A part: [keys, values][channels in blocks of `together`][groups of 16 pixels][together][16 pixels], floats.
+    DV_MERGED int32_t row_blocks() const { return (of.width + together - 1) / together; }
+    DV_MERGED int64_t block_floats() const { return int64_t(of.key_groups()) * together * kLanes; }
+    DV_MERGED int64_t matrix_floats() const { return row_blocks() * block_floats(); }
+    DV_MERGED int64_t head_bytes() const { return parts() + chunks * 2 * matrix_floats() * 4; }
+};
+
+// What a thread holds of it, in bytes: two operands, their products with all pixels, a third operand, its result; then 32 rows of weights
+// and of their gradients, both of a chunk packed, and a chunk's channels as an operand.
+struct GradientRoom {
+    int64_t first, second, scores, slopes, weighted, result, rows, packed, across, bytes;
+    int64_t rows_bytes, packed_bytes;  // of one of the two
+    DV_MERGED GradientRoom(const AttentionGradient& a, int32_t pixel_bytes) {
+        const int64_t operand = int64_t(a.of.steps()) * a.together * pixel_bytes, all = a.block_floats() * 4;
+        rows_bytes = int64_t(a.of.key_steps()) * kBlock * kBlock * 2;
+        packed_bytes = int64_t(a.of.key_groups()) * (a.chunk / kBlock) * kStepBytes;
+        first = 0;
+        second = first + operand;
+        scores = second + operand;
+        slopes = scores + all;
+        weighted = slopes + all;
+        result = weighted + int64_t(a.of.key_steps()) * a.together * pixel_bytes;
+        rows = result + int64_t(a.of.groups()) * kLanes * a.together * 4;
+        packed = rows + 2 * rows_bytes;
+        across = packed + 2 * packed_bytes;
+        bytes = across + int64_t(a.chunk / kBlock) * a.together * pixel_bytes;
+    }
+};
+
+// From a map to logits, float32 throughout, and back: the gradient of log softmax(logits)_label at the map. What the matrix takes is
+// the mean over the pixels, or what a token of their mean sees of them and itself in [q | k | v].
+struct Classify {
+    Map source, output;
+    int32_t labels, entropy;        // ports
+    int32_t classes, features;
+    const float *weights, *bias;    // as Linear's
+    int32_t heads;                  // 0: the mean
+    float scale;
+    const float* places;            // [1 + pixels][channels of the source]
+
+    DV_MERGED int32_t groups() const { return (classes + kLanes - 1) / kLanes; }
+    DV_MERGED int64_t tokens() const { return heads > 0 ? 1 + int64_t(source.pixels()) : 0; }
+    DV_MERGED int64_t padded_tokens() const { return (tokens() + kLanes - 1) / kLanes * kLanes; }
+    DV_MERGED int64_t padded() const { return int64_t(source.blocks) * kBlock; }
+};
+
+// What a thread holds of it, in floats: the mean, features and their gradient, logits, sums a feature, tokens, weights.
+struct ClassifyRoom {
+    int64_t mean, features, slopes, logits, sums, tokens, weights, floats;
+    DV_MERGED explicit ClassifyRoom(const Classify& c) {
+        mean = 0;
+        features = mean + c.padded();
+        slopes = features + c.padded();
+        logits = slopes + c.padded();
+        sums = logits + int64_t(c.groups()) * kLanes;
+        tokens = sums + int64_t(c.features) * kLanes;
+        weights = tokens + c.tokens() * c.padded();
+        floats = weights + int64_t(c.heads + 1) * c.padded_tokens();
+    }
+};
+
 struct Resize {                     // pool and upsample
     Map source, output;
     int32_t factor;
@@ -199,6 +288,9 @@ struct Kernels {
     void (*upsample)(const Resize&, const Work&);
     void (*embed)(const Embed&, const Work&);
     void (*nearest)(const Nearest&, const Work&);
+    void (*norm_gradient)(const NormGradient&, int32_t pass, const Work&);            // sums, then the gradient
+    void (*attention_gradient)(const AttentionGradient&, int32_t pass, const Work&);  // packed, by queries, by keys
+    void (*classify)(const Classify&, const Work&);
     void (*activate)(const float* in, int64_t first, int64_t last, float* out);  // SILU of some of a LINEAR's inputs
     void (*linear)(const Linear&, const float* in, int64_t rows, float* out, const Work&);
     // Repeats a convolution's inner product over `bytes` of operands; returns operations done, 0 where there is no unit.

@@ -1,6 +1,8 @@
 // The kernels of target `amx`: products in tiles, everything else over AVX-512; chosen at run time (isa.cpp).
 #include "attention.h"
+#include "classify.h"
 #include "codes.h"
+#include "gradients.h"
 #include "pixels.h"
 #include "prepare.h"
 #include "products_tiles.h"
@@ -40,8 +42,8 @@ namespace native {
 
 extern const Kernels kAmx;
 constexpr Kernels kAmx = {"amx",   64,      64,   kTogether, kKeys, true,    enter_tiles,   leave_tiles, input,
-                      prepare, product, pack, attention, pool,  upsample, embed, nearest_codes, activate_rows, linear,
-                      ceiling, nullptr};
+                      prepare, product, pack, attention, pool,  upsample, embed, nearest_codes, norm_gradient,
+                      attention_gradient, classify, activate_rows, linear, ceiling, nullptr};
 
 }  // namespace native
 }  // namespace diffusevae

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,11 @@ from engine.backends.native.weights import weights_of
 from engine.bundle.graphs import GraphSpec
 from engine.errors import EngineError
 from export.families.diffusevae.graphs import roles
+from export.graphs.roles import Role, tensor
+from export.models.openai.classifier import Classifier, ClassifierSpec
+from export.models.openai.spec import OpenAIUNetSpec
 from export.models.unet import UNet, UNetSpec
+from export.native.guide import lower_classifier
 from export.native.program import Assembled
 from export.native.unet import lower_denoiser
 from tests.fuzz import seeds
@@ -27,16 +32,38 @@ from tests.fuzz.fuzz_bundle import mutate_bytes, mutate_json
 SPEC = UNetSpec("openai", 8, 6, 3, 32, (1, 2), 1, (1,), 2)
 
 
-def model() -> tuple[Assembled, GraphSpec]:
-    """A tiny denoiser's files and its signature."""
+GUIDED = OpenAIUNetSpec(3, 4, 32, (1, 2), 1, (1,), 2, None, scale_shift=True, resample_blocks=True)
+
+
+@dataclass(frozen=True)
+class Model:
+    """The files of a graph, its name and signature, and inputs."""
+
+    name: str
+    files: Assembled
+    spec: GraphSpec
+    given: dict[str, np.ndarray]
+
+
+def models() -> list[Model]:
+    """A tiny denoiser and a tiny guide."""
     torch.manual_seed(0)
     role = roles(UNet(SPEC).eval().requires_grad_(False), None, 10)["denoiser"]
-    return lower_denoiser(role), role.spec()
+    row, image = np.ones((1, role.inputs[2].shape[1]), np.float32), np.ones((2, 3, 8, 8), np.float32)
+    made = [Model("denoiser", lower_denoiser(role), role.spec(), {"x": image, "cond": image, "row": row})]
+    classifier = Classifier(ClassifierSpec(GUIDED, "attention", (8, 8))).eval().requires_grad_(False)
+    inputs = tensor("x", ("batch", 3, 8, 8)), tensor("label", ("batch",), "int64"), tensor("row", (1, classifier.row_width))
+    role = Role("guide", classifier, inputs, (tensor("g", ("batch", 3, 8, 8)), tensor("entropy", ("batch",))))
+    row = np.ones((1, classifier.row_width), np.float32)
+    given = {"x": image, "label": np.array([0, 3]), "row": row}
+    return [*made, Model("guide", lower_classifier(classifier, role), role.spec(), given)]
 
 
-def fuzz(seed: int, files: Assembled, spec: GraphSpec, show: bool) -> str:
+def fuzz(seed: int, models: list[Model], show: bool) -> str:
     """One mutation of the program (as values or as bytes) or of the weights' header: run, or refused by our own error."""
     rng = random.Random(seed)
+    model = models[seed % len(models)]
+    files = model.files
     program, weights = files.program, files.weights
     kind = rng.random()
     if kind < 0.7:
@@ -48,11 +75,10 @@ def fuzz(seed: int, files: Assembled, spec: GraphSpec, show: bool) -> str:
         weights = mutate_bytes(rng, weights[:length]) + weights[length:]
     if show:
         sys.stderr.write(program[:100_000].decode(errors="backslashreplace") + "\n")
-    rows = np.ones((1, spec.inputs[2].shape[1]), np.float32)
-    image = np.ones((2, 3, 8, 8), np.float32)
     try:
-        with native.open_graph(program, weights_of(weights, "weights"), spec, "denoiser", "bf16", 2, "program") as graph:
-            graph(x=image, cond=image, row=rows)
+        packed = weights_of(weights, "weights")
+        with native.open_graph(program, packed, model.spec, model.name, "bf16", 2, "program") as graph:
+            graph(**model.given)
         return "ran"
     except EngineError as error:
         if not str(error).isprintable() or len(str(error)) > 3000:
@@ -74,8 +100,8 @@ def _mutated(rng: random.Random, raw: Any) -> Any:
 
 def main() -> None:
     options = seeds.parser(__doc__).parse_args()
-    files, spec = model()
-    seeds.run(options, lambda seed, show: fuzz(seed, files, spec, show))
+    made = models()
+    seeds.run(options, lambda seed, show: fuzz(seed, made, show))
 
 
 if __name__ == "__main__":

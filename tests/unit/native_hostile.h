@@ -2,7 +2,7 @@
 #ifndef DIFFUSEVAE_TESTS_NATIVE_HOSTILE_H
 #define DIFFUSEVAE_TESTS_NATIVE_HOSTILE_H
 
-#include "native_tables.h"
+#include "native_gradients.h"
 
 namespace {
 
@@ -16,7 +16,8 @@ void check_hostile_programs(const char* isa) {
     for (int round = 0; round < 3000; ++round) {
         Denoiser denoiser(round % 2 == 1, round % 32 == 0 ? 16 : 8, false, round % 3 == 0);
         Encoder encoder;
-        Builder& b = round % 5 == 4 ? encoder.b : denoiser.b;
+        Guide guide(round % 2 == 1);
+        Builder& b = round % 5 == 4 ? encoder.b : round % 5 == 3 ? guide.b : denoiser.b;
         const int which = random.below(9);
         char* base = which == 0   ? reinterpret_cast<char*>(&b.ports[size_t(random.below(int32_t(b.ports.size())))])
                      : which == 8 ? reinterpret_cast<char*>(&b.blobs[size_t(random.below(int32_t(b.blobs.size())))])

@@ -66,6 +66,7 @@ public:
         for (int32_t& s : op.skip_sources) s = DV_NATIVE_NONE;
         op.output = op.output_port = op.scale_row = op.bias_row = op.residual = DV_NATIVE_NONE;
         op.norm_weight = op.norm_bias = op.weights = op.bias = op.skip_weights = op.multiplier = DV_NATIVE_NONE;
+        op.labels = op.places = DV_NATIVE_NONE;
         return op;
     }
 
@@ -157,6 +158,51 @@ public:
         op.keys = keys;
         op.scale = scale;
         op.output = map(other == DV_NATIVE_NONE ? in.channels / 3 : in.channels, in.height, in.width);
+        ops.push_back(op);
+        return op.output;
+    }
+
+    // At a map that a convolution wrote, of the norm and activation that `o` says; `g` is `factor` times smaller.
+    int32_t norm_gradient(int32_t x, int32_t g, const ConvOptions& o, int32_t factor = 1) {
+        dv_native_op op = blank(DV_NATIVE_NORM_GRADIENT);
+        const dv_native_tensor in = tensors[size_t(x)];
+        put(op.sources, {x, g});
+        op.residual = o.residual;
+        op.factor = factor;
+        op.activation = o.activation;
+        norm(op, o, in.channels);
+        op.output = map(in.channels, in.height, in.width);
+        ops.push_back(op);
+        return op.output;
+    }
+
+    int32_t attention_gradient(int32_t qkv, int32_t g, int32_t heads, float scale) {
+        dv_native_op op = blank(DV_NATIVE_ATTENTION_GRADIENT);
+        const dv_native_tensor in = tensors[size_t(qkv)];
+        put(op.sources, {qkv, g});
+        op.heads = heads;
+        op.scale = scale;
+        op.output = map(in.channels, in.height, in.width);
+        ops.push_back(op);
+        return op.output;
+    }
+
+    // New ports for the label and the entropy.
+    int32_t classify(int32_t from, int32_t classes, int32_t heads, float scale = 0.0f) {
+        dv_native_op op = blank(DV_NATIVE_CLASSIFY);
+        const dv_native_tensor in = tensors[size_t(from)];
+        const int32_t features = in.channels / (heads > 0 ? 3 : 1), padded = (classes + 15) / 16 * 16;
+        op.sources[0] = from;
+        op.labels = port(DV_NATIVE_PORT_IDS, false, 1);
+        op.output_port = port(DV_NATIVE_PORT_MAP, true, 1);
+        op.factor = classes;
+        op.weights = values(padded * features, 16, 16, -0.5f, 0.5f);
+        op.bias = values(padded, classes, padded, -0.5f, 0.5f);
+        op.heads = heads;
+        op.scale = scale;
+        const int32_t places = (1 + in.height * in.width) * in.channels;
+        if (heads > 0) op.places = values(places, 1, 1, -0.5f, 0.5f);
+        op.output = map(in.channels, in.height, in.width);
         ops.push_back(op);
         return op.output;
     }

@@ -46,6 +46,7 @@ public:
             int64_t batch, int32_t row_count)
         : p_(program), inputs_(inputs), timesteps_(timesteps), batch_(batch), row_count_(row_count),
           tensors_(size_t(program.tensors_count)), ports_(size_t(program.ports_count)) {}
+    virtual ~Machine() = default;
 
     // Output ports, as floats in the caller's layout.
     std::vector<std::vector<float>> run() {
@@ -53,7 +54,10 @@ public:
         return ports_;
     }
 
-private:
+protected:
+    // What native_gradient_reference.h has.
+    virtual void gradient(const dv_native_op& op) = 0;
+
     void step(const dv_native_op& op) {
         switch (op.kind) {
         case DV_NATIVE_INPUT: return input(op);
@@ -65,7 +69,8 @@ private:
         case DV_NATIVE_LINEAR: return linear(op);
         case DV_NATIVE_ADD: return add(op);
         case DV_NATIVE_EMBED: return embed(op);
-        default: return nearest(op);
+        case DV_NATIVE_NEAREST: return nearest(op);
+        default: return gradient(op);
         }
     }
 

@@ -7,13 +7,7 @@ namespace {
 
 constexpr double kExact = 2e-6, kRounded = 8e-3, kTransformed = 1.2e-2, kQuantised = 2e-2;
 
-struct Size { int32_t height, width; };
 const Size kSizes[] = {{1, 1}, {2, 2}, {3, 5}, {4, 4}, {7, 9}, {8, 8}, {5, 16}, {16, 16}, {11, 13}, {6, 32}};
-
-std::string named(const std::string& what, int32_t channels, int32_t outputs, const Size& s) {
-    return what + " " + std::to_string(channels) + "->" + std::to_string(outputs) + " at " + std::to_string(s.height) + "x"
-           + std::to_string(s.width);
-}
 
 // Plain products: bf16 operands are exact, so only the order of float32 sums differs.
 void check_products(const char* isa) {
@@ -302,6 +296,7 @@ void check_all(const char* isa) {
     check_signed_sigmoid(isa);
     check_rows(isa);
     check_tables(isa);
+    check_gradients(isa);
     check_same_bits(isa);
     check_steps(isa);
     check_handles(isa);

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.latency import layers, work
+from benchmarks.latency import guides, layers, work
 from engine.bundle.maps import free_sizes
 from engine.bundle.reader import Bundle
 from tests.native_models import NEEDS_NATIVE
@@ -50,3 +50,16 @@ def test_the_command_tells_machine_step_and_shares(
     refused = CliRunner().invoke(layers.main, [path + "-none"])
     assert refused.exit_code == 1
     assert "Error: " in refused.output
+
+
+def test_a_guide_is_divided_where_its_classifier_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guides, "SHAPES", {64: ((1, 1, 2), 1)})
+    for name, value in {"WIDTH": 64, "CLASSES": 7, "ATTENDED": (16,)}.items():
+        monkeypatch.setattr(guides, name, value)
+    done = CliRunner().invoke(guides.main, ["--runs", "1", "--threads", "1"])
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    forward, back = (next(i for i, line in enumerate(lines) if line.startswith(name)) for name in ("classifier", "way back"))
+    assert any("classify at 16" in line for line in lines[forward:back])
+    assert any("attention_gradient at 16" in line for line in lines[back:])
+    assert lines[-1].endswith("times what its classifier does")

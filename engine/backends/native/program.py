@@ -120,6 +120,7 @@ def _fits(port: Port, tensor: TensorSpec) -> bool:
     if port.kind == PORT_KINDS["map"]:
         flat = port.height == port.width == 1
         shapes = [("batch", *sizes), *([("batch", port.channels)] if flat else [])]
+        shapes += [("batch",)] if flat and port.channels == 1 else []
     elif port.kind == PORT_KINDS["row"]:
         shapes = [(1, port.channels), ("batch", port.channels)]
     elif port.kind == PORT_KINDS["tokens"]:
@@ -172,6 +173,7 @@ class _Reader:
         op = Op(
             kind=number, sources=none, output=NONE, output_port=NONE, norm_weight=NONE, norm_bias=NONE, scale_row=NONE,
             weights=NONE, bias=NONE, bias_row=NONE, residual=NONE, skip_sources=none, skip_weights=NONE, multiplier=NONE,
+            labels=NONE, places=NONE,
         )  # fmt: skip
         read(self, fields, op)
         fields.done()
@@ -269,11 +271,7 @@ def _conv(reader: _Reader, fields: Fields, op: Op) -> None:
     op.weights, op.bias = reader.weights(fields, "weights"), _or_none(reader.weights, fields, "bias")
     op.bias_row, op.residual = _or_none(_integer, fields, "bias_row"), _or_none(reader.tensor, fields, "residual")
     if (norm := _optional(fields, "norm")) is not None:
-        op.norm_groups, op.norm_layer = _integer(norm, "groups"), int(norm.boolean("layer"))
-        op.norm_epsilon = _real(norm, "epsilon")
-        op.norm_weight, op.norm_bias = reader.weights(norm, "weight"), reader.weights(norm, "bias")
-        op.scale_row = _or_none(_integer, norm, "scale_row")
-        norm.done()
+        _norm(reader, norm, op)
     if (int8 := _optional(fields, "int8")) is not None:
         op.int8, op.zero_point, op.inverse_scale = 1, _integer(int8, "zero_point"), _real(int8, "inverse_scale")
         op.multiplier = reader.weights(int8, "multiplier")
@@ -281,6 +279,14 @@ def _conv(reader: _Reader, fields: Fields, op: Op) -> None:
     if (skip := _optional(fields, "skip")) is not None:
         op.skip_sources, op.skip_weights = reader.tensor_list(skip, "sources"), reader.weights(skip, "weights")
         skip.done()
+
+
+def _norm(reader: _Reader, fields: Fields, op: Op) -> None:
+    op.norm_groups, op.norm_layer = _integer(fields, "groups"), int(fields.boolean("layer"))
+    op.norm_epsilon = _real(fields, "epsilon")
+    op.norm_weight, op.norm_bias = reader.weights(fields, "weight"), reader.weights(fields, "bias")
+    op.scale_row = _or_none(_integer, fields, "scale_row")
+    fields.done()
 
 
 def _attention(reader: _Reader, fields: Fields, op: Op) -> None:
@@ -322,6 +328,26 @@ def _nearest(reader: _Reader, fields: Fields, op: Op) -> None:
     op.weights, op.bias = reader.weights(fields, "weights"), reader.weights(fields, "halves")
 
 
+def _norm_gradient(reader: _Reader, fields: Fields, op: Op) -> None:
+    op.sources, op.output = reader.tensor_list(fields, "sources"), reader.tensor(fields, "output")
+    op.residual, op.factor = _or_none(reader.tensor, fields, "residual"), _integer(fields, "factor")
+    op.activation = _activation(fields, "activation")
+    _norm(reader, fields.object("norm"), op)
+
+
+def _attention_gradient(reader: _Reader, fields: Fields, op: Op) -> None:
+    op.sources, op.output = reader.tensor_list(fields, "sources"), reader.tensor(fields, "output")
+    op.heads, op.scale = _integer(fields, "heads"), _real(fields, "scale")
+
+
+def _classify(reader: _Reader, fields: Fields, op: Op) -> None:
+    op.sources, op.output = _sources(reader.tensor(fields, "source")), reader.tensor(fields, "output")
+    op.labels, op.output_port = reader.port(fields, "labels"), reader.port(fields, "output_port")
+    op.factor, op.heads, op.scale = _integer(fields, "factor"), _integer(fields, "heads"), _real(fields, "scale")
+    op.weights, op.bias = reader.weights(fields, "weights"), reader.weights(fields, "bias")
+    op.places = _or_none(reader.weights, fields, "places")
+
+
 _OPS: dict[str, tuple[int, Callable[[_Reader, Fields, Op], None]]] = {
     "input": (1, _input),
     "conv": (2, _conv),
@@ -333,6 +359,9 @@ _OPS: dict[str, tuple[int, Callable[[_Reader, Fields, Op], None]]] = {
     "add": (8, _add),
     "embed": (9, _embed),
     "nearest": (10, _nearest),
+    "norm_gradient": (11, _norm_gradient),
+    "attention_gradient": (12, _attention_gradient),
+    "classify": (13, _classify),
 }
 
 _NAMES = {number: name for name, (number, _) in _OPS.items()}

@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a program's structs, numbers or packed layouts change; a program of another version is refused. */
-#define DV_NATIVE_VERSION 4
+#define DV_NATIVE_VERSION 5
 
 #define DV_NATIVE_MAX_SOURCES 4  /* tensors that one operation may concatenate */
 #define DV_NATIVE_MAX_THREADS 256
@@ -80,7 +80,10 @@ enum dv_native_op_kind {
     DV_NATIVE_LINEAR = 7,        /* rows -> activation -> matrix -> rows or output port, float32 throughout */
     DV_NATIVE_ADD = 8,           /* rows of steps + rows of batch -> rows of pairs */
     DV_NATIVE_EMBED = 9,         /* ids -> rows of a stored table + a row a place, as a map or to a port */
-    DV_NATIVE_NEAREST = 10       /* input port (a map) -> the nearest row of a stored table at every pixel, to a port */
+    DV_NATIVE_NEAREST = 10,      /* input port (a map) -> the nearest row of a stored table at every pixel, to a port */
+    DV_NATIVE_NORM_GRADIENT = 11,      /* the map that a norm saw, the gradient behind its activation -> the gradient at the map */
+    DV_NATIVE_ATTENTION_GRADIENT = 12, /* map [q | k | v], the gradient at what attention gave -> the gradient at [q | k | v] */
+    DV_NATIVE_CLASSIFY = 13      /* map, label -> the gradient of the label's log-probability at the map, and the entropy to a port */
 };
 
 /* Whether an operation's sources are ports, not tensors. */
@@ -116,25 +119,26 @@ typedef struct dv_native_op {
     int32_t kind;
     int32_t sources[DV_NATIVE_MAX_SOURCES];  /* tensors in the order of concatenation (INPUT, LOOKUP, EMBED, NEAREST: ports) */
     int32_t output;              /* tensor written, or NONE where output_port is */
-    int32_t output_port;         /* CONV, LINEAR, EMBED, NEAREST: port written in float32, or NONE */
+    int32_t output_port;         /* CONV, LINEAR, EMBED, NEAREST: port written in float32, or NONE; CLASSIFY: the entropy's */
 
     int32_t kernel;              /* CONV: 1 or 3; INPUT: 1, or 3 for patches of 3 x 3 */
     int32_t stride;              /* CONV: 1 or 2; EMBED: the mean over stride x stride ids is one pixel */
     int32_t pad_top, pad_left;   /* CONV: 0 or 1; the far sides follow from the output's size */
     int32_t upsample;            /* CONV: 1 = nearest doubling before a 3 x 3, as four packed 2 x 2 */
-    int32_t factor;              /* POOL, UPSAMPLE; LOOKUP, EMBED, NEAREST: rows of the stored table */
+    int32_t factor;              /* POOL, UPSAMPLE; LOOKUP, EMBED, NEAREST: rows of the stored table; CLASSIFY: classes;
+                                    NORM_GRADIENT: the gradients are of the mean over factor x factor pixels */
 
-    int32_t norm_groups;         /* CONV: GroupNorm over the concatenated sources; 0 = none */
+    int32_t norm_groups;         /* CONV: GroupNorm over the concatenated sources; 0 = none. NORM_GRADIENT: that of its first source */
     int32_t norm_layer;          /* CONV of kernel 1 over one source: 1 = LayerNorm over the channels of each pixel */
     float norm_epsilon;
     int32_t norm_weight, norm_bias;  /* blobs, float32 [channels of all sources]; NONE without a norm */
     int32_t scale_row;           /* norm * (1 + row[scale_row + c]) + row[scale_row + channels + c], or NONE */
-    int32_t activation;          /* applied to the sources: CONV after the norm, LINEAR */
+    int32_t activation;          /* applied to the sources: CONV after the norm, LINEAR; NORM_GRADIENT: behind the norm */
 
-    int32_t weights;             /* blob, packed; LOOKUP, EMBED: float32 [factor, channels] */
+    int32_t weights;             /* blob, packed; LOOKUP, EMBED: float32 [factor, channels]; CLASSIFY: as LINEAR's */
     int32_t bias;                /* blob, float32 [phases, outputs padded], or NONE; EMBED: float32 [pixels, channels], or NONE */
     int32_t bias_row;            /* adds row[bias_row + c] to every pixel, or NONE */
-    int32_t residual;            /* tensor of the output's shape that is added, or NONE */
+    int32_t residual;            /* tensor of the output's shape that is added (NORM_GRADIENT: of the gradient's shape), or NONE */
     int32_t skip_sources[DV_NATIVE_MAX_SOURCES];  /* maps of the output's size through a 1 x 1 without norm, then NONE */
     int32_t skip_weights;        /* blob, packed bf16, or NONE */
     int32_t output_activation;   /* CONV to a port: IDENTITY, SIGMOID or SIGNED_SIGMOID */
@@ -144,9 +148,12 @@ typedef struct dv_native_op {
     float inverse_scale;         /* u8 = clamp(round(value * inverse_scale + zero_point)) */
     int32_t multiplier;          /* blob, float32 [phases, outputs padded]: activation scale * weight scale */
 
-    int32_t heads;               /* ATTENTION */
+    int32_t heads;               /* ATTENTION, ATTENTION_GRADIENT; CLASSIFY: of its attention over the pixels, or 0 for their mean */
     int32_t keys;                /* ATTENTION with a second source: the channel of it where the keys begin, the values behind */
-    float scale;                 /* ATTENTION: factor of q k^T; NEAREST: what the port's values are multiples of */
+    float scale;                 /* ATTENTION and where heads are: factor of q k^T; NEAREST: what the port's values are multiples of */
+
+    int32_t labels;              /* CLASSIFY: port of one id a sample, or NONE */
+    int32_t places;              /* CLASSIFY with heads: blob, float32 [1 + pixels, channels], added to the mean and to the pixels */
 } dv_native_op;
 
 typedef struct dv_native_program {

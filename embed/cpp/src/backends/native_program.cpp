@@ -17,8 +17,8 @@ constexpr double kMaxFloat = double(std::numeric_limits<float>::max());
 const std::vector<std::string> kPortKinds = {"map", "row", "steps", "table", "tokens", "ids"};
 const std::vector<std::string> kRows = {"none", "steps", "batch", "pairs"};
 const std::vector<std::string> kActivations = {"identity", "silu", "gelu", "sigmoid", "signed_sigmoid", "geglu"};
-const std::vector<std::string> kOps = {"input",  "conv",   "attention", "pool",  "upsample",
-                                       "lookup", "linear", "add",       "embed", "nearest"};
+const std::vector<std::string> kOps = {"input", "conv",  "attention", "pool",          "upsample",           "lookup",  "linear",
+                                       "add",   "embed", "nearest",   "norm_gradient", "attention_gradient", "classify"};
 const std::vector<std::string> kDtypes = {"F32", "BF16", "I8"};
 
 int32_t number_of(const std::vector<std::string>& words, const std::string& word) {
@@ -32,6 +32,7 @@ dv_native_op empty_op(int32_t kind) {
     std::fill(std::begin(op.skip_sources), std::end(op.skip_sources), DV_NATIVE_NONE);
     op.output = op.output_port = op.scale_row = op.bias_row = op.residual = DV_NATIVE_NONE;
     op.norm_weight = op.norm_bias = op.weights = op.bias = op.skip_weights = op.multiplier = DV_NATIVE_NONE;
+    op.labels = op.places = DV_NATIVE_NONE;
     return op;
 }
 
@@ -73,7 +74,8 @@ public:
         using Read = void (Reader::*)(Fields&, dv_native_op&) const;
         static constexpr Read kReads[] = {&Reader::input, &Reader::conv, &Reader::attention, &Reader::resample,
                                           &Reader::resample, &Reader::lookup, &Reader::linear, &Reader::add,
-                                          &Reader::embed, &Reader::nearest};
+                                          &Reader::embed, &Reader::nearest, &Reader::norm_gradient,
+                                          &Reader::attention_gradient, &Reader::classify};
         const int32_t kind = number_of(kOps, fields.choice("kind", kOps));
         fields.text("name");
         dv_native_op op = empty_op(DV_NATIVE_INPUT + kind);
@@ -201,6 +203,35 @@ private:
         op.bias = weights(fields, "halves");
     }
 
+    void norm_gradient(Fields& fields, dv_native_op& op) const {
+        list(fields, "sources", tensor_index_, "names of tensors", op.sources);
+        op.output = tensor(fields, "output");
+        if (is_there(fields, "residual")) op.residual = tensor(fields, "residual");
+        op.factor = integer(fields, "factor");
+        op.activation = activation(fields, "activation");
+        norm(fields.object("norm"), op);
+    }
+
+    void attention_gradient(Fields& fields, dv_native_op& op) const {
+        list(fields, "sources", tensor_index_, "names of tensors", op.sources);
+        op.output = tensor(fields, "output");
+        op.heads = integer(fields, "heads");
+        op.scale = real(fields, "scale");
+    }
+
+    void classify(Fields& fields, dv_native_op& op) const {
+        op.sources[0] = tensor(fields, "source");
+        op.output = tensor(fields, "output");
+        op.labels = port(fields, "labels");
+        op.output_port = port(fields, "output_port");
+        op.factor = integer(fields, "factor");
+        op.heads = integer(fields, "heads");
+        op.scale = real(fields, "scale");
+        op.weights = weights(fields, "weights");
+        op.bias = weights(fields, "bias");
+        if (is_there(fields, "places")) op.places = weights(fields, "places");
+    }
+
     // ---- fields ----------------------------------------------------------------------------------------------------
 
     static bool is_there(Fields& fields, const char* key) { return !fields.take(key, "a value or null").is_null(); }
@@ -265,6 +296,7 @@ bool fits(const dv_native_port& port, const TensorSpec& tensor) {
     if (port.kind == DV_NATIVE_PORT_MAP) {
         shapes.push_back({batch, channels, int64_t(port.height), int64_t(port.width)});
         if (port.height == 1 && port.width == 1) shapes.push_back({batch, channels});
+        if (port.height == 1 && port.width == 1 && port.channels == 1) shapes.push_back({batch});
     } else if (port.kind == DV_NATIVE_PORT_TOKENS) {
         shapes.push_back({batch, int64_t(port.height), channels});
     } else if (port.kind == DV_NATIVE_PORT_ROW) {
