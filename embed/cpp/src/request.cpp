@@ -67,11 +67,11 @@ bool is_encoded(const Verb& verb, const InputSpec* input) {
     return std::find(verb.encoded.begin(), verb.encoded.end(), input) != verb.encoded.end();
 }
 
-// The drawn input where it is needed and neither given nor encoded. Refuses a request that lacks another.
-const InputSpec* drawn_input(const Manifest& manifest, const NamedArrays& arrays, const Verb& verb, bool check) {
+// The drawn input where it is needed and neither given nor encoded; guided: whether guides run. Refuses a request that lacks another.
+const InputSpec* drawn_input(const Manifest& manifest, const NamedArrays& arrays, const Verb& verb, bool guided, bool check) {
     const InputSpec* drawn = nullptr;
     std::vector<std::string> missing;
-    for (const InputSpec* input : needed_inputs(manifest, verb.given)) {
+    for (const InputSpec* input : needed_inputs(manifest, verb.given, guided)) {
         if (find(arrays, input->name) != nullptr || is_encoded(verb, input)) continue;
         if (input->draw) {
             drawn = input;
@@ -98,12 +98,14 @@ void collect(const PipelineSpec& pipeline, const std::string& value, const std::
 
 }  // namespace
 
-std::vector<const InputSpec*> needed_inputs(const Manifest& manifest, const std::set<std::string>& given) {
+std::vector<const InputSpec*> needed_inputs(const Manifest& manifest, const std::set<std::string>& given, bool guided) {
     const PipelineSpec& pipeline = manifest.pipeline;
     std::set<std::string> names;
     const auto add = [&](const CallSpec& call) {
         for (const auto& [port, value] : call.inputs) collect(pipeline, value, given, names);
     };
+    if (guided)
+        for (const CallSpec* call : pipeline.guide_calls()) add(*call);
     add(pipeline.rows);
     add(pipeline.step);
     for (const CallSpec& call : pipeline.after) add(call);
@@ -126,8 +128,11 @@ GivenNoise given_noise(const StateSpec& state, const diffusevae_array& array, in
 Setting checked_setting(const Manifest& manifest, const diffusevae_sample_options& given, const Verb& verb) {
     check_flag("clip", given.clip);
     check_flag("quantize_denoised", given.quantize_denoised);
-    const bool draws = drawn_input(manifest, named_arrays(manifest, given, verb.arrays), verb, false) != nullptr;
-    return resolve_setting(manifest, given, draws, verb.starts_from_image);
+    const NamedArrays arrays = named_arrays(manifest, given, verb.arrays);
+    Setting setting = resolve_setting(manifest, given, verb.starts_from_image);
+    const bool draws = drawn_input(manifest, arrays, verb, setting.guide_scale != 0.0, false) != nullptr;
+    setting.prior = chosen_prior(manifest, given.prior, draws);
+    return setting;
 }
 
 Request checked_request(const Manifest& manifest, const diffusevae_sample_options& given, const Verb& verb) {
@@ -158,7 +163,7 @@ Request checked_request(const Manifest& manifest, const diffusevae_sample_option
         request.inputs.push_back(given_input(spec, *array));
         counts.push_back({spec.name, request.inputs.back().shape[0], true});
     }
-    request.drawn = drawn_input(manifest, arrays, verb, true);
+    request.drawn = drawn_input(manifest, arrays, verb, request.setting.guide_scale != 0.0, true);
     request.edits = checked_edits(manifest.directions, given);
     if (!request.edits.empty()) {
         const InputSpec* const moved = manifest.input(manifest.directions->input);
