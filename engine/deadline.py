@@ -55,15 +55,17 @@ class Budget:
 
 
 def check_alone(options: Mapping[str, Any]) -> None:
-    """Refuse a setting beside a budget, which chooses it."""
+    """Refuse a setting beside a budget, which chooses it, and a guide, which no fitted setting knows."""
+    if options.get("guide_scale"):
+        raise ArgumentError("budget_ms chooses a fitted setting, which knows no guide: leave guide_scale or the budget out.")
     others = [name for name in checks.REPLACES_RECORDED if options.get(name) is not None]
     if others or options.get("setting") == "plain":
         given = others[0] if others else "setting 'plain'"
         raise ArgumentError(f"budget_ms chooses the setting, but {given} is given: leave one of the two out.")
 
 
-# Samples, lanes, and what else makes a call longer: guidance_interval, quantize_denoised, whether guides run and where.
-Size = tuple[int, int, "tuple[int, int] | None", bool, bool, "tuple[int, int] | None"]
+# Samples, lanes, and what else makes a call longer: guidance_interval and quantize_denoised.
+Size = tuple[int, int, "tuple[int, int] | None", bool]
 
 
 @dataclass
@@ -162,8 +164,7 @@ class Deadlines:
 
     def _known(self, request: Request) -> RunTimes:
         asked = request.setting
-        guides = asked.guide_scale != 0.0, asked.guide_interval
-        key = (len(request), request.lanes, asked.guidance_interval, asked.quantize_denoised, *guides)
+        key = (len(request), request.lanes, asked.guidance_interval, asked.quantize_denoised)
         if key not in self.times:
             self.times.setdefault(key, RunTimes(probes=2 * PROBES + 1))  # that of another clone, if it was faster, stays
         return self.times[key]

@@ -212,8 +212,9 @@ def _fitted(manifest: Manifest, given: Mapping[str, Any], asked: str | None) -> 
     others = [name for name in checks.REPLACES_RECORDED if name != "steps" and name in given]
     steps = given.get("steps", manifest.defaults.steps)
     found = None if manifest.fitted is None or others else manifest.fitted.get(steps)
-    if asked is None and manifest.guide is not None and given.get("guide_scale", manifest.guide.scale) != 0.0:
-        found = None  # a fitted setting knows no guide
+    if asked is None and manifest.guide is not None:  # a fitted setting knows none
+        scale = 0.0 if any(name in given for name in checks.REPLACES_RECORDED) else manifest.guide.scale
+        found = None if given.get("guide_scale", scale) != 0.0 else found
     if asked == "fitted" and found is None:
         there = [] if manifest.fitted is None else [setting.steps for setting in manifest.fitted.settings]
         raise ArgumentError(

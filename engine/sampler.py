@@ -368,7 +368,11 @@ class Sampler(Opened):
         blank = example_inputs(self.bundle.manifest, free=1) or {}
         if self._pipeline.text is not None and options.get("text") is not None:
             del blank[self._pipeline.text.input]
+        manifest = self.bundle.manifest
         quick: dict[str, Any] = {} if options.get("timesteps") is not None else {"steps": 1, "spacing": "linspace"}
+        said = {"method", "setting", "guide_scale"} & options.keys()
+        if quick and not said and manifest.guide is not None and self._pipeline.backend.GUIDES:
+            quick |= {"method": manifest.defaults.method, "guide_scale": manifest.guide.scale}
         self.sample(n, **{**quick, "seed": 0, **blank, **options})
         if self.bundle.manifest.pipeline.encode:
             self.encode(np.zeros((n, *abilities.encoder_shape(self.bundle.manifest)), np.float32))

@@ -30,6 +30,7 @@ from export.graphs.onnx_export import OPSET, export_onnx
 from export.graphs.parity import batches_of, measure
 from export.graphs.roles import entry_of, weights_file
 from export.graphs.sampler_role import BATCHES as SAMPLER_BATCHES
+from export.guides import OwnGuide, with_guides
 from export.latent_prior import PRIOR_FILE, FittedPrior, check_prior, read_prior_file
 from export.plan import PrecisionPlan, check_backends, plan_precisions
 from export.read.checkpoint import Selection, read_checkpoint
@@ -50,6 +51,7 @@ class Request:
     engine_options  of the builders of engines: each takes what it knows
     graph_options   graphs beside the pipeline's own in float32, and which of their layers are in half
     if_fit          leave out a backend that has no operations for this model, instead of refusing it
+    guides          classifiers of one's own that guide it, and the scale and mode that the bundle records for them
     """
 
     checkpoint: Path
@@ -65,6 +67,9 @@ class Request:
     latent_prior: Path | None = None
     vocabulary: Path | None = None
     if_fit: bool = False
+    guides: tuple[OwnGuide, ...] = ()
+    guide_scale: float = 1.0
+    guide_mode: str = "constant"
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,10 @@ def prepare(request: Request, watch: Watch) -> Prepared:
         check_place(path)
     options = request.graph_options.for_targets(request.engine_options.get("targets") or ())
     with watch.stage("load weights"):
-        model = options.of(found.load(), plan.graphs)
+        model = found.load()
+        if request.guides:
+            model = with_guides(model, request.guides, scale=request.guide_scale, mode=request.guide_mode)
+        model = options.of(model, plan.graphs)
         backends = tuple(name for name in request.backends if _fits(name, builders, model, request.if_fit, watch))
     builders = {name: builder for name, builder in builders.items() if name in backends}
     plan = dataclasses.replace(plan, engines=tuple(entry for entry in plan.engines if entry[0] in backends))
@@ -287,6 +295,7 @@ def manifest_of(
         "text": None,
         "engines": [engine.entry for engine in engines],
         "built_with": _versions(),
+        **({} if model.guide is None else {"guide": dict(model.guide)}),
     }
 
 

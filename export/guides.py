@@ -10,18 +10,26 @@ that knows no timestep: none). Any torch module in evaluation can be one; its pa
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
-from engine.errors import ExportError
+from engine.errors import ExportError, first_line
+from engine.solver.table import METHODS
+from export.families.base import Model
 from export.graphs.gradients import traced
-from export.graphs.roles import Example, Inputs, Role, example, tensor
+from export.graphs.roles import Example, Inputs, Role, entry_of, example, tensor
 
 BOUND = 1e-4  # largest difference from autograd, relative to the largest gradient
 BATCHES = (2, 3, 5)
+# A gradient is small and its rounding enters every step: in float32 whatever the network computes in.
+EXACT = {"bf16": "f32", "int8": "f32", "fp16": "f32"}
+LABEL = "label"
 
 
 class Guide(nn.Module):
@@ -76,20 +84,104 @@ def guide_role(classifier: nn.Module, of: Guidance, name: str = "guide") -> Role
     outputs = (tensor("g", ("batch", *of.image)), tensor("entropy", ("batch",)))
     with _frozen(classifier):
         unmade = Role(name, classifier, tuple(inputs), outputs)
-        given = example(unmade, 2, 1, 0)
+        sizes = {of.classes, of.row_width, *of.image}
+        given = example(unmade, next(n for n in (2, 3, 5, 7, 11, 13) if n not in sizes), 1, 0)
         _check_logits(classifier, given, of.classes, name)
-        try:
-            module = Guide(classifier, given["x"], given["label"], given.get("row"))
-        except ExportError as error:
-            raise ExportError(f"guide {name}: {error}") from error
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise ExportError(
-                f"guide {name}: found that torch {torch.__version__} cannot record its gradient ({str(error)[:200]}), "
-                "expected a module without branches or shapes that depend on values"
-            ) from error
-        role = Role(name, module, tuple(inputs), outputs)
+        with _entered(classifier) as layers:
+            try:
+                module = Guide(classifier, given["x"], given["label"], given.get("row"))
+            except ExportError as error:
+                raise ExportError(f"guide {name}: {error}") from error
+            except (RuntimeError, TypeError, ValueError) as error:
+                at = f", layer {layers[-1]!r}" if layers and layers[-1] else ""
+                raise ExportError(
+                    f"guide {name}{at}: found that torch {torch.__version__} cannot record its gradient "
+                    f"({first_line(error)[:200]}), expected a module without branches or shapes that depend on values"
+                ) from error
+        # Of a classifier that is sure the entropy is the difference of nearly equal numbers.
+        role = Role(name, module, tuple(inputs), outputs, compute=EXACT, scales={"entropy": math.log(of.classes)})
         check(role, example)
     return role
+
+
+@dataclass(frozen=True)
+class OwnGuide:
+    """A classifier to guide a model with.
+
+    classifier  x float32 [N, C, H, W], noised, as the model's network is given it (and row [1, R]) -> logits [N, classes]
+    table       timesteps int64 [S] -> rows float32 [S, R], for a classifier that knows the timestep: a graph of its own, of
+                one input and one output
+    timesteps   (low, high), both included, that it serves; None: all
+    """
+
+    classifier: nn.Module
+    classes: int
+    table: Role | None = None
+    timesteps: tuple[int, int] | None = None
+
+
+def with_guides(
+    model: Model,
+    guides: Sequence[OwnGuide],
+    *,
+    scale: float = 1.0,
+    mode: str = "constant",
+    interval: tuple[int, int] | None = None,
+) -> Model:
+    """The model with guides, from the clean end; of several timesteps the first serves what two serve.
+
+    scale, mode, interval: what the bundle records, as `Sampler.sample` takes them (guide_scale, ...). All guides and a model
+    with classes are told one label. ExportError for a classifier that cannot be recorded or has other classes.
+    """
+    takes_guide = [name for name, method in METHODS.items() if "guide" in method.takes]
+    if scale and model.defaults["method"] not in takes_guide:
+        raise ExportError(
+            f"guides: found a model that records method {model.defaults['method']}, which takes no guide, expected "
+            f"{' or '.join(takes_guide)}; give a scale of 0, and a method and a scale when sampling"
+        )
+    entries: list[dict[str, Any]] = []
+    roles = dict(model.roles)
+    state = model.wiring.state.shape
+    labelled = next((spec for spec in model.input_specs if spec.name == LABEL), None)
+    for index, guide in enumerate(guides):
+        name = "guide" if len(guides) == 1 else f"guide_{index}"
+        _check_label(guide, labelled or (roles[entries[0]["step"]["graph"]].inputs[1] if entries else None), name)
+        made, takes = _table_of(guide, f"{name}_table"), {"x": "x", LABEL: LABEL}
+        width, rows = None, None
+        if made is not None:
+            width, roles[made.name] = int(made.outputs[0].shape[-1]), made
+            rows = _call(made.name, {made.inputs[0].name: "timesteps"}, {made.outputs[0].name: "rows"})
+            takes["row"] = "rows"
+        roles[name] = guide_role(guide.classifier, Guidance(state, guide.classes, width), name)
+        step = _call(name, takes, {"g": "g", "entropy": "entropy"})
+        low, high = guide.timesteps or (0, model.schedule.T - 1)
+        entries.append({"rows": rows, "step": step, "timesteps": [low, high], "classes": guide.classes})
+    given = [entry_of(roles[entries[0]["step"]["graph"]].inputs[1]) | {"draw": None, "null": None, "picture": None}]
+    return dataclasses.replace(
+        model,
+        roles=roles,
+        inputs=[*model.inputs, *(given if labelled is None else [])],
+        pipeline={**model.pipeline, "guides": entries},
+        guide={"scale": scale, "mode": mode, "interval": None if interval is None else list(interval)},
+    )
+
+
+def _check_label(guide: OwnGuide, label: Any, name: str) -> None:
+    """Refuse a guide of other classes than the label that there is already."""
+    found = None if label is None or label.range is None else int(label.range[1]) + 1
+    if label is not None and (label.dtype, label.shape, found) != ("int64", ("batch",), guide.classes):
+        raise ExportError(
+            f"guide {name}: found a classifier of {guide.classes} classes, expected {found or 'none'}, as the model's input "
+            f"{label.name} has: one label is for all"
+        )
+
+
+def _table_of(guide: OwnGuide, name: str) -> Role | None:
+    return None if guide.table is None else dataclasses.replace(guide.table, name=name)
+
+
+def _call(graph: str, takes: dict[str, str], gives: dict[str, str]) -> dict[str, Any]:
+    return {"graph": graph, "inputs": takes, "outputs": gives}
 
 
 def check(role: Role, examples: Example) -> float:
@@ -99,8 +191,8 @@ def check(role: Role, examples: Example) -> float:
     for seed, batch in enumerate(BATCHES):
         given = examples(role, batch, 1, seed)
         exact = module.by_autograd(**given)
-        for found, wanted in zip(role(given).values(), exact, strict=True):
-            off = (found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30)
+        for (name, found), wanted in zip(role(given).items(), exact, strict=True):
+            off = (found - wanted).abs().max() / wanted.abs().max().clamp(min=role.scales.get(name, 1e-30))
             worst = max(worst, float(off)) if torch.isfinite(off) else float("inf")
     if not worst <= BOUND:
         raise ExportError(
@@ -117,6 +209,28 @@ def _check_logits(classifier: nn.Module, given: Inputs, classes: int, name: str)
     if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != (len(given["x"]), classes):
         found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise ExportError(f"guide {name}: found logits {found}, expected {(len(given['x']), classes)}: a number a class")
+
+
+@contextlib.contextmanager
+def _entered(classifier: nn.Module) -> Iterator[list[str]]:
+    """The names of the layers that are being computed, the innermost last: after an error those in which it arose."""
+    inside: list[str] = []
+    names = {module: name for name, module in classifier.named_modules()}
+
+    def enter(module: nn.Module, _: object) -> None:
+        inside.append(names[module])
+
+    def leave(*_: object) -> None:
+        inside.pop()
+
+    hooks = [hook for module in names for hook in (
+        module.register_forward_pre_hook(enter), module.register_forward_hook(leave)
+    )]  # fmt: skip
+    try:
+        yield inside
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextlib.contextmanager

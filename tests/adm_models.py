@@ -31,8 +31,17 @@ CHAINS = [(folder, chain) for folder in NAMES for chain in config(folder)["chain
 
 def state_dict(folder: str) -> dict[str, torch.Tensor]:
     """The plain state dict that the reference saves."""
-    cfg = config(folder)
-    return {key: weight(cfg["seed"], key, shape) for key, shape in cfg["parameters"].items()}
+    return seeded(config(folder))
+
+
+def seeded(cfg: dict[str, Any], scale: dict[str, float] | None = None) -> dict[str, torch.Tensor]:
+    """The weights that one entry of a config.json describes; scale: factors by the ends of keys, in place of its own."""
+    factors = cfg.get("scale", {}) if scale is None else scale
+    shapes = {**cfg["parameters"], **{key: shape for key, shape in cfg.get("buffers", {}).items() if shape}}
+    return {
+        key: weight(cfg["seed"], key, shape) * next((f for ending, f in factors.items() if key.endswith(ending)), 1.0)
+        for key, shape in shapes.items()
+    }
 
 
 def held(folder: str, **changes: torch.Tensor | None) -> Checkpoint:

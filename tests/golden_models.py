@@ -31,7 +31,7 @@ def weight(seed: int, key: str, shape: list[int]) -> torch.Tensor:
     a = rng.standard_normal(shape)
     if len(shape) > 1:
         a = a / np.sqrt(np.prod(shape[1:]))
-    elif key.endswith("bias"):
+    elif key.endswith(("bias", "running_mean")):
         a = 0.05 * a
     else:
         a = 1 + 0.05 * a

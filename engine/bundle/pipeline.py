@@ -118,6 +118,11 @@ class PipelineSpec(ByValue):
         return tuple(call for guide in self.guides for call in (guide.rows, guide.step) if call is not None)
 
     @property
+    def guide_graphs(self) -> frozenset[str]:
+        """The graphs of guides."""
+        return frozenset(call.graph for call in self.guide_calls)
+
+    @property
     def graphs(self) -> tuple[str, ...]:
         """The graphs that this pipeline runs, each once."""
         return tuple(dict.fromkeys(call.graph for call in (*self.calls, *self.guide_calls)))

@@ -43,6 +43,7 @@ class Model:
     guidance      what `defaults` should record once the inputs have their null, where a build gives them one later
     notes         sentences on what was only said or was rounded, for people, as `architecture` is
     encoder       the file whose encoder gives the drawn input its meaning; a fitted prior belongs to it
+    guide         the manifest's `guide` where the pipeline has guides
     step_bound    the largest relative error of `step` in native bf16: what its roundings cost random weights, and some room
     """
 
@@ -60,6 +61,7 @@ class Model:
     notes: Sequence[str] = ()
     encoder: Checkpoint | None = None
     step_bound: float = 0.015
+    guide: Mapping[str, Any] | None = None
 
     @cached_property
     def input_specs(self) -> tuple[InputSpec, ...]:
@@ -94,8 +96,12 @@ class Model:
     @property
     def example(self) -> Example:
         """Random inputs of any of its graphs, of the kind that sampling meets."""
-        port = next((port for port, value in self.wiring.step.inputs.items() if value == "rows"), "")
-        return with_rows(self.roles[self.wiring.rows.graph], port)
+        wiring, found = self.wiring, {}
+        for rows, step in ((wiring.rows, wiring.step), *((guide.rows, guide.step) for guide in wiring.guides)):
+            if rows is not None:
+                port = next((port for port, value in step.inputs.items() if value == "rows"), "")
+                found[step.graph] = self.roles[rows.graph], port
+        return with_rows(found)
 
     @property
     def _where(self) -> str:

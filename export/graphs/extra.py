@@ -39,7 +39,8 @@ class GraphOptions:
         """The model with the graphs that half precision is for: for Turing all of them, the timestep table too."""
         if not self.turing or "fp16" not in precisions:
             return model
-        return replace(model, roles={name: in_half(role) for name, role in model.roles.items()})
+        guides = model.wiring.guide_graphs  # whose gradients are too small for half
+        return replace(model, roles={n: role if n in guides else in_half(role) for n, role in model.roles.items()})
 
 
 def extra_graphs(
@@ -48,12 +49,20 @@ def extra_graphs(
     """The graphs to add to the float32 ones in `context`, each checked against torch.
 
     Half variants where "fp16" is among the precisions. The sampler in every precision where it is asked for, or where a
-    TensorRT backend will build from the half one: a manifest has none in half without the one in float32.
+    TensorRT backend will build from the half one: a manifest has none in half without the one in float32. It runs no guides,
+    and a bundle with guides has none: ExportError where it is asked for.
     """
     model = context.model
     made: list[Graph] = []
     exported = {graph.role.name: graph for graph in context.graphs}
     whole = options.whole_sampler or ("fp16" in precisions and any(name.startswith("tensorrt") for name in backends))
+    if model.wiring.guides:
+        if options.whole_sampler:
+            raise ExportError(
+                f"graph {SAMPLER}: found a model with guides, expected one without: the whole sampler as a graph runs none "
+                "yet; leave out --whole-sampler, or --guide"
+            )
+        whole = False
     if whole:
         made.append(_sampler(context, exported, "f32"))
     if "fp16" in precisions:
@@ -65,7 +74,8 @@ def extra_graphs(
 
 
 def _half_graphs(context: BuildContext, model: Model, options: HalfOptions) -> Iterator[Graph]:
-    for role in half_roles(model.roles, options):
+    guides = model.wiring.guide_graphs
+    for role in half_roles({name: role for name, role in model.roles.items() if name not in guides}, options):
         with context.watch.stage(f"export {role.name} fp16"):
             found = export_onnx(role, model.free(role.name))
         with context.watch.stage(f"check {role.name} fp16"):

@@ -125,7 +125,8 @@ def _measure_one(
             f"graph {role.name}: found that {name} cannot run it ({first_line(error)}), expected "
             f"it to run; install the versions of the extra export: {install_extra('export')}"
         ) from error
-    errors = [relative_error(f[key], e[key]) for f, e in zip(found, expected, strict=True) for key in e]
+    least = role.scales
+    errors = [relative_error(f[key], e[key], least.get(key, 0.0)) for f, e in zip(found, expected, strict=True) for key in e]
     worst = functools.reduce(_worse, errors)
     if not worst <= bound:
         half = "keep layers with --keep-float32" if bound > BOUNDS[name] else "report this message"
@@ -141,9 +142,9 @@ def _worse(a: float, b: float) -> float:
     return a if a != a or a >= b else b
 
 
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    """max |found - expected| / max |expected|; infinite when the shapes differ, 0 when both are all zero."""
+def relative_error(found: np.ndarray, expected: np.ndarray, least: float = 0.0) -> float:
+    """max |found - expected| / max(|expected|, least); infinite when the shapes differ, 0 when both are all zero."""
     if found.shape != expected.shape:
         return float("inf")
-    difference, scale = float(np.abs(found - expected).max()), float(np.abs(expected).max())
+    difference, scale = float(np.abs(found - expected).max()), max(float(np.abs(expected).max()), least)
     return difference if difference == 0 or scale == 0 else difference / scale

@@ -38,6 +38,7 @@ class Role:
     """One graph: its name, the torch module that defines it, its signature, and "f32" or "fp16" for its weights.
 
     compute: {precision asked for: precision that this graph runs in}, where they differ.
+    scales: {output: what its error is relative to, where that is more than its largest value}.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Role:
     outputs: tuple[TensorSpec, ...]
     precision: str = "f32"
     compute: Mapping[str, str] = field(default_factory=dict)
+    scales: Mapping[str, float] = field(default_factory=dict)
 
     def computes_in(self, asked: str) -> str:
         """The precision that this graph runs in when `asked` is what is built or run."""
@@ -123,12 +125,16 @@ FREE = 3  # of any other free dimension in an example
 OTHER_SEEDS = 1000  # what a table is fed shares no numbers with what the step is
 
 
-def with_rows(table: Role, port: str) -> Example:
-    """`example`, but a step's `port` is the embedding of a timestep as sampling has it: from this table, one a seed."""
+def with_rows(steps_of: Mapping[str, tuple[Role, str]]) -> Example:
+    """`example`, but a step's port is the embedding of a timestep as sampling has it: from its table, one a seed.
+
+    steps_of: {a step's graph: its table, and the port}.
+    """
 
     def made(role: Role, batch: int, steps: int, seed: int) -> Inputs:
         inputs = example(role, batch, steps, seed)
-        if role.name == table.name or port not in inputs:
+        table, port = steps_of.get(role.name, (None, ""))
+        if table is None or port not in inputs:
             return inputs
         asked = example(table, batch, 3, seed + OTHER_SEEDS)
         times = next(spec.name for spec in table.inputs if spec.shape == (STEPS,))

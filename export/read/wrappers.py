@@ -32,6 +32,7 @@ _UNET = "|".join(
         rf"(?:time_embed|proj|out|temb\.dense)\.{_N}{_LEAF}",
         rf"input_blocks\.0\.0{_LEAF}",
         r"label_emb\.weight",
+        rf"out\.2\.(?:positional_embedding|(?:qkv_proj|c_proj){_LEAF})",  # of a classifier's pool
         rf"(?:input_blocks\.{_N}|output_blocks\.{_N}|middle_block)\.{_N}\.{_OPENAI}{_LEAF}",
         rf"(?:conv_in|conv_out|norm_out){_LEAF}",
         rf"(?:down|up)\.{_N}\.(?:(?:block|attn)\.{_N}\.{_DDIM}|(?:downsample|upsample)\.conv){_LEAF}",

@@ -44,7 +44,7 @@ def unfit(model: Model) -> str | None:
 
 
 def build_plans(backend: str, context: BuildContext, precision: str, options: Mapping[str, Any]) -> list[BuiltEngine]:
-    """A plan of every graph of the pipeline, and of the whole sampler where it is there."""
+    """A plan of every graph of the pipeline but guides, which its chain does not run, and of the whole sampler if there."""
     library, model = open_library(backend), context.model
     wishes = read_options(backend, options, steps=model.defaults["steps"], T=model.schedule.T)
     wishes = replace(wishes, targets=settle_targets(library, wishes.targets, wishes.hardware))
@@ -57,6 +57,8 @@ def chosen_graphs(context: BuildContext, precision: str) -> list[Graph]:
     chosen = []
     for name, role in {graph.role.name: graph.role for graph in context.graphs}.items():
         found = role.computes_in(precision)
+        if name in context.model.wiring.guide_graphs:
+            continue
         if name == SAMPLER and graph_key(name, found) not in there:
             continue  # only asked for in another precision
         chosen.append(context.graph(name, found))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ from export.build import Request
 from export.build import recognise as recognise_file
 from export.families import family_of
 from export.families.adm import NAME, Found, recognise
-from export.families.adm.published import PUBLISHED
+from export.families.adm.architecture import Options
+from export.families.adm.classifier import settle_classifier
+from export.families.adm.published import CLASSIFIERS, PUBLISHED, SCALES
+from export.models.openai.classifier import POOLS, Classifier, ClassifierSpec
 from export.models.openai.spec import OpenAIUNetSpec
 from export.models.openai.unet import OpenAIUNet
 from export.models.unset import Unset
 from export.read.checkpoint import Checkpoint
 from export.synthetic import random_adm_checkpoint
+from tests import adm_guides as guided
 from tests import adm_models as golden
 from tests import golden_models
 
@@ -203,12 +208,93 @@ def test_halves_and_safetensors(tmp_path: Path) -> None:
     assert found.lines()["heads"] == "16 channels each, legacy order  [--head-channels; --attention-order]"
 
 
+# ---- classifiers that guide ------------------------------------------------------------------------
+
+
+def classifier(spec: ClassifierSpec, path: str = "classifier.pt") -> Checkpoint:
+    """A classifier's checkpoint without any numbers."""
+    with torch.device("meta"), Unset():
+        return Checkpoint(Path(path), "0" * 64, dict(Classifier(spec).state_dict()), {})
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "scale"),
+    [
+        ("64x64_classifier", "64x64_diffusion", 1.0),
+        ("128x128_classifier", "128x128_diffusion", 0.5),
+        ("256x256_classifier", "256x256_diffusion_uncond", 10.0),
+        ("512x512_classifier", "512x512_diffusion", 4.0),
+    ],
+)
+def test_published_classifiers_are_recognised(name: str, model: str, scale: float) -> None:
+    of = read(bare(PUBLISHED[model].unet)).architecture
+    found = settle_classifier(classifier(CLASSIFIERS[name].spec), of, Options())
+    assert (found.published, found.spec, found.notes) == (name, CLASSIFIERS[name].spec, ())
+    assert SCALES[model] == scale
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("by_block", [True, False])
+def test_every_pool_is_read(pool: str, by_block: bool) -> None:
+    unet = OpenAIUNetSpec(3, 5, 64, (1, 2), 2, (2,), None, 64, scale_shift=True, resample_blocks=by_block)
+    found = settle_classifier(classifier(ClassifierSpec(unet, pool, (16, 16))), told().architecture, Options())
+    assert found.spec == ClassifierSpec(unet, pool, (16, 16))
+    assert "--guide-heads otherwise" in found.notes[0]
+
+
+def test_blocks_that_may_be_levels_in_two_ways() -> None:
+    unet = OpenAIUNetSpec(3, 5, 64, (1, 1), 2, (), None, 64, resample_blocks=True)
+    checkpoint = classifier(ClassifierSpec(unet, "adaptive", (16, 16)))
+    with pytest.raises(CheckpointError, match=r"may be .* or 2 residual blocks on each of 2 levels.*--guide-depth"):
+        settle_classifier(checkpoint, told().architecture, Options())
+    assert settle_classifier(checkpoint, told().architecture, Options(guide_depth=2)).spec.unet == unet
+
+
+def wrong(**changes: Any) -> Checkpoint:
+    """The golden classifier with fields of its architecture changed."""
+    of = guided.spec("classifier_attention")
+    size = changes.pop("size", of.size)
+    return classifier(ClassifierSpec(replace(of.unet, **changes), of.pool, size))
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "said", "says"),
+    [
+        (wrong(size=(32, 32)), {}, "images of 32 pixels a side, by the 256 positions of its pool, expected 16 x 16"),
+        (wrong(out_channels=7), {}, "a classifier of 7 classes, expected 5"),
+        (wrong(in_channels=1), {}, "a classifier of 1 channels, expected 3"),
+        (wrong(), {"guide_heads": 3, "guide_head_channels": None}, "expected multiples of 3 as was said"),
+        (wrong(), {"guide_heads": 2}, "found both, expected one of the two"),
+        (wrong(), {"guide_depth": 3}, "no levels of equally many residual blocks, 3 each"),
+        (golden.held(MODEL), {}, "found no classifier of guided-diffusion"),
+    ],
+)
+def test_classifiers_that_do_not_fit(checkpoint: Checkpoint, said: dict[str, Any], says: str) -> None:
+    options = Options(**{"guide_head_channels": 16, **said})
+    with pytest.raises(EngineError, match=says):
+        settle_classifier(checkpoint, told().architecture, options)
+
+
+def test_a_classifier_of_another_schedule() -> None:
+    of = read(bare(PUBLISHED["64x64_diffusion"].unet)).architecture
+    linear = replace(of, schedule=told().architecture.schedule)
+    with pytest.raises(CheckpointError, match="64x64_classifier, which was trained on noise of a cosine schedule"):
+        settle_classifier(classifier(CLASSIFIERS["64x64_classifier"].spec), linear, Options())
+
+
+def test_what_is_said_of_a_guide_alone_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="--guide-scale: found it without --guide"):
+        told(guide_scale=2.0)
+    with pytest.raises(ArgumentError, match="found 2 files, expected one"):
+        told(guide=(Path("a.pt"), Path("b.pt")))
+
+
 def test_a_classifier_is_refused() -> None:
     keys = {key: value for key, value in golden.state_dict(MODEL).items() if not key.startswith(("out", "label"))}
     for pool in (CLASSIFIER, {"out.3.weight": torch.zeros(5, 64, 1, 1)}, {"out.0.weight": torch.zeros(2048, 96)}):
         checkpoint = Checkpoint(Path("64x64_classifier.pt"), "0" * 64, keys | pool, {})
         assert family_of(checkpoint).NAME == NAME
-        with pytest.raises(CheckpointError, match=r"found a classifier, .*64x64_diffusion\.pt"):
+        with pytest.raises(CheckpointError, match=r"found a classifier, .*--guide 64x64_classifier\.pt"):
             read(checkpoint)
 
 

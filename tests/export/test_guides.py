@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,15 +10,14 @@ import torch
 from torch import nn
 
 from engine.errors import ExportError
+from export.families.adm import recognise
+from export.families.base import Model
 from export.graphs.onnx_export import export_onnx
 from export.graphs.parity import load_onnxruntime, load_openvino
-from export.guides import BOUND, Guidance, guide_role
-from export.models.openai.classifier import Classifier, ClassifierSpec
-from export.models.openai.spec import OpenAIUNetSpec
-from tests import golden_files
-from tests.golden_models import weight
+from export.guides import BOUND, Guidance, OwnGuide, guide_role, with_guides
+from tests import adm_guides as guided
+from tests import adm_models as golden
 
-GOLDEN = Path(__file__).parents[1] / "golden_adm"
 SMALL = Guidance((3, 12, 8), 4)
 
 
@@ -28,29 +26,9 @@ def _one_thread() -> None:
     torch.set_num_threads(1)  # tiny layers: on busy cores the threads would wait for each other at every one
 
 
-def golden(folder: str) -> tuple[Classifier, dict[str, Any], dict[str, np.ndarray]]:
-    """A classifier of the reference, its config.json, and what the reference computed."""
-    cfg = golden_files.config(GOLDEN / folder)
-    arch, wide = cfg["arch"], cfg["arch"]["num_head_channels"]
-    unet = OpenAIUNetSpec(
-        in_channels=arch["in_channels"], out_channels=arch["out_channels"], model_channels=arch["model_channels"],
-        channel_mult=tuple(arch["channel_mult"]), num_res_blocks=arch["num_res_blocks"],
-        attention_factors=tuple(arch["attention_resolutions"]), num_heads=None if wide > 0 else arch["num_heads"],
-        num_head_channels=wide if wide > 0 else None, scale_shift=arch["use_scale_shift_norm"],
-        resample_blocks=arch["resblock_updown"],
-    )  # fmt: skip
-    network = Classifier(ClassifierSpec(unet, arch["pool"], (arch["image_size"],) * 2))
-    state = {}
-    for key, shape in cfg["parameters"].items():
-        factors = [factor for ending, factor in cfg["scale"].items() if key.endswith(ending)]
-        state[key] = weight(cfg["seed"], key, shape) * (factors[0] if factors else 1.0)
-    network.load_state_dict(state)
-    return network.eval(), cfg, golden_files.expected(GOLDEN / folder)
-
-
 @pytest.mark.parametrize("folder", ["classifier_attention", "classifier_adaptive"])
 def test_the_reference_s_classifiers(folder: str) -> None:
-    network, cfg, expected = golden(folder)
+    network, cfg, expected = guided.network(folder), golden.config(folder), golden.expected(folder)
     process = cfg["diffusion"]
     role = guide_role(network, Guidance((3, 16, 16), cfg["arch"]["out_channels"], network.row_width))
     for t, logits, g in zip(expected["t"].tolist(), expected["logits"], expected["g"], strict=True):
@@ -60,10 +38,10 @@ def test_the_reference_s_classifiers(folder: str) -> None:
             row = network.timestep_rows(torch.tensor([rescaled]))
             found = network(x, row).numpy()
         assert np.abs(found - logits).max() < 5e-6 * np.abs(logits).max()
-        guided = role({"x": x, "label": label, "row": row})
-        assert np.abs(guided["g"].numpy() - g).max() < 1e-5 * np.abs(g).max()
+        found_g = role({"x": x, "label": label, "row": row})
+        assert np.abs(found_g["g"].numpy() - g).max() < 1e-5 * np.abs(g).max()
         log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-        np.testing.assert_allclose(guided["entropy"], -(np.exp(log_p) * log_p).sum(1), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found_g["entropy"], -(np.exp(log_p) * log_p).sum(1), rtol=1e-5, atol=1e-6)
 
 
 class Convolutions(nn.Module):
@@ -125,12 +103,19 @@ def test_a_module_of_one_s_own_in_every_runtime(kind: type[nn.Module]) -> None:
             np.testing.assert_allclose(found["entropy"], -(log_p.exp() * log_p).sum(-1).detach(), rtol=1e-5)
 
 
+class Turn(nn.Module):
+    """What it does depends on the values."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return -x if bool(x.sum() > 0) else x
+
+
 class Wrong(nn.Module):
     """A classifier with one thing wrong."""
 
     def __init__(self, what: str) -> None:
         super().__init__()
-        self.what, self.layer = what, nn.ConvTranspose2d(3, 4, 2)
+        self.what, self.layer, self.turn = what, nn.ConvTranspose2d(3, 4, 2), Turn()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.what == "transposed":
@@ -140,8 +125,8 @@ class Wrong(nn.Module):
         logits = x[:, :1].mean(dim=(2, 3)) * torch.arange(1.0, 5.0)
         if self.what == "random":
             logits = logits * torch.rand_like(logits)
-        if self.what == "branches" and bool(logits.sum() > 0):
-            logits = -logits
+        if self.what == "branches":
+            logits = self.turn(logits)
         return logits[:, :3] if self.what == "classes" else logits
 
 
@@ -151,10 +136,51 @@ class Wrong(nn.Module):
         ("transposed", "found a convolution that is transposed"),
         ("classes", r"found logits \(2, 3\), expected \(2, 4\)"),
         ("random", f"expected at most {BOUND:g}"),
-        ("branches", "cannot record its gradient"),
+        ("branches", "guide guide, layer 'turn': found that torch .* cannot record its gradient"),
         ("warped", "grid_sampler_2d_backward.* in the gradient, for which there is no form in forward operations"),
     ],
 )
 def test_what_cannot_guide_is_refused(what: str, sentence: str) -> None:
     with pytest.raises(ExportError, match=sentence):
         guide_role(Wrong(what), SMALL)
+
+
+class Small(nn.Module):
+    """One that is recorded in a second or two."""
+
+    def __init__(self, classes: int = 4) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.last(nn.functional.silu(self.first(x)).mean(dim=(2, 3)))
+        return logits
+
+
+@pytest.fixture(scope="module")
+def unguided() -> Model:
+    """A model without classes, of 500 timesteps."""
+    return recognise(golden.held("cosine_neworder"), None, "ema", golden.said("cosine_neworder")).load()
+
+
+def test_own_classifiers_become_guides_of_a_model(unguided: Model) -> None:
+    parts = [OwnGuide(Small(), 4, timesteps=timesteps) for timesteps in ((0, 250), (250, 499))]
+    model = with_guides(unguided, parts, scale=3.0, mode="norm", interval=(10, 400))
+    assert [(spec.name, spec.range) for spec in model.input_specs] == [("label", (0.0, 3.0))]
+    guides = model.wiring.guides
+    assert [(g.step.graph, g.rows, g.timesteps, g.classes) for g in guides] == [
+        ("guide_0", None, (0, 250), 4), ("guide_1", None, (250, 499), 4),
+    ]  # fmt: skip
+    assert model.guide == {"scale": 3.0, "mode": "norm", "interval": [10, 400]}
+    given = model.example(model.roles["guide_1"], 2, 1, 0)
+    assert {name: tuple(array.shape) for name, array in given.items()} == {"x": (2, 3, 16, 16), "label": (2,)}
+    assert unguided.wiring.guides == (), "the model that was given is as it was"
+    assert unguided.guide is None
+
+
+def test_guides_that_do_not_fit_a_model(unguided: Model) -> None:
+    with pytest.raises(ExportError, match="guide guide_1: found a classifier of 3 classes, expected 4"):
+        with_guides(unguided, [OwnGuide(Small(), 4, timesteps=(0, 9)), OwnGuide(Small(3), 3, timesteps=(10, 499))])
+    plain = replace(unguided, defaults={**unguided.defaults, "method": "plms"})
+    with pytest.raises(ExportError, match="records method plms, which takes no guide, expected ddim_clipped or ddpm"):
+        with_guides(plain, [OwnGuide(Small(), 4)])

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import functools
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from engine import Sampler
 from engine.backends.guides import Guides
 from engine.backends.tensorrt.backend import TensorRt
 from engine.bundle.reader import Bundle
+from engine.cli.main import cli
 from engine.errors import ArgumentError, BundleError, NumericsError
 from engine.kernels import ROW_FIELDS
 from engine.solver.schedule import Schedule
@@ -185,10 +188,29 @@ def test_where_no_guide_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
             sampler.sample(label=1)
 
 
-def test_a_fitted_setting_knows_no_guide_and_warming_up_runs_it() -> None:
+def test_a_fitted_setting_knows_no_guide(tmp_path: Path) -> None:
+    """It is taken where no guide runs: where steps alone are named, or for a budget."""
+    path = guided_toy.build(tmp_path / "fitted.bundle")
+    digest = Bundle.open(path).manifest.graphs["denoiser"].sha256
+    setting = toy.DEFAULTS | {"steps": 5, "timesteps": [900, 500, 300, 100, 20], "spacing": None}
+    edit(path, "fitted", {"of": digest, "settings": [setting], "record": {}})
+    with Sampler(path, ANY_BACKEND) as sampler:
+        assert sampler.sample(label=1).setting.timesteps is None
+        for fitted in ({"steps": 5}, {"setting": "fitted"}, {"guide_scale": 0}):
+            found = sampler.sample(**fitted).setting
+            assert (found.guide_scale, found.timesteps) == (0.0, (900, 500, 300, 100, 20))
+        with pytest.raises(ArgumentError, match="a fitted setting, which knows no guide"):
+            sampler.sample(label=1, budget_ms=1000, guide_scale=1.0)
+
+
+def test_warming_up_runs_the_guide(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(Guides, "begin", lambda self, table: calls.append(len(table)))
+    monkeypatch.setattr(Guides, "gradient", lambda self, request, i, x, *rest: np.zeros_like(x))
     with Sampler(bundle(), ANY_BACKEND) as sampler:
         sampler.warmup()
         sampler.warmup(2, guide_scale=1.0, method="ddpm")
+    assert calls == [1, 1]
 
 
 @pytest.mark.parametrize(("field", "value", "message"), REFUSED)
@@ -222,3 +244,25 @@ def test_a_learned_variance_is_read_in_the_last_row_where_it_is_guided() -> None
     np.testing.assert_array_equal(some[-2:], unguided[-2:])
     assert (some[:4, ROW_FIELDS.index("k_g")] != 0).all()
     assert unguided[-1, ROW_FIELDS.index("s_n")] == 0
+
+
+def test_on_the_command_line(tmp_path: Path) -> None:
+    def run(*arguments: object) -> str:
+        found = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+        assert found.exit_code == 0, found.output
+        return found.output
+
+    said = ("--guide-scale", 1.5, "--guide-mode", "norm", "--guide-interval", "200,700", "--input", "label=1", "--seed", 3)
+    output = run("sample", bundle(), *said, "--out", tmp_path / "a.npy", "--backend", ANY_BACKEND)
+    assert "guide_scale 1.5, by norm, a guide from t 200 to 700" in output
+    with Sampler(bundle(), ANY_BACKEND) as sampler:
+        same = sampler.sample(seed=3, label=1, guide_scale=1.5, guide_mode="norm", guide_interval=(200, 700))
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), same.images)
+    told = run("info", bundle(2))
+    assert "scale 2, constant; of 3 classes, 2 by timestep" in told
+    assert "guide     guide_0(x, label, row=rows) -> g, entropy, t 0 to 500" in told
+    assert "guide     guide_table(timesteps) -> rows, t 0 to 500" in told
+    contents = json.loads(run("info", bundle(), "--json"))["bundle"]
+    assert contents["guide"] == {"scale": 2.0, "mode": "constant", "interval": None}
+    assert contents["graphs"]["guide_0"]["runs"] == ["guides"]
+    assert contents["pipeline"]["guides"][0]["timesteps"] == [0, 999]

@@ -38,6 +38,9 @@ class Options:
     fixed_variance         leave the learned variance out
     variance               of ddpm, that the bundle records
     prediction             what the network was trained to predict; None: eps
+    guide                  files of classifiers that guide it
+    guide_scale, guide_heads, guide_head_channels, guide_depth   of those: the scale that the bundle records, heads as above,
+                           residual blocks of a level
     """
 
     preset: str | None = None
@@ -55,6 +58,11 @@ class Options:
     fixed_variance: bool | None = None
     variance: str | None = None
     prediction: str | None = None
+    guide: tuple[Path, ...] | None = None
+    guide_scale: float | None = None
+    guide_heads: int | None = None
+    guide_head_channels: int | None = None
+    guide_depth: int | None = None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -35,6 +36,18 @@ FLAGS = (
         metavar="LIST",
         help="Setting that the bundle records, as guided-diffusion spells it: ddim25, 250 or 10,15,20.  [default: ddim25]",
     ),
+    click.option(
+        "--guide",
+        type=click.Path(path_type=Path),
+        multiple=True,
+        metavar="FILE",
+        callback=lambda _, __, files: files or None,  # none is not said
+        help="A classifier of guided-diffusion that guides the model.",
+    ),
+    click.option("--guide-scale", type=float, help="Scale that the bundle records.  [default: the published, or 1]"),
+    click.option("--guide-heads", type=click.IntRange(1), help="Attention heads of the classifier."),
+    click.option("--guide-head-channels", type=click.IntRange(1), help="Channels of each of them.  [default: 64]"),
+    click.option("--guide-depth", type=click.IntRange(1), help="Residual blocks on each level of the classifier."),
     click.option(
         "--fixed-variance", is_flag=True, default=None, help="Leave out the half of the last layer that tells the variance."
     ),

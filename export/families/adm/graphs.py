@@ -24,6 +24,12 @@ EXACT = {"bf16": "f32", "int8": "f32", "fp16": "f32"}
 RESCALED = 1000.0  # what the network takes for the number of timesteps, where it is given rescaled ones
 
 
+def times_of(of: Architecture) -> torch.Tensor:
+    """What the networks are given for each of the T timesteps, [T]."""
+    times = torch.arange(of.schedule.T)
+    return times.float() * (RESCALED / of.schedule.T) if of.rescale else times
+
+
 def roles(of: Architecture, unet: OpenAIUNet) -> dict[str, Role]:
     """The graphs of a bundle by name, in the order in which sampling uses them."""
     spec, T = of.unet, of.schedule.T
@@ -39,9 +45,8 @@ def roles(of: Architecture, unet: OpenAIUNet) -> dict[str, Role]:
         embedding, by_label = tensor("embedding", ("batch", width)), (tensor("z", ("batch", width)),)
         result.append(Role("label_embedding", LabelEmbedding(unet.label_emb), (label,), (embedding,), compute=EXACT))
     steps = tensor("timesteps", ("steps",), "int64", (0.0, T - 1.0))
-    times = torch.arange(T).float() * (RESCALED / T) if of.rescale else torch.arange(T)
     added = nn.Identity() if by_label else None
-    table = TimestepTable(sinusoid(times, spec.model_channels, "openai"), unet.time_embed, unet.projections, added)
+    table = TimestepTable(sinusoid(times_of(of), spec.model_channels, "openai"), unet.time_embed, unet.projections, added)
     rows = ("steps", "batch", unet.row_width) if by_label else ("steps", unet.row_width)
     result.append(Role("timestep_table", table, (steps, *by_label), (tensor("rows", rows),), compute=EXACT))
     row = tensor("row", ("batch" if by_label else 1, unet.row_width))

@@ -13,11 +13,14 @@ import torch
 
 from engine.errors import ArgumentError, CheckpointError
 from export.families.adm.architecture import Architecture, Options, infer
-from export.families.adm.graphs import roles
+from export.families.adm.classifier import FoundClassifier, read_classifier
+from export.families.adm.graphs import roles, times_of
 from export.families.adm.keys import claims as claims_keys
 from export.families.adm.keys import is_classifier, read_shape
 from export.families.adm.pipeline import inputs, pipeline
+from export.families.adm.published import SCALES, identify
 from export.families.base import Model, Source, options_of
+from export.guides import with_guides
 from export.models.openai.spec import OpenAIUNetSpec
 from export.models.openai.unet import AttentionBlock, OpenAIUNet
 from export.models.unset import Unset
@@ -43,8 +46,8 @@ def recognise(checkpoint: Checkpoint, other: Path | None, weights: str, options:
     path = checkpoint.path
     if is_classifier(checkpoint.tensors):
         raise CheckpointError(
-            f"{path}: found a classifier, which guides a diffusion model, expected the diffusion model itself: guidance by "
-            "a classifier is not supported; give the file of the model, such as 64x64_diffusion.pt"
+            f"{path}: found a classifier, which guides a diffusion model, expected the diffusion model itself, such as "
+            f"64x64_diffusion.pt; build that with --guide {path.name}"
         )
     keys = see_through(checkpoint.tensors, path)
     shape = read_shape(keys.tensors, path)
@@ -52,7 +55,24 @@ def recognise(checkpoint: Checkpoint, other: Path | None, weights: str, options:
         expected = {key: tuple(value.shape) for key, value in OpenAIUNet(_any_heads(shape)).state_dict().items()}
     require(keys.tensors, expected, path, keys.prefix("time_embed.").removesuffix("time_embed."), f"a {describe(shape)}")
     kind = "online" if TRAINED.fullmatch(path.stem) else weights
-    return Found(Source(checkpoint, None, kind), name_of(path, said), infer(shape, path, said), keys.tensors)
+    architecture = infer(shape, path, said)
+    guide = _guide(architecture, said)
+    source = Source(checkpoint, None if guide is None else guide.checkpoint, kind)
+    scale = said.guide_scale if said.guide_scale is not None else SCALES.get(identify(shape) or "", 1.0)
+    return Found(source, name_of(path, said), architecture, keys.tensors, guide, scale)
+
+
+def _guide(of: Architecture, said: Options) -> FoundClassifier | None:
+    """The classifier that guides, where there is one."""
+    others = ("guide_scale", "guide_heads", "guide_head_channels", "guide_depth")
+    if not said.guide:
+        if given := next((name for name in others if getattr(said, name) is not None), None):
+            flag = given.replace("_", "-")
+            raise ArgumentError(f"--{flag}: found it without --guide, expected a classifier's file beside it")
+        return None
+    if len(said.guide) > 1:
+        raise ArgumentError(f"--guide: found {len(said.guide)} files, expected one: experts by timestep are not read yet")
+    return read_classifier(said.guide[0], of, said)
 
 
 def _any_heads(shape: OpenAIUNetSpec) -> OpenAIUNetSpec:
@@ -82,6 +102,8 @@ class Found:
     name: str
     architecture: Architecture
     tensors: Mapping[str, torch.Tensor]
+    guide: FoundClassifier | None = None
+    guide_scale: float = 1.0
 
     def network(self) -> OpenAIUNet:
         """The UNet with its weights, in evaluation mode."""
@@ -100,7 +122,7 @@ class Found:
         """The model with its weights."""
         of = self.architecture
         graphs = roles(of, self.network())
-        return Model(
+        model = Model(
             family=NAME,
             name=self.name,
             roles=graphs,
@@ -118,6 +140,9 @@ class Found:
             notes=self.notes(),
             step_bound=0.025,  # of deep networks with random weights, as latent diffusion's
         )
+        if self.guide is None:
+            return model
+        return with_guides(model, [self.guide.guide(of, times_of(of))], scale=self.guide_scale)
 
     def notes(self) -> tuple[str, ...]:
         """What a user should know who asks later why the images are what they are."""
@@ -127,7 +152,8 @@ class Found:
             "samples from, is a file of its own, ema_*.pt"
         ]
         trained = trained if TRAINED.fullmatch(checkpoint.path.stem) else []
-        return (*checkpoint.notes, *stored_as(self.tensors), *trained, *self.architecture.notes)
+        guide = () if self.guide is None else self.guide.notes
+        return (*checkpoint.notes, *stored_as(self.tensors), *trained, *self.architecture.notes, *guide)
 
     def lines(self) -> dict[str, str]:
         """What was inferred, each line with where it came from."""
@@ -153,6 +179,10 @@ class Found:
         }
         if of.small is not None:
             lines["enlarges"] = (" x ".join(map(str, of.small)), origins["small size"])
+        if self.guide is not None:
+            guide, named = self.guide.spec, self.guide.published or "its weights"
+            what = f"{describe(guide.unet)}, {guide.classes} classes, {guide.pool} pool; scale {self.guide_scale:g}"
+            lines["guide"] = (what, named)
         return {key: f"{value}  [{origin}]" for key, (value, origin) in lines.items()}
 
 

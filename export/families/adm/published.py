@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from engine.errors import ArgumentError, did_you_mean
+from export.models.openai.classifier import ATTENTION, ClassifierSpec
 from export.models.openai.spec import OpenAIUNetSpec
 
 
@@ -87,6 +88,42 @@ PUBLISHED: dict[str, Published] = {
     ),
     "lsun_uncond": Published(_improved(128, _MULT_256, 2, (16,), 1, scale_shift=False), 256, "linear", 1000),
 }
+
+
+@dataclass(frozen=True)
+class PublishedClassifier:
+    """One configuration of a classifier; all have heads of 64 channels, and the schedule of the model that they guide."""
+
+    spec: ClassifierSpec
+    noise_schedule: str
+    T: int = 1000
+
+    @property
+    def shape(self) -> ClassifierSpec:
+        """What weights tell of it."""
+        return replace(self.spec, unet=without_heads(self.spec.unet))
+
+
+def _classifier(side: int, mult: tuple[float, ...], blocks: int, noise_schedule: str = "linear") -> PublishedClassifier:
+    stem = int(mult[0] * 128)
+    unet = OpenAIUNetSpec(
+        3, 1000, 128, mult, blocks, tuple(side // at for at in (32, 16, 8)), None, 64, scale_shift=True,
+        resample_blocks=True, stem_channels=None if stem == 128 else stem,
+    )  # fmt: skip
+    return PublishedClassifier(ClassifierSpec(unet, ATTENTION, (side, side)), noise_schedule)
+
+
+CLASSIFIERS: dict[str, PublishedClassifier] = {
+    "64x64_classifier": _classifier(64, _MULT_64, 4, "cosine"),
+    "128x128_classifier": _classifier(128, _MULT_128, 2),
+    "256x256_classifier": _classifier(256, _MULT_256, 2),
+    "512x512_classifier": _classifier(512, (0.5, 1, 1, 2, 2, 4, 4), 2),
+}
+# What the README samples each model with.
+SCALES = {
+    "64x64_diffusion": 1.0, "128x128_diffusion": 0.5, "256x256_diffusion": 1.0, "256x256_diffusion_uncond": 10.0,
+    "512x512_diffusion": 4.0,
+}  # fmt: skip
 
 
 def published(name: str) -> Published:
