@@ -1,6 +1,7 @@
 """Guided diffusion in C++ against its reference implementation, with Python's bits: every chain that a model's vectors hold.
 
 The upsampler, which has labels, an image and a learned variance, or with DIFFUSEVAE_GOLDEN=all the four models; in OpenVINO.
+And chains that a classifier guides: one of three kinds or all, in OpenVINO and on the native engine.
 """
 
 from __future__ import annotations
@@ -13,12 +14,18 @@ import numpy as np
 import pytest
 
 from engine import Sampler
+from engine.backends.native.backend import Native
+from engine.bundle.reader import Bundle
+from tests import adm_guides as guided
 from tests import adm_models as golden
 from tests.cpp import building
-from tests.cpp.capi import Library, open_c
+from tests.cpp.capi import Failed, Library, open_c
 from tests.latent_runs import ALL
+from tests.manifests import edit
 
 CHAINS = [(folder, chain) for folder, chain in golden.CHAINS if ALL or folder == "upsample"]
+NATIVE = Native.available()[0]
+GUIDED = [(folder, chain) for folder, chain in guided.CHAINS if ALL or folder == "guided_adaptive"]
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +51,37 @@ def test_chains_equal_the_reference_and_python(
     np.testing.assert_allclose(found.x, expected[max(expected)], rtol=0, atol=golden.tolerance(folder, chain))
     np.testing.assert_array_equal(found.x, same.x)
     np.testing.assert_array_equal(found.images, same.images)
+
+
+@pytest.fixture(scope="module")
+def guided_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """guided_bundle(folder, chain): with native engines where they can be run, whose guide OpenVINO runs."""
+    backends = ("onnxruntime", "openvino", *(["native"] if NATIVE else []))
+
+    def build(folder: str, chain: str) -> Path:
+        path = guided.build_guided(folder, chain, tmp_path_factory.mktemp("guided"), backends=backends)
+        for i, engine in enumerate(Bundle.open(path).manifest.engines):
+            if engine.runs_on:
+                edit(path, f"engines.{i}.runs_on", ["openvino"])
+        return path
+
+    return build
+
+
+@pytest.mark.parametrize(("folder", "chain"), GUIDED)
+def test_guided_chains_equal_the_reference_and_python(
+    folder: str, chain: str, guided_bundle: Callable[[str, str], Path], cpp_runtimes: Path, library: Library
+) -> None:
+    with_openvino, path = Library(cpp_runtimes / "diffusevae" / building.LIBRARY), guided_bundle(folder, chain)
+    given, states = guided.options(folder, chain), golden.states(folder, chain)
+    for backend, precision in (("openvino", "f32"), *([("native", "bf16")] if NATIVE else [])):
+        c = open_c(with_openvino, path, backend=backend, precision=precision)
+        with c, Sampler(path, backend, precision, 2) as python:
+            found, same = c.sample(2, seed=0, **given), python.sample(2, seed=0, **given)
+        np.testing.assert_array_equal(found.x, same.x)
+        np.testing.assert_array_equal(found.images, same.images)
+        if backend == "openvino":
+            np.testing.assert_allclose(found.x, states[max(states)], rtol=0, atol=golden.tolerance(folder, chain))
+    if NATIVE:
+        with pytest.raises(Failed, match=r"BACKEND: .*openvino.*compiled without it.*DIFFUSEVAE_OPENVINO=ON"):
+            open_c(library, path, precision="bf16")

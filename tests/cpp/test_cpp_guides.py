@@ -21,7 +21,9 @@ from engine.pipeline import table_of
 from engine.resolve import setting_of
 from tests import guided_toy, toy
 from tests.cpp import building
+from tests.cpp.bundles import SIZE, with_plans
 from tests.cpp.capi import ARGUMENT, NUMERICS, UNSET, Arguments, CSampler, Failed, Library, looking, open_c
+from tests.cpp.changed import changed_bundle
 from tests.cpp.test_cpp_steps import plain
 from tests.manifests import edit
 
@@ -224,6 +226,22 @@ def test_where_no_guide_can_run(tmp_path: Path, library: Library) -> None:
         check((ours, theirs), label=LABELS, seed=0)
 
 
+def test_tensorrt_runs_no_guide_yet(tmp_path: Path, library: Library) -> None:
+    """A bundle that records one is opened there, and sampled without it."""
+    models = {"guide_0": guided_toy.guide_graph(0.3, knows_time=True), "guide_table": guided_toy.table_graph()}
+    raw = guided_toy.manifest_of(toy.models_of(None, SIZE, 0, False) | models, ["onnxruntime", "tensorrt"], {})
+    changes = {
+        "inputs": lambda _: raw["inputs"], "pipeline": {"guides": raw["pipeline"]["guides"]}, "guide": raw["guide"],
+        "graphs": {name: toy.graph_entry(name, model) for name, model in models.items()},
+    }  # fmt: skip
+    files = {f"{name}.onnx": model.SerializeToString() for name, model in models.items()}
+    path = changed_bundle(with_plans(tmp_path / "plain.bundle", "uncond"), tmp_path / "guided.bundle", changes, files)
+    with open_c(library, path, backend="tensorrt") as c:
+        with pytest.raises(Failed, match="guide_scale is 1, but backend 'tensorrt' runs no guides yet; pass"):
+            c.sample(1, values=(), label=np.array([1]), steps=2, method="ddim_clipped", guide_scale=1.0)
+        assert np.isfinite(c.sample(1, values=(), steps=2, method="ddim_clipped").x).all()
+
+
 def test_a_mode_that_not_every_guide_knows(tmp_path: Path, library: Library) -> None:
     path = guided_toy.build(tmp_path / "b.bundle", 2, entropy=False)
     with opened(library, path) as (ours, theirs):
@@ -236,6 +254,10 @@ def test_a_fitted_setting_is_taken_where_no_guide_runs(tmp_path: Path, library: 
     write_fitted(path, [as_defaults({"timesteps": steps}) for steps in ([900, 700, 300, 100, 20], [400, 150, 25])], {})
     with opened(library, path) as (ours, theirs):
         for given in ({}, {"guide_scale": 0.0}, {"steps": 3}, {"steps": 3, "guide_scale": 0.0}, {"setting": "fitted"},
-                      {"setting": "plain"}, {"setting": "fitted", "guide_mode": "norm"}):  # fmt: skip
+                      {"setting": "plain"}, {"setting": "fitted", "guide_mode": "norm"}, {"steps": 5, "guide_scale": 1.0,
+                      "method": "ddpm"}, {"guide_scale": 1.0}, {"steps": 4}):  # fmt: skip
             wanted, found = setting_of(ours._pipeline.manifest, given), theirs.table(**given).setting
             assert found | {"spacing": None, "prior": None} == vars(wanted) | {"spacing": None}
+        refused_by_both(ours, theirs, label=np.array([1]), budget_ms=1000.0, guide_scale=1.0)
+        found = theirs.sample(1, values=(), budget_ms=1e6, seed=0)
+        assert (found.setting["guide_scale"], len(found.timesteps)) == (0.0, 5)

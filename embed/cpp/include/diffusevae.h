@@ -286,7 +286,7 @@ typedef struct diffusevae_sample_options {
     int64_t steps;          /* 1 .. T, or 1 .. t_start + 1 where a spacing is laid up to t_start */
     const char* setting;    /* "fitted", the bundle's own for this number of steps (`diffusevae fit-setting`), or "plain", as
                              * above; NULL: the fitted one where there is one, nothing but steps is named and no guide
-                             * is asked for, by the caller or by the bundle */
+                             * runs, which it knows nothing of */
     const int64_t* timesteps;  /* [timesteps_count], or NULL: the timesteps themselves, falling, in place of steps and spacing */
     int64_t timesteps_count;   /* 1 or more with timesteps, else as initialised: 0; so for the lists below */
     const char* spacing;    /* "uniform" (whole strides only), "quad", "linspace", "trailing", "truncated", "karras",

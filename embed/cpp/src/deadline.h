@@ -42,9 +42,8 @@ const Defaults& choose(const Budget& budget, const std::vector<Defaults>& settin
 // Run times by size: clones run the same weights in as many threads, and share them.
 class Times {
 public:
-    // Samples, lanes, and what else makes a call longer: guidance_interval, quantize_denoised, whether guides run and where.
-    using Interval = std::optional<std::pair<int64_t, int64_t>>;
-    using Size = std::tuple<int64_t, int64_t, Interval, bool, bool, Interval>;
+    // Samples, lanes, and what else makes a call longer: guidance_interval and quantize_denoised.
+    using Size = std::tuple<int64_t, int64_t, std::optional<std::pair<int64_t, int64_t>>, bool>;
 
     std::optional<Pace> pace(const Size& size) const;
     // The runs that were measured first; those of another clone, if it was faster, stay.

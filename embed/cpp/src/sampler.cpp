@@ -353,8 +353,7 @@ void Sampler::run_within(const Budget& budget, const Clock& began, const diffuse
     StepTable table = build_step_table(opened_->schedule, manifest(), request.setting);
     wanted(request, table.calls(), result);  // results without room are refused before anything is measured
     const Setting& asked = request.setting;
-    const Times::Size size{request.n, table.lanes, asked.guidance_interval, asked.quantize_denoised, asked.guide_scale != 0.0,
-                           asked.guide_interval};
+    const Times::Size size{request.n, table.lanes, asked.guidance_interval, asked.quantize_denoised};
     const Defaults& chosen = choose(budget, settings, pace_of(size, request, given, settings), request.n);
     if (&chosen != &settings[0]) {
         given.steps = chosen.steps;

@@ -111,8 +111,9 @@ void take_guide(Setting& into, const Manifest& manifest, const diffusevae_sample
 const Defaults* fitted_setting(const Manifest& manifest, const diffusevae_sample_options& given, int64_t steps,
                                const std::vector<std::string>& others) {
     const char* const asked = given.setting;
-    const bool guided = manifest.guide && (is_given(given.guide_scale) ? given.guide_scale : manifest.guide->scale) != 0.0;
-    if (!asked && guided) return nullptr;
+    const double recorded = manifest.guide && replacing(given).empty() ? manifest.guide->scale : 0.0;
+    const double scale = is_given(given.guide_scale) ? given.guide_scale : recorded;
+    if (!asked && manifest.guide && scale != 0.0) return nullptr;
     const std::string_view word = asked ? known("setting", asked, kSettings) : "";
     const Defaults* found = !others.empty() || !manifest.fitted ? nullptr : manifest.fitted->get(steps);
     if (word == "fitted" && !others.empty())
