@@ -90,20 +90,36 @@ def manifest_of(models: dict[str, onnx.ModelProto], backends: Sequence[str], def
         rows = {"graph": "guide_table", "inputs": {"timesteps": "timesteps"}, "outputs": {"rows": "rows"}} if timed else None
         takes = {"x": "x", "label": "label"} | ({"row": "rows"} if timed else {})
         low, high = (0, 999) if len(guides) == 1 else (500 * index, (500, 999)[index])
-        step = {"graph": name, "inputs": takes, "outputs": {"g": "g", "entropy": "entropy"}}
+        step = {"graph": name, "inputs": takes, "outputs": {one.name: one.name for one in models[name].graph.output}}
         raw["pipeline"]["guides"].append({"rows": rows, "step": step, "timesteps": [low, high], "classes": CLASSES})
     raw["guide"] = {"scale": 2.0, "mode": "constant", "interval": None}
     return raw
 
 
+def learn_variance(denoiser: onnx.ModelProto) -> None:
+    """Give the network a second output, v = tanh(x)."""
+    denoiser.graph.node.append(helper.make_node("Tanh", ["x"], ["v"]))
+    denoiser.graph.output.append(helper.make_tensor_value_info("v", TensorProto.FLOAT, ["batch", 3, SIZE, SIZE]))
+    onnx.checker.check_model(denoiser, full_check=True)
+
+
 def build(
-    path: Path, guides: int = 1, backends: Sequence[str] = ("onnxruntime", "openvino"), nan: bool = False, **changes: Any
-) -> Path:
-    """Write a bundle; changes: fields of the manifest in place of its own."""
+    path: Path, guides: int = 1, backends: Sequence[str] = ("onnxruntime", "openvino"), nan: bool = False,
+    learned: bool = False, entropy: bool = True, **changes: Any,
+) -> Path:  # fmt: skip
+    """Write a bundle; learned: the network says what noise each element gets; entropy: whether the last guide gives it;
+    changes: fields of the manifest in place of its own."""
     models = toy.models_of(None, SIZE, 0, False)
+    if learned:
+        learn_variance(models["denoiser"])
     models |= {f"guide_{i}": guide_graph(SLOPES[i], knows_time=i == 0, nan=nan) for i in range(guides)}
+    if not entropy:
+        del models[f"guide_{guides - 1}"].graph.output[1]
     models["guide_table"] = table_graph()
     defaults = {"steps": 5, "method": "ddim_clipped"}
     raw = manifest_of(models, backends, defaults) | changes
+    if learned:
+        raw["variance"] = "learned_range"
+        raw["pipeline"]["step"]["outputs"]["v"] = "variance"
     write_bundle(path, raw, {f"{name}.onnx": model.SerializeToString() for name, model in models.items()})
     return path

@@ -24,6 +24,7 @@ from engine.bundle import (  # noqa: E402
     fitted,
     following,
     graphs,
+    guides,
     inputs,
     limits,
     manifest,
@@ -34,6 +35,7 @@ from engine.bundle import (  # noqa: E402
     vocabulary,
 )
 from engine.bundle.schema import Entry, entries  # noqa: E402
+from engine.solver import guides as guide_modes  # noqa: E402
 from engine.solver import levels, noise, table, timesteps  # noqa: E402
 
 NAMES = {  # numbers, texts, and lists of words
@@ -44,13 +46,13 @@ NAMES = {  # numbers, texts, and lists of words
     engines: "SHARED RUNNERS", starts: "MEASURES", resolve: "SETTINGS", deadline: "QUANTILE WINDOW PROBES",
     timesteps: "SPACINGS LEADING RHO LEAST_RHO MOST_RHO", noise: "BLOCK_BITS STREAM_BITS MAX_BLOCKS",
     canvas: "LEAST_WEIGHT MOST_WEIGHT MOST_OVERLAP AT_ONCE", vocabulary: "MAX_WORD CONTINUES",
-    following: "OPTIONAL",
+    following: "OPTIONAL", guides: "G ENTROPY", guide_modes: "MODES CONSTANT BY_ENTROPY BY_NORM LEAST_ENTROPY LEAST_NORM",
 }  # fmt: skip
 SPECS = (
     tensors.TensorSpec, inputs.InputSpec, files.FileSpec, graphs.Parity, graphs.GraphSpec, pipeline.StateSpec,
     training.ScheduleSpec, training.Defaults, training.Source, fitted.Fitted, starts.StartRow, starts.Starts,
     engines.EngineSpec, engines.PriorSpec, directions.DirectionsSpec, vocabulary.TextSpec,
-    following.AugmentationSpec, following.NextSpec,
+    following.AugmentationSpec, following.NextSpec, guides.GuideDefaults,
     manifest.Manifest,
 )  # fmt: skip
 # What C++ checks and has no use for.

@@ -37,7 +37,7 @@ class Tiles:
 
     def graph(self, name: str) -> Callable[..., Arrays]:
         """A graph that takes whole canvases where it has maps, and as it is where it has none."""
-        graph, ports = self.backend.graph(name), self.canvas.ports[name]
+        graph, ports = self.backend.graph(name), self.canvas.ports.get(name)  # None: a guide, in the bundle's own size
         return graph if not ports else lambda **arrays: self._run(graph, ports, arrays)
 
     def weights(self, factor: int) -> tuple[F32, F32]:

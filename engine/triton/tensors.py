@@ -57,6 +57,12 @@ SETTING = (
 T_START = Tensor("t_start", "TYPE_INT32")  # needs an image to start from
 # Need a null; the interval is (low, high), timesteps.
 GUIDANCE = (Tensor("guidance", "TYPE_FP32"), Tensor("guidance_interval", "TYPE_INT32", (2,)))
+# Need a guide; the interval is (low, high), timesteps.
+GUIDES = (
+    Tensor("guide_scale", "TYPE_FP32"),
+    Tensor("guide_mode", "TYPE_STRING"),
+    Tensor("guide_interval", "TYPE_INT32", (2,)),
+)
 QUANTIZE = Tensor("quantize_denoised", "TYPE_BOOL")  # needs a codebook
 BUDGET = (Tensor("budget_ms", "TYPE_FP32"), Tensor("at_most", "TYPE_BOOL"))  # need fitted settings to choose from
 EDITS = Tensor("edits", "TYPE_STRING")  # JSON: {"glasses": 1.0}; needs directions
@@ -87,11 +93,15 @@ def inputs_of(manifest: Manifest, later: Sequence[Manifest] = ()) -> tuple[Tenso
 
 
 def declared_of(manifest: Manifest, later: Sequence[Manifest] = ()) -> tuple[Tensor, ...]:
-    """The inputs that the bundle, or a stage after it, declares."""
-    worded = {stage.text.input for stage in (manifest, *later) if stage.text is not None}
+    """The inputs that the bundle, or a stage after it, declares; what guides alone read can be left out where none runs."""
+    stages = (manifest, *later)
+    spare = {stage.text.input for stage in stages if stage.text is not None}
+    if any(stage.pipeline.guides for stage in stages):
+        needed = {name for stage in stages for name in stage.pipeline.inputs_for(stage.pipeline.run_values(), frozenset())}
+        spare |= {spec.name for spec in all_inputs(stages)} - needed
     return tuple(
-        Tensor(spec.name, KINDS[spec.dtype], _dims(spec), optional=spec.draw is not None or spec.name in worded)
-        for spec in all_inputs((manifest, *later))
+        Tensor(spec.name, KINDS[spec.dtype], _dims(spec), optional=spec.draw is not None or spec.name in spare)
+        for spec in all_inputs(stages)
     )
 
 
@@ -119,6 +129,7 @@ def setting_of(manifest: Manifest, later: Sequence[Manifest] = ()) -> tuple[Tens
         *SETTING,
         *((T_START,) if pipeline.state.start is not None else ()),
         *(GUIDANCE if pipeline.guided else ()),
+        *(GUIDES if pipeline.guides else ()),
         *((QUANTIZE,) if pipeline.quantize is not None else ()),
         *(BUDGET if manifest.fitted is not None and not later else ()),
     )

@@ -32,7 +32,7 @@ from export.models.latent.graphs import Codebook, FirstStageDecoder, FirstStageE
 from export.models.openai.graphs import LabelEmbedding, OpenAIDenoiser
 from export.native import guide, latent, tokens
 from export.native.int8 import Choice, choose_layers, parse_budget
-from export.native.measure import BOUNDS, GUIDE_BOUND, GUIDE_SIZES, INT8_BOUND, error_on_states, measure_program
+from export.native.measure import BOUNDS, GUIDE_BOUND, GUIDE_SIZES, INT8_BOUND, TooFarOff, error_on_states, measure_program
 from export.native.program import Assembled
 from export.native.scales import evaluate
 from export.native.trajectory import trajectory_states
@@ -93,10 +93,20 @@ def build(context: BuildContext, precision: str, options: Mapping[str, Any]) -> 
         if found == "int8":
             engines.append(_int8(context, role, budget))
             continue
-        usual = GUIDE_BOUND if isinstance(role.module, Guide) else BOUNDS[found]
-        bound = model.step_bound if role is model.step else usual
+        if isinstance(role.module, Guide):
+            engines.append(_guide(context, role, found))
+            continue
+        bound = model.step_bound if role is model.step else BOUNDS[found]
         engines.append(_engine(context, role, found, lower(role), bound))
     return engines
+
+
+def _guide(context: BuildContext, role: Role, precision: str) -> BuiltEngine:
+    """A guide's program; or, where bf16 costs the gradient of this classifier too much, the entry of another runtime's."""
+    try:
+        return _engine(context, role, precision, lower(role), GUIDE_BOUND)
+    except TooFarOff as error:
+        return _elsewhere(context, role, precision, str(error))
 
 
 def unfit(model: Model) -> str | None:

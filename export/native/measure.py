@@ -27,6 +27,10 @@ INT8_BOUND = 0.1
 GUIDE_BOUND, GUIDE_SIZES = 0.04, {"entropy": 0.25}
 
 
+class TooFarOff(ExportError):
+    """A program's error is above its bound."""
+
+
 def measure_program(
     role: Role, assembled: Assembled, precision: str, examples: Example, bound: float,
     sizes: Mapping[str, float] | None = None,
@@ -49,7 +53,7 @@ def measure_program(
         isa = graph.isa
     worst = float(np.max(errors))  # NaN is the largest of all
     if not worst <= bound:
-        raise ExportError(
+        raise TooFarOff(
             f"native {precision} {role.name}: found a relative error of {worst:.3g} against torch on {isa}, expected at "
             f"most {bound:g}; keep more layers out of int8 with --int8-budget, or leave native out of --backends"
         )

@@ -25,6 +25,10 @@ OF_ROWS = ("timesteps", "step_ms")  # outputs with one number a row of the step 
 SCALES = {"eta": "etas", "noise_scale": "noise_scales", "eps_scale": "eps_scales"}
 
 
+GUIDE = ("guide_scale", DOUBLE), ("guide_mode", TEXT), ("guide_interval", LONG * 2)
+INTERVALS = ("guidance_interval", "guide_interval")  # None where both ends are unset
+
+
 def listed(name: str) -> tuple[tuple[str, Any], tuple[str, Any]]:
     """The two fields of a list."""
     return (name, ctypes.POINTER(LONG if name == "timesteps" else DOUBLE)), (f"{name}_count", LONG)
@@ -84,7 +88,7 @@ class Setting(ctypes.Structure):
         ("steps", LONG), *listed("timesteps"), ("spacing", TEXT), ("rho", DOUBLE), ("method", TEXT), ("eta", DOUBLE),
         *listed("etas"), ("t_start", LONG), ("temperature", DOUBLE), ("noise_scale", DOUBLE), *listed("noise_scales"),
         ("eps_scale", DOUBLE), *listed("eps_scales"), ("guidance", DOUBLE), ("guidance_interval", LONG * 2),
-        ("variance", TEXT), ("quantize_denoised", INT), ("clip", INT), ("prior", TEXT),
+        ("variance", TEXT), ("quantize_denoised", INT), *GUIDE, ("clip", INT), ("prior", TEXT),
     ]  # fmt: skip
 
     def values(self) -> dict[str, Any]:
@@ -98,8 +102,8 @@ class Setting(ctypes.Structure):
             assert (several is None) == (found[name] != UNSET_NUMBER)
             found[name] = found[name] if several is None else several
         found = {name: value.decode() if isinstance(value, bytes) else value for name, value in found.items()}
-        interval = tuple(self.guidance_interval)
-        found |= {"guidance_interval": None if interval == (UNSET, UNSET) else interval}
+        ends = {name: tuple(found[name]) for name in INTERVALS}
+        found |= {name: None if both == (UNSET, UNSET) else both for name, both in ends.items()}
         found |= {name: bool(found[name]) for name in ("clip", "quantize_denoised")}
         return found | {"t_start": None if self.t_start == UNSET else self.t_start}
 
@@ -112,7 +116,7 @@ class Info(ctypes.Structure):
         *((name, LONG) for name in (
             "image_channels", "image_height", "image_width", "state_channels", "state_height", "state_width", "timesteps",
             "inputs", "outputs")),
-        *((name, INT) for name in ("guided", "has_start", "has_prior")),
+        *((name, INT) for name in ("guided", "has_start", "has_prior", "has_guides")),
         *((name, LONG) for name in ("threads", "max_batch", "weight_bytes")),
         *((name, TEXT) for name in ("name", "family", "start", "backend", "precision", "isa")), ("defaults", Setting),
         ("fitted", ctypes.POINTER(LONG)), ("fitted_count", LONG),
@@ -152,8 +156,8 @@ class SampleOptions(ctypes.Structure):
         ("rho", DOUBLE), ("method", TEXT), ("eta", DOUBLE), *listed("etas"), ("t_start", LONG), ("temperature", DOUBLE),
         ("noise_scale", DOUBLE),
         *listed("noise_scales"), ("eps_scale", DOUBLE), *listed("eps_scales"), ("guidance", DOUBLE),
-        ("guidance_interval", LONG * 2), ("variance", TEXT), ("quantize_denoised", INT), ("clip", INT), ("prior", TEXT),
-        ("inputs", ctypes.POINTER(Array)), ("inputs_count", LONG), ("callback", CALLBACK),
+        ("guidance_interval", LONG * 2), ("variance", TEXT), ("quantize_denoised", INT), *GUIDE, ("clip", INT),
+        ("prior", TEXT), ("inputs", ctypes.POINTER(Array)), ("inputs_count", LONG), ("callback", CALLBACK),
         ("user", POINTER), ("budget_ms", DOUBLE), ("at_most", INT), ("anytime", INT),
         ("edits", ctypes.POINTER(Edit)), ("edits_count", LONG), ("texts", ctypes.POINTER(TEXT)), ("texts_count", LONG),
     ]  # fmt: skip

@@ -16,7 +16,7 @@ def changed_bundle(source: Path, target: Path, changes: Mapping[str, Any], files
     and these files added. Files that nothing names any more are left out."""
     manifest: dict[str, Any] = json.loads((source / MANIFEST_FILE).read_text())
     for name, value in changes.items():
-        known = manifest[name]
+        known = manifest.get(name)
         manifest[name] = value(known) if callable(value) else {**known, **value} if isinstance(known, dict) else value
     named = {entry["file"] for entry in manifest["graphs"].values()}
     named |= {file["file"] for engine in manifest["engines"] for file in engine["files"].values()}

@@ -1,7 +1,8 @@
 """Guided diffusion in C++ against its reference implementation, with Python's bits: every chain that a model's vectors hold.
 
 The upsampler, which has labels, an image and a learned variance, and a semantic diffusion model, or with
-DIFFUSEVAE_GOLDEN=all the four and that one; in OpenVINO.
+DIFFUSEVAE_GOLDEN=all the four and that one; in OpenVINO. And chains that a classifier guides: one of three kinds or all, in
+OpenVINO and on the native engine.
 """
 
 from __future__ import annotations
@@ -14,12 +15,18 @@ import numpy as np
 import pytest
 
 from engine import Sampler
+from engine.backends.native.backend import Native
+from engine.bundle.reader import Bundle
+from tests import adm_guides as guided
 from tests import adm_models as golden
 from tests.cpp import building
-from tests.cpp.capi import Library, open_c
+from tests.cpp.capi import Failed, Library, open_c
 from tests.latent_runs import ALL
+from tests.manifests import edit
 
 CHAINS = [(folder, chain) for folder, chain in golden.CHAINS if ALL or folder == "upsample"] + golden.MAPPED_CHAINS
+NATIVE = Native.available()[0]
+GUIDED = [(folder, chain) for folder, chain in guided.CHAINS if ALL or folder == "guided_adaptive"]
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +52,33 @@ def test_chains_equal_the_reference_and_python(
     np.testing.assert_allclose(found.x, expected[max(expected)], rtol=0, atol=golden.tolerance(folder, chain))
     np.testing.assert_array_equal(found.x, same.x)
     np.testing.assert_array_equal(found.images, same.images)
+
+
+@pytest.mark.parametrize(("folder", "chain"), GUIDED)
+def test_guided_chains_equal_the_reference_and_python(
+    folder: str, chain: str, tmp_path: Path, cpp_runtimes: Path, library: Library
+) -> None:
+    path = guided.build_guided(
+        folder, chain, tmp_path, backends=("onnxruntime", "openvino", *(["native"] if NATIVE else []))
+    )
+    with_openvino = Library(cpp_runtimes / "diffusevae" / building.LIBRARY)
+    given, states = guided.options(folder, chain), golden.states(folder, chain)
+    # In some of these classifiers bf16 costs the gradient so much that another runtime computes it, of which C++ has OpenVINO.
+    elsewhere = [i for i, engine in enumerate(Bundle.open(path).manifest.engines) if engine.runs_on]
+    for i in elsewhere:
+        edit(path, f"engines.{i}.runs_on", ["openvino"])
+    others = [(with_openvino, "native", "bf16")] if NATIVE else []
+    if NATIVE and not elsewhere:
+        others.append((library, "native", "bf16"))
+    elif NATIVE:
+        with pytest.raises(Failed, match=r"BACKEND: .*openvino.*compiled without it.*DIFFUSEVAE_OPENVINO=ON"):
+            open_c(library, path, precision="bf16")
+    for compiled, backend, precision in ((with_openvino, "openvino", "f32"), *others):
+        with open_c(compiled, path, backend=backend, precision=precision) as c:
+            found = c.sample(2, seed=0, **given)
+        with Sampler(path, backend, precision, 2) as python:
+            same = python.sample(2, seed=0, **given)
+        np.testing.assert_array_equal(found.x, same.x)
+        np.testing.assert_array_equal(found.images, same.images)
+        if backend == "openvino":
+            np.testing.assert_allclose(found.x, states[max(states)], rtol=0, atol=golden.tolerance(folder, chain))

@@ -80,7 +80,7 @@ REFUSED: dict[str, tuple[Arguments, str]] = {
     "quad, one step": ({"steps": 1, "spacing": "quad"}, "steps is 1, which quad spacing would spend at t = 0"),
     "temperature": ({"temperature": -0.1}, r"temperature is -0\.1; expected a number of at least 0"),
     "temperature infinite": ({"temperature": float("inf")}, "temperature is inf; expected a number"),
-    "guidance NaN": ({"guidance": float("nan")}, "guidance is nan; expected a number that is finite"),
+    "guidance NaN": ({"guidance": float("nan")}, "guidance is nan; expected a finite number"),
     "half a guidance interval": ({"guidance_interval": (UNSET, 5), "guidance": 1.0}, "has one of its two timesteps alone"),
     "guidance interval": ({"guidance_interval": (9, 5), "guidance": 1.0}, r"\(9, 5\); expected two timesteps of 0 \.\. 999"),
     "no codebook": ({"quantize_denoised": 1}, "quantize_denoised is given, but this bundle has no codebook"),

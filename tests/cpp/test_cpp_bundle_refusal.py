@@ -18,7 +18,7 @@ import pytest
 from engine.bundle.reader import Bundle
 from engine.bundle.writer import write_bundle
 from engine.errors import BundleError
-from tests import toy
+from tests import guided_toy, toy
 from tests.cpp import capi
 from tests.cpp.building import ROOT, SOURCE
 from tests.cpp.capi import Failed, Library, open_c
@@ -31,6 +31,7 @@ from tests.unit import test_bundle as bundles
 from tests.unit import test_bundle_engines as engines
 from tests.unit import test_cascade as cascades
 from tests.unit import test_fitted as fitted
+from tests.unit import test_guides as guides
 from tests.unit import test_pipeline as pipelines
 from tests.unit import test_prior as priors
 from tests.unit import test_starts as starts
@@ -83,6 +84,38 @@ HALF = "\ud800"  # of a surrogate pair: no JSON for C++, a text that is refused 
 
 def cases(module: Any) -> list[Any]:
     return [pytest.param(*case, id=f"{case[0][:40]}={case[1]!r:.20}") for case in module.REFUSED if case[1] != HALF]
+
+
+# Beside those of the unit tests, what only a reader in another language could get wrong.
+GUIDES = [
+    ("guide", 3, "found 3 (int), expected an object"),
+    ("guide.scale", "1", "expected a number in"),
+    ("guide.scale", 10**7, "expected a number in"),
+    ("guide.mode", "norms", "did you mean 'norm'?"),
+    ("guide.interval", [5], "the lower one first"),
+    ("guide.interval", [5.0, 6], "the lower one first"),
+    ("guide.interval", [True, 6], "the lower one first"),
+    ("guide.interval", [-1, 6], "the lower one first"),
+    ("guide.interval", [1, 10**19], "two timesteps of 0 .. 999"),
+    ("guide.extra", 1, "an unknown field"),
+    ("pipeline.guides", {}, "expected a list of guides, which is left out where it would be empty"),
+    ("pipeline.guides", None, "expected a list of guides"),
+    ("pipeline.guides", [1], "expected an object"),
+    ("pipeline.guides", [{}] * 17, "at most 16 guides"),
+    ("pipeline.guides.0", {}, "rows: missing"),
+    ("pipeline.guides.0.classes", ABSENT, "classes: missing"),
+    ("pipeline.guides.0.classes", 2**24 + 1, "an integer in 2.."),
+    ("pipeline.guides.0.timesteps", ABSENT, "timesteps: missing"),
+    ("pipeline.guides.0.timesteps", [0], "the lower one first"),
+    ("pipeline.guides.0.rows.outputs.rows", "row", "which is called 'rows'"),
+    ("pipeline.guides.0.rows.graph", "guide_0", "missing, expected the name of a value"),
+    ("pipeline.guides.0.rows.graph", "guide_2", "one of the bundle's graphs"),
+    ("pipeline.guides.0.step.outputs.entropy", "g", "a name of its own for each output"),
+    ("pipeline.guides.0.step.outputs.entropy", "doubt", "perhaps 'entropy', float32[batch]"),
+    ("pipeline.guides.1.rows", {"graph": "guide_table", "inputs": {"timesteps": "timesteps"}, "outputs": {"rows": "rows"}},
+     "where the guide makes them"),
+    ("pipeline.guides.1.step.graph", "guide_0", "missing"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("field", "value", "message"), cases(bundles))
@@ -144,6 +177,23 @@ def test_one_wrong_field_of_a_cascade_is_named(
     assert NO_ENGINES in ask_cpp(library, path).text
     edit(path, field, value)
     assert message in check_same_refusal(library, path)
+
+
+@pytest.mark.parametrize(("field", "value", "message"), cases(guides) + GUIDES)
+def test_one_wrong_field_of_guides_is_named(
+    library: Library, tmp_path: Path, field: str, value: object, message: str
+) -> None:
+    path = guided_toy.build(tmp_path / "a.bundle", 2, ("onnxruntime", "native"))
+    assert NO_ENGINES in ask_cpp(library, path).text
+    edit(path, field, value)
+    assert message in check_same_refusal(library, path)
+
+
+def test_guides_are_not_in_every_bundle(library: Library, plain: Path) -> None:
+    edit(plain, "guide", {"scale": 1.0, "mode": "constant", "interval": None})
+    assert "expected null, as the pipeline has no guides" in check_same_refusal(library, plain)
+    edit(plain, "guide", None)
+    assert NO_ENGINES in ask_cpp(library, plain).text
 
 
 @pytest.mark.parametrize(("data", "words"), texts.NO_VOCABULARIES)

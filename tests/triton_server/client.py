@@ -25,6 +25,7 @@ KINDS = {
     "method": ("BYTES", np.object_), "spacing": ("BYTES", np.object_), "label": ("INT64", np.int64),
     "style": ("FP32", np.float32), "setting": ("BYTES", np.object_), "budget_ms": ("FP32", np.float32),
     "at_most": ("BOOL", np.bool_), "edits": ("BYTES", np.object_),
+    "guide_scale": ("FP32", np.float32), "guide_mode": ("BYTES", np.object_), "guide_interval": ("INT32", np.int32),
     "steps_2": ("INT32", np.int32), "noise_level_2": ("INT32", np.int32), "guidance_2": ("FP32", np.float32),
 }  # fmt: skip
 

@@ -23,7 +23,7 @@ from engine.stages import name_next
 from engine.triton.local_server import LocalServer
 from engine.triton.repository import write_repository
 from engine.triton.server_files import ServerError, find_installation
-from tests import toy, toy_family
+from tests import guided_toy, toy, toy_family
 from tests.samplers import Z_DIM
 from tests.triton_server.served import SERVED, SHARED
 
@@ -89,7 +89,7 @@ def installed() -> None:
 @pytest.fixture(scope="session")
 def bundles(native_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The bundles behind the models: a tiny real network, toys with and without inputs, another family, two stages,
-    one of NaN."""
+    two guides, one of NaN."""
     folder = tmp_path_factory.mktemp("bundles")
     ort = ("onnxruntime",)
     fitted = toy.build_bundle(folder / "toy.bundle", backends=ort)
@@ -107,6 +107,7 @@ def bundles(native_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPat
         "toy": fitted,
         "plain": toy.build_bundle(folder / "plain.bundle", formulation=None, backends=ort),
         "latents": toy_family.build_family(folder / "latents.bundle", backends=ort),
+        "guided": guided_toy.build(folder / "guided.bundle", 2, ort),
         "nan": toy.build_bundle(folder / "nan.bundle", backends=ort, nan=True),
     }
 
@@ -123,7 +124,8 @@ def repository(installed: None, bundles: dict[str, Path], tmp_path_factory: pyte
 @pytest.fixture(scope="session")
 def server(repository: Path) -> Iterator[LocalServer]:
     """The server that most tests share, with every model that can run."""
-    with LocalServer(repository, load=("faces", "toy", "plain", "latents", "narrow", "streams", "cascade")) as running:
+    names = ("faces", "toy", "plain", "latents", "narrow", "streams", "cascade", "guided")
+    with LocalServer(repository, load=names) as running:
         yield running
 
 
@@ -132,7 +134,7 @@ def samplers(bundles: dict[str, Path]) -> Iterator[dict[str, Sampler]]:
     """What the answers must equal: a Sampler of each served bundle in this process, set as the server's is."""
     made = {
         name: Sampler(bundles[name], SERVED[name].backend or "auto", SERVED[name].precision, threads=1)
-        for name in ("faces", "toy", "plain", "latents")
+        for name in ("faces", "toy", "plain", "latents", "guided")
     }
     yield made
     for sampler in made.values():

@@ -16,5 +16,6 @@ SERVED = {
     "narrow": Serving("narrow", max_batch=1, threads=1, backend="onnxruntime", max_steps=MANY_STEPS, max_queue=2),
     "streams": Serving("streams", 4, DELAY_US, threads=1, backend="onnxruntime", max_steps=MANY_STEPS, previews=True),
     "cascade": Serving("cascade", 4, DELAY_US, threads=1, backend="onnxruntime", max_steps=MANY_STEPS),
+    "guided": Serving("guided", 4, delay_us=0, threads=1, backend="onnxruntime", max_steps=MANY_STEPS),
     "nan": Serving("nan", max_batch=4, threads=1, backend="onnxruntime"),
 }

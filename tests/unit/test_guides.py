@@ -30,6 +30,25 @@ LABELS = np.array([0, 2, 1])
 KEPT = [900, 700, 500, 499, 120, 3]
 ALPHA_BAR = Schedule.from_recipe("linear", 1000, start=1e-4, end=0.02).alpha_bar
 FOLDER = tempfile.TemporaryDirectory(prefix="guided-")
+REFUSED: list[tuple[str, object, str]] = [
+    ("guide", ABSENT, "guide: missing"),
+    ("guide", None, "expected an object of scale, mode and interval, as the pipeline has guides"),
+    ("guide.mode", "loud", "guide.mode"),
+    ("guide.interval", [5, 1000], "two timesteps of 0 .. 999"),
+    ("guide.interval", [5, 4], "the lower one first"),
+    ("pipeline.guides", [], "expected a list of guides"),
+    ("pipeline.guides", ABSENT, "expected null, as the pipeline has no guides"),
+    ("pipeline.guides.0.timesteps", [1, 500], "expected 0 as the first timestep"),
+    ("pipeline.guides.1.timesteps", [502, 999], "a first timestep of 1 .. 501, without a gap"),
+    ("pipeline.guides.1.timesteps", [500, 500], "a last timestep above 500"),
+    ("pipeline.guides.1.timesteps", [500, 998], "expected 999"),
+    ("pipeline.guides.0.classes", 1, "an integer in 2.."),
+    ("pipeline.guides.0.rows", None, "a value that something makes"),
+    ("pipeline.guides.0.step.inputs.label", "labels", "a value that something makes"),
+    ("pipeline.guides.0.step.inputs.x", "label", "a value that fits"),
+    ("pipeline.guides.0.step.outputs.g", "gradient", "outputs 'g'"),
+    ("pipeline.guides.0.scale", 1, "an unknown field"),
+]
 
 
 @functools.cache
@@ -194,28 +213,7 @@ def test_warming_up_runs_the_guide(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [1, 1]
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("guide", ABSENT, "guide: missing"),
-        ("guide", None, "expected an object of scale, mode and interval, as the pipeline has guides"),
-        ("guide.mode", "loud", "guide.mode"),
-        ("guide.interval", [5, 1000], "two timesteps of 0 .. 999"),
-        ("guide.interval", [5, 4], "the lower one first"),
-        ("pipeline.guides", [], "expected a list of guides"),
-        ("pipeline.guides", ABSENT, "expected null, as the pipeline has no guides"),
-        ("pipeline.guides.0.timesteps", [1, 500], "expected 0 as the first timestep"),
-        ("pipeline.guides.1.timesteps", [502, 999], "a first timestep of 1 .. 501, without a gap"),
-        ("pipeline.guides.1.timesteps", [500, 500], "a last timestep above 500"),
-        ("pipeline.guides.1.timesteps", [500, 998], "expected 999"),
-        ("pipeline.guides.0.classes", 1, "an integer in 2.."),
-        ("pipeline.guides.0.rows", None, "a value that something makes"),
-        ("pipeline.guides.0.step.inputs.label", "labels", "a value that something makes"),
-        ("pipeline.guides.0.step.inputs.x", "label", "a value that fits"),
-        ("pipeline.guides.0.step.outputs.g", "gradient", "outputs 'g'"),
-        ("pipeline.guides.0.scale", 1, "an unknown field"),
-    ],
-)
+@pytest.mark.parametrize(("field", "value", "message"), REFUSED)
 def test_manifests_that_are_refused(field: str, value: object, message: str, tmp_path: Path) -> None:
     check_refused(guided_toy.build(tmp_path / "b.bundle", 2), field, value, message)
 

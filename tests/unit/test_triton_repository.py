@@ -21,7 +21,7 @@ from engine.triton.pbtxt import Word, quoted, text_of
 from engine.triton.repository import RepositoryError, write_repository
 from engine.triton.serving import Serving, settle
 from engine.triton.tensors import declared_of
-from tests import toy
+from tests import guided_toy, toy
 from tests.fake_triton import as_json
 from tests.manifests import edit, full_files, full_manifest
 from tests.samplers import bundle
@@ -119,6 +119,16 @@ class TestConfig:
         for sample in config.model_warmup:
             assert sorted(sample.inputs) == ["label", "seed"]
             assert all(tensor.zero_data for tensor in sample.inputs.values())
+
+    def test_guides(self, tmp_path: Path) -> None:
+        """Their options are inputs, and what they alone read can be left out."""
+        path = guided_toy.build(tmp_path / "guided.bundle")
+        config = parsed(write_repository(path, tmp_path / "repo").model / "config.pbtxt")
+        options = ["guide_scale", "guide_mode", "guide_interval"]
+        assert [tensor.name for tensor in config.input] == ["seed", "label", *SETTING, *options]
+        assert [tensor.name for tensor in config.input if not tensor.optional] == ["seed"]
+        for sample in config.model_warmup:
+            assert sorted(sample.inputs) == ["label", "seed"]
 
     def test_zeros_that_are_out_of_range_warm_nothing_up(self, tmp_path: Path) -> None:
         """Triton fills a warm-up's tensors with zeros; the model's own warm-up takes the nearest number there is."""

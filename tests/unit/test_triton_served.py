@@ -17,7 +17,7 @@ from engine import Sampler
 from engine.backends.native.backend import Native
 from engine.kernels import native_library
 from engine.triton.serving import Serving
-from tests import fake_triton
+from tests import fake_triton, guided_toy
 from tests.fake_triton import Request, TritonError
 from tests.manifests import edit
 from tests.samplers import ANY_BACKEND, CountingGraph, watch_graph
@@ -223,6 +223,27 @@ class TestAnotherFamily:
         code, text = responses[0].refusal()
         assert (code, message in text) == (INVALID, True), text
         assert responses[1].arrays()["image"].shape == (1, 12, 16, 3)
+
+    def test_guides(self, served: Open, tmp_path: Path) -> None:
+        """Samples of other modes run apart; a label is asked for where a guide runs alone."""
+        path = guided_toy.build(tmp_path / "guided.bundle", 2)
+        model = served(path)
+        modes = {"guide_mode": texts("norm", "entropy"), "guide_interval": np.array([[0, 700], [100, 999]], np.int32)}
+        said = {"guide_scale": floats(1.5, 0.3), "method": texts("ddpm", "ddpm"), "steps": int32(4, 4)}
+        found = model.one(seed=ints(1, 2), label=ints(2, 0), **said, **modes)["image"]
+        with Sampler(path, ANY_BACKEND, threads=1) as sampler:
+            for i, (mode, interval, scale) in enumerate([("norm", (0, 700), 1.5), ("entropy", (100, 999), 0.3)]):
+                options: dict[str, Any] = {"guide_scale": scale, "method": "ddpm", "steps": 4}
+                options |= {"guide_mode": mode, "guide_interval": interval, "label": (2, 0)[i]}
+                np.testing.assert_array_equal(found[i], sampler.sample(seed=1 + i, **options).images[0])
+            plain = sampler.sample(seed=3, guide_scale=0).images
+        np.testing.assert_array_equal(model.one(seed=ints(3), guide_scale=floats(0))["image"], plain)
+        code, text = model.refusal(seed=ints(3))
+        assert (code, "found no label, expected it" in text) == (INVALID, True), text
+        code, text = model.refusal(seed=ints(3), guide_scale=floats(1), method=texts("plms"), label=ints(1))
+        assert (code, "only ddim_clipped and ddpm take a guide" in text) == (INVALID, True), text
+        code, text = model.refusal(seed=ints(3), guide_mode=texts("loud"), label=ints(1))
+        assert (code, "guide_mode is 'loud'; expected one of constant" in text) == (INVALID, True), text
 
     def test_a_configuration_without_the_label(self, served: Open, tmp_path: Path) -> None:
         config = {"input": [{"name": "seed", "data_type": "TYPE_INT64", "dims": [1]}]}

@@ -192,6 +192,9 @@ typedef struct diffusevae_setting {
     int64_t guidance_interval[2];  /* low and high; DIFFUSEVAE_UNSET twice: guidance in every row */
     const char* variance;
     int32_t quantize_denoised;     /* 0 or 1 */
+    double guide_scale;            /* 0: no guide runs */
+    const char* guide_mode;
+    int64_t guide_interval[2];     /* as guidance_interval */
     int32_t clip;          /* 0 or 1 */
     const char* prior;     /* "bundle" or "standard"; NULL where no input is drawn */
 } diffusevae_setting;
@@ -206,6 +209,7 @@ typedef struct diffusevae_info {
     int32_t guided;        /* 1: something that the network is fed has a null, so that guidance can be other than 0 */
     int32_t has_start;     /* 1: the pipeline has a value to start from at t_start */
     int32_t has_prior;     /* 1: the bundle holds a fitted density of the input that is drawn */
+    int32_t has_guides;    /* 1: the bundle has guides, so that guide_scale can be other than 0 */
     int64_t threads;
     int64_t max_batch;
     int64_t weight_bytes;  /* of the loaded graphs, shared by all clones */
@@ -231,7 +235,8 @@ DIFFUSEVAE_API diffusevae_status diffusevae_input(const diffusevae_sampler* samp
                                                   diffusevae_array_info* info);
 
 /* The index-th output that a result can ask for: "images" uint8 [n, H, W, C]; "x" float32, the state after the last row;
- * "seeds" uint64 [n]; "timesteps" int64 [R]; "step_ms" float64 [R], milliseconds of the network in each row, summed over chunks;
+ * "seeds" uint64 [n]; "timesteps" int64 [R]; "step_ms" float64 [R], milliseconds of network and guide in each row, summed
+ * over chunks;
  * then the values of the pipeline by name: the inputs, and what the graphs before and after the loop make. */
 DIFFUSEVAE_API diffusevae_status diffusevae_output(const diffusevae_sampler* sampler, int64_t index,
                                                    diffusevae_array_info* info);
@@ -276,11 +281,12 @@ typedef struct diffusevae_sample_options {
     uint64_t seed;
 
     /* The few-step setting. With nothing given down to t_start the bundle's recorded setting applies as a whole, its scales
-     * and guidance included; naming any replaces it by ddim, uniform spacing (linspace with t_start), eta 0, no t_start, scales 1,
-     * guidance 0, at the recorded number of steps. */
+     * and guidance included, and its guides are used as it records; naming any replaces it by ddim, uniform spacing (linspace with
+     * t_start), eta 0, no t_start, scales 1, guidance 0, no guide, at the recorded number of steps. */
     int64_t steps;          /* 1 .. T, or 1 .. t_start + 1 where a spacing is laid up to t_start */
     const char* setting;    /* "fitted", the bundle's own for this number of steps (`diffusevae fit-setting`), or "plain", as
-                             * above; NULL: the fitted one where there is one and nothing but steps is named */
+                             * above; NULL: the fitted one where there is one, nothing but steps is named and no guide
+                             * runs, which it knows nothing of */
     const int64_t* timesteps;  /* [timesteps_count], or NULL: the timesteps themselves, falling, in place of steps and spacing */
     int64_t timesteps_count;   /* 1 or more with timesteps, else as initialised: 0; so for the lists below */
     const char* spacing;    /* "uniform" (whole strides only), "quad", "linspace", "trailing", "truncated", "karras",
@@ -307,6 +313,11 @@ typedef struct diffusevae_sample_options {
                                bundle's own */
     int32_t quantize_denoised;  /* 0 (as initialised), or 1: replace each row's prediction of the end by the nearest codes of the
                                  * bundle's codebook, where it has one */
+    double guide_scale;     /* what the gradient of the bundle's guides (a classifier's, say) is multiplied by, finite; 0 runs none.
+                             * With "ddim_clipped" and "ddpm", where the bundle has a guide */
+    const char* guide_mode; /* "constant"; "entropy": times log K / H, H the entropy of each sample's K classes; "norm": the gradient
+                             * at the length of each sample's step */
+    int64_t guide_interval[2];  /* low and high, 0 .. T - 1, both included: the timesteps whose rows run a guide; unset: all */
     int32_t clip;           /* 1 (as initialised): limit each row's prediction of the end as the pipeline says; 0: do not */
     const char* prior;      /* what the drawn input comes from: "bundle", its fitted density, or "standard", N(0, I); NULL:
                              * the bundle's where it has one. Refused where no input is drawn */
@@ -341,7 +352,7 @@ typedef struct diffusevae_timings {
     double before_ms;      /* graphs before the loop */
     double rows_ms;        /* the table of timesteps */
     double noise_ms;       /* drawing an input and x_T; the rows' noise is part of update_ms */
-    double network_ms;     /* the step's network, all rows */
+    double network_ms;     /* the step's network, and its guides, all rows */
     double first_step_ms;  /* of that, the first row: it may pay for one-off preparation */
     double update_ms;      /* the solver's arithmetic */
     double after_ms;       /* graphs after the loop */

@@ -173,6 +173,12 @@ private:
             }
             c.variance = text(options.variance);
             c.quantize_denoised = options.quantize_denoised ? 1 : 0;
+            c.guide_scale = options.guide_scale.value_or(DIFFUSEVAE_UNSET_NUMBER);
+            c.guide_mode = text(options.guide_mode);
+            if (options.guide_interval) {
+                c.guide_interval[0] = options.guide_interval->first;
+                c.guide_interval[1] = options.guide_interval->second;
+            }
             c.clip = options.clip ? 1 : 0;
             c.prior = text(options.prior);
             c.budget_ms = options.budget_ms.value_or(DIFFUSEVAE_UNSET_NUMBER);
@@ -354,6 +360,7 @@ private:
         info_.weight_bytes = c.weight_bytes;
         info_.guided = c.guided != 0;
         info_.has_prior = c.has_prior != 0;
+        info_.has_guides = c.has_guides != 0;
         info_.name = c.name;
         info_.family = c.family;
         info_.start = c.start ? c.start : "";

@@ -66,7 +66,8 @@ diffusevae_sample_options defaults_of(const diffusevae_sample_options*) {
     options.rho = options.eta = options.temperature = options.noise_scale = options.eps_scale = options.guidance =
         DIFFUSEVAE_UNSET_NUMBER;
     options.guidance_interval[0] = options.guidance_interval[1] = DIFFUSEVAE_UNSET;
-    options.budget_ms = DIFFUSEVAE_UNSET_NUMBER;
+    options.guide_interval[0] = options.guide_interval[1] = DIFFUSEVAE_UNSET;
+    options.budget_ms = options.guide_scale = DIFFUSEVAE_UNSET_NUMBER;
     options.clip = 1;
     return options;
 }

@@ -144,21 +144,28 @@ public:
         return lanes;
     }
 
+    // The gradient g that row i takes.
+    void guide(int64_t i) {
+        const auto mean = [&] {
+            const auto row = mean_row(chain_.table.row(i));
+            work_.mean.resize(size_t(state_));
+            dv_update_args args = operands(i);
+            args.row = row.data();
+            args.out = work_.mean.data();
+            dv_update(&args);
+            return static_cast<const float*>(work_.mean.data());
+        };
+        gradient_ = chain_.guide(i, pointer(work_.v), mean);
+    }
+
     // One row over all samples, in place; whether every e was finite. Operands whose coefficients are 0 are not read.
     bool update(int64_t i) {
         const float* const row = chain_.table.row(i);
-        dv_update_args args{};
-        args.row = row;
-        args.x = args.out = work_.x.floats();
-        args.e = work_.e.data();
-        args.weights = chain_.table.weight(i);
-        args.lanes = int32_t(chain_.table.active_lanes(i));
-        args.c = chain_.centre;
-        args.v = pointer(work_.v);
-        args.y = args.y_out = pointer(work_.y);
-        args.h1 = history_[0];
-        args.h2 = history_[1];
-        args.h3 = args.push_out = history_[2];
+        dv_update_args args = operands(i);
+        args.out = work_.x.floats();
+        args.y_out = pointer(work_.y);
+        args.push_out = history_[2];
+        args.g = chain_.table.guided(i) ? gradient_ : nullptr;
         args.noise = chain_.noise.of(i);
         args.noise_stride = chain_.noise.sample_stride;
         if (!args.noise && chain_.layout.in_blocks() && (row[kKN] != 0.0f || row[kQN] != 0.0f)) {
@@ -169,10 +176,7 @@ public:
         }
         args.seeds = args.noise ? nullptr : chain_.seeds;
         args.x0_out = chain_.watch && !chain_.quantize ? work_.x0.floats() : nullptr;
-        args.samples = work_.n;
-        args.count = count_;
         args.step = uint32_t(i);
-        args.threads = chain_.threads;
         const bool finite = chain_.quantize ? quantized(row, args) : dv_update(&args) == 1;
         if (row[kPush] != 0.0f) std::rotate(history_, history_ + 2, history_ + 3);
         return finite;
@@ -189,6 +193,26 @@ public:
     }
 
 private:
+    // What row i reads, but for its noise and a gradient.
+    dv_update_args operands(int64_t i) const {
+        dv_update_args args{};
+        args.row = chain_.table.row(i);
+        args.x = work_.x.floats();
+        args.e = work_.e.data();
+        args.weights = chain_.table.weight(i);
+        args.lanes = int32_t(chain_.table.active_lanes(i));
+        args.c = chain_.centre;
+        args.v = pointer(work_.v);
+        args.y = pointer(work_.y);
+        args.h1 = history_[0];
+        args.h2 = history_[1];
+        args.h3 = history_[2];
+        args.samples = work_.n;
+        args.count = count_;
+        args.threads = chain_.threads;
+        return args;
+    }
+
     // A row whose x0 goes through `quantize` before anything is made of it; the network's e stays what it is.
     bool quantized(const float* row, dv_update_args args) {
         const Halves halves = halves_of(row);
@@ -242,6 +266,7 @@ private:
     Workspace& work_;
     const int64_t count_, state_;
     float* history_[3] = {nullptr, nullptr, nullptr};  // h1, h2, h3
+    const float* gradient_ = nullptr;                  // of a row that is guided
 };
 
 }  // namespace
@@ -274,7 +299,7 @@ void Workspace::prepare(int64_t samples, const StepTable& table, bool shows_x0, 
 }
 
 void run_chain(const Chain& chain, Workspace& work, diffusevae_timings& timings, std::vector<double>& step_ms) {
-    if (!chain.watch && !chain.quantize && !chain.blend && run_in_one_call(chain, work, timings, step_ms)) return;
+    if (!chain.watch && !chain.quantize && !chain.guide && !chain.blend && run_in_one_call(chain, work, timings, step_ms)) return;
     Rows rows(chain, work);
     Clock clock;
     for (int64_t i = 0; i < chain.table.calls(); ++i) {
@@ -284,8 +309,10 @@ void run_chain(const Chain& chain, Workspace& work, diffusevae_timings& timings,
         timings.update_ms += clock.lap();
         // e_l = network(c_in x, what lane l is bound to, the embedding of t) in every lane with a weight
         timings.network_calls += rows.evaluate(i);
+        // g = grad log p(y | x) of the row's guide, scaled
+        if (chain.table.guided(i)) rows.guide(i);
         const double network_ms = clock.lap();
-        // e = sum of w_l e_l;  x_0 = limit(p . (x, e, c, y, h));  x' = k . (x_0, x, e, c, exp(s_n v) noise, y, h)
+        // e = sum of w_l e_l;  x_0 = limit(p . (x, e, c, y, h));  x' = k . (x_0, x, e, c, exp(s_n v) noise, y, h, g)
         const bool finite = rows.update(i);
         timings.update_ms += clock.lap();
         timings.network_ms += network_ms;

@@ -1,5 +1,5 @@
 // The loop of a sampler over one chunk of samples: in one call of the backend where it has such a call, and nothing watches,
-// quantises or is blended in, else row by row from here.
+// quantises, guides or is blended in, else row by row from here.
 //
 // The solver is not here: each row of a StepTable says what one network call becomes, so every solver, prediction and guidance
 // runs through these lines.
@@ -36,6 +36,7 @@ struct Workspace {
     Tensor x, x0;                           // [n, C, H, W]; x0 where it is shown
     // [lanes * n, ...] thrice, [n, ...], [3, n, ...], [n, ...] twice; empty where not used
     std::vector<float> x_in, e, v, y, h, noise, fresh;  // fresh: what a known state is noised with
+    std::vector<float> mean;                            // of a row that is guided at the length of its step
 };
 
 // This chunk's part of a caller's noise, or none.
@@ -57,6 +58,9 @@ struct ChainBlend {
     ChainNoise noise;
 };
 
+// Makes the operand g of a row that takes a guide's gradient, of the network's second output and what makes the row's mean.
+using Guide = std::function<const float*(int64_t row, const float* v, const std::function<const float*()>& mean)>;
+
 // What a run of the loop needs beside its buffers; all of it is decided before the first row.
 struct Chain {
     const StepTable& table;
@@ -74,6 +78,7 @@ struct Chain {
     int64_t first;               // of the samples of this chunk in the batch
     const Watch& watch;          // or none
     const std::function<void(Tensor&)>& quantize;  // makes of a row's x0 what is meant by it; or none
+    const Guide& guide;          // or none
     const std::optional<ChainBlend>& blend;
     const std::atomic<bool>& cancelled;
     std::string where;           // names backend and precision in messages

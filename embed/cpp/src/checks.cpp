@@ -53,10 +53,10 @@ const char* known(const char* what, const std::string& word, const std::vector<s
 
 void check_number(const char* name, double value, double low, double high) {
     if (std::isfinite(value) && value >= low && value <= high) return;
-    const std::string wanted = std::isfinite(high)  ? "in " + brief(low) + " .. " + brief(high)
-                               : std::isfinite(low) ? "of at least " + brief(low)
-                                                    : "that is finite";
-    refuse_argument(std::string(name) + " is " + brief(value) + "; expected a number " + wanted + ".");
+    const std::string wanted = std::isfinite(high)  ? "a number in " + brief(low) + " .. " + brief(high)
+                               : std::isfinite(low) ? "a number of at least " + brief(low)
+                                                    : "a finite number";
+    refuse_argument(std::string(name) + " is " + brief(value) + "; expected " + wanted + ".");
 }
 
 void check_flag(const char* name, int32_t flag) {

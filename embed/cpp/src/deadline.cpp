@@ -40,6 +40,8 @@ std::optional<Budget> budget_of(const diffusevae_sample_options& given) {
 
 const std::vector<Defaults>& settings_within(const Manifest& manifest, const std::string& path,
                                              const diffusevae_sample_options& given) {
+    if (given.guide_scale != DIFFUSEVAE_UNSET_NUMBER && given.guide_scale != 0.0)
+        refuse_argument("budget_ms chooses a fitted setting, which knows no guide: leave guide_scale or the budget out.");
     const std::vector<std::string> others = replacing(given);
     if (!others.empty() || (given.setting && std::string_view(given.setting) == "plain"))
         refuse_argument("budget_ms chooses the setting, but " + (others.empty() ? "setting 'plain'" : others[0])

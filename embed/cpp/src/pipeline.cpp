@@ -75,10 +75,14 @@ std::vector<std::string> graphs_to_load(const PipelineSpec& spec) {
 }
 
 std::vector<std::string> graphs_of_encode(const PipelineSpec& spec) {
-    std::vector<std::string> names = graphs_to_load(spec);
-    const auto others = std::ptrdiff_t(names.size());
+    std::vector<std::string> names;
     for (const CallSpec& call : spec.encode) add_once(names, call.graph);
-    names.erase(names.begin(), names.begin() + others);
+    return names;
+}
+
+std::vector<std::string> graphs_of_guides(const PipelineSpec& spec) {
+    std::vector<std::string> names;
+    for (const CallSpec* call : spec.guide_calls()) add_once(names, call->graph);
     return names;
 }
 
@@ -97,7 +101,19 @@ std::set<std::string> values_there(const PipelineSpec& spec, const std::set<std:
 }
 
 Pipeline::Pipeline(Parts parts, Graphs graphs)
-    : parts_(parts), spec_(parts.bundle.manifest().pipeline), graphs_(std::move(graphs)), work_(spec_.state) {}
+    : parts_(parts), spec_(parts.bundle.manifest().pipeline), graphs_(std::move(graphs)), work_(spec_.state), guides_(spec_.guides) {}
+
+std::vector<std::string> Pipeline::missing(const std::vector<std::string>& names) const {
+    std::vector<std::string> found;
+    for (const std::string& name : names)
+        if (graphs_.count(name) == 0 && later_.count(name) == 0) found.push_back(name);
+    return found;
+}
+
+Graph& Pipeline::loaded(const std::string& name) const {
+    const auto found = graphs_.find(name);
+    return found != graphs_.end() ? *found->second : *later_.at(name);
+}
 
 void Pipeline::run(const Request& request, const StepTable& table, int64_t begin, int64_t n,
                    const std::vector<Wanted>& wanted, const std::atomic<bool>& cancelled, diffusevae_timings& timings,
@@ -117,6 +133,9 @@ void Pipeline::run(const Request& request, const StepTable& table, int64_t begin
     before(request.blend && request.blend->replaces ? &*spec_.state.start : nullptr);
     timings.before_ms += clock.lap();
     rows(table);
+    const auto value_of = [this](const std::string& name) -> const Tensor& { return value(name); };
+    if (table.takes_guide())
+        guides_.begin(table, [this](const CallSpec& spec, const Find& find, Tensors& into) { call(spec, find, into); });
     timings.rows_ms += clock.lap();
     start(request, table, seeds, begin);
     timings.noise_ms += clock.lap();
@@ -128,6 +147,13 @@ void Pipeline::run(const Request& request, const StepTable& table, int64_t begin
         quantize = [this](Tensor& x0) {
             call(*spec_.quantize, [&](const std::string&) -> const Tensor& { return x0; }, quantized_);
             std::memcpy(x0.data(), quantized_.at(kX0).data(), x0.size());
+        };
+    Guide guide;
+    if (table.takes_guide())
+        guide = [&](int64_t i, const float* v, const std::function<const float*()>& mean) {
+            const GuidedRow row{table, i, request.setting.guide_mode, work_.x, v, begin, mean};
+            const auto run = [this](const CallSpec& spec, const Find& find, Tensors& into) { call_unchecked(spec, find, into); };
+            return guides_.gradient(row, value_of, run, where_of(parts_.backend));
         };
     const std::optional<ChainBlend> blend = blend_of(request, begin);
     Chain chain{table,
@@ -149,6 +175,7 @@ void Pipeline::run(const Request& request, const StepTable& table, int64_t begin
                 begin,
                 request.watch,
                 quantize,
+                guide,
                 blend,
                 cancelled,
                 where_of(parts_.backend)};
@@ -239,8 +266,12 @@ void Pipeline::draw_fresh_input(const InputSpec& input, const std::vector<uint64
     there_.insert(input.name);
 }
 
-template <class Find>
 void Pipeline::call(const CallSpec& spec, const Find& find, Tensors& into) {
+    call_unchecked(spec, find, into);
+    for (const auto& [port, name] : spec.outputs) check_finite(into.at(name), spec, where_of(parts_.backend));
+}
+
+void Pipeline::call_unchecked(const CallSpec& spec, const Find& find, Tensors& into) {
     const GraphSpec& graph = parts_.bundle.spec(spec.graph);
     Arrays arrays;
     Sizes sizes;
@@ -252,7 +283,8 @@ void Pipeline::call(const CallSpec& spec, const Find& find, Tensors& into) {
     for (const TensorSpec& tensor : graph.outputs) {
         Tensor& made = into[*value_at(spec.outputs, tensor.name)];
         std::vector<int64_t> shape = resolved(tensor, sizes, spec.graph);
-        if (const Canvas* const canvas = parts_.bundle.canvas()) {
+        const Canvas* const canvas = parts_.bundle.canvas();
+        if (canvas && canvas->ports.count(spec.graph) != 0) {  // but for guides, which run in the bundle's own size
             const auto& ports = canvas->ports.at(spec.graph);
             const auto factor = ports.find(tensor.name);
             if (factor != ports.end()) {
@@ -263,9 +295,7 @@ void Pipeline::call(const CallSpec& spec, const Find& find, Tensors& into) {
         made.prepare(dtype_of(tensor.dtype), shape);
         arrays.push_back(made.named(tensor.name));
     }
-    const auto loaded = graphs_.find(spec.graph);
-    (loaded != graphs_.end() ? *loaded : *encoders_.find(spec.graph)).second->run(arrays);
-    for (const auto& [port, name] : spec.outputs) check_finite(into.at(name), spec, where_of(parts_.backend));
+    loaded(spec.graph).run(arrays);
 }
 
 void Pipeline::before(const std::string* replaced) {

@@ -18,6 +18,7 @@
 #include "bundle/prior.h"
 #include "bundle/reader.h"
 #include "chain.h"
+#include "guides.h"
 #include "outputs.h"
 #include "request.h"
 #include "steps.h"
@@ -36,9 +37,10 @@ struct Parts {
 
 using Graphs = std::map<std::string, std::unique_ptr<Graph>>;
 
-// The graphs that a sample needs: those of before, rows, step and after. And those of `encode` that are none of them.
+// The graphs that a sample needs: those of before, rows, step and after. And those of calls that only some requests make.
 std::vector<std::string> graphs_to_load(const PipelineSpec& spec);
 std::vector<std::string> graphs_of_encode(const PipelineSpec& spec);
+std::vector<std::string> graphs_of_guides(const PipelineSpec& spec);
 
 // The values that a run with these inputs has, and the results that come of themselves.
 std::set<std::string> values_there(const PipelineSpec& spec, const std::set<std::string>& inputs);
@@ -49,9 +51,9 @@ public:
 
     const Graphs& graphs() const { return graphs_; }
 
-    // The graphs of `encode`, which a request that encodes images needs once; whether they are here.
-    void take_encoders(Graphs encoders) { encoders_ = std::move(encoders); }
-    bool has_encoders() const { return !encoders_.empty(); }
+    // Graphs that were not there from the beginning, as some requests alone need them; those of these that are still missing.
+    void take(Graphs later) { later_.merge(later); }
+    std::vector<std::string> missing(const std::vector<std::string>& names) const;
 
     // Samples begin .. begin + n of a request, into the arrays that are wanted. Throws Error: NUMERICS, CANCELLED, BACKEND.
     void run(const Request& request, const StepTable& table, int64_t begin, int64_t n, const std::vector<Wanted>& wanted,
@@ -76,9 +78,12 @@ private:
 
     const Tensor& value(const std::string& name) const;
     bool has(const std::string& name) const { return there_.count(name) != 0; }
-    // Runs a call on values that `find` knows; its outputs go to `into`, under the names of the pipeline.
-    template <class Find>
+    // Runs a call on values that `find` knows; its outputs go to `into`, under the names of the pipeline. Error (NUMERICS) where
+    // they are not finite, which the second leaves to its caller.
+    using Find = Guides::Find;
     void call(const CallSpec& spec, const Find& find, Tensors& into);
+    void call_unchecked(const CallSpec& spec, const Find& find, Tensors& into);
+    Graph& loaded(const std::string& name) const;
     // A value over all lanes, [lanes * n, ...]: itself, then its null in the lanes after the first.
     const Tensor& stacked(const std::string& name, int64_t lanes);
     // What stands for a value in the null lane, [1 or n, ...]; the value itself where it has no null.
@@ -87,7 +92,7 @@ private:
 
     Parts parts_;
     const PipelineSpec& spec_;
-    Graphs graphs_, encoders_;
+    Graphs graphs_, later_;
     int64_t n_ = 0;
     Tensors values_;                  // buffers by name, of which those in there_ hold values of this chunk
     std::set<std::string> there_;
@@ -99,6 +104,7 @@ private:
     Workspace work_;
     Tensors encoded_;                 // what `encode` makes of a chunk's images
     Tensor known_;                    // the clean state of them
+    Guides guides_;
     Tensors quantized_;               // what the call `quantize` makes of a row's x0
     Tensors previews_;                // what the calls after the loop make of a row's x0
 };

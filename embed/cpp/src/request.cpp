@@ -73,11 +73,12 @@ struct Drawn {
     const InputSpec *once = nullptr, *each_step = nullptr;
 };
 
-// The drawn inputs where they are needed and neither given nor encoded. Refuses a request that lacks another.
-Drawn drawn_inputs(const Manifest& manifest, const NamedArrays& arrays, const Verb& verb, bool check) {
+// The drawn inputs where they are needed and neither given nor encoded; guided: whether guides run. Refuses a request that
+// lacks another.
+Drawn drawn_inputs(const Manifest& manifest, const NamedArrays& arrays, const Verb& verb, bool guided, bool check) {
     Drawn drawn;
     std::vector<std::string> missing;
-    for (const InputSpec* input : needed_inputs(manifest, verb.given)) {
+    for (const InputSpec* input : needed_inputs(manifest, verb.given, guided)) {
         if (find(arrays, input->name) != nullptr || is_encoded(verb, input)) continue;
         if (input->draw) {
             (*input->draw == kEachStep ? drawn.each_step : drawn.once) = input;
@@ -104,12 +105,14 @@ void collect(const PipelineSpec& pipeline, const std::string& value, const std::
 
 }  // namespace
 
-std::vector<const InputSpec*> needed_inputs(const Manifest& manifest, const std::set<std::string>& given) {
+std::vector<const InputSpec*> needed_inputs(const Manifest& manifest, const std::set<std::string>& given, bool guided) {
     const PipelineSpec& pipeline = manifest.pipeline;
     std::set<std::string> names;
     const auto add = [&](const CallSpec& call) {
         for (const auto& [port, value] : call.inputs) collect(pipeline, value, given, names);
     };
+    if (guided)
+        for (const CallSpec* call : pipeline.guide_calls()) add(*call);
     add(pipeline.rows);
     add(pipeline.step);
     for (const CallSpec& call : pipeline.after) add(call);
@@ -132,8 +135,11 @@ GivenNoise given_noise(const StateSpec& state, const diffusevae_array& array, in
 Setting checked_setting(const Manifest& manifest, const diffusevae_sample_options& given, const Verb& verb) {
     check_flag("clip", given.clip);
     check_flag("quantize_denoised", given.quantize_denoised);
-    const bool draws = drawn_inputs(manifest, named_arrays(manifest, given, verb.arrays), verb, false).once != nullptr;
-    return resolve_setting(manifest, given, draws, verb.starts_from_image);
+    const NamedArrays arrays = named_arrays(manifest, given, verb.arrays);
+    Setting setting = resolve_setting(manifest, given, verb.starts_from_image);
+    const bool draws = drawn_inputs(manifest, arrays, verb, setting.guide_scale != 0.0, false).once != nullptr;
+    setting.prior = chosen_prior(manifest, given.prior, draws);
+    return setting;
 }
 
 Request checked_request(const Manifest& manifest, const diffusevae_sample_options& given, const Verb& verb) {
@@ -164,7 +170,7 @@ Request checked_request(const Manifest& manifest, const diffusevae_sample_option
         request.inputs.push_back(given_input(spec, *array));
         counts.push_back({spec.name, request.inputs.back().shape[0], true});
     }
-    const Drawn drawn = drawn_inputs(manifest, arrays, verb, true);
+    const Drawn drawn = drawn_inputs(manifest, arrays, verb, request.setting.guide_scale != 0.0, true);
     request.drawn = drawn.once;
     request.fresh = drawn.each_step;
     request.edits = checked_edits(manifest.directions, given);

@@ -97,8 +97,8 @@ struct Request {
 };
 
 // The inputs of `manifest` that a run needs: what feeds rows, step, after, centre and start, through the calls before; values
-// that are given need not be made.
-std::vector<const InputSpec*> needed_inputs(const Manifest& manifest, const std::set<std::string>& given = {});
+// that are given need not be made. guided: whether guides run, and are fed.
+std::vector<const InputSpec*> needed_inputs(const Manifest& manifest, const std::set<std::string>& given = {}, bool guided = false);
 
 // Noise of the rows as an array of this bundle's state; Error (ARGUMENT) otherwise. count: its samples.
 GivenNoise given_noise(const StateSpec& state, const diffusevae_array& array, int64_t& count);

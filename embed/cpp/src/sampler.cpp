@@ -11,6 +11,7 @@
 #include "request.h"
 #include "stages.h"
 #include "steps.h"
+#include "text.h"
 #include "threads.h"
 #include "wordpiece.h"
 
@@ -51,7 +52,7 @@ std::optional<int64_t> given(int64_t number) {
 std::unique_ptr<Graph> load(const Bundle& bundle, Backend& backend, const std::string& name) {
     std::unique_ptr<Graph> graph = backend.load(name);
     const Canvas* const canvas = bundle.canvas();
-    if (canvas == nullptr || !canvas->tiled()) return graph;
+    if (canvas == nullptr || !canvas->tiled() || canvas->ports.count(name) == 0) return graph;
     return on_canvas(std::move(graph), bundle.spec(name), *canvas);
 }
 
@@ -69,8 +70,12 @@ Bundle opened_bundle(const std::string& path, const diffusevae_open_options& opt
 
 Graphs loaded(const Opened& opened) {
     Graphs graphs;
-    for (const std::string& name : graphs_to_load(opened.bundle.manifest().pipeline))
-        graphs[name] = load(opened.bundle, *opened.backend, name);
+    const Manifest& manifest = opened.bundle.manifest();
+    std::vector<std::string> names = graphs_to_load(manifest.pipeline);
+    if (manifest.guide && manifest.guide->scale != 0.0 && opened.backend->runs_guides())
+        for (const std::string& name : graphs_of_guides(manifest.pipeline)) names.push_back(name);
+    for (const std::string& name : names)
+        if (graphs.count(name) == 0) graphs[name] = load(opened.bundle, *opened.backend, name);
     return graphs;
 }
 
@@ -86,6 +91,24 @@ std::vector<const char*> names_of(const Manifest& manifest) {
     if (manifest.directions)
         for (const std::string& name : manifest.directions->names) names.push_back(name.c_str());
     return names;
+}
+
+// Refuses guides where none can run: on a backend without them, in another size, beside a codebook.
+void check_guides(const Opened& opened, const Setting& setting) {
+    const std::string found = "guide_scale is " + brief(setting.guide_scale);
+    if (!opened.backend->runs_guides())
+        refuse_argument(found + ", but backend '" + opened.backend->name() + "' runs no guides yet; pass guide_scale=0, or choose "
+                        "native or openvino.");
+    const Canvas* const canvas = opened.bundle.canvas();
+    if (canvas != nullptr && !canvas->own_size()) {
+        const std::vector<int64_t> image = opened.bundle.manifest().pipeline.image_shape();
+        const int64_t factor = image[1] / canvas->whole_height;
+        refuse_argument(found + ", but the bundle's guides take images of "
+                        + size_text(factor * canvas->height, factor * canvas->width)
+                        + " alone; pass guide_scale=0, or leave size out.");
+    }
+    if (setting.quantize_denoised)
+        refuse_argument(found + " beside quantize_denoised, which no row can take both of; leave one of the two out.");
 }
 
 size_t checked_index(int64_t index, size_t count, const char* what) {
@@ -111,10 +134,10 @@ Opened::Opened(const std::string& path, const diffusevae_open_options& options)
       backend(open_backend(bundle, options.backend ? options.backend : "native",
                            BackendRequest{options.precision ? options.precision : "auto", threads})) {}
 
-Graphs Encoders::clones(const Bundle& bundle, Backend& backend) {
+Graphs LaterGraphs::clones(const Bundle& bundle, Backend& backend, const std::vector<std::string>& names) {
     const std::lock_guard<std::mutex> turn(lock_);
     Graphs graphs;
-    for (const std::string& name : graphs_of_encode(bundle.manifest().pipeline)) {
+    for (const std::string& name : names) {
         std::unique_ptr<Graph>& loaded = loaded_[name];
         if (!loaded) loaded = load(bundle, backend, name);
         graphs[name] = loaded->clone();
@@ -126,7 +149,7 @@ Sampler::Sampler(const std::string& path, const diffusevae_open_options& options
     : opened_(std::make_shared<const Opened>(path, options)), pipeline_(opened_->parts(), loaded(*opened_)) {}
 
 Sampler::Sampler(const Sampler& twin, Graphs graphs)
-    : opened_(twin.opened_), pipeline_(opened_->parts(), std::move(graphs)), times_(twin.times_), encoders_(twin.encoders_),
+    : opened_(twin.opened_), pipeline_(opened_->parts(), std::move(graphs)), times_(twin.times_), later_(twin.later_),
       process_(twin.process_) {}
 
 std::unique_ptr<Sampler> Sampler::clone() const {
@@ -152,6 +175,7 @@ void Sampler::describe(diffusevae_info& info) const {
     info.guided = pipeline.guided() ? 1 : 0;
     info.has_start = pipeline.state.start ? 1 : 0;
     info.has_prior = opened_->prior ? 1 : 0;
+    info.has_guides = pipeline.guides.empty() ? 0 : 1;
     info.threads = opened_->threads;
     info.max_batch = opened_->max_batch;
     info.weight_bytes = 0;
@@ -257,13 +281,19 @@ void Sampler::upscale(const diffusevae_sample_options& options, int64_t noise_le
 void Sampler::check_upscale(const diffusevae_sample_options& options, int64_t noise_level) const {
     const WithTokens asked(opened_->vocabulary, manifest(), opened_->bundle.path(), options);
     const Request request = checked_stage(manifest(), opened_->schedule, asked.options(), noise_level, false);
-    check_rows(request, build_step_table(opened_->schedule, manifest(), request.setting).calls());
+    const StepTable table = build_step_table(opened_->schedule, manifest(), request.setting);
+    if (table.takes_guide()) check_guides(*opened_, request.setting);
+    check_rows(request, table.calls());
+}
+
+void Sampler::load_later(const std::vector<std::string>& names) {
+    own_process();
+    const std::vector<std::string> missing = pipeline_.missing(names);
+    if (!missing.empty()) pipeline_.take(later_->clones(opened_->bundle, *opened_->backend, missing));
 }
 
 void Sampler::load_encoders(const Blend& blend) {
-    own_process();
-    if (blend.encodes && !pipeline_.has_encoders())
-        pipeline_.take_encoders(encoders_->clones(opened_->bundle, *opened_->backend));
+    if (blend.encodes) load_later(graphs_of_encode(manifest().pipeline));
 }
 
 void Sampler::run(const Request& asked, const StepTable& table, diffusevae_result& result) {
@@ -276,6 +306,10 @@ void Sampler::run(const Request& asked, const StepTable& table, diffusevae_resul
             return asked.watch(seen);
         };
     const int64_t rows = table.calls();
+    if (table.takes_guide()) {
+        check_guides(*opened_, request.setting);
+        load_later(graphs_of_guides(manifest().pipeline));
+    }
     check_rows(request, rows);
     const std::vector<Wanted> into = wanted(request, rows, result);
     std::vector<double> step_ms(size_t(rows), 0.0);
@@ -340,7 +374,7 @@ void Sampler::run_within(const Budget& budget, const Clock& began, const diffuse
 void Sampler::own_process() {
     if (process_ == getpid()) return;
     times_ = std::make_shared<Times>();
-    encoders_ = std::make_shared<Encoders>();
+    later_ = std::make_shared<LaterGraphs>();
     process_ = getpid();
 }
 

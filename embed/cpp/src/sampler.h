@@ -44,10 +44,11 @@ struct Opened {
     std::unique_ptr<Backend> backend;
 };
 
-// The graphs of `encode`, loaded for the first request that encodes images: clones share their weights.
-class Encoders {
+// Graphs that only some requests need, those of `encode` and guides that the bundle does not use of itself, loaded for the first of
+// these: clones share their weights.
+class LaterGraphs {
 public:
-    Graphs clones(const Bundle& bundle, Backend& backend);
+    Graphs clones(const Bundle& bundle, Backend& backend, const std::vector<std::string>& names);
 
 private:
     std::mutex lock_;
@@ -86,6 +87,8 @@ private:
 
     const Manifest& manifest() const { return opened_->bundle.manifest(); }
     std::vector<Wanted> wanted(const Request& request, int64_t rows, const diffusevae_result& result) const;
+    // Graphs of calls that a request makes and others do not.
+    void load_later(const std::vector<std::string>& names);
     // The graphs of `encode`, for a request of images that go through them.
     void load_encoders(const Blend& blend);
     void run(const Request& request, const StepTable& table, diffusevae_result& result);
@@ -100,7 +103,7 @@ private:
     std::shared_ptr<const Opened> opened_;
     Pipeline pipeline_;
     std::shared_ptr<Times> times_ = std::make_shared<Times>();
-    std::shared_ptr<Encoders> encoders_ = std::make_shared<Encoders>();
+    std::shared_ptr<LaterGraphs> later_ = std::make_shared<LaterGraphs>();
     pid_t process_ = getpid();                // that both belong to
     const diffusevae_step* shown_ = nullptr;  // to a callback, now
     std::atomic_flag busy_ = ATOMIC_FLAG_INIT;

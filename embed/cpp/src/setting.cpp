@@ -1,5 +1,6 @@
 #include "setting.h"
 
+#include <algorithm>
 #include <limits>
 #include <set>
 #include <string>
@@ -57,9 +58,20 @@ void take_word(const char*& into, const char* name, const char* given, const std
     if (given) into = known(name, given, choices);
 }
 
+// Refuse options of a guide to a bundle without one, and a mode that one of its guides has no entropy for.
+void check_guide_options(const Setting& setting, const std::vector<GuideSpec>& guides) {
+    if (setting.guide_scale != 0.0 && guides.empty())
+        refuse_argument("guide_scale is " + brief(setting.guide_scale) + ", but this bundle has no guide; expected 0. Leave it out, or "
+                        "build the bundle with one: diffusevae build CKPT --guide CLASSIFIER");
+    const bool all = std::all_of(guides.begin(), guides.end(), [](const GuideSpec& guide) { return guide.gives_entropy(); });
+    if (std::string_view(setting.guide_mode) == kByEntropy && !all)
+        refuse_argument(std::string("guide_mode is '") + kByEntropy + "', but not every guide of this bundle gives its entropy.");
+}
+
 // Refuse what this bundle cannot have: guidance without nulls, a learned variance without a second output, x0 quantised without
 // a codebook, and a start from a value that there is not.
 void check_possible(const Setting& setting, const PipelineSpec& pipeline, bool has_image) {
+    check_guide_options(setting, pipeline.guides);
     if (setting.guided() && !pipeline.guided())
         refuse_argument("guidance is " + brief(setting.guidance) + ", but nothing that this bundle's network is fed has a null "
                         "to be guided by; expected 0. Leave it out.");
@@ -73,17 +85,35 @@ void check_possible(const Setting& setting, const PipelineSpec& pipeline, bool h
                         "to start from. Leave it out.");
 }
 
-std::optional<std::pair<int64_t, int64_t>> interval_of(const diffusevae_sample_options& given) {
-    const auto [low, high] = given.guidance_interval;
+std::optional<std::pair<int64_t, int64_t>> interval_of(const char* name, const int64_t (&given)[2]) {
+    const auto [low, high] = given;
     if (is_given(low) != is_given(high))
-        refuse_argument("guidance_interval has one of its two timesteps alone; expected both, or neither.");
+        refuse_argument(std::string(name) + " has one of its two timesteps alone; expected both, or neither.");
     if (!is_given(low)) return std::nullopt;
     return std::pair(low, high);
 }
 
+// What is said of guides: in the bundle, where its recorded setting applies and guides are not switched off, and by the caller.
+void take_guide(Setting& into, const Manifest& manifest, const diffusevae_sample_options& given, bool recorded) {
+    if (recorded && manifest.guide && given.guide_scale != 0.0) {
+        into.guide_scale = manifest.guide->scale;
+        into.guide_mode = known("guide_mode", manifest.guide->mode, kModes);
+        into.guide_interval = manifest.guide->interval;
+    }
+    take(into.guide_scale, given.guide_scale);
+    take_word(into.guide_mode, "guide_mode", given.guide_mode, kModes);
+    if (const auto interval = interval_of("guide_interval", given.guide_interval)) into.guide_interval = interval;
+}
+
 // The fitted setting that is meant: of the steps named, or of the recorded ones where nothing of a setting is; null for none.
-// asked: "fitted" insists on one, "plain" wants none, null takes one where there is one. others: what is named beside steps.
-const Defaults* fitted_setting(const Manifest& manifest, const char* asked, int64_t steps, const std::vector<std::string>& others) {
+// asked: "fitted" insists on one, "plain" wants none, null takes one where there is one and no guide runs, which a fitted setting
+// knows nothing of. others: what is named beside steps.
+const Defaults* fitted_setting(const Manifest& manifest, const diffusevae_sample_options& given, int64_t steps,
+                               const std::vector<std::string>& others) {
+    const char* const asked = given.setting;
+    const double recorded = manifest.guide && replacing(given).empty() ? manifest.guide->scale : 0.0;
+    const double scale = is_given(given.guide_scale) ? given.guide_scale : recorded;
+    if (!asked && manifest.guide && scale != 0.0) return nullptr;
     const std::string_view word = asked ? known("setting", asked, kSettings) : "";
     const Defaults* found = !others.empty() || !manifest.fitted ? nullptr : manifest.fitted->get(steps);
     if (word == "fitted" && !others.empty())
@@ -102,6 +132,8 @@ const Defaults* fitted_setting(const Manifest& manifest, const char* asked, int6
     return word == "plain" ? nullptr : found;
 }
 
+}  // namespace
+
 const char* chosen_prior(const Manifest& manifest, const char* asked, bool draws) {
     if (draws) {
         const auto word = asked ? std::optional<std::string>(asked) : std::nullopt;
@@ -112,8 +144,6 @@ const char* chosen_prior(const Manifest& manifest, const char* asked, bool draws
                         "none. Leave it out.");
     return nullptr;
 }
-
-}  // namespace
 
 diffusevae_setting Setting::in_c() const {
     diffusevae_setting c{};
@@ -139,6 +169,10 @@ diffusevae_setting Setting::in_c() const {
     c.guidance_interval[1] = guidance_interval ? guidance_interval->second : DIFFUSEVAE_UNSET;
     c.variance = variance;
     c.quantize_denoised = quantize_denoised ? 1 : 0;
+    c.guide_scale = guide_scale;
+    c.guide_mode = guide_mode;
+    c.guide_interval[0] = guide_interval ? guide_interval->first : DIFFUSEVAE_UNSET;
+    c.guide_interval[1] = guide_interval ? guide_interval->second : DIFFUSEVAE_UNSET;
     c.clip = clip ? 1 : 0;
     c.prior = prior;
     return c;
@@ -161,13 +195,20 @@ Setting setting_of(const Defaults& recorded, const Manifest& manifest) {
     setting.eps_scale = scale_of(recorded.eps_scale);
     setting.guidance = recorded.guidance;
     setting.variance = known("variance", manifest.variance, kVariances);
-    setting.prior = manifest.drawn() != nullptr ? chosen_prior(manifest, nullptr, true) : nullptr;
     return setting;
 }
 
 }  // namespace
 
-Setting recorded_setting(const Manifest& manifest) { return setting_of(manifest.defaults, manifest); }
+Setting recorded_setting(const Manifest& manifest) {
+    Setting setting = setting_of(manifest.defaults, manifest);
+    diffusevae_sample_options none{};
+    none.guide_scale = DIFFUSEVAE_UNSET_NUMBER;
+    none.guide_interval[0] = none.guide_interval[1] = DIFFUSEVAE_UNSET;
+    take_guide(setting, manifest, none, true);
+    setting.prior = manifest.drawn() != nullptr ? chosen_prior(manifest, nullptr, true) : nullptr;
+    return setting;
+}
 
 std::vector<std::string> replacing(const diffusevae_sample_options& given) {
     const GivenScale eta{"eta", "etas", given.eta, given.etas, given.etas_count};
@@ -183,14 +224,15 @@ std::vector<std::string> replacing(const diffusevae_sample_options& given) {
     return names;
 }
 
-Setting resolve_setting(const Manifest& manifest, const diffusevae_sample_options& given, bool draws, bool has_image) {
-    Setting setting = recorded_setting(manifest);
+Setting resolve_setting(const Manifest& manifest, const diffusevae_sample_options& given, bool has_image) {
+    Setting setting = setting_of(manifest.defaults, manifest);
+    bool recorded = false;
     const GivenScale eta{"eta", "etas", given.eta, given.etas, given.etas_count};
     const Listed<int64_t> timesteps = listed("timesteps", given.timesteps, given.timesteps_count);
     std::vector<std::string> others = replacing(given);
     if (is_given(given.steps)) others.erase(others.begin());
     const int64_t steps = is_given(given.steps) ? given.steps : manifest.defaults.steps;
-    if (const Defaults* fitted = fitted_setting(manifest, given.setting, steps, others)) {
+    if (const Defaults* fitted = fitted_setting(manifest, given, steps, others)) {
         setting = setting_of(*fitted, manifest);
     } else if (!others.empty() || is_given(given.steps)) {
         Setting own{};
@@ -198,6 +240,8 @@ Setting resolve_setting(const Manifest& manifest, const diffusevae_sample_option
         own.timesteps = timesteps;
         own.variance = setting.variance;
         setting = own;
+    } else {
+        recorded = true;
     }
     take(setting.steps, given.steps);
     take_word(setting.method, "method", given.method, kMethods);
@@ -209,15 +253,17 @@ Setting resolve_setting(const Manifest& manifest, const diffusevae_sample_option
     take(setting.noise_scale, {"noise_scale", "noise_scales", given.noise_scale, given.noise_scales, given.noise_scales_count});
     take(setting.eps_scale, {"eps_scale", "eps_scales", given.eps_scale, given.eps_scales, given.eps_scales_count});
     take(setting.guidance, given.guidance);
-    setting.guidance_interval = interval_of(given);
+    setting.guidance_interval = interval_of("guidance_interval", given.guidance_interval);
     take_word(setting.variance, "variance", given.variance, kVariances);
     setting.quantize_denoised = given.quantize_denoised != 0;
+    take_guide(setting, manifest, given, recorded);
     if (!setting.spacing && !setting.timesteps) setting.spacing = default_spacing(setting.t_start);
     setting.clip = given.clip != 0;
     check_number("guidance", setting.guidance, -std::numeric_limits<double>::infinity(),
                  std::numeric_limits<double>::infinity());
+    check_number("guide_scale", setting.guide_scale, -std::numeric_limits<double>::infinity(),
+                 std::numeric_limits<double>::infinity());
     check_possible(setting, manifest.pipeline, has_image);
-    setting.prior = chosen_prior(manifest, given.prior, draws);
     return setting;
 }
 

@@ -46,6 +46,9 @@ struct Setting {
     std::optional<std::pair<int64_t, int64_t>> guidance_interval;  // {low, high}, both included; nothing: guidance in every row
     const char* variance;
     bool quantize_denoised = false;
+    double guide_scale = 0.0;               // 0: no guide runs
+    const char* guide_mode = kConstant;
+    std::optional<std::pair<int64_t, int64_t>> guide_interval;  // as guidance_interval, of the rows that take a guide's gradient
     bool clip = true;
     const char* prior = nullptr;  // "bundle" or "standard"; null where no input is drawn
 
@@ -61,13 +64,16 @@ Setting recorded_setting(const Manifest& manifest);
 std::vector<std::string> replacing(const diffusevae_sample_options& given);
 
 // Without any of steps, timesteps, spacing, rho, method, eta and t_start the recorded setting applies whole. Naming one of
-// them replaces it by the library's own (ddim; uniform or, with t_start, linspace; eta 0, scales 1, guidance 0) at the
+// them replaces it by the library's own (ddim; uniform or, with t_start, linspace; eta 0, scales 1, guidance 0, no guide) at the
 // recorded number of steps, or that of the timesteps: half of one setting and half of another is a setting that was never
 // measured. Where a setting of so many steps was fitted to the bundle, it takes the place of either, unless more than steps
-// is named or `setting` is "plain". draws: whether an input is drawn; has_image: whether there is an image to start from.
-// Error (ARGUMENT) for unknown words, for what this bundle cannot have, and for a prior where none is used; the
-// numbers are checked by build_step_table.
-Setting resolve_setting(const Manifest& manifest, const diffusevae_sample_options& given, bool draws, bool has_image);
+// is named, `setting` is "plain", or a guide is asked for, which a fitted setting knows nothing of. has_image: whether there is an
+// image to start from. Error (ARGUMENT) for unknown words and for what this bundle cannot have; the numbers are checked by
+// build_step_table. The prior is left out.
+Setting resolve_setting(const Manifest& manifest, const diffusevae_sample_options& given, bool has_image);
+
+// "bundle" or "standard": what the drawn input comes from, null where none is drawn; Error (ARGUMENT) for a prior then.
+const char* chosen_prior(const Manifest& manifest, const char* asked, bool draws);
 
 }  // namespace diffusevae
 

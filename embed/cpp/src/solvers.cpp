@@ -69,17 +69,39 @@ Columns ddim(const Levels& levels) {
     return columns;
 }
 
-// The same with the eps that belongs to x0 as limited: eps' = (x - sqrt(a) x0) / sqrt(1 - a).
+// The same with the eps that belongs to x0 as limited: eps' = (x - sqrt(a) x0) / sqrt(1 - a). With a guide, eps' - s sqrt(1 - a) g
+// takes its place, and x0 is made of that.
 Columns ddim_clipped(const Levels& levels) {
     Columns columns = ddim(levels);
     for (size_t i = 0; i < levels.steps(); ++i) {
         double* row = columns.row(i);
-        row[kKX] = Ddim(levels, i, levels.eta[i]).along / std::sqrt(1.0 - levels.alpha_bar[i]);
+        const double along = Ddim(levels, i, levels.eta[i]).along, noise = std::sqrt(1.0 - levels.alpha_bar[i]);
+        row[kKX] = along / noise;
         row[kKX0] -= row[kKX] * std::sqrt(levels.alpha_bar[i]);
         row[kKE] = 0.0;
         row[kKC] = levels.around_centre(row[kKX]);
+        if (levels.guided(i))
+            row[kKG] = levels.guide_scale[i] * noise * (std::sqrt(levels.previous[i] / levels.alpha_bar[i]) * noise - along);
     }
     return columns;
+}
+
+// k_g and s_n of a row of ddpm that is guided: sigma^2 is k_g exp(2 s_n v) / s. The last step has the beta~ of the step before it as
+// its own, but not as fixedsmall's sigma.
+void guide_ddpm(const Levels& levels, size_t i, double* row) {
+    if (!levels.guided(i)) return;
+    const double beta = levels.beta(i), scale = levels.guide_scale[i];
+    const double before = !levels.final(i) ? levels.posterior_variance(i)
+                          : i == 0         ? levels.beta(0)
+                                           : levels.posterior_variance(i - 1);
+    if (levels.variance == kLearnedRange) {
+        row[kKG] = scale * std::sqrt(beta * before);
+        if (levels.final(i)) row[kSN] = std::log(beta / before) / 4.0;
+    } else if (levels.variance == "fixedlarge") {
+        row[kKG] = scale * (levels.final(i) ? before : beta);
+    } else {
+        row[kKG] = scale * levels.posterior_variance(i);
+    }
 }
 
 Columns ddpm(const Levels& levels) {
@@ -93,6 +115,7 @@ Columns ddpm(const Levels& levels) {
         row[kKX0] = std::sqrt(previous) * beta / (1.0 - a);
         row[kKX] = k_x;
         row[kKC] = levels.around_centre(k_x);
+        guide_ddpm(levels, i, row);
         if (levels.final(i)) continue;  // no noise
         const double posterior = levels.posterior_variance(i);
         if (levels.variance == kLearnedRange) {
@@ -231,14 +254,14 @@ Columns plms(const Levels& levels) {
 }  // namespace
 
 const std::vector<Method> kSolvers = {
-    {"ddim", ddim, true, false},
-    {"ddim_clipped", ddim_clipped, true, false},
-    {"ddpm", ddpm, false, false},
-    {"dpmpp_2m", dpmpp_2m, false, false},
-    {"sde_dpmpp_2m", sde_dpmpp_2m, false, false},
-    {"unipc_2", unipc_2, false, false},
-    {"ipndm", ipndm, false, true},
-    {"plms", plms, false, true},
+    {"ddim", ddim, true, false, false},
+    {"ddim_clipped", ddim_clipped, true, true, false},
+    {"ddpm", ddpm, false, true, false},
+    {"dpmpp_2m", dpmpp_2m, false, false, false},
+    {"sde_dpmpp_2m", sde_dpmpp_2m, false, false, false},
+    {"unipc_2", unipc_2, false, false, false},
+    {"ipndm", ipndm, false, false, true},
+    {"plms", plms, false, false, true},
 };
 
 }  // namespace diffusevae

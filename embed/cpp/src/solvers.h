@@ -33,10 +33,12 @@ struct Levels {
     bool centred = false;
     std::string variance = "fixedlarge";
     std::vector<double> eta, noise_scale, eps_scale;  // [S]
+    std::vector<double> guide_scale;                  // [S], what a guide's gradient is multiplied by; 0: no guide
 
     size_t steps() const { return timesteps.size(); }
     double beta(size_t i) const { return 1.0 - alpha_bar[i] / previous[i]; }
     double posterior_variance(size_t i) const { return beta(i) * (1.0 - previous[i]) / (1.0 - alpha_bar[i]); }
+    bool guided(size_t i) const { return guide_scale[i] != 0.0; }
     bool final(size_t i) const { return previous[i] == 1.0; }
     // The coefficient of c that makes `of_x x` into `of_x (x - c) + c`; 0 without a centre.
     double around_centre(double of_x) const { return centred ? 1.0 - of_x : 0.0; }
@@ -46,7 +48,7 @@ struct Levels {
 struct Method {
     const char* name;
     Columns (*solve)(const Levels& levels);
-    bool takes_eta, eps_only;
+    bool takes_eta, takes_guide, eps_only;
 };
 
 extern const std::vector<Method> kSolvers;  // in the order of kMethods

@@ -48,10 +48,14 @@ void check_scale(const std::string& name, const Scale& scale, double high) {
 void check(const Setting& setting, const Method& method, const std::string& prediction) {
     const Scale& eta = setting.eta;
     check_scale("eta", eta, 1.0);
+    check_number("guide_scale", setting.guide_scale, -kNoLimit, kNoLimit);
     for (int64_t i = 0; i < std::max<int64_t>(1, eta.list.count); ++i)
         if (eta.at(i) != 0.0 && !method.takes_eta)
             refuse_argument(entry("eta", eta, i) + " is " + brief(eta.at(i)) + " with method '" + setting.method
                             + "'; only ddim and ddim_clipped take eta: leave it 0 or use method 'ddim'");
+    if (setting.guide_scale != 0.0 && !method.takes_guide)
+        refuse_argument("guide_scale is " + brief(setting.guide_scale) + " with method '" + setting.method + "'; only ddim_clipped and "
+                        "ddpm take a guide: leave it 0 or use method 'ddim_clipped'");
     if (method.eps_only && prediction != "eps") {
         std::string others;
         for (const Method& other : kSolvers)
@@ -74,6 +78,31 @@ std::vector<double> each_step(const std::string& name, const Scale& scale, int64
     return each;
 }
 
+// Timesteps that an option is kept to.
+struct Interval {
+    const char *name, *option;
+    std::optional<std::pair<int64_t, int64_t>> ends;
+    bool used;  // whether the option is given at all
+};
+
+// Whether the interval holds each row; refuses one that says nothing.
+std::vector<bool> rows_within(const Interval& interval, const std::vector<int64_t>& timesteps, int64_t T) {
+    if (!interval.ends) return std::vector<bool>(timesteps.size(), true);
+    const auto [low, high] = *interval.ends;
+    const std::string found = std::string(interval.name) + " is (" + std::to_string(low) + ", " + std::to_string(high) + ")";
+    if (!(0 <= low && low <= high && high < T))
+        refuse_argument(found + "; expected two timesteps of 0 .. " + std::to_string(T - 1) + ", the lower one first");
+    const std::string option = interval.option;
+    if (!interval.used)
+        refuse_argument(found + ", but " + option + " is 0; expected " + option + " beside it. Pass " + option + ", or leave it out");
+    std::vector<bool> within;
+    for (const int64_t t : timesteps) within.push_back(low <= t && t <= high);
+    if (std::find(within.begin(), within.end(), true) == within.end())
+        refuse_argument(found + ", which holds none of this chain's timesteps, " + std::to_string(timesteps.front()) + " to "
+                        + std::to_string(timesteps.back()) + "; widen it");
+    return within;
+}
+
 Levels levels_of(const Schedule& schedule, const Manifest& manifest, const Setting& setting) {
     const std::vector<int64_t> kept = kept_timesteps(schedule.alpha_bar, setting);
     Levels levels;
@@ -90,24 +119,10 @@ Levels levels_of(const Schedule& schedule, const Manifest& manifest, const Setti
     levels.eta = each_step("eta", setting.eta, int64_t(kept.size()));
     levels.noise_scale = each_step("noise_scale", setting.noise_scale, int64_t(kept.size()));
     levels.eps_scale = each_step("eps_scale", setting.eps_scale, int64_t(kept.size()));
+    const Interval guide{"guide_interval", "guide_scale", setting.guide_interval, setting.guide_scale != 0.0};
+    for (const bool guided : rows_within(guide, levels.timesteps, schedule.T))
+        levels.guide_scale.push_back(guided ? setting.guide_scale : 0.0);
     return levels;
-}
-
-// Whether each row is guided; refuses an interval that says nothing.
-std::vector<bool> guided_rows(const Setting& setting, const std::vector<int64_t>& timesteps, int64_t T) {
-    if (!setting.guidance_interval) return std::vector<bool>(timesteps.size(), true);
-    const auto [low, high] = *setting.guidance_interval;
-    const std::string found = "guidance_interval is (" + std::to_string(low) + ", " + std::to_string(high) + ")";
-    if (!(0 <= low && low <= high && high < T))
-        refuse_argument(found + "; expected two timesteps of 0 .. " + std::to_string(T - 1) + ", the lower one first");
-    if (!setting.guided())
-        refuse_argument(found + ", but guidance is 0; expected guidance beside it. Pass guidance, or leave it out");
-    std::vector<bool> guided;
-    for (const int64_t t : timesteps) guided.push_back(low <= t && t <= high);
-    if (std::find(guided.begin(), guided.end(), true) == guided.end())
-        refuse_argument(found + ", which holds none of this chain's timesteps, " + std::to_string(timesteps.front()) + " to "
-                        + std::to_string(timesteps.back()) + "; widen it");
-    return guided;
 }
 
 [[noreturn]] void refuse_row(int64_t i, int field, float found, const std::string& expected) {
@@ -144,7 +159,15 @@ bool StepTable::uses_y() const {
     return any({kPY, kKY, kQX0, kQX, kQE, kQC, kQN, kQY, kQH1, kQH2, kQH3, kQG});
 }
 
-void check_table(const StepTable& table) {
+std::array<float, kRowWidth> mean_row(const float* row) {
+    std::array<float, kRowWidth> mean{};
+    std::copy_n(row, kRowWidth, mean.begin());
+    std::fill(mean.begin() + kQX0, mean.begin() + kQG + 1, 0.0f);
+    mean[kKN] = mean[kKG] = mean[kSN] = mean[kPush] = 0.0f;
+    return mean;
+}
+
+void check_table(const StepTable& table, bool guide) {
     int pushed = 0;
     bool written = false;
     for (int64_t i = 0; i < table.calls(); ++i) {
@@ -155,7 +178,7 @@ void check_table(const StepTable& table) {
         if (row[kPush] != 0 && row[kPush] != 1 && row[kPush] != 2)
             refuse_row(i, kPush, row[kPush], "0 (nothing), 1 (e) or 2 (x0)");
         for (const int field : {kKG, kQG})
-            if (row[field] != 0) refuse_row(i, field, row[field], "0: there is no guide");
+            if (row[field] != 0 && !guide) refuse_row(i, field, row[field], "0: there is no guide");
         check_slots(i, row, pushed, written);
         pushed += row[kPush] != 0 ? 1 : 0;
         written = written || std::any_of(row + kQX0, row + kQG + 1, [](float q) { return q != 0.0f; });
@@ -190,7 +213,8 @@ StepTable build_step_table(const Schedule& schedule, const Manifest& manifest, c
     const Levels levels = levels_of(schedule, manifest, setting);
     Columns columns = method.solve(levels);
     const size_t calls = columns.timesteps.size();
-    const std::vector<bool> guided = guided_rows(setting, columns.timesteps, schedule.T);
+    const Interval guidance{"guidance_interval", "guidance", setting.guidance_interval, setting.guided()};
+    const std::vector<bool> guided = rows_within(guidance, columns.timesteps, schedule.T);
     StepTable table{columns.timesteps, std::vector<float>(calls * kRowWidth), {}, setting.guided() ? 2 : 1,
                     start_of(schedule, levels.centred, setting)};
     for (size_t i = 0; i < calls; ++i) {
@@ -207,7 +231,7 @@ StepTable build_step_table(const Schedule& schedule, const Manifest& manifest, c
             table.weights.push_back(1.0f);
         }
     }
-    check_table(table);
+    check_table(table, setting.guide_scale != 0.0);
     return table;
 }
 

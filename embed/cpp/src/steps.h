@@ -36,20 +36,27 @@ struct StepTable {
     // Whether any row has a coefficient other than `usual` in one of these fields.
     bool any(std::initializer_list<int> fields, float usual = 0.0f) const;
     bool uses_y() const;
+    // Whether a row takes a guide's gradient, and whether any does.
+    bool guided(int64_t i) const { return row(i)[kKG] != 0.0f; }
+    bool takes_guide() const { return any({kKG}); }
 };
 
 // The rows of one chain. Error (ARGUMENT) says what can be had.
 StepTable build_step_table(const Schedule& schedule, const Manifest& manifest, const Setting& setting);
 
 // Two rows that do what one does to x, y and e. The first gives x0 as its x' and has no other result. The second takes x0 back in
-// slot g, which no solver reads, and does all the rest; where the row pushes x0, its caller pushes what g is.
+// slot g, which no row reads that is quantised, and does all the rest; where the row pushes x0, its caller pushes what g is.
 struct Halves {
     std::array<float, kRowWidth> first, second;
 };
 Halves halves_of(const float* row);
 
-// Refuses (ARGUMENT) rows that no executor can run: coefficients that are not finite, a slot that is read before it is written.
-void check_table(const StepTable& table);
+// The row whose x' is that of this one without noise and gradient, and which leaves y and the history as they are.
+std::array<float, kRowWidth> mean_row(const float* row);
+
+// Refuses (ARGUMENT) rows that no executor can run: coefficients that are not finite, a slot that is read before it is written, a
+// gradient where there is no guide.
+void check_table(const StepTable& table, bool guide);
 
 }  // namespace diffusevae
 

@@ -152,6 +152,9 @@ void refusals(diffusevae::Sampler& sampler, const std::string& path) {
     refused("eps_scale[0] is -1", [](auto& options) { options.eps_scales = {-1.0, 1.0, 1.0, 1.0}; });
     refused("temperature is -1", [](auto& options) { options.temperature = -1; });
     refused("has no codebook", [](auto& options) { options.quantize_denoised = true; });
+    refused("this bundle has no guide", [](auto& options) { options.guide_scale = 1.5; });
+    refused("guide_mode is 'loud'", [](auto& options) { options.guide_mode = "loud"; });
+    refused("guide_interval is (3, 9), but guide_scale is 0", [](auto& options) { options.guide_interval = {3, 9}; });
     refused("variance is 'none'", [](auto& options) { options.variance = "none"; });
     refused("t_start is 5000", [](auto& options) { options.t_start = 5000; });
     refused("seeds and seed", [](auto& options) { options.seeds = {1, 2, 3}; });

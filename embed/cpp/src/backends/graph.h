@@ -99,6 +99,7 @@ public:
     virtual const char* name() const = 0;             // static texts
     virtual const char* precision() const = 0;        // the one obtained, never "auto"
     virtual const char* isa() const { return ""; }    // the instruction set, where this library chooses it
+    virtual bool runs_guides() const { return true; } // whether graphs of guides run on it
 
     // A graph of the bundle, in the precision that the manifest gives it under this backend's.
     virtual std::unique_ptr<Graph> load(const std::string& graph) = 0;

@@ -77,6 +77,14 @@ constexpr int64_t kAtOnce = 8;
 constexpr int64_t kMaxWord = 100;
 constexpr const char* kContinues = "##";
 inline const std::vector<std::string> kOptional = {"next", "augmentation", "guide"};
+constexpr const char* kG = "g";
+constexpr const char* kEntropy = "entropy";
+inline const std::vector<std::string> kModes = {"constant", "entropy", "norm"};
+constexpr const char* kConstant = "constant";
+constexpr const char* kByEntropy = "entropy";
+constexpr const char* kByNorm = "norm";
+constexpr double kLeastEntropy = 1e-06;
+constexpr double kLeastNorm = 1e-30;
 struct RecipeNumber { const char *recipe, *name; double low, high; };
 constexpr RecipeNumber kRecipeNumbers[] = {{"linear", "start", 1e-12, 0.999999}, {"linear", "end", 1e-12, 0.999999},
     {"scaled_linear", "start", 1e-12, 0.999999}, {"scaled_linear", "end", 1e-12, 0.999999}, {"cosine", "s", 0.0, 1.0},

@@ -22,8 +22,9 @@ void check_version(int64_t version, const Origin& origin) {
 // A graph that the pipeline never runs is a misspelt name, or weights that nothing needs.
 void check_all_used(Fields& top, const Manifest& manifest) {
     std::vector<std::string> used;
-    for (const CallSpec* call : manifest.pipeline.calls())
-        if (std::find(used.begin(), used.end(), call->graph) == used.end()) used.push_back(call->graph);
+    for (const std::vector<const CallSpec*>& calls : {manifest.pipeline.calls(), manifest.pipeline.guide_calls()})
+        for (const CallSpec* call : calls)
+            if (std::find(used.begin(), used.end(), call->graph) == used.end()) used.push_back(call->graph);
     used.push_back(kSampler);
     for (const GraphSpec& graph : manifest.graphs)
         if (std::find(used.begin(), used.end(), graph_of(graph.key)) == used.end())
@@ -121,6 +122,7 @@ Manifest parse_manifest(std::string_view data, const std::string& where) {
     manifest.text = parse_text(top, manifest.inputs);
     manifest.augmentation = parse_augmentation(top, manifest.inputs);
     manifest.next = parse_next(top);
+    manifest.guide = parse_guide(top, manifest.pipeline, T);
     manifest.engines = parse_engines(top, manifest.graphs, manifest.pipeline.step.graph);
     top.done(kOptional);
     check_all_used(top, manifest);

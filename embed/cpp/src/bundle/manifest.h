@@ -11,6 +11,7 @@
 #include "bundle/engines.h"
 #include "bundle/fitted.h"
 #include "bundle/following.h"
+#include "bundle/guides.h"
 #include "bundle/inputs.h"
 #include "bundle/pipeline.h"
 #include "bundle/starts.h"
@@ -37,6 +38,7 @@ struct Manifest {
     std::optional<TextSpec> text;
     std::optional<AugmentationSpec> augmentation;
     std::optional<NextSpec> next;
+    std::optional<GuideDefaults> guide;
     std::vector<EngineSpec> engines;
 
     const GraphSpec* graph(const std::string& key) const;  // null where there is none

@@ -50,6 +50,15 @@ std::vector<const CallSpec*> PipelineSpec::calls() const {
     return all;
 }
 
+std::vector<const CallSpec*> PipelineSpec::guide_calls() const {
+    std::vector<const CallSpec*> all;
+    for (const GuideSpec& guide : guides) {
+        if (guide.rows) all.push_back(&*guide.rows);
+        all.push_back(&guide.step);
+    }
+    return all;
+}
+
 bool PipelineSpec::encodes_state() const {
     return std::any_of(encode.begin(), encode.end(), [](const CallSpec& call) { return port_of(call.outputs, kX) != nullptr; });
 }

@@ -7,6 +7,7 @@
 //              second output says how much noise each element gets
 //     quantize only where a request asks for it, once a row: from the row's x0 to what of it a decoder can tell apart, such as
 //              the nearest codes; null where there is no such graph
+//     guides   once a row that is guided: from x to the gradient that is added to the step; absent where there are none
 //     after    once a request, from the final x to values
 //     maps     the inputs that lie over the state as x does, so that the calls can be made on windows of a larger one; null
 //              where the pipeline works in its own size alone
@@ -61,6 +62,17 @@ struct CallSpec {
     Wires inputs, outputs;
 };
 
+// A guide: `rows` once a set of timesteps (nothing: it knows no timestep), `step` once a row that it guides, for the timesteps
+// low .. high, both included. classes: of its classifier, which the entropy is of.
+struct GuideSpec {
+    std::optional<CallSpec> rows;
+    CallSpec step;
+    int64_t low = 0, high = 0, classes = 0;
+
+    bool serves(int64_t timestep) const { return low <= timestep && timestep <= high; }
+    bool gives_entropy() const { return port_of(step.outputs, kEntropy) != nullptr; }
+};
+
 // What the loop carries: its size, the limit of x0 (nothing: none), and the values it is centred on and may start from.
 struct StateSpec {
     int64_t channels = 0, height = 0, width = 0;
@@ -72,6 +84,7 @@ struct PipelineSpec {
     std::vector<CallSpec> encode, before, after;
     CallSpec rows, step;
     std::optional<CallSpec> quantize;
+    std::vector<GuideSpec> guides;  // from the clean end
     std::map<std::string, Null> nulls;
     StateSpec state;
     std::string image;
@@ -81,7 +94,8 @@ struct PipelineSpec {
     std::optional<std::map<std::string, int64_t>> maps;
     std::optional<int64_t> multiple;  // what a side of the state is a multiple of, where graphs run on any size
 
-    std::vector<const CallSpec*> calls() const;  // every call, in the order of a request
+    std::vector<const CallSpec*> calls() const;  // every call but those of guides, in the order of a request
+    std::vector<const CallSpec*> guide_calls() const;  // each guide's rows first
     // Whether the network has a second output, which variance "learned_range" reads.
     bool learns_variance() const { return port_of(step.outputs, kVariance) != nullptr; }
     // Whether `encode` makes the loop's clean state of an image.

@@ -2,7 +2,9 @@
 #include <algorithm>
 #include <optional>
 #include <set>
+#include <tuple>
 
+#include "bundle/guides.h"
 #include "bundle/schema.h"
 #include "text.h"
 
@@ -107,6 +109,7 @@ public:
         rows(top);
         step(top);
         quantize(top);
+        guides(top);
         ValueKinds there = usable();
         there.add(kX, state_);
         spec_.after = section(top, "after", there);
@@ -231,6 +234,55 @@ private:
         if (made != Made{{kX0, state_}})
             fields.refuse("outputs", "one output, which is called " + in_quotes(kX0) + " and is " + state_.text() + " as the state");
         spec_.quantize = call;
+    }
+
+    // Each as `rows` and `step`, with rows of its own; absent where there are none.
+    void guides(Fields& top) {
+        if (!top.has("guides")) return;
+        std::vector<Fields> entries = top.objects("guides", "a list of guides, which is left out where it would be empty");
+        if (int64_t(entries.size()) > kMaxGuides) top.refuse("guides", "at most " + std::to_string(kMaxGuides) + " guides");
+        for (Fields& fields : entries) spec_.guides.push_back(guide(fields));
+    }
+
+    GuideSpec guide(Fields& fields) {
+        GuideSpec found;
+        ValueKinds there = usable();
+        there.add(kX, state_);
+        if (!fields.take_null("rows")) there.add(kRows, guide_rows(fields, found));
+        Fields entry = fields.object("step");
+        const auto [call, made] = read_call(entry, there, {}, false);
+        if (port_of(call.inputs, kX) == nullptr || (found.rows && port_of(call.inputs, kRows) == nullptr))
+            fields.refuse("step", "a call that takes " + in_quotes(kX) + ", and " + in_quotes(kRows) + " where the guide makes them");
+        const ValueKind entropy{kFloat32, {Dimension(kBatch)}};
+        const bool fits = std::all_of(made.begin(), made.end(), [&](const auto& one) {
+            return (one.first == kG && one.second == state_) || (one.first == kEntropy && one.second == entropy);
+        });
+        if (!fits || port_of(call.outputs, kG) == nullptr) {
+            std::vector<std::string> kinds;
+            for (const auto& [name, kind] : made) kinds.push_back(name + " " + kind.text());
+            fields.refuse("step", "outputs " + in_quotes(kG) + ", " + state_.text() + " as the state, and perhaps "
+                                      + in_quotes(kEntropy) + ", " + entropy.text() + ", not " + joined(kinds));
+        }
+        found.step = call;
+        std::tie(found.low, found.high) = parse_interval(fields, "timesteps");
+        found.classes = fields.integer("classes", 2, kMaxClasses);
+        fields.done();
+        return found;
+    }
+
+    // The row that a guide's own table has for a timestep.
+    ValueKind guide_rows(Fields& fields, GuideSpec& into) {
+        Fields entry = fields.object("rows");
+        ValueKinds timesteps;
+        timesteps.add(kTimesteps, {kInt64, {Dimension(kSteps)}});
+        const auto [call, made] = read_call(entry, timesteps, {}, false);
+        const ValueKind* const table = made.size() == 1 && made[0].first == kRows ? &made[0].second : nullptr;
+        if (table == nullptr || table->dtype != kFloat32 || table->shape.size() != 2 || table->shape[0] != Dimension(kSteps)
+            || !is_fixed(table->shape[1]))
+            fields.refuse("rows", std::string("a call with one output, float32[") + kSteps + ", a number], which is called "
+                                      + in_quotes(kRows));
+        into.rows = call;
+        return {kFloat32, {Dimension(int64_t(1)), table->shape[1]}};
     }
 
     void image(Fields& top) {
@@ -375,7 +427,7 @@ PipelineSpec parse_pipeline(Fields fields, const std::vector<InputSpec>& inputs,
     PipelineSpec spec;
     Reader(inputs, graphs, spec).read(fields);
     parse_maps(fields, spec, inputs);
-    fields.done();
+    fields.done({"guides"});
     return spec;
 }
 

@@ -157,6 +157,12 @@ inline void take(Fields& fields, NextSpec& into) {
     if (!fields.take_null("guidance")) into.guidance = fields.number("guidance", -100.0, 100.0);
 }
 
+inline void take(Fields& fields, GuideDefaults& into) {
+    into.scale = fields.number("scale", -1000000.0, 1000000.0);
+    into.mode = fields.choice("mode", kModes);
+    if (!fields.take_null("interval")) into.interval = parse_interval(fields, "interval");
+}
+
 inline void take(Fields& fields, Manifest& into) {
     into.name = fields.text("name");
     into.family = fields.label("family");
