@@ -63,7 +63,7 @@ def test_guided_chains_equal_the_reference_and_python(
     )
     with_openvino = Library(cpp_runtimes / "diffusevae" / building.LIBRARY)
     given, states = guided.options(folder, chain), golden.states(folder, chain)
-    # In some of these classifiers bf16 costs the gradient so much that another runtime computes it, of which C++ has OpenVINO.
+    # bf16 costs the gradient of some classifiers so much that another runtime computes it, of which C++ has OpenVINO.
     elsewhere = [i for i, engine in enumerate(Bundle.open(path).manifest.engines) if engine.runs_on]
     for i in elsewhere:
         edit(path, f"engines.{i}.runs_on", ["openvino"])

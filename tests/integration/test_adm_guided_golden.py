@@ -58,9 +58,14 @@ def test_chains_equal_the_reference(backend: str, folder: str, chain: str, bundl
 
 @NEEDS_NATIVE
 @pytest.mark.parametrize(("folder", "chain"), CHAINS)
-def test_on_the_native_engine_another_runtime_runs_the_guide(folder: str, chain: str, bundle: Bundles) -> None:
+def test_the_native_engine_runs_guides_but_those_that_bf16_costs_too_much(folder: str, chain: str, bundle: Bundles) -> None:
     opened = Bundle.open(bundle(folder, chain))
-    assert opened.engine("native", "f32", "guide").runs_on == ("onnxruntime", "openvino")
+    entry = opened.engine("native", "bf16", "guide")
+    if entry.runs_on:
+        assert entry.runs_on == ("onnxruntime", "openvino")
+        assert "native bf16 guide: found a relative error of" in entry.record["why"]
+    else:
+        assert entry.record["relative_error"] <= 0.04
     with Sampler(opened, "native", "bf16", threads=1) as sampler:
         found = sampler.sample(2, **guided.options(folder, chain)).x
     states = golden.states(folder, chain)
@@ -75,4 +80,4 @@ def test_what_a_guided_bundle_records(bundle: Bundles) -> None:
     assert manifest.guide is not None
     assert manifest.guide.options == {"guide_scale": 1.0, "guide_mode": "constant", "guide_interval": None}
     assert manifest.source.other_file == f"{guided.case(folder, chain)[1]}.pt"
-    assert manifest.graphs["guide"].computes_in("bf16") == "f32"
+    assert manifest.graphs["guide"].computes_in("bf16") == "bf16"
