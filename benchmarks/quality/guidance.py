@@ -44,7 +44,7 @@ SCALES = (0.0, 0.3, 1.0, 3.0, 10.0)
 MODES = ("constant", "entropy")
 ATTRIBUTES = ("hair_color", "glasses", "beard")
 HIDDEN = {"hair": ("bald", "beanie", "turban")}  # faces that do not show the colour of their hair are not asked for
-CHUNK, SEED, FOLLOWED, SHOWN = 50, 40_000, 100, 12
+CHUNK, SEED, FOLLOWED, SHOWN = 50, 40_000, 50, 12  # FOLLOWED: in one chunk of a run
 
 
 @dataclass(frozen=True)
