@@ -18,6 +18,7 @@ import numpy.typing as npt
 from engine.bundle.inputs import EACH_STEP
 from engine.bundle.manifest import Manifest
 from engine.bundle.prior import Prior
+from engine.bundle.whole import GUIDE_MODE
 from engine.checks import input_of
 from engine.errors import ArgumentError
 from engine.pipeline import table_of
@@ -25,6 +26,7 @@ from engine.places import check_file
 from engine.resolve import setting_of
 from engine.solver import noise as noises
 from engine.solver.feeds import Feeds, no_noise, step_feeds
+from engine.solver.guides import MODES
 from engine.solver.table import StepTable
 
 __all__ = ["Feeds", "no_noise", "noise_bytes", "noise_feeds", "setting_feeds", "step_feeds", "write_feeds"]
@@ -36,7 +38,10 @@ def setting_feeds(manifest: Manifest, given: Mapping[str, Any]) -> tuple[Feeds, 
     if setting.quantize_denoised:
         raise ArgumentError("quantize_denoised is given, which a whole-sampler graph has no operations for. Leave it out.")
     table = table_of(manifest, manifest.schedule.schedule(), setting)
-    return step_feeds(table), table
+    feeds = step_feeds(table)
+    if manifest.pipeline.guides:
+        feeds[GUIDE_MODE] = np.array([MODES.index(setting.guide_mode)], np.int64)
+    return feeds, table
 
 
 def noise_bytes(manifest: Manifest, table: StepTable, n: int) -> int:
@@ -60,16 +65,20 @@ def noise_feeds(
     prior: the bundle's own (`read_prior`), None for N(0, I). inputs: those that are given, by name, one for all or one a
     seed; ArgumentError where one is missing that is not drawn.
     """
-    n, shape = len(seeds), manifest.pipeline.state.shape
+    n, pipeline = len(seeds), manifest.pipeline
+    shape = pipeline.state.shape
     feeds: Feeds = {"x_T": noises.initial(seeds, shape), "noise": no_noise(n, shape)}
     if table.stochastic:
         feeds["noise"] = np.empty((len(table), n, *shape), np.float32)
         for row, noise in enumerate(feeds["noise"]):
             noises.step_noise(seeds, row, shape, noise)
+    read = pipeline.inputs_for(pipeline.run_values(guided=table.takes_guide), frozenset())
     for spec in manifest.inputs:
         given = (inputs or {}).get(spec.name)
         if given is not None:
             feeds[spec.name] = _for_each(input_of(spec, given), n, spec.name)
+        elif spec.draw is None and pipeline.guides and spec.name not in read:
+            feeds[spec.name] = np.zeros((n, *map(int, spec.sample)), spec.dtype)  # for guides, of which no row takes one
         elif spec.draw is None:
             raise ArgumentError(f"{spec.name}: found none, expected it, because it is not drawn: {spec}. Pass it by name")
         elif spec.draw == EACH_STEP:

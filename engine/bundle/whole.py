@@ -9,6 +9,8 @@ from engine.bundle.pipeline import PipelineSpec
 from engine.errors import BundleError
 from engine.kernels import ROW_FIELDS
 
+GUIDE_MODE = "guide_mode"  # the index of one of engine.solver.guides.MODES, where there are guides
+
 
 def sampler_contract(inputs: tuple[InputSpec, ...], spec: PipelineSpec) -> tuple[dict[str, str], dict[str, str]]:
     """The inputs and outputs, {name: "dtype[shape]"}, of the graph `sampler`.
@@ -27,6 +29,8 @@ def sampler_contract(inputs: tuple[InputSpec, ...], spec: PipelineSpec) -> tuple
         "noise": f"float32[noise_steps, batch, {planes}]",
     }
     gives = {"images": f"uint8[batch, {height}, {width}, {channels}]", "x": state}
+    if spec.guides:
+        takes[GUIDE_MODE] = "int64[1]"
     if spec.state.start is not None:
         gives[spec.state.start] = state
     return takes, gives

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from engine.bundle.files import MAX_GRAPH_BYTES
 from engine.bundle.graphs import SAMPLER
+from engine.bundle.pipeline import PipelineSpec
 from engine.errors import ExportError
 from export.context import Graph
 from export.families.base import Model
@@ -49,20 +50,13 @@ def extra_graphs(
     """The graphs to add to the float32 ones in `context`, each checked against torch.
 
     Half variants where "fp16" is among the precisions. The sampler in every precision where it is asked for, or where a
-    TensorRT backend will build from the half one: a manifest has none in half without the one in float32. It runs no guides,
-    and a bundle with guides has none: ExportError where it is asked for.
+    TensorRT backend will build from the half one, where it can: a manifest has none in half without the one in float32.
     """
     model = context.model
     made: list[Graph] = []
     exported = {graph.role.name: graph for graph in context.graphs}
-    whole = options.whole_sampler or ("fp16" in precisions and any(name.startswith("tensorrt") for name in backends))
-    if model.wiring.guides:
-        if options.whole_sampler:
-            raise ExportError(
-                f"graph {SAMPLER}: found a model with guides, expected one without: the whole sampler as a graph runs none "
-                "yet; leave out --whole-sampler, or --guide"
-            )
-        whole = False
+    for_plans = "fp16" in precisions and any(name.startswith("tensorrt") for name in backends)
+    whole = options.whole_sampler or (for_plans and fits_a_plan(model.wiring))
     if whole:
         made.append(_sampler(context, exported, "f32"))
     if "fp16" in precisions:
@@ -71,6 +65,11 @@ def extra_graphs(
         if whole:
             made.append(_sampler(context, exported | {half.role.name: half for half in halves}, "fp16"))
     return made
+
+
+def fits_a_plan(pipeline: PipelineSpec) -> bool:
+    """Whether TensorRT takes the sampler: with one guide at most (export/graphs/sampler_guides.py)."""
+    return len(pipeline.guides) <= 1
 
 
 def _half_graphs(context: BuildContext, model: Model, options: HalfOptions) -> Iterator[Graph]:
@@ -87,7 +86,7 @@ def _half_graphs(context: BuildContext, model: Model, options: HalfOptions) -> I
 
 def _sampler(context: BuildContext, parts: Mapping[str, Graph], precision: str) -> Graph:
     model, wiring = context.model, context.model.wiring
-    names = {call.graph for call in wiring.run_calls}
+    names = {call.graph for call in (*wiring.run_calls, *wiring.guide_calls)}
     size = sum(graph.nbytes for name, graph in parts.items() if name in names)
     if size > MAX_GRAPH_BYTES:
         raise ExportError(

@@ -5,13 +5,16 @@ What the whole-sampler graph must equal, and where int8 calibration looks at wha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 
+from engine.bundle.guides import ENTROPY, G, guide_of
 from engine.bundle.pipeline import ROWS, TIMESTEPS, VARIANCE, CallSpec, E, PipelineSpec, X
 from engine.kernels import ROW_FIELDS
+from engine.solver.guides import BY_ENTROPY, BY_NORM, LEAST_ENTROPY, LEAST_NORM, MODES
 from export.graphs.roles import Inputs, Role
 
 Seen = Callable[[int, Inputs], None]  # called with the row's number and what the network is asked
@@ -24,6 +27,7 @@ class WholeSampler(nn.Module):
         super().__init__()
         self.pipeline, self.roles, self.seen = pipeline, dict(roles), seen
         self.parts = nn.ModuleDict({name: roles[name].module for name in pipeline.graphs if name in roles})
+        self.guides = GuidesInTorch(pipeline, self.roles) if pipeline.guides else None
 
     def forward(
         self,
@@ -33,6 +37,7 @@ class WholeSampler(nn.Module):
         weights: torch.Tensor,
         start: torch.Tensor,
         noise: torch.Tensor,
+        guide_mode: torch.Tensor | None = None,
         **inputs: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         state, lanes = self.pipeline.state, weights.shape[1]
@@ -49,12 +54,18 @@ class WholeSampler(nn.Module):
         for i, row in enumerate(coefficients):
             k: Inputs = dict(zip(ROW_FIELDS, row, strict=True))
             e, v = self._network(i, k["c_in"] * x, constants, rows, weights[i])
-            n = noise[i % len(noise)] if v is None else torch.exp(k["s_n"] * v) * noise[i % len(noise)]
+            spread = None if v is None else torch.exp(k["s_n"] * v)
+            n = noise[i % len(noise)] if spread is None else spread * noise[i % len(noise)]
             # x0 = limit(p . slots);  x' = k . slots;  y' = q . slots
             x0 = k["p_x"] * x + k["p_e"] * e + k["p_c"] * c
             x0 = x0 + (k["p_y"] * y + k["p_h1"] * h1 + k["p_h2"] * h2 + k["p_h3"] * h3)
             x0 = torch.clamp(x0, -k["clip"], k["clip"])
             slots = {"x0": x0, "x": x, "e": e, "c": c, "n": n, "y": y, "h1": h1, "h2": h2, "h3": h3}
+            if self.guides is not None and k["k_g"] != 0:
+                assert guide_mode is not None, "an input of pipelines with guides"
+                mean = _sum(k, "k", {name: value for name, value in slots.items() if name != "n"})
+                mode = MODES[int(guide_mode)]
+                slots["g"] = self.guides.gradient(int(timesteps[i]), x, values, mode, mean, spread)
             x = _sum(k, "k", slots)
             if any(bool(k[f"q_{name}"] != 0) for name in slots):
                 y = _sum(k, "q", slots)
@@ -118,6 +129,32 @@ class WholeSampler(nn.Module):
         made = {name: outputs[port].chunk(active) for port, name in step.outputs.items()}
         e = torch.stack([w * part for w, part in zip(weights, made[E], strict=False)]).sum(0)
         return e, made[VARIANCE][0] if VARIANCE in made else None
+
+
+class GuidesInTorch:
+    """The guides of a pipeline as engine/backends/guides.py runs them."""
+
+    def __init__(self, pipeline: PipelineSpec, roles: Mapping[str, Role]) -> None:
+        self.specs, self.roles = pipeline.guides, roles
+
+    def gradient(
+        self, t: int, x: torch.Tensor, values: Inputs, mode: str, mean: torch.Tensor, spread: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The operand g of a row at timestep t; spread: exp(s_n v)."""
+        guide, own = self.specs[guide_of(self.specs, t)], {X: x}
+        if guide.rows is not None:
+            (own[ROWS],) = self.roles[guide.rows.graph](dict.fromkeys(guide.rows.inputs, torch.tensor([t]))).values()
+        step = guide.step
+        known = {**values, **own}
+        found = self.roles[step.graph]({port: known[name] for port, name in step.inputs.items()})
+        given = {name: found[port] for port, name in step.outputs.items()}
+        g = given[G] if spread is None else spread * spread * given[G]
+        if mode == BY_ENTROPY:
+            g = g * (math.log(guide.classes) / given[ENTROPY].clamp(min=LEAST_ENTROPY))[:, None, None, None]
+        elif mode == BY_NORM:
+            lengths = [value.double().square().sum(dim=(1, 2, 3), keepdim=True).sqrt() for value in (mean, g)]
+            g = g * (lengths[0] / lengths[1].clamp(min=LEAST_NORM)).float()
+        return g
 
 
 def _sum(k: Inputs, kind: str, slots: Inputs) -> torch.Tensor:

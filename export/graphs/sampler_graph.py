@@ -8,14 +8,15 @@ one file serves any solver, any number of steps and any batch, in any runtime th
         e   = sum over lanes of weight[lane] step(c_in x, the lane's bindings, the row's embedding)
         x0  = limit(p . (x, e, c, y, h1, h2, h3))
         n   = exp(s_n v) noise, where the network has the second output v
-        x   = k . (x0, x, e, c, n, y, h1, h2, h3)
+        g   = a guide's gradient, where the pipeline has guides and the row's k_g is not 0
+        x   = k . (x0, x, e, c, n, y, h1, h2, h3, g)
         y   = q . (the same), where the row has any q;   h3, h2, h1 = h2, h1, e or x0, where it pushes
     after-calls;  images = bytes
 
 Lanes are a shape, not a branch: `weights` [rows, 1] is one network call on N samples, [rows, 2] one on 2N, the second half
 bound to the nulls. An ONNX If on the weights would need two copies of the network's nodes, and a runtime that plans memory
-ahead (TensorRT) would plan for both. The history is always carried: for a table that does not use it, that costs a few
-passes over the state, which is small beside what the network reads.
+ahead (TensorRT) would plan for both. A guide is an If (sampler_guides.py). The history is always carried: for a table that
+does not use it, that costs a few passes over the state, which is small beside what the network reads.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from engine.errors import ExportError, first_line
 from engine.kernels import ROW_FIELDS
 from export.graphs.onnx_export import label_graph
 from export.graphs.roles import Role
+from export.graphs.sampler_guides import guide_gradient, guide_tables
 from export.graphs.sampler_lanes import Lanes
 from export.graphs.sheet import Sheet
 
@@ -47,7 +49,7 @@ def compose_sampler(role: Role, pipeline: PipelineSpec, graphs: Mapping[str, byt
     `role` is its signature (export/graphs/sampler_role.py). The same parts give the same bytes. ExportError when the
     result is not a sound graph.
     """
-    parts = {call.graph: onnx.load_from_string(graphs[call.graph]) for call in pipeline.run_calls}
+    parts = {call.graph: onnx.load_from_string(graphs[call.graph]) for call in (*pipeline.run_calls, *pipeline.guide_calls)}
     main, body = Sheet(), Sheet("loop/")
     constants = _before_the_loop(main, pipeline, parts)
     state = (BATCH, *pipeline.state.shape)
@@ -89,6 +91,7 @@ def _before_the_loop(main: Sheet, pipeline: PipelineSpec, parts: Mapping[str, on
     _start(main, pipeline)
     _kept(main)
     _noise(main)
+    guide_tables(main, pipeline, parts)
     return constants
 
 
@@ -143,10 +146,18 @@ def _loop_body(
     at_least = body.op("Max", predicted, body.op("Neg", k["clip"], out="row/clip_low"), out="x0/limited_below")
     x0 = body.op("Min", at_least, k["clip"], out="x0/limited")
     noise = body.op("Gather", "noise", body.op("Gather", "noise/index", "loop/row", out="noise/number"), out="noise/row")
-    if pipeline.learns_variance:
-        noise = _scaled_noise(body, pipeline, k["s_n"], noise)
-    slots = [("x0", x0), *slots, ("n", noise)]
-    body.sum([(k[f"k_{slot}"], name) for slot, name in slots], "loop/x_next", on_kept["k"])
+    spread = _spread(body, pipeline, k["s_n"]) if pipeline.learns_variance else None
+    if spread is not None:
+        noise = body.op("Mul", spread, noise, out="noise/scaled")
+    slots = [("x0", x0), *slots]
+    if pipeline.guides:
+        mean = body.sum([(k[f"k_{slot}"], name) for slot, name in slots], "guides/mean", on_kept["k"])
+        g = guide_gradient(body, pipeline, parts, k["k_g"], mean, spread)
+        body.sum([(k["k_n"], noise), (k["k_g"], g)], "loop/x_next", mean)
+        slots += [("n", noise), ("g", g)]
+    else:
+        slots.append(("n", noise))
+        body.sum([(k[f"k_{slot}"], name) for slot, name in slots], "loop/x_next", on_kept["k"])
     y = body.sum([(k[f"q_{slot}"], name) for slot, name in slots], "y/next", on_kept["q"])
     _push(body, k["push"], e, x0, y)
     # From a Constant node and not from the condition that came in: TensorRT refuses a condition that it cannot foresee.
@@ -180,15 +191,14 @@ def _network(
     return body.op("ReduceSum", weighted, body.axes(0), out="e/weighted", keepdims=0)
 
 
-def _scaled_noise(body: Sheet, pipeline: PipelineSpec, s_n: str, noise: str) -> str:
-    """exp(s_n v) noise, v being lane 0's; the noise itself where s_n is 0, since exp(0) is 1."""
+def _spread(body: Sheet, pipeline: PipelineSpec, s_n: str) -> str:
+    """exp(s_n v), v being lane 0's; 1 where s_n is 0."""
     v = "network/v"
     if pipeline.guided:
         shape = body.op("Concat", "lanes/count", body.axes(-1, *pipeline.state.shape), out="network/v_shape", axis=0)
         stack = body.op("Reshape", v, shape, out="network/v_stack")
         v = body.op("Gather", stack, body.constant("number/lane", 0), out="network/v_first", axis=0)
-    factor = body.op("Exp", body.op("Mul", s_n, v, out="noise/exponent"), out="noise/factor")
-    return body.op("Mul", factor, noise, out="noise/scaled")
+    return body.op("Exp", body.op("Mul", s_n, v, out="noise/exponent"), out="noise/factor")
 
 
 def _embedding(body: Sheet, per_sample: bool) -> None:

@@ -13,10 +13,12 @@ from engine.bundle.graphs import SAMPLER
 from engine.bundle.inputs import InputSpec
 from engine.bundle.pipeline import PipelineSpec, X
 from engine.bundle.tensors import BATCH, STEPS, TensorSpec
+from engine.bundle.whole import GUIDE_MODE
 from engine.commands import install_extra
 from engine.errors import ExportError, first_line
 from engine.kernels import ROW_FIELDS
 from engine.solver.feeds import step_feeds
+from engine.solver.guides import BY_NORM, CONSTANT, MODES
 from engine.solver.levels import LEARNED_RANGE
 from engine.solver.schedule import Schedule
 from engine.solver.table import METHODS, build_step_table
@@ -36,6 +38,11 @@ CHAINS: tuple[dict[str, Any], ...] = (
     {"batch": 1, "steps": 5, "method": "plms"},
 )
 LEARNED: dict[str, Any] = {"batch": 2, "steps": 3, "method": "ddpm", "variance": LEARNED_RANGE}  # for networks that have it
+# Rows with a guide and one without. Not by entropy: that of a classifier that is sure of noise has no digit to compare.
+GUIDED: tuple[dict[str, Any], ...] = (
+    {"batch": 1, "steps": 3, "method": "ddim_clipped", "guide_scale": 0.25, "mode": BY_NORM, "unguided": 1},
+    {"batch": 2, "steps": 2, "method": "ddpm", "guide_scale": 0.5, "mode": CONSTANT, "unguided": 0},
+)
 BATCHES = tuple(chain["batch"] for chain in CHAINS)
 
 
@@ -53,6 +60,7 @@ def sampler_role(
         tensor("weights", ("rows", "lanes")),
         tensor("start", (3,)),
         tensor("noise", ("noise_steps", *state)),
+        *((tensor(GUIDE_MODE, (1,), "int64", (0.0, len(MODES) - 1.0)),) if pipeline.guides else ()),
     )
     start = pipeline.state.start
     gives = (
@@ -114,7 +122,7 @@ def _same_bytes(whole: WholeSampler, found: Mapping[str, np.ndarray], case: Inpu
 
 
 def _declared(whole: WholeSampler, case: Inputs) -> list[TensorSpec]:
-    own = ("x_T", "timesteps", "coefficients", "weights", "start", "noise")
+    own = ("x_T", "timesteps", "coefficients", "weights", "start", "noise", GUIDE_MODE)
     return [tensor(name, tuple(value.shape)) for name, value in case.items() if name not in own]
 
 
@@ -122,11 +130,13 @@ def _examples(role: Role, pipeline: PipelineSpec, schedule: Schedule, prediction
     """CHAINS from the middle of the schedule, with guidance where the pipeline has it."""
     starts = pipeline.state.start is not None
     cases = []
-    for seed, chain in enumerate((*CHAINS, *([LEARNED] if pipeline.learns_variance else []))):
+    chains = (*CHAINS, *([LEARNED] if pipeline.learns_variance else []), *(GUIDED if pipeline.guides else ()))
+    for seed, chain in enumerate(chains):
         options = dict(chain)
         if prediction not in METHODS[chain.get("method", "ddim")].predictions:
             continue
         batch, steps = options.pop("batch"), options.pop("steps")
+        mode, unguided = options.pop("mode", CONSTANT), options.pop("unguided", None)
         if not pipeline.guided:
             options.pop("guidance", None)
         table = build_step_table(
@@ -139,7 +149,9 @@ def _examples(role: Role, pipeline: PipelineSpec, schedule: Schedule, prediction
             clip=pipeline.state.clip,
             **options,
         )
-        arrays = step_feeds(table)
+        arrays = step_feeds(table) | ({GUIDE_MODE: np.array([MODES.index(mode)])} if pipeline.guides else {})
+        if unguided is not None:
+            arrays["coefficients"][unguided, ROW_FIELDS.index("k_g")] = 0.0
         sizes = {BATCH: batch, STEPS: len(table), "noise_steps": len(table.rows) if table.stochastic else 1}
         rng = np.random.default_rng(seed)
         for spec in role.inputs:

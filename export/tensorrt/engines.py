@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from engine.errors import BundleError, ExportError
 from export.context import Graph
 from export.engines import BuildContext, BuiltEngine
 from export.families.base import Model
+from export.graphs.extra import fits_a_plan
 from export.graphs.onnx_export import fixed
 from export.tensorrt.library import Library, open_library, settle_targets
 from export.tensorrt.options import PlanOptions, read_options
@@ -44,11 +45,26 @@ def unfit(model: Model) -> str | None:
 
 
 def build_plans(backend: str, context: BuildContext, precision: str, options: Mapping[str, Any]) -> list[BuiltEngine]:
-    """A plan of every graph of the pipeline but guides, which its chain does not run, and of the whole sampler if there."""
+    """A plan of every graph of the pipeline, and of the whole sampler if there; but for `_unfit_guides`."""
     library, model = open_library(backend), context.model
     wishes = read_options(backend, options, steps=model.defaults["steps"], T=model.schedule.T)
     wishes = replace(wishes, targets=settle_targets(library, wishes.targets, wishes.hardware))
-    return [_engine(library, context, precision, graph, wishes) for graph in chosen_graphs(context, precision)]
+    chosen, unfit = chosen_graphs(context, precision), _unfit_guides(context, wishes.targets)
+    for name, reason in unfit.items():
+        context.watch.note(f"{backend}: no plan of {name}: {reason}")
+    return [_engine(library, context, precision, graph, wishes) for graph in chosen if graph.role.name not in unfit]
+
+
+def _unfit_guides(context: BuildContext, targets: Sequence[str]) -> dict[str, str]:
+    """{graph that no plan is built of, because of guides: why}; those of guides themselves are plans for a later chain."""
+    wiring, there = context.model.wiring, dict.fromkeys(graph.role.name for graph in context.graphs)
+    if not wiring.guides:
+        return {}
+    if "sm75" in targets:
+        reason = "guides compute in float32, of which sm75 takes no matrix product"
+        return {name: reason for name in there if name in (*wiring.guide_graphs, SAMPLER)}
+    several = "TensorRT builds none of several guides"
+    return {name: several for name in there if name == SAMPLER and not fits_a_plan(wiring)}
 
 
 def chosen_graphs(context: BuildContext, precision: str) -> list[Graph]:
@@ -57,8 +73,6 @@ def chosen_graphs(context: BuildContext, precision: str) -> list[Graph]:
     chosen = []
     for name, role in {graph.role.name: graph.role for graph in context.graphs}.items():
         found = role.computes_in(precision)
-        if name in context.model.wiring.guide_graphs:
-            continue
         if name == SAMPLER and graph_key(name, found) not in there:
             continue  # only asked for in another precision
         chosen.append(context.graph(name, found))

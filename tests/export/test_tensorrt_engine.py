@@ -125,7 +125,11 @@ def graph_of(name: str, model: onnx.ModelProto, precision: str = "f32") -> Graph
 
 def context_of(graphs: list[Graph], watch: Watch | None = None, previous: Bundle | None = None) -> BuildContext:
     """What the builder looks at; it needs no torch module."""
-    model = cast(Any, SimpleNamespace(defaults={"steps": 10}, schedule=SimpleNamespace(T=1000), free=lambda graph: None))
+    wiring = SimpleNamespace(guides=())
+    model = cast(
+        Any,
+        SimpleNamespace(defaults={"steps": 10}, schedule=SimpleNamespace(T=1000), free=lambda graph: None, wiring=wiring),
+    )
     return BuildContext(model, tuple(graphs), watch or Watch(), previous)
 
 

@@ -16,6 +16,9 @@ import pytest
 from engine import Sampler
 from engine.backends.native.backend import Native
 from engine.bundle.reader import Bundle
+from engine.feeds import noise_feeds, setting_feeds
+from export.graphs.extra import GraphOptions
+from export.graphs.parity import LOADERS
 from tests import adm_guides as guided
 from tests import adm_models as golden
 from tests.latent_runs import ALL, difference
@@ -29,7 +32,8 @@ Bundles = Callable[[str, str], Path]
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
-    """bundle(folder, chain): with native engines where they can be run; chains of the same two networks share one."""
+    """bundle(folder, chain): with the whole-sampler graph, and native engines where they can be run; chains of the same two
+    networks share one."""
     import torch
 
     torch.set_num_threads(1)
@@ -38,7 +42,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
     def build(model: str, classifier: str, which: str | None) -> Path:
         folder, chain = next((f, c) for f, c in CHAINS if key(f, c) == (model, classifier, which))
         backends = ("onnxruntime", "openvino", *(["native"] if Native.available()[0] else []))
-        return guided.build_guided(folder, chain, tmp_path_factory.mktemp("guided"), backends=backends)
+        whole, into = GraphOptions(whole_sampler=True), tmp_path_factory.mktemp("guided")
+        return guided.build_guided(folder, chain, into, backends=backends, graph_options=whole)
 
     def key(folder: str, chain: str) -> tuple[str, str, str | None]:
         return (*guided.case(folder, chain)[:2], golden.config(folder)["chains"][chain].get("classifier"))
@@ -54,6 +59,18 @@ def test_chains_equal_the_reference(backend: str, folder: str, chain: str, bundl
         sampler.sample(2, callback=lambda info: found.append(info.x.copy()), **guided.options(folder, chain))
     for row, expected in golden.states(folder, chain).items():
         np.testing.assert_allclose(found[row], expected, rtol=0, atol=golden.tolerance(folder, chain), err_msg=f"row {row}")
+
+
+@EACH_BACKEND
+@pytest.mark.parametrize(("folder", "chain"), CHAINS)
+def test_the_whole_sampler_as_one_graph(backend: str, folder: str, chain: str, bundle: Bundles) -> None:
+    opened, options = Bundle.open(bundle(folder, chain)), guided.options(folder, chain)
+    arrays = {name: options.pop(name) for name in ("x_T", "noise", "label")}
+    feeds, table = setting_feeds(opened.manifest, options)
+    feeds |= noise_feeds(opened.manifest, table, np.array([0, 1], np.uint64), None, {"label": arrays["label"]})
+    found = LOADERS[backend](opened.read_graph("sampler"))(feeds | {name: arrays[name] for name in ("x_T", "noise")})
+    states, limit = golden.states(folder, chain), golden.tolerance(folder, chain)
+    np.testing.assert_allclose(found["x"], states[max(states)], rtol=0, atol=limit)
 
 
 @NEEDS_NATIVE
