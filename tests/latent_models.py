@@ -191,7 +191,14 @@ def given(folder: str) -> dict[str, np.ndarray]:
 
 def build_latent(folder: str, into: Path, **request: Any) -> Path:
     """Write checkpoint and YAML of one model into a folder, and build its bundle there."""
-    from export.build import Request, build
+    from export.build import build
+
+    return build(request_of(folder, into, out=into / f"{folder}.bundle", **request)).path
+
+
+def request_of(folder: str, into: Path, **request: Any) -> Any:
+    """Write checkpoint and YAML of one model into a folder: what a build is asked for."""
+    from export.build import Request
 
     file, config_file = into / f"{folder}.ckpt", into / f"{folder}.yaml"
     torch.save(checkpoint(folder), file)
@@ -202,4 +209,4 @@ def build_latent(folder: str, into: Path, **request: Any) -> Path:
         options["null_tokens"] = " ".join(map(str, arrays["null_tokens"].tolist()))
     if "null_label" in arrays:
         options["null_label"] = int(arrays["null_label"])
-    return build(Request(file, out=into / f"{folder}.bundle", options=options, **request)).path
+    return Request(file, options=options, **request)

@@ -37,7 +37,8 @@ from export.dates import now
 from export.families import family_flags
 from export.families.base import Model
 from export.native.int8 import relative_l2
-from export.native.scales import Scale, choose_scales, eligible, evaluate, in_int8
+from export.native.operands import eligible
+from export.native.scales import Scale, choose_scales, evaluate, in_int8
 from export.native.trajectory import NORMAL, STATES, UNIFORM, Chain, States, joined, run_chains
 
 UNSEEN = 1000  # the first seed of the chains that calibrations are judged on; each of `groups` takes four

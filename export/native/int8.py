@@ -1,4 +1,4 @@
-"""The choice of convolutions that run in int8: those whose measured error fits a budget, least error for most time first.
+"""The choice of layers that run in int8: those whose measured error fits a budget, least error for most time first.
 
 Every eligible layer alone is put in int8 (simulated exactly: the integer sums are exact on every processor) and the error of
 eps is measured against float32 on the calibration states. Errors of different layers are nearly independent, so squares
@@ -17,14 +17,15 @@ import torch
 
 from engine.errors import ArgumentError, ExportError, did_you_mean
 from export.graphs.roles import Role
-from export.native.scales import Scale, choose_scales, eligible, evaluate, in_int8
+from export.native.operands import Product, eligible
+from export.native.scales import Scale, choose_scales, evaluate, in_int8, watched
 from export.native.trajectory import States
 
 # "free": the step's error stays within this multiple of bf16's own, which is what bf16 costs in general-purpose runtimes
 # (reference CIFAR-10 network, random weights: 0.0098 here, 0.012 in OpenVINO) and lies below what images show.
 FREE = 1.25
 MEASURED_ON = 6  # states on which each layer alone is measured
-# What a convolution costs in bf16 on two cores with AMX, measured: operations a second, and weight bytes a second where
+# What a product costs in bf16 on two cores with AMX, measured: operations a second, and weight bytes a second where
 # the map is small; int8 halves either.
 OPERATIONS, BYTES = 3.2e12, 30e9
 
@@ -183,16 +184,13 @@ def _seconds_saved(role: Role, states: States) -> dict[str, float]:
     """An estimate of what int8 saves in each layer at batch 1."""
     pixels: dict[str, int] = {}
     layers = eligible(role)
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, inputs, name=name: pixels.update({name: inputs[0][0, 0].numel()}))
-        for name, layer in layers.items()
-    ]
-    try:
+
+    def see(name: str, layer: Product, x: torch.Tensor) -> None:
+        pixels[name] = x[0].numel() // layer.weight.shape[1]
+
+    with watched(layers, see):
         evaluate(role, states.part(slice(0, 1)))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    weights = {name: layer.weight.numel() for name, layer in layers.items()}
+    weights = {name: sum(layer.weight.numel() for layer in products) for name, products in layers.items()}
     return {name: 0.5 * max(2 * weights[name] * pixels[name] / OPERATIONS, 2 * weights[name] / BYTES) for name in layers}
 
 

@@ -17,6 +17,7 @@ from export.models.openai.graphs import OpenAIDenoiser
 from export.models.openai.unet import AttentionBlock, OpenAIUNet, ResBlock, SpatialTransformer, TransformerBlock
 from export.models.openai.unet import Downsample as UNetDownsample
 from export.models.unet import Upsample
+from export.native.operands import tokens_of
 from export.native.program import MAX_ATTENTION_PIXELS, MAX_SIDE, Assembled, Assembler, Norm, Skip, Value
 from export.native.scales import Scale
 
@@ -69,7 +70,7 @@ def _size(spec: TensorSpec) -> tuple[int, int]:
 
 
 def lower_denoiser(role: Role, precision: str = "bf16", scales: Mapping[str, Scale] | None = None) -> Assembled:
-    """x, (cond), (keys_values), row -> the prediction. `scales`: the convolutions in int8, by module name."""
+    """x, (cond), (keys_values), row -> the prediction. `scales`: the operations in int8, by name (operands.eligible)."""
     graph = role.module
     assert isinstance(graph, OpenAIDenoiser)
     unet, (height, width) = graph.unet, _size(role.inputs[0])
@@ -78,7 +79,7 @@ def lower_denoiser(role: Role, precision: str = "bf16", scales: Mapping[str, Sca
         program.port(spec.name, "map", int(spec.shape[1]), height, width) for spec in role.inputs if len(spec.shape) == 4
     ]
     context = next((spec for spec in role.inputs if len(spec.shape) == 3), None)
-    tokens = 0 if context is None else int(context.shape[1])
+    tokens = tokens_of(role)
     if context is not None:
         program.port(context.name, "tokens", unet.context_width, tokens)
     program.port("row", "row", unet.row_width)
@@ -185,11 +186,12 @@ class Blocks:
         order = torch.arange(3 * x.channels).reshape(block.heads, 3, -1).transpose(0, 1).flatten()
         bias = block.qkv.bias
         qkv = pointwise(block.qkv.weight[order], None if bias is None else bias[order])
-        return _attended(self.program, name, block.norm, qkv, block.heads, block.scale, block.proj_out, x)
+        int8 = self.scales.get(f"{name}.qkv")
+        return _attended(self.program, name, block.norm, qkv, block.heads, block.scale, block.proj_out, x, int8)
 
     def transformer(self, name: str, module: SpatialTransformer, x: Value) -> Value:
         """norm, a matrix, the blocks, a matrix, + x; a token is a pixel, and every matrix a 1 x 1 convolution."""
-        h = self.program.conv(f"{name}.proj_in", module.proj_in, [x], norm=Norm(module.norm))
+        h = self.normed(f"{name}.proj_in", module.proj_in, x, module.norm)
         for index, block in module.transformer_blocks.named_children():
             assert isinstance(block, TransformerBlock)
             h = self.transformer_block(f"{name}.transformer_blocks.{index}", block, h)
@@ -200,16 +202,20 @@ class Blocks:
         assert self.tokens is not None, "a UNet with transformers takes keys_values"
         program, own, other = self.program, block.attn1, block.attn2
         qkv = pointwise(torch.cat([layer.weight for layer in (own.to_q, own.to_k, own.to_v)]), None)
-        seen = program.conv(f"{name}.attn1.qkv", qkv, [h], norm=Norm(block.norm1))
+        seen = self.normed(f"{name}.attn1.qkv", qkv, h, block.norm1)
         seen = program.attention(f"{name}.attn1", [seen], own.heads, own.scale)
         h = program.conv(f"{name}.attn1.to_out.0", matrix(own.to_out[0]), [seen], residual=h)
         asks = h  # of a single token: its weight is 1 whatever the query
         if self.tokens.height > 1:
-            asks = program.conv(f"{name}.attn2.to_q", matrix(other.to_q), [h], norm=Norm(block.norm2))
+            asks = self.normed(f"{name}.attn2.to_q", matrix(other.to_q), h, block.norm2)
         seen = program.attention(f"{name}.attn2", [asks, self.tokens], other.heads, other.scale, next(self.keys))
         h = program.conv(f"{name}.attn2.to_out.0", matrix(other.to_out[0]), [seen], residual=h)
-        wide = program.conv(f"{name}.ff.net.0.proj", matrix(block.ff.net[0].proj), [h], norm=Norm(block.norm3))
+        wide = self.normed(f"{name}.ff.net.0.proj", matrix(block.ff.net[0].proj), h, block.norm3)
         return program.conv(f"{name}.ff.net.2", matrix(block.ff.net[2]), [wide], activation="geglu", residual=h)
+
+    def normed(self, name: str, product: nn.Conv2d, x: Value, norm: nn.GroupNorm | nn.LayerNorm) -> Value:
+        """A 1 x 1 convolution right behind a norm, in int8 where it was chosen."""
+        return self.program.conv(name, product, [x], norm=Norm(norm), int8=self.scales.get(name))
 
 
 # ---- the first stage -------------------------------------------------------------------------------
@@ -312,11 +318,13 @@ def _second(
 
 
 def _attended(
-    program: Assembler, name: str, norm: nn.GroupNorm, qkv: nn.Conv2d, heads: int, scale: float, out: nn.Module, x: Value
-) -> Value:
+    program: Assembler, name: str, norm: nn.GroupNorm, qkv: nn.Conv2d, heads: int, scale: float, out: nn.Module, x: Value,
+    int8: Scale | None = None,
+) -> Value:  # fmt: skip
     """norm, [q | k | v], attention, projection, + x."""
     assert isinstance(out, nn.Conv1d | nn.Conv2d)
-    h = program.attention(f"{name}.attention", [program.conv(f"{name}.qkv", qkv, [x], norm=Norm(norm))], heads, scale)
+    h = program.conv(f"{name}.qkv", qkv, [x], norm=Norm(norm), int8=int8)
+    h = program.attention(f"{name}.attention", [h], heads, scale)
     return program.conv(f"{name}.proj_out", pointwise(out.weight, out.bias), [h], residual=x)
 
 

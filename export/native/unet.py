@@ -16,8 +16,9 @@ from engine.errors import ExportError
 from export.graphs.roles import Role
 from export.models.graphs import TimestepTable
 from export.models.unet import Attention, Downsample, ResBlock, Stage, UNet, Upsample
+from export.native.operands import unet_of
 from export.native.program import Assembled, Assembler, Norm, Skip, Value
-from export.native.scales import Scale, unet_of
+from export.native.scales import Scale
 
 
 def lower_denoiser(role: Role, precision: str = "bf16", scales: Mapping[str, Scale] | None = None) -> Assembled:

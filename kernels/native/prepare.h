@@ -182,7 +182,7 @@ PrepareRow row_kernel(int32_t activation) {
 inline PrepareRow row_kernel(const Conv& conv, bool main) {
     if (!main) return prepare_row<DV_NATIVE_IDENTITY, kNoNorm, false>;
     const int32_t kind = conv.activation;
-    if (conv.layer) return row_kernel<kLayerNorm, false>(kind);
+    if (conv.layer) return conv.int8 ? row_kernel<kLayerNorm, true>(kind) : row_kernel<kLayerNorm, false>(kind);
     if (kind == DV_NATIVE_GEGLU) return prepare_row<DV_NATIVE_GEGLU, kNoNorm, false>;
     if (conv.groups > 0) return conv.int8 ? row_kernel<kGroupNorm, true>(kind) : row_kernel<kGroupNorm, false>(kind);
     return conv.int8 ? row_kernel<kNoNorm, true>(kind) : row_kernel<kNoNorm, false>(kind);

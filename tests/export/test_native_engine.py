@@ -24,8 +24,9 @@ from export.models.unet import UNet, UNetSpec
 from export.native import measure, pack
 from export.native.builder import lower
 from export.native.int8 import Layer, _fill, choose_layers, parse_budget
+from export.native.operands import eligible
 from export.native.program import Assembler, Value
-from export.native.scales import choose_scales, eligible, evaluate, in_int8, of_range, weight_scales
+from export.native.scales import choose_scales, evaluate, in_int8, of_range, weight_scales
 from export.native.trajectory import States, trajectory_states
 from export.native.unet import lower_denoiser
 from export.read.schedule import linear

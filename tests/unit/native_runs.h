@@ -40,8 +40,9 @@ struct Denoiser {
         const int32_t small = b.conv({first}, 32, down);
         ConvOptions qkv = Builder::one();
         qkv.groups = 8;
+        qkv.int8 = int8;
         int32_t attended = b.attention(b.conv({small}, 96, qkv), 4, 0.25f);
-        if (transformer) attended = transformed(attended);
+        if (transformer) attended = transformed(attended, int8);
         ConvOptions up;
         up.upsample = true;
         const int32_t large = b.conv({attended}, 48, up);
@@ -60,10 +61,11 @@ struct Denoiser {
 
 private:
     // Attention to five tokens, and GEGLU, each behind a LayerNorm.
-    int32_t transformed(int32_t h) {
+    int32_t transformed(int32_t h, bool int8) {
         tokens = b.port(DV_NATIVE_PORT_TOKENS, false, 96, 5);
         ConvOptions layer = Builder::one(), gated = Builder::one();
         layer.layer = true;
+        layer.int8 = int8;
         gated.activation = DV_NATIVE_GEGLU;
         gated.residual = h;
         const int32_t seen = b.attention(b.conv({h}, 32, layer), 4, 0.25f, b.input({tokens}), 16);
@@ -73,7 +75,8 @@ private:
 
 void check_same_bits(const char* isa) {
     const struct { const char* name; bool int8; int32_t side; bool transformer; } cases[] = {
-        {"", false, 8, false}, {" int8", true, 8, false}, {" winograd", false, 18, false}, {" transformer", false, 12, true}};
+        {"", false, 8, false}, {" int8", true, 8, false}, {" winograd", false, 18, false}, {" transformer", false, 12, true},
+        {" int8 transformer", true, 12, true}};
     for (const auto& c : cases) {
         const std::string name = std::string(isa) + " same bits for any batch and threads" + c.name;
         if (name.find(wanted) == std::string::npos) continue;

@@ -179,11 +179,15 @@ void check_large_attention(const char* isa) {
 void check_transformers(const char* isa) {
     for (const Size& size : {Size{1, 1}, Size{5, 3}, Size{8, 8}}) {
         for (int32_t channels : {24, 32, 80}) {
-            Builder b{uint64_t(channels + size.height)};
-            ConvOptions o = Builder::one();
-            o.layer = true;
-            b.conv({b.source(channels, size.height, size.width)}, 40, o, true);
-            check(isa, named("transformer: layer norm", channels, 40, size), b, 2 * kRounded);
+            for (bool int8 : {false, true}) {
+                Builder b{uint64_t(channels + size.height)};
+                ConvOptions o = Builder::one();
+                o.layer = true;
+                o.int8 = int8;
+                b.conv({b.source(channels, size.height, size.width)}, 40, o, true);
+                const std::string what = std::string("transformer: layer norm") + (int8 ? " int8" : "");
+                check(isa, named(what, channels, 40, size), b, int8 ? kQuantised : 2 * kRounded);
+            }
         }
         for (int32_t tokens : {1, 5, 40, 300})
             for (int32_t heads : {1, 4}) {

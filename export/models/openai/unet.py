@@ -306,14 +306,6 @@ class OpenAIUNet(Contracting):
         """The projections of the context to keys and values of all transformer blocks, in the order of `keys_values`."""
         return [part for attention in self._crossed() for part in (attention.to_k, attention.to_v)]
 
-    def residual_convolutions(self) -> list[nn.Conv2d]:
-        """Those of residual blocks right behind a norm and an activation, in the order in which they run."""
-        pairs = ((block, conv) for block in self._res_blocks() for conv in (block.in_layers[2], block.out_layers[3]))
-        return [
-            conv for block, conv in pairs
-            if isinstance(conv, nn.Conv2d) and (block.resample == 1 or conv is block.out_layers[3])
-        ]  # fmt: skip
-
     def spades(self) -> Spades:
         """The norms of a label map in the order in which they run, each with its downsampling factor."""
         factor, found = self.spec.multiple, []

@@ -1,0 +1,72 @@
+"""The products that may run in int8: those whose operand a norm writes, which quantises in passing.
+
+What stands behind no norm stays in bf16: skips, resampling, the products behind an attention or a GEGLU. Softmax and norms
+are in float32 in any case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from export.graphs.roles import Role
+from export.models.graphs import ConditionedDenoiser, Denoiser
+from export.models.openai.graphs import OpenAIDenoiser
+from export.models.openai.unet import AttentionBlock, OpenAIUNet, ResBlock, SpatialTransformer, TransformerBlock
+from export.models.unet import UNet
+
+Product = nn.Conv1d | nn.Conv2d | nn.Linear
+Products = tuple[Product, ...]  # over one operand, multiplied by one operation
+
+
+def unet_of(role: Role) -> UNet | OpenAIUNet:
+    """The UNet behind a graph."""
+    assert isinstance(role.module, Denoiser | ConditionedDenoiser | OpenAIDenoiser), "int8 is for denoisers"
+    return role.module.unet
+
+
+def tokens_of(role: Role) -> int:
+    """Tokens whose keys and values a denoiser takes; 0 without cross-attention."""
+    return next((int(spec.shape[1]) for spec in role.inputs if len(spec.shape) == 3), 0)
+
+
+def eligible(role: Role) -> dict[str, Products]:
+    """What may run in int8, in the order of running, by the name of the program's operation, which is the layer's own; the
+    queries, keys and values of a self-attention are one operation, and so share a scale and a choice.
+
+    Of residual blocks the convolutions; in latent and guided diffusion also the products right behind the norms of attention
+    and transformers.
+    """
+    unet = unet_of(role)
+    if isinstance(unet, UNet):
+        names = {module: name for name, module in unet.named_modules()}
+        return {names[conv]: (conv,) for conv in unet.residual_convolutions()}
+    several = tokens_of(role) > 1
+    return {
+        f"{name}.{inside}": products
+        for name, module in unet.named_modules()
+        for inside, products in _behind_norms(module, several)
+    }
+
+
+def _behind_norms(module: nn.Module, several: bool) -> Iterator[tuple[str, Products]]:
+    """Of one block. several: tokens; to a single one, queries are not computed."""
+    if isinstance(module, ResBlock):
+        first, last = module.in_layers[2], module.out_layers[3]
+        assert isinstance(first, nn.Conv2d)
+        assert isinstance(last, nn.Conv2d)
+        if module.resample == 1:
+            yield "in_layers.2", (first,)
+        yield "out_layers.3", (last,)
+    elif isinstance(module, AttentionBlock):
+        yield "qkv", (module.qkv,)
+    elif isinstance(module, SpatialTransformer):
+        yield "proj_in", (module.proj_in,)
+    elif isinstance(module, TransformerBlock):
+        own, wide = module.attn1, module.ff.net[0].proj
+        assert isinstance(wide, nn.Linear)
+        yield "attn1.qkv", (own.to_q, own.to_k, own.to_v)
+        if several:
+            yield "attn2.to_q", (module.attn2.to_q,)
+        yield "ff.net.0.proj", (wide,)
