@@ -200,7 +200,7 @@ class TestParity:
 
     def test_inputs_are_those_of_sampling(self, wanted: dict[str, Role]) -> None:
         last = T - 1
-        examples = with_rows(wanted["timestep_table"], "row")
+        examples = with_rows({"denoiser": (wanted["timestep_table"], "row")})
         times = [example(wanted["timestep_table"], 1, steps, 0)["timesteps"].tolist() for steps in (1, 3)]
         assert times == [[last], [last, round(last / 2), 0]]
         inputs = examples(wanted["denoiser"], 5, 1, 0)

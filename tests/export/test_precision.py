@@ -43,7 +43,7 @@ def exported(wanted: dict[str, Role], name: str, options: HalfOptions) -> onnx.M
     """One half graph, checked against float32 torch."""
     role = half_role(wanted[name], options)
     model = export_onnx(role)
-    examples = with_rows(wanted["timestep_table"], "row")
+    examples = with_rows({"denoiser": (wanted["timestep_table"], "row")})
     error = measure(wanted[name], model, ["onnxruntime"], examples, BOUND)["onnxruntime"]
     assert 0 < error <= BOUND, "a half graph rounds, but not too much"
     return onnx.load_from_string(model.data)

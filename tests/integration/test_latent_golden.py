@@ -121,7 +121,7 @@ def at_other_size(model: str, bundle: Bundle) -> Iterator[tuple[str, dict[str, n
 
     resized, found = bundle.resized(OTHER_SIZE, None), roles_of(model)
     assert resized.canvas is not None
-    examples = with_rows(found["timestep_table"], "row")
+    examples = with_rows({"denoiser": (found["timestep_table"], "row")})
     for name, ports in resized.canvas.ports.items():
         if not ports:
             continue
