@@ -26,6 +26,7 @@ from export.context import Graph, Watch
 from export.engines import ENGINE_BUILDERS, BuildContext, BuiltEngine, EngineBuilder, load_builder
 from export.families import family_of, folder_family
 from export.families.base import Model, Recognised, Source
+from export.feature_guides import FeatureGuide, with_feature_guide
 from export.graphs.extra import GraphOptions, extra_graphs
 from export.graphs.onnx_export import OPSET, export_onnx
 from export.graphs.parity import batches_of, measure
@@ -54,6 +55,7 @@ class Request:
     graph_options   graphs beside the pipeline's own in float32, and which of their layers are in half
     if_fit          leave out a backend that has no operations for this model, instead of refusing it
     guides          classifiers of one's own that guide it, and the scale and mode that the bundle records for them
+    feature_guide   in their place, a loss of what the network's own layers give (export/feature_guides.py)
     """
 
     checkpoint: Path
@@ -70,6 +72,7 @@ class Request:
     vocabulary: Path | None = None
     if_fit: bool = False
     guides: tuple[OwnGuide, ...] = ()
+    feature_guide: FeatureGuide | None = None
     guide_scale: float = 1.0
     guide_mode: str = "constant"
 
@@ -134,6 +137,10 @@ def prepare(request: Request, watch: Watch) -> Prepared:
     prior = read_prior_file(request.latent_prior) if request.latent_prior else None
     vocabulary, text = read_vocabulary_file(request.vocabulary) if request.vocabulary else None, None
     guide, _ = split(request.options)
+    if bool(request.guides) + (request.feature_guide is not None) + bool(guide.guide) > 1:
+        raise ArgumentError(
+            "guides: found guides of several kinds, expected guides, feature_guide or the option guide; leave out the others"
+        )
     with watch.stage("read"):
         found = recognise(request)
     watch.inferred(found)
@@ -146,6 +153,9 @@ def prepare(request: Request, watch: Watch) -> Prepared:
         model = found.load()
         if request.guides:
             model = with_guides(model, request.guides, scale=request.guide_scale, mode=request.guide_mode)
+        if request.feature_guide is not None:
+            given = request.feature_guide
+            model = with_feature_guide(model, given, scale=request.guide_scale, mode=request.guide_mode)
         if guide.guide:
             model, source = with_classifier(model, source, guide, watch)
         model = options.of(model, plan.graphs)

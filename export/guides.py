@@ -33,7 +33,15 @@ COMPUTE = {"int8": "bf16", "fp16": "f32"}
 LABEL = "label"
 
 
-class Guide(nn.Module):
+class Recorded(nn.Module):
+    """A gradient as plain operations, beside what they were recorded from."""
+
+    def by_autograd(self, **inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The same outputs by torch's own gradient."""
+        raise NotImplementedError
+
+
+class Guide(Recorded):
     """x, label, (row) -> g, entropy: plain operations, recorded from a classifier(x) or classifier(x, row)."""
 
     def __init__(self, classifier: nn.Module, x: torch.Tensor, label: torch.Tensor, row: torch.Tensor | None) -> None:
@@ -50,10 +58,9 @@ class Guide(nn.Module):
         g, entropy = self.recorded(x, label) if row is None else self.recorded(x, label, row)
         return g, entropy
 
-    def by_autograd(
+    def by_autograd(  # type: ignore[override]  # its inputs by name
         self, x: torch.Tensor, label: torch.Tensor, row: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same by torch's own gradient."""
         (classifier,) = self.classifier
         x = x.detach().requires_grad_(True)
         with torch.enable_grad():
@@ -83,12 +90,11 @@ def guide_role(classifier: nn.Module, of: Guidance, name: str = "guide") -> Role
     if of.row_width is not None:
         inputs.append(tensor("row", (1, of.row_width)))
     outputs = (tensor("g", ("batch", *of.image)), tensor("entropy", ("batch",)))
-    with _frozen(classifier):
+    with frozen(classifier):
         unmade = Role(name, classifier, tuple(inputs), outputs)
-        sizes = {of.classes, of.row_width, *of.image}
-        given = example(unmade, next(n for n in (2, 3, 5, 7, 11, 13) if n not in sizes), 1, 0)
+        given = distinct(unmade)
         _check_logits(classifier, given, of.classes, name)
-        with _entered(classifier) as layers:
+        with entered(classifier) as layers:
             try:
                 module = Guide(classifier, given["x"], given["label"], given.get("row"))
             except ExportError as error:
@@ -134,12 +140,7 @@ def with_guides(
     scale, mode, interval: what the bundle records, as `Sampler.sample` takes them (guide_scale, ...). All guides and a model
     with classes are told one label. ExportError for a classifier that cannot be recorded or has other classes.
     """
-    if scale and not takes_guide(model):
-        expected = " or ".join(name for name, method in METHODS.items() if "guide" in method.takes)
-        raise ExportError(
-            f"guides: found a model that records method {model.defaults['method']}, which takes no guide, expected "
-            f"{expected}; give a scale of 0, and a method and a scale when sampling"
-        )
+    check_scale(model, scale)
     entries: list[dict[str, Any]] = []
     roles = dict(model.roles)
     state = model.wiring.state.shape
@@ -165,6 +166,16 @@ def with_guides(
         pipeline={**model.pipeline, "guides": entries},
         guide={"scale": scale, "mode": mode, "interval": None if interval is None else list(interval)},
     )
+
+
+def check_scale(model: Model, scale: float) -> None:
+    """Refuse a scale that the recorded method has no use for."""
+    if scale and not takes_guide(model):
+        expected = " or ".join(name for name, method in METHODS.items() if "guide" in method.takes)
+        raise ExportError(
+            f"guides: found a model that records method {model.defaults['method']}, which takes no guide, expected "
+            f"{expected}; give a scale of 0, and a method and a scale when sampling"
+        )
 
 
 def takes_guide(model: Model) -> bool:
@@ -196,10 +207,16 @@ def _call(graph: str, takes: dict[str, str], gives: dict[str, str]) -> dict[str,
     return {"graph": graph, "inputs": takes, "outputs": gives}
 
 
+def distinct(role: Role) -> Inputs:
+    """An example to record from, whose batch is no other size: tracing takes equal sizes for one."""
+    sizes = {size for spec in role.inputs for size in spec.shape}
+    return example(role, next(n for n in (2, 3, 5, 7, 11, 13) if n not in sizes), 1, 0)
+
+
 def check(role: Role, examples: Example) -> float:
     """The largest difference of a guide's outputs from autograd, relative to the largest value; ExportError above BOUND."""
     module, worst = role.module, 0.0
-    assert isinstance(module, Guide)
+    assert isinstance(module, Recorded)
     for seed, batch in enumerate(BATCHES):
         given = examples(role, batch, 1, seed)
         exact = module.by_autograd(**given)
@@ -209,7 +226,7 @@ def check(role: Role, examples: Example) -> float:
     if not worst <= BOUND:
         raise ExportError(
             f"guide {role.name}: found a gradient that differs by {worst:.2g} from autograd's, relative to the largest, "
-            f"expected at most {BOUND:g}; the classifier may compute in half precision, or at random"
+            f"expected at most {BOUND:g}; the module may compute in half precision, or at random"
         )
     return worst
 
@@ -224,7 +241,7 @@ def _check_logits(classifier: nn.Module, given: Inputs, classes: int, name: str)
 
 
 @contextlib.contextmanager
-def _entered(classifier: nn.Module) -> Iterator[list[str]]:
+def entered(classifier: nn.Module) -> Iterator[list[str]]:
     """The names of the layers that are being computed, the innermost last: after an error those in which it arose."""
     inside: list[str] = []
     names = {module: name for name, module in classifier.named_modules()}
@@ -246,7 +263,7 @@ def _entered(classifier: nn.Module) -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def _frozen(classifier: nn.Module) -> Iterator[None]:
+def frozen(classifier: nn.Module) -> Iterator[None]:
     """In evaluation, with no parameter to be trained; as it was, afterwards."""
     modes = [(module, module.training) for module in classifier.modules()]
     trained = [p for p in classifier.parameters() if p.requires_grad]

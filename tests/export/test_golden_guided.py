@@ -31,7 +31,7 @@ def _one_thread() -> None:
 
 
 def gradient(classifier: nn.Module, x: torch.Tensor, label: torch.Tensor, *row: torch.Tensor) -> tuple[np.ndarray, ...]:
-    """g and entropy by autograd: their recording is tests/export/test_guides.py's."""
+    """g and entropy by autograd: their recording is tests/export/test_guide_graphs.py's."""
     unrecorded = Guide.__new__(Guide)
     unrecorded.__dict__["classifier"] = [classifier.requires_grad_(False)]
     return tuple(part.numpy() for part in unrecorded.by_autograd(x, label, *row))
