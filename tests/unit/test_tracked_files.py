@@ -12,11 +12,12 @@ LARGEST = 400_000  # bytes
 SHIPPED = {
     "examples/avatars/avatars.ckpt": 16_000_000,
     "examples/avatars/avatars-baseline.ckpt": 11_000_000,
+    "examples/avatars/avatars-classifier.pt": 5_600_000,
     "examples/avatars-latent/autoencoder.safetensors": 6_000_000,
     "examples/avatars-latent/avatars-latent.ckpt": 22_000_000,
     "docs/avatars-latent.png": 800_000,
 }
-BINARY = {".png", ".npz", ".safetensors", ".ckpt"}
+BINARY = {".png", ".npz", ".safetensors", ".ckpt", ".pt"}
 IGNORED = ("a.whl", "dist.tar.gz", "a.zip", "b.7z", "deep/c.whl", "m.bundle/manifest.json", ".venv-any/x", "k.o", "n.so")
 
 
