@@ -148,7 +148,7 @@ def test_the_native_engine_has_no_operations_for_label_maps_in_norms() -> None:
     model = recognise(golden.held(MAPPED), None, "ema", golden.said(MAPPED)).load()
     assert builder.unfit(model) == (
         "graph denoiser: found a MappedDenoiser, expected a network that the native engine has operations for: denoisers, "
-        "first stages, VAEs, conditioners, codebooks and tables of timesteps"
+        "first stages, VAEs, conditioners, codebooks, guides and tables of timesteps"
     )
 
 

@@ -333,10 +333,11 @@ std::set<pid_t> threads_of_this_process() {
 
 std::atomic<bool> put_aside{false}, let_go{false}, waited{false};
 
-// What the system does to a thread when it gives its processor away; `waited` where five seconds were not enough.
+// What the system does to a thread when it gives its processor away; `waited` where half a minute was not enough, which
+// a run under thread sanitizer beside others needs seconds of.
 void stay_aside(int) {
     put_aside = true;
-    for (int rounds = 0; !let_go && !(waited = rounds == 5000); ++rounds) usleep(1000);
+    for (int rounds = 0; !let_go && !(waited = rounds == 30000); ++rounds) usleep(1000);
 }
 
 // A run ends while a thread of its team is put aside, and what that one finds when it comes back is no longer its own.

@@ -23,7 +23,9 @@ def test_every_operation_is_timed_and_its_work_counted(
     pytest.importorskip("onnx", reason="the package onnx is not installed")
     monkeypatch.setattr(layers, "SECONDS", 0.01)
     bundle = Bundle.open(native_bundle(case))
-    _, step, operations = layers.measure(bundle, 3, "bf16", 1)
+    _, graph, arrays = layers.opened(bundle.path, 3, "bf16", 1)
+    with graph:
+        step, operations = layers.measure(graph, arrays)
     assert step > 0
     assert all(op.product_us > 0 and op.side >= 1 for op in operations)
     assert {op.kind for op in operations} >= {"input", "conv 3x3, bf16", "conv 3x3 up, bf16"}
