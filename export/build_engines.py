@@ -42,7 +42,7 @@ from export.engine_options import engine_options, take_engine_options
 from export.families import family_flags
 from export.families.base import Recognised
 from export.graphs.extra import GraphOptions
-from export.guide_options import guide_flags
+from export.guide_flags import guide_flags
 from export.plan import BUILDABLE, default_backends
 from export.read.parts import WEIGHTS
 from export.tensorrt.check import Checked, check_request

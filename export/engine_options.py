@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
+from engine.cli.inputs import options
 from engine.cli.options import NearChoice
 from engine.errors import ArgumentError
 from export.native.int8 import parse_budget
 from export.tensorrt.options import DEFAULT_BATCH, HARDWARE, LEVELS, RTX_DEFAULT_TARGETS, RTX_TARGETS
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 TENSORRT = ("tensorrt_rtx", "tensorrt")
 TAKEN_BY = {  # parameter -> the backends whose engines it changes
     "targets": TENSORRT,
@@ -24,7 +24,7 @@ TAKEN_BY = {  # parameter -> the backends whose engines it changes
     "trt_timing_cache": ("tensorrt",),
     "int8_budget": ("native",),
 }
-OPTIONS = (
+engine_options = options(
     click.option(
         "--targets",
         multiple=True,
@@ -63,13 +63,6 @@ OPTIONS = (
         "or the largest relative error of one step, such as 0.03.  [default: free]",
     ),
 )
-
-
-def engine_options(command: Command) -> Command:
-    """Add the options to a click command, in their order."""
-    for option in reversed(OPTIONS):
-        command = option(command)
-    return command
 
 
 def take_engine_options(said: dict[str, Any], backends: Sequence[str]) -> dict[str, Any]:

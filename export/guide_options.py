@@ -3,30 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-import click
+from typing import Any
 
 from engine.errors import ArgumentError
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-FLAGS = (
-    click.option(
-        "--guide",
-        type=click.Path(path_type=Path),
-        multiple=True,
-        metavar="FILE",
-        callback=lambda _, __, files: files or None,  # none is not said
-        help="A classifier of guided-diffusion that guides the model.",
-    ),
-    click.option("--guide-scale", type=float, help="Scale that the bundle records.  [default: the published, or 1]"),
-    click.option("--guide-heads", type=click.IntRange(1), help="Attention heads of the classifier."),
-    click.option("--guide-head-channels", type=click.IntRange(1), help="Channels of each of them.  [default: 64]"),
-    click.option("--guide-depth", type=click.IntRange(1), help="Residual blocks on each level of the classifier."),
-)
 
 
 @dataclass(frozen=True)
@@ -47,13 +29,6 @@ class GuideOptions:
 
 
 NAMES = tuple(field.name for field in dataclasses.fields(GuideOptions))
-
-
-def guide_flags(command: Command) -> Command:
-    """Add the options to a click command, in their order."""
-    for option in reversed(FLAGS):
-        command = option(command)
-    return command
 
 
 def split(options: Mapping[str, Any]) -> tuple[GuideOptions, dict[str, Any]]:

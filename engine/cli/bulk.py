@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -19,7 +19,7 @@ from engine.bulk.maker import Means
 from engine.bulk.run import Result, generate, in_this_process
 from engine.bundle.reader import Bundle
 from engine.cli.cascade import StageValues, stage_options
-from engine.cli.inputs import take_inputs
+from engine.cli.inputs import options, take_inputs
 from engine.cli.options import take_canvas
 from engine.cli.output import echo_fields, echo_json
 from engine.cli.terminal import shows_progress
@@ -27,9 +27,8 @@ from engine.errors import ArgumentError
 from engine.imaging import check_target, kind_of
 from engine.stages import check_stages, followed
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 BULK = ("shard_size", "format", "features", "ray", "workers")
-_OPTIONS = (
+bulk_options = options(
     click.option(
         "--shard-size",
         type=int,
@@ -47,13 +46,6 @@ _OPTIONS = (
     ),
     click.option("--workers", type=int, help="With --ray: at most so many; --threads is then of each."),
 )
-
-
-def bulk_options(command: Command) -> Command:
-    """The options of a bulk job, on a command that has those of a run."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
 
 
 def take_bulk(given: dict[str, Any]) -> dict[str, Any] | None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import click
 
+from engine.cli.inputs import options
 from engine.cli.options import NearChoice
 from export.families.adm.architecture import ORDERS, SCHEDULES
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-FLAGS = (
+flags = options(
     click.option("--head-channels", type=click.IntRange(1), help="Channels of each attention head, in place of --heads."),
     click.option(
         "--attention-order",
@@ -39,10 +36,3 @@ FLAGS = (
         "--fixed-variance", is_flag=True, default=None, help="Leave out the half of the last layer that tells the variance."
     ),
 )
-
-
-def flags(command: Command) -> Command:
-    """Add the options to a click command, in their order."""
-    for option in reversed(FLAGS):
-        command = option(command)
-    return command

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import click
 
+from engine.cli.inputs import options
 from engine.cli.options import NearChoice
 from engine.solver.levels import FIXED_VARIANCES
 from engine.solver.prediction import PREDICTIONS
 from export.families.diffusevae.presets import PRESETS
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-FLAGS = (
+flags = options(
     click.option(
         "--preset",
         metavar="NAME",
@@ -52,10 +49,3 @@ FLAGS = (
     click.option("--vae-dec-blocks", metavar="TEXT", help="Block string of its decoder."),
     click.option("--vae-key", metavar="PATH", help="Which of several sets of weights in the file of --vae."),
 )
-
-
-def flags(command: Command) -> Command:
-    """Add the options to a click command, in their order."""
-    for option in reversed(FLAGS):
-        command = option(command)
-    return command

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-FLAGS = (
+from engine.cli.inputs import options
+
+flags = options(
     click.option(
         "--config",
         type=click.Path(path_type=Path),
@@ -26,10 +25,3 @@ FLAGS = (
     click.option("--null-label", type=click.IntRange(0), help="The label that stands for no class, which guidance needs."),
     click.option("--null-tokens", metavar="IDS", help="The ids of the empty text, which guidance needs."),
 )
-
-
-def flags(command: Command) -> Command:
-    """Add the options to a click command, in their order."""
-    for option in reversed(FLAGS):
-        command = option(command)
-    return command

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import click
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-FLAGS = (
+from engine.cli.inputs import options
+
+flags = options(
     click.option(
         "--instance-edges/--no-instance-edges",
         default=None,
@@ -20,10 +18,3 @@ FLAGS = (
     ),
     click.option("--channel-std", type=float, nargs=3, default=None, help="The deviations beside --channel-mean."),
 )  # fmt: skip
-
-
-def flags(command: Command) -> Command:
-    """Add the options to a click command, in their order."""
-    for option in reversed(FLAGS):
-        command = option(command)
-    return command
