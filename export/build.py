@@ -200,7 +200,8 @@ def recognise(request: Request) -> Recognised:
 def with_classifier(model: Model, source: Source, said: GuideOptions, watch: Watch) -> tuple[Model, Source]:
     """The model with the classifier of a file as its guide; the file is recorded as the second one where there is none."""
     assert said.guide, "there is one"
-    found = read_classifier(said.guide[0], Guided.by(model), said)
+    fits = Guided.by(model)
+    found = read_classifier(said.guide[0], fits, said)
     watch.note(f"guide: {found.line}")
     scale, notes = said.guide_scale, [*model.notes, *found.notes]
     if scale is None and takes_guide(model):
@@ -211,7 +212,7 @@ def with_classifier(model: Model, source: Source, said: GuideOptions, watch: Wat
             f"the recorded method {model.defaults['method']} takes no guide, so that guide_scale 0 is recorded: sample with "
             "--method ddim_clipped or ddpm and a --guide-scale"
         )
-    model = with_guides(dataclasses.replace(model, notes=notes), [found.guide(Guided.by(model))], scale=scale)
+    model = with_guides(dataclasses.replace(model, notes=notes), [found.guide(fits)], scale=scale)
     return model, source if source.other else dataclasses.replace(source, other=found.checkpoint)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,18 +21,19 @@ from export.families.adm.published import CLASSIFIERS, PublishedClassifier
 from export.families.base import Model
 from export.graphs.roles import Role, tensor
 from export.guide_options import GuideOptions
-from export.guides import EXACT, OwnGuide, classes_of
+from export.guides import EXACT, OwnGuide, classes_of, label_of
 from export.models.graphs import TimestepTable
 from export.models.openai.classifier import ADAPTIVE, ATTENTION, SPATIAL, SPATIAL_V2, Classifier, ClassifierSpec
 from export.models.openai.spec import OpenAIUNetSpec
 from export.models.unet import sinusoid
-from export.models.unset import Unset
+from export.models.unset import shapes_of, unset
 from export.read.checkpoint import Checkpoint, as_float32, read_checkpoint
-from export.read.parts import require
+from export.read.parts import require, size_of
 from export.read.wrappers import see_through
 
 Tensors = Mapping[str, torch.Tensor]
 HEAD = 64  # channels of each head in every classifier that the reference makes
+_size = partial(size_of, kind="a classifier", source="guided-diffusion")
 # Of a pool: the key by which it is known, and the layer that makes the classes.
 POOLS = {
     ATTENTION: ("out.2.positional_embedding", "out.2.c_proj.weight"),
@@ -56,7 +58,7 @@ class Guided:
     @classmethod
     def by(cls, model: Model) -> Guided:
         """The same of a model."""
-        return cls(model.wiring.state.shape, classes_of(model), model.schedule, model.rescaled)
+        return cls(model.wiring.state.shape, classes_of(label_of(model)), model.schedule, model.rescaled)
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,7 @@ class FoundClassifier:
 
     def guide(self, of: Guided) -> OwnGuide:
         """The guide that it is, given what the model's network is given for each timestep."""
-        with torch.device("meta"), Unset():
-            network = Classifier(self.spec)
+        network = unset(lambda: Classifier(self.spec))
         network.load_state_dict(as_float32(self.tensors, self.checkpoint.path), assign=True)
         network.eval().requires_grad_(False)
         times = torch.arange(of.schedule.T) if of.rescaled is None else of.rescaled
@@ -109,8 +110,7 @@ def settle_classifier(checkpoint: Checkpoint, of: Guided, said: GuideOptions) ->
     shape = _shape(keys.tensors, path, of, said)
     name = next((name for name, known in CLASSIFIERS.items() if known.shape == replace(shape, size=known.shape.size)), None)
     spec, notes = _with_heads(shape, said, path, name)
-    with torch.device("meta"), Unset():
-        expected = {key: tuple(value.shape) for key, value in Classifier(spec).state_dict().items()}
+    expected = shapes_of(unset(lambda: Classifier(spec)))
     prefix = keys.prefix("time_embed.").removesuffix("time_embed.")
     require(keys.tensors, expected, path, prefix, f"a classifier of {spec.classes} classes with {spec.pool} pool")
     _check_fits(spec, of, path, None if name is None else CLASSIFIERS[name], name)
@@ -251,13 +251,3 @@ def _attends(tensors: Tensors, block: int) -> bool:
 def _width(tensors: Tensors, block: int, path: Path) -> int:
     key = f"input_blocks.{block}.0.out_layers.3.weight"
     return tensors[key].shape[0] if key in tensors else _size(tensors, f"input_blocks.{block}.0.op.weight", 0, path)
-
-
-def _size(tensors: Tensors, key: str, axis: int, path: Path) -> int:
-    found = tensors.get(key)
-    if found is None or found.ndim <= axis:
-        raise CheckpointError(
-            f"{path}: found no weights under {key}, expected those of a classifier of guided-diffusion; the file is "
-            "incomplete, or not one"
-        )
-    return found.shape[axis]

@@ -18,11 +18,11 @@ import torch
 from torch import nn
 
 from engine.bundle.pipeline import ROWS, TIMESTEPS, X
-from engine.errors import ExportError, first_line
+from engine.errors import ExportError
 from export.families.base import Model
 from export.graphs.gradients import traced
 from export.graphs.roles import Example, Role, tensor
-from export.guides import BOUND, COMPUTE, Recorded, check, check_scale, distinct, frozen
+from export.guides import BOUND, COMPUTE, Recorded, check, check_scale, distinct, frozen, guide_entry, recording
 
 NAME = "guide"
 NO_CLASSES = 2  # the least that a manifest has; without entropy nothing reads it
@@ -104,15 +104,8 @@ def feature_role(model: Model, guide: FeatureGuide, examples: Example | None = N
     with frozen(nn.ModuleList([denoiser, guide.head])):
         given = distinct(step)
         _check_head(denoiser, guide, given, len(given[x]))
-        try:
+        with recording("guide", f"the gradient of {type(guide.head).__name__}", "head"):
             module = FeatureGradient(denoiser, guide, x, given)
-        except ExportError as error:
-            raise ExportError(f"guide: {error}") from error
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise ExportError(
-                f"guide: found that torch {torch.__version__} cannot record the gradient of {type(guide.head).__name__} "
-                f"({first_line(error)[:200]}), expected a head without branches or shapes that depend on values"
-            ) from error
         _check_samples(module, given, len(given[x]))
         role = Role(NAME, module, step.inputs, (g,), compute=COMPUTE)
         check(role, examples or model.example)
@@ -152,7 +145,7 @@ def with_feature_guide(
         model,
         roles={**model.roles, **({table.name: table} if takes else {}), role.name: role},
         pipeline={**pipeline, "guides": [entry]},
-        guide={"scale": scale, "mode": mode, "interval": None if interval is None else list(interval)},
+        guide=guide_entry(scale, mode, interval),
     )
 
 

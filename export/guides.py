@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from engine.bundle.inputs import InputSpec
+from engine.bundle.tensors import TensorSpec
 from engine.errors import ExportError, first_line
 from engine.solver.table import METHODS
 from export.families.base import Model
@@ -94,17 +96,8 @@ def guide_role(classifier: nn.Module, of: Guidance, name: str = "guide") -> Role
         unmade = Role(name, classifier, tuple(inputs), outputs)
         given = distinct(unmade)
         _check_logits(classifier, given, of.classes, name)
-        with entered(classifier) as layers:
-            try:
-                module = Guide(classifier, given["x"], given["label"], given.get("row"))
-            except ExportError as error:
-                raise ExportError(f"guide {name}: {error}") from error
-            except (RuntimeError, TypeError, ValueError) as error:
-                at = f", layer {layers[-1]!r}" if layers and layers[-1] else ""
-                raise ExportError(
-                    f"guide {name}{at}: found that torch {torch.__version__} cannot record its gradient "
-                    f"({first_line(error)[:200]}), expected a module without branches or shapes that depend on values"
-                ) from error
+        with entered(classifier) as layers, recording(f"guide {name}", "its gradient", "module", layers):
+            module = Guide(classifier, given["x"], given["label"], given.get("row"))
         # Of a classifier that is sure the entropy is the difference of nearly equal numbers.
         role = Role(name, module, tuple(inputs), outputs, compute=COMPUTE, scales={"entropy": math.log(of.classes)})
         check(role, example)
@@ -144,7 +137,7 @@ def with_guides(
     entries: list[dict[str, Any]] = []
     roles = dict(model.roles)
     state = model.wiring.state.shape
-    labelled = next((spec for spec in model.input_specs if spec.name == LABEL), None)
+    labelled = label_of(model)
     for index, guide in enumerate(guides):
         name = "guide" if len(guides) == 1 else f"guide_{index}"
         _check_label(guide, labelled or (roles[entries[0]["step"]["graph"]].inputs[1] if entries else None), name)
@@ -164,8 +157,13 @@ def with_guides(
         roles=roles,
         inputs=[*model.inputs, *(given if labelled is None else [])],
         pipeline={**model.pipeline, "guides": entries},
-        guide={"scale": scale, "mode": mode, "interval": None if interval is None else list(interval)},
+        guide=guide_entry(scale, mode, interval),
     )
+
+
+def guide_entry(scale: float, mode: str, interval: tuple[int, int] | None) -> dict[str, Any]:
+    """The manifest's `guide`."""
+    return {"scale": scale, "mode": mode, "interval": None if interval is None else list(interval)}
 
 
 def check_scale(model: Model, scale: float) -> None:
@@ -183,15 +181,19 @@ def takes_guide(model: Model) -> bool:
     return "guide" in METHODS[model.defaults["method"]].takes
 
 
-def classes_of(model: Model) -> int | None:
-    """How many classes the label of a model has; None of one without."""
-    label = next((spec for spec in model.input_specs if spec.name == LABEL), None)
+def label_of(model: Model) -> InputSpec | None:
+    """The label that a model takes."""
+    return next((spec for spec in model.input_specs if spec.name == LABEL), None)
+
+
+def classes_of(label: InputSpec | TensorSpec | None) -> int | None:
+    """How many classes a label has; None where there is none."""
     return None if label is None or label.range is None else int(label.range[1]) + 1
 
 
-def _check_label(guide: OwnGuide, label: Any, name: str) -> None:
+def _check_label(guide: OwnGuide, label: InputSpec | TensorSpec | None, name: str) -> None:
     """Refuse a guide of other classes than the label that there is already."""
-    found = None if label is None or label.range is None else int(label.range[1]) + 1
+    found = classes_of(label)
     if label is not None and (label.dtype, label.shape, found) != ("int64", ("batch",), guide.classes):
         raise ExportError(
             f"guide {name}: found a classifier of {guide.classes} classes, expected {found or 'none'}, as the model's input "
@@ -205,6 +207,21 @@ def _table_of(guide: OwnGuide, name: str) -> Role | None:
 
 def _call(graph: str, takes: dict[str, str], gives: dict[str, str]) -> dict[str, Any]:
     return {"graph": graph, "inputs": takes, "outputs": gives}
+
+
+@contextlib.contextmanager
+def recording(where: str, what: str, kind: str, layers: Sequence[str] = ()) -> Iterator[None]:
+    """ExportError for what goes wrong while a gradient is recorded; layers: those being computed, the innermost last."""
+    try:
+        yield
+    except ExportError as error:
+        raise ExportError(f"{where}: {error}") from error
+    except (RuntimeError, TypeError, ValueError) as error:
+        at = f", layer {layers[-1]!r}" if layers and layers[-1] else ""
+        raise ExportError(
+            f"{where}{at}: found that torch {torch.__version__} cannot record {what} ({first_line(error)[:200]}), expected "
+            f"a {kind} without branches or shapes that depend on values"
+        ) from error
 
 
 def distinct(role: Role) -> Inputs:

@@ -14,13 +14,12 @@ from export.families.adm.published import published as published_adm
 from export.families.diffusevae.presets import preset
 from export.families.latent.graphs import roles
 from export.families.latent.published import published
-from export.families.latent.weights import AVERAGE, AVERAGED, CONDITIONER, SCALE, STAGE, UNET, expected
+from export.families.latent.weights import AVERAGE, AVERAGED, CONDITIONER, SCALE, STAGE, UNET, expected, networks
 from export.graphs.roles import Role
-from export.models.latent.first_stage import FirstStage
 from export.models.layouts import to_checkpoint
 from export.models.openai.unet import OpenAIUNet
 from export.models.unet import UNet, UNetSpec
-from export.models.unset import Unset
+from export.models.unset import unset
 from export.models.vae import VAE
 
 
@@ -92,16 +91,13 @@ def random_latent_checkpoint(name: str, seed: int = 0) -> dict[str, Any]:
 
 def random_adm_checkpoint(name: str, seed: int = 0) -> dict[str, torch.Tensor]:
     """The plain state dict of the published guided diffusion model `name`, ready for torch.save and known by its shapes."""
-    with torch.device("meta"), Unset():
-        unet = OpenAIUNet(published_adm(name).unet)
-    return _random(unet, torch.Generator().manual_seed(seed))
+    return _random(unset(lambda: OpenAIUNet(published_adm(name).unet)), torch.Generator().manual_seed(seed))
 
 
 def random_latent_network(name: str, graph: str, seed: int = 0) -> Role:
     """A "denoiser" or "first_stage_decoder" of the published latent diffusion model `name` alone, with random weights."""
     spec = published(name).spec
-    with torch.device("meta"):
-        unet, stage = OpenAIUNet(spec.unet), FirstStage(spec.stage)
+    unet, stage, _ = networks(spec)
     used: nn.Module = stage if graph == "first_stage_decoder" else unet
     used.load_state_dict(_random(used, torch.Generator().manual_seed(seed)), assign=True)
     used.eval().requires_grad_(False)

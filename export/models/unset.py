@@ -1,12 +1,15 @@
-"""Modules without initial weights, which are to be given theirs."""
+"""Modules without initial weights, which are to be given theirs, and what those must be."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
+import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+Made = TypeVar("Made")
 DRAWN = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
 
 
@@ -16,3 +19,14 @@ class Unset(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         return kwargs["tensor"] if func in DRAWN else func(*args, **kwargs)
+
+
+def unset(make: Callable[[], Made]) -> Made:
+    """What `make` returns, its modules on the meta device: their weights come with load_state_dict(…, assign=True)."""
+    with torch.device("meta"), Unset():
+        return make()
+
+
+def shapes_of(module: nn.Module | None) -> Mapping[str, tuple[int, ...]]:
+    """The shape of each of a module's weights by key; none of None."""
+    return {} if module is None else {key: tuple(value.shape) for key, value in module.state_dict().items()}

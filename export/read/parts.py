@@ -175,3 +175,15 @@ def require(tensors: Tensors, expected: Shapes, path: Path, prefix: str, made_fo
             f"{path}: found weights that do not fit {made_for}: {'; '.join(faults)}; the file is incomplete or belongs to "
             "another architecture: write the checkpoint again from the model that was trained"
         )
+
+
+def size_of(tensors: Tensors, key: str, axis: int, path: Path, kind: str, source: str) -> int:
+    """A dimension of a weight; CheckpointError where there is none. kind, source: "a UNet", and the code that saves one."""
+    tensor = tensors.get(key)
+    if tensor is None or tensor.ndim <= axis:
+        found = "no" if tensor is None else f"shape {list(tensor.shape)} under"
+        raise CheckpointError(
+            f"{path}: found {found} {key}, expected {kind}'s weights there; the file is incomplete or not a checkpoint "
+            f"of {source}"
+        )
+    return tensor.shape[axis]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,12 +18,14 @@ from engine.bundle.tensors import IMAGE_CHANNELS
 from engine.errors import CheckpointError
 from export.models.openai.spec import OpenAIUNetSpec
 from export.models.unet import NORM_GROUPS
+from export.read.parts import size_of
 from export.read.wrappers import BUFFERS, own_key
 
 Tensors = Mapping[str, torch.Tensor]
 STEM, TIME, FIRST = "input_blocks.0.0.weight", "time_embed.0.weight", "input_blocks.1.0."
 POOLS, LINEAR = (".out.2.c_proj.weight", ".out.3.weight"), ".out.0.weight"  # of classifiers: attention, adaptive; spatial
 MAX_LEVELS = 8
+_size = partial(size_of, kind="a UNet", source="improved- or guided-diffusion")
 LABEL_MAP = "middle_block.0.in_norm.mlp_shared.0.weight"  # of models whose norms a label map scales and shifts
 
 
@@ -128,14 +131,3 @@ def _mult(width: int, base: int) -> float:
 def _rows(tensors: Tensors, key: str) -> int:
     tensor = tensors.get(key)
     return tensor.shape[0] if tensor is not None and tensor.ndim else 0
-
-
-def _size(tensors: Tensors, key: str, axis: int, path: Path) -> int:
-    tensor = tensors.get(key)
-    if tensor is None or tensor.ndim <= axis:
-        found = "no" if tensor is None else f"shape {list(tensor.shape)} under"
-        raise CheckpointError(
-            f"{path}: found {found} {key}, expected a UNet's weights there; the file is incomplete or not a checkpoint of "
-            "improved- or guided-diffusion"
-        )
-    return tensor.shape[axis]

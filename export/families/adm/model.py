@@ -22,7 +22,7 @@ from export.families.base import Model, Source, options_of
 from export.graphs.roles import Role
 from export.models.openai.spec import OpenAIUNetSpec
 from export.models.openai.unet import AttentionBlock, OpenAIUNet
-from export.models.unset import Unset
+from export.models.unset import shapes_of, unset
 from export.read.checkpoint import Checkpoint, as_float32, stored_as
 from export.read.parts import require
 from export.read.schedule import describe as describe_schedule
@@ -57,8 +57,7 @@ def read_network(checkpoint: Checkpoint) -> tuple[OpenAIUNetSpec, Mapping[str, t
     """What keys and shapes tell of a UNet, and its weights by its own keys; CheckpointError where any is amiss."""
     path, keys = checkpoint.path, see_through(checkpoint.tensors, checkpoint.path)
     shape = read_shape(keys.tensors, path)
-    with torch.device("meta"), Unset():
-        expected = {key: tuple(value.shape) for key, value in OpenAIUNet(_any_heads(shape)).state_dict().items()}
+    expected = shapes_of(unset(lambda: OpenAIUNet(_any_heads(shape))))
     require(keys.tensors, expected, path, keys.prefix("time_embed.").removesuffix("time_embed."), f"a {describe(shape)}")
     return shape, keys.tensors
 
@@ -116,8 +115,7 @@ class Found:
     def network(self) -> OpenAIUNet:
         """The UNet with its weights, in evaluation mode."""
         spec = self.architecture.unet
-        with torch.device("meta"), Unset():
-            unet = OpenAIUNet(spec)
+        unet = unset(lambda: OpenAIUNet(spec))
         state = as_float32(self.tensors, self.source.checkpoint.path)
         for key in ("out.2.weight", "out.2.bias"):  # shorter where the variance is left out
             state[key] = state[key][: spec.out_channels].clone()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,12 +16,14 @@ import torch
 from engine.bundle.tensors import IMAGE_CHANNELS
 from engine.errors import CheckpointError
 from export.models.ncsnpp import GeneratorSpec
+from export.read.parts import size_of
 
 Tensors = Mapping[str, torch.Tensor]
 STYLE, LATENT = "all_modules.3.GroupNorm_0.style.weight", "z_transform.1.weight"
 BLOCK, ATTENTION, PYRAMID = "block", "attention", "pyramid"
 MARKS = {"GroupNorm_0.style.weight": BLOCK, "NIN_0.W": ATTENTION, "Conv2d_0.weight": PYRAMID}
 MAX_LAYERS = 64
+_size = partial(size_of, kind="a generator", source="denoising-diffusion-gan")
 
 
 def claims(tensors: Tensors) -> bool:
@@ -70,14 +73,3 @@ def _kinds(tensors: Tensors) -> dict[int, str]:
         if match and match[2] in MARKS:
             found[int(match[1])] = MARKS[match[2]]
     return dict(sorted(found.items()))
-
-
-def _size(tensors: Tensors, key: str, axis: int, path: Path) -> int:
-    tensor = tensors.get(key)
-    if tensor is None or tensor.ndim <= axis:
-        found = "no" if tensor is None else f"shape {list(tensor.shape)} under"
-        raise CheckpointError(
-            f"{path}: found {found} {key}, expected a generator's weights there; the file is incomplete or not a checkpoint "
-            "of denoising-diffusion-gan"
-        )
-    return tensor.shape[axis]

@@ -19,7 +19,7 @@ from export.families.ddgan.keys import claims as claims_keys
 from export.families.ddgan.keys import read_spec
 from export.families.ddgan.pipeline import inputs, pipeline
 from export.models.ncsnpp import Generator, GeneratorSpec, PyramidConv
-from export.models.unset import Unset
+from export.models.unset import shapes_of, unset
 from export.read.checkpoint import Checkpoint, as_float32, stored_as
 from export.read.parts import require
 from export.read.wrappers import see_through
@@ -40,8 +40,7 @@ def recognise(checkpoint: Checkpoint, other: Path | None, weights: str, options:
     path, keys = checkpoint.path, see_through(checkpoint.tensors, checkpoint.path)
     spec = read_spec(keys.tensors, path)
     try:
-        with torch.device("meta"), Unset():
-            expected = {key: tuple(value.shape) for key, value in Generator(spec).state_dict().items()}
+        expected = shapes_of(unset(lambda: Generator(spec)))
     except ValueError as error:  # of a norm whose groups do not divide its channels
         raise CheckpointError(
             f"{path}: found a {_describe(spec)} ({error}), expected widths that its norms can share out; the file is not a "
@@ -67,8 +66,7 @@ class Found:
 
     def network(self) -> Generator:
         """The generator with its weights, in evaluation mode; filters folded into the image's convolutions."""
-        with torch.device("meta"), Unset():
-            generator = Generator(self.architecture.generator)
+        generator = unset(lambda: Generator(self.architecture.generator))
         generator.load_state_dict(as_float32(self.tensors, self.source.checkpoint.path), assign=True)
         for index, layer in enumerate(generator.all_modules):
             if isinstance(layer, PyramidConv):

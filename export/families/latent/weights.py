@@ -20,7 +20,7 @@ from export.models.latent.conditioners import conditioner
 from export.models.latent.first_stage import FirstStage
 from export.models.latent.spec import LatentSpec
 from export.models.openai.unet import OpenAIUNet
-from export.models.unset import Unset
+from export.models.unset import shapes_of, unset
 from export.read import schedule
 from export.read.checkpoint import Checkpoint, as_float32, stored_as
 from export.read.parts import WEIGHTS, Shapes, listed, require
@@ -77,15 +77,18 @@ def claims(tensors: Mapping[str, torch.Tensor]) -> bool:
 
 def networks(spec: LatentSpec) -> tuple[OpenAIUNet, FirstStage, nn.Module | None]:
     """The networks of a model on the meta device, to be given their weights with load_state_dict(…, assign=True)."""
-    with torch.device("meta"), Unset():
+
+    def make() -> tuple[OpenAIUNet, FirstStage, nn.Module | None]:
         condition = conditioner(spec.conditioner) if spec.conditioner is not None else None
         return OpenAIUNet(spec.unet), FirstStage(spec.stage), condition
+
+    return unset(make)
 
 
 @functools.lru_cache(maxsize=32)
 def expected(spec: LatentSpec) -> Expected:
     """What the networks of a model consist of."""
-    return Expected(*(_shapes(module) for module in networks(spec)))
+    return Expected(*(shapes_of(module) for module in networks(spec)))
 
 
 def read_weights(checkpoint: Checkpoint, config: Config, weights: str = "ema") -> Weights:
@@ -121,10 +124,6 @@ def read_weights(checkpoint: Checkpoint, config: Config, weights: str = "ema") -
     notes += stored_as({name: tensors[name] for name in known})
     unet, stage, condition = parts
     return Weights(unet, stage, condition, _scale(checkpoint, config), "ema" if averaged else "online", tuple(notes))
-
-
-def _shapes(module: nn.Module | None) -> Shapes:
-    return {key: tuple(value.shape) for key, value in module.state_dict().items()} if module is not None else {}
 
 
 def _averaged(key: str) -> str:
