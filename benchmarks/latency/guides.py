@@ -22,23 +22,18 @@ from engine.backends.native.graph import OperationTime, open_graph
 from engine.backends.native.weights import weights_of
 from engine.cli.terminal import Program
 from engine.threads import resolve_threads
+from export.families.adm.published import CLASSIFIERS
 from export.graphs.roles import Role, example, tensor
-from export.models.openai.classifier import ATTENTION, AttentionPool, Classifier, ClassifierSpec
-from export.models.openai.spec import OpenAIUNetSpec
+from export.models.openai.classifier import AttentionPool, Classifier
 from export.native.guide import lower_classifier
 
-# Side of the images: levels and blocks of guided-diffusion's classifiers, by the flags that its README gives.
-SHAPES = {64: ((1, 2, 3, 4), 4), 128: ((1, 1, 2, 3, 4), 2), 256: ((1, 1, 2, 2, 4, 4), 2)}
-WIDTH, CLASSES, ATTENDED = 128, 1000, (8, 16, 32)
+SIDES = ("64", "128", "256")  # of the images of published classifiers
 
 
 def classifier(size: int) -> Classifier:
     """Random weights in the shape of a published classifier."""
-    mult, blocks = SHAPES[size]
-    factors = tuple(size // side for side in ATTENDED)
-    unet = OpenAIUNetSpec(3, CLASSES, WIDTH, mult, blocks, factors, None, 64, scale_shift=True, resample_blocks=True)
     torch.manual_seed(0)
-    network = Classifier(ClassifierSpec(unet, ATTENTION, (size, size))).eval().requires_grad_(False)
+    network = Classifier(CLASSIFIERS[f"{size}x{size}_classifier"].spec).eval().requires_grad_(False)
     pool = network.out[2]
     assert isinstance(pool, AttentionPool)
     nn.init.normal_(pool.positional_embedding)
@@ -48,7 +43,7 @@ def classifier(size: int) -> Classifier:
 def guide(network: Classifier, size: int) -> Role:
     """The signature of its guide."""
     row = tensor("row", (1, network.row_width))
-    label, image = tensor("label", ("batch",), "int64", (0.0, CLASSES - 1.0)), ("batch", 3, size, size)
+    label, image = tensor("label", ("batch",), "int64", (0.0, network.spec.out_channels - 1.0)), ("batch", 3, size, size)
     return Role("guide", network, (tensor("x", image), label, row), (tensor("g", image), tensor("entropy", ("batch",))))
 
 
@@ -79,7 +74,7 @@ def table(forward: Sequence[OperationTime], back: Sequence[OperationTime]) -> st
 
 
 @click.command(cls=Program)
-@click.option("--size", type=click.Choice([str(size) for size in SHAPES]), default="64", help="side of the images")
+@click.option("--size", type=click.Choice(SIDES), default="64", help="side of the images")
 @click.option("--batch", type=click.IntRange(1), default=1, help="samples")
 @click.option("--runs", type=click.IntRange(1), default=5, help="runs with the clocks on, behind one to warm up")
 @click.option("--threads", type=click.IntRange(1), help="threads; all cores without it")

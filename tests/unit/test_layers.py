@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,9 +56,12 @@ def test_the_command_tells_machine_step_and_shares(
 
 
 def test_a_guide_is_divided_where_its_classifier_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guides, "SHAPES", {64: ((1, 1, 2), 1)})
-    for name, value in {"WIDTH": 64, "CLASSES": 7, "ATTENDED": (16,)}.items():
-        monkeypatch.setattr(guides, name, value)
+    known = guides.CLASSIFIERS["64x64_classifier"]
+    unet = replace(
+        known.spec.unet, out_channels=7, model_channels=64, channel_mult=(1, 1, 2), num_res_blocks=1, attention_factors=(4,)
+    )
+    tiny = replace(known, spec=replace(known.spec, unet=unet))
+    monkeypatch.setattr(guides, "CLASSIFIERS", {"64x64_classifier": tiny})
     done = CliRunner().invoke(guides.main, ["--runs", "1", "--threads", "1"])
     assert done.exit_code == 0, done.output
     lines = done.output.splitlines()
