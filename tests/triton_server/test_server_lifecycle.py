@@ -24,6 +24,9 @@ from tests import toy
 from tests.triton_server.client import Client, count
 from tests.triton_server.served import SERVED
 
+# Seconds a stopping server may take before it gives up and ends with 1: a bound, not a wait, and far above what a busy machine needs.
+DRAIN = 60
+
 
 def state_of(client: Client, model: str) -> dict[str, Any]:
     """The repository index' entry of a model."""
@@ -147,7 +150,7 @@ def test_a_server_told_to_serve_everything_ends_when_a_model_fails(
 
 
 def test_a_model_that_failed_at_the_start_keeps_the_server_unready(repository: Path) -> None:
-    server = LocalServer(repository, load=("nan", "toy"), drain=2)
+    server = LocalServer(repository, load=("nan", "toy"), drain=DRAIN)
     server.start(ready=False)
     count("servers started")
     try:
@@ -163,7 +166,7 @@ def test_a_stopping_server_answers_what_it_took_and_leaves_nothing_behind(
     repository: Path, samplers: dict[str, Sampler]
 ) -> None:
     count("servers started")
-    with LocalServer(repository, load=("faces",)) as server:
+    with LocalServer(repository, load=("faces",), drain=DRAIN) as server:
         group, prefix = server.pid, server.shared_memory
         assert len(living(group)) == 2  # the server, and the model's process
         found: list[np.ndarray] = []
