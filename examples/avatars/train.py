@@ -117,11 +117,14 @@ def load_vae(out: Path) -> VAE:
     return vae.eval()
 
 
-def train_ddpm(data: Path, out: Path, recipe: Recipe, conditional: bool, begin: Path | None = None) -> None:
+def train_ddpm(
+    data: Path, out: Path, recipe: Recipe, conditional: bool, begin: Path | None = None, fuse: bool = False
+) -> None:
     """Minimise loss_weights(t) · |target − network(x_t, t, cond)|², t uniform.
 
     target: eps, or v = sqrt(alpha_bar) eps − sqrt(1 − alpha_bar) x_0 (Salimans and Ho 2022), which is −x_0 at t near T,
-    where an error of eps would be multiplied by 1/sqrt(alpha_bar) in x_0. begin: weights of the UNet to start from.
+    where an error of eps would be multiplied by 1/sqrt(alpha_bar) in x_0. begin: weights of the UNet to start from. fuse:
+    compile the network, half of whose time is group normalisation otherwise.
     """
     images = load_images(data / "train.npz")
     cond_images = None
@@ -139,6 +142,7 @@ def train_ddpm(data: Path, out: Path, recipe: Recipe, conditional: bool, begin: 
         run.ema.load_state_dict(run.net.state_dict())
     elif run.step == 0:
         zero_last_layers(run)
+    network = torch.compile(run.net) if fuse else run.net
     record = report(name)
     for index in batches(run, len(images)):
         x0 = images[index]
@@ -152,7 +156,7 @@ def train_ddpm(data: Path, out: Path, recipe: Recipe, conditional: bool, begin: 
             keep = torch.rand(len(x0), generator=run.generator) >= recipe.drop_condition
             cond = (cond_images[index] * keep[:, None, None, None]).contiguous(memory_format=torch.channels_last)
         with autocast():
-            predicted = run.net(x_t.contiguous(memory_format=torch.channels_last), cond, t)
+            predicted = network(x_t.contiguous(memory_format=torch.channels_last), cond, t)
         loss = (weight[t] * (predicted.float() - target).square().mean(dim=(1, 2, 3))).mean()
         run.update(loss)
         record(loss.item())
@@ -226,6 +230,9 @@ def main() -> None:
     parser.add_argument("--ema", type=float, default=0.999, help="decay of the moving average (default: 0.999)")
     parser.add_argument("--defaults", type=json.loads, help="JSON that pack records as the setting to sample with")
     parser.add_argument("--threads", type=int, help="torch threads; two stages side by side run best with one each")
+    parser.add_argument(
+        "--compile", action="store_true", help="fuse the network's operations: after two minutes nearly twice as fast"
+    )
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -242,7 +249,7 @@ def main() -> None:
             images=args.images or 115_000, batch=args.batch, lr=args.lr, ema_decay=args.ema, weighting=args.weighting,
             prediction=args.prediction,
         )  # fmt: skip
-        train_ddpm(args.data, args.out, recipe, conditional=args.stage == "diffuse", begin=args.begin)
+        train_ddpm(args.data, args.out, recipe, conditional=args.stage == "diffuse", begin=args.begin, fuse=args.compile)
 
 
 if __name__ == "__main__":
