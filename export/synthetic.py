@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,9 @@ from torch import nn
 
 from engine.errors import ArgumentError
 from engine.solver.schedule import Schedule
+from export.families.adm.architecture import Options, infer
+from export.families.adm.graphs import roles as adm_roles
+from export.families.adm.published import PUBLISHED as ADM
 from export.families.adm.published import published as published_adm
 from export.families.diffusevae.presets import preset
 from export.families.latent.graphs import roles
@@ -94,14 +98,29 @@ def random_adm_checkpoint(name: str, seed: int = 0) -> dict[str, torch.Tensor]:
     return _random(unset(lambda: OpenAIUNet(published_adm(name).unet)), torch.Generator().manual_seed(seed))
 
 
-def random_latent_network(name: str, graph: str, seed: int = 0) -> Role:
-    """A "denoiser" or "first_stage_decoder" of the published latent diffusion model `name` alone, with random weights."""
+def random_network(name: str, graph: str, seed: int = 0) -> Role:
+    """One network of a published model of latent or guided diffusion alone, with random weights: its "denoiser", or of
+    latent diffusion its "first_stage_decoder"."""
+    if name in ADM:
+        return _random_adm_network(name, graph, seed)
     spec = published(name).spec
     unet, stage, _ = networks(spec)
     used: nn.Module = stage if graph == "first_stage_decoder" else unet
-    used.load_state_dict(_random(used, torch.Generator().manual_seed(seed)), assign=True)
-    used.eval().requires_grad_(False)
+    _fill(used, seed)
     return roles(spec, unet, stage, None, 1000)[graph]
+
+
+def _random_adm_network(name: str, graph: str, seed: int) -> Role:
+    of = infer(published_adm(name).shape, Path(name), Options())
+    unet = unset(lambda: OpenAIUNet(of.unet))
+    _fill(unet, seed)
+    return adm_roles(of, unet)[graph]
+
+
+def _fill(module: nn.Module, seed: int) -> None:
+    """Give a module random weights, ready to be used."""
+    module.load_state_dict(_random(module, torch.Generator().manual_seed(seed)), assign=True)
+    module.eval().requires_grad_(False)
 
 
 def schedule_constants(schedule: Schedule, formulation: int | None) -> dict[str, torch.Tensor]:

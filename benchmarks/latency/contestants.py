@@ -17,7 +17,7 @@ from benchmarks.latency import reference
 from benchmarks.latency.calls import F32, Values, step_arrays
 from benchmarks.latency.field import Contestant, Run, Runner, Task
 from benchmarks.latency.networks import NetworkRunner
-from benchmarks.latency.peer import DiffusersRunner
+from benchmarks.latency.peer import DiffusersRunner, EagerRunner
 from benchmarks.latency.plain import PlainRunner
 
 STAGES = ("before", "rows", "noise", "update", "after", "post")  # of engine.result.Timings, beside the steps' network
@@ -138,7 +138,12 @@ def engine_runner(contestant: Contestant, task: Task) -> Runner:
     return (EngineRunner if task.network is None else NetworkRunner)(contestant, task)
 
 
+def torch_runner(contestant: Contestant, task: Task) -> Runner:
+    """The reference's modules: whole images, or the one network of the task."""
+    return (TorchRunner if task.network is None else EagerRunner)(contestant, task)
+
+
 RUNNERS: dict[str, Callable[[Contestant, Task], Runner]] = {
-    "engine": engine_runner, "torch": TorchRunner, "compile": TorchRunner, "plain": PlainRunner,
+    "engine": engine_runner, "torch": torch_runner, "compile": TorchRunner, "plain": PlainRunner,
     "diffusers": DiffusersRunner,
 }  # fmt: skip

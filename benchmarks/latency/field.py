@@ -114,8 +114,8 @@ def skip_reason(
         return f"the others run on {task.threads} thread too"
     if contestant.kind == "diffusers":
         return _diffusers_reason(task)
-    if task.network is not None and (contestant.kind != "engine" or contestant.precision == "int8"):
-        return "one network is timed by itself: in float32 and bf16, on the engine's backends and in diffusers"
+    if task.network is not None:
+        return _network_reason(contestant, task, backends)
     if contestant.kind in ("torch", "compile"):
         return "no checkpoint was given to load the network from (--checkpoint)" if task.checkpoint is None else None
     if contestant.kind == "plain" and task.plain is None:
@@ -123,8 +123,26 @@ def skip_reason(
     if contestant.variant is not None and contestant.variant not in task.variants:
         return f"no bundle with {contestant.variant} was given or built"
     installed, reason = backends[contestant.backend]
-    if installed and contestant.backend == "native" and task.network is None:
+    if installed and contestant.backend == "native":
         return _native_reason(contestant, task)
+    return None if installed else reason
+
+
+def _network_reason(contestant: Contestant, task: Task, backends: dict[str, tuple[bool, str]]) -> str | None:
+    """Of one network, whose int8 is that of all layers: which of them fit a budget is measured on a model's own chains."""
+    from benchmarks.latency.networks import Network
+
+    assert task.network is not None
+    if contestant.kind not in ("engine", "torch"):
+        return "one network is timed by itself: on the engine's backends, in eager torch and in diffusers"
+    if contestant.precision == "int8":
+        if contestant.variant is None:
+            return "one network by itself has no chains to choose int8 layers on: all layers are another contestant"
+        if not Network(task.network).has_int8:
+            return "a decoder has no int8"
+    if contestant.kind == "torch":
+        return None
+    installed, reason = backends[contestant.backend]
     return None if installed else reason
 
 

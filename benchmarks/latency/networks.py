@@ -1,4 +1,5 @@
-"""One network of a published latent diffusion model by itself: random weights, exported and lowered without a bundle.
+"""One network of a published model of latent or guided diffusion by itself: random weights, exported and lowered without a
+bundle.
 
 A bundle of such a model takes many minutes to build, as every graph is checked in every runtime; a denoiser alone takes one.
 
@@ -44,12 +45,16 @@ NETWORKS = {
     "churches256": ("lsun_churches256", DENOISER),
     "cin256-v2": ("cin256-v2", DENOISER),
     "txt2img-1p4B": ("txt2img-1p4B", DENOISER),
+    "64x64_diffusion": ("64x64_diffusion", DENOISER),
+    "256x256_diffusion": ("256x256_diffusion", DENOISER),
     "decoder-f4": ("celeba256", DECODER),
     "decoder-f8": ("lsun_churches256", DECODER),
 }
 GRAPH, OUTSIDE = "graph.onnx", f"{DENOISER}.weights"  # the second where the weights are more than an ONNX file may hold
 PROGRAM, WEIGHTS, SIGNATURE = "program.json", "program.safetensors", "signature.json"
+INT8_PROGRAM, INT8_WEIGHTS = "program-int8.json", "program-int8.safetensors"  # of a denoiser: every eligible layer
 CONDITION, TIMESTEP = "condition.npz", 500  # what a denoiser is conditioned on, the same for every sample
+CALIBRATED_ON = 4  # samples of normal numbers: enough for the scales of weights that nobody trained
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Network:
 
     @property
     def spec(self) -> GraphSpec:
-        """Its inputs and its one output."""
+        """Its inputs and outputs; the first is the one that is compared."""
         said = json.loads((self.folder / SIGNATURE).read_text())
         inputs, outputs = (
             tuple(TensorSpec(name, "float32", tuple(shape), None) for name, shape in said[side].items())
@@ -69,9 +74,14 @@ class Network:
         return GraphSpec("", 0, "", None, "f32", 0, inputs, outputs, Parity("", 0.0, (), {}), {})
 
     @property
+    def has_int8(self) -> bool:
+        """Whether there is a program in int8: denoisers have one."""
+        return NETWORKS[self.folder.name][1] == DENOISER
+
+    @property
     def is_whole(self) -> bool:
         """Whether it was made to the end."""
-        return (self.folder / SIGNATURE).exists()
+        return all((self.folder / name).exists() for name in (SIGNATURE, *((INT8_WEIGHTS,) if self.has_int8 else ())))
 
     def graph(self) -> Onnx:
         """The ONNX file, and the weights beside it."""
@@ -82,9 +92,10 @@ class Network:
 
     def native(self, precision: str, threads: int) -> NativeGraph:
         """The native program, opened."""
-        program, weights = ((self.folder / name).read_bytes() for name in (PROGRAM, WEIGHTS))
+        files = (INT8_PROGRAM, INT8_WEIGHTS) if precision == "int8" else (PROGRAM, WEIGHTS)
+        program, weights = ((self.folder / name).read_bytes() for name in files)
         name = NETWORKS[self.folder.name][1]
-        return open_graph(program, weights_of(weights, WEIGHTS), self.spec, name, precision, threads, PROGRAM)
+        return open_graph(program, weights_of(weights, files[1]), self.spec, name, precision, threads, files[0])
 
     def sha256(self) -> str:
         """Of the ONNX file, which names a digest of weights that lie outside."""
@@ -150,10 +161,10 @@ def make(preset: str, folder: Path) -> None:
     """Write the files of a preset, the signature last."""
     from export.graphs.onnx_export import export_onnx
     from export.native.latent import lower_decoder, lower_denoiser
-    from export.synthetic import random_latent_network
+    from export.synthetic import random_network
 
     published, graph = NETWORKS[preset]
-    role = random_latent_network(published, graph)
+    role = random_network(published, graph)
     lowered = lower_denoiser(role) if graph == DENOISER else lower_decoder(role)
     folder.mkdir(parents=True, exist_ok=True)
     exported = export_onnx(role)
@@ -164,7 +175,11 @@ def make(preset: str, folder: Path) -> None:
     (folder / PROGRAM).write_bytes(lowered.program)
     (folder / WEIGHTS).write_bytes(lowered.weights)
     if graph == DENOISER:
-        np.savez(folder / CONDITION, **_condition(role))
+        condition = _condition(role)
+        np.savez(folder / CONDITION, **condition)
+        lowered = lower_denoiser(role, "int8", _scales(role, condition))
+        (folder / INT8_PROGRAM).write_bytes(lowered.program)
+        (folder / INT8_WEIGHTS).write_bytes(lowered.weights)
     sides = {"inputs": role.inputs, "outputs": role.outputs}
     signature = {side: {spec.name: list(spec.shape) for spec in specs} for side, specs in sides.items()}
     part = folder / f"{SIGNATURE}.part"
@@ -173,18 +188,37 @@ def make(preset: str, folder: Path) -> None:
 
 
 def _condition(role: Role) -> Values:
-    """A timestep and tokens of normal numbers, with the row and the keys and values that the network makes of them."""
+    """A timestep, the first label and tokens of normal numbers, and what the network makes of them: row, keys, values."""
     import torch
 
     unet: Any = role.module.unet
-    timestep = torch.tensor([TIMESTEP])
-    found = {"timestep": timestep, "row": unet.timestep_rows(timestep)}
+    timestep, labels = torch.tensor([TIMESTEP]), getattr(unet, "label_emb", None)
+    added = None if labels is None else labels(torch.zeros(1, dtype=torch.int64))
+    found = {"timestep": timestep, "row": unet.timestep_rows(timestep, added)}
     for spec in role.inputs:
         if spec.name == "keys_values":
             shape = 1, int(spec.shape[1]), unet.spec.context_dim
             context = torch.randn(shape, generator=torch.Generator().manual_seed(1))
             found |= {"context": context, "keys_values": unet.keys_values(context)}
     return {name: value.numpy() for name, value in found.items()}
+
+
+def _scales(role: Role, condition: Values) -> Any:
+    """Of every operation that may run in int8, found on normal numbers."""
+    import torch
+
+    from export.native.scales import choose_scales
+    from export.native.trajectory import States
+
+    rng = np.random.default_rng(0)
+    inputs = {
+        spec.name: np.repeat(condition[spec.name], CALIBRATED_ON, axis=0)
+        if spec.name in condition
+        else rng.standard_normal((CALIBRATED_ON, *(int(size) for size in spec.sample))).astype(np.float32)
+        for spec in role.inputs
+    }
+    tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+    return choose_scales(role, States(tensors, (TIMESTEP,) * CALIBRATED_ON))
 
 
 @click.command(cls=Program)

@@ -1,6 +1,6 @@
-"""A network of latent diffusion in diffusers: its own classes with the weights that networks.py drew, through torch.compile.
-
-Where diffusers has a class for it: not churches256, whose blocks resample and whose heads are eight however wide a level is.
+"""One network in torch, with the weights that networks.py drew: our modules in eager torch, and diffusers' own through
+torch.compile, where it has a class for the network: not for churches256, whose blocks resample and whose heads are eight
+however wide a level is, nor for guided diffusion.
 """
 
 from __future__ import annotations
@@ -18,6 +18,34 @@ from benchmarks.machine import BenchmarkError
 KNOWN = ("celeba256", "cin256-v2", "decoder-f4", "decoder-f8")
 
 
+class EagerRunner:
+    """Our own modules of one network, called by themselves; bf16 by autocast."""
+
+    def __init__(self, contestant: Contestant, task: Task) -> None:
+        import torch
+
+        from export.synthetic import random_network
+
+        assert task.network is not None, "whole images are TorchRunner's"
+        torch.set_num_threads(contestant.threads or task.threads)
+        self._torch, self._network = torch, Network(task.network)
+        self._role = random_network(*NETWORKS[task.network.name])
+        self._bf16 = contestant.precision == "bf16"
+
+    def eps(self, x: F32, values: Values, timestep: int) -> F32:
+        """The network's output on `values`; x and the timestep are not looked at."""
+        return self._answer(values)
+
+    def _answer(self, values: Values) -> F32:
+        tensors = {name: self._torch.from_numpy(array) for name, array in values.items()}
+        with self._torch.autocast("cpu", dtype=self._torch.bfloat16, enabled=self._bf16):
+            return np.array(next(iter(self._role(tensors).values())).float().numpy())
+
+    def run(self, n: int, seed: int, steps: int) -> Run:
+        """So many calls on the same inputs, and what the last one gave."""
+        return timed_calls(self._answer, self._network.inputs(n, seed), steps)
+
+
 class DiffusersRunner:
     """One network, called by itself, in one precision throughout and compiled for the shapes of its first call."""
 
@@ -25,14 +53,14 @@ class DiffusersRunner:
         import torch
         from torch._inductor import config
 
-        from export.synthetic import random_latent_network
+        from export.synthetic import random_network
 
         assert task.network is not None, "whole images are others'"
         torch.set_num_threads(contestant.threads or task.threads)
         config.freezing = True
         self._torch, self._network = torch, Network(task.network)
         published, graph = NETWORKS[task.network.name]
-        module, call = peer(published, graph, random_latent_network(published, graph).module)
+        module, call = peer(published, graph, random_network(published, graph).module)
         self._dtype = torch.bfloat16 if contestant.precision == "bf16" else torch.float32
         module = module.to(dtype=self._dtype, memory_format=torch.channels_last)
         self._call = torch.compile(lambda values: call(module, values), dynamic=False)

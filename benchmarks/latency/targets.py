@@ -14,9 +14,11 @@ LARGER = ("celeba64", "celebamaskhq128")
 OPENVINO, OPENVINO_F32, EAGER = "openvino bf16", "openvino f32", "torch eager f32"
 ANY, AMX, AVX512, AVX2 = "any", "amx", "avx512", "avx2"
 DENOISERS, DECODERS = ("celeba256", "churches256", "cin256-v2"), ("decoder-f4", "decoder-f8")
-# What the networks of latent diffusion are held to everywhere, beside OpenVINO in bf16 where the processor has that.
-LATENT = (
+GUIDED = ("64x64_diffusion", "256x256_diffusion")
+# What single networks are held to everywhere, beside OpenVINO in bf16 where the processor has that.
+SINGLE = (
     *((model, batch, goal) for model in DENOISERS for batch, goal in ((1, 1.7), (4, 1.5))),
+    *((model, 1, 1.7) for model in GUIDED),
     *((model, 1, 1.3) for model in DECODERS),
 )
 
@@ -51,9 +53,9 @@ TARGETS = (
     ),
     *(
         Target(family, model, batch, BF16, peer, "step_ms", goal)
-        for family, peer in ((AMX, OPENVINO), (AVX512, OPENVINO), (AVX2, OPENVINO_F32)) for model, batch, goal in LATENT
+        for family, peer in ((AMX, OPENVINO), (AVX512, OPENVINO), (AVX2, OPENVINO_F32)) for model, batch, goal in SINGLE
     ),
-    *(Target(ANY, model, 1, BF16, ONE, "step_ms", 1.8) for model in (*DENOISERS, *DECODERS)),
+    *(Target(ANY, model, 1, BF16, ONE, "step_ms", 1.8) for model in (*DENOISERS, *GUIDED, *DECODERS)),
     Target(ANY, "avatars", 1, BF16, None, "step_ms", 4.0),
     *(Target(ANY, "cifar10", batch, BF16, None, "step_ms", 2.0) for batch in (1, 16)),
     *(Target(ANY, "cifar10", batch, BF16, ONE, "step_ms", 1.8) for batch in (1, 16)),

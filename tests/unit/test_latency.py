@@ -23,10 +23,12 @@ from engine.bundle.fitted import as_defaults
 from engine.bundle.reader import Bundle
 from engine.bundle.rewriter import write_fitted
 from engine.processor import Processor, this_processor
+from export.families.adm.published import PUBLISHED as ADM
+from export.families.adm.published import published as published_adm
 from export.families.latent.published import published
 from export.fitting.objective import colour_means
 from export.models.latent.spec import FirstStageSpec
-from export.synthetic import random_latent_network
+from export.synthetic import random_network
 from tests import golden_models, toy
 
 jsonschema = pytest.importorskip("jsonschema", reason="the package jsonschema is not installed")
@@ -146,10 +148,33 @@ def test_one_network_is_timed_by_itself(small_network: Task) -> None:
         record.add(runner.run(2, 0, 3))
     row = report.row_of(ORT, 2, record)
     assert (row["step_ms"]["n"], row["total_ms"]["n"], row["rest"]) == (6, 2, None)
-    reasons = {c.name: skip_reason(c, small_network, Processor("none", "x86_64", frozenset()), {ORT.backend: (True, "")})
-               for c in (TORCH, BY_NAME["plain onnxruntime f32"], ORT)}  # fmt: skip
-    alone = "one network is timed by itself: in float32 and bf16, on the engine's backends and in diffusers"
-    assert list(reasons.values()) == [alone, alone, None]
+    assert duel.relative_error(RUNNERS["torch"](TORCH, small_network).eps(*given), exact) < 1e-5
+    here = dict.fromkeys((ORT.backend, "native"), (True, ""))
+    plain, int8, int8_all = "plain onnxruntime f32", "native int8", "native int8, all layers"
+    asked = [TORCH, ORT, *(BY_NAME[name] for name in (plain, int8, int8_all))]
+    reasons = [skip_reason(c, small_network, Processor("none", "x86_64", frozenset()), here) for c in asked]
+    assert reasons == [
+        None, None, "one network is timed by itself: on the engine's backends, in eager torch and in diffusers",
+        "one network by itself has no chains to choose int8 layers on: all layers are another contestant",
+        "a decoder has no int8",
+    ]  # fmt: skip
+
+
+def test_a_guided_diffusion_network_by_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    known = published_adm("64x64_diffusion")
+    unet = replace(known.unet, model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_factors=(2,), classes=3)
+    monkeypatch.setitem(ADM, "64x64_diffusion", replace(known, unet=unet, size=8))
+    folder = tmp_path / "64x64_diffusion"
+    networks.make(folder.name, folder)
+    task = Task(folder, None, {}, 3, 1, network=folder)
+    assert networks.Network(folder).is_whole
+    (given,) = run.subject_of(task).inputs(2)
+    exact = RUNNERS["torch"](TORCH, task).eps(*given)
+    assert exact.shape == (2, 3, 8, 8)
+    for name, bound in (("onnxruntime f32", 1e-5), ("native bf16", 0.03), ("native int8, all layers", 0.1)):
+        contestant = BY_NAME[name]
+        assert duel.relative_error(RUNNERS["engine"](contestant, task).eps(*given), exact) < bound
+        assert skip_reason(contestant, task, this_processor(), {contestant.backend: (True, "")}) is None
 
 
 SMALL = {
@@ -173,7 +198,7 @@ def test_diffusers_has_the_same_network(preset: str, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(f"{module}.published", lambda name: replace(config, spec=spec))
     networks.make(preset, tmp_path / preset)
     network = networks.Network(tmp_path / preset)
-    ours = random_latent_network(name, graph)
+    ours = random_network(name, graph)
     theirs, call = peer.peer(name, graph, ours.module)
     values = {k: torch.from_numpy(v) for k, v in {**network.inputs(2, 5), **network.condition(2)}.items()}
     exact = next(iter(ours({spec.name: values[spec.name] for spec in ours.inputs}).values()))
@@ -449,9 +474,7 @@ def built(monkeypatch: pytest.MonkeyPatch, folder: Path, contestants: Sequence[C
     return commands
 
 
-def test_nothing_is_calibrated_for_contestants_that_were_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_calibrated_for_contestants_that_were_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     every = built(monkeypatch, tmp_path, run.wanted(()))
     assert [command.count("int8") for command in every] == [1, 1]
     assert "--int8-budget" in every[1]
