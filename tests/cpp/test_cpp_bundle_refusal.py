@@ -29,7 +29,7 @@ from tests.native_models import NEEDS_NATIVE
 from tests.toy_family import build_family
 from tests.unit import test_bundle as bundles
 from tests.unit import test_bundle_engines as engines
-from tests.unit import test_cascade as cascades
+from tests.unit import test_cascade_manifest as cascades
 from tests.unit import test_fitted as fitted
 from tests.unit import test_guides as guides
 from tests.unit import test_pipeline as pipelines

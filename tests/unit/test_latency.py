@@ -13,33 +13,15 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.latency import beside, bundles, calls, deadlines, duel, networks, peer, plots, report, run, targets, work
-from benchmarks.latency.contestants import RUNNERS, EngineRunner, TorchRunner
+from benchmarks.latency import bundles, calls, duel, plots, report, run, targets, work
+from benchmarks.latency.contestants import EngineRunner, TorchRunner
 from benchmarks.latency.field import BY_NAME, CONTESTANTS, Contestant, Run, Task, skip_reason
 from benchmarks.latency.plain import PlainRunner, export_plain
-from benchmarks.machine import BenchmarkError, machine_facts
-from engine import Sampler
-from engine.bundle.fitted import as_defaults
+from benchmarks.machine import BenchmarkError
 from engine.bundle.reader import Bundle
-from engine.bundle.rewriter import write_fitted
-from engine.processor import Processor, this_processor
-from export.families.adm.published import PUBLISHED as ADM
-from export.families.adm.published import published as published_adm
-from export.families.latent.published import published
-from export.fitting.objective import colour_means
-from export.models.latent.spec import FirstStageSpec
-from export.synthetic import random_network
+from engine.processor import Processor
 from tests import golden_models, toy
-
-jsonschema = pytest.importorskip("jsonschema", reason="the package jsonschema is not installed")
-SCHEMAS = Path(__file__).parents[2] / "benchmarks" / "schema"
-GoldenBundle = Callable[[str], Path]
-TORCH, ORT, OPENVINO = BY_NAME["torch eager f32"], BY_NAME["onnxruntime f32"], BY_NAME["openvino f32"]
-FACTS = machine_facts()
-
-
-def check_schema(name: str, result: Any) -> None:
-    jsonschema.validate(result, json.loads((SCHEMAS / f"{name}.schema.json").read_text(encoding="utf-8")))
+from tests.latency_tasks import FACTS, OPENVINO, ORT, TORCH, GoldenBundle, check_schema, golden_task
 
 
 def only(*contestants: Contestant) -> tuple[str, ...]:
@@ -84,11 +66,6 @@ def test_a_reference_that_is_not_finite_condemns_itself_alone() -> None:
     assert {row["reference"] for row in rows} == {ORT.name}
 
 
-def golden_task(golden_bundle: GoldenBundle, name: str) -> Task:
-    path = golden_bundle(name)
-    return Task(path, path.with_suffix(".ckpt"), golden_models.build_options(name), steps=3, threads=1)
-
-
 @pytest.mark.parametrize("name", ["form1_zcond", "form2", "uncond"])
 def test_the_torch_contestant_makes_the_engines_images(golden_bundle: GoldenBundle, name: str) -> None:
     task = golden_task(golden_bundle, name)
@@ -123,142 +100,6 @@ def test_latency_of_two_processes_is_what_its_schema_promises(golden_bundle: Gol
     text = run.as_text(result)
     assert "skipped: left out with --skip" in text
     assert ORT.name in text
-
-
-@pytest.fixture
-def small_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
-    """A first stage's decoder of 8 x 8 latents, as networks.py writes it."""
-    stage = FirstStageSpec(3, 3, 32, (1, 2), 1, (), 16, 3, 3, 64)
-    config = published("celeba256")
-    spec = replace(config.spec, stage=stage, latent=(3, 8, 8))
-    monkeypatch.setattr("export.synthetic.published", lambda name: replace(config, spec=spec))
-    networks.make("decoder-f4", tmp_path / "decoder-f4")
-    return Task(tmp_path / "decoder-f4", None, {}, 3, 1, network=tmp_path / "decoder-f4")
-
-
-def test_one_network_is_timed_by_itself(small_network: Task) -> None:
-    subject = run.subject_of(small_network)
-    assert (subject.name, subject.shape) == ("decoder-f4", (3, 16, 16))
-    runner = RUNNERS[ORT.kind](ORT, small_network)
-    (given,) = subject.inputs(2)
-    exact = runner.eps(*given)
-    assert duel.relative_error(RUNNERS["engine"](BY_NAME["native bf16"], small_network).eps(*given), exact) < 0.02
-    record = duel.Record(1.0, 2.0, 3.0)
-    for _ in range(2):
-        record.add(runner.run(2, 0, 3))
-    row = report.row_of(ORT, 2, record)
-    assert (row["step_ms"]["n"], row["total_ms"]["n"], row["rest"]) == (6, 2, None)
-    assert duel.relative_error(RUNNERS["torch"](TORCH, small_network).eps(*given), exact) < 1e-5
-    here = dict.fromkeys((ORT.backend, "native"), (True, ""))
-    plain, int8, int8_all = "plain onnxruntime f32", "native int8", "native int8, all layers"
-    asked = [TORCH, ORT, *(BY_NAME[name] for name in (plain, int8, int8_all))]
-    reasons = [skip_reason(c, small_network, Processor("none", "x86_64", frozenset()), here) for c in asked]
-    assert reasons == [
-        None, None, "one network is timed by itself: on the engine's backends, in eager torch and in diffusers",
-        "one network by itself has no chains to choose int8 layers on: all layers are another contestant",
-        "a decoder has no int8",
-    ]  # fmt: skip
-
-
-def test_a_guided_diffusion_network_by_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    known = published_adm("64x64_diffusion")
-    unet = replace(known.unet, model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_factors=(2,), classes=3)
-    monkeypatch.setitem(ADM, "64x64_diffusion", replace(known, unet=unet, size=8))
-    folder = tmp_path / "64x64_diffusion"
-    networks.make(folder.name, folder)
-    task = Task(folder, None, {}, 3, 1, network=folder)
-    assert networks.Network(folder).is_whole
-    (given,) = run.subject_of(task).inputs(2)
-    exact = RUNNERS["torch"](TORCH, task).eps(*given)
-    assert exact.shape == (2, 3, 8, 8)
-    for name, bound in (("onnxruntime f32", 1e-5), ("native bf16", 0.03), ("native int8, all layers", 0.1)):
-        contestant = BY_NAME[name]
-        assert duel.relative_error(RUNNERS["engine"](contestant, task).eps(*given), exact) < bound
-        assert skip_reason(contestant, task, this_processor(), {contestant.backend: (True, "")}) is None
-
-
-SMALL = {
-    "celeba256": {"attention_factors": (2,), "num_head_channels": 16},
-    "cin256-v2": {"attention_factors": (2,), "context_dim": 24, "num_heads": 2, "num_head_channels": None},
-}
-
-
-@pytest.mark.parametrize("preset", [*SMALL, "decoder-f4", "decoder-f8"])
-def test_diffusers_has_the_same_network(preset: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pytest.importorskip("diffusers", reason="the package diffusers is not installed")
-    import torch
-
-    name, graph = networks.NETWORKS[preset]
-    config = published(name)
-    size = {"channel_mult": (1, 2), "num_res_blocks": 1}
-    stage = replace(config.spec.stage, channels=32, resolution=16, attn_resolutions=(), **size)
-    unet = replace(config.spec.unet, model_channels=32, **size, **SMALL.get(name, {}))
-    spec = replace(config.spec, unet=unet, stage=stage, latent=(config.spec.latent[0], 8, 8))
-    for module in ("export.synthetic", "export.families.latent.published"):
-        monkeypatch.setattr(f"{module}.published", lambda name: replace(config, spec=spec))
-    networks.make(preset, tmp_path / preset)
-    network = networks.Network(tmp_path / preset)
-    ours = random_network(name, graph)
-    theirs, call = peer.peer(name, graph, ours.module)
-    values = {k: torch.from_numpy(v) for k, v in {**network.inputs(2, 5), **network.condition(2)}.items()}
-    exact = next(iter(ours({spec.name: values[spec.name] for spec in ours.inputs}).values()))
-    with torch.inference_mode():
-        assert duel.relative_error(call(theirs, values).numpy(), exact.numpy()) < 1e-5
-    reason = skip_reason(BY_NAME["diffusers bf16, torch.compile"], Task(tmp_path, None, {}, 1, 1), this_processor(), {})
-    assert reason is not None
-
-
-def test_latency_beside_a_busy_process_is_what_its_schema_promises(golden_bundle: GoldenBundle) -> None:
-    task = golden_task(golden_bundle, "form1")
-    result = beside.measure(task, [ORT], duel.Plan(rounds=1, repeats=1, seconds=1.0), lambda _: None, loads=(0, 1))
-    result |= {"machine": FACTS, "left_out": {"native bf16": "no engine"}}
-    check_schema("beside", result)
-    alone, pressed = result["results"]
-    assert (alone["busy"], pressed["busy"], alone["times_alone"]["p50"]) == (0, 1, 1.0)
-    assert alone["step_ms"]["n"] == pressed["step_ms"]["n"] == task.steps
-    assert pressed["times_alone"]["p50"] == pytest.approx(pressed["step_ms"]["p50"] / alone["step_ms"]["p50"], abs=1e-3)
-    assert result["goals"] == []  # the native engine did not run
-    assert "left out: native bf16: no engine" in beside.table(result)
-
-
-def test_budgets_beside_a_busy_process_are_what_their_schema_promises(tmp_path: Path) -> None:
-    path = toy.build_bundle(tmp_path / "fitted.bundle")
-    chains = {5: [400, 244, 111, 38, 9], 1: [300]}
-    write_fitted(path, [as_defaults({"timesteps": chain, "t_start": chain[0]}) for chain in chains.values()], {})
-    with Sampler(path, "onnxruntime", "f32", threads=1) as sampler:
-        times = deadlines.run_times(sampler, repeats=2)
-        assert list(times) == [5, 1]
-        more = deadlines.added(sampler, rounds=4)
-        assert (more["steps"], more["plain_ms"]["n"], list(more["added"])) == (5, 4, ["budget", "callback"])
-        rows = deadlines.measure(sampler, (1e-3, 1e6), (0, 1), 3, lambda _: None)
-        heldout = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
-        results = deadlines.compare(rows, times, deadlines.Distances(sampler, heldout, colour_means, 3))
-        assert [(row["busy"], row["promised"], row["kept_share"]) for row in results] == [
-            (0, 0, None), (0, 3, 1.0), (1, 0, None), (1, 3, 1.0)
-        ]  # fmt: skip
-        assert [row["steps"] for row in results[:2]] == [{"1": 3}, {"5": 3}]  # the fastest without a promise, else the best
-        assert all(row["fd"] == row["fixed_fd"] for row in results), "one setting served all, which is the nearest too"
-    result = {
-        "format": "diffusevae-deadlines", "format_version": 1, "date": "now", "machine": FACTS, "model": "toy",
-        "backend": "onnxruntime", "precision": "f32", "threads": 1, "requests": 3, "metric": None,
-        "alone_ms": {str(steps): mean for steps, mean in times.items()}, "results": results,
-        "added": more, "goals": deadlines.judge(results),
-    }  # fmt: skip
-    check_schema("deadlines", result)
-    assert "2 of 2 rows keep 99%" in deadlines.table(result)
-    shown = result | {"added": more | {"added": {"budget": 0.004, "callback": 0.021}}}
-    assert "a budget adds 0.40 % (goal: 1 %), a callback 2.10 %" in deadlines.table(shown)
-    late = deadlines.Row(1, 5.0, [4.0, 6.0], [5, 5], [True, True], np.zeros((2, 1, 1, 3), np.uint8))
-    assert [goal["good"] for goal in deadlines.judge([late.figures()])] == [False]
-
-
-def test_goals_beside_busy_processes_are_judged_by_ratios() -> None:
-    def row(name: str, busy: int, p50: float, times: float) -> dict[str, Any]:
-        return {"contestant": name, "busy": busy, "step_ms": {"p50": p50}, "times_alone": {"p50": times, "p90": 2 * times}}
-
-    rows = [row(beside.BF16, 1, 16.0, 1.6), row(beside.ONE, 1, 15.0, 1.1), row(beside.BF16, 2, 25.0, 2.5)]
-    judged = [(goal["found"], goal["good"]) for goal in beside.judge(rows)]
-    assert judged == [(1.6, True), (1.067, False), (5.0, False)]
 
 
 def test_contestants_on_a_bundle_of_another_checkpoint_fail_and_the_rest_is_kept(
