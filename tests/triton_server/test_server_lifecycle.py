@@ -24,7 +24,7 @@ from tests import toy
 from tests.triton_server.client import Client, count
 from tests.triton_server.served import SERVED
 
-# Seconds a stopping server may take before it gives up and ends with 1: a bound, not a wait, and far above what a busy machine needs.
+# Seconds after which a stopping server gives up and ends with 1: a bound, not a wait, far above what a busy machine needs.
 DRAIN = 60
 
 
