@@ -19,6 +19,7 @@ from engine.errors import CheckpointError
 from export.guide_options import equal_ranges
 from export.guides import OwnGuide
 from export.models.experts import ResNet, ViT
+from export.models.unset import unset
 
 Tensors = Mapping[str, torch.Tensor]
 ALPHA_OVER_R = 0.5  # the reference's default, which no file tells
@@ -97,10 +98,10 @@ def _own(key: str) -> str:
 
 
 def classifier_of(state: Tensors, heads: int | None = None) -> nn.Module:
-    """The network that a state dict is of, in evaluation."""
+    """The network that a state dict is of, in evaluation; its weights are those of the dict where they are float32."""
     try:
-        network = _vit(state, heads) if "pos_embed" in state else _resnet(state)
-        network.load_state_dict(dict(state))
+        network = unset(lambda: _vit(state, heads) if "pos_embed" in state else _resnet(state))
+        network.load_state_dict({key: value.detach().float() for key, value in uncounted(state).items()}, assign=True)
     except (KeyError, IndexError, RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"expert: found weights that are neither torchvision's ResNet of bottlenecks nor timm's ViT ({error}), expected "
