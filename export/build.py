@@ -21,7 +21,6 @@ from engine.bundle.vocabulary import TextSpec
 from engine.bundle.writer import Content, check_place, write_bundle
 from engine.errors import ArgumentError, BundleError, CheckpointError, ExportError
 from engine.solver.table import build_step_table
-from export.classifier import Guided, read_classifier
 from export.context import Graph, Watch
 from export.engines import ENGINE_BUILDERS, BuildContext, BuiltEngine, EngineBuilder, load_builder
 from export.families import family_of, folder_family
@@ -32,8 +31,9 @@ from export.graphs.onnx_export import OPSET, export_onnx
 from export.graphs.parity import batches_of, measure
 from export.graphs.roles import entry_of, weights_file
 from export.graphs.sampler_role import BATCHES as SAMPLER_BATCHES
-from export.guide_options import GuideOptions, split
-from export.guides import OwnGuide, takes_guide, with_guides
+from export.guide_files import with_guide_files
+from export.guide_options import split
+from export.guides import OwnGuide, with_guides
 from export.latent_prior import PRIOR_FILE, FittedPrior, check_prior, read_prior_file
 from export.plan import PrecisionPlan, check_backends, plan_precisions
 from export.read.checkpoint import Selection, read_checkpoint
@@ -50,7 +50,7 @@ class Request:
     other           a second file that the model needs, such as the checkpoint of its first stage
     key             which of several sets of weights in the file, as the refusal lists them
     precisions      empty for float32 graphs and, for each backend with engines of its own, the precision it is best in
-    options         of the model's family and of a guide (export/guide_options.py), by name; None is not said
+    options         of the model's family and of guides in files (export/guide_options.py), by name; None is not said
     engine_options  of the builders of engines: each takes what it knows
     graph_options   graphs beside the pipeline's own in float32, and which of their layers are in half
     if_fit          leave out a backend that has no operations for this model, instead of refusing it
@@ -157,7 +157,7 @@ def prepare(request: Request, watch: Watch) -> Prepared:
             given = request.feature_guide
             model = with_feature_guide(model, given, scale=request.guide_scale, mode=request.guide_mode)
         if guide.guide:
-            model, source = with_classifier(model, source, guide, watch)
+            model, source = with_guide_files(model, source, guide, watch)
         model = options.of(model, plan.graphs)
         backends = tuple(name for name in request.backends if _fits(name, builders, model, request.if_fit, watch))
     builders = {name: builder for name, builder in builders.items() if name in backends}
@@ -195,25 +195,6 @@ def recognise(request: Request) -> Recognised:
         return folder.recognise_folder(request.checkpoint, options)
     checkpoint = read_checkpoint(request.checkpoint, Selection(request.weights, request.key))
     return family_of(checkpoint).recognise(checkpoint, request.other, request.weights, options)
-
-
-def with_classifier(model: Model, source: Source, said: GuideOptions, watch: Watch) -> tuple[Model, Source]:
-    """The model with the classifier of a file as its guide; the file is recorded as the second one where there is none."""
-    assert said.guide, "there is one"
-    fits = Guided.by(model)
-    found = read_classifier(said.guide[0], fits, said)
-    watch.note(f"guide: {found.line}")
-    scale, notes = said.guide_scale, [*model.notes, *found.notes]
-    if scale is None and takes_guide(model):
-        scale = 1.0 if model.guide_scale is None else model.guide_scale
-    elif scale is None:
-        scale = 0.0
-        notes.append(
-            f"the recorded method {model.defaults['method']} takes no guide, so that guide_scale 0 is recorded: sample with "
-            "--method ddim_clipped or ddpm and a --guide-scale"
-        )
-    model = with_guides(dataclasses.replace(model, notes=notes), [found.guide(fits)], scale=scale)
-    return model, source if source.other else dataclasses.replace(source, other=found.checkpoint)
 
 
 def check_defaults(model: Model, source: Source) -> None:

@@ -104,7 +104,8 @@ def settle_classifier(checkpoint: Checkpoint, of: Guided, said: GuideOptions) ->
     if not is_classifier(checkpoint.tensors):
         raise CheckpointError(
             f"{path}: found no classifier of guided-diffusion, expected one for --guide: the contracting half of a UNet and "
-            "a pool, such as 64x64_classifier.pt; export.guides takes any other torch classifier, from Python"
+            "a pool, such as 64x64_classifier.pt; a ResNet or ViT off the shelf needs --guide-adapter beside it, and "
+            "export.guides takes any other torch classifier, from Python"
         )
     keys = see_through(checkpoint.tensors, path)
     shape = _shape(keys.tensors, path, of, said)

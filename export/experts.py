@@ -11,33 +11,48 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 
 import torch
 from torch import nn
 
 from engine.errors import CheckpointError
+from export.guide_options import equal_ranges
 from export.guides import OwnGuide
 from export.models.experts import ResNet, ViT
+from export.models.unset import unset
 
 Tensors = Mapping[str, torch.Tensor]
 ALPHA_OVER_R = 0.5  # the reference's default, which no file tells
+HEAD = 64  # channels of each head in timm's ViTs
+SCALE = 7.5  # of the gradient, the reference's default
 WRAPPERS = ("resnet.", "deit.classifier.")  # what the reference calls the base inside an adapter
+BASES = {"conv1.weight", "bn1.weight", "fc.weight"}, {"pos_embed", "patch_embed.proj.weight", "head.weight"}
+COUNTER = "num_batches_tracked"  # of batch norms, in some files and not in others; nothing reads it
 
 
 def experts(base: Tensors, adapters: Sequence[Tensors], T: int, *, heads: int | None = None) -> tuple[OwnGuide, ...]:
     """The guides of equal ranges of T timesteps, from the clean end; a boundary belongs to the lower one.
 
     base: a state dict of torchvision's ResNet or timm's ViT; adapters: what the reference saves of each expert; heads: of a
-    ViT, 64 channels each unless it is said. CheckpointError for weights that are neither, or that do not fit.
+    ViT, 64 channels each unless it is said. CheckpointError for weights that are neither, or that do not fit. From files,
+    checked against a model, they are made by `export.guide_files`.
     """
-    edges = [round(i * T / len(adapters)) for i in range(len(adapters) + 1)]
     guides = []
-    for adapter, (low, high) in zip(adapters, pairwise(edges), strict=True):
+    for adapter, timesteps in zip(adapters, equal_ranges(T, len(adapters)), strict=True):
         network = classifier_of(folded(base, adapter), heads)
         classes = next(layer.out_features for layer in reversed(list(network.modules())) if isinstance(layer, nn.Linear))
-        guides.append(OwnGuide(network, classes, timesteps=(low, min(high, T - 1))))
+        guides.append(OwnGuide(network, classes, timesteps=timesteps))
     return tuple(guides)
+
+
+def is_base(state: Tensors) -> bool:
+    """Whether a state dict is that of a ResNet or a ViT, by a few of its keys."""
+    return any(keys <= state.keys() for keys in BASES)
+
+
+def uncounted(state: Tensors) -> dict[str, torch.Tensor]:
+    """Without the counters of batch norms."""
+    return {key: value for key, value in state.items() if not key.endswith(COUNTER)}
 
 
 def folded(base: Tensors, adapter: Tensors, alpha_over_r: float = ALPHA_OVER_R) -> dict[str, torch.Tensor]:
@@ -46,8 +61,8 @@ def folded(base: Tensors, adapter: Tensors, alpha_over_r: float = ALPHA_OVER_R) 
     What an adapter does not name stays the base's: the scale and statistics of `downsample.1`, say. CheckpointError for a
     key that belongs to nothing in the base.
     """
-    state = dict(base)
-    own = {_own(key): value for key, value in adapter.items()}
+    state = uncounted(base)
+    own = {_own(key): value for key, value in uncounted(adapter).items()}
     for key, value in own.items():
         name, _, leaf = key.rpartition(".")
         target = f"{name}.weight" if leaf in ("lora_A", "lora_B") else key
@@ -57,12 +72,23 @@ def folded(base: Tensors, adapter: Tensors, alpha_over_r: float = ALPHA_OVER_R) 
                 "models"
             )
         if leaf == "lora_A":
-            weight, product = state[target], own[f"{name}.lora_B"].float() @ value.float()
-            factor = alpha_over_r if weight.ndim == 4 else 1.0
-            state[target] = weight.float() + factor * product.reshape(weight.shape)
+            state[target] = _added(state[target], value, own.get(f"{name}.lora_B"), alpha_over_r, key)
         elif leaf != "lora_B":
             state[target] = value
     return state
+
+
+def _added(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor | None, alpha_over_r: float, key: str) -> torch.Tensor:
+    """A weight with a low-rank product added."""
+    fits = b is not None and b.ndim == a.ndim == 2 and b.shape[1] == a.shape[0]
+    if b is None or not fits or b.shape[0] * a.shape[1] != weight.numel():
+        found = [list(value.shape) for value in (a, b) if value is not None]
+        raise CheckpointError(
+            f"adapter: found {key} of shapes {' and '.join(map(str, found))}, expected two whose product has the "
+            f"{weight.numel()} numbers of its base's weight; the two belong to different models"
+        )
+    factor = alpha_over_r if weight.ndim == 4 else 1.0
+    return weight.float() + factor * (b.float() @ a.float()).reshape(weight.shape)
 
 
 def _own(key: str) -> str:
@@ -72,11 +98,11 @@ def _own(key: str) -> str:
 
 
 def classifier_of(state: Tensors, heads: int | None = None) -> nn.Module:
-    """The network that a state dict is of, in evaluation."""
+    """The network that a state dict is of, in evaluation; its weights are those of the dict where they are float32."""
     try:
-        network = _vit(state, heads) if "pos_embed" in state else _resnet(state)
-        network.load_state_dict(dict(state))
-    except (KeyError, RuntimeError) as error:
+        network = unset(lambda: _vit(state, heads) if "pos_embed" in state else _resnet(state))
+        network.load_state_dict({key: value.detach().float() for key, value in uncounted(state).items()}, assign=True)
+    except (KeyError, IndexError, RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"expert: found weights that are neither torchvision's ResNet of bottlenecks nor timm's ViT ({error}), expected "
             "one of the two; record any other classifier with export.guides.OwnGuide"
@@ -93,5 +119,9 @@ def _vit(state: Tensors, heads: int | None) -> ViT:
     _, tokens, width = state["pos_embed"].shape
     patch, inner = state["patch_embed.proj.weight"].shape[-1], state["blocks.0.mlp.fc1.weight"].shape[0]
     depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
-    size = patch * round((tokens - 1) ** 0.5)
-    return ViT(size, patch, width, depth, heads or max(1, width // 64), state["head.weight"].shape[0], inner)
+    size, heads = patch * round((tokens - 1) ** 0.5), heads or max(1, width // HEAD)
+    if width % heads:
+        raise CheckpointError(
+            f"expert: found a ViT of width {width}, expected a multiple of its {heads} attention heads; give their number"
+        )
+    return ViT(size, patch, width, depth, heads, state["head.weight"].shape[0], inner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ def case(folder: str, chain: str) -> tuple[str, str, dict[str, float] | None]:
 
 EXPERTS = "guided_experts"
 EXPERT_CHAINS = tuple(models.config(EXPERTS)["chains"])
+ALL_CHAINS = [*CHAINS, *((EXPERTS, chain) for chain in EXPERT_CHAINS)]
 
 
 def expert_base(kind: str = "experts") -> dict[str, torch.Tensor]:
@@ -84,9 +86,29 @@ def noise(folder: str, chain: str) -> np.ndarray:
     return drawn[:steps]
 
 
+def bundle_of(folder: str, chain: str) -> Hashable:
+    """The same for chains that share a bundle."""
+    if folder == EXPERTS:
+        return folder
+    return (*case(folder, chain)[:2], models.config(folder)["chains"][chain].get("classifier"))
+
+
 def build_guided(folder: str, chain: str, into: Path, **request: Any) -> Path:
-    """Write model and classifier of a chain into a folder, and build their bundle there."""
+    """Write model and classifiers of a chain into a folder, and build their bundle there."""
+    if folder == EXPERTS:
+        return build_adapted("experts", into, **request)
     model, classifier, scale = case(folder, chain)
     file = into / f"{classifier}.pt"
     torch.save(state_dict(classifier, scale), file)
     return models.build_adm(model, into, options={**said(classifier), "guide": (file,)}, **request)
+
+
+def build_adapted(kind: str, into: Path, **request: Any) -> Path:
+    """Write the model of the experts, a base and its adapters into a folder, and build their bundle there."""
+    base, files = into / f"{kind}.pth", tuple(into / f"{kind}_{i}.pt" for i in range(len(adapters(kind))))
+    torch.save(expert_base(kind), base)
+    for file, adapter in zip(files, adapters(kind), strict=True):
+        torch.save(adapter, file)
+    heads = models.config(EXPERTS)[kind]["arch"].get("heads")
+    said = {"guide": (base,), "guide_adapter": files} | ({} if heads is None else {"guide_heads": heads})
+    return models.build_adm(EXPERTS, into, options=said, **request)

@@ -34,6 +34,7 @@ def traced(function: Callable[..., Any], *inputs: Tensor) -> fx.GraphModule:
     for node in module.graph.nodes:
         if node.target is aten.detach.default:
             node.replace_all_uses_with(node.args[0])
+    _part_squares(module)
     module.graph.eliminate_dead_code()
     left = sorted({str(node.target) for node in module.graph.nodes if "backward" in str(node.target)})
     if left:
@@ -43,6 +44,28 @@ def traced(function: Callable[..., Any], *inputs: Tensor) -> fx.GraphModule:
         )
     module.recompile()
     return module
+
+
+def _part_squares(module: fx.GraphModule) -> None:
+    """Give the gradient of each linear layer with a square weight W its own copy of that, the transposed one.
+
+    It multiplies by W, and the layer by W transposed. Both are reads of one constant, for which OpenVINO 2026.4 takes the
+    same packed weights where their shapes are equal, and is silently wrong.
+    """
+    for number, node in enumerate(list(module.graph.nodes)):
+        once = node.args[0] if node.target is aten.t.default else None
+        if not isinstance(once, fx.Node) or once.target is not aten.t.default:
+            continue
+        source = once.args[0]
+        if not isinstance(source, fx.Node) or source.op != "get_attr":
+            continue
+        weight = getattr(module, str(source.target))
+        if weight.ndim != 2 or weight.shape[0] != weight.shape[1]:
+            continue
+        module.register_buffer(f"_transposed_{number}", weight.detach().t().contiguous())
+        with module.graph.inserting_before(node):
+            copy = module.graph.get_attr(f"_transposed_{number}")
+            node.replace_all_uses_with(module.graph.call_function(aten.t.default, (copy,)))
 
 
 # ---- convolutions and pooling ----------------------------------------------------------------------

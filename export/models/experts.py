@@ -80,6 +80,7 @@ class ViT(nn.Module):
 
     def __init__(self, size: int, patch: int, width: int, depth: int, heads: int, classes: int, inner: int) -> None:
         super().__init__()
+        self.size = size
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.pos_embed = nn.Parameter(torch.empty(1, (size // patch) ** 2 + 1, width))
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, patch)})

@@ -1,8 +1,8 @@
 """Guided diffusion in C++ against its reference implementation, with Python's bits: every chain that a model's vectors hold.
 
 The upsampler, which has labels, an image and a learned variance, and a semantic diffusion model, or with
-DIFFUSEVAE_GOLDEN=all the four and that one; in OpenVINO. And chains that a classifier guides: one of three kinds or all, in
-OpenVINO and on the native engine.
+DIFFUSEVAE_GOLDEN=all the four and that one; in OpenVINO. And chains that a classifier or PPAP's experts
+guide: one of four kinds or all, in OpenVINO and on the native engine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.manifests import edit
 
 CHAINS = [(folder, chain) for folder, chain in golden.CHAINS if ALL or folder == "upsample"] + golden.MAPPED_CHAINS
 NATIVE = Native.available()[0]
-GUIDED = [(folder, chain) for folder, chain in guided.CHAINS if ALL or folder == "guided_adaptive"]
+GUIDED = [(folder, chain) for folder, chain in guided.ALL_CHAINS if ALL or folder == "guided_adaptive"]
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,21 @@ class Tokens(nn.Module):
         return logits
 
 
-@pytest.mark.parametrize("kind", [Convolutions, Tokens])
+class Squares(nn.Module):
+    """A linear layer with a square weight, by which the gradient multiplies too: OpenVINO packs it once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.square = nn.Conv2d(3, 128, 4, stride=4), nn.Linear(128, 128)
+        self.last = nn.Linear(128, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = nn.functional.gelu(self.square(self.first(x).mean(dim=(2, 3))))
+        logits: torch.Tensor = self.last(h)
+        return logits
+
+
+@pytest.mark.parametrize("kind", [Convolutions, Tokens, Squares])
 def test_a_module_of_one_s_own_in_every_runtime(kind: type[nn.Module]) -> None:
     torch.manual_seed(3)
     classifier = kind().train()
