@@ -28,7 +28,7 @@ from engine.bundle.tensors import STEPS
 from engine.errors import ArgumentError, did_you_mean
 from engine.result import F32, Setting
 from engine.solver.guides import MODES
-from engine.solver.regulariser import MODES as REGULARISE
+from engine.solver.regulariser import REGULARISE
 from engine.solver.timesteps import LEAST_RHO, MOST_RHO
 
 # Naming any of these replaces the bundle's recorded setting as a whole: half of one few-step setting and half of another

@@ -10,7 +10,7 @@ import click
 
 from engine.cli.inputs import options
 from engine.cli.options import Listed, NearChoice
-from engine.solver.regulariser import MODES
+from engine.solver.regulariser import REGULARISE
 from export.families import family_flags
 
 
@@ -35,7 +35,7 @@ regulariser_flags = options(
         help="An unconditional model of the same images and schedule that regularises each step.",
     ),
     click.option(
-        "--regularise", type=NearChoice(MODES), help="Where it comes in, that the bundle records.  [default: off]"
+        "--regularise", type=NearChoice(REGULARISE), help="Where it comes in, that the bundle records.  [default: off]"
     ),
     click.option(
         "--regularise-interval",

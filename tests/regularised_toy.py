@@ -17,15 +17,24 @@ SIZE = 8
 F64 = NDArray[np.float64]
 
 
-def networks(prediction: str, learned: Sequence[str] = ()) -> dict[str, Any]:
-    """A toy's graphs, which know a reconstruction, and a second network with its table: `prediction` = 0.3 x - mean(row)."""
-    models = toy.models_of(1, SIZE, 4, False)
+def networks(
+    prediction: str, learned: Sequence[str] = (), formulation: int | None = 1, nan: bool = False
+) -> dict[str, Any]:
+    """A toy's graphs, which know a reconstruction, and a second network with its table: `prediction` = 0.3 x - mean(row), or
+    with `nan` what is not a number."""
+    models = toy.models_of(formulation, SIZE, 4, False)
     second = toy.denoiser(SIZE, False, False)
     graph = second.graph
     graph.initializer[0].CopyFrom(numpy_helper.from_array(np.float32(0.3), "a"))
     graph.node[-1].op_type = "Sub"
     graph.node[-1].output[0] = graph.output[0].name = prediction
     table = toy.timestep_table(0, False)
+    if nan:  # of a network that runs, as constants are folded away: the root of what lies below 0
+        graph.node[-1].output[0] = "finite"
+        graph.initializer.append(numpy_helper.from_array(np.float32(-1), "minus"))
+        graph.node.append(helper.make_node("Mul", ["finite", "finite"], ["squared"]))
+        graph.node.append(helper.make_node("Sub", ["minus", "squared"], ["below"]))
+        graph.node.append(helper.make_node("Sqrt", ["below"], [prediction]))
     models |= {"regulariser": second, "regulariser_table": table}
     for name in learned:
         graph = models[name].graph
@@ -45,12 +54,16 @@ def build(
     mode: str = "off",
     backends: Sequence[str] = ("onnxruntime", "openvino"),
     learned: Sequence[str] = (),
+    sized: bool = False,
+    nan: bool = False,
     **changes: Any,
 ) -> Path:
     """Write a bundle whose own network predicts eps and its regulariser `prediction`; learned: the networks that say a
-    variance, "denoiser" and "regulariser"; changes: fields of the manifest in place of its own."""
-    models = networks(prediction, learned)
-    raw = toy.manifest_of(models, 1, SIZE, 4, False, backends, defaults={"steps": 5})
+    variance, "denoiser" and "regulariser"; sized: an unconditional one that makes other sizes too, in tiles; nan: the
+    regulariser returns what is not a number; changes: fields of the manifest in place of its own."""
+    formulation = None if sized else 1
+    models = networks(prediction, learned, formulation, nan)
+    raw = toy.manifest_of(models, formulation, SIZE, 4, False, backends, defaults={"steps": 5})
     more = {name: {"v_out": "variance"} if name in learned else {} for name in ("denoiser", "regulariser")}
     raw["pipeline"]["regulariser"] = {
         "rows": call("regulariser_table", {"timesteps": "timesteps"}, {"rows": "rows"}),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from engine.bundle.fields import Fields
 from engine.bundle.guides import parse_interval
 from engine.bundle.schema import read
-from engine.solver.regulariser import MODES, OFF
+from engine.solver.regulariser import OFF, REGULARISE
 
 if TYPE_CHECKING:
     from engine.bundle.pipeline import CallSpec, PipelineSpec
@@ -41,7 +41,7 @@ class RegulariserSpec:
 class RegulariseDefaults:
     """The options of the regulariser that apply where a caller names none; `build_step_table` says what each of them is."""
 
-    mode: Annotated[str, Fields.choice, MODES]
+    mode: Annotated[str, Fields.choice, REGULARISE]
     interval: Annotated[tuple[int, int], parse_interval] | None
 
     @property

@@ -21,7 +21,7 @@ from engine.resolve import SETTING_OPTIONS, SETTINGS
 from engine.result import Batch
 from engine.sampler import Sampler
 from engine.solver.guides import MODES
-from engine.solver.regulariser import MODES as REGULARISE
+from engine.solver.regulariser import REGULARISE
 from engine.solver.table import METHODS, VARIANCES
 from engine.solver.timesteps import SPACINGS
 

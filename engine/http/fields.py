@@ -21,7 +21,7 @@ from engine.inpaint import image_and_mask, inpaints
 from engine.resolve import SETTINGS
 from engine.serving.groups import low_image, starts_from_pixels
 from engine.solver.guides import MODES
-from engine.solver.regulariser import MODES as REGULARISE
+from engine.solver.regulariser import REGULARISE
 from engine.solver.table import METHODS, VARIANCES
 from engine.solver.timesteps import SPACINGS
 from engine.stages import all_inputs, starts_from_image

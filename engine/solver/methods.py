@@ -16,8 +16,7 @@ from engine.solver.ipndm import ipndm
 from engine.solver.levels import VARIANCES, Columns, Levels
 from engine.solver.plms import plms
 from engine.solver.prediction import PREDICTIONS
-from engine.solver.regulariser import MODES as REGULARISE
-from engine.solver.regulariser import OFF
+from engine.solver.regulariser import OFF, REGULARISE
 from engine.solver.unipc_2 import unipc_2
 
 

@@ -25,7 +25,7 @@ from engine.solver.levels import Levels
 from engine.solver.prediction import predicted_x0
 from engine.solver.schedule import F64, I64
 
-OFF, AFTER, BEFORE = MODES = ("off", "after", "before")
+OFF, AFTER, BEFORE = REGULARISE = ("off", "after", "before")
 OWN, REGULARISER = NETS = (0, 1)  # which network a row calls
 
 
