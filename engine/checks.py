@@ -28,6 +28,7 @@ from engine.bundle.tensors import STEPS
 from engine.errors import ArgumentError, did_you_mean
 from engine.result import F32, Setting
 from engine.solver.guides import MODES
+from engine.solver.regulariser import REGULARISE
 from engine.solver.timesteps import LEAST_RHO, MOST_RHO
 
 # Naming any of these replaces the bundle's recorded setting as a whole: half of one few-step setting and half of another
@@ -54,6 +55,8 @@ SETTING: dict[str, Callable[[str, Any], Hashable]] = {
     "guide_scale": lambda name, value: check_number(name, value, -math.inf),
     "guide_mode": lambda name, value: check_choice(name, value, MODES),
     "guide_interval": check_interval,
+    "regularise": lambda name, value: check_choice(name, value, REGULARISE),
+    "regularise_interval": check_interval,
 }
 
 
@@ -67,9 +70,10 @@ def resolve_setting(recorded: Mapping[str, Any], variance: str, given: Mapping[s
     """Merge a caller's options (`setting_options`) with the bundle's recorded setting.
 
     Without any of REPLACES_RECORDED the recorded setting applies whole. Naming one of them replaces it by the library's
-    own (ddim, uniform or, with t_start, linspace; eta 0, temperature 1, scales 1, guidance 0, no guide) at the recorded
-    number of steps, or that of the timesteps. temperature, noise_scale, eps_scale, guidance, guidance_interval, variance,
-    quantize_denoised and those of guides can be given beside either. `build_step_table` checks what the values may be.
+    own (ddim, uniform or, with t_start, linspace; eta 0, temperature 1, scales 1, guidance 0, no guide, no regulariser) at
+    the recorded number of steps, or that of the timesteps. temperature, noise_scale, eps_scale, guidance,
+    guidance_interval, variance, quantize_denoised and those of guides and of the regulariser can be given beside either.
+    `build_step_table` checks what the values may be.
     """
     base: Mapping[str, Any] = recorded
     if any(name in given for name in REPLACES_RECORDED):

@@ -25,6 +25,7 @@ from engine.errors import ArgumentError, DeadlineError
 from engine.pipeline import Pipeline
 from engine.request import FINISH, Request, Watch
 from engine.result import Batch, Deadline, StepInfo, Timings
+from engine.solver.regulariser import OFF
 
 QUANTILE = 0.995  # of the last runs: with 512 a setting that is late once in 100 passes as one that is not in 1 window of 27
 WINDOW = 512  # runs that are remembered
@@ -55,9 +56,13 @@ class Budget:
 
 
 def check_alone(options: Mapping[str, Any]) -> None:
-    """Refuse a setting beside a budget, which chooses it, and a guide, which no fitted setting knows."""
+    """Refuse a setting beside a budget, which chooses it, and a guide or a regulariser, which no fitted setting knows."""
     if options.get("guide_scale"):
         raise ArgumentError("budget_ms chooses a fitted setting, which knows no guide: leave guide_scale or the budget out.")
+    if options.get("regularise") not in (None, OFF):
+        raise ArgumentError(
+            "budget_ms chooses a fitted setting, which knows no regulariser: leave regularise or the budget out."
+        )
     others = [name for name in checks.REPLACES_RECORDED if options.get(name) is not None]
     if others or options.get("setting") == "plain":
         given = others[0] if others else "setting 'plain'"

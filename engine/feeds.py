@@ -18,14 +18,14 @@ import numpy.typing as npt
 from engine.bundle.inputs import EACH_STEP
 from engine.bundle.manifest import Manifest
 from engine.bundle.prior import Prior
-from engine.bundle.whole import GUIDE_MODE
+from engine.bundle.whole import GUIDE_MODE, NETS
 from engine.checks import input_of
 from engine.errors import ArgumentError
 from engine.pipeline import table_of
 from engine.places import check_file
 from engine.resolve import setting_of
 from engine.solver import noise as noises
-from engine.solver.feeds import Feeds, no_noise, step_feeds
+from engine.solver.feeds import Feeds, nets_of, no_noise, step_feeds
 from engine.solver.guides import MODES
 from engine.solver.table import StepTable
 
@@ -41,6 +41,8 @@ def setting_feeds(manifest: Manifest, given: Mapping[str, Any]) -> tuple[Feeds, 
     feeds = step_feeds(table)
     if manifest.pipeline.guides:
         feeds[GUIDE_MODE] = np.array([MODES.index(setting.guide_mode)], np.int64)
+    if manifest.pipeline.regulariser is not None:
+        feeds[NETS] = nets_of(table)
     return feeds, table
 
 

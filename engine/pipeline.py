@@ -35,6 +35,7 @@ from engine.errors import ArgumentError
 from engine.request import Outcome, Request, Watch, cancelled
 from engine.result import F32, Batch, Setting, Timings
 from engine.solver import noise as noises
+from engine.solver.regulariser import OFF
 from engine.solver.table import Schedule, StepTable, build_step_table
 from engine.text import TextEncoder
 
@@ -65,6 +66,9 @@ def table_of(manifest: Manifest, schedule: Schedule, setting: Setting) -> StepTa
         guidance_interval=setting.guidance_interval,
         guide_scale=setting.guide_scale,
         guide_interval=setting.guide_interval,
+        regularise=setting.regularise,
+        regularise_interval=setting.regularise_interval,
+        regulariser=None if manifest.pipeline.regulariser is None else manifest.pipeline.regulariser.prediction,
     )
 
 
@@ -111,7 +115,10 @@ class Pipeline:
             spec = bundle.manifest.pipeline
             guide = bundle.manifest.guide
             guides = spec.guide_calls if guide is not None and guide.scale and backend.GUIDES else ()
-            for name in dict.fromkeys(call.graph for call in (*spec.run_calls, *guides)):
+            regularise = bundle.manifest.regularise
+            asked = regularise is not None and regularise.mode != OFF and backend.REGULARISES
+            second = spec.regulariser_calls if asked else ()
+            for name in dict.fromkeys(call.graph for call in (*spec.run_calls, *guides, *second)):
                 backend.graph(name)
         return cls(bundle, backend, max_batch, *fitted, text)
 

@@ -26,6 +26,7 @@ from engine.result import F32, Setting
 from engine.solver import noise as noises
 from engine.solver.guides import BY_ENTROPY
 from engine.solver.levels import FIXED_VARIANCES, LEARNED_RANGE
+from engine.solver.regulariser import AFTER, BEFORE, OFF
 from engine.solver.table import StepTable
 from engine.text import replace_text
 
@@ -102,6 +103,8 @@ def resolve_request(
         request.check_on_host("tiles are cut")
     if table.takes_guide:
         _check_guides(pipeline, request)
+    if setting.regularise != OFF:
+        _check_regulariser(pipeline, request)
     return request
 
 
@@ -113,15 +116,36 @@ def _check_guides(pipeline: Pipeline, request: Request) -> None:
             f"{found}, but backend {pipeline.backend.NAME!r} runs no guides yet; pass guide_scale=0, or choose native, "
             "openvino or onnxruntime."
         )
-    canvas = pipeline.bundle.canvas
-    if canvas is not None and canvas.whole != canvas.window:
-        high, wide = canvas.base.pipeline.image_shape[1:]
+    if (own := _own_size_alone(pipeline)) is not None:
         raise ArgumentError(
-            f"{found}, but the bundle's guides take images of {high} x {wide} alone; pass guide_scale=0, or leave size out."
+            f"{found}, but the bundle's guides take images of {own} alone; pass guide_scale=0, or leave size out."
         )
     if request.setting.quantize_denoised:
         raise ArgumentError(f"{found} beside quantize_denoised, which no row can take both of; leave one of the two out.")
     request.check_on_host("a guide's gradient is taken")
+
+
+def _check_regulariser(pipeline: Pipeline, request: Request) -> None:
+    """Refuse a regulariser where it cannot run: on a backend whose loop has one network, and in another size."""
+    found = f"regularise is {request.setting.regularise!r}"
+    if not pipeline.backend.REGULARISES:
+        raise ArgumentError(
+            f"{found}, but backend {pipeline.backend.NAME!r} runs no second network in its loop yet; pass "
+            f"regularise={OFF!r}, or choose native, openvino or onnxruntime."
+        )
+    if (own := _own_size_alone(pipeline)) is not None:
+        raise ArgumentError(
+            f"{found}, but the bundle's regulariser takes images of {own} alone; pass regularise={OFF!r}, or leave size out."
+        )
+    request.check_on_host("a second network is called")
+
+
+def _own_size_alone(pipeline: Pipeline) -> str | None:
+    """The bundle's own size where this pipeline is of another, in which not every graph runs; None where it is of that."""
+    canvas = pipeline.bundle.canvas
+    if canvas is None or canvas.whole == canvas.window:
+        return None
+    return "{} x {}".format(*canvas.base.pipeline.image_shape[1:])
 
 
 def taken(pipeline: Pipeline, given: Mapping[str, Any], known: Sequence[str], where: str) -> dict[str, Any]:
@@ -170,8 +194,13 @@ def setting_of(manifest: Manifest, options: Mapping[str, Any], *, has_image: boo
     guide = {} if fitted or manifest.guide is None else manifest.guide.options
     if given.get("guide_scale") == 0.0:  # an interval of none says nothing
         guide = {}
-    setting = checks.resolve_setting(vars(recorded) | guide, manifest.variance, given, clip=options.get("clip", True))
+    second = {} if fitted or manifest.regularise is None else manifest.regularise.options
+    if given.get("regularise") == OFF:  # likewise
+        second = {}
+    recording = vars(recorded) | guide | second
+    setting = checks.resolve_setting(recording, manifest.variance, given, clip=options.get("clip", True))
     _check_guide_options(manifest, setting)
+    _check_regulariser_options(manifest, setting)
     if setting.guidance != 0.0 and not manifest.pipeline.guided:
         raise ArgumentError(
             f"guidance is {setting.guidance:g}, but nothing that this bundle's network is fed has a null to be guided by; "
@@ -206,6 +235,24 @@ def _check_guide_options(manifest: Manifest, setting: Setting) -> None:
         raise ArgumentError(f"guide_mode is {BY_ENTROPY!r}, but not every guide of this bundle gives its entropy.")
 
 
+def _check_regulariser_options(manifest: Manifest, setting: Setting) -> None:
+    """Refuse a regulariser to a bundle without one, and the steps of a learned variance to one that has learned none."""
+    regulariser = manifest.pipeline.regulariser
+    if setting.regularise == OFF:
+        return
+    if regulariser is None:
+        raise ArgumentError(
+            f"regularise is {setting.regularise!r}, but this bundle has no regulariser; expected {OFF!r}. Leave it out, or "
+            f"build the bundle with one: {command('build', 'CKPT', '--regulariser', 'UNCONDITIONAL')}"
+        )
+    if (setting.regularise, setting.variance) == (BEFORE, LEARNED_RANGE) and not regulariser.learns_variance:
+        raise ArgumentError(
+            f"regularise is {BEFORE!r} with variance {LEARNED_RANGE!r}, but this bundle's regulariser, which takes the "
+            f"steps, has no second output that would say it; expected one of {', '.join(FIXED_VARIANCES)}, or "
+            f"regularise={AFTER!r}."
+        )
+
+
 def _fitted(manifest: Manifest, given: Mapping[str, Any], asked: str | None) -> Defaults | None:
     """The fitted setting that is meant: of the steps named, or of the recorded ones where nothing of a setting is.
 
@@ -216,9 +263,12 @@ def _fitted(manifest: Manifest, given: Mapping[str, Any], asked: str | None) -> 
     others = [name for name in checks.REPLACES_RECORDED if name != "steps" and name in given]
     steps = given.get("steps", manifest.defaults.steps)
     found = None if manifest.fitted is None or others else manifest.fitted.get(steps)
-    if asked is None and manifest.guide is not None:  # a fitted setting knows none
+    if asked is None and manifest.guide is not None:  # a fitted setting knows none, and no regulariser
         scale = 0.0 if any(name in given for name in checks.REPLACES_RECORDED) else manifest.guide.scale
         found = None if given.get("guide_scale", scale) != 0.0 else found
+    if asked is None and manifest.regularise is not None:
+        mode = OFF if any(name in given for name in checks.REPLACES_RECORDED) else manifest.regularise.mode
+        found = None if given.get("regularise", mode) != OFF else found
     if asked == "fitted" and found is None:
         there = [] if manifest.fitted is None else [setting.steps for setting in manifest.fitted.settings]
         raise ArgumentError(

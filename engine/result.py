@@ -27,7 +27,8 @@ class Setting:
     timesteps: falling, where they were listed; None where `spacing` chose them (None: its default).
     eta, noise_scale, eps_scale: one number, or a tuple of one a step.
     guidance_interval: (low, high), both included; None: guidance in every row. guide_interval: the same of guides.
-    guide_mode: a name of engine.solver.guides.MODES.
+    guide_mode: a name of engine.solver.guides.MODES. regularise: one of engine.solver.regulariser's.
+    regularise_interval: (low, high), both included, of the timesteps at which the regulariser runs; None: all.
     prior: "bundle" (its fitted density) or "standard", N(0, I); None where no input was drawn.
     """
 
@@ -48,6 +49,8 @@ class Setting:
     guide_scale: float = 0.0
     guide_mode: str = "constant"
     guide_interval: tuple[int, int] | None = None
+    regularise: str = "off"
+    regularise_interval: tuple[int, int] | None = None
     clip: bool = True
     prior: str | None = None
 
@@ -57,10 +60,10 @@ class Timings:
     """Wall-clock milliseconds of one run, by stage; a run in several chunks reports sums over its chunks.
 
     `before_ms` and `after_ms` are the pipeline's graphs around the loop, `rows_ms` its table of timesteps.
-    `first_step_ms` and `other_steps_ms` time the step's network, and its guide: the first call of a shape may pay for a
+    `first_step_ms` and `other_steps_ms` time each row's network, and its guide: the first call of a shape may pay for a
     runtime's one-off preparation, so it is kept apart. `noise_ms` is the drawing of inputs and x_T; the steps'
-    noise is made inside the update. `network_calls` counts evaluations of the step's network, `chunks` the pieces that
-    the batch was cut into.
+    noise is made inside the update. `network_calls` counts evaluations of the step's network and of a regulariser,
+    `chunks` the pieces that the batch was cut into.
 
     On a GPU the times are the device's own (CUDA events), a step's time includes its update, and `launch` says how
     the last chunk ran: "graph" (one launch of the captured chain), "plain" (call by call: a shape's first run, or with a

@@ -17,6 +17,7 @@ from engine import inpaint as inpainting
 from engine.bundle.directions import Edits
 from engine.bundle.examples import example_inputs
 from engine.bundle.inputs import InputSpec
+from engine.bundle.manifest import Manifest
 from engine.cleanup import NO_MEMORY
 from engine.deadline import Budget
 from engine.device.arrays import DeviceBatch, stream_handle
@@ -27,6 +28,7 @@ from engine.resolve import OPTIONS, REQUEST_OPTIONS
 from engine.result import U8, Batch
 from engine.sizes import Size
 from engine.solver import noise as noises
+from engine.solver.regulariser import AFTER, OFF
 from engine.text import TEXT
 
 Seed: TypeAlias = "SupportsIndex | Sequence[SupportsIndex] | npt.NDArray[np.integer[Any]] | None"
@@ -87,6 +89,8 @@ class Sampler(Opened):
         guide_scale: float | None = None,
         guide_mode: str | None = None,
         guide_interval: tuple[int, int] | None = None,
+        regularise: str | None = None,
+        regularise_interval: tuple[int, int] | None = None,
         clip: bool = True,
         prior: str | None = None,
         edits: Edits | None = None,
@@ -136,6 +140,12 @@ class Sampler(Opened):
                    gradient at the length of each sample's step
         guide_interval
                    (low, high): the timesteps, both included, that are guided; the others run no guide. None: all
+        regularise "off"; "after": each step but the last is followed by the bundle's regulariser, a second network, which
+                   predicts the clean state from the step's result and noises it afresh; "before": the state is replaced by
+                   the own network's prediction noised afresh, and the regulariser takes the step. Its calls come on top of
+                   steps. With "ddim", "ddim_clipped" and "ddpm"
+        regularise_interval
+                   (low, high): the timesteps, both included, at which it runs. None: all
         clip       limit each step's prediction of the state as the pipeline says
         prior      what the drawn input comes from: "bundle", its fitted density, or "standard", N(0, I); None is
                    the bundle's where it has one. `batch.setting.prior` says which it was
@@ -167,9 +177,10 @@ class Sampler(Opened):
         # In the order of OPTIONS, so that the two cannot drift apart unnoticed.
         scales = (temperature, noise_scale, eps_scale)
         values = (steps, timesteps, spacing, rho, method, eta, t_start, *scales, guidance)
-        more = (guidance_interval, variance, bool(quantize_denoised), guide_scale, guide_mode, guide_interval)
+        more = (guidance_interval, variance, bool(quantize_denoised))
+        guides = (guide_scale, guide_mode, guide_interval, regularise, regularise_interval)
         others = (setting, bool(clip), seed, x_T, noise, prior, edits, callback, stop, progress)
-        named = zip(OPTIONS, (*values, *more, *others), strict=True)
+        named = zip(OPTIONS, (*values, *more, *guides, *others), strict=True)
         options: dict[str, Any] = {name: value for name, value in named if value is not None}
         options |= inputs if text is None else {TEXT: text, **inputs}
         budget = Budget.of(budget_ms, at_most, anytime)
@@ -390,13 +401,26 @@ class Sampler(Opened):
         blank = example_inputs(manifest, free=1) or {}
         if self._pipeline.text is not None and options.get("text") is not None:
             del blank[self._pipeline.text.input]
-        quick: dict[str, Any] = {} if options.get("timesteps") is not None else {"steps": 1, "spacing": "linspace"}
-        said = {"method", "setting", "guide_scale"} & options.keys()
-        if quick and not said and manifest.guide is not None and self._pipeline.backend.GUIDES:
-            quick |= {"method": manifest.defaults.method, "guide_scale": manifest.guide.scale}
+        quick = self._quick(manifest, options)
         self.sample(n, size=size, **{**quick, "seed": 0, **blank, **options})
         if manifest.pipeline.encode:
             self.encode(np.zeros((n, *abilities.encoder_shape(manifest)), np.float32), size=size)
+
+    def _quick(self, manifest: Manifest, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The fewest steps that run every network of the recorded setting, unless timesteps are named."""
+        if options.get("timesteps") is not None:
+            return {}
+        quick: dict[str, Any] = {"steps": 1, "spacing": "linspace"}
+        guide, backend = manifest.guide, self._pipeline.backend
+        second = manifest.regularise if backend.REGULARISES else None
+        recorded = not {"method", "setting"} & options.keys()
+        if recorded and "guide_scale" not in options and guide is not None and backend.GUIDES:
+            quick |= {"method": manifest.defaults.method, "guide_scale": guide.scale}
+        if recorded and "regularise" not in options and second is not None and second.mode != OFF:
+            quick |= {"method": manifest.defaults.method, "regularise": second.mode}
+        if {**quick, **options}.get("regularise") == AFTER:
+            quick["steps"] = 2  # nothing comes after the last
+        return quick
 
 
 def _run(pipeline: Pipeline, request: Request, options: Mapping[str, Any]) -> Batch:

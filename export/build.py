@@ -20,6 +20,7 @@ from engine.bundle.reader import Bundle
 from engine.bundle.vocabulary import TextSpec
 from engine.bundle.writer import Content, check_place, write_bundle
 from engine.errors import ArgumentError, BundleError, CheckpointError, ExportError
+from engine.solver.regulariser import OFF
 from engine.solver.table import build_step_table
 from export.context import Graph, Watch
 from export.engines import ENGINE_BUILDERS, BuildContext, BuiltEngine, EngineBuilder, load_builder
@@ -38,6 +39,9 @@ from export.latent_prior import PRIOR_FILE, FittedPrior, check_prior, read_prior
 from export.plan import PrecisionPlan, check_backends, plan_precisions
 from export.read.checkpoint import Selection, read_checkpoint
 from export.read.schedule import entry_of as schedule_entry
+from export.regulariser import with_regulariser
+from export.regulariser_options import RegulariserOptions
+from export.regulariser_options import split as split_regulariser
 from export.vocabulary import read_vocabulary_file, with_text
 
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino")
@@ -50,7 +54,8 @@ class Request:
     other           a second file that the model needs, such as the checkpoint of its first stage
     key             which of several sets of weights in the file, as the refusal lists them
     precisions      empty for float32 graphs and, for each backend with engines of its own, the precision it is best in
-    options         of the model's family and of guides in files (export/guide_options.py), by name; None is not said
+    options         of the model's family, of guides in files (export/guide_options.py) and of a regulariser
+                    (export/regulariser_options.py), by name; None is not said
     engine_options  of the builders of engines: each takes what it knows
     graph_options   graphs beside the pipeline's own in float32, and which of their layers are in half
     if_fit          leave out a backend that has no operations for this model, instead of refusing it
@@ -136,7 +141,8 @@ def prepare(request: Request, watch: Watch) -> Prepared:
         check_place(request.out)
     prior = read_prior_file(request.latent_prior) if request.latent_prior else None
     vocabulary, text = read_vocabulary_file(request.vocabulary) if request.vocabulary else None, None
-    guide, _ = split(request.options)
+    regulariser, others = split_regulariser(request.options)
+    guide, _ = split(others)
     if bool(request.guides) + (request.feature_guide is not None) + bool(guide.guide) > 1:
         raise ArgumentError(
             "guides: found guides of several kinds, expected guides, feature_guide or the option guide; leave out the others"
@@ -158,6 +164,8 @@ def prepare(request: Request, watch: Watch) -> Prepared:
             model = with_feature_guide(model, given, scale=request.guide_scale, mode=request.guide_mode)
         if guide.guide:
             model, source = with_guide_files(model, source, guide, watch)
+        if regulariser.regulariser is not None:
+            model, source = with_second(model, source, regulariser, request.weights, watch)
         model = options.of(model, plan.graphs)
         backends = tuple(name for name in request.backends if _fits(name, builders, model, request.if_fit, watch))
     builders = {name: builder for name, builder in builders.items() if name in backends}
@@ -189,12 +197,35 @@ def _fits(name: str, builders: Mapping[str, EngineBuilder], model: Model, if_fit
 
 def recognise(request: Request) -> Recognised:
     """Read the checkpoint and let its family settle what model it is."""
-    _, options = split(request.options)
-    folder = folder_family(request.checkpoint)
+    _, others = split_regulariser(request.options)
+    _, options = split(others)
+    return recognise_file(request.checkpoint, Selection(request.weights, request.key), options, request.other)
+
+
+def recognise_file(path: Path, which: Selection, options: Mapping[str, Any], other: Path | None = None) -> Recognised:
+    """The model in a file or a folder, as its family has it."""
+    folder = folder_family(path)
     if folder is not None:
-        return folder.recognise_folder(request.checkpoint, options)
-    checkpoint = read_checkpoint(request.checkpoint, Selection(request.weights, request.key))
-    return family_of(checkpoint).recognise(checkpoint, request.other, request.weights, options)
+        return folder.recognise_folder(path, options)
+    checkpoint = read_checkpoint(path, which)
+    return family_of(checkpoint).recognise(checkpoint, other, which.weights, options)
+
+
+def with_second(
+    model: Model, source: Source, said: RegulariserOptions, weights: str, watch: Watch
+) -> tuple[Model, Source]:
+    """The model with that of another file as its regulariser; the file is recorded as the second one where there is none."""
+    path = said.regulariser
+    assert path is not None, "there is one"
+    found = recognise_file(path, Selection(weights), said.regulariser_options or {})
+    second = found.load()
+    mode, interval = said.regularise or OFF, said.regularise_interval
+    model = with_regulariser(model, second, path, mode=mode, interval=None if interval is None else (*interval,))
+    checkpoint = found.source.checkpoint
+    watch.note(f"regulariser: {second.name}, of the family {second.family}, predicts {second.prediction}")
+    entry = {"file": checkpoint.path.name, "sha256": checkpoint.sha256, "weights": found.source.weights}
+    model = dataclasses.replace(model, architecture={**model.architecture, "regulariser": entry})
+    return model, source if source.other else dataclasses.replace(source, other=checkpoint)
 
 
 def check_defaults(model: Model, source: Source) -> None:
@@ -313,6 +344,7 @@ def manifest_of(
         "engines": [engine.entry for engine in engines],
         "built_with": _versions(),
         **({} if model.guide is None else {"guide": dict(model.guide)}),
+        **({} if model.regularise is None else {"regularise": dict(model.regularise)}),
     }
 
 

@@ -45,6 +45,7 @@ from export.graphs.extra import GraphOptions
 from export.guide_flags import guide_flags
 from export.plan import BUILDABLE, default_backends
 from export.read.parts import WEIGHTS
+from export.regulariser_flags import regulariser_flags
 from export.tensorrt.check import Checked, check_request
 from export.tensorrt.options import DOTTED_TARGETS, RTX_TARGETS
 
@@ -224,6 +225,7 @@ def echo_table(rows: Sequence[tuple[str, ...]]) -> None:
 )
 @family_flags
 @guide_flags
+@regulariser_flags
 @engine_options
 @click.option(
     "--check", is_flag=True, help="Only report which nodes of the graphs TensorRT does not take, and write nothing."

@@ -29,6 +29,7 @@ from engine.bundle import (  # noqa: E402
     limits,
     manifest,
     pipeline,
+    regulariser,
     starts,
     tensors,
     training,
@@ -37,6 +38,7 @@ from engine.bundle import (  # noqa: E402
 from engine.bundle.schema import Entry, entries  # noqa: E402
 from engine.solver import guides as guide_modes  # noqa: E402
 from engine.solver import levels, noise, table, timesteps  # noqa: E402
+from engine.solver import regulariser as regularise  # noqa: E402
 
 NAMES = {  # numbers, texts, and lists of words
     limits: " ".join(name for name in vars(limits) if name.isupper()), manifest: "FORMAT", files: "MANIFEST_FILE",
@@ -47,12 +49,14 @@ NAMES = {  # numbers, texts, and lists of words
     timesteps: "SPACINGS LEADING RHO LEAST_RHO MOST_RHO", noise: "BLOCK_BITS STREAM_BITS MAX_BLOCKS",
     canvas: "LEAST_WEIGHT MOST_WEIGHT MOST_OVERLAP AT_ONCE", vocabulary: "MAX_WORD CONTINUES",
     following: "OPTIONAL", guides: "G ENTROPY", guide_modes: "MODES CONSTANT BY_ENTROPY BY_NORM LEAST_ENTROPY LEAST_NORM",
+    regularise: "REGULARISE OFF AFTER BEFORE",
 }  # fmt: skip
 SPECS = (
     tensors.TensorSpec, inputs.InputSpec, files.FileSpec, graphs.Parity, graphs.GraphSpec, pipeline.StateSpec,
     training.ScheduleSpec, training.Defaults, training.Source, fitted.Fitted, starts.StartRow, starts.Starts,
     engines.EngineSpec, engines.PriorSpec, directions.DirectionsSpec, vocabulary.TextSpec,
     following.AugmentationSpec, following.NextSpec, guides.GuideDefaults,
+    regulariser.RegulariseDefaults,
     manifest.Manifest,
 )  # fmt: skip
 # What C++ checks and has no use for.

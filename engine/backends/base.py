@@ -65,6 +65,7 @@ class Backend(ABC):
     BY_NAME_ONLY   never chosen by "auto"
     FORKS          whether a child of fork() goes on with what its parent opened
     GUIDES         whether its chain adds the gradient of guides
+    REGULARISES    whether its chain calls a second network in rows of its own
     ANY_SIZE       whether it runs graphs in other sizes than the bundle's own, where their files leave that free
     ONE_PROCESS    the runtime, where it has state of the whole process; such a child cannot open it again either
     """
@@ -75,6 +76,7 @@ class Backend(ABC):
     BY_NAME_ONLY: ClassVar[bool] = False
     FORKS: ClassVar[bool] = False
     GUIDES: ClassVar[bool] = True
+    REGULARISES: ClassVar[bool] = True
     ANY_SIZE: ClassVar[bool] = True
     ONE_PROCESS: ClassVar[OneProcess | None] = None
 

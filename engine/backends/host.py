@@ -20,6 +20,7 @@ from engine.backends.base import Backend
 from engine.backends.graph import Arrays
 from engine.backends.guides import Guides
 from engine.backends.lanes import Bindings
+from engine.backends.regulariser import Regulariser
 from engine.backends.tiles import Tiles
 from engine.backends.workspace import Workspace
 from engine.bundle.pipeline import ROWS, TIMESTEPS, VARIANCE, X0, CallSpec, E, PipelineSpec, X
@@ -53,6 +54,7 @@ class HostChain:
         self._workspaces: OrderedDict[tuple[int, int], Workspace] = OrderedDict()
         self._kept_rows: tuple[StepTable, F32] | None = None
         self._guides = Guides(self.pipeline.guides, self._graph, self.call, self._where)
+        self._regulariser = Regulariser(self.pipeline.regulariser, self._graph, self.call)
         self.done = 0  # rows of the run
         # What the manifest says, once and not at every run.
         self._before = [(call, {*call.inputs.values()}, {*call.outputs.values()}) for call in self.pipeline.before]
@@ -67,6 +69,7 @@ class HostChain:
         self._workspaces.clear()
         self._kept_rows = None
         self._guides.close()
+        self._regulariser.close()
         if self.tiles is not None:
             self.tiles.close()
 
@@ -166,6 +169,8 @@ class HostChain:
         self.done = 0
         if table.takes_guide:
             self._guides.begin(table)
+        if table.nets is not None:
+            self._regulariser.begin(table)
         for i, (t, row) in enumerate(zip(table.timesteps, table.rows, strict=True)):
             if request.blend is not None and not row[FROM_BASE].any():
                 begun = perf_counter()
@@ -174,7 +179,11 @@ class HostChain:
             asked = perf_counter()
             # e_l = network(c_in x, what lane l is bound to, the embedding of t) in every lane with a weight
             lanes = active_lanes(table, i)
-            e, v = self._evaluate(work, lanes, float(row[C_IN]), constants, row_port, embeddings[i], timings)
+            if table.regularised(i):
+                timings.network_calls += 1
+                e, v = self._regulariser.evaluate(i, work.network_input(1, float(row[C_IN])))
+            else:
+                e, v = self._evaluate(work, lanes, float(row[C_IN]), constants, row_port, embeddings[i], timings)
             answered = perf_counter()
             # e = sum of w_l e_l;  x_0 = limit(p . (x, e, c, y, h));  x' = k . (x_0, x, e, c, exp(s_n v) noise, y, h, g)
             noise = None if request.noise is None else request.noise[i]
@@ -269,8 +278,9 @@ class HostChain:
         return self._workspaces[key]
 
     def _not_finite(self, table: StepTable, i: int) -> NumericsError:
+        name = self._regulariser.name if table.regularised(i) else self.pipeline.step.graph
         return NumericsError(
-            f"The graph {self.pipeline.step.graph!r} ({self._where()}) returned NaN or infinity at step {i + 1} of "
+            f"The graph {name!r} ({self._where()}) returned NaN or infinity at step {i + 1} of "
             f"{len(table.rows)} (timestep {int(table.timesteps[i])}); every value was expected to be finite. Open the "
             f"bundle with precision='f32' if it ran in another; if it persists, check the inputs, x_T and noise you passed, "
             f"and build the bundle again from its checkpoint."

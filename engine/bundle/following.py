@@ -11,7 +11,7 @@ from engine.bundle.limits import MAX_T
 from engine.bundle.schema import read, take
 
 # Fields of a manifest that may be absent, which is as null: older bundles lack them.
-OPTIONAL = ("next", "augmentation", "guide")
+OPTIONAL = ("next", "augmentation", "guide", "regularise")
 
 
 def parse_neighbour(fields: Fields, key: str) -> str:

@@ -19,7 +19,7 @@ RESERVED = (
     "guidance", "guidance_interval", "variance", "quantize_denoised", "clip", "prior", "callback", "stop", "progress",
     "budget_ms", "at_most", "anytime", "stream", "a", "b", "mode", "part", "step_ms", "edits", "preserve", "what", "value",
     "self", "masks", "known_noise", "composite", "text", "noise_level", "stages", "size", "guide_scale", "guide_mode",
-    "guide_interval",
+    "guide_interval", "regularise", "regularise_interval",
 )  # fmt: skip
 INPUT_DTYPES = ("float32", "int64")
 NORMAL, EACH_STEP = DRAWS = ("normal", "each_step")

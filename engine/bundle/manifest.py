@@ -29,6 +29,7 @@ from engine.bundle.inputs import EACH_STEP, NORMAL, InputSpec, parse_inputs
 from engine.bundle.limits import FORMAT_VERSION, MAX_MANIFEST_BYTES
 from engine.bundle.pipeline import VARIANCE, PipelineSpec
 from engine.bundle.pipeline_reader import parse_pipeline
+from engine.bundle.regulariser import RegulariseDefaults, parse_regularise
 from engine.bundle.schema import read, take
 from engine.bundle.starts import Starts, check_starts, parse_starts
 from engine.bundle.training import Defaults, ScheduleSpec, Source, parse_schedule, parse_source
@@ -67,6 +68,7 @@ class Manifest:
     engines: tuple[EngineSpec, ...]
     built_with: Annotated[dict[str, str], parse_versions]
     guide: GuideDefaults | None = None
+    regularise: RegulariseDefaults | None = None
 
     @property
     def drawn(self) -> InputSpec | None:
@@ -145,6 +147,7 @@ def check_manifest(raw: object, where: str, *, hashed: bool = True) -> Manifest:
         augmentation=parse_augmentation(top, inputs),
         next=parse_next(top),
         guide=parse_guide(top, pipeline, schedule.T),
+        regularise=parse_regularise(top, pipeline, schedule.T),
         engines=parse_engines(top, graphs, pipeline.step.graph),
     )
     top.done(OPTIONAL)

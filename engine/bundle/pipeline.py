@@ -9,6 +9,9 @@
              the nearest codes, or to channels of a given mean and deviation; null where there is no such graph
     guides   once a row that is guided: from x to the gradient that is added to the step (engine/bundle/guides.py); absent
              where there are none
+    regulariser
+             once a row that is its own: a second network from x to e (engine/bundle/regulariser.py); absent where there is
+             none
     after    once a request, from the final x to values
     maps     the inputs that lie over the state as x does, so that the calls can be made on windows of a larger one; null
              where the pipeline works in its own size alone (engine/bundle/maps.py)
@@ -27,6 +30,7 @@ from typing import Annotated
 
 from engine.bundle.fields import Fields
 from engine.bundle.guides import GuideSpec
+from engine.bundle.regulariser import RegulariserSpec
 from engine.bundle.tensors import ByValue, Null, Shape, TensorSpec
 
 X, E, VARIANCE, ROWS, TIMESTEPS, IMAGE = "x", "e", "variance", "rows", "timesteps", "image"
@@ -83,6 +87,7 @@ class PipelineSpec(ByValue):
                    None where the pipeline works in its own size alone
     multiple       what a side of the state is a multiple of, where graphs run on any size; None where each is of one
     guides         from the clean end; none where the loop adds no gradient
+    regulariser    a second network of rows of its own; None where there is none
     """
 
     encode: tuple[CallSpec, ...]
@@ -99,16 +104,17 @@ class PipelineSpec(ByValue):
     maps: Mapping[str, int] | None = None
     multiple: int | None = None
     guides: tuple[GuideSpec, ...] = ()
+    regulariser: RegulariserSpec | None = None
 
     @property
     def calls(self) -> tuple[CallSpec, ...]:
-        """Every call but those of guides, in the order of a request."""
+        """Every call but those of guides and of the regulariser, in the order of a request."""
         quantize = () if self.quantize is None else (self.quantize,)
         return (*self.encode, *self.before, self.rows, self.step, *quantize, *self.after)
 
     @property
     def run_calls(self) -> tuple[CallSpec, ...]:
-        """Those that every request makes, in its order: without `encode` and `quantize`."""
+        """Those that every request makes, in its order: without `encode` and `quantize`, guides and the regulariser."""
         return (*self.before, self.rows, self.step, *self.after)
 
     @property
@@ -122,9 +128,16 @@ class PipelineSpec(ByValue):
         return frozenset(call.graph for call in self.guide_calls)
 
     @property
+    def regulariser_calls(self) -> tuple[CallSpec, ...]:
+        """Those of the regulariser, its rows first."""
+        found = self.regulariser
+        return () if found is None else tuple(call for call in (found.rows, found.step) if call is not None)
+
+    @property
     def graphs(self) -> tuple[str, ...]:
         """The graphs that this pipeline runs, each once."""
-        return tuple(dict.fromkeys(call.graph for call in (*self.calls, *self.guide_calls)))
+        calls = (*self.calls, *self.guide_calls, *self.regulariser_calls)
+        return tuple(dict.fromkeys(call.graph for call in calls))
 
     @property
     def encodes_state(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from typing import NoReturn
 
 from engine.bundle.fields import Fields, shorten
 from engine.bundle.graphs import GraphSpec
@@ -25,8 +26,10 @@ from engine.bundle.pipeline import (
     Values,
     X,
 )
+from engine.bundle.regulariser import RegulariserSpec
 from engine.bundle.schema import nested
 from engine.bundle.tensors import BATCH, IMAGE_CHANNELS, STEPS, Null, Shape, TensorSpec, parse_null
+from engine.solver.prediction import PREDICTIONS
 
 
 def parse_pipeline(fields: Fields, inputs: tuple[InputSpec, ...], graphs: Mapping[str, GraphSpec]) -> PipelineSpec:
@@ -41,16 +44,17 @@ def parse_pipeline(fields: Fields, inputs: tuple[InputSpec, ...], graphs: Mappin
     step = reader.step(fields, shape)
     quantize = reader.quantize(fields, shape)
     guides = reader.guides(fields, shape)
+    regulariser = reader.regulariser(fields, state, shape)
     after = reader.after(fields, shape)
     image = reader.image(fields, after)
     nulls = {spec.name: spec.null for spec in inputs if spec.null is not None} | reader.nulls(fields, before)
     spec = PipelineSpec(
         encode, before, rows, step, quantize, after, nulls, state, image, reader.values, reader.encoder_image, maps=None,
-        guides=guides,
+        guides=guides, regulariser=regulariser,
     )  # fmt: skip
     maps = parse_maps(fields, spec, [entry.name for entry in inputs])
     multiple = parse_multiple(fields, spec, maps)
-    fields.done(("guides",))
+    fields.done(("guides", "regulariser"))
     return dataclasses.replace(spec, maps=maps, multiple=multiple)
 
 
@@ -128,11 +132,7 @@ class _Reader:
         if X not in call.inputs.values():
             top.refuse("step", f"a call that takes {X!r}")
         if E not in made or not {E, VARIANCE} >= set(made) or any(value != self.values[X] for value in made.values()):
-            found = ", ".join(f"{name} {value}" for name, value in made.items())
-            fields.refuse(
-                "outputs", f"one output, which is called {E!r} and is {self.values[X]} as the state, or beside it a second "
-                f"one of that kind, called {VARIANCE!r}, not {found}"
-            )  # fmt: skip
+            _refuse_outputs(fields, made, self.values[X])
         return call
 
     def quantize(self, top: Fields, state: Shape) -> CallSpec | None:
@@ -155,16 +155,8 @@ class _Reader:
         return tuple(self._guide(fields, Value("float32", state)) for fields in entries)
 
     def _guide(self, fields: Fields, state: Value) -> GuideSpec:
-        there, rows = self._usable() | {X: state}, None
-        if not fields.take_null("rows"):
-            rows, made = self._call(fields.object("rows"), {TIMESTEPS: Value("int64", (STEPS,))}, {})
-            table = made.get(ROWS)
-            if len(made) != 1 or table is None or table.dtype != "float32" or len(table.shape) != 2 or (
-                table.shape[0] != STEPS or not isinstance(table.shape[1], int)
-            ):
-                fields.refuse("rows", f"a call with one output, float32[{STEPS}, a number], which is called {ROWS!r}")
-            there[ROWS] = Value("float32", (1, table.shape[1]))
-        call, made = self._call(fields.object("step"), there, {})
+        rows, there = self._own_rows(fields)
+        call, made = self._call(fields.object("step"), self._usable() | {X: state} | there, {})
         if X not in call.inputs.values() or (rows is not None and ROWS not in call.inputs.values()):
             fields.refuse("step", f"a call that takes {X!r}, and {ROWS!r} where the guide makes them")
         kinds = {G: state, ENTROPY: Value("float32", (BATCH,))}
@@ -175,6 +167,37 @@ class _Reader:
         timesteps, classes = parse_interval(fields, "timesteps"), fields.integer("classes", 2, MAX_CLASSES)
         fields.done()
         return GuideSpec(rows, call, timesteps, classes)
+
+    def regulariser(self, top: Fields, state: StateSpec, shape: Shape) -> RegulariserSpec | None:
+        """`regulariser`: as `rows` and `step`, with rows of its own and nothing else that it is fed; absent where there is
+        none."""
+        if "regulariser" not in top:
+            return None
+        fields, kind = top.object("regulariser"), Value("float32", shape)
+        if state.centre is not None:
+            expected = f"none: an unconditional network is not told {state.centre!r}, around which the state lies"
+            top.refuse("regulariser", expected)
+        rows, there = self._own_rows(fields)
+        call, made = self._call(fields.object("step"), {X: kind} | there, {})
+        if X not in call.inputs.values() or (rows is not None and ROWS not in call.inputs.values()):
+            fields.refuse("step", f"a call that takes {X!r}, and {ROWS!r} where the regulariser makes them")
+        if E not in made or not {E, VARIANCE} >= set(made) or any(value != kind for value in made.values()):
+            _refuse_outputs(fields.object("step"), made, kind)
+        prediction = fields.choice("prediction", tuple(PREDICTIONS))
+        fields.done()
+        return RegulariserSpec(rows, call, prediction)
+
+    def _own_rows(self, fields: Fields) -> tuple[CallSpec | None, Values]:
+        """The table of a guide or a regulariser, and the row that it has for a timestep; nothing where `rows` is null."""
+        if fields.take_null("rows"):
+            return None, {}
+        rows, made = self._call(fields.object("rows"), {TIMESTEPS: Value("int64", (STEPS,))}, {})
+        table = made.get(ROWS)
+        if len(made) != 1 or table is None or table.dtype != "float32" or len(table.shape) != 2 or (
+            table.shape[0] != STEPS or not isinstance(table.shape[1], int)
+        ):
+            fields.refuse("rows", f"a call with one output, float32[{STEPS}, a number], which is called {ROWS!r}")
+        return rows, {ROWS: Value("float32", (1, table.shape[1]))}
 
     def after(self, top: Fields, state: Shape) -> tuple[CallSpec, ...]:
         """`after`: sees the final x."""
@@ -264,6 +287,14 @@ class _Reader:
                 for t in graph.outputs}  # fmt: skip
         fields.done()
         return CallSpec(name, wiring, results), made
+
+
+def _refuse_outputs(step: Fields, made: Values, state: Value) -> NoReturn:
+    found = ", ".join(f"{name} {value}" for name, value in made.items())
+    step.refuse(
+        "outputs", f"one output, which is called {E!r} and is {state} as the state, or beside it a second one of that kind, "
+        f"called {VARIANCE!r}, not {found}"
+    )  # fmt: skip
 
 
 def _names(fields: Fields) -> list[str]:

@@ -10,6 +10,7 @@ from engine.errors import BundleError
 from engine.kernels import ROW_FIELDS
 
 GUIDE_MODE = "guide_mode"  # the index of one of engine.solver.guides.MODES, where there are guides
+NETS = "nets"  # 1 for a row of the regulariser, where there is one, and 0 for one of the pipeline's own network
 
 
 def sampler_contract(inputs: tuple[InputSpec, ...], spec: PipelineSpec) -> tuple[dict[str, str], dict[str, str]]:
@@ -31,6 +32,8 @@ def sampler_contract(inputs: tuple[InputSpec, ...], spec: PipelineSpec) -> tuple
     gives = {"images": f"uint8[batch, {height}, {width}, {channels}]", "x": state}
     if spec.guides:
         takes[GUIDE_MODE] = "int64[1]"
+    if spec.regulariser is not None:
+        takes[NETS] = "int64[rows]"
     if spec.state.start is not None:
         gives[spec.state.start] = state
     return takes, gives

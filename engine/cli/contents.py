@@ -53,6 +53,7 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "augmentation": asdict(manifest.augmentation) if manifest.augmentation else None,
         "next": asdict(manifest.next) if manifest.next else None,
         "guide": asdict(manifest.guide) if manifest.guide else None,
+        "regularise": asdict(manifest.regularise) if manifest.regularise else None,
         "engines": [asdict(engine) | {"size": engine.size} for engine in manifest.engines],
         "built_with": manifest.built_with,
     }
@@ -64,6 +65,7 @@ def describe_pipeline(pipeline: PipelineSpec) -> dict[str, Any]:
     return {
         **{section: [asdict(call) for call in calls_of(pipeline, section)] for section in SECTIONS},
         "guides": [asdict(guide) for guide in pipeline.guides],
+        "regulariser": asdict(pipeline.regulariser) if pipeline.regulariser else None,
         "nulls": {name: _plain(null) for name, null in pipeline.nulls.items()},
         "state": asdict(pipeline.state),
         "image": pipeline.image,
@@ -93,7 +95,8 @@ def runs(manifest: Manifest, key: str) -> list[str]:
         return [section for section in SECTIONS if section not in ("encode", "quantize")]
     pipeline = manifest.pipeline
     found = [section for section in SECTIONS if any(c.graph == graph_of(key) for c in calls_of(pipeline, section))]
-    return found or ["guides"]
+    second = any(call.graph == graph_of(key) for call in pipeline.regulariser_calls)
+    return found or ["regulariser" if second else "guides"]
 
 
 def where(manifest: Manifest, key: str, backend: str | None, precision: str) -> dict[str, str | None]:
@@ -128,6 +131,7 @@ def show_contents(bundle: dict[str, Any]) -> None:
             **({} if bundle["augmentation"] is None else {"noise level": f"told to {bundle['augmentation']['input']}"}),
             **next_line(bundle["next"]),
             **guide_line(bundle["guide"], bundle["pipeline"]["guides"]),
+            **regulariser_line(bundle["regularise"], bundle["pipeline"]["regulariser"]),
             **notes_line(bundle["architecture"]),
             "built with": ", ".join(f"{name} {version}" for name, version in bundle["built_with"].items()),
         },
@@ -167,6 +171,14 @@ def guide_line(guide: dict[str, Any] | None, guides: list[dict[str, Any]]) -> di
     interval = "" if guide["interval"] is None else ", t {} to {}".format(*guide["interval"])
     many = f", {len(guides)} by timestep" if len(guides) > 1 else ""
     return {"guide": f"scale {guide['scale']:g}, {guide['mode']}{interval}; of {guides[0]['classes']} classes{many}"}
+
+
+def regulariser_line(regularise: dict[str, Any] | None, regulariser: dict[str, Any] | None) -> dict[str, str]:
+    """How the bundle's second network is used."""
+    if regularise is None or regulariser is None:
+        return {}
+    interval = "" if regularise["interval"] is None else ", t {} to {}".format(*regularise["interval"])
+    return {"regulariser": f"predicts {regulariser['prediction']}; {regularise['mode']}{interval}"}
 
 
 def told(following: dict[str, Any]) -> list[str]:
@@ -282,6 +294,10 @@ def pipeline_lines(pipeline: dict[str, Any]) -> Iterator[str]:
             if call is not None:
                 served = "t {} to {}".format(*guide["timesteps"])
                 yield f"{'guide':<10}{call['graph']}({_wires(call['inputs'])}) -> {_wires(call['outputs'])}, {served}"
+    second = pipeline["regulariser"] or {}
+    for call in (second.get("rows"), second.get("step")):
+        if call is not None:
+            yield f"{'regulariser':<12}{call['graph']}({_wires(call['inputs'])}) -> {_wires(call['outputs'])}"
     if pipeline["nulls"]:
         yield f"{'nulls':<10}{', '.join(f'{name} {_brief(null)}' for name, null in pipeline['nulls'].items())}"
     yield f"{'image':<10}{pipeline['image']}"

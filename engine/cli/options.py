@@ -21,6 +21,7 @@ from engine.resolve import SETTING_OPTIONS, SETTINGS
 from engine.result import Batch
 from engine.sampler import Sampler
 from engine.solver.guides import MODES
+from engine.solver.regulariser import REGULARISE
 from engine.solver.table import METHODS, VARIANCES
 from engine.solver.timesteps import SPACINGS
 
@@ -99,6 +100,17 @@ SETTING = options(
         type=Listed(int, "200,800", single=False),
         metavar="LOW,HIGH",
         help="Run guides only between these timesteps, both included.",
+    ),
+    click.option(
+        "--regularise",
+        type=NearChoice(REGULARISE),
+        help="Where the bundle's second network comes in: after each step, before it, or not at all. Default: the bundle's.",
+    ),
+    click.option(
+        "--regularise-interval",
+        type=Listed(int, "200,800", single=False),
+        metavar="LOW,HIGH",
+        help="Run it only between these timesteps, both included.",
     ),
 )
 MACHINE = options(

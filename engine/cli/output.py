@@ -20,6 +20,7 @@ from engine.result import U8, Batch, Deadline, Timings
 from engine.sampler import Sampler
 from engine.solver.guides import CONSTANT
 from engine.solver.noise import resolve_seeds
+from engine.solver.regulariser import OFF
 
 STDOUT = "-"
 
@@ -189,6 +190,10 @@ def setting_line(batch: Batch) -> str:
         words.append(f"by {setting.guide_mode}")
     if setting.guide_interval is not None:
         words.append("a guide from t {} to {}".format(*setting.guide_interval))
+    if setting.regularise != OFF:
+        words.append(f"regularised {setting.regularise} each step, {len(batch.timesteps)} calls")
+    if setting.regularise_interval is not None:
+        words.append("from t {} to {}".format(*setting.regularise_interval))
     if setting.quantize_denoised:
         words.append("every step quantised")
     return ", ".join(words)

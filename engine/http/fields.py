@@ -21,6 +21,7 @@ from engine.inpaint import image_and_mask, inpaints
 from engine.resolve import SETTINGS
 from engine.serving.groups import low_image, starts_from_pixels
 from engine.solver.guides import MODES
+from engine.solver.regulariser import REGULARISE
 from engine.solver.table import METHODS, VARIANCES
 from engine.solver.timesteps import SPACINGS
 from engine.stages import all_inputs, starts_from_image
@@ -194,6 +195,11 @@ def _setting(manifest: Manifest, verb: str, limits: Limits) -> list[Field]:
         found["guide_mode"] = {"enum": list(MODES), "description": "How the scale goes by each sample."}
         text = "Timesteps, the lower one first, between which guides run, both included."
         found["guide_interval"] = {"type": "array", "items": timestep, "minItems": 2, "maxItems": 2, "description": text}
+    if pipeline.regulariser is not None:
+        found["regularise"] = {"enum": list(REGULARISE), "description": "Where the second network comes in."}
+        text = "Timesteps, the lower one first, between which it runs, both included."
+        interval = {"type": "array", "items": timestep, "minItems": 2, "maxItems": 2}
+        found["regularise_interval"] = {**interval, "description": text}
     if pipeline.quantize is not None:
         found["quantize_denoised"] = {"type": "boolean", "description": "Look each step's prediction up in the codebook."}
     if manifest.drawn is not None and verb in ("sample", "edit", "interpolate"):

@@ -23,6 +23,11 @@ def step_feeds(table: StepTable) -> Feeds:
     }
 
 
+def nets_of(table: StepTable) -> npt.NDArray[np.int64]:
+    """nets [R], of a graph with a regulariser."""
+    return np.zeros(len(table), np.int64) if table.nets is None else np.array(table.nets, np.int64)
+
+
 def no_noise(n: int, shape: tuple[int, int, int]) -> npt.NDArray[np.float32]:
     """What a solver that adds no noise takes as `noise`: one slice for all rows."""
     return np.zeros((1, n, *shape), np.float32)

@@ -10,7 +10,9 @@ A row (kernels.ROW_FIELDS; kernels/include/diffusevae/row.h) takes x from timest
     y'  = the same sum with q, where any q is not 0
     push: 1 puts e and 2 puts x0 in front of the history h1, h2, h3
 
-A solver is a function from `Levels` to `Columns` in a file of its own, and a line of METHODS.
+The network is the pipeline's own, or its regulariser where `nets` says so (engine/solver/regulariser.py).
+
+A solver is a function from `Levels` to `Columns` in a file of its own, and a line of METHODS (methods.py).
 """
 
 from __future__ import annotations
@@ -25,16 +27,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.argument_checks import Numbers, check_integer, check_integers, check_interval, check_number, check_numbers
-from engine.errors import ArgumentError, did_you_mean
+from engine.errors import ArgumentError
 from engine.kernels import ROW_FIELDS
 from engine.solver.check import check_rows
-from engine.solver.ddim import ddim, ddim_clipped
-from engine.solver.ddpm import ddpm
-from engine.solver.dpmpp_2m import dpmpp_2m, sde_dpmpp_2m
-from engine.solver.ipndm import ipndm
 from engine.solver.levels import VARIANCES, Columns, Levels
-from engine.solver.plms import plms
+from engine.solver.methods import METHODS, check_regulariser, check_solver
 from engine.solver.prediction import PREDICTIONS
+from engine.solver.regulariser import AFTER, NETS, OFF, OWN, visited, with_regulariser
 from engine.solver.schedule import F64, I64, Schedule
 from engine.solver.timesteps import (
     LEADING,
@@ -46,33 +45,10 @@ from engine.solver.timesteps import (
     kept_timesteps,
     listed_timesteps,
 )
-from engine.solver.unipc_2 import unipc_2
 
 __all__ = ["METHODS", "PREDICTIONS", "VARIANCES", "Schedule", "Start", "StepTable", "build_step_table", "check_table"]
 
 F32 = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Method:
-    """A solver, the options that it takes, and the predictions that it can be derived for."""
-
-    solver: Callable[[Levels], Columns]
-    takes: tuple[str, ...] = ()
-    predictions: tuple[str, ...] = tuple(PREDICTIONS)
-
-
-METHODS: dict[str, Method] = {
-    "ddim": Method(ddim, takes=("eta",)),
-    "ddim_clipped": Method(ddim_clipped, takes=("eta", "guide")),
-    "ddpm": Method(ddpm, takes=("variance", "guide")),
-    "dpmpp_2m": Method(dpmpp_2m),
-    "sde_dpmpp_2m": Method(sde_dpmpp_2m),
-    "unipc_2": Method(unipc_2),
-    # Their history is of eps, which for x0 and v takes the x of that time too.
-    "ipndm": Method(ipndm, predictions=("eps",)),
-    "plms": Method(plms, predictions=("eps",)),
-}
 
 
 @dataclass(frozen=True)
@@ -91,6 +67,7 @@ class StepTable:
     timesteps   int64 [R], what the network is called with
     rows        float32 [R, 31], kernels.ROW_FIELDS
     weights     float32 [R, L], of the network's lanes: L = 1, or 2 with guidance (the inputs, their nulls)
+    nets        int64 [R], 1 where the regulariser is called and 0 elsewhere; None where it is nowhere
     """
 
     timesteps: I64
@@ -99,6 +76,7 @@ class StepTable:
     start: Start
     method: str
     spacing: str | None  # None where the timesteps were listed
+    nets: I64 | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -129,6 +107,10 @@ class StepTable:
     def takes_guide(self) -> bool:
         """Whether any row does."""
         return bool(self.guided.any())
+
+    def regularised(self, i: int) -> bool:
+        """Whether row i calls the regulariser."""
+        return self.nets is not None and self.nets[i] != OWN
 
     @cached_property
     def pushes(self) -> bool:
@@ -165,6 +147,9 @@ def build_step_table(
     guidance_interval: tuple[int, int] | None = None,
     guide_scale: float = 0.0,
     guide_interval: tuple[int, int] | None = None,
+    regularise: str = OFF,
+    regularise_interval: tuple[int, int] | None = None,
+    regulariser: str | None = None,
 ) -> StepTable:
     """The rows of one chain, in arrays that are not to be written to.
 
@@ -190,11 +175,16 @@ def build_step_table(
         others run lane 0 alone. None: all rows.
     guide_scale: what a guide's gradient is multiplied by, with "ddim_clipped" and "ddpm"; 0: no row takes one.
     guide_interval: (low, high), as guidance_interval, of the rows that take it.
+    regularise: "off", "after" or "before": where a second network comes in, with "ddim", "ddim_clipped" and "ddpm". Its
+        calls come on top of `steps`, and noise in each of the rows between.
+    regularise_interval: (low, high), both included, of the timesteps at which it does. None: all.
+    regulariser: what it predicts; None where there is none.
     Raises ArgumentError, which says what can be had.
     """
     eta = check_numbers("eta", eta, 0.0, 1.0)
     guide_scale = check_number("guide_scale", guide_scale, -math.inf)
-    _check_solver(method, prediction, variance, eta, guide_scale)
+    check_solver(method, prediction, variance, eta, guide_scale)
+    check_regulariser(method, regularise, regulariser)
     t_start = None if t_start is None else check_integer("t_start", t_start)
     rho = check_number("rho", rho, LEAST_RHO, MOST_RHO)
     if timesteps is not None:
@@ -223,6 +213,11 @@ def build_step_table(
         guidance_interval=None if guidance_interval is None else check_interval("guidance_interval", guidance_interval),
         guide_scale=guide_scale,
         guide_interval=None if guide_interval is None else check_interval("guide_interval", guide_interval),
+        regularise=regularise,
+        regularise_interval=(
+            None if regularise_interval is None else check_interval("regularise_interval", regularise_interval)
+        ),
+        regulariser=regulariser,
     )
     return _table(chain)
 
@@ -249,6 +244,9 @@ class _Chain(NamedTuple):
     guidance_interval: tuple[int, int] | None
     guide_scale: float
     guide_interval: tuple[int, int] | None
+    regularise: str
+    regularise_interval: tuple[int, int] | None
+    regulariser: str | None
 
     def kept(self) -> I64:
         """The timesteps, ascending."""
@@ -287,17 +285,30 @@ def _table(chain: _Chain) -> StepTable:
         eps_scale=chain.each_step("eps_scale", len(kept)),
         guide_scale=_guide_scale(chain, kept[::-1]),
     )
+    runs = _regularised(chain, levels.timesteps)
     with np.errstate(all="ignore"):  # rows of a schedule beyond float32 are refused below, with the field's name
-        timesteps, exact = exact_rows(METHODS[chain.method].solver, levels, chain.clip)
+        timesteps, exact, nets = _exact(chain, levels, runs)
         rows = exact.astype(np.float32)
     w = chain.guidance
     weights = np.tile(np.array([1.0 + w, -w] if w else [1.0], np.float32), (len(rows), 1))
     if chain.guidance_interval is not None:
-        weights[~_guided(chain, "guidance", timesteps)] = 1.0, 0.0
+        weights[~_within(chain, "guidance_interval", timesteps)] = 1.0, 0.0
+    if nets is not None and w:
+        weights[nets != OWN] = 1.0, 0.0
     check_rows(rows, guide=chain.guide_scale != 0.0)
-    for array in (timesteps, rows, weights):  # shared by every request for this chain
+    for array in (timesteps, rows, weights, *(() if nets is None else (nets,))):  # shared by every request for this chain
         array.setflags(write=False)
-    return StepTable(timesteps, rows, weights, _start(chain), chain.method, chain.spacing)
+    return StepTable(timesteps, rows, weights, _start(chain), chain.method, chain.spacing, nets)
+
+
+def _exact(chain: _Chain, levels: Levels, runs: NDArray[np.bool_]) -> tuple[I64, F64, I64 | None]:
+    """Timesteps, rows in float64 and, where the regulariser runs at some of the steps' levels, the nets."""
+    solver = METHODS[chain.method].solver
+    if chain.regulariser is None or not runs.any():
+        return *exact_rows(solver, levels, chain.clip), None
+    return with_regulariser(
+        levels, lambda of: exact_rows(solver, of, chain.clip)[1], chain.regularise, chain.regulariser, runs
+    )
 
 
 def exact_rows(solver: Callable[[Levels], Columns], levels: Levels, clip: float = math.inf) -> tuple[I64, F64]:
@@ -311,13 +322,15 @@ def exact_rows(solver: Callable[[Levels], Columns], levels: Levels, clip: float 
     return columns.timesteps, rows + 0.0  # + 0.0: no negative zeros
 
 
-def check_table(table: StepTable, *, guide: bool = False) -> None:
-    """Refuse a table that no executor can run; `guide`: whether there is a gradient g. ArgumentError names the field."""
+def check_table(table: StepTable, *, guide: bool = False, regulariser: bool = False) -> None:
+    """Refuse a table that no executor can run; `guide`: whether there is a gradient g, `regulariser`: whether there is a
+    second network. ArgumentError names the field."""
     calls = len(table.rows)
     for name, array, shape, dtype in (
         ("timesteps", table.timesteps, (calls,), np.int64),
         ("weights", table.weights, (calls, table.weights.shape[-1]), np.float32),
         ("rows", table.rows, (calls, len(ROW_FIELDS)), np.float32),
+        *(() if table.nets is None else (("nets", table.nets, (calls,), np.int64),)),
     ):
         if array.shape != shape or array.dtype != dtype or not array.size:
             raise ArgumentError(
@@ -325,6 +338,10 @@ def check_table(table: StepTable, *, guide: bool = False) -> None:
             )
     if not np.isfinite(table.weights).all():
         raise ArgumentError("weights holds values that are NaN or infinite; expected finite numbers")
+    known = NETS if regulariser else (OWN,)
+    if table.nets is not None and not np.isin(table.nets, known).all():
+        found = next(net for net in table.nets.tolist() if net not in known)
+        raise ArgumentError(f"nets holds {found}; expected {' or '.join(map(str, known))}")
     check_rows(table.rows, guide=guide)
 
 
@@ -332,22 +349,46 @@ def _guide_scale(chain: _Chain, timesteps: I64) -> F64 | float:
     """What a guide's gradient is multiplied by in each row."""
     if chain.guide_interval is None:
         return chain.guide_scale
-    return np.where(_guided(chain, "guide", timesteps), chain.guide_scale, 0.0)
+    return np.where(_within(chain, "guide_interval", timesteps), chain.guide_scale, 0.0)
 
 
-def _guided(chain: _Chain, kind: str, timesteps: I64) -> NDArray[np.bool_]:
-    """Which rows the interval of guidance or of a guide holds. ArgumentError for one that says nothing."""
-    (low, high), by = getattr(chain, f"{kind}_interval"), "guidance" if kind == "guidance" else "guide_scale"
-    found, T = f"{kind}_interval is ({low}, {high})", chain.schedule.T
+def _regularised(chain: _Chain, timesteps: I64) -> NDArray[np.bool_]:
+    """Whether the regulariser runs at the level that each step begins at: bool [S]."""
+    runs = np.full(len(timesteps), chain.regularise != OFF)
+    if chain.regularise == AFTER:
+        runs[0] = False
+        if len(timesteps) == 1:
+            raise ArgumentError(
+                "regularise is 'after' with one step, and nothing comes after the last; expected two steps or more, or "
+                "regularise='before'"
+            )
+    if chain.regularise_interval is not None:
+        there = timesteps if chain.regularise == OFF else visited(chain.regularise, timesteps)
+        runs[len(timesteps) - len(there) :] &= _within(chain, "regularise_interval", there)
+    return runs
+
+
+# What each interval is of, and where that is not asked for.
+_OF: dict[str, tuple[str, float | str]] = {
+    "guidance_interval": ("guidance", 0.0),
+    "guide_interval": ("guide_scale", 0.0),
+    "regularise_interval": ("regularise", OFF),
+}
+
+
+def _within(chain: _Chain, name: str, timesteps: I64) -> NDArray[np.bool_]:
+    """Which timesteps an interval holds. ArgumentError for one that says nothing."""
+    (low, high), (by, none) = getattr(chain, name), _OF[name]
+    found, T = f"{name} is ({low}, {high})", chain.schedule.T
     if not 0 <= low <= high < T:
         raise ArgumentError(f"{found}; expected two timesteps of 0 .. {T - 1}, the lower one first")
-    if not getattr(chain, by):
-        raise ArgumentError(f"{found}, but {by} is 0; expected {by} beside it. Pass {by}, or leave it out")
-    guided: NDArray[np.bool_] = (low <= timesteps) & (timesteps <= high)
-    if not guided.any():
+    if getattr(chain, by) == none:
+        raise ArgumentError(f"{found}, but {by} is {none or 0}; expected {by} beside it. Pass {by}, or leave it out")
+    within: NDArray[np.bool_] = (low <= timesteps) & (timesteps <= high)
+    if not within.any():
         ends = f"{timesteps[0]} to {timesteps[-1]}"
         raise ArgumentError(f"{found}, which holds none of this chain's timesteps, {ends}; widen it")
-    return guided
+    return within
 
 
 def _start(chain: _Chain) -> Start:
@@ -357,29 +398,3 @@ def _start(chain: _Chain) -> Start:
         return Start(chain.temperature, 0.0, centre)
     alpha_bar = float(chain.schedule.alpha_bar[chain.t_start])
     return Start(chain.temperature * math.sqrt(1.0 - alpha_bar), math.sqrt(alpha_bar), centre)
-
-
-def _check_solver(method: str, prediction: str, variance: str, eta: Numbers, guide_scale: float) -> None:
-    for name, value, choices in (
-        ("method", method, METHODS), ("prediction", prediction, PREDICTIONS), ("variance", variance, VARIANCES)
-    ):  # fmt: skip
-        if value not in choices:
-            raise ArgumentError(f"{name} is {value!r}; expected one of {', '.join(choices)}.{did_you_mean(value, choices)}")
-    if np.any(eta) and "eta" not in METHODS[method].takes:
-        takes = [name for name, other in METHODS.items() if "eta" in other.takes]
-        found = next(f"eta[{i}] is {one}" for i, one in enumerate(eta) if one) if isinstance(eta, tuple) else f"eta is {eta}"
-        raise ArgumentError(
-            f"{found} with method={method!r}; only {' and '.join(takes)} take eta: leave it 0 or use method={takes[0]!r}"
-        )
-    if guide_scale and "guide" not in METHODS[method].takes:
-        takes = [name for name, other in METHODS.items() if "guide" in other.takes]
-        raise ArgumentError(
-            f"guide_scale is {guide_scale:g} with method={method!r}; only {' and '.join(takes)} take a guide: leave it 0 or "
-            f"use method={takes[0]!r}"
-        )
-    if prediction not in METHODS[method].predictions:
-        others = [repr(name) for name, other in METHODS.items() if prediction in other.predictions]
-        raise ArgumentError(
-            f"method is {method!r}, which is for {', '.join(METHODS[method].predictions)} prediction; this network predicts "
-            f"{prediction}: use method={' or '.join(others)}"
-        )

@@ -63,6 +63,8 @@ GUIDES = (
     Tensor("guide_mode", "TYPE_STRING"),
     Tensor("guide_interval", "TYPE_INT32", (2,)),
 )
+# Need a second network; likewise.
+REGULARISER = (Tensor("regularise", "TYPE_STRING"), Tensor("regularise_interval", "TYPE_INT32", (2,)))
 QUANTIZE = Tensor("quantize_denoised", "TYPE_BOOL")  # needs a codebook
 BUDGET = (Tensor("budget_ms", "TYPE_FP32"), Tensor("at_most", "TYPE_BOOL"))  # need fitted settings to choose from
 EDITS = Tensor("edits", "TYPE_STRING")  # JSON: {"glasses": 1.0}; needs directions
@@ -130,6 +132,7 @@ def setting_of(manifest: Manifest, later: Sequence[Manifest] = ()) -> tuple[Tens
         *((T_START,) if pipeline.state.start is not None else ()),
         *(GUIDANCE if pipeline.guided else ()),
         *(GUIDES if pipeline.guides else ()),
+        *(REGULARISER if pipeline.regulariser is not None else ()),
         *((QUANTIZE,) if pipeline.quantize is not None else ()),
         *(BUDGET if manifest.fitted is not None and not later else ()),
     )

@@ -44,6 +44,7 @@ class Model:
     notes         sentences on what was only said or was rounded, for people, as `architecture` is
     encoder       the file whose encoder gives the drawn input its meaning; a fitted prior belongs to it
     guide         the manifest's `guide` where the pipeline has guides
+    regularise    the manifest's `regularise` where the pipeline has a regulariser
     rescaled      a tensor [T]: what the network is given for each timestep, where that is not the timestep itself
     guide_scale   what a published model is sampled with where a classifier guides it
     step_bound    the largest relative error of `step` in native bf16: what its roundings cost random weights, and some room
@@ -64,6 +65,7 @@ class Model:
     encoder: Checkpoint | None = None
     step_bound: float = 0.015
     guide: Mapping[str, Any] | None = None
+    regularise: Mapping[str, Any] | None = None
     rescaled: Any = field(default=None, compare=False)
     guide_scale: float | None = None
 
@@ -89,6 +91,12 @@ class Model:
         """The graph that runs in the loop."""
         return self.roles[self.wiring.step.graph]
 
+    @property
+    def loop_graphs(self) -> tuple[str, ...]:
+        """The networks of the loop: that of `step` and the regulariser's."""
+        wiring = self.wiring
+        return (wiring.step.graph, *(() if wiring.regulariser is None else (wiring.regulariser.step.graph,)))
+
     def free(self, graph: str) -> FreeSize | None:
         """What the file of a graph leaves free of its size; None where that is the model's own alone, or of no picture."""
         wiring = self.wiring
@@ -101,7 +109,8 @@ class Model:
     def example(self) -> Example:
         """Random inputs of any of its graphs, of the kind that sampling meets."""
         wiring, found = self.wiring, {}
-        for rows, step in ((wiring.rows, wiring.step), *((guide.rows, guide.step) for guide in wiring.guides)):
+        others = (*wiring.guides, *(() if wiring.regulariser is None else (wiring.regulariser,)))
+        for rows, step in ((wiring.rows, wiring.step), *((other.rows, other.step) for other in others)):
             if rows is not None:
                 port = next((port for port, value in step.inputs.items() if value == "rows"), "")
                 found[step.graph] = self.roles[rows.graph], port

@@ -68,8 +68,9 @@ def extra_graphs(
 
 
 def fits_a_plan(pipeline: PipelineSpec) -> bool:
-    """Whether TensorRT takes the sampler: with one guide at most (export/graphs/sampler_guides.py)."""
-    return len(pipeline.guides) <= 1
+    """Whether TensorRT takes the sampler: with one guide at most (export/graphs/sampler_guides.py), and one network, as an
+    If of two was never tried there."""
+    return len(pipeline.guides) <= 1 and pipeline.regulariser is None
 
 
 def _half_graphs(context: BuildContext, model: Model, options: HalfOptions) -> Iterator[Graph]:
@@ -86,7 +87,7 @@ def _half_graphs(context: BuildContext, model: Model, options: HalfOptions) -> I
 
 def _sampler(context: BuildContext, parts: Mapping[str, Graph], precision: str) -> Graph:
     model, wiring = context.model, context.model.wiring
-    names = {call.graph for call in (*wiring.run_calls, *wiring.guide_calls)}
+    names = {call.graph for call in (*wiring.run_calls, *wiring.guide_calls, *wiring.regulariser_calls)}
     size = sum(graph.nbytes for name, graph in parts.items() if name in names)
     if size > MAX_GRAPH_BYTES:
         raise ExportError(

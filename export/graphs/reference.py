@@ -15,6 +15,7 @@ from engine.bundle.guides import ENTROPY, G, guide_of
 from engine.bundle.pipeline import ROWS, TIMESTEPS, VARIANCE, CallSpec, E, PipelineSpec, X
 from engine.kernels import ROW_FIELDS
 from engine.solver.guides import BY_ENTROPY, BY_NORM, LEAST_ENTROPY, LEAST_NORM, MODES
+from engine.solver.regulariser import REGULARISER
 from export.graphs.roles import Inputs, Role
 
 Seen = Callable[[int, Inputs], None]  # called with the row's number and what the network is asked
@@ -38,6 +39,7 @@ class WholeSampler(nn.Module):
         start: torch.Tensor,
         noise: torch.Tensor,
         guide_mode: torch.Tensor | None = None,
+        nets: torch.Tensor | None = None,
         **inputs: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         state, lanes = self.pipeline.state, weights.shape[1]
@@ -53,7 +55,10 @@ class WholeSampler(nn.Module):
         y, h1, h2, h3 = (torch.zeros_like(x) for _ in range(4))
         for i, row in enumerate(coefficients):
             k: Inputs = dict(zip(ROW_FIELDS, row, strict=True))
-            e, v = self._network(i, k["c_in"] * x, constants, rows, weights[i])
+            if nets is not None and nets[i] == REGULARISER:
+                e, v = self._second(int(timesteps[i]), k["c_in"] * x)
+            else:
+                e, v = self._network(i, k["c_in"] * x, constants, rows, weights[i])
             spread = None if v is None else torch.exp(k["s_n"] * v)
             n = noise[i % len(noise)] if spread is None else spread * noise[i % len(noise)]
             # x0 = limit(p . slots);  x' = k . slots;  y' = q . slots
@@ -129,6 +134,17 @@ class WholeSampler(nn.Module):
         made = {name: outputs[port].chunk(active) for port, name in step.outputs.items()}
         e = torch.stack([w * part for w, part in zip(weights, made[E], strict=False)]).sum(0)
         return e, made[VARIANCE][0] if VARIANCE in made else None
+
+
+    def _second(self, t: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """e of the regulariser at timestep t, and its second output or None."""
+        spec, own = self.pipeline.regulariser, {X: x}
+        assert spec is not None, "nets are an input of pipelines with one"
+        if spec.rows is not None:
+            (own[ROWS],) = self.roles[spec.rows.graph](dict.fromkeys(spec.rows.inputs, torch.tensor([t]))).values()
+        found = self.roles[spec.step.graph]({port: own[name] for port, name in spec.step.inputs.items()})
+        given = {name: found[port] for port, name in spec.step.outputs.items()}
+        return given[E], given.get(VARIANCE)
 
 
 class GuidesInTorch:

@@ -5,7 +5,7 @@ one file serves any solver, any number of steps and any batch, in any runtime th
 
     before-calls;  rows;  x = k_noise x_T + k_start start + k_centre centre
     for row, weight in coefficients, weights:
-        e   = sum over lanes of weight[lane] step(c_in x, the lane's bindings, the row's embedding)
+        e   = sum over lanes of weight[lane] step(c_in x, the lane's bindings, the row's embedding), or the regulariser's
         x0  = limit(p . (x, e, c, y, h1, h2, h3))
         n   = exp(s_n v) noise, where the network has the second output v
         g   = a guide's gradient, where the pipeline has guides and the row's k_g is not 0
@@ -13,15 +13,17 @@ one file serves any solver, any number of steps and any batch, in any runtime th
         y   = q . (the same), where the row has any q;   h3, h2, h1 = h2, h1, e or x0, where it pushes
     after-calls;  images = bytes
 
-Lanes are a shape, not a branch: `weights` [rows, 1] is one network call on N samples, [rows, 2] one on 2N, the second half
-bound to the nulls. An ONNX If on the weights would need two copies of the network's nodes, and a runtime that plans memory
-ahead (TensorRT) would plan for both. A guide is an If (sampler_guides.py). The history is always carried: for a table that
-does not use it, that costs a few passes over the state, which is small beside what the network reads.
+Lanes are a shape, not a branch: `weights` [rows, 1] is one network call on N samples, [rows, 2] one on 2N, the second
+half bound to the nulls. An ONNX If on the weights would need two copies of the network's nodes, and a runtime that
+plans memory ahead (TensorRT) would plan for both. A guide is an If (sampler_guides.py), and so is a second network
+(sampler_regulariser.py). The history is always carried: for a table that does not use it, that costs a few passes over
+the state, which is small beside what the network reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import onnx
@@ -35,6 +37,7 @@ from export.graphs.onnx_export import label_graph
 from export.graphs.roles import Role
 from export.graphs.sampler_guides import guide_gradient, guide_tables
 from export.graphs.sampler_lanes import Lanes
+from export.graphs.sampler_regulariser import either_network, regulariser_table
 from export.graphs.sheet import Sheet
 
 # Names that are no value of the pipeline have a slash in them, which no value's name has.
@@ -49,7 +52,8 @@ def compose_sampler(role: Role, pipeline: PipelineSpec, graphs: Mapping[str, byt
     `role` is its signature (export/graphs/sampler_role.py). The same parts give the same bytes. ExportError when the
     result is not a sound graph.
     """
-    parts = {call.graph: onnx.load_from_string(graphs[call.graph]) for call in (*pipeline.run_calls, *pipeline.guide_calls)}
+    calls = (*pipeline.run_calls, *pipeline.guide_calls, *pipeline.regulariser_calls)
+    parts = {call.graph: onnx.load_from_string(graphs[call.graph]) for call in calls}
     main, body = Sheet(), Sheet("loop/")
     constants = _before_the_loop(main, pipeline, parts)
     state = (BATCH, *pipeline.state.shape)
@@ -92,6 +96,7 @@ def _before_the_loop(main: Sheet, pipeline: PipelineSpec, parts: Mapping[str, on
     _kept(main)
     _noise(main)
     guide_tables(main, pipeline, parts)
+    regulariser_table(main, pipeline, parts)
     return constants
 
 
@@ -138,7 +143,9 @@ def _loop_body(
     """One row: the network on every lane, then the update of kernels/include/diffusevae/row.h."""
     row = body.op("Gather", "coefficients", "loop/row", out="row/all")
     k = dict(zip(ROW_FIELDS, body.split(row, [f"row/{name}" for name in ROW_FIELDS]), strict=True))
-    e = _network(body, pipeline, parts, k["c_in"], constants)
+    network = partial(_network, pipeline=pipeline, parts=parts, constants=constants)
+    x = body.op("Mul", k["c_in"], "loop/x", out="network/x")
+    e, v = network(body, x) if pipeline.regulariser is None else either_network(body, pipeline, parts, x, network)
     centre = [("c", pipeline.state.centre)] if pipeline.state.centre is not None else []
     on_kept = _on_kept(body)
     slots = [("x", "loop/x"), ("e", e), *centre]
@@ -146,7 +153,7 @@ def _loop_body(
     at_least = body.op("Max", predicted, body.op("Neg", k["clip"], out="row/clip_low"), out="x0/limited_below")
     x0 = body.op("Min", at_least, k["clip"], out="x0/limited")
     noise = body.op("Gather", "noise", body.op("Gather", "noise/index", "loop/row", out="noise/number"), out="noise/row")
-    spread = _spread(body, pipeline, k["s_n"]) if pipeline.learns_variance else None
+    spread = None if v is None else _spread(body, k["s_n"], v)
     if spread is not None:
         noise = body.op("Mul", spread, noise, out="noise/scaled")
     slots = [("x0", x0), *slots]
@@ -165,11 +172,10 @@ def _loop_body(
 
 
 def _network(
-    body: Sheet, pipeline: PipelineSpec, parts: Mapping[str, onnx.ModelProto], c_in: str, constants: Mapping[str, str]
-) -> str:
-    """e: the network's answer in every lane, times the lane's weight, added up."""
+    body: Sheet, x: str, pipeline: PipelineSpec, parts: Mapping[str, onnx.ModelProto], constants: Mapping[str, str]
+) -> tuple[str, str | None]:
+    """e: the network's answer in every lane, times the lane's weight, added up; and lane 0's v, of networks that have it."""
     step, state = pipeline.step, pipeline.state
-    x = body.op("Mul", c_in, "loop/x", out="network/x")
     weight = body.op("Gather", "weights", "loop/row", out="network/weights")
     answers = {E: "network/e", VARIANCE: "network/v"}
     answer = answers[E]
@@ -182,22 +188,21 @@ def _network(
         _embedding(body, pipeline.per_sample_rows)
     names |= {port: answers[name] for port, name in step.outputs.items()}
     body.inline(parts[step.graph], step.graph, "step", names)
+    v = answers[VARIANCE] if pipeline.learns_variance else None
     if not pipeline.guided:
-        return body.op("Mul", answer, weight, out="e/weighted")
+        return body.op("Mul", answer, weight, out="e/weighted"), v
     shape = body.op("Concat", "lanes/count", body.axes(-1, *state.shape), out="network/e_shape", axis=0)
     stack = body.op("Reshape", answer, shape, out="network/e_stack")
     column = body.op("Reshape", weight, body.axes(-1, 1, 1, 1, 1), out="network/weight_column")
     weighted = body.op("Mul", stack, column, out="network/e_weighted")
-    return body.op("ReduceSum", weighted, body.axes(0), out="e/weighted", keepdims=0)
-
-
-def _spread(body: Sheet, pipeline: PipelineSpec, s_n: str) -> str:
-    """exp(s_n v), v being lane 0's; 1 where s_n is 0."""
-    v = "network/v"
-    if pipeline.guided:
-        shape = body.op("Concat", "lanes/count", body.axes(-1, *pipeline.state.shape), out="network/v_shape", axis=0)
+    if v is not None:
         stack = body.op("Reshape", v, shape, out="network/v_stack")
         v = body.op("Gather", stack, body.constant("number/lane", 0), out="network/v_first", axis=0)
+    return body.op("ReduceSum", weighted, body.axes(0), out="e/weighted", keepdims=0), v
+
+
+def _spread(body: Sheet, s_n: str, v: str) -> str:
+    """exp(s_n v); 1 where s_n is 0."""
     return body.op("Exp", body.op("Mul", s_n, v, out="noise/exponent"), out="noise/factor")
 
 

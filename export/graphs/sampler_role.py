@@ -13,13 +13,14 @@ from engine.bundle.graphs import SAMPLER
 from engine.bundle.inputs import InputSpec
 from engine.bundle.pipeline import PipelineSpec, X
 from engine.bundle.tensors import BATCH, STEPS, TensorSpec
-from engine.bundle.whole import GUIDE_MODE
+from engine.bundle.whole import GUIDE_MODE, NETS
 from engine.commands import install_extra
 from engine.errors import ExportError, first_line
 from engine.kernels import ROW_FIELDS
-from engine.solver.feeds import step_feeds
+from engine.solver.feeds import nets_of, step_feeds
 from engine.solver.guides import BY_NORM, CONSTANT, MODES
 from engine.solver.levels import LEARNED_RANGE
+from engine.solver.regulariser import AFTER, BEFORE
 from engine.solver.schedule import Schedule
 from engine.solver.table import METHODS, build_step_table
 from export.graphs.parity import LOADERS, native_failures, relative_error
@@ -43,6 +44,10 @@ GUIDED: tuple[dict[str, Any], ...] = (
     {"batch": 1, "steps": 3, "method": "ddim_clipped", "guide_scale": 0.25, "mode": BY_NORM, "unguided": 1},
     {"batch": 2, "steps": 2, "method": "ddpm", "guide_scale": 0.5, "mode": CONSTANT, "unguided": 0},
 )
+REGULARISED: tuple[dict[str, Any], ...] = (
+    {"batch": 1, "steps": 3, "method": "ddpm", "regularise": AFTER},
+    {"batch": 2, "steps": 2, "eta": 1.0, "regularise": BEFORE, "guidance": 0.5},
+)
 BATCHES = tuple(chain["batch"] for chain in CHAINS)
 
 
@@ -61,6 +66,7 @@ def sampler_role(
         tensor("start", (3,)),
         tensor("noise", ("noise_steps", *state)),
         *((tensor(GUIDE_MODE, (1,), "int64", (0.0, len(MODES) - 1.0)),) if pipeline.guides else ()),
+        *((tensor(NETS, ("rows",), "int64", (0.0, 1.0)),) if pipeline.regulariser is not None else ()),
     )
     start = pipeline.state.start
     gives = (
@@ -122,7 +128,7 @@ def _same_bytes(whole: WholeSampler, found: Mapping[str, np.ndarray], case: Inpu
 
 
 def _declared(whole: WholeSampler, case: Inputs) -> list[TensorSpec]:
-    own = ("x_T", "timesteps", "coefficients", "weights", "start", "noise", GUIDE_MODE)
+    own = ("x_T", "timesteps", "coefficients", "weights", "start", "noise", GUIDE_MODE, NETS)
     return [tensor(name, tuple(value.shape)) for name, value in case.items() if name not in own]
 
 
@@ -130,7 +136,9 @@ def _examples(role: Role, pipeline: PipelineSpec, schedule: Schedule, prediction
     """CHAINS from the middle of the schedule, with guidance where the pipeline has it."""
     starts = pipeline.state.start is not None
     cases = []
+    second = pipeline.regulariser
     chains = (*CHAINS, *([LEARNED] if pipeline.learns_variance else []), *(GUIDED if pipeline.guides else ()))
+    chains = (*chains, *(() if second is None else REGULARISED))
     for seed, chain in enumerate(chains):
         options = dict(chain)
         if prediction not in METHODS[chain.get("method", "ddim")].predictions:
@@ -147,9 +155,11 @@ def _examples(role: Role, pipeline: PipelineSpec, schedule: Schedule, prediction
             t_start=schedule.T // 2 if starts else None,
             spacing="linspace" if starts else "truncated",
             clip=pipeline.state.clip,
+            regulariser=None if second is None else second.prediction,
             **options,
         )
         arrays = step_feeds(table) | ({GUIDE_MODE: np.array([MODES.index(mode)])} if pipeline.guides else {})
+        arrays |= {} if second is None else {NETS: nets_of(table)}
         if unguided is not None:
             arrays["coefficients"][unguided, ROW_FIELDS.index("k_g")] = 0.0
         sizes = {BATCH: batch, STEPS: len(table), "noise_steps": len(table.rows) if table.stochastic else 1}

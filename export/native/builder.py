@@ -96,7 +96,7 @@ def build(context: BuildContext, precision: str, options: Mapping[str, Any]) -> 
         if isinstance(role.module, Guide):
             engines.append(_guide(context, role, found))
             continue
-        bound = model.step_bound if role is model.step else BOUNDS[found]
+        bound = model.step_bound if role.name in model.loop_graphs else BOUNDS[found]
         engines.append(_engine(context, role, found, lower(role), bound))
     return engines
 

@@ -45,26 +45,24 @@ def unfit(model: Model) -> str | None:
 
 
 def build_plans(backend: str, context: BuildContext, precision: str, options: Mapping[str, Any]) -> list[BuiltEngine]:
-    """A plan of every graph of the pipeline, and of the whole sampler if there; but for `_unfit_guides`."""
+    """A plan of every graph of the pipeline, and of the whole sampler if there; but for `_unfit_graphs`."""
     library, model = open_library(backend), context.model
     wishes = read_options(backend, options, steps=model.defaults["steps"], T=model.schedule.T)
     wishes = replace(wishes, targets=settle_targets(library, wishes.targets, wishes.hardware))
-    chosen, unfit = chosen_graphs(context, precision), _unfit_guides(context, wishes.targets)
+    chosen, unfit = chosen_graphs(context, precision), _unfit_graphs(context, wishes.targets)
     for name, reason in unfit.items():
         context.watch.note(f"{backend}: no plan of {name}: {reason}")
     return [_engine(library, context, precision, graph, wishes) for graph in chosen if graph.role.name not in unfit]
 
 
-def _unfit_guides(context: BuildContext, targets: Sequence[str]) -> dict[str, str]:
-    """{graph that no plan is built of, because of guides: why}; those of guides themselves are plans for a later chain."""
+def _unfit_graphs(context: BuildContext, targets: Sequence[str]) -> dict[str, str]:
+    """{graph that no plan is built of, because of guides or a regulariser: why}; their own are plans for a later chain."""
     wiring, there = context.model.wiring, dict.fromkeys(graph.role.name for graph in context.graphs)
-    if not wiring.guides:
-        return {}
-    if "sm75" in targets:
+    if wiring.guides and "sm75" in targets:
         reason = "guides compute in float32, of which sm75 takes no matrix product"
         return {name: reason for name in there if name in (*wiring.guide_graphs, SAMPLER)}
-    several = "TensorRT builds none of several guides"
-    return {name: several for name in there if name == SAMPLER and not fits_a_plan(wiring)}
+    reason = "TensorRT builds none of several guides" if len(wiring.guides) > 1 else "none with a regulariser was ever tried"
+    return {name: reason for name in there if name == SAMPLER and not fits_a_plan(wiring)}
 
 
 def chosen_graphs(context: BuildContext, precision: str) -> list[Graph]:

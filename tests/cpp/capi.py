@@ -26,7 +26,8 @@ SCALES = {"eta": "etas", "noise_scale": "noise_scales", "eps_scale": "eps_scales
 
 
 GUIDE = ("guide_scale", DOUBLE), ("guide_mode", TEXT), ("guide_interval", LONG * 2)
-INTERVALS = ("guidance_interval", "guide_interval")  # None where both ends are unset
+REGULARISE = ("regularise", TEXT), ("regularise_interval", LONG * 2)
+INTERVALS = ("guidance_interval", "guide_interval", "regularise_interval")  # None where both ends are unset
 
 
 def listed(name: str) -> tuple[tuple[str, Any], tuple[str, Any]]:
@@ -88,7 +89,7 @@ class Setting(ctypes.Structure):
         ("steps", LONG), *listed("timesteps"), ("spacing", TEXT), ("rho", DOUBLE), ("method", TEXT), ("eta", DOUBLE),
         *listed("etas"), ("t_start", LONG), ("temperature", DOUBLE), ("noise_scale", DOUBLE), *listed("noise_scales"),
         ("eps_scale", DOUBLE), *listed("eps_scales"), ("guidance", DOUBLE), ("guidance_interval", LONG * 2),
-        ("variance", TEXT), ("quantize_denoised", INT), *GUIDE, ("clip", INT), ("prior", TEXT),
+        ("variance", TEXT), ("quantize_denoised", INT), *GUIDE, *REGULARISE, ("clip", INT), ("prior", TEXT),
     ]  # fmt: skip
 
     def values(self) -> dict[str, Any]:
@@ -116,7 +117,7 @@ class Info(ctypes.Structure):
         *((name, LONG) for name in (
             "image_channels", "image_height", "image_width", "state_channels", "state_height", "state_width", "timesteps",
             "inputs", "outputs")),
-        *((name, INT) for name in ("guided", "has_start", "has_prior", "has_guides")),
+        *((name, INT) for name in ("guided", "has_start", "has_prior", "has_guides", "has_regulariser")),
         *((name, LONG) for name in ("threads", "max_batch", "weight_bytes")),
         *((name, TEXT) for name in ("name", "family", "start", "backend", "precision", "isa")), ("defaults", Setting),
         ("fitted", ctypes.POINTER(LONG)), ("fitted_count", LONG),
@@ -156,7 +157,7 @@ class SampleOptions(ctypes.Structure):
         ("rho", DOUBLE), ("method", TEXT), ("eta", DOUBLE), *listed("etas"), ("t_start", LONG), ("temperature", DOUBLE),
         ("noise_scale", DOUBLE),
         *listed("noise_scales"), ("eps_scale", DOUBLE), *listed("eps_scales"), ("guidance", DOUBLE),
-        ("guidance_interval", LONG * 2), ("variance", TEXT), ("quantize_denoised", INT), *GUIDE, ("clip", INT),
+        ("guidance_interval", LONG * 2), ("variance", TEXT), ("quantize_denoised", INT), *GUIDE, *REGULARISE, ("clip", INT),
         ("prior", TEXT), ("inputs", ctypes.POINTER(Array)), ("inputs_count", LONG), ("callback", CALLBACK),
         ("user", POINTER), ("budget_ms", DOUBLE), ("at_most", INT), ("anytime", INT),
         ("edits", ctypes.POINTER(Edit)), ("edits_count", LONG), ("texts", ctypes.POINTER(TEXT)), ("texts_count", LONG),
@@ -210,8 +211,8 @@ class Table(ctypes.Structure):
 
     _fields_ = [
         ("size", ctypes.c_size_t), ("capacity", LONG), ("timesteps", POINTER), ("rows", POINTER), ("weights", POINTER),
-        ("calls", LONG), ("lanes", LONG), *((name, DOUBLE) for name in ("k_noise", "k_start", "k_centre")),
-        ("setting", Setting),
+        ("nets", POINTER), ("calls", LONG), ("lanes", LONG),
+        *((name, DOUBLE) for name in ("k_noise", "k_start", "k_centre")), ("setting", Setting),
     ]  # fmt: skip
 
 
@@ -224,6 +225,7 @@ class CTable:
     weights: np.ndarray
     start: tuple[float, float, float]  # k_noise, k_start, k_centre
     setting: dict[str, Any]
+    nets: np.ndarray
 
 
 class Failed(Exception):
@@ -459,16 +461,18 @@ class CSampler:
         """The step table of a chain."""
         options, alive = self.options(given)
         table = self.library.made(Table, "step_table")
-        most = table.capacity = self.info.timesteps + 1
+        most = table.capacity = 2 * self.info.timesteps
         timesteps, rows = np.zeros(most, np.int64), np.zeros((most, ROW_FIELDS), np.float32)
-        weights = np.zeros(2 * most, np.float32)
+        weights, nets = np.zeros(2 * most, np.float32), np.zeros(most, np.int64)
         table.timesteps, table.rows, table.weights = address(timesteps), address(rows), address(weights)
+        table.nets = address(nets)
         self.library.call("get_step_table", self.handle, ctypes.byref(options), ctypes.byref(table))
         del alive
         calls, lanes = table.calls, table.lanes
         return CTable(
             timesteps[:calls], rows[:calls], weights[: calls * lanes].reshape(calls, lanes),
             (table.k_noise, table.k_start, table.k_centre), table.setting.values(),
+            nets[:calls],
         )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ import pytest
 from engine.bundle.reader import Bundle
 from engine.bundle.writer import write_bundle
 from engine.errors import BundleError
-from tests import guided_toy, toy
+from tests import guided_toy, regularised_toy, toy
 from tests.cpp import capi
 from tests.cpp.building import ROOT, SOURCE
 from tests.cpp.capi import Failed, Library, open_c
@@ -34,6 +34,7 @@ from tests.unit import test_fitted as fitted
 from tests.unit import test_guides as guides
 from tests.unit import test_pipeline as pipelines
 from tests.unit import test_prior as priors
+from tests.unit import test_regulariser as regularisers
 from tests.unit import test_starts as starts
 from tests.unit import test_text as texts
 
@@ -87,6 +88,17 @@ def cases(module: Any) -> list[Any]:
 
 
 # Beside those of the unit tests, what only a reader in another language could get wrong.
+REGULARISERS: list[tuple[str, object, str]] = [
+    ("regularise", 3, "found 3 (int), expected an object"),
+    ("regularise", {"mode": "after", "interval": [True, 6]}, "the lower one first"),
+    ("regularise", {"mode": "after", "interval": [1, 10**19]}, "two timesteps of 0 .. 999"),
+    ("pipeline.regulariser", {}, "rows: missing"),
+    ("pipeline.regulariser", None, "expected an object"),
+    ("pipeline.regulariser.prediction", ABSENT, "prediction: missing"),
+    ("pipeline.regulariser.step", ABSENT, "step: missing"),
+    ("pipeline.regulariser.step.outputs", {"x0": "variance"}, "one output, which is called 'e'"),
+    ("pipeline.regulariser.rows.graph", "denoiser", "missing, expected the name of a value"),
+]
 GUIDES = [
     ("guide", 3, "found 3 (int), expected an object"),
     ("guide.scale", "1", "expected a number in"),
@@ -184,6 +196,16 @@ def test_one_wrong_field_of_guides_is_named(
     library: Library, tmp_path: Path, field: str, value: object, message: str
 ) -> None:
     path = guided_toy.build(tmp_path / "a.bundle", 2, ("onnxruntime", "native"))
+    assert NO_ENGINES in ask_cpp(library, path).text
+    edit(path, field, value)
+    assert message in check_same_refusal(library, path)
+
+
+@pytest.mark.parametrize(("field", "value", "message"), cases(regularisers) + REGULARISERS)
+def test_one_wrong_field_of_a_regulariser_is_named(
+    library: Library, tmp_path: Path, field: str, value: object, message: str
+) -> None:
+    path = regularised_toy.build(tmp_path / "a.bundle", backends=("onnxruntime", "native"))
     assert NO_ENGINES in ask_cpp(library, path).text
     edit(path, field, value)
     assert message in check_same_refusal(library, path)

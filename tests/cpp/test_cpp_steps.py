@@ -244,6 +244,7 @@ def test_the_recorded_setting_is_replaced_as_a_whole(
     listed = own | {"spacing": None}
     everywhere = {"variance": "fixedsmall", "clip": True, "prior": "standard", "guidance_interval": None}
     everywhere |= {"quantize_denoised": False, "guide_scale": 0.0, "guide_mode": "constant", "guide_interval": None}
+    everywhere |= {"regularise": "off", "regularise_interval": None}
     cases: list[tuple[Arguments, Arguments]] = [
         ({}, recorded),
         ({"guidance": 1.5, "temperature": 0.5}, recorded | {"guidance": 1.5, "temperature": 0.5}),

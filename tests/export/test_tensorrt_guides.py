@@ -80,7 +80,7 @@ def test_a_reference_classifier(tmp_path: Path) -> None:
     network = guided.network("classifier_adaptive")
     classes = golden.config("classifier_adaptive")["arch"]["out_channels"]
     role = guide_role(network, Guidance((3, 16, 16), classes, network.row_width))
-    pipeline = SimpleNamespace(guides=(None,), guide_graphs={"guide"})
+    pipeline = SimpleNamespace(guides=(None,), guide_graphs={"guide"}, regulariser=None)
     graph = Graph(role, export_onnx(role).data, {})
     options = {"targets": ("sm89",), "trt_batch": (1, 2, 8)}
     (engine,) = build_plans("tensorrt_rtx", context_of(pipeline, [graph], Watch()), "fp16", options)

@@ -15,7 +15,7 @@ from PIL import Image
 from engine.cli.main import cli
 from engine.solver.table import METHODS
 from engine.solver.timesteps import SPACINGS
-from tests import toy
+from tests import regularised_toy, toy
 from tests.samplers import ANY_BACKEND
 from tests.toy_family import build_family
 
@@ -26,8 +26,10 @@ COMMANDS = sorted({command for row in ROWS for command in re.findall(r"`((?:samp
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A bundle with an image to start from and nulls, one that learned its variance, a picture and a mask."""
+    """A bundle with an image to start from and nulls, one that learned its variance, one with a regulariser, a picture and a
+    mask."""
     folder = tmp_path_factory.mktemp("page")
+    regularised_toy.build(folder / "regularised")
     toy.build_bundle(folder / "B")
     build_family(folder / "learned", learned=True)
     for name, mode in (("photo.png", "RGB"), ("mask.png", "L")):
@@ -43,6 +45,8 @@ def test_the_command_runs(command: str) -> None:
     words = [*shlex.split(command), "--backend", ANY_BACKEND, "--threads", "1", "--out", "out.npy"]
     if "learned_range" in words:
         words = ["learned" if word == "B" else word for word in words] + ["--input", "label=1"]
+    if "--regularise" in words:
+        words = ["regularised" if word == "B" else word for word in words]
     done = CliRunner().invoke(cli, words)
     assert done.exit_code == 0, done.output
     assert np.load("out.npy").dtype == np.uint8

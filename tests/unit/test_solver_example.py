@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from engine.kernels import ROW_FIELDS
+from engine.solver.methods import METHODS, Method
 from engine.solver.schedule import Schedule
-from engine.solver.table import METHODS, Method, build_step_table, check_table
+from engine.solver.table import build_step_table, check_table
 from tests.gaussian_flow import error_of, even_in_noise
 from tests.solver_rows import run_kernels
 

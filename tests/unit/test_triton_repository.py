@@ -21,7 +21,7 @@ from engine.triton.pbtxt import Word, quoted, text_of
 from engine.triton.repository import RepositoryError, write_repository
 from engine.triton.serving import Serving, settle
 from engine.triton.tensors import declared_of
-from tests import guided_toy, toy
+from tests import guided_toy, regularised_toy, toy
 from tests.fake_triton import as_json
 from tests.manifests import edit, full_files, full_manifest
 from tests.samplers import bundle
@@ -129,6 +129,12 @@ class TestConfig:
         assert [tensor.name for tensor in config.input if not tensor.optional] == ["seed"]
         for sample in config.model_warmup:
             assert sorted(sample.inputs) == ["label", "seed"]
+
+    def test_a_regulariser(self, tmp_path: Path) -> None:
+        path = regularised_toy.build(tmp_path / "regularised.bundle")
+        config = parsed(write_repository(path, tmp_path / "repo").model / "config.pbtxt")
+        found = [tensor.name for tensor in config.input if tensor.name.startswith("regularise")]
+        assert found == ["regularise", "regularise_interval"]
 
     def test_zeros_that_are_out_of_range_warm_nothing_up(self, tmp_path: Path) -> None:
         """Triton fills a warm-up's tensors with zeros; the model's own warm-up takes the nearest number there is."""

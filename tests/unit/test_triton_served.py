@@ -17,7 +17,7 @@ from engine import Sampler
 from engine.backends.native.backend import Native
 from engine.kernels import native_library
 from engine.triton.serving import Serving
-from tests import fake_triton, guided_toy
+from tests import fake_triton, guided_toy, regularised_toy
 from tests.fake_triton import Request, TritonError
 from tests.manifests import edit
 from tests.samplers import ANY_BACKEND, CountingGraph, watch_graph
@@ -223,6 +223,19 @@ class TestAnotherFamily:
         code, text = responses[0].refusal()
         assert (code, message in text) == (INVALID, True), text
         assert responses[1].arrays()["image"].shape == (1, 12, 16, 3)
+
+    def test_a_regulariser(self, served: Open, tmp_path: Path) -> None:
+        """Samples of other modes run apart, to the bits of a Sampler; what cannot be is the request's own mistake."""
+        path = regularised_toy.build(tmp_path / "regularised.bundle")
+        model = served(path)
+        said = {"regularise": texts("after", "before"), "regularise_interval": np.array([[0, 700], [100, 999]], np.int32)}
+        found = model.one(seed=ints(1, 2), steps=int32(4, 4), method=texts("ddpm", "ddpm"), **said)["image"]
+        with Sampler(path, ANY_BACKEND, threads=1) as sampler:
+            for i, (mode, interval) in enumerate([("after", (0, 700)), ("before", (100, 999))]):
+                options = {"regularise": mode, "regularise_interval": interval, "method": "ddpm", "steps": 4}
+                np.testing.assert_array_equal(found[i], sampler.sample(seed=1 + i, **options).images[0])
+        code, text = model.refusal(seed=ints(3), regularise=texts("after"), method=texts("plms"))
+        assert (code, "take a regulariser" in text) == (INVALID, True), text
 
     def test_guides(self, served: Open, tmp_path: Path) -> None:
         """Samples of other modes run apart; a label is asked for where a guide runs alone."""

@@ -195,6 +195,8 @@ typedef struct diffusevae_setting {
     double guide_scale;            /* 0: no guide runs */
     const char* guide_mode;
     int64_t guide_interval[2];     /* as guidance_interval */
+    const char* regularise;        /* "off", "after" or "before" */
+    int64_t regularise_interval[2];
     int32_t clip;          /* 0 or 1 */
     const char* prior;     /* "bundle" or "standard"; NULL where no input is drawn */
 } diffusevae_setting;
@@ -210,6 +212,7 @@ typedef struct diffusevae_info {
     int32_t has_start;     /* 1: the pipeline has a value to start from at t_start */
     int32_t has_prior;     /* 1: the bundle holds a fitted density of the input that is drawn */
     int32_t has_guides;    /* 1: the bundle has guides, so that guide_scale can be other than 0 */
+    int32_t has_regulariser;  /* 1: the bundle has a second network, so that regularise can be other than "off" */
     int64_t threads;
     int64_t max_batch;
     int64_t weight_bytes;  /* of the loaded graphs, shared by all clones */
@@ -281,8 +284,8 @@ typedef struct diffusevae_sample_options {
     uint64_t seed;
 
     /* The few-step setting. With nothing given down to t_start the bundle's recorded setting applies as a whole, its scales
-     * and guidance included, and its guides are used as it records; naming any replaces it by ddim, uniform spacing (linspace with
-     * t_start), eta 0, no t_start, scales 1, guidance 0, no guide, at the recorded number of steps. */
+     * and guidance included, and its guides and regulariser are used as it records; naming any replaces it by ddim, uniform spacing
+     * (linspace with t_start), eta 0, no t_start, scales 1, guidance 0, no guide, no regulariser, at the recorded number of steps. */
     int64_t steps;          /* 1 .. T, or 1 .. t_start + 1 where a spacing is laid up to t_start */
     const char* setting;    /* "fitted", the bundle's own for this number of steps (`diffusevae fit-setting`), or "plain", as
                              * above; NULL: the fitted one where there is one, nothing but steps is named and no guide
@@ -318,6 +321,11 @@ typedef struct diffusevae_sample_options {
     const char* guide_mode; /* "constant"; "entropy": times log K / H, H the entropy of each sample's K classes; "norm": the gradient
                              * at the length of each sample's step */
     int64_t guide_interval[2];  /* low and high, 0 .. T - 1, both included: the timesteps whose rows run a guide; unset: all */
+    const char* regularise; /* "off"; "after": each step but the last is followed by the bundle's second network, which predicts the
+                             * clean state from the step's result and noises it afresh; "before": the state is replaced by the own
+                             * network's prediction noised afresh, and the second network takes the step. Its rows come on top of
+                             * steps. With "ddim", "ddim_clipped" and "ddpm" */
+    int64_t regularise_interval[2];  /* low and high, 0 .. T - 1, both included: the timesteps at which it runs; unset: all */
     int32_t clip;           /* 1 (as initialised): limit each row's prediction of the end as the pipeline says; 0: do not */
     const char* prior;      /* what the drawn input comes from: "bundle", its fitted density, or "standard", N(0, I); NULL:
                              * the bundle's where it has one. Refused where no input is drawn */
@@ -490,6 +498,7 @@ typedef struct diffusevae_step_table {
     int64_t* timesteps;    /* int64 [R], or NULL */
     float* rows;           /* float32 [R, DIFFUSEVAE_ROW_FIELDS], or NULL */
     float* weights;        /* float32 [R, lanes], room for 2 lanes where guidance may be other than 0; or NULL */
+    int64_t* nets;         /* int64 [R], 1 where the regulariser is called and 0 elsewhere; or NULL */
 
     /* Set by diffusevae_get_step_table. */
     int64_t calls;         /* R */

@@ -101,10 +101,12 @@ public:
         table.timesteps.resize(size_t(c.calls));
         table.rows.resize(size_t(c.calls) * DIFFUSEVAE_ROW_FIELDS);
         table.weights.resize(size_t(c.calls * c.lanes));
+        table.nets.resize(size_t(c.calls));
         c.capacity = c.calls;
         c.timesteps = table.timesteps.data();
         c.rows = table.rows.data();
         c.weights = table.weights.data();
+        c.nets = table.nets.data();
         check(diffusevae_get_step_table(handle_.get(), &call.c, &c));
         table.lanes = c.lanes;
         table.k_noise = c.k_noise;
@@ -178,6 +180,11 @@ private:
             if (options.guide_interval) {
                 c.guide_interval[0] = options.guide_interval->first;
                 c.guide_interval[1] = options.guide_interval->second;
+            }
+            c.regularise = text(options.regularise);
+            if (options.regularise_interval) {
+                c.regularise_interval[0] = options.regularise_interval->first;
+                c.regularise_interval[1] = options.regularise_interval->second;
             }
             c.clip = options.clip ? 1 : 0;
             c.prior = text(options.prior);
@@ -361,6 +368,7 @@ private:
         info_.guided = c.guided != 0;
         info_.has_prior = c.has_prior != 0;
         info_.has_guides = c.has_guides != 0;
+        info_.has_regulariser = c.has_regulariser != 0;
         info_.name = c.name;
         info_.family = c.family;
         info_.start = c.start ? c.start : "";

@@ -204,6 +204,8 @@ struct SampleOptions {
     std::optional<double> guide_scale;  // of the guides' gradient; 0 runs none
     std::optional<std::string> guide_mode;
     std::optional<std::pair<int64_t, int64_t>> guide_interval;  // low and high, both included: the rows that run a guide
+    std::optional<std::string> regularise;  // off, after or before: where the bundle's second network comes in
+    std::optional<std::pair<int64_t, int64_t>> regularise_interval;
     bool clip = true;
     std::optional<std::string> prior;
     std::map<std::string, double> edits;  // strengths by direction, which the drawn input is moved along
@@ -243,6 +245,8 @@ struct Setting {
     double guide_scale = 0;
     std::string guide_mode = "constant";
     std::optional<std::pair<int64_t, int64_t>> guide_interval;
+    std::string regularise = "off";
+    std::optional<std::pair<int64_t, int64_t>> regularise_interval;
     bool clip = true;
     std::optional<std::string> prior;
 
@@ -252,7 +256,8 @@ struct Setting {
           etas(c.etas, c.etas + c.etas_count), temperature(c.temperature),
           noise_scales(c.noise_scales, c.noise_scales + c.noise_scales_count),
           eps_scales(c.eps_scales, c.eps_scales + c.eps_scales_count), guidance(c.guidance), variance(c.variance),
-          quantize_denoised(c.quantize_denoised != 0), guide_scale(c.guide_scale), guide_mode(c.guide_mode), clip(c.clip != 0) {
+          quantize_denoised(c.quantize_denoised != 0), guide_scale(c.guide_scale), guide_mode(c.guide_mode),
+          regularise(c.regularise), clip(c.clip != 0) {
         if (c.spacing) spacing = c.spacing;
         if (c.eta != DIFFUSEVAE_UNSET_NUMBER) eta = c.eta;
         if (c.t_start != DIFFUSEVAE_UNSET) t_start = c.t_start;
@@ -260,6 +265,8 @@ struct Setting {
         if (c.eps_scale != DIFFUSEVAE_UNSET_NUMBER) eps_scale = c.eps_scale;
         if (c.guidance_interval[0] != DIFFUSEVAE_UNSET) guidance_interval = {c.guidance_interval[0], c.guidance_interval[1]};
         if (c.guide_interval[0] != DIFFUSEVAE_UNSET) guide_interval = {c.guide_interval[0], c.guide_interval[1]};
+        if (c.regularise_interval[0] != DIFFUSEVAE_UNSET)
+            regularise_interval = {c.regularise_interval[0], c.regularise_interval[1]};
         if (c.prior) prior = c.prior;
     }
 };
@@ -267,7 +274,7 @@ struct Setting {
 struct Info {
     int64_t image_channels = 0, image_height = 0, image_width = 0;
     int64_t timesteps = 0, threads = 0, max_batch = 0, weight_bytes = 0;
-    bool guided = false, has_prior = false, has_guides = false;
+    bool guided = false, has_prior = false, has_guides = false, has_regulariser = false;
     std::string name, family, start, backend, precision, isa;  // start: the value to start from, "" where there is none
     std::vector<ArrayInfo> inputs, outputs;
     std::vector<std::string> directions;  // that SampleOptions::edits may name
@@ -306,6 +313,7 @@ struct StepTable {
     std::vector<int64_t> timesteps;  // [R]
     std::vector<float> rows;         // [R, DIFFUSEVAE_ROW_FIELDS]
     std::vector<float> weights;      // [R, lanes]
+    std::vector<int64_t> nets;       // [R], 1 where the regulariser is called
     int64_t lanes = 1;
     double k_noise = 0, k_start = 0, k_centre = 0;
     Setting setting;

@@ -67,6 +67,7 @@ diffusevae_sample_options defaults_of(const diffusevae_sample_options*) {
         DIFFUSEVAE_UNSET_NUMBER;
     options.guidance_interval[0] = options.guidance_interval[1] = DIFFUSEVAE_UNSET;
     options.guide_interval[0] = options.guide_interval[1] = DIFFUSEVAE_UNSET;
+    options.regularise_interval[0] = options.regularise_interval[1] = DIFFUSEVAE_UNSET;
     options.budget_ms = options.guide_scale = DIFFUSEVAE_UNSET_NUMBER;
     options.clip = 1;
     return options;

@@ -22,7 +22,8 @@ std::string step_text(const Chain& chain, int64_t i) {
 }
 
 [[noreturn]] void fail_not_finite(const Chain& chain, int64_t i) {
-    throw Error(DIFFUSEVAE_NUMERICS, "The graph '" + chain.graph_name + "' (" + chain.where + ") returned NaN or infinity at "
+    const std::string& name = chain.table.regularised(i) ? chain.second_name : chain.graph_name;
+    throw Error(DIFFUSEVAE_NUMERICS, "The graph '" + name + "' (" + chain.where + ") returned NaN or infinity at "
                                          + step_text(chain, i)
                                          + "; every value was expected to be finite. Open the bundle in another precision; if "
                                            "it persists, check the inputs, x_T and noise you passed, and build the bundle "
@@ -136,6 +137,10 @@ public:
     int64_t evaluate(int64_t i) {
         const int64_t lanes = chain_.table.active_lanes(i);
         float* const x = network_input(lanes, chain_.table.row(i)[kCIn]);
+        if (chain_.table.regularised(i)) {
+            chain_.second(i, x, work_.e.data(), pointer(work_.v));
+            return 1;
+        }
         if (lanes == 1 || work_.n <= kFoldLimit) {
             ask(i, x, 0, lanes * work_.n);
             return 1;
@@ -299,7 +304,7 @@ void Workspace::prepare(int64_t samples, const StepTable& table, bool shows_x0, 
 }
 
 void run_chain(const Chain& chain, Workspace& work, diffusevae_timings& timings, std::vector<double>& step_ms) {
-    if (!chain.watch && !chain.quantize && !chain.guide && !chain.blend && run_in_one_call(chain, work, timings, step_ms)) return;
+    if (!chain.watch && !chain.quantize && !chain.guide && !chain.second && !chain.blend && run_in_one_call(chain, work, timings, step_ms)) return;
     Rows rows(chain, work);
     Clock clock;
     for (int64_t i = 0; i < chain.table.calls(); ++i) {

@@ -1,5 +1,5 @@
 // The loop of a sampler over one chunk of samples: in one call of the backend where it has such a call, and nothing watches,
-// quantises, guides or is blended in, else row by row from here.
+// quantises, guides, regularises or is blended in, else row by row from here.
 //
 // The solver is not here: each row of a StepTable says what one network call becomes, so every solver, prediction and guidance
 // runs through these lines.
@@ -61,6 +61,9 @@ struct ChainBlend {
 // Makes the operand g of a row that takes a guide's gradient, of the network's second output and what makes the row's mean.
 using Guide = std::function<const float*(int64_t row, const float* v, const std::function<const float*()>& mean)>;
 
+// e of a row that calls the regulariser, for x [n, C, H, W]; and its second output where there is room for one.
+using Second = std::function<void(int64_t row, float* x, float* e, float* v)>;
+
 // What a run of the loop needs beside its buffers; all of it is decided before the first row.
 struct Chain {
     const StepTable& table;
@@ -79,6 +82,8 @@ struct Chain {
     const Watch& watch;          // or none
     const std::function<void(Tensor&)>& quantize;  // makes of a row's x0 what is meant by it; or none
     const Guide& guide;          // or none
+    const Second& second;        // or none
+    const std::string& second_name;
     const std::optional<ChainBlend>& blend;
     const std::atomic<bool>& cancelled;
     std::string where;           // names backend and precision in messages

@@ -42,6 +42,8 @@ const std::vector<Defaults>& settings_within(const Manifest& manifest, const std
                                              const diffusevae_sample_options& given) {
     if (given.guide_scale != DIFFUSEVAE_UNSET_NUMBER && given.guide_scale != 0.0)
         refuse_argument("budget_ms chooses a fitted setting, which knows no guide: leave guide_scale or the budget out.");
+    if (given.regularise && std::string_view(given.regularise) != kOff)
+        refuse_argument("budget_ms chooses a fitted setting, which knows no regulariser: leave regularise or the budget out.");
     const std::vector<std::string> others = replacing(given);
     if (!others.empty() || (given.setting && std::string_view(given.setting) == "plain"))
         refuse_argument("budget_ms chooses the setting, but " + (others.empty() ? "setting 'plain'" : others[0])

@@ -86,6 +86,12 @@ std::vector<std::string> graphs_of_guides(const PipelineSpec& spec) {
     return names;
 }
 
+std::vector<std::string> graphs_of_regulariser(const PipelineSpec& spec) {
+    std::vector<std::string> names;
+    for (const CallSpec* call : spec.regulariser_calls()) add_once(names, call->graph);
+    return names;
+}
+
 std::set<std::string> values_there(const PipelineSpec& spec, const std::set<std::string>& inputs) {
     std::set<std::string> there = inputs;
     for (const CallSpec& call : spec.before) {
@@ -101,7 +107,8 @@ std::set<std::string> values_there(const PipelineSpec& spec, const std::set<std:
 }
 
 Pipeline::Pipeline(Parts parts, Graphs graphs)
-    : parts_(parts), spec_(parts.bundle.manifest().pipeline), graphs_(std::move(graphs)), work_(spec_.state), guides_(spec_.guides) {}
+    : parts_(parts), spec_(parts.bundle.manifest().pipeline), graphs_(std::move(graphs)), work_(spec_.state), guides_(spec_.guides),
+      regulariser_(spec_.regulariser) {}
 
 std::vector<std::string> Pipeline::missing(const std::vector<std::string>& names) const {
     std::vector<std::string> found;
@@ -134,8 +141,9 @@ void Pipeline::run(const Request& request, const StepTable& table, int64_t begin
     timings.before_ms += clock.lap();
     rows(table);
     const auto value_of = [this](const std::string& name) -> const Tensor& { return value(name); };
-    if (table.takes_guide())
-        guides_.begin(table, [this](const CallSpec& spec, const Find& find, Tensors& into) { call(spec, find, into); });
+    const auto outside = [this](const CallSpec& spec, const Find& find, Tensors& into) { call(spec, find, into); };
+    if (table.takes_guide()) guides_.begin(table, outside);
+    if (!table.nets.empty()) regulariser_.begin(table, outside);
     timings.rows_ms += clock.lap();
     start(request, table, seeds, begin);
     timings.noise_ms += clock.lap();
@@ -155,6 +163,12 @@ void Pipeline::run(const Request& request, const StepTable& table, int64_t begin
             const auto run = [this](const CallSpec& spec, const Find& find, Tensors& into) { call_unchecked(spec, find, into); };
             return guides_.gradient(row, value_of, run, where_of(parts_.backend));
         };
+    Second second;
+    if (!table.nets.empty())
+        second = [&](int64_t i, float* x, float* e, float* v) {
+            regulariser_.evaluate(loaded(spec_.regulariser->step.graph), i, x, work_.shape, e, v);
+        };
+    const std::string second_name = spec_.regulariser ? spec_.regulariser->step.graph : "";
     const std::optional<ChainBlend> blend = blend_of(request, begin);
     Chain chain{table,
                 *graphs_.at(step.graph),
@@ -176,6 +190,8 @@ void Pipeline::run(const Request& request, const StepTable& table, int64_t begin
                 request.watch,
                 quantize,
                 guide,
+                second,
+                second_name,
                 blend,
                 cancelled,
                 where_of(parts_.backend)};

@@ -20,6 +20,7 @@
 #include "chain.h"
 #include "guides.h"
 #include "outputs.h"
+#include "regulariser.h"
 #include "request.h"
 #include "steps.h"
 #include "tensor.h"
@@ -41,6 +42,7 @@ using Graphs = std::map<std::string, std::unique_ptr<Graph>>;
 std::vector<std::string> graphs_to_load(const PipelineSpec& spec);
 std::vector<std::string> graphs_of_encode(const PipelineSpec& spec);
 std::vector<std::string> graphs_of_guides(const PipelineSpec& spec);
+std::vector<std::string> graphs_of_regulariser(const PipelineSpec& spec);
 
 // The values that a run with these inputs has, and the results that come of themselves.
 std::set<std::string> values_there(const PipelineSpec& spec, const std::set<std::string>& inputs);
@@ -105,6 +107,7 @@ private:
     Tensors encoded_;                 // what `encode` makes of a chunk's images
     Tensor known_;                    // the clean state of them
     Guides guides_;
+    Regulariser regulariser_;
     Tensors quantized_;               // what the call `quantize` makes of a row's x0
     Tensors previews_;                // what the calls after the loop make of a row's x0
 };

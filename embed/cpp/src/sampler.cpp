@@ -74,6 +74,8 @@ Graphs loaded(const Opened& opened) {
     std::vector<std::string> names = graphs_to_load(manifest.pipeline);
     if (manifest.guide && manifest.guide->scale != 0.0 && opened.backend->runs_guides())
         for (const std::string& name : graphs_of_guides(manifest.pipeline)) names.push_back(name);
+    if (manifest.regularise && manifest.regularise->mode != kOff && opened.backend->runs_regulariser())
+        for (const std::string& name : graphs_of_regulariser(manifest.pipeline)) names.push_back(name);
     for (const std::string& name : names)
         if (graphs.count(name) == 0) graphs[name] = load(opened.bundle, *opened.backend, name);
     return graphs;
@@ -93,22 +95,35 @@ std::vector<const char*> names_of(const Manifest& manifest) {
     return names;
 }
 
+// The bundle's own size where what was opened is of another, in which not every graph runs; nothing where it is of that.
+std::optional<std::string> own_size_alone(const Opened& opened) {
+    const Canvas* const canvas = opened.bundle.canvas();
+    if (canvas == nullptr || canvas->own_size()) return std::nullopt;
+    const int64_t factor = opened.bundle.manifest().pipeline.image_shape()[1] / canvas->whole_height;
+    return size_text(factor * canvas->height, factor * canvas->width);
+}
+
 // Refuses guides where none can run: on a backend without them, in another size, beside a codebook.
 void check_guides(const Opened& opened, const Setting& setting) {
     const std::string found = "guide_scale is " + brief(setting.guide_scale);
     if (!opened.backend->runs_guides())
         refuse_argument(found + ", but backend '" + opened.backend->name() + "' runs no guides yet; pass guide_scale=0, or choose "
                         "native or openvino.");
-    const Canvas* const canvas = opened.bundle.canvas();
-    if (canvas != nullptr && !canvas->own_size()) {
-        const std::vector<int64_t> image = opened.bundle.manifest().pipeline.image_shape();
-        const int64_t factor = image[1] / canvas->whole_height;
-        refuse_argument(found + ", but the bundle's guides take images of "
-                        + size_text(factor * canvas->height, factor * canvas->width)
-                        + " alone; pass guide_scale=0, or leave size out.");
-    }
+    if (const auto own = own_size_alone(opened))
+        refuse_argument(found + ", but the bundle's guides take images of " + *own + " alone; pass guide_scale=0, or leave size out.");
     if (setting.quantize_denoised)
         refuse_argument(found + " beside quantize_denoised, which no row can take both of; leave one of the two out.");
+}
+
+// Refuses a regulariser where it cannot run: on a backend whose loop has one network, and in another size.
+void check_regulariser(const Opened& opened, const Setting& setting) {
+    const std::string found = "regularise is " + in_quotes(setting.regularise);
+    if (!opened.backend->runs_regulariser())
+        refuse_argument(found + ", but backend '" + opened.backend->name() + "' runs no second network in its loop yet; pass "
+                        "regularise='off', or choose native or openvino.");
+    if (const auto own = own_size_alone(opened))
+        refuse_argument(found + ", but the bundle's regulariser takes images of " + *own + " alone; pass regularise='off', or leave "
+                        "size out.");
 }
 
 size_t checked_index(int64_t index, size_t count, const char* what) {
@@ -176,6 +191,7 @@ void Sampler::describe(diffusevae_info& info) const {
     info.has_start = pipeline.state.start ? 1 : 0;
     info.has_prior = opened_->prior ? 1 : 0;
     info.has_guides = pipeline.guides.empty() ? 0 : 1;
+    info.has_regulariser = pipeline.regulariser ? 1 : 0;
     info.threads = opened_->threads;
     info.max_batch = opened_->max_batch;
     info.weight_bytes = 0;
@@ -210,15 +226,17 @@ void Sampler::step_table(const diffusevae_sample_options& options, diffusevae_st
     const Setting setting = checked_setting(manifest(), options);
     const StepTable table = build_step_table(opened_->schedule, manifest(), setting);
     const int64_t calls = table.calls();
-    if ((into.timesteps || into.rows || into.weights) && into.capacity < calls)
+    if ((into.timesteps || into.rows || into.weights || into.nets) && into.capacity < calls)
         refuse_argument("capacity of the step table is " + std::to_string(into.capacity) + "; this chain has "
                         + std::to_string(calls) + " rows. Make room for them.");
     if (into.timesteps) check_array("timesteps of the step table", into.timesteps, sizeof(int64_t), {calls});
     if (into.rows) check_array("rows of the step table", into.rows, sizeof(float), {calls, kRowWidth});
     if (into.weights) check_array("weights of the step table", into.weights, sizeof(float), {calls, table.lanes});
+    if (into.nets) check_array("nets of the step table", into.nets, sizeof(int64_t), {calls});
     if (into.timesteps) std::copy(table.timesteps.begin(), table.timesteps.end(), into.timesteps);
     if (into.rows) std::copy(table.rows.begin(), table.rows.end(), into.rows);
     if (into.weights) std::copy(table.weights.begin(), table.weights.end(), into.weights);
+    for (int64_t i = 0; into.nets && i < calls; ++i) into.nets[i] = table.regularised(i) ? 1 : 0;
     into.calls = calls;
     into.lanes = table.lanes;
     into.k_noise = table.start.k_noise;
@@ -283,6 +301,7 @@ void Sampler::check_upscale(const diffusevae_sample_options& options, int64_t no
     const Request request = checked_stage(manifest(), opened_->schedule, asked.options(), noise_level, false);
     const StepTable table = build_step_table(opened_->schedule, manifest(), request.setting);
     if (table.takes_guide()) check_guides(*opened_, request.setting);
+    if (!table.nets.empty()) check_regulariser(*opened_, request.setting);
     check_rows(request, table.calls());
 }
 
@@ -309,6 +328,10 @@ void Sampler::run(const Request& asked, const StepTable& table, diffusevae_resul
     if (table.takes_guide()) {
         check_guides(*opened_, request.setting);
         load_later(graphs_of_guides(manifest().pipeline));
+    }
+    if (!table.nets.empty()) {
+        check_regulariser(*opened_, request.setting);
+        load_later(graphs_of_regulariser(manifest().pipeline));
     }
     check_rows(request, rows);
     const std::vector<Wanted> into = wanted(request, rows, result);

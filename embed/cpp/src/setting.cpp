@@ -68,10 +68,24 @@ void check_guide_options(const Setting& setting, const std::vector<GuideSpec>& g
         refuse_argument(std::string("guide_mode is '") + kByEntropy + "', but not every guide of this bundle gives its entropy.");
 }
 
+// Refuse a regulariser to a bundle without one, and the steps of a learned variance to one that has learned none.
+void check_regulariser_options(const Setting& setting, const std::optional<RegulariserSpec>& regulariser) {
+    const std::string_view mode = setting.regularise;
+    if (mode == kOff) return;
+    const std::string found = "regularise is " + in_quotes(setting.regularise);
+    if (!regulariser)
+        refuse_argument(found + ", but this bundle has no regulariser; expected 'off'. Leave it out, or build the bundle with one: "
+                        "diffusevae build CKPT --regulariser UNCONDITIONAL");
+    if (mode == kBefore && std::string_view(setting.variance) == kLearnedRange && !regulariser->learns_variance())
+        refuse_argument(found + " with variance 'learned_range', but this bundle's regulariser, which takes the steps, has no second "
+                        "output that would say it; expected one of fixedlarge, fixedsmall, or regularise='after'.");
+}
+
 // Refuse what this bundle cannot have: guidance without nulls, a learned variance without a second output, x0 quantised without
 // a codebook, and a start from a value that there is not.
 void check_possible(const Setting& setting, const PipelineSpec& pipeline, bool has_image) {
     check_guide_options(setting, pipeline.guides);
+    check_regulariser_options(setting, pipeline.regulariser);
     if (setting.guided() && !pipeline.guided())
         refuse_argument("guidance is " + brief(setting.guidance) + ", but nothing that this bundle's network is fed has a null "
                         "to be guided by; expected 0. Leave it out.");
@@ -105,6 +119,18 @@ void take_guide(Setting& into, const Manifest& manifest, const diffusevae_sample
     if (const auto interval = interval_of("guide_interval", given.guide_interval)) into.guide_interval = interval;
 }
 
+// What is said of a regulariser, likewise.
+void take_regularise(Setting& into, const Manifest& manifest, const diffusevae_sample_options& given, bool recorded) {
+    if (given.regularise) known("regularise", given.regularise, kRegularise);
+    const bool off = given.regularise && std::string_view(given.regularise) == kOff;
+    if (recorded && manifest.regularise && !off) {
+        into.regularise = known("regularise", manifest.regularise->mode, kRegularise);
+        into.regularise_interval = manifest.regularise->interval;
+    }
+    take_word(into.regularise, "regularise", given.regularise, kRegularise);
+    if (const auto interval = interval_of("regularise_interval", given.regularise_interval)) into.regularise_interval = interval;
+}
+
 // The fitted setting that is meant: of the steps named, or of the recorded ones where nothing of a setting is; null for none.
 // asked: "fitted" insists on one, "plain" wants none, null takes one where there is one and no guide runs, which a fitted setting
 // knows nothing of. others: what is named beside steps.
@@ -114,6 +140,8 @@ const Defaults* fitted_setting(const Manifest& manifest, const diffusevae_sample
     const double recorded = manifest.guide && replacing(given).empty() ? manifest.guide->scale : 0.0;
     const double scale = is_given(given.guide_scale) ? given.guide_scale : recorded;
     if (!asked && manifest.guide && scale != 0.0) return nullptr;
+    const std::string own = manifest.regularise && replacing(given).empty() ? manifest.regularise->mode : kOff;
+    if (!asked && manifest.regularise && (given.regularise ? given.regularise : own) != kOff) return nullptr;
     const std::string_view word = asked ? known("setting", asked, kSettings) : "";
     const Defaults* found = !others.empty() || !manifest.fitted ? nullptr : manifest.fitted->get(steps);
     if (word == "fitted" && !others.empty())
@@ -173,6 +201,9 @@ diffusevae_setting Setting::in_c() const {
     c.guide_mode = guide_mode;
     c.guide_interval[0] = guide_interval ? guide_interval->first : DIFFUSEVAE_UNSET;
     c.guide_interval[1] = guide_interval ? guide_interval->second : DIFFUSEVAE_UNSET;
+    c.regularise = regularise;
+    c.regularise_interval[0] = regularise_interval ? regularise_interval->first : DIFFUSEVAE_UNSET;
+    c.regularise_interval[1] = regularise_interval ? regularise_interval->second : DIFFUSEVAE_UNSET;
     c.clip = clip ? 1 : 0;
     c.prior = prior;
     return c;
@@ -205,7 +236,9 @@ Setting recorded_setting(const Manifest& manifest) {
     diffusevae_sample_options none{};
     none.guide_scale = DIFFUSEVAE_UNSET_NUMBER;
     none.guide_interval[0] = none.guide_interval[1] = DIFFUSEVAE_UNSET;
+    none.regularise_interval[0] = none.regularise_interval[1] = DIFFUSEVAE_UNSET;
     take_guide(setting, manifest, none, true);
+    take_regularise(setting, manifest, none, true);
     setting.prior = manifest.drawn() != nullptr ? chosen_prior(manifest, nullptr, true) : nullptr;
     return setting;
 }
@@ -257,6 +290,7 @@ Setting resolve_setting(const Manifest& manifest, const diffusevae_sample_option
     take_word(setting.variance, "variance", given.variance, kVariances);
     setting.quantize_denoised = given.quantize_denoised != 0;
     take_guide(setting, manifest, given, recorded);
+    take_regularise(setting, manifest, given, recorded);
     if (!setting.spacing && !setting.timesteps) setting.spacing = default_spacing(setting.t_start);
     setting.clip = given.clip != 0;
     check_number("guidance", setting.guidance, -std::numeric_limits<double>::infinity(),

@@ -49,6 +49,8 @@ struct Setting {
     double guide_scale = 0.0;               // 0: no guide runs
     const char* guide_mode = kConstant;
     std::optional<std::pair<int64_t, int64_t>> guide_interval;  // as guidance_interval, of the rows that take a guide's gradient
+    const char* regularise = kOff;
+    std::optional<std::pair<int64_t, int64_t>> regularise_interval;  // of the timesteps at which the regulariser runs
     bool clip = true;
     const char* prior = nullptr;  // "bundle" or "standard"; null where no input is drawn
 
@@ -64,10 +66,10 @@ Setting recorded_setting(const Manifest& manifest);
 std::vector<std::string> replacing(const diffusevae_sample_options& given);
 
 // Without any of steps, timesteps, spacing, rho, method, eta and t_start the recorded setting applies whole. Naming one of
-// them replaces it by the library's own (ddim; uniform or, with t_start, linspace; eta 0, scales 1, guidance 0, no guide) at the
+// them replaces it by the library's own (ddim; uniform or, with t_start, linspace; eta 0, scales 1, guidance 0, no guide, no regulariser) at the
 // recorded number of steps, or that of the timesteps: half of one setting and half of another is a setting that was never
 // measured. Where a setting of so many steps was fitted to the bundle, it takes the place of either, unless more than steps
-// is named, `setting` is "plain", or a guide is asked for, which a fitted setting knows nothing of. has_image: whether there is an
+// is named, `setting` is "plain", or a guide or a regulariser is asked for, which a fitted setting knows nothing of. has_image: whether there is an
 // image to start from. Error (ARGUMENT) for unknown words and for what this bundle cannot have; the numbers are checked by
 // build_step_table. The prior is left out.
 Setting resolve_setting(const Manifest& manifest, const diffusevae_sample_options& given, bool has_image);

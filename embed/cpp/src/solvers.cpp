@@ -253,15 +253,21 @@ Columns plms(const Levels& levels) {
 
 }  // namespace
 
+void noise_again(const Levels& levels, size_t i, double* row) {
+    predict_x0(levels, predicted(levels, i, levels.eps_scale[i]), row);
+    row[kKX0] = std::sqrt(levels.alpha_bar[i]);
+    row[kKN] = std::sqrt(1.0 - levels.alpha_bar[i]);
+}
+
 const std::vector<Method> kSolvers = {
-    {"ddim", ddim, true, false, false},
-    {"ddim_clipped", ddim_clipped, true, true, false},
-    {"ddpm", ddpm, false, true, false},
-    {"dpmpp_2m", dpmpp_2m, false, false, false},
-    {"sde_dpmpp_2m", sde_dpmpp_2m, false, false, false},
-    {"unipc_2", unipc_2, false, false, false},
-    {"ipndm", ipndm, false, false, true},
-    {"plms", plms, false, false, true},
+    {"ddim", ddim, true, false, true, false},
+    {"ddim_clipped", ddim_clipped, true, true, true, false},
+    {"ddpm", ddpm, false, true, true, false},
+    {"dpmpp_2m", dpmpp_2m, false, false, false, false},
+    {"sde_dpmpp_2m", sde_dpmpp_2m, false, false, false, false},
+    {"unipc_2", unipc_2, false, false, false, false},
+    {"ipndm", ipndm, false, false, false, true},
+    {"plms", plms, false, false, false, true},
 };
 
 }  // namespace diffusevae

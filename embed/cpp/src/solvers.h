@@ -48,8 +48,11 @@ struct Levels {
 struct Method {
     const char* name;
     Columns (*solve)(const Levels& levels);
-    bool takes_eta, takes_guide, eps_only;
+    bool takes_eta, takes_guide, takes_regulariser, eps_only;
 };
+
+// The row of step i's level, x' = sqrt(a) x0 + sqrt(1 - a) n: x0 as predicted there, noised afresh.
+void noise_again(const Levels& levels, size_t i, double* row);
 
 extern const std::vector<Method> kSolvers;  // in the order of kMethods
 

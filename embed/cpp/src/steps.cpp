@@ -56,6 +56,9 @@ void check(const Setting& setting, const Method& method, const std::string& pred
     if (setting.guide_scale != 0.0 && !method.takes_guide)
         refuse_argument("guide_scale is " + brief(setting.guide_scale) + " with method '" + setting.method + "'; only ddim_clipped and "
                         "ddpm take a guide: leave it 0 or use method 'ddim_clipped'");
+    if (std::string_view(setting.regularise) != kOff && !method.takes_regulariser)
+        refuse_argument("regularise is " + in_quotes(setting.regularise) + " with method '" + setting.method + "', whose steps look "
+                        "back at earlier ones; only ddim, ddim_clipped, ddpm take a regulariser: leave it 'off' or use method 'ddim'");
     if (method.eps_only && prediction != "eps") {
         std::string others;
         for (const Method& other : kSolvers)
@@ -83,6 +86,7 @@ struct Interval {
     const char *name, *option;
     std::optional<std::pair<int64_t, int64_t>> ends;
     bool used;  // whether the option is given at all
+    const char* none = "0";  // what it is otherwise
 };
 
 // Whether the interval holds each row; refuses one that says nothing.
@@ -94,7 +98,7 @@ std::vector<bool> rows_within(const Interval& interval, const std::vector<int64_
         refuse_argument(found + "; expected two timesteps of 0 .. " + std::to_string(T - 1) + ", the lower one first");
     const std::string option = interval.option;
     if (!interval.used)
-        refuse_argument(found + ", but " + option + " is 0; expected " + option + " beside it. Pass " + option + ", or leave it out");
+        refuse_argument(found + ", but " + option + " is " + interval.none + "; expected " + option + " beside it. Pass " + option + ", or leave it out");
     std::vector<bool> within;
     for (const int64_t t : timesteps) within.push_back(low <= t && t <= high);
     if (std::find(within.begin(), within.end(), true) == within.end())
@@ -123,6 +127,47 @@ Levels levels_of(const Schedule& schedule, const Manifest& manifest, const Setti
     for (const bool guided : rows_within(guide, levels.timesteps, schedule.T))
         levels.guide_scale.push_back(guided ? setting.guide_scale : 0.0);
     return levels;
+}
+
+// Whether the regulariser runs at the level that each step begins at.
+std::vector<bool> regularised_steps(const Setting& setting, const std::vector<int64_t>& timesteps, int64_t T) {
+    const std::string_view mode = setting.regularise;
+    const bool after = mode == kAfter;
+    if (after && timesteps.size() == 1)
+        refuse_argument("regularise is 'after' with one step, and nothing comes after the last; expected two steps or more, or "
+                        "regularise='before'");
+    const std::vector<int64_t> there(timesteps.begin() + (after ? 1 : 0), timesteps.end());
+    std::vector<bool> runs = rows_within({"regularise_interval", "regularise", setting.regularise_interval, mode != kOff, kOff}, there, T);
+    if (after) runs.insert(runs.begin(), false);
+    if (mode == kOff) runs.assign(timesteps.size(), false);
+    return runs;
+}
+
+// The rows of a chain with the network that each of them calls; engine/solver/regulariser.py says what stands where.
+struct Chained {
+    Columns columns;
+    std::vector<int64_t> nets;
+};
+
+Chained with_regulariser(const Method& method, const Levels& levels, const RegulariserSpec& spec, bool after,
+                         const std::vector<bool>& runs) {
+    Levels second = levels;
+    second.prediction = spec.prediction;
+    second.eps_scale.assign(levels.steps(), 1.0);
+    Columns own = method.solve(levels);
+    Columns steps = after ? own : method.solve(second);
+    Chained chained{Columns(levels.steps() + size_t(std::count(runs.begin(), runs.end(), true))), {}};
+    size_t at = 0;
+    const auto add = [&](size_t step, int64_t net) {
+        chained.columns.timesteps[at] = levels.timesteps[step];
+        chained.nets.push_back(net);
+        return chained.columns.row(at++);
+    };
+    for (size_t i = 0; i < levels.steps(); ++i) {
+        if (runs[i]) noise_again(after ? second : levels, i, add(i, after ? 1 : 0));
+        std::copy_n((runs[i] ? steps : own).row(i), kRowWidth, add(i, runs[i] && !after ? 1 : 0));
+    }
+    return chained;
 }
 
 [[noreturn]] void refuse_row(int64_t i, int field, float found, const std::string& expected) {
@@ -211,12 +256,18 @@ StepTable build_step_table(const Schedule& schedule, const Manifest& manifest, c
     check(setting, method, manifest.prediction);
     const StateSpec& state = manifest.pipeline.state;
     const Levels levels = levels_of(schedule, manifest, setting);
-    Columns columns = method.solve(levels);
+    const std::vector<bool> runs = regularised_steps(setting, levels.timesteps, schedule.T);
+    const std::optional<RegulariserSpec>& second = manifest.pipeline.regulariser;
+    const bool regularised = std::find(runs.begin(), runs.end(), true) != runs.end();
+    if (regularised && !second) refuse_argument("regularise is " + in_quotes(setting.regularise) + ", but there is no regulariser; expected 'off'");
+    const bool after = std::string_view(setting.regularise) == kAfter;
+    Chained chained = regularised ? with_regulariser(method, levels, *second, after, runs) : Chained{method.solve(levels), {}};
+    Columns& columns = chained.columns;
     const size_t calls = columns.timesteps.size();
     const Interval guidance{"guidance_interval", "guidance", setting.guidance_interval, setting.guided()};
     const std::vector<bool> guided = rows_within(guidance, columns.timesteps, schedule.T);
     StepTable table{columns.timesteps, std::vector<float>(calls * kRowWidth), {}, setting.guided() ? 2 : 1,
-                    start_of(schedule, levels.centred, setting)};
+                    start_of(schedule, levels.centred, setting), chained.nets};
     for (size_t i = 0; i < calls; ++i) {
         double* row = columns.row(i);
         row[kClip] = setting.clip && state.clip ? *state.clip : kNoLimit;
@@ -225,7 +276,7 @@ StepTable build_step_table(const Schedule& schedule, const Manifest& manifest, c
         for (int field = 0; field < kRowWidth; ++field)
             table.rows[i * kRowWidth + size_t(field)] = float(row[field] + 0.0);  // no negative zeros
         if (setting.guided()) {
-            const double w = guided[i] ? setting.guidance : 0.0;
+            const double w = guided[i] && !table.regularised(int64_t(i)) ? setting.guidance : 0.0;
             table.weights.insert(table.weights.end(), {float(1.0 + w), float(0.0 - w)});
         } else {
             table.weights.push_back(1.0f);

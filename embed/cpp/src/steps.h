@@ -27,6 +27,7 @@ struct StepTable {
     std::vector<float> weights;      // [R, lanes]
     int64_t lanes;                   // 1, or 2 with guidance: the inputs, and their nulls
     Start start;
+    std::vector<int64_t> nets;       // [R], 1 where the regulariser is called; empty where it is nowhere
 
     int64_t calls() const { return int64_t(timesteps.size()); }
     const float* row(int64_t i) const { return rows.data() + i * kRowWidth; }
@@ -39,6 +40,8 @@ struct StepTable {
     // Whether a row takes a guide's gradient, and whether any does.
     bool guided(int64_t i) const { return row(i)[kKG] != 0.0f; }
     bool takes_guide() const { return any({kKG}); }
+    // Whether a row calls the regulariser.
+    bool regularised(int64_t i) const { return !nets.empty() && nets[size_t(i)] != 0; }
 };
 
 // The rows of one chain. Error (ARGUMENT) says what can be had.

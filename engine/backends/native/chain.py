@@ -20,9 +20,10 @@ class NativeChain(HostChain):
     """A `Chain` whose loop is one call of the engine: the same rows in the same order, the same bits."""
 
     def _loop(self, request: Request, work: Workspace, values: Arrays, embeddings: F32, timings: Timings) -> None:
-        # Noise that is laid out in blocks is not drawn inside that call.
-        apart = self._block is not None and request.noise is None and request.table.rows[:, NOISE].any()
-        if request.watch is not None or request.table.takes_guide or apart:
+        table = request.table
+        # Noise that is laid out in blocks is not drawn inside that call, nor are a guide and a second network called there.
+        apart = self._block is not None and request.noise is None and table.rows[:, NOISE].any()
+        if request.watch is not None or table.takes_guide or table.nets is not None or apart:
             super()._loop(request, work, values, embeddings, timings)
             return
         graph = self.backend.graph(self.pipeline.step.graph)

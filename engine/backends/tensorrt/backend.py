@@ -29,6 +29,7 @@ class TensorRt(Backend):
     PRECISIONS = (PRECISION,)
     ON_DEVICE = True
     GUIDES = False
+    REGULARISES = False
     ANY_SIZE = False
     ONE_PROCESS = CUDA
 

@@ -100,6 +100,7 @@ public:
     virtual const char* precision() const = 0;        // the one obtained, never "auto"
     virtual const char* isa() const { return ""; }    // the instruction set, where this library chooses it
     virtual bool runs_guides() const { return true; } // whether graphs of guides run on it
+    virtual bool runs_regulariser() const { return true; }  // whether a second network runs in the loop
 
     // A graph of the bundle, in the precision that the manifest gives it under this backend's.
     virtual std::unique_ptr<Graph> load(const std::string& graph) = 0;

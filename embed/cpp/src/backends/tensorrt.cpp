@@ -100,6 +100,7 @@ public:
     const char* name() const override { return kTensorRt; }
     const char* precision() const override { return kPlanPrecision; }
     bool runs_guides() const override { return false; }
+    bool runs_regulariser() const override { return false; }
 
     std::unique_ptr<Graph> load(const std::string& name) override {
         const DeviceScope scope(gpu_.ordinal);

@@ -46,7 +46,7 @@ inline const std::vector<std::string> kReserved = {"x", "x0", "x_T", "noise", "t
     "t_start", "temperature", "noise_scale", "eps_scale", "guidance", "guidance_interval", "variance", "quantize_denoised",
     "clip", "prior", "callback", "stop", "progress", "budget_ms", "at_most", "anytime", "stream", "a", "b", "mode", "part",
     "step_ms", "edits", "preserve", "what", "value", "self", "masks", "known_noise", "composite", "text", "noise_level",
-    "stages", "size", "guide_scale", "guide_mode", "guide_interval"};
+    "stages", "size", "guide_scale", "guide_mode", "guide_interval", "regularise", "regularise_interval"};
 constexpr const char* kNormal = "normal";
 constexpr const char* kEachStep = "each_step";
 inline const std::vector<std::string> kMethods = {"ddim", "ddim_clipped", "ddpm", "dpmpp_2m", "sde_dpmpp_2m", "unipc_2",
@@ -76,7 +76,7 @@ constexpr double kMostOverlap = 0.9;
 constexpr int64_t kAtOnce = 8;
 constexpr int64_t kMaxWord = 100;
 constexpr const char* kContinues = "##";
-inline const std::vector<std::string> kOptional = {"next", "augmentation", "guide"};
+inline const std::vector<std::string> kOptional = {"next", "augmentation", "guide", "regularise"};
 constexpr const char* kG = "g";
 constexpr const char* kEntropy = "entropy";
 inline const std::vector<std::string> kModes = {"constant", "entropy", "norm"};
@@ -85,6 +85,10 @@ constexpr const char* kByEntropy = "entropy";
 constexpr const char* kByNorm = "norm";
 constexpr double kLeastEntropy = 1e-06;
 constexpr double kLeastNorm = 1e-30;
+inline const std::vector<std::string> kRegularise = {"off", "after", "before"};
+constexpr const char* kOff = "off";
+constexpr const char* kAfter = "after";
+constexpr const char* kBefore = "before";
 struct RecipeNumber { const char *recipe, *name; double low, high; };
 constexpr RecipeNumber kRecipeNumbers[] = {{"linear", "start", 1e-12, 0.999999}, {"linear", "end", 1e-12, 0.999999},
     {"scaled_linear", "start", 1e-12, 0.999999}, {"scaled_linear", "end", 1e-12, 0.999999}, {"cosine", "s", 0.0, 1.0},

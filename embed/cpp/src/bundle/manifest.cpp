@@ -22,7 +22,8 @@ void check_version(int64_t version, const Origin& origin) {
 // A graph that the pipeline never runs is a misspelt name, or weights that nothing needs.
 void check_all_used(Fields& top, const Manifest& manifest) {
     std::vector<std::string> used;
-    for (const std::vector<const CallSpec*>& calls : {manifest.pipeline.calls(), manifest.pipeline.guide_calls()})
+    for (const std::vector<const CallSpec*>& calls : {manifest.pipeline.calls(), manifest.pipeline.guide_calls(),
+                                                       manifest.pipeline.regulariser_calls()})
         for (const CallSpec* call : calls)
             if (std::find(used.begin(), used.end(), call->graph) == used.end()) used.push_back(call->graph);
     used.push_back(kSampler);
@@ -123,6 +124,7 @@ Manifest parse_manifest(std::string_view data, const std::string& where) {
     manifest.augmentation = parse_augmentation(top, manifest.inputs);
     manifest.next = parse_next(top);
     manifest.guide = parse_guide(top, manifest.pipeline, T);
+    manifest.regularise = parse_regularise(top, manifest.pipeline, T);
     manifest.engines = parse_engines(top, manifest.graphs, manifest.pipeline.step.graph);
     top.done(kOptional);
     check_all_used(top, manifest);

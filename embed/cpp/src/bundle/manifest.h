@@ -12,6 +12,7 @@
 #include "bundle/fitted.h"
 #include "bundle/following.h"
 #include "bundle/guides.h"
+#include "bundle/regulariser.h"
 #include "bundle/inputs.h"
 #include "bundle/pipeline.h"
 #include "bundle/starts.h"
@@ -39,6 +40,7 @@ struct Manifest {
     std::optional<AugmentationSpec> augmentation;
     std::optional<NextSpec> next;
     std::optional<GuideDefaults> guide;
+    std::optional<RegulariseDefaults> regularise;
     std::vector<EngineSpec> engines;
 
     const GraphSpec* graph(const std::string& key) const;  // null where there is none

@@ -59,6 +59,13 @@ std::vector<const CallSpec*> PipelineSpec::guide_calls() const {
     return all;
 }
 
+std::vector<const CallSpec*> PipelineSpec::regulariser_calls() const {
+    std::vector<const CallSpec*> all;
+    if (regulariser && regulariser->rows) all.push_back(&*regulariser->rows);
+    if (regulariser) all.push_back(&regulariser->step);
+    return all;
+}
+
 bool PipelineSpec::encodes_state() const {
     return std::any_of(encode.begin(), encode.end(), [](const CallSpec& call) { return port_of(call.outputs, kX) != nullptr; });
 }

@@ -7,6 +7,7 @@
 //              second output says how much noise each element gets
 //     quantize only where a request asks for it, once a row: from the row's x0 to what of it a decoder can tell apart, such as
 //              the nearest codes; null where there is no such graph
+//     regulariser  once a row that is its own: a second network from x to e; absent where there is none
 //     guides   once a row that is guided: from x to the gradient that is added to the step; absent where there are none
 //     after    once a request, from the final x to values
 //     maps     the inputs that lie over the state as x does, so that the calls can be made on windows of a larger one; null
@@ -73,6 +74,15 @@ struct GuideSpec {
     bool gives_entropy() const { return port_of(step.outputs, kEntropy) != nullptr; }
 };
 
+// The regulariser, a second network that is fed x and its row alone; what it predicts.
+struct RegulariserSpec {
+    std::optional<CallSpec> rows;
+    CallSpec step;
+    std::string prediction;
+
+    bool learns_variance() const { return port_of(step.outputs, kVariance) != nullptr; }
+};
+
 // What the loop carries: its size, the limit of x0 (nothing: none), and the values it is centred on and may start from.
 struct StateSpec {
     int64_t channels = 0, height = 0, width = 0;
@@ -85,6 +95,7 @@ struct PipelineSpec {
     CallSpec rows, step;
     std::optional<CallSpec> quantize;
     std::vector<GuideSpec> guides;  // from the clean end
+    std::optional<RegulariserSpec> regulariser;
     std::map<std::string, Null> nulls;
     StateSpec state;
     std::string image;
@@ -94,8 +105,9 @@ struct PipelineSpec {
     std::optional<std::map<std::string, int64_t>> maps;
     std::optional<int64_t> multiple;  // what a side of the state is a multiple of, where graphs run on any size
 
-    std::vector<const CallSpec*> calls() const;  // every call but those of guides, in the order of a request
+    std::vector<const CallSpec*> calls() const;  // every call but those of guides and of the regulariser, in the order of a request
     std::vector<const CallSpec*> guide_calls() const;  // each guide's rows first
+    std::vector<const CallSpec*> regulariser_calls() const;  // its rows first
     // Whether the network has a second output, which variance "learned_range" reads.
     bool learns_variance() const { return port_of(step.outputs, kVariance) != nullptr; }
     // Whether `encode` makes the loop's clean state of an image.

@@ -110,6 +110,7 @@ public:
         step(top);
         quantize(top);
         guides(top);
+        regulariser(top);
         ValueKinds there = usable();
         there.add(kX, state_);
         spec_.after = section(top, "after", there);
@@ -211,17 +212,21 @@ private:
         there.add(kRows, *spec_.values.find(kRows));
         const auto [call, made] = read_call(fields, there, {}, false);
         if (port_of(call.inputs, kX) == nullptr) top.refuse("step", "a call that takes " + in_quotes(kX));
+        check_answer(fields, call, made);
+        spec_.step = call;
+    }
+
+    // What a network of the loop gives: e and perhaps the variance, of the state's shape.
+    void check_answer(Fields& fields, const CallSpec& call, const Made& made) const {
         const bool fits = std::all_of(made.begin(), made.end(), [&](const auto& one) {
             return (one.first == kE || one.first == kVariance) && one.second == state_;
         });
-        if (!fits || port_of(call.outputs, kE) == nullptr) {
-            std::vector<std::string> found;
-            for (const auto& [name, kind] : made) found.push_back(name + " " + kind.text());
-            fields.refuse("outputs", "one output, which is called " + in_quotes(kE) + " and is " + state_.text()
-                                         + " as the state, or beside it a second one of that kind, called "
-                                         + in_quotes(kVariance) + ", not " + joined(found));
-        }
-        spec_.step = call;
+        if (fits && port_of(call.outputs, kE) != nullptr) return;
+        std::vector<std::string> found;
+        for (const auto& [name, kind] : made) found.push_back(name + " " + kind.text());
+        fields.refuse("outputs", "one output, which is called " + in_quotes(kE) + " and is " + state_.text()
+                                     + " as the state, or beside it a second one of that kind, called "
+                                     + in_quotes(kVariance) + ", not " + joined(found));
     }
 
     // x0 to x0; null where the pipeline has none.
@@ -248,7 +253,7 @@ private:
         GuideSpec found;
         ValueKinds there = usable();
         there.add(kX, state_);
-        if (!fields.take_null("rows")) there.add(kRows, guide_rows(fields, found));
+        if (!fields.take_null("rows")) there.add(kRows, own_rows(fields, found.rows));
         Fields entry = fields.object("step");
         const auto [call, made] = read_call(entry, there, {}, false);
         if (port_of(call.inputs, kX) == nullptr || (found.rows && port_of(call.inputs, kRows) == nullptr))
@@ -270,8 +275,31 @@ private:
         return found;
     }
 
-    // The row that a guide's own table has for a timestep.
-    ValueKind guide_rows(Fields& fields, GuideSpec& into) {
+    // As `rows` and `step`, with rows of its own and nothing else that it is fed; absent where there is none.
+    void regulariser(Fields& top) {
+        if (!top.has("regulariser")) return;
+        Fields fields = top.object("regulariser");
+        if (spec_.state.centre)
+            top.refuse("regulariser", "none: an unconditional network is not told " + in_quotes(*spec_.state.centre)
+                                          + ", around which the state lies");
+        RegulariserSpec found;
+        ValueKinds there;
+        there.add(kX, state_);
+        if (!fields.take_null("rows")) there.add(kRows, own_rows(fields, found.rows));
+        Fields entry = fields.object("step");
+        const auto [call, made] = read_call(entry, there, {}, false);
+        if (port_of(call.inputs, kX) == nullptr || (found.rows && port_of(call.inputs, kRows) == nullptr))
+            fields.refuse("step", "a call that takes " + in_quotes(kX) + ", and " + in_quotes(kRows)
+                                      + " where the regulariser makes them");
+        check_answer(entry, call, made);
+        found.step = call;
+        found.prediction = fields.choice("prediction", kPredictions);
+        fields.done();
+        spec_.regulariser = found;
+    }
+
+    // The row that the own table of a guide or a regulariser has for a timestep.
+    ValueKind own_rows(Fields& fields, std::optional<CallSpec>& into) {
         Fields entry = fields.object("rows");
         ValueKinds timesteps;
         timesteps.add(kTimesteps, {kInt64, {Dimension(kSteps)}});
@@ -281,7 +309,7 @@ private:
             || !is_fixed(table->shape[1]))
             fields.refuse("rows", std::string("a call with one output, float32[") + kSteps + ", a number], which is called "
                                       + in_quotes(kRows));
-        into.rows = call;
+        into = call;
         return {kFloat32, {Dimension(int64_t(1)), table->shape[1]}};
     }
 
@@ -427,7 +455,7 @@ PipelineSpec parse_pipeline(Fields fields, const std::vector<InputSpec>& inputs,
     PipelineSpec spec;
     Reader(inputs, graphs, spec).read(fields);
     parse_maps(fields, spec, inputs);
-    fields.done({"guides"});
+    fields.done({"guides", "regulariser"});
     return spec;
 }
 

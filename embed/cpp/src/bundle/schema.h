@@ -163,6 +163,11 @@ inline void take(Fields& fields, GuideDefaults& into) {
     if (!fields.take_null("interval")) into.interval = parse_interval(fields, "interval");
 }
 
+inline void take(Fields& fields, RegulariseDefaults& into) {
+    into.mode = fields.choice("mode", kRegularise);
+    if (!fields.take_null("interval")) into.interval = parse_interval(fields, "interval");
+}
+
 inline void take(Fields& fields, Manifest& into) {
     into.name = fields.text("name");
     into.family = fields.label("family");

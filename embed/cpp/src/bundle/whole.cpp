@@ -37,6 +37,7 @@ void check_sampler(Fields& top, const std::vector<GraphSpec>& graphs, const std:
                                       "noise float32[noise_steps, batch, " + planes + "]"};
     for (const InputSpec& input : inputs) takes.push_back(input.text());
     if (!pipeline.guides.empty()) takes.push_back("guide_mode int64[1]");
+    if (pipeline.regulariser) takes.push_back("nets int64[rows]");
     std::vector<std::string> gives = {"images uint8[batch, " + text_of(Dimensions{image[1], image[2], image[0]}) + "]",
                                       "x" + state};
     if (s.start) gives.push_back(*s.start + state);
