@@ -31,15 +31,16 @@ from export.models.latent.conditioners import ClassEmbedder, Rescaler, TokenEnco
 from export.models.latent.graphs import Codebook, FirstStageDecoder, FirstStageEncoder, KeysValues
 from export.models.openai.graphs import LabelEmbedding, OpenAIDenoiser
 from export.native import guide, latent, tokens
-from export.native.int8 import Choice, choose_layers, parse_budget
+from export.native.int8 import Choice, Unseen, allowed_error, choose_layers, parse_budget
 from export.native.measure import BOUNDS, GUIDE_BOUND, GUIDE_SIZES, INT8_BOUND, TooFarOff, error_on_states, measure_program
 from export.native.program import Assembled
 from export.native.scales import evaluate
-from export.native.trajectory import trajectory_states
+from export.native.trajectory import States, trajectory_states
 from export.native.unet import lower_denoiser, lower_table
 from export.native.vae import lower_decoder, lower_encoder
 
 PRECISIONS = ("bf16", "int8")
+UNSEEN, UNSEEN_SHARE = 6, 0.7  # random inputs that the choice of layers is held to, and the part of the check's bound there
 LOWERINGS: dict[type[nn.Module], Callable[..., Assembled]] = {
     EncoderGraph: lower_encoder,
     DecoderGraph: lower_decoder,
@@ -192,7 +193,7 @@ class _Calibrated:
 def _int8(context: BuildContext, role: Role, budget: str | float) -> BuiltEngine:
     """Calibrate, choose layers against the budget, and build."""
     found = _calibrate(context, role, budget)
-    bound = _bound(found.choice, context.model.step_bound)
+    bound = _bound(found.choice.allowed, context.model.step_bound)
     return _engine(context, role, "int8", found.assembled, bound, {"calibration": found.record})
 
 
@@ -201,7 +202,8 @@ def _calibrate(context: BuildContext, role: Role, budget: str | float) -> _Calib
     states = trajectory_states(context.model)
     exact = evaluate(role, states)
     bf16 = error_on_states(role, lower(role), "bf16", states, exact)
-    choice = choose_layers(role, states, exact, budget, bf16, _reporter(watch))
+    unseen = _unseen(context.model, _bound(allowed_error(budget, bf16), context.model.step_bound))
+    choice = choose_layers(role, states, exact, budget, bf16, _reporter(watch), unseen)
     assembled = LOWERINGS[type(role.module)](role, "int8", choice.scales)
     measured = error_on_states(role, assembled, "int8", states, exact)
     record = choice.record() | {
@@ -214,10 +216,17 @@ def _calibrate(context: BuildContext, role: Role, budget: str | float) -> _Calib
     return _Calibrated(assembled, choice, record)
 
 
-def _bound(choice: Choice, bf16: float) -> float:
+def _unseen(model: Model, bound: float) -> Unseen:
+    """Random inputs such as the program will be checked on; rounding to bf16 takes its part of the bound there."""
+    drawn = [model.example(model.step, 1, 1, seed) for seed in range(UNSEEN)]
+    states = States({name: torch.cat([inputs[name] for inputs in drawn]) for name in drawn[0]}, (0,) * UNSEEN)
+    return Unseen(states, evaluate(model.step, states), UNSEEN_SHARE * bound)
+
+
+def _bound(allowed: float, bf16: float) -> float:
     """What an int8 network is held to on random inputs, which it was not calibrated on: twice what it was allowed, or twice
     what bf16 may cost there, since a network whose states are large is nearer to float32 on them than on random inputs."""
-    return float(min(INT8_BOUND, 2 * max(choice.allowed, bf16)))
+    return float(min(INT8_BOUND, 2 * max(allowed, bf16)))
 
 
 def _reporter(watch: Watch) -> Any:

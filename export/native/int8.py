@@ -4,6 +4,9 @@ Every eligible layer alone is put in int8 (simulated exactly: the integer sums a
 eps is measured against float32 on the calibration states. Errors of different layers are nearly independent, so squares
 add: layers are taken in the order of squared error for time saved until bf16's own error and theirs fill the budget. The
 sum is then measured on all states, not believed, and where it is too much the budget is cut by as much and filled again.
+
+Every program is checked on random inputs, too, which nothing was calibrated on: a range that only holds on the chains, as
+that of what a GEGLU makes may, is cut hard there. Layers that would fail this check are given back, the worst first.
 """
 
 from __future__ import annotations
@@ -39,6 +42,15 @@ class Layer:
     error: float
     saves: float
     chosen: bool = False
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """Inputs that no scale was calibrated on, the exact answers, and how far off int8 may be on them."""
+
+    states: States
+    exact: torch.Tensor
+    bound: float
 
 
 @dataclass(frozen=True)
@@ -116,10 +128,12 @@ def allowed_error(budget: str | float, bf16: float) -> float:
 
 
 def choose_layers(
-    role: Role, states: States, exact: torch.Tensor, budget: str | float, bf16: float, progress: Any = iter
-) -> Choice:
+    role: Role, states: States, exact: torch.Tensor, budget: str | float, bf16: float, progress: Any = iter,
+    unseen: Unseen | None = None,
+) -> Choice:  # fmt: skip
     """Measure every eligible layer and choose. exact: the answers to the states; bf16: the error of bf16 on them.
 
+    unseen: what the choice is held to besides, unless all layers were asked for.
     progress: wraps the iteration over layers, as tqdm does.
     """
     _check_finite(exact)
@@ -132,6 +146,10 @@ def choose_layers(
         for name in progress(list(scales))
     ]
     chosen, simulated = _choose(role, states, exact, layers, max(0.0, allowed**2 - bf16**2))
+    kept = chosen if unseen is None or budget == "all" else _kept(role, layers, chosen, unseen)
+    if kept != chosen:
+        chosen = kept
+        simulated = int8_error(role, states, {layer.name: layer.scale for layer in layers if layer.name in kept}, exact)
     return Choice(
         tuple(replace(layer, chosen=layer.name in chosen) for layer in layers),
         budget if isinstance(budget, str) else f"{budget:g}",
@@ -154,6 +172,21 @@ def _choose(
             return chosen, simulated
         expected = sum(layer.error**2 for layer in layers if layer.name in chosen)
         excess = max(1.2 * excess, simulated**2 / expected)
+
+
+def _kept(role: Role, layers: Sequence[Layer], chosen: Sequence[str], unseen: Unseen) -> list[str]:
+    """Those of the chosen that are within the bound together, without the ones that cost most of it alone."""
+    scales = {layer.name: layer.scale for layer in layers if layer.name in chosen}
+
+    def error(some: Mapping[str, Scale]) -> float:
+        return int8_error(role, unseen.states, some, unseen.exact)
+
+    if error(scales) <= unseen.bound:
+        return list(chosen)
+    alone = {name: error({name: scale}) for name, scale in scales.items()}
+    while error(scales) > unseen.bound:
+        del scales[max(scales, key=lambda name: alone[name])]
+    return [name for name in chosen if name in scales]
 
 
 def int8_error(role: Role, states: States, scales: Mapping[str, Scale], exact: torch.Tensor) -> float:

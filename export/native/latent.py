@@ -210,8 +210,9 @@ class Blocks:
             asks = self.normed(f"{name}.attn2.to_q", matrix(other.to_q), h, block.norm2)
         seen = program.attention(f"{name}.attn2", [asks, self.tokens], other.heads, other.scale, next(self.keys))
         h = program.conv(f"{name}.attn2.to_out.0", matrix(other.to_out[0]), [seen], residual=h)
-        wide = self.normed(f"{name}.ff.net.0.proj", matrix(block.ff.net[0].proj), h, block.norm3)
-        return program.conv(f"{name}.ff.net.2", matrix(block.ff.net[2]), [wide], activation="geglu", residual=h)
+        last, int8 = f"{name}.ff.net.2", self.scales.get(f"{name}.ff.net.2")
+        wide = self.normed(f"{name}.ff.net.0.proj", smoothed(block.ff.net[0].proj, int8), h, block.norm3)
+        return program.conv(last, matrix(block.ff.net[2]), [wide], activation="geglu", residual=h, int8=int8)
 
     def normed(self, name: str, product: nn.Conv2d, x: Value, norm: nn.GroupNorm | nn.LayerNorm) -> Value:
         """A 1 x 1 convolution right behind a norm, in int8 where it was chosen."""
@@ -338,6 +339,15 @@ def matrix(layer: nn.Module | torch.Tensor) -> nn.Conv2d:
     """A linear layer over the channels of each pixel."""
     assert isinstance(layer, nn.Linear)
     return pointwise(layer.weight, layer.bias)
+
+
+def smoothed(layer: nn.Module | torch.Tensor, scale: Scale | None) -> nn.Conv2d:
+    """The matrix before a GEGLU, whose first outputs are divided as the scale of what the GEGLU makes wants them."""
+    assert isinstance(layer, nn.Linear)
+    if scale is None or not scale.smooth:
+        return matrix(layer)
+    by = torch.cat([torch.tensor(scale.smooth), torch.ones(layer.out_features - len(scale.smooth))])
+    return pointwise(layer.weight / by[:, None], None if layer.bias is None else layer.bias / by)
 
 
 def pointwise(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Conv2d:

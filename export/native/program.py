@@ -348,6 +348,8 @@ class Assembler:
         self, name: str, weight: F32, channels: list[int], padded: int, scale: Scale, bias: F32
     ) -> dict[str, Any]:
         """Pack a convolution in int8; products of the input's zero point are taken off through the bias."""
+        if scale.smooth:
+            weight = weight * np.array(scale.smooth, np.float32)[:, None]
         scales = weight_scales(weight)
         levels = np.clip(np.rint(weight / scales[:, None, None]), -WEIGHT_LEVELS, WEIGHT_LEVELS).astype(np.int8)
         multiplier = (scales * np.float32(scale.scale)).astype(np.float32)

@@ -125,7 +125,6 @@ private:
         want(!gated || (op_.norm_groups == 0 && !layer), field, found + " behind a norm", "one without");
         want(!layer || (op_.norm_groups == 0 && op_.scale_row == DV_NATIVE_NONE), field, found, "false with groups or a row");
         want(op_.kernel == 1 && count == 1, field, found, "another where the kernel is not 1 or sources are concatenated");
-        want(!gated || op_.int8 == 0, field, found, "another where products are int8");
         want(!gated || s.channels % (2 * kBlock) == 0, "sources", text(s.channels) + " channels",
              "a multiple of 64, for halves of whole blocks");
     }

@@ -13,7 +13,7 @@ using namespace diffusevae::native;
 struct RowSource {
     const uint16_t* half[2];        // blocks of 32 channels; bf16 operands use the first only
     const float *scale[2], *shift[2];
-    const uint16_t* gate;           // GEGLU: what the block is multiplied by
+    const uint16_t* gate[2];        // GEGLU: what the blocks are multiplied by
     const float* pixel;             // LayerNorm: of each pixel one over the deviation, and what is added then
 };
 
@@ -159,7 +159,7 @@ void prepare_row(const Conv& conv, const RowSource& from, int32_t pixels, int32_
             const uint16_t* in = from.half[half] + lane;
             F16 scale = zero(), shift = zero();
             if constexpr (kNorm != kNoNorm) scale = load(from.scale[half] + lane), shift = load(from.shift[half] + lane);
-            const uint16_t* gate = kActivation == DV_NATIVE_GEGLU ? from.gate + lane : nullptr;
+            const uint16_t* gate = kActivation == DV_NATIVE_GEGLU ? from.gate[half] + lane : nullptr;
             for (int32_t x = 0; x < pixels; ++x, in += kBlock, out += pixel_bytes) {
                 F16 v = load_bf16(in);
                 if constexpr (kNorm == kLayerNorm) v = fma(v, broadcast(from.pixel[2 * x]), broadcast(from.pixel[2 * x + 1]));
@@ -183,7 +183,8 @@ inline PrepareRow row_kernel(const Conv& conv, bool main) {
     if (!main) return prepare_row<DV_NATIVE_IDENTITY, kNoNorm, false>;
     const int32_t kind = conv.activation;
     if (conv.layer) return conv.int8 ? row_kernel<kLayerNorm, true>(kind) : row_kernel<kLayerNorm, false>(kind);
-    if (kind == DV_NATIVE_GEGLU) return prepare_row<DV_NATIVE_GEGLU, kNoNorm, false>;
+    if (kind == DV_NATIVE_GEGLU)
+        return conv.int8 ? prepare_row<DV_NATIVE_GEGLU, kNoNorm, true> : prepare_row<DV_NATIVE_GEGLU, kNoNorm, false>;
     if (conv.groups > 0) return conv.int8 ? row_kernel<kGroupNorm, true>(kind) : row_kernel<kGroupNorm, false>(kind);
     return conv.int8 ? row_kernel<kNoNorm, true>(kind) : row_kernel<kNoNorm, false>(kind);
 }
@@ -212,14 +213,17 @@ inline void padded_row(const Conv& conv, const Gather& g, bool main, PrepareRow 
     const int32_t available = g.columns - g.pad_left;
     const int32_t width = g.source[0].width < available ? g.source[0].width : available;
     if (g.pad_left > 0) pad(conv, none, g.pad_left, bytes, to);
+    const bool gated = main && conv.activation == DV_NATIVE_GEGLU;
+    const int32_t blocks = gated ? g.map_blocks / 2 : g.map_blocks;  // behind them lie a GEGLU's gates
     RowSource from{};
     for (int32_t half = 0; half < (int8 ? 2 : 1); ++half) {
         const int32_t index = int8 ? 2 * block + half : block;
+        if (index >= blocks) break;
         from.half[half] = block_of(g, w, image, index, y);
         from.scale[half] = scale + int64_t(index) * kBlock;
         from.shift[half] = shift + int64_t(index) * kBlock;
+        if (gated) from.gate[half] = block_of(g, w, image, index + blocks, y);
     }
-    if (main && conv.activation == DV_NATIVE_GEGLU) from.gate = block_of(g, w, image, block + g.map_blocks / 2, y);
     if (main && conv.layer) from.pixel = pixel + 2ll * y * g.source[0].width;
     kernel(conv, from, width, bytes, to + int64_t(g.pad_left) * bytes);
     if (width < available) pad(conv, none, available - width, bytes, to + int64_t(g.pad_left + width) * bytes);

@@ -86,7 +86,8 @@ ConvShape conv_shape(const Program& p, const dv_native_op& op) {
     }
     s.channels = int32_t(channels);
     s.map_blocks = int32_t(blocks);
-    s.k_blocks = op.int8 == 1 || op.activation == DV_NATIVE_GEGLU ? (s.map_blocks + 1) / 2 : s.map_blocks;
+    s.k_blocks = op.activation == DV_NATIVE_GEGLU ? (s.map_blocks + 1) / 2 : s.map_blocks;
+    if (op.int8 == 1) s.k_blocks = (s.k_blocks + 1) / 2;
     s.height = p.tensor(op.sources[0]).height;
     s.width = p.tensor(op.sources[0]).width;
     const bool to_port = op.output == DV_NATIVE_NONE;

@@ -38,7 +38,7 @@ struct Gather {
     int32_t count;                  // 0: absent
     Map source[kSources];
     int32_t map_blocks;             // blocks of 32 over all sources
-    int32_t blocks;                 // blocks of a K step: the same, or half of it (rounded up) for int8
+    int32_t blocks;                 // K steps a tap: blocks behind the activation (GEGLU leaves half), for int8 in pairs
     int32_t pixel_bytes;
     int32_t kernel, stride, pad_top, pad_left;
     int32_t rows, columns;          // padded size

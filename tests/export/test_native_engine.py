@@ -23,7 +23,7 @@ from export.graphs.roles import Role, tensor
 from export.models.unet import UNet, UNetSpec
 from export.native import measure, pack
 from export.native.builder import lower
-from export.native.int8 import Layer, _fill, choose_layers, parse_budget
+from export.native.int8 import Layer, Unseen, _fill, choose_layers, int8_error, parse_budget
 from export.native.operands import eligible
 from export.native.program import Assembler, Value
 from export.native.scales import choose_scales, evaluate, in_int8, of_range, weight_scales
@@ -205,6 +205,21 @@ def test_the_budget_is_kept_by_the_sum(role: Role, states: States, budget: str |
     assert bool(choice.scales) == (most > 0)
     assert len(choice.lines()) == len(choice.layers) + 1
     assert json.loads(json.dumps(choice.record()))["timesteps"] == [9, 6, 3, 0]
+
+
+def test_layers_that_fail_where_nothing_was_calibrated_are_given_back(role: Role, states: States) -> None:
+    exact = evaluate(role, states)
+    far = States({name: 3 * value for name, value in states.inputs.items()}, states.timesteps)
+    answers = evaluate(role, far)
+    free = choose_layers(role, states, exact, 0.5, 0.0)
+    error = int8_error(role, far, free.scales, answers)
+    held = choose_layers(role, states, exact, 0.5, 0.0, unseen=Unseen(far, answers, error / 2))
+    assert 0 < len(held.scales) < len(free.scales)
+    assert set(held.scales) < set(free.scales)
+    assert int8_error(role, far, held.scales, answers) <= error / 2
+    assert held.simulated < free.simulated
+    whole = choose_layers(role, states, exact, "all", 0.0, unseen=Unseen(far, answers, error / 2))
+    assert len(whole.scales) == len(whole.layers), "all is all"
 
 
 def test_states_come_from_the_models_own_chains() -> None:

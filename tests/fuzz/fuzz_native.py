@@ -21,10 +21,15 @@ from engine.errors import EngineError
 from export.families.diffusevae.graphs import roles
 from export.graphs.roles import Role, tensor
 from export.models.openai.classifier import Classifier, ClassifierSpec
+from export.models.openai.graphs import OpenAIDenoiser
 from export.models.openai.spec import OpenAIUNetSpec
+from export.models.openai.unet import OpenAIUNet
 from export.models.unet import UNet, UNetSpec
+from export.native import latent
 from export.native.guide import lower_classifier
+from export.native.operands import eligible
 from export.native.program import Assembled
+from export.native.scales import of_range
 from export.native.unet import lower_denoiser
 from tests.fuzz import seeds
 from tests.fuzz.fuzz_bundle import mutate_bytes, mutate_json
@@ -33,6 +38,7 @@ SPEC = UNetSpec("openai", 8, 6, 3, 32, (1, 2), 1, (1,), 2)
 
 
 GUIDED = OpenAIUNetSpec(3, 4, 32, (1, 2), 1, (1,), 2, None, scale_shift=True, resample_blocks=True)
+WORDS = OpenAIUNetSpec(3, 3, 32, (1,), 1, (1,), 2, None, context_dim=8)
 
 
 @dataclass(frozen=True)
@@ -43,20 +49,34 @@ class Model:
     files: Assembled
     spec: GraphSpec
     given: dict[str, np.ndarray]
+    precision: str = "bf16"
 
 
 def models() -> list[Model]:
-    """A tiny denoiser and a tiny guide."""
+    """A tiny denoiser, one with transformers in int8, and a tiny guide."""
     torch.manual_seed(0)
     role = roles(UNet(SPEC).eval().requires_grad_(False), None, 10)["denoiser"]
     row, image = np.ones((1, role.inputs[2].shape[1]), np.float32), np.ones((2, 3, 8, 8), np.float32)
     made = [Model("denoiser", lower_denoiser(role), role.spec(), {"x": image, "cond": image, "row": row})]
+    made.append(_with_transformers(image))
     classifier = Classifier(ClassifierSpec(GUIDED, "attention", (8, 8))).eval().requires_grad_(False)
+    classifier.out[2].positional_embedding.normal_()  # what a checkpoint fills: whatever lay in memory before
     inputs = tensor("x", ("batch", 3, 8, 8)), tensor("label", ("batch",), "int64"), tensor("row", (1, classifier.row_width))
     role = Role("guide", classifier, inputs, (tensor("g", ("batch", 3, 8, 8)), tensor("entropy", ("batch",))))
     row = np.ones((1, classifier.row_width), np.float32)
     given = {"x": image, "label": np.array([0, 3]), "row": row}
     return [*made, Model("guide", lower_classifier(classifier, role), role.spec(), given)]
+
+
+def _with_transformers(image: np.ndarray) -> Model:
+    unet = OpenAIUNet(WORDS).eval().requires_grad_(False)
+    x, row = tensor("x", ("batch", 3, 8, 8)), tensor("row", (1, unet.row_width))
+    tokens = tensor("keys_values", ("batch", 5, unet.context_width))
+    role = Role("denoiser", OpenAIDenoiser(unet), (x, tokens, row), (tensor("eps", ("batch", 3, 8, 8)),))
+    program = latent.lower_denoiser(role, "int8", {name: of_range(-4.0, 4.0, "x") for name in eligible(role)})
+    given = {"x": image, "row": np.ones((1, unet.row_width), np.float32)}
+    given["keys_values"] = np.ones((2, 5, unet.context_width), np.float32)
+    return Model("denoiser", program, role.spec(), given, "int8")
 
 
 def fuzz(seed: int, models: list[Model], show: bool) -> str:
@@ -77,7 +97,7 @@ def fuzz(seed: int, models: list[Model], show: bool) -> str:
         sys.stderr.write(program[:100_000].decode(errors="backslashreplace") + "\n")
     try:
         packed = weights_of(weights, "weights")
-        with native.open_graph(program, packed, model.spec, model.name, "bf16", 2, "program") as graph:
+        with native.open_graph(program, packed, model.spec, model.name, model.precision, 2, "program") as graph:
             graph(**model.given)
         return "ran"
     except EngineError as error:

@@ -60,16 +60,17 @@ struct Denoiser {
     }
 
 private:
-    // Attention to five tokens, and GEGLU, each behind a LayerNorm.
+    // Attention to five tokens, and GEGLU, each behind a LayerNorm and followed by a product; GEGLU leaves an odd number of blocks.
     int32_t transformed(int32_t h, bool int8) {
         tokens = b.port(DV_NATIVE_PORT_TOKENS, false, 96, 5);
-        ConvOptions layer = Builder::one(), gated = Builder::one();
+        ConvOptions layer = Builder::one(), out = Builder::one(), gated = Builder::one();
         layer.layer = true;
-        layer.int8 = int8;
+        out.residual = h;
+        layer.int8 = gated.int8 = out.int8 = int8;
         gated.activation = DV_NATIVE_GEGLU;
-        gated.residual = h;
         const int32_t seen = b.attention(b.conv({h}, 32, layer), 4, 0.25f, b.input({tokens}), 16);
-        return b.conv({b.conv({seen}, 128, layer)}, 32, gated);
+        gated.residual = b.conv({seen}, 32, out);
+        return b.conv({b.conv({gated.residual}, 192, layer)}, 32, gated);
     }
 };
 

@@ -196,12 +196,23 @@ void check_transformers(const char* isa) {
                 b.show(b.attention(b.source(48, size.height, size.width), heads, 0.3f, words, 17));
                 check(isa, named("transformer: attention to " + std::to_string(tokens) + " tokens", 48, 48, size), b, 2 * kRounded);
             }
+        for (int32_t channels : {64, 128, 192, 320})  // int8 takes blocks in pairs: of an odd number, half a pair is empty
+            for (bool int8 : {false, true}) {
+                Builder b{uint64_t(channels)};
+                ConvOptions o = Builder::one();
+                o.activation = DV_NATIVE_GEGLU;
+                o.residual = b.source(40, size.height, size.width);
+                o.int8 = int8;
+                b.show(b.conv({b.source(channels, size.height, size.width)}, 40, o));
+                const std::string what = std::string("transformer: geglu") + (int8 ? " int8" : " without a norm");
+                check(isa, named(what, channels, 40, size), b, int8 ? kQuantised : 2 * kRounded);
+            }
         Builder b(3);
         ConvOptions o = Builder::one();
-        o.activation = DV_NATIVE_GEGLU;
+        o.int8 = true;
         o.residual = b.source(40, size.height, size.width);
-        b.show(b.conv({b.source(128, size.height, size.width)}, 40, o));
-        check(isa, named("transformer: geglu without a norm", 128, 40, size), b, 2 * kRounded);
+        b.show(b.conv({b.attention(b.source(120, size.height, size.width), 2, 0.3f)}, 40, o));
+        check(isa, named("transformer: int8 behind attention", 120, 40, size), b, 2 * kRounded);
     }
 }
 
