@@ -54,7 +54,7 @@ GRAPH, OUTSIDE = "graph.onnx", f"{DENOISER}.weights"  # the second where the wei
 PROGRAM, WEIGHTS, SIGNATURE = "program.json", "program.safetensors", "signature.json"
 INT8_PROGRAM, INT8_WEIGHTS = "program-int8.json", "program-int8.safetensors"  # of a denoiser: every eligible layer
 CONDITION, TIMESTEP = "condition.npz", 500  # what a denoiser is conditioned on, the same for every sample
-CALIBRATED_ON = 4  # samples of normal numbers: enough for the scales of weights that nobody trained
+CALIBRATED_ON = 4  # samples of normal numbers, which give scales to random weights
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,11 @@ def draw_latency(result: dict[str, Any], path: Path) -> None:
     figures.save_figure(pyplot, figure, path)
 
 
+def digits(milliseconds: float) -> str:
+    """Three digits, or all before the point where these are more."""
+    return f"{milliseconds:.0f}" if milliseconds >= 100 else f"{milliseconds:.3g}"
+
+
 def _timed(model: dict[str, Any], name: str) -> bool:
     return any(row["contestant"] == name for row in model["results"])
 
@@ -48,6 +53,7 @@ def _draw_panel(axes: Any, names: Sequence[str], rows: dict[str, Any], title: st
     axes.grid(True, axis="x", color=figures.GRID)
     axes.set_axisbelow(True)
     if rows:
+        axes.locator_params(axis="x", nbins=5)  # five numbers of five digits are what fits beside each other
         axes.set_xlim(0, 1.45 * max(row["total_ms"]["p90"] for row in rows.values()))
     else:
         axes.set_xticks([])
@@ -62,6 +68,6 @@ def _draw_bar(axes: Any, position: int, name: str, row: dict[str, Any]) -> None:
     axes.barh(position, total["p50"], height=0.66, color=BARS[next(i for i, key in enumerate(FAMILIES) if key in name)])
     axes.plot([total["p50"], total["p90"]], [position, position], color=figures.INK, linewidth=1.4)
     axes.annotate(
-        f"{total['p50']:.0f} ({step['p50']:.3g})", (total["p90"], position), xytext=(5, 0), textcoords="offset points",
+        f"{total['p50']:.0f} ({digits(step['p50'])})", (total["p90"], position), xytext=(5, 0), textcoords="offset points",
         va="center", fontsize=9,
     )  # fmt: skip

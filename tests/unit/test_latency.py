@@ -336,3 +336,7 @@ def test_a_plain_export_is_made_for_those_who_run_it(golden_bundle: GoldenBundle
     assert asked == []
     assert bundles.task_from(*rest, run.wanted(())).plain == Path("plain.onnx")
     assert bundles.task_from(*rest, [TORCH]).options == {"heads": task.options["heads"], "image_size": 16}
+
+
+def test_milliseconds_on_the_plot_have_three_digits_or_all_before_the_point() -> None:
+    assert [plots.digits(value) for value in (0.8752, 34.89, 526.38, 1056.2617)] == ["0.875", "34.9", "526", "1056"]
