@@ -75,8 +75,8 @@ class Network:
 
     @property
     def has_int8(self) -> bool:
-        """Whether there is a program in int8: denoisers have one."""
-        return NETWORKS[self.folder.name][1] == DENOISER
+        """Whether there is a program in int8: denoisers have one. Of a folder that is no preset's, none."""
+        return self.folder.name in NETWORKS and NETWORKS[self.folder.name][1] == DENOISER
 
     @property
     def is_whole(self) -> bool:
