@@ -117,6 +117,9 @@ class Logger:
     def log_info(self, text: str) -> None:
         self.lines.append(text)
 
+    def log_verbose(self, text: str) -> None:
+        """Not kept, as a server that is not verbose keeps none."""
+
 
 class Metric:
     """A counter."""

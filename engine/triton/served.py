@@ -67,6 +67,7 @@ class TritonPythonModel:
         if self._sampler is None:
             raise self._server.TritonModelException("The model is not initialized, or was finalized; load it again.")
         answers = [Answer(request, self._reader, self._server, arrived, self._streams) for request in requests]
+        self._server.Logger.log_verbose(f"begins {len(answers)} requests")
         runs = run_all(self._sampler, answers, self._server.Logger.log_info)
         if self._streams:
             for answer in answers:

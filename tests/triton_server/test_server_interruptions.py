@@ -23,7 +23,7 @@ from tests.triton_server.served import MANY_STEPS
 
 ROOT = Path(__file__).resolve().parents[2]
 STOPPED = re.compile(rf"stopped after step (\d+) of {MANY_STEPS}: every request of the run was cancelled")
-BEGUN = re.compile(r"model faces, instance \S+, executing \d+ requests")  # what Triton's backend logs when it is verbose
+BEGUN = re.compile(r"begins \d+ requests")  # what the model itself logs when Triton is verbose
 # A client in a process of its own that waits for MANY_STEPS steps.
 LONG_REQUEST = """
 import sys
