@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from engine.bundle.limits import MAX_GUIDES
 from engine.errors import ArgumentError
+from export.beside import split_off
 
 Range = tuple[int, int]
 
@@ -42,25 +42,17 @@ class GuideOptions:
         return self.guide_adapter or self.guide or ()
 
 
-NAMES = tuple(field.name for field in dataclasses.fields(GuideOptions))
-
-
 def split(options: Mapping[str, Any]) -> tuple[GuideOptions, dict[str, Any]]:
     """What was said of the guides, and the rest; ArgumentError for options without a guide, and for files too many."""
-    said = GuideOptions(**{name: options[name] for name in NAMES if name in options})
-    if not said.guide:
-        given = next((name for name in NAMES[1:] if getattr(said, name) is not None), None)
-        if given is not None:
-            flag = given.replace("_", "-")
-            raise ArgumentError(f"--{flag}: found it without --guide, expected a classifier's file beside it")
-    elif said.guide_adapter and len(said.guide) > 1:
+    said, others = split_off(GuideOptions, options, "a classifier's file")
+    if said.guide_adapter and said.guide and len(said.guide) > 1:
         raise ArgumentError(
             f"--guide: found {len(said.guide)} files beside --guide-adapter, expected one, the classifier that the adapters "
             f"belong to; give --guide {shlex.quote(str(said.guide[0]))} alone"
         )
     if len(said.served) > MAX_GUIDES:
         raise ArgumentError(f"--guide: found {len(said.served)} guides, expected at most {MAX_GUIDES}; leave some out")
-    return said, {name: value for name, value in options.items() if name not in NAMES}
+    return said, others
 
 
 def equal_ranges(T: int, count: int) -> tuple[Range, ...]:

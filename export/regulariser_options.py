@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.errors import ArgumentError
+from export.beside import split_off
 
 
 @dataclass(frozen=True)
@@ -27,16 +26,6 @@ class RegulariserOptions:
     regulariser_options: Mapping[str, Any] | None = None
 
 
-NAMES = tuple(field.name for field in dataclasses.fields(RegulariserOptions))
-
-
 def split(options: Mapping[str, Any]) -> tuple[RegulariserOptions, dict[str, Any]]:
     """What was said of the regulariser, and the rest; ArgumentError for options without one."""
-    said = RegulariserOptions(**{name: options[name] for name in NAMES if name in options})
-    if said.regulariser is None:
-        given = next((name for name in NAMES[1:] if getattr(said, name) is not None), None)
-        if given is not None:
-            flag = given.replace("_", "-")
-            expected = "an unconditional model's file beside it"
-            raise ArgumentError(f"--{flag}: found it without --regulariser, expected {expected}")
-    return said, {name: value for name, value in options.items() if name not in NAMES}
+    return split_off(RegulariserOptions, options, "an unconditional model's file")

@@ -5,6 +5,7 @@ however wide a level is, nor for guided diffusion.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,56 +19,57 @@ from benchmarks.machine import BenchmarkError
 KNOWN = ("celeba256", "cin256-v2", "decoder-f4", "decoder-f8")
 
 
-class EagerRunner:
-    """Our own modules of one network, called by themselves; bf16 by autocast."""
+class _ModuleRunner(ABC):
+    """One network as a module of torch, called by itself; which module, and how, is a subclass' own."""
 
     def __init__(self, contestant: Contestant, task: Task) -> None:
         import torch
 
         from export.synthetic import random_network
 
-        assert task.network is not None, "whole images are TorchRunner's"
+        assert task.network is not None, "whole images are others'"
         torch.set_num_threads(contestant.threads or task.threads)
         self._torch, self._network = torch, Network(task.network)
-        self._role = random_network(*NETWORKS[task.network.name])
+        self._published, self._graph = NETWORKS[task.network.name]
+        self._role = random_network(self._published, self._graph)
         self._bf16 = contestant.precision == "bf16"
 
     def eps(self, x: F32, values: Values, timestep: int) -> F32:
         """The network's output on `values`; x and the timestep are not looked at."""
         return self._answer(values)
 
+    def run(self, n: int, seed: int, steps: int) -> Run:
+        """So many calls on the same inputs, and what the last one gave."""
+        return timed_calls(self._answer, self._network.inputs(n, seed), steps)
+
+    @abstractmethod
+    def _answer(self, values: Values) -> F32:
+        """The network's output on its own inputs."""
+
+
+class EagerRunner(_ModuleRunner):
+    """Our own modules, in eager torch; bf16 by autocast."""
+
     def _answer(self, values: Values) -> F32:
         tensors = {name: self._torch.from_numpy(array) for name, array in values.items()}
         with self._torch.autocast("cpu", dtype=self._torch.bfloat16, enabled=self._bf16):
             return np.array(next(iter(self._role(tensors).values())).float().numpy())
 
-    def run(self, n: int, seed: int, steps: int) -> Run:
-        """So many calls on the same inputs, and what the last one gave."""
-        return timed_calls(self._answer, self._network.inputs(n, seed), steps)
 
-
-class DiffusersRunner:
-    """One network, called by itself, in one precision throughout and compiled for the shapes of its first call."""
+class DiffusersRunner(_ModuleRunner):
+    """diffusers' module, in one precision throughout and compiled for the shapes of its first call."""
 
     def __init__(self, contestant: Contestant, task: Task) -> None:
-        import torch
+        super().__init__(contestant, task)
         from torch._inductor import config
 
-        from export.synthetic import random_network
-
-        assert task.network is not None, "whole images are others'"
-        torch.set_num_threads(contestant.threads or task.threads)
         config.freezing = True
-        self._torch, self._network = torch, Network(task.network)
-        published, graph = NETWORKS[task.network.name]
-        module, call = peer(published, graph, random_network(published, graph).module)
-        self._dtype = torch.bfloat16 if contestant.precision == "bf16" else torch.float32
+        torch = self._torch
+        module, call = peer(self._published, self._graph, self._role.module)
+        del self._role  # ours is done with: two copies of the weights would count as its memory
+        self._dtype = torch.bfloat16 if self._bf16 else torch.float32
         module = module.to(dtype=self._dtype, memory_format=torch.channels_last)
         self._call = torch.compile(lambda values: call(module, values), dynamic=False)
-
-    def eps(self, x: F32, values: Values, timestep: int) -> F32:
-        """The network's output on `values`; x and the timestep are not looked at."""
-        return self._answer(values)
 
     def _answer(self, values: Values) -> F32:
         n = len(next(iter(values.values())))
@@ -76,10 +78,6 @@ class DiffusersRunner:
         with self._torch.inference_mode():
             tensors = {k: v.to(self._dtype) if v.is_floating_point() else v for k, v in tensors.items()}
             return np.array(self._call(tensors).float().numpy())
-
-    def run(self, n: int, seed: int, steps: int) -> Run:
-        """So many calls on the same inputs, and what the last one gave."""
-        return timed_calls(self._answer, self._network.inputs(n, seed), steps)
 
 
 def peer(published_name: str, graph: str, module: Any) -> tuple[Any, Callable[[Any, Mapping[str, Any]], Any]]:

@@ -181,11 +181,13 @@ def _kept(role: Role, layers: Sequence[Layer], chosen: Sequence[str], unseen: Un
     def error(some: Mapping[str, Scale]) -> float:
         return int8_error(role, unseen.states, some, unseen.exact)
 
-    if error(scales) <= unseen.bound:
+    together = error(scales)
+    if together <= unseen.bound:
         return list(chosen)
     alone = {name: error({name: scale}) for name, scale in scales.items()}
-    while error(scales) > unseen.bound:
+    while together > unseen.bound:
         del scales[max(scales, key=lambda name: alone[name])]
+        together = error(scales)
     return [name for name in chosen if name in scales]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from tests.cpp import building
 from tests.cpp.bundles import SIZE, with_plans
 from tests.cpp.capi import ARGUMENT, NUMERICS, UNSET, Arguments, CSampler, Failed, Library, looking, open_c
 from tests.cpp.changed import changed_bundle
+from tests.cpp.pairs import Pair, check, opened
 from tests.cpp.test_cpp_steps import plain
 from tests.manifests import edit
 
@@ -33,7 +33,6 @@ SOLVERS: list[Arguments] = [
     {"method": "ddim_clipped"}, {"method": "ddim_clipped", "eta": [0.5, 1.0, 0.0, 0.2, 0.5], "noise_scale": 0.9},
     {"method": "ddpm"}, {"method": "ddpm", "variance": "fixedsmall", "eps_scale": 1.1, "temperature": 0.8},
 ]  # fmt: skip
-Pair = tuple[Sampler, CSampler]
 
 
 @pytest.fixture(scope="module")
@@ -48,24 +47,6 @@ def pair(request: pytest.FixtureRequest, library: Library, tmp_path_factory: pyt
     path = guided_toy.build(folder, 2 if request.param == "two" else 1, learned=request.param == "learned")
     with opened(library, path, max_batch=2) as both:
         yield both
-
-
-@contextlib.contextmanager
-def opened(library: Library, path: Path, max_batch: int = 64, **size: Any) -> Iterator[Pair]:
-    """A bundle in Python and in C, on OpenVINO; size: height, width and overlap, of another one."""
-    other = {"size": (size["height"], size["width"]), "overlap": size["overlap"]} if size else {}
-    python = Sampler(path, "openvino", "f32", 2, max_batch=max_batch, **other)
-    with python as ours, open_c(library, path, backend="openvino", max_batch=max_batch, **size) as theirs:
-        yield ours, theirs
-
-
-def check(pair: Pair, **given: Any) -> None:
-    """The same bits and the same setting."""
-    batch, found = pair[0].sample(3, **given), pair[1].sample(3, values=(), **given)
-    assert found.x.tobytes() == batch.x.tobytes()
-    assert found.images.tobytes() == batch.images.tobytes()
-    setting = vars(batch.setting)
-    assert found.setting | {"spacing": None} == setting | {"spacing": None}
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from engine import Sampler
 from engine.errors import ArgumentError, NumericsError
 from engine.pipeline import table_of
 from engine.resolve import setting_of
 from tests import regularised_toy, toy
 from tests.cpp import building
-from tests.cpp.capi import ARGUMENT, NUMERICS, Arguments, CSampler, Failed, Library, open_c
+from tests.cpp.capi import ARGUMENT, NUMERICS, Arguments, Failed, Library
+from tests.cpp.pairs import Pair, check, opened
 from tests.cpp.test_cpp_steps import plain
 
 SOLVERS: list[Arguments] = [
@@ -24,7 +22,6 @@ SOLVERS: list[Arguments] = [
     {"method": "ddim_clipped", "eta": 0.3, "guidance": 0.7}, {"method": "ddpm"},
     {"method": "ddpm", "variance": "fixedsmall", "temperature": 0.8, "guidance": 1.5, "guidance_interval": (200, 700)},
 ]  # fmt: skip
-Pair = tuple[Sampler, CSampler]
 
 
 @pytest.fixture(scope="module")
@@ -40,23 +37,6 @@ def pair(request: pytest.FixtureRequest, library: Library, tmp_path_factory: pyt
     path = regularised_toy.build(folder, "v" if learned else request.param, "before", learned=learned)
     with opened(library, path, max_batch=2) as both:
         yield both
-
-
-@contextlib.contextmanager
-def opened(library: Library, path: Path, max_batch: int = 64, **size: Any) -> Iterator[Pair]:
-    """A bundle in Python and in C, on OpenVINO; size: height, width and overlap, of another one."""
-    other = {"size": (size["height"], size["width"]), "overlap": size["overlap"]} if size else {}
-    python = Sampler(path, "openvino", "f32", 2, max_batch=max_batch, **other)
-    with python as ours, open_c(library, path, backend="openvino", max_batch=max_batch, **size) as theirs:
-        yield ours, theirs
-
-
-def check(pair: Pair, **given: Any) -> None:
-    """The same bits, calls and setting."""
-    batch, found = pair[0].sample(3, **given), pair[1].sample(3, values=(), **given)
-    assert found.x.tobytes() == batch.x.tobytes()
-    assert found.images.tobytes() == batch.images.tobytes()
-    assert found.setting | {"spacing": None} == vars(batch.setting) | {"spacing": None}
 
 
 @pytest.mark.parametrize("mode", ["off", "after", "before"])
