@@ -21,7 +21,7 @@ from engine.commands import reinstall
 from engine.kernels.errors import KernelError, KernelLoadError
 from engine.kernels.loader import LIBRARY, declare, open_library
 
-VERSION = 5  # DV_NATIVE_VERSION
+VERSION = 6  # DV_NATIVE_VERSION
 MAX_SOURCES = 4
 MAX_THREADS = 256
 NONE = -1
@@ -82,9 +82,9 @@ class Op(ctypes.Structure):
 
     _fields_ = [
         *_ints("kind"), ("sources", _Sources), *_ints("output", "output_port"),
-        *_ints("kernel", "stride", "pad_top", "pad_left", "upsample", "factor"),
+        *_ints("kernel", "stride", "pad_top", "pad_left", "upsample", "factor", "offset"),
         *_ints("norm_groups", "norm_layer"), ("norm_epsilon", ctypes.c_float), *_ints("norm_weight", "norm_bias"),
-        *_ints("scale_row", "activation"),
+        *_ints("scale_row", "modulation", "activation"),
         *_ints("weights", "bias", "bias_row", "residual"), ("skip_sources", _Sources), *_ints("skip_weights"),
         *_ints("output_activation"),
         *_ints("int8", "zero_point"), ("inverse_scale", ctypes.c_float), *_ints("multiplier"),

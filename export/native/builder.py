@@ -29,8 +29,8 @@ from export.guides import Guide
 from export.models.graphs import ConditionedDenoiser, DecoderGraph, Denoiser, EncoderGraph, TimestepTable
 from export.models.latent.conditioners import ClassEmbedder, Rescaler, TokenEncoder
 from export.models.latent.graphs import Codebook, FirstStageDecoder, FirstStageEncoder, KeysValues
-from export.models.openai.graphs import LabelEmbedding, OpenAIDenoiser
-from export.native import guide, latent, tokens
+from export.models.openai.graphs import LabelEmbedding, MappedDenoiser, OpenAIDenoiser
+from export.native import guide, latent, spade, tokens
 from export.native.int8 import Choice, Unseen, allowed_error, choose_layers, parse_budget
 from export.native.measure import BOUNDS, GUIDE_BOUND, GUIDE_SIZES, INT8_BOUND, TooFarOff, error_on_states, measure_program
 from export.native.program import Assembled
@@ -48,6 +48,7 @@ LOWERINGS: dict[type[nn.Module], Callable[..., Assembled]] = {
     Denoiser: lower_denoiser,
     ConditionedDenoiser: lower_denoiser,
     OpenAIDenoiser: latent.lower_denoiser,
+    MappedDenoiser: spade.lower_mapped,
     FirstStageEncoder: latent.lower_encoder,
     FirstStageDecoder: latent.lower_decoder,
     ClassEmbedder: tokens.lower_class,
@@ -60,6 +61,7 @@ LOWERINGS: dict[type[nn.Module], Callable[..., Assembled]] = {
 }
 UNFIT: dict[type[nn.Module], Callable[[Role], str | None]] = {  # what of such a module cannot be lowered
     OpenAIDenoiser: latent.denoiser_unfit,
+    MappedDenoiser: spade.mapped_unfit,
     FirstStageEncoder: latent.encoder_unfit,
     FirstStageDecoder: latent.decoder_unfit,
     Rescaler: tokens.rescaler_unfit,

@@ -86,6 +86,8 @@ class GradientAssembler(Assembler):
                 name = f"{step.name}.gradient"
                 found = self.attention_gradient(name, qkv, _whole(step, gradient), step.heads, step.scale)
                 self._give(step.sources, Gradient(found))
+            elif step.kind == "norm":
+                self._back_norm(step, gradient)
             elif step.patches:
                 self.conv(f"{step.name}.gradient", _turned(step), [_whole(step, gradient)], port=port)
             else:
@@ -101,22 +103,26 @@ class GradientAssembler(Assembler):
             (skipped,) = step.skip.sources
             layer, name = _transposed(step.skip.weight), f"{step.name}.skip_gradient"
             self._give((skipped,), Gradient(self.conv(name, layer, [_whole(step, gradient)])))
-        found, norm = gradient, step.norm
-        if not _is_identity(step):
-            last = norm is None
-            added = self.pending.pop(source.name, None) if last else None
-            found = Gradient(
-                self.conv(
-                    f"{step.name}.gradient", _turned(step), [_whole(step, gradient)], stuffed=_stride(step) == 2,
-                    residual=None if added is None else _whole(step, added),
-                )
-            )  # fmt: skip
-        if norm is not None:
-            name, added = f"{step.name}.norm_gradient", self.pending.pop(source.name, None)
-            found = Gradient(self.norm_gradient(name, source, found, norm, step.activation, added))
-        elif step.activation != "identity":
+        added = self.pending.pop(source.name, None) if step.norm is None else None
+        found = Gradient(
+            self.conv(
+                f"{step.name}.gradient", _turned(step), [_whole(step, gradient)], stuffed=_stride(step) == 2,
+                residual=None if added is None else _whole(step, added),
+            )
+        )  # fmt: skip
+        if step.norm is not None:
+            return self._back_norm(step, found)
+        if step.activation != "identity":
             raise ExportError(f"layer {step.name}: found {step.activation} without a norm, expected one in a guide")
         self._give((source,), found)
+
+    def _back_norm(self, step: Step, gradient: Gradient) -> None:
+        """The norm and activation of a step's one source."""
+        (source,) = step.sources
+        assert step.norm is not None, "a step that has none does not come here"
+        name, added = f"{step.name}.norm_gradient", self.pending.pop(source.name, None)
+        found = self.norm_gradient(name, source, gradient, step.norm, step.activation, added)
+        self._give(step.sources, Gradient(found))
 
     def _give(self, to: Sequence[Value], gradient: Gradient) -> None:
         (value,) = to
@@ -134,15 +140,6 @@ def _whole(step: Step, gradient: Gradient) -> Value:
 def _stride(step: Step) -> int:
     assert step.module is not None
     return int(step.module.stride[0])
-
-
-def _is_identity(step: Step) -> bool:
-    """Whether a 1 x 1 convolution changes nothing, and makes a map of a norm and an activation alone."""
-    assert step.module is not None
-    weight = step.module.weight
-    outputs, inputs = weight.shape[:2]
-    square = weight.shape[2:] == (1, 1) and outputs == inputs and step.module.bias is None
-    return square and torch.equal(weight[:, :, 0, 0], torch.eye(outputs))
 
 
 def _turned(step: Step) -> nn.Conv2d:

@@ -10,7 +10,7 @@ from export.graphs.roles import Role
 from export.guides import Guide
 from export.models.openai.classifier import ADAPTIVE, ATTENTION, AttentionPool, Classifier
 from export.native.gradient import GradientAssembler
-from export.native.latent import Blocks, group_norm, identity, offsets_of, pointwise
+from export.native.latent import Blocks, group_norm, offsets_of, pointwise
 from export.native.program import MAX_GRADIENT_PIXELS, MAX_SIDE, Assembled, Value
 
 
@@ -76,7 +76,7 @@ def _classified(program: GradientAssembler, out: nn.Sequential, h: Value, label:
     """norm, SiLU, the pool and the last layer. A pool's matrix is linear, so its places and its bias are added behind it."""
     norm, _, pool, *last = out
     if not isinstance(pool, AttentionPool):
-        active = identity(program, "out.1", [h], group_norm(norm), "silu")
+        active = program.norm("out.1", [h], group_norm(norm), "silu")
         assert isinstance(last[0], nn.Conv2d)
         program.classify("out.3", active, label, entropy, last[0])
         return

@@ -87,10 +87,18 @@ def lower_denoiser(role: Role, precision: str = "bf16", scales: Mapping[str, Sca
     given = None if context is None else program.input_tokens("tokens", context.name, unet.context_width, tokens)
     keys = offsets_of(unet.context_projections[::2], 2)  # of the keys, behind which lie as many values
     lowering = Blocks(program, scales or {}, offsets_of(unet.projections), keys, given)
-    blocks = list(unet.input_blocks.named_children())
+    lower_unet(lowering, unet, maps, (height, width), outputs)
+    return program.finish()
+
+
+def lower_unet(
+    lowering: Blocks, unet: OpenAIUNet, maps: Sequence[str], size: tuple[int, int], outputs: Sequence[str]
+) -> None:
+    """From input ports to output ports."""
+    program, blocks = lowering.program, list(unet.input_blocks.named_children())
     (stem,) = blocks[0][1].children()
     assert isinstance(stem, nn.Conv2d)
-    patches = program.input("input", maps, unet.spec.in_channels, height, width, kernel=3)
+    patches = program.input("input", maps, unet.spec.in_channels, *size, kernel=3)
     h = program.conv("input_blocks.0.0", stem, [patches], patches=True)
     skips = [h]
     for name, block in blocks[1:]:
@@ -104,7 +112,6 @@ def lower_denoiser(role: Role, precision: str = "bf16", scales: Mapping[str, Sca
     for output, part in zip(outputs, _split(conv, len(outputs)), strict=True):  # an operation writes one port
         name = "out.2" if output == outputs[0] else f"out.2.{output}"
         program.conv(name, part, [h], norm=group_norm(norm), activation="silu", port=output)
-    return program.finish()
 
 
 def _split(conv: nn.Conv2d, parts: int) -> list[nn.Conv2d]:
@@ -165,8 +172,7 @@ class Blocks:
         assert isinstance(first, nn.Conv2d)
         named, bias_row = f"{name}.in_layers.2", None if block.scale_shift else offset
         if block.resample < 1:
-            # Pooling reads a map: the activation becomes one through an identity, which rounds it and nothing else.
-            active = identity(program, f"{name}.in_layers.1", sources, norm, "silu")
+            active = program.norm(f"{name}.in_layers.1", sources, norm, "silu")
             sources = [program.pool(f"{name}.x_upd", sources[0], 2)]
             h = program.conv(named, first, [program.pool(f"{name}.h_upd", active, 2)], bias_row=bias_row)
         else:
@@ -176,7 +182,7 @@ class Blocks:
                 int8=self.scales.get(named),
             )  # fmt: skip
             sources = [program.upsample(f"{name}.x_upd", sources[0], 2)] if doubled else sources
-        return _second(
+        return second(
             program, f"{name}.out_layers.3", last, h, group_norm(block.out_layers[0], offset if block.scale_shift else None),
             sources, block.skip_connection, self.scales.get(f"{name}.out_layers.3"),
         )  # fmt: skip
@@ -286,7 +292,7 @@ def _stage_block(program: Assembler, name: str, block: nn.Module, x: Value) -> V
     """norm, SiLU, conv, norm, SiLU, conv, + skip."""
     assert isinstance(block, StageBlock)
     h = program.conv(f"{name}.conv1", block.conv1, [x], norm=Norm(block.norm1), activation="silu")
-    return _second(program, f"{name}.conv2", block.conv2, h, Norm(block.norm2), [x], block.nin_shortcut)
+    return second(program, f"{name}.conv2", block.conv2, h, Norm(block.norm2), [x], block.nin_shortcut)
 
 
 def _stage_attention(program: Assembler, name: str, block: nn.Module, x: Value) -> Value:
@@ -306,16 +312,17 @@ def group_norm(module: nn.Module, scale_row: int | None = None) -> Norm:
     return Norm(module, scale_row)
 
 
-def _second(
-    program: Assembler, name: str, conv: nn.Module, h: Value, norm: Norm, sources: Sequence[Value], skip: nn.Module,
+def second(
+    program: Assembler, name: str, conv: nn.Module, h: Value, norm: Norm | None, sources: Sequence[Value], skip: nn.Module,
     int8: Scale | None = None,
 ) -> Value:  # fmt: skip
-    """The second half of a residual block: norm, SiLU, convolution, + skip. A concatenation always has a convolution."""
+    """The second half of a residual block: norm, SiLU, convolution, + skip; norm: None where h is behind both. A
+    concatenation always has a convolution."""
     assert isinstance(conv, nn.Conv2d)
     added = Skip(sources, skip.weight, skip.bias) if isinstance(skip, nn.Conv2d) else None
     assert added is not None or len(sources) == 1, "what is added as it is must be one map"
-    residual = sources[0] if added is None else None
-    return program.conv(name, conv, [h], norm=norm, activation="silu", residual=residual, skip=added, int8=int8)
+    residual, activation = sources[0] if added is None else None, "identity" if norm is None else "silu"
+    return program.conv(name, conv, [h], norm=norm, activation=activation, residual=residual, skip=added, int8=int8)
 
 
 def _attended(
@@ -327,12 +334,6 @@ def _attended(
     h = program.conv(f"{name}.qkv", qkv, [x], norm=Norm(norm), int8=int8)
     h = program.attention(f"{name}.attention", [h], heads, scale)
     return program.conv(f"{name}.proj_out", pointwise(out.weight, out.bias), [h], residual=x)
-
-
-def identity(program: Assembler, name: str, sources: Sequence[Value], norm: Norm, activation: str) -> Value:
-    """A norm and an activation as a map."""
-    channels = sum(source.channels for source in sources)
-    return program.conv(name, pointwise(torch.eye(channels), None), sources, norm=norm, activation=activation)
 
 
 def matrix(layer: nn.Module | torch.Tensor) -> nn.Conv2d:

@@ -16,7 +16,7 @@ from torch import nn
 from export.graphs.roles import Role
 from export.models.graphs import ConditionedDenoiser, Denoiser
 from export.models.openai.graphs import OpenAIDenoiser
-from export.models.openai.unet import AttentionBlock, OpenAIUNet, ResBlock, SpatialTransformer, TransformerBlock
+from export.models.openai.unet import AttentionBlock, OpenAIUNet, ResBlock, SpadeBlock, SpatialTransformer, TransformerBlock
 from export.models.unet import UNet
 
 Product = nn.Conv1d | nn.Conv2d | nn.Linear
@@ -62,12 +62,13 @@ def smoothable(role: Role) -> frozenset[str]:
 def _products(module: nn.Module, several: bool) -> Iterator[tuple[str, Products]]:
     """Of one block. several: tokens; to a single one, queries are not computed."""
     if isinstance(module, ResBlock):
-        first, last = module.in_layers[2], module.out_layers[3]
+        before = 1 if isinstance(module, SpadeBlock) else 2  # layers in front of the convolution, of the second one more
+        first, last = module.in_layers[before], module.out_layers[before + 1]
         assert isinstance(first, nn.Conv2d)
         assert isinstance(last, nn.Conv2d)
         if module.resample == 1:
-            yield "in_layers.2", (first,)
-        yield "out_layers.3", (last,)
+            yield f"in_layers.{before}", (first,)
+        yield f"out_layers.{before + 1}", (last,)
     elif isinstance(module, AttentionBlock):
         yield "qkv", (module.qkv,)
     elif isinstance(module, SpatialTransformer):

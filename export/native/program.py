@@ -26,6 +26,7 @@ F32 = NDArray[np.float32]
 MAX_ATTENTION_PIXELS, MAX_SIDE = 1 << 14, 1024  # kMostAttended and kMostSide of kernels/native/operation_check.h
 MAX_GRADIENT_PIXELS = 1 << 12  # kMostGradientPixels of kernels/native/gradient_check.cpp
 MAX_CODE_CHANNELS = 64  # kMostCodeChannels of kernels/native/target.h
+MAX_ROW = 1 << 28  # kMostRow of kernels/native/operation_check.h
 
 _DTYPES = {np.dtype(np.float32): "F32", np.dtype(np.uint16): "BF16", np.dtype(np.int8): "I8"}
 
@@ -60,7 +61,7 @@ class Skip:
 
 @dataclass(frozen=True)
 class Step:
-    """A convolution, an attention or a pool as it was asked for: what a gradient goes back through."""
+    """A convolution, a norm, an attention or a pool as it was asked for: what a gradient goes back through."""
 
     kind: str
     name: str
@@ -121,23 +122,37 @@ class Assembler:
         self.tensors.append({"name": name, "rows": rows, "channels": channels, "height": height, "width": width})
         return Value(name, channels, height, width, rows)
 
-    def input(self, name: str, ports: Sequence[str], channels: int, height: int, width: int, kernel: int = 1) -> Value:
-        """A map of input ports; kernel 3: of their 3 x 3 patches, so that a first convolution is a 1 x 1."""
+    def input(
+        self, name: str, ports: Sequence[str], channels: int, height: int, width: int, kernel: int = 1, stride: int = 1
+    ) -> Value:
+        """A map of every `stride`-th pixel of input ports; kernel 3: of their 3 x 3 patches, so that a first convolution
+        is a 1 x 1."""
         value = self.tensor(name, channels * kernel**2, height, width)
-        self._op("input", name, sources=list(ports), output=name, kernel=kernel)
+        self._input(name, ports, kernel=kernel, stride=stride)
+        return value
+
+    def input_slice(self, name: str, port: str, offset: int, channels: int, height: int, width: int) -> Value:
+        """A map of the values of an input port of 1 x 1, from `offset` on."""
+        value = self.tensor(name, channels, height, width)
+        self._input(name, [port], offset=offset)
         return value
 
     def input_tokens(self, name: str, port: str, channels: int, tokens: int) -> Value:
         """Tokens of an input port as a map of one a row."""
         value = self.tensor(name, channels, tokens)
-        self._op("input", name, sources=[port], output=name, kernel=1)
+        self._input(name, [port])
         return value
 
     def input_rows(self, name: str, port: str, channels: int) -> Value:
         """Rows of the batch from an input port."""
         value = self.tensor(name, channels, rows="batch")
-        self._op("input", name, sources=[port], output=name, kernel=1)
+        self._input(name, [port])
         return value
+
+    def _input(
+        self, name: str, ports: Sequence[str], *, kernel: int = 1, stride: int = 1, offset: int | None = None
+    ) -> None:
+        self._op("input", name, sources=list(ports), output=name, kernel=kernel, stride=stride, offset=offset)
 
     # ---- maps ------------------------------------------------------------------------------------
 
@@ -195,6 +210,20 @@ class Assembler:
         self.steps.append(
             Step("conv", name, tuple(sources), value, module, norm, activation, residual, skip, patches, factor == 2)
         )
+        return value
+
+    def norm(
+        self, name: str, sources: Sequence[Value], norm: Norm, activation: str = "identity", modulation: Value | None = None
+    ) -> Value:
+        """activation(norm) of maps together as a map; modulation: [g | b], by which the norm is scaled (1 + g) and shifted
+        before the row is."""
+        channels = sum(source.channels for source in sources)
+        value = self.tensor(name, channels, sources[0].height, sources[0].width)
+        self._op(
+            "norm", name, sources=[source.name for source in sources], output=name, norm=self._norm(name, norm),
+            activation=activation, modulation=None if modulation is None else modulation.name,
+        )  # fmt: skip
+        self.steps.append(Step("norm", name, tuple(sources), value, norm=norm, activation=activation))
         return value
 
     def attention(self, name: str, sources: Sequence[Value], heads: int, scale: float, keys: int = 0) -> Value:
@@ -325,13 +354,18 @@ class Assembler:
     def _norm(self, name: str, norm: Norm | None) -> dict[str, Any] | None:
         if norm is None:
             return None
-        groups = norm.module.num_groups if isinstance(norm.module, nn.GroupNorm) else 0
+        module = norm.module
+        groups = module.num_groups if isinstance(module, nn.GroupNorm) else 0
+        weight: torch.Tensor = module.weight
+        bias: torch.Tensor = module.bias
+        if isinstance(module, nn.GroupNorm) and not module.affine:
+            weight, bias = torch.ones(module.num_channels), torch.zeros(module.num_channels)
         return {
             "groups": groups,
             "layer": groups == 0,
-            "epsilon": norm.module.eps,
-            "weight": self._blob(f"{name}.norm_weight", numpy_of(name, norm.module.weight)),
-            "bias": self._blob(f"{name}.norm_bias", numpy_of(name, norm.module.bias)),
+            "epsilon": module.eps,
+            "weight": self._blob(f"{name}.norm_weight", numpy_of(name, weight)),
+            "bias": self._blob(f"{name}.norm_bias", numpy_of(name, bias)),
             "scale_row": norm.scale_row,
         }
 

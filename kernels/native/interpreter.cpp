@@ -81,6 +81,7 @@ void run_part(const Kernels& k, const Operation& op, int32_t pass, const Work& w
     switch (op.kind) {
     case DV_NATIVE_INPUT: return k.input(op.input, w);
     case DV_NATIVE_CONV: return pass + 1 < passes(op) ? k.prepare(op.conv, w) : k.product(op.conv, w);
+    case DV_NATIVE_NORM: return k.norm(op.conv, w);
     case DV_NATIVE_ATTENTION: return pass == 0 ? k.pack(op.attention, w) : k.attention(op.attention, w);
     case DV_NATIVE_NORM_GRADIENT: return k.norm_gradient(op.norm_gradient, pass, w);
     case DV_NATIVE_ATTENTION_GRADIENT: return k.attention_gradient(op.attention_gradient, pass, w);

@@ -72,6 +72,7 @@ private:
         for (int32_t i = 0; i < count_of(op.sources); ++i) use(op.sources[i]);
         const bool adds = op.kind == DV_NATIVE_CONV || op.kind == DV_NATIVE_NORM_GRADIENT;
         if (adds && op.residual != DV_NATIVE_NONE) use(op.residual);
+        if (op.kind == DV_NATIVE_NORM && op.modulation != DV_NATIVE_NONE) use(op.modulation);
         if (op.kind != DV_NATIVE_CONV) return;
         for (int32_t i = 0; i < count_of(op.skip_sources); ++i) use(op.skip_sources[i]);
     }
@@ -83,7 +84,7 @@ private:
         for (size_t i = 0; i < ops.size(); ++i) {
             if (ops[i].output != DV_NATIVE_NONE) last_use_[size_t(ops[i].output)] = i;
             each_source(ops[i], [&](int32_t t) { last_use_[size_t(t)] = i; });
-            if (ops[i].kind == DV_NATIVE_CONV && ops[i].norm_groups > 0)
+            if ((ops[i].kind == DV_NATIVE_CONV || ops[i].kind == DV_NATIVE_NORM) && ops[i].norm_groups > 0)
                 for (int32_t s = 0; s < count_of(ops[i].sources); ++s) needs_sums_[size_t(ops[i].sources[s])] = 1;
             if (ops[i].kind == DV_NATIVE_NORM_GRADIENT) needs_sums_[size_t(ops[i].sources[0])] = 1;
         }
@@ -130,6 +131,7 @@ private:
         switch (op.kind) {
         case DV_NATIVE_INPUT: program().of_rows ? rows(op, to) : input(op, to); break;
         case DV_NATIVE_CONV: conv(op, to); break;
+        case DV_NATIVE_NORM: norm_map(op, to); break;
         case DV_NATIVE_ATTENTION: attention(op, to); break;
         case DV_NATIVE_POOL:
         case DV_NATIVE_UPSAMPLE:
@@ -167,11 +169,15 @@ private:
         Input& in = to.input;
         in.count = count_of(op.sources);
         in.patch = op.kernel;
+        in.stride = op.stride;
+        in.offset = std::max(op.offset, 0);
         in.tokens = program().port(op.sources[0]).kind == DV_NATIVE_PORT_TOKENS;
         in.output = map(op.output);
         for (int32_t i = 0; i < in.count; ++i) {
             in.port[i] = op.sources[i];
-            in.channels[i] = program().port(op.sources[i]).channels;
+            const dv_native_port& port = program().port(op.sources[i]);
+            in.channels[i] = op.offset == DV_NATIVE_NONE ? port.channels : in.output.channels;
+            in.values[i] = int64_t(port.channels) * port.height * port.width;
         }
         to.activation_bytes = map_bytes(in.output);
     }
@@ -211,6 +217,29 @@ private:
         to.scratch_bytes = a.heads * a.head_bytes();
         to.flop = 4.0 * double(a.source.pixels()) * double(a.others.pixels()) * channels;
         to.activation_bytes = map_bytes(a.source) + map_bytes(a.output) + (crossed ? 2.0 * a.others.pixels() * 2 * channels : 0.0);
+    }
+
+    // A norm as a map: the part of a convolution that ends before the product.
+    void norm_map(const dv_native_op& op, Operation& to) {
+        Conv& c = to.conv;
+        c.main.count = count_of(op.sources);
+        for (int32_t i = 0; i < c.main.count; ++i) {
+            c.main.source[i] = map(op.sources[i]);
+            c.main.map_blocks += c.main.source[i].blocks;
+            to.activation_bytes += map_bytes(c.main.source[i]);
+        }
+        c.output = map(op.output);
+        c.channels = c.output.channels;
+        norm(op, c);
+        c.modulated = op.modulation != DV_NATIVE_NONE;
+        c.row_behind = DV_NATIVE_NONE;
+        if (c.modulated) {
+            c.modulation = map(op.modulation);
+            std::swap(c.row_behind, c.scale_row);
+            to.activation_bytes += map_bytes(c.modulation);
+        }
+        to.activation_bytes += map_bytes(c.output);
+        private_floats(4ll * (c.main.map_blocks + c.output.blocks) * kBlock + 3ll * c.output.width * kLanes / 2);
     }
 
     void conv(const dv_native_op& op, Operation& to) {

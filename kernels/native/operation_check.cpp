@@ -10,12 +10,13 @@ public:
     using OperationWords::OperationWords;
 
     void run() {
-        in_range(op_.kind, DV_NATIVE_INPUT, DV_NATIVE_CLASSIFY, name("kind"));
+        in_range(op_.kind, DV_NATIVE_INPUT, DV_NATIVE_NORM, name("kind"));
         if (p_.of_rows != is_of_rows(op_.kind) && op_.kind != DV_NATIVE_INPUT)
             refuse(name("kind"), kind_name(op_.kind), "operations of maps or of rows, not of both in one program");
         switch (op_.kind) {
         case DV_NATIVE_INPUT: return input();
         case DV_NATIVE_CONV: return conv();
+        case DV_NATIVE_NORM: return norm();
         case DV_NATIVE_ATTENTION: return attention();
         case DV_NATIVE_POOL:
         case DV_NATIVE_UPSAMPLE: return resize();
@@ -38,18 +39,25 @@ private:
             want(count == 1, "sources", text(count) + " of them", "one port of rows");
             const dv_native_port& port = input_port(op_.sources[0], DV_NATIVE_PORT_TABLE);
             want(port.rows == DV_NATIVE_ROWS_BATCH, "sources", "rows of another kind", "rows of the batch");
+            in_range(op_.offset, DV_NATIVE_NONE, DV_NATIVE_NONE, name("offset"));
             output(DV_NATIVE_ROWS_BATCH, port.channels, 1, 1);
             return;
         }
         if (is_tokens(op_.sources[0])) {
             want(count == 1, "sources", text(count) + " of them", "one port of tokens");
-            in_range(op_.kernel, 1, 1, name("kernel"));
             const dv_native_port& port = input_port(op_.sources[0], DV_NATIVE_PORT_TOKENS);
+            plain_input();
+            in_range(op_.offset, DV_NATIVE_NONE, DV_NATIVE_NONE, name("offset"));
             output(DV_NATIVE_ROWS_NONE, port.channels, port.height, 1);
             return;
         }
-        one_of(op_.kernel, 1, 3, "kernel");
         const dv_native_port& first = input_port(op_.sources[0], DV_NATIVE_PORT_MAP);
+        if (op_.offset != DV_NATIVE_NONE) return slice(first, count);
+        one_of(op_.kernel, 1, 3, "kernel");
+        in_range(op_.stride, 1, kMostSide, name("stride"));
+        const int32_t height = first.height / op_.stride, width = first.width / op_.stride;
+        want(height * op_.stride == first.height && width * op_.stride == first.width, "stride", text(op_.stride),
+             "a divisor of " + text(first.height) + " and " + text(first.width));
         int64_t channels = 0;
         for (int32_t i = 0; i < count; ++i) {
             const dv_native_port& port = input_port(op_.sources[i], DV_NATIVE_PORT_MAP);
@@ -57,24 +65,64 @@ private:
                  size_of(port.channels, port.height, port.width), "ports of one height and width");
             channels += port.channels;
         }
-        output(DV_NATIVE_ROWS_NONE, channels * op_.kernel * op_.kernel, first.height, first.width);
+        output(DV_NATIVE_ROWS_NONE, channels * op_.kernel * op_.kernel, height, width);
     }
 
-    void conv() {
+    void plain_input() const {
+        in_range(op_.kernel, 1, 1, name("kernel"));
+        in_range(op_.stride, 1, 1, name("stride"));
+    }
+
+    // Values of a row of them as a map, whose size is the output's own.
+    void slice(const dv_native_port& port, int32_t count) {
+        want(count == 1, "sources", text(count) + " of them", "one port where there is an offset");
+        want(port.height == 1 && port.width == 1, "sources", size_of(port.channels, port.height, port.width),
+             "a port of 1 x 1 where there is an offset");
+        plain_input();
+        const dv_native_tensor& out = output();
+        want(out.rows == DV_NATIVE_ROWS_NONE, "output", "rows", "a map");
+        in_range(op_.offset, 0, int64_t(port.channels) - int64_t(out.channels) * out.height * out.width, name("offset"));
+    }
+
+    // Maps of one height and width: the first of them, and how many channels they have together.
+    const dv_native_tensor& concatenated(int64_t& channels) const {
         const int32_t count = sources(1, kSources);
         const dv_native_tensor& first = map(op_.sources[0], "sources");
+        channels = first.channels;
         for (int32_t i = 1; i < count; ++i) {
             const dv_native_tensor& other = map(op_.sources[i], "sources");
             want(other.height == first.height && other.width == first.width, "sources",
                  size_of(other.channels, other.height, other.width), "maps of one height and width");
+            channels += other.channels;
         }
+        in_range(channels, 1, kMostChannels, name("sources: channels"));
+        return first;
+    }
+
+    void norm() {
+        int64_t channels = 0;
+        const dv_native_tensor& first = concatenated(channels);
+        in_range(op_.norm_layer, 0, 0, name("norm.layer"));
+        group_norm(channels, count_of(op_.sources));
+        activation(op_.activation, {DV_NATIVE_IDENTITY, DV_NATIVE_SILU, DV_NATIVE_GELU, DV_NATIVE_RELU}, "activation");
+        if (op_.modulation != DV_NATIVE_NONE) {
+            const dv_native_tensor& m = map(op_.modulation, "modulation");
+            want(m.channels == 2 * channels && m.height == first.height && m.width == first.width, "modulation",
+                 size_of(m.channels, m.height, m.width), "a map of " + size_of(2 * channels, first.height, first.width));
+        }
+        output(DV_NATIVE_ROWS_NONE, channels, first.height, first.width);
+    }
+
+    void conv() {
+        int64_t channels = 0;
+        const dv_native_tensor& first = concatenated(channels);
+        const int32_t count = count_of(op_.sources);
         // Before the output counts as written: no operation may add its own result.
         for (int32_t i = 0; i < count_of(op_.skip_sources); ++i) map(op_.skip_sources[i], "skip.sources");
         if (op_.residual != DV_NATIVE_NONE) map(op_.residual, "residual");
         conv_numbers();
         conv_output(first);
         const ConvShape s = conv_shape(p_, op_);
-        in_range(s.channels, 1, kMostChannels, name("sources: channels"));
         conv_pixelwise(s, count);
         conv_norm(s, count);
         conv_weights(s);
@@ -91,7 +139,8 @@ private:
         else
             in_range(op_.pad_top, 0, 1, name("pad_top"));
         in_range(op_.pad_left, op_.pad_top, op_.pad_top, name("pad_left"));
-        activation(op_.activation, {DV_NATIVE_IDENTITY, DV_NATIVE_SILU, DV_NATIVE_GELU, DV_NATIVE_GEGLU}, "activation");
+        activation(op_.activation, {DV_NATIVE_IDENTITY, DV_NATIVE_SILU, DV_NATIVE_GELU, DV_NATIVE_GEGLU, DV_NATIVE_RELU},
+                   "activation");
         if (op_.output == DV_NATIVE_NONE)
             activation(op_.output_activation, {DV_NATIVE_IDENTITY, DV_NATIVE_SIGMOID, DV_NATIVE_SIGNED_SIGMOID},
                        "output_activation");

@@ -8,6 +8,7 @@ namespace diffusevae {
 namespace native {
 
 constexpr int32_t kMostChannels = 1 << 16, kMostSide = 1024, kMostEntries = 1 << 24;
+constexpr int32_t kMostRow = 1 << 28;  // values of an input port of 1 x 1, of which maps are made
 constexpr int32_t kMostAttended = 1 << 14;  // pixels or tokens that attention looks at
 
 // Throws Failure(DV_NATIVE_BAD_PROGRAM).

@@ -9,9 +9,10 @@ namespace native {
 namespace {
 
 const char* const kKinds[] = {"?",      "input", "conv",  "attention", "pool",          "upsample",           "lookup",
-                              "linear", "add",   "embed", "nearest",   "norm_gradient", "attention_gradient", "classify"};
+                              "linear", "add",   "embed", "nearest",   "norm_gradient", "attention_gradient", "classify",
+                              "norm"};
 const char* const kDtypes[] = {"?", "F32", "BF16", "I8"};
-const char* const kActivations[] = {"identity", "silu", "gelu", "sigmoid", "signed_sigmoid", "geglu"};
+const char* const kActivations[] = {"identity", "silu", "gelu", "sigmoid", "signed_sigmoid", "geglu", "relu"};
 
 std::string number(float value) {
     char shown[32];
@@ -28,7 +29,7 @@ std::string size_of(int64_t channels, int64_t height, int64_t width) {
 }
 
 const char* kind_name(int32_t kind) {
-    return kKinds[kind >= DV_NATIVE_INPUT && kind <= DV_NATIVE_CLASSIFY ? kind : 0];
+    return kKinds[kind >= DV_NATIVE_INPUT && kind <= DV_NATIVE_NORM ? kind : 0];
 }
 
 std::string OperationWords::name(const std::string& field) const {
@@ -53,7 +54,7 @@ void OperationWords::activation(int32_t value, std::initializer_list<int32_t> al
         if (value == each) return;
         names += (names.empty() ? "" : ", ") + std::string(kActivations[each]);
     }
-    const bool known = value >= DV_NATIVE_IDENTITY && value <= DV_NATIVE_GEGLU;
+    const bool known = value >= DV_NATIVE_IDENTITY && value <= DV_NATIVE_RELU;
     refuse(name(field), known ? kActivations[value] : text(value), "one of " + names);
 }
 

@@ -22,10 +22,11 @@ inline void token(const Map& map, const float* from, int32_t y, uint16_t* out) {
         out[(int64_t(c / kBlock) * map.pixels() + y) * kBlock + c % kBlock] = c < map.channels ? bf16_of(from[c]) : uint16_t(0);
 }
 
-// Channels in order over all ports; patches: channel c of shift (kh, kw) is map channel c*9 + kh*3 + kw.
+// Channels in order over all ports, of every stride-th pixel; patches: channel c of shift (kh, kw) is map channel c*9 + kh*3 + kw.
 void input(const Input& op, const Work& w) {
     const Map& map = op.output;
-    const int32_t height = map.height, width = map.width, side = op.patch, pad = side / 2;
+    const int32_t height = map.height, width = map.width, side = op.patch, pad = side / 2, stride = op.stride;
+    const int64_t port_row = int64_t(width) * stride, plane_size = port_row * height * stride;
     const int64_t units = int64_t(w.last - w.first) * height;
     const Range mine = units_of(w, units);
     for (int64_t unit = mine.first; unit < mine.last; ++unit) {
@@ -41,15 +42,15 @@ void input(const Input& op, const Work& w) {
         int32_t channel = 0;
         for (int32_t p = 0; p < op.count; ++p)
             for (int32_t c = 0; c < op.channels[p]; ++c) {
-                const float* plane = static_cast<const float*>(w.ports[op.port[p]])
-                                     + ((w.sample + image) * op.channels[p] + c) * int64_t(height) * width;
+                const float* plane = static_cast<const float*>(w.ports[op.port[p]]) + (w.sample + image) * op.values[p]
+                                     + op.offset + c * plane_size;
                 for (int32_t kh = -pad; kh <= pad; ++kh)
                     for (int32_t kw = -pad; kw <= pad; ++kw, ++channel) {
                         uint16_t* to = row_at(channel);
                         const int32_t from = y + kh;
                         for (int32_t x = 0; x < width; ++x, to += kBlock) {
                             const bool inside = from >= 0 && from < height && x + kw >= 0 && x + kw < width;
-                            *to = inside ? bf16_of(plane[int64_t(from) * width + x + kw]) : uint16_t(0);
+                            *to = inside ? bf16_of(plane[from * stride * port_row + (x + kw) * stride]) : uint16_t(0);
                         }
                     }
             }

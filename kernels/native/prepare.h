@@ -123,6 +123,7 @@ DV_INLINE F16 activate(F16 v, const uint16_t* gate) {
     if constexpr (kActivation == DV_NATIVE_SILU) return silu(v);
     if constexpr (kActivation == DV_NATIVE_GELU) return gelu(v);
     if constexpr (kActivation == DV_NATIVE_GEGLU) return mul(v, gelu(load_bf16(gate)));
+    if constexpr (kActivation == DV_NATIVE_RELU) return greater(zero(), v);  // NaN stays NaN
     return v;
 }
 
@@ -176,6 +177,7 @@ template <NormKind kNorm, bool kInt8>
 PrepareRow row_kernel(int32_t activation) {
     if (activation == DV_NATIVE_SILU) return prepare_row<DV_NATIVE_SILU, kNorm, kInt8>;
     if (activation == DV_NATIVE_GELU) return prepare_row<DV_NATIVE_GELU, kNorm, kInt8>;
+    if (activation == DV_NATIVE_RELU) return prepare_row<DV_NATIVE_RELU, kNorm, kInt8>;
     return prepare_row<DV_NATIVE_IDENTITY, kNorm, kInt8>;
 }
 

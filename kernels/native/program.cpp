@@ -23,7 +23,8 @@ void check_ports(Program& p) {
         const bool tokens = port.kind == DV_NATIVE_PORT_TOKENS, ids = port.kind == DV_NATIVE_PORT_IDS;
         in_range(port.kind, DV_NATIVE_PORT_MAP, DV_NATIVE_PORT_IDS, name("kind"));
         in_range(port.is_output, 0, ids ? 0 : 1, name("output"));
-        in_range(port.channels, 1, ids ? 1 : map || tokens ? kMostChannels : kMostEntries, name("channels"));
+        const bool row_of_maps = map && port.is_output == 0 && port.height == 1 && port.width == 1;
+        in_range(port.channels, 1, ids ? 1 : row_of_maps ? kMostRow : map || tokens ? kMostChannels : kMostEntries, name("channels"));
         in_range(port.height, 1, map || tokens || ids ? kMostSide : 1, name("height"));
         in_range(port.width, 1, map || ids ? kMostSide : 1, name("width"));
         in_range(port.rows, table ? DV_NATIVE_ROWS_STEPS : 0, table ? DV_NATIVE_ROWS_PAIRS : 0, name("rows"));

@@ -59,6 +59,7 @@ struct Segment {
     int32_t pixel_stride;           // bytes between the pixels of a tile
 };
 
+// A convolution; of NORM, which ends before the product, what concerns main, the norm and the output.
 struct Conv {
     Gather main, skip;
     int32_t channels;               // real channels of the sources
@@ -67,6 +68,9 @@ struct Conv {
     float epsilon;
     const float *norm_weight, *norm_bias;
     int32_t scale_row, activation;
+    bool modulated;                 // NORM: scaled and shifted by a map, and by the row only then
+    Map modulation;
+    int32_t row_behind;             // where in the row the scale behind it begins, or NONE
 
     Segment main_segment[kSources], skip_segment[kSources];
     int32_t main_segments, skip_segments;
@@ -98,7 +102,10 @@ struct Conv {
 struct Input {
     int32_t count;
     int32_t port[kSources], channels[kSources];
+    int64_t values[kSources];       // of a port, a sample
+    int64_t offset;                 // of the value that the map begins with
     int32_t patch;                  // 1 or 3
+    int32_t stride;                 // pixels of the port from one of the map's to the next
     bool tokens;                    // from [batch, height, channels]
     Map output;
 };
@@ -286,6 +293,7 @@ struct Kernels {
     void (*attention)(const Attention&, const Work&);
     void (*pool)(const Resize&, const Work&);
     void (*upsample)(const Resize&, const Work&);
+    void (*norm)(const Conv&, const Work&);
     void (*embed)(const Embed&, const Work&);
     void (*nearest)(const Nearest&, const Work&);
     void (*norm_gradient)(const NormGradient&, int32_t pass, const Work&);            // sums, then the gradient

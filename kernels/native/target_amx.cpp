@@ -3,6 +3,7 @@
 #include "classify.h"
 #include "codes.h"
 #include "gradients.h"
+#include "norms.h"
 #include "pixels.h"
 #include "prepare.h"
 #include "products_tiles.h"
@@ -42,7 +43,7 @@ namespace native {
 
 extern const Kernels kAmx;
 constexpr Kernels kAmx = {"amx",   64,      64,   kTogether, kKeys, true,    enter_tiles,   leave_tiles, input,
-                      prepare, product, pack, attention, pool,  upsample, embed, nearest_codes, norm_gradient,
+                      prepare, product, pack, attention, pool,  upsample, norm, embed, nearest_codes, norm_gradient,
                       attention_gradient, classify, activate_rows, linear, ceiling, nullptr};
 
 }  // namespace native

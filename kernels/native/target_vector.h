@@ -6,6 +6,7 @@
 #include "classify.h"
 #include "codes.h"
 #include "gradients.h"
+#include "norms.h"
 #include "pixels.h"
 #include "prepare.h"
 #include "rows.h"
@@ -57,8 +58,8 @@ double ceiling(int32_t what, const uint8_t* operands, int64_t bytes, int64_t rou
 constexpr Kernels make_kernels(const char* name) {
     return Kernels{name,      kPixelBytesBf16, kPixelBytesInt8,    kTogether, kKeys,  false,         nothing,
                    nothing,   input,           prepare,            product,   pack,   attention,     pool,
-                   upsample,  embed,           nearest_codes,      norm_gradient, attention_gradient, classify,
-                   activate_rows, linear,      ceiling,            transform_weights};
+                   upsample,  norm,            embed,              nearest_codes, norm_gradient, attention_gradient,
+                   classify,  activate_rows,   linear,             ceiling,   transform_weights};
 }
 
 }  // namespace

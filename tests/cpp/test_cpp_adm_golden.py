@@ -1,8 +1,8 @@
 """Guided diffusion in C++ against its reference implementation, with Python's bits: every chain that a model's vectors hold.
 
 The upsampler, which has labels, an image and a learned variance, and a semantic diffusion model, or with
-DIFFUSEVAE_GOLDEN=all the four and that one; in OpenVINO. And chains that a classifier or PPAP's experts
-guide: one of four kinds or all, in OpenVINO and on the native engine.
+DIFFUSEVAE_GOLDEN=all the four and that one; in OpenVINO, and with a label map on the native engine too. And chains that a
+classifier or PPAP's experts guide: one of four kinds or all, in both.
 """
 
 from __future__ import annotations
@@ -35,7 +35,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     @functools.cache
     def build(folder: str) -> Path:
-        return golden.build_adm(folder, tmp_path_factory.mktemp(folder), backends=("onnxruntime", "openvino"))
+        backends = ("onnxruntime", "openvino", *(["native"] if NATIVE and folder == golden.MAPPED else []))
+        path = golden.build_adm(folder, tmp_path_factory.mktemp(folder), backends=backends)
+        for i, engine in enumerate(Bundle.open(path).manifest.engines):
+            if engine.runs_on:  # of which C++ has this one
+                edit(path, f"engines.{i}.runs_on", ["openvino"])
+        return path
 
     return build
 
@@ -47,11 +52,15 @@ def test_chains_equal_the_reference_and_python(
     library, expected = Library(cpp_runtimes / "diffusevae" / building.LIBRARY), golden.states(folder, chain)
     given = {"x_T": golden.expected(folder)["x_T"], "noise": golden.noise(folder, chain), **golden.given(folder)}
     given |= golden.setting(folder, chain)
-    with open_c(library, bundle(folder), backend="openvino") as c, Sampler(bundle(folder), "openvino", "f32", 2) as python:
-        found, same = c.sample(2, seed=0, **given), python.sample(2, seed=0, **given)
-    np.testing.assert_allclose(found.x, expected[max(expected)], rtol=0, atol=golden.tolerance(folder, chain))
-    np.testing.assert_array_equal(found.x, same.x)
-    np.testing.assert_array_equal(found.images, same.images)
+    path = bundle(folder)
+    for backend in ("openvino", *(["native"] if NATIVE and folder == golden.MAPPED else [])):
+        precision = "bf16" if backend == "native" else "f32"
+        with open_c(library, path, backend=backend, precision=precision) as c, Sampler(path, backend, precision, 2) as python:
+            found, same = c.sample(2, seed=0, **given), python.sample(2, seed=0, **given)
+        np.testing.assert_array_equal(found.x, same.x)
+        np.testing.assert_array_equal(found.images, same.images)
+        if backend == "openvino":
+            np.testing.assert_allclose(found.x, expected[max(expected)], rtol=0, atol=golden.tolerance(folder, chain))
 
 
 @pytest.mark.parametrize(("folder", "chain"), GUIDED)

@@ -1,8 +1,7 @@
 """Guided diffusion against its reference implementation: from a plain state dict to images, in every runtime.
 
 Two of the four models in the default run, which between them have everything that is not the same in all; with
-DIFFUSEVAE_GOLDEN=all the four. And one with a label map, a semantic diffusion model, which the native engine has no
-operations for.
+DIFFUSEVAE_GOLDEN=all the four. And one with a label map, a semantic diffusion model.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ MODELS = golden.NAMES if ALL else ("cosine_neworder", "upsample")
 CHAINS = [(folder, chain) for folder, chain in golden.CHAINS if folder in MODELS]
 MAPPED, MAPPED_CHAINS = golden.MAPPED, golden.MAPPED_CHAINS
 BF16 = 1.5e-2  # of networks: rounding costs them up to 1.3e-2
+INT8 = 4e-2
 BF16_CHAIN = 2e-2  # of whole chains: found up to 1.45e-2
 Samplers = Callable[..., Sampler]
 
@@ -45,8 +45,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     @functools.cache
     def build(folder: str) -> Path:
-        native = Native.available()[0] and folder != MAPPED
-        backends = ("onnxruntime", "openvino", *(["native"] if native else []))
+        backends = ("onnxruntime", "openvino", *(["native"] if Native.available()[0] else []))
         whole = GraphOptions(whole_sampler=True)
         return golden.build_adm(folder, tmp_path_factory.mktemp(folder), backends=backends, graph_options=whole)
 
@@ -141,17 +140,6 @@ def test_label_maps(samplers: Samplers) -> None:
 # ---- the native engine -----------------------------------------------------------------------------
 
 
-def test_the_native_engine_has_no_operations_for_label_maps_in_norms() -> None:
-    from export.families.sdm import recognise
-    from export.native import builder
-
-    model = recognise(golden.held(MAPPED), None, "ema", golden.said(MAPPED)).load()
-    assert builder.unfit(model) == (
-        "graph denoiser: found a MappedDenoiser, expected a network that the native engine has operations for: denoisers, "
-        "first stages, VAEs, conditioners, codebooks, guides and tables of timesteps"
-    )
-
-
 @functools.cache
 def program(folder: str) -> tuple[Any, Any]:
     """The denoiser and its program."""
@@ -185,8 +173,80 @@ def test_networks_in_bf16(folder: str, path: str, force_isa: Callable[[str], str
                 assert difference(found[name], arrays[key][i]) < BF16, (t, name)
 
 
+def mapped(hoisted: int, patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The graphs of the model with a label map, where gamma and beta of maps of up to so many pixels are made before the
+    loop."""
+    from export.families.sdm import graphs, recognise
+
+    patch.setattr(graphs, "HOISTED", hoisted)
+    return recognise(golden.held(MAPPED), None, "ema", golden.said(MAPPED)).load().roles
+
+
+def mapped_calls(roles: dict[str, Any]) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]]:
+    """What its denoiser is asked, with labels and without, and what the reference made of it: eps and v."""
+    import torch
+
+    arrays, denoiser = golden.expected(MAPPED), roles["denoiser"]
+    labels = {name: torch.from_numpy(value) for name, value in golden.given(MAPPED).items()}
+    (segmap,) = roles["label_map"](labels).values()
+    for given, ending in ((segmap, ""), (torch.zeros_like(segmap), "_null")):
+        values = {"x": torch.from_numpy(arrays["x_T"]), "segmap": given}
+        if "modulation" in roles:
+            values |= roles["modulation"]({"segmap": given})
+        for i, t in enumerate(arrays["t"].tolist()):
+            values["row"] = denoiser.module.unet.timestep_rows(torch.tensor([t]))
+            asked = {spec.name: values[spec.name].numpy() for spec in denoiser.inputs}
+            yield asked, arrays[f"eps{ending}"][i], arrays[f"v{ending}"][i]
+
+
 @NEEDS_NATIVE
-@pytest.mark.parametrize(("folder", "chain"), CHAINS)
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("hoisted", [4096, 64, 0])
+def test_a_network_with_a_label_map_in_bf16(
+    hoisted: int, path: str, force_isa: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All gamma and beta out of a row, those of the smaller maps alone, and none."""
+    from export.native import builder
+    from export.native.measure import open_assembled
+
+    force_isa(path)
+    roles = mapped(hoisted, monkeypatch)
+    with open_assembled(roles["denoiser"], builder.lower(roles["denoiser"]), "bf16") as graph:
+        for asked, eps, variance in mapped_calls(roles):
+            found = graph(**asked)
+            assert difference(found["eps"], eps) < BF16
+            assert difference(found["range"], variance) < BF16
+            alone = {name: value[-1:] for name, value in asked.items()}
+            np.testing.assert_array_equal(graph(**alone)["eps"], found["eps"][-1:], "the bits of a batch")
+
+
+@NEEDS_NATIVE
+def test_a_network_with_a_label_map_in_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The convolutions of all residual blocks but those behind doubling, and what is right behind a norm."""
+    import torch
+
+    from export.native.measure import open_assembled
+    from export.native.scales import choose_scales
+    from export.native.spade import lower_mapped
+    from export.native.trajectory import States
+
+    roles = mapped(4096, monkeypatch)
+    calls = list(mapped_calls(roles))
+    given = {
+        name: torch.cat([torch.from_numpy(call[name]).expand(2, *call[name].shape[1:]) for call, *_ in calls])
+        for name in calls[0][0]
+    }
+    with torch.inference_mode():
+        scales = choose_scales(roles["denoiser"], States(given, (0,) * 2 * len(calls)))
+    blocks = [name for name in scales if name.endswith(("in_layers.1", "out_layers.2"))]
+    assert len(blocks) == 13  # of seven blocks with the label map, one of which doubles
+    with open_assembled(roles["denoiser"], lower_mapped(roles["denoiser"], "int8", scales), "int8") as graph:
+        for asked, eps, _ in calls:
+            assert difference(graph(**asked)["eps"], eps) < INT8
+
+
+@NEEDS_NATIVE
+@pytest.mark.parametrize(("folder", "chain"), CHAINS + MAPPED_CHAINS)
 def test_chains_on_the_native_engine(folder: str, chain: str, samplers: Samplers) -> None:
     states: list[np.ndarray] = []
     sampler, options = samplers("native", folder, "bf16"), arrays(folder, chain)

@@ -3,6 +3,7 @@
 #define DIFFUSEVAE_TESTS_NATIVE_HOSTILE_H
 
 #include "native_gradients.h"
+#include "native_maps.h"
 
 namespace {
 
@@ -17,7 +18,8 @@ void check_hostile_programs(const char* isa) {
         Denoiser denoiser(round % 2 == 1, round % 32 == 0 ? 16 : 8, false, round % 3 == 0);
         Encoder encoder;
         Guide guide(round % 2 == 1);
-        Builder& b = round % 5 == 4 ? encoder.b : round % 5 == 3 ? guide.b : denoiser.b;
+        Mapped mapped;
+        Builder& b = round % 5 == 4 ? encoder.b : round % 5 == 3 ? guide.b : round % 5 == 2 ? mapped.b : denoiser.b;
         const int which = random.below(9);
         char* base = which == 0   ? reinterpret_cast<char*>(&b.ports[size_t(random.below(int32_t(b.ports.size())))])
                      : which == 8 ? reinterpret_cast<char*>(&b.blobs[size_t(random.below(int32_t(b.blobs.size())))])

@@ -66,7 +66,7 @@ public:
         for (int32_t& s : op.skip_sources) s = DV_NATIVE_NONE;
         op.output = op.output_port = op.scale_row = op.bias_row = op.residual = DV_NATIVE_NONE;
         op.norm_weight = op.norm_bias = op.weights = op.bias = op.skip_weights = op.multiplier = DV_NATIVE_NONE;
-        op.labels = op.places = DV_NATIVE_NONE;
+        op.labels = op.places = op.offset = op.modulation = DV_NATIVE_NONE;
         return op;
     }
 
@@ -74,7 +74,7 @@ public:
         for (size_t i = 0; i < numbers.size(); ++i) list[i] = numbers[i];
     }
 
-    int32_t input(const std::vector<int32_t>& from, int32_t patch = 1) {
+    int32_t input(const std::vector<int32_t>& from, int32_t patch = 1, int32_t stride = 1) {
         dv_native_op op = blank(DV_NATIVE_INPUT);
         int32_t channels = 0;
         for (int32_t p : from) channels += ports[size_t(p)].channels;
@@ -82,7 +82,35 @@ public:
         const bool table = first.kind == DV_NATIVE_PORT_TABLE;
         put(op.sources, from);
         op.kernel = table ? 0 : patch;
-        op.output = table ? rows(DV_NATIVE_ROWS_BATCH, channels) : map(channels * patch * patch, first.height, first.width);
+        op.stride = table ? 0 : stride;
+        op.output = table ? rows(DV_NATIVE_ROWS_BATCH, channels)
+                          : map(channels * patch * patch, first.height / stride, first.width / stride);
+        ops.push_back(op);
+        return op.output;
+    }
+
+    // A map of the values of a port of 1 x 1, from `offset` on.
+    int32_t slice(int32_t from, int32_t offset, int32_t c, int32_t h, int32_t w) {
+        dv_native_op op = blank(DV_NATIVE_INPUT);
+        op.sources[0] = from;
+        op.kernel = op.stride = 1;
+        op.offset = offset;
+        op.output = map(c, h, w);
+        ops.push_back(op);
+        return op.output;
+    }
+
+    // The norm and activation that `o` says as a map, scaled and shifted by another one.
+    int32_t norm_map(const std::vector<int32_t>& from, const ConvOptions& o, int32_t modulation = DV_NATIVE_NONE) {
+        dv_native_op op = blank(DV_NATIVE_NORM);
+        const dv_native_tensor in = tensors[size_t(from[0])];
+        int32_t channels = 0;
+        for (int32_t s : from) channels += tensors[size_t(s)].channels;
+        put(op.sources, from);
+        op.modulation = modulation;
+        op.activation = o.activation;
+        norm(op, o, channels);
+        op.output = map(channels, in.height, in.width);
         ops.push_back(op);
         return op.output;
     }

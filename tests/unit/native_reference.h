@@ -22,6 +22,7 @@ inline float bf16(float x) {
 
 inline double activate(int32_t kind, double x) {
     if (kind == DV_NATIVE_SILU) return x / (1.0 + std::exp(-x));
+    if (kind == DV_NATIVE_RELU) return std::max(x, 0.0);
     if (kind == DV_NATIVE_GELU) return 0.5 * x * (1.0 + std::erf(x / std::sqrt(2.0)));
     if (kind == DV_NATIVE_SIGMOID) return 1.0 / (1.0 + std::exp(-x));
     if (kind == DV_NATIVE_SIGNED_SIGMOID) return 2.0 / (1.0 + std::exp(-x)) - 1.0;
@@ -62,6 +63,7 @@ protected:
         switch (op.kind) {
         case DV_NATIVE_INPUT: return input(op);
         case DV_NATIVE_CONV: return conv(op);
+        case DV_NATIVE_NORM: return norm(op);
         case DV_NATIVE_ATTENTION: return attention(op);
         case DV_NATIVE_POOL: return resize(op, true);
         case DV_NATIVE_UPSAMPLE: return resize(op, false);
@@ -104,8 +106,15 @@ protected:
             return;
         }
         Array& out = made(op.output, batch_);
+        if (op.offset >= 0) {
+            const int64_t all = p_.ports[op.sources[0]].channels, count = out.channels * out.height * out.width;
+            for (int64_t n = 0; n < batch_; ++n)
+                for (int64_t i = 0; i < count; ++i)
+                    out.values[size_t(n * count + i)] = bf16(inputs_[size_t(op.sources[0])][size_t(n * all + op.offset + i)]);
+            return;
+        }
         int64_t channel = 0;
-        const int64_t pad = op.kernel / 2;
+        const int64_t pad = op.kernel / 2, stride = op.stride;
         for (int32_t s = 0; s < DV_NATIVE_MAX_SOURCES && op.sources[s] >= 0; ++s)
             for (int64_t c = 0; c < p_.ports[op.sources[s]].channels; ++c)
                 for (int64_t kh = -pad; kh <= pad; ++kh)
@@ -115,7 +124,7 @@ protected:
                                 for (int64_t x = 0; x < out.width; ++x) {
                                     const int64_t u = y + kh, v = x + kw, all = p_.ports[op.sources[s]].channels;
                                     const bool inside = u >= 0 && v >= 0 && u < out.height && v < out.width;
-                                    const int64_t i = ((n * all + c) * out.height + u) * out.width + v;
+                                    const int64_t i = (((n * all + c) * out.height + u) * out.width * stride + v) * stride;
                                     out.at(n, channel, y, x) = inside ? bf16(inputs_[size_t(op.sources[s])][size_t(i)]) : 0.0;
                                 }
     }
@@ -153,10 +162,20 @@ protected:
                 for (int64_t c = g * width; c < (g + 1) * width; ++c)
                     for (int64_t i = 0; i < pixels; ++i) {
                         double v = (a.at(n, c, 0, i) - mean) * inverse * floats(op.norm_weight)[c] + floats(op.norm_bias)[c];
+                        if (op.modulation >= 0)
+                            v = v * (1.0 + tensor(op.modulation).at(n, c, 0, i)) + tensor(op.modulation).at(n, a.channels + c, 0, i);
                         if (op.scale_row >= 0) v = v * (1.0 + row(n, op.scale_row + c)) + row(n, op.scale_row + a.channels + c);
                         a.at(n, c, 0, i) = v;
                     }
             }
+    }
+
+    void norm(const dv_native_op& op) {
+        std::vector<int64_t> real;
+        Array a = concatenated(op.sources, real);
+        normalise(op, a);
+        for (double& v : a.values) v = bf16(float(activate(op.activation, v)));
+        tensors_[size_t(op.output)] = a;
     }
 
     // The same of each pixel's channels.

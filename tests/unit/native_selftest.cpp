@@ -43,7 +43,7 @@ void check_products(const char* isa) {
 void check_norms(const char* isa) {
     const struct { int32_t first, second, groups; } cases[] = {{32, 0, 32}, {48, 48, 32}, {32, 16, 16}, {64, 32, 32}, {20, 12, 8}};
     for (const auto& c : cases)
-        for (int32_t activation : {DV_NATIVE_IDENTITY, DV_NATIVE_SILU, DV_NATIVE_GELU})
+        for (int32_t activation : {DV_NATIVE_IDENTITY, DV_NATIVE_SILU, DV_NATIVE_GELU, DV_NATIVE_RELU})
             for (int32_t mode = 0; mode < 4; ++mode) {
                 const char* names[] = {"norm", "norm scaled by a row", "norm scaled by a shared row", "norm int8"};
                 const Size size = mode % 2 == 0 ? Size{8, 8} : Size{5, 7};
@@ -312,6 +312,7 @@ void check_all(const char* isa) {
     check_rows(isa);
     check_tables(isa);
     check_gradients(isa);
+    check_maps(isa);
     check_same_bits(isa);
     check_steps(isa);
     check_handles(isa);

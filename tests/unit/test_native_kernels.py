@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SELFTEST = ROOT / "tests" / "unit" / "native_selftest.cpp"
 # Parts of names: what the sanitized run takes; the plain run goes through all sizes.
 SANITIZED = (
-    "hostile", "tables", "gradient", "int8", "norm", "same bits", "steps", "attention", "patches", "timestep", "child",
-    "clones",
+    "hostile", "tables", "maps", "gradient", "int8", "norm", "same bits", "steps", "attention", "patches", "timestep",
+    "child", "clones",
 )  # fmt: skip
 
 pytestmark = pytest.mark.skipif(

@@ -28,7 +28,7 @@ VERSION = native_library.VERSION
 MAX_PROGRAM_BYTES = 16 * 2**20
 PORT_KINDS = {"map": 1, "row": 2, "steps": 3, "table": 4, "tokens": 5, "ids": 6}
 ROWS = {"none": 0, "steps": 1, "batch": 2, "pairs": 3}
-ACTIVATIONS = {"identity": 0, "silu": 1, "gelu": 2, "sigmoid": 3, "signed_sigmoid": 4, "geglu": 5}
+ACTIVATIONS = {"identity": 0, "silu": 1, "gelu": 2, "sigmoid": 3, "signed_sigmoid": 4, "geglu": 5, "relu": 6}
 DTYPES = {"F32": 1, "BF16": 2, "I8": 3}
 _INT32, _FLOAT32 = 2**31 - 1, float(np.finfo(np.float32).max)
 
@@ -173,7 +173,7 @@ class _Reader:
         op = Op(
             kind=number, sources=none, output=NONE, output_port=NONE, norm_weight=NONE, norm_bias=NONE, scale_row=NONE,
             weights=NONE, bias=NONE, bias_row=NONE, residual=NONE, skip_sources=none, skip_weights=NONE, multiplier=NONE,
-            labels=NONE, places=NONE,
+            labels=NONE, places=NONE, offset=NONE, modulation=NONE,
         )  # fmt: skip
         read(self, fields, op)
         fields.done()
@@ -258,7 +258,8 @@ def _optional(fields: Fields, key: str) -> Fields | None:
 
 def _input(reader: _Reader, fields: Fields, op: Op) -> None:
     op.sources, op.output = reader.port_list(fields, "sources"), reader.tensor(fields, "output")
-    op.kernel = _integer(fields, "kernel")
+    op.kernel, op.stride = _integer(fields, "kernel"), _integer(fields, "stride")
+    op.offset = _or_none(_integer, fields, "offset")
 
 
 def _conv(reader: _Reader, fields: Fields, op: Op) -> None:
@@ -348,6 +349,12 @@ def _classify(reader: _Reader, fields: Fields, op: Op) -> None:
     op.places = _or_none(reader.weights, fields, "places")
 
 
+def _activated_norm(reader: _Reader, fields: Fields, op: Op) -> None:
+    op.sources, op.output = reader.tensor_list(fields, "sources"), reader.tensor(fields, "output")
+    op.modulation, op.activation = _or_none(reader.tensor, fields, "modulation"), _activation(fields, "activation")
+    _norm(reader, fields.object("norm"), op)
+
+
 _OPS: dict[str, tuple[int, Callable[[_Reader, Fields, Op], None]]] = {
     "input": (1, _input),
     "conv": (2, _conv),
@@ -362,6 +369,7 @@ _OPS: dict[str, tuple[int, Callable[[_Reader, Fields, Op], None]]] = {
     "norm_gradient": (11, _norm_gradient),
     "attention_gradient": (12, _attention_gradient),
     "classify": (13, _classify),
+    "norm": (14, _activated_norm),
 }
 
 _NAMES = {number: name for name, (number, _) in _OPS.items()}

@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a program's structs, numbers or packed layouts change; a program of another version is refused. */
-#define DV_NATIVE_VERSION 5
+#define DV_NATIVE_VERSION 6
 
 #define DV_NATIVE_MAX_SOURCES 4  /* tensors that one operation may concatenate */
 #define DV_NATIVE_MAX_THREADS 256
@@ -83,7 +83,8 @@ enum dv_native_op_kind {
     DV_NATIVE_NEAREST = 10,      /* input port (a map) -> the nearest row of a stored table at every pixel, to a port */
     DV_NATIVE_NORM_GRADIENT = 11,      /* the map that a norm saw, the gradient behind its activation -> the gradient at the map */
     DV_NATIVE_ATTENTION_GRADIENT = 12, /* map [q | k | v], the gradient at what attention gave -> the gradient at [q | k | v] */
-    DV_NATIVE_CLASSIFY = 13      /* map, label -> the gradient of the label's log-probability at the map, and the entropy to a port */
+    DV_NATIVE_CLASSIFY = 13,     /* map, label -> the gradient of the label's log-probability at the map, and the entropy to a port */
+    DV_NATIVE_NORM = 14          /* maps -> norm, scaled and shifted by a map where there is one -> activation -> map */
 };
 
 /* Whether an operation's sources are ports, not tensors. */
@@ -97,7 +98,8 @@ enum dv_native_activation {
     DV_NATIVE_GELU = 2,          /* x Phi(x), by erf */
     DV_NATIVE_SIGMOID = 3,       /* output_activation only */
     DV_NATIVE_SIGNED_SIGMOID = 4, /* 2 sigmoid(x) - 1; output_activation only */
-    DV_NATIVE_GEGLU = 5          /* x gelu(y) of the sources' halves [x | y]: CONV of kernel 1 over one source without a norm */
+    DV_NATIVE_GEGLU = 5,         /* x gelu(y) of the sources' halves [x | y]: CONV of kernel 1 over one source without a norm */
+    DV_NATIVE_RELU = 6           /* CONV, NORM */
 };
 
 /* A packed tensor inside the weights. */
@@ -122,18 +124,22 @@ typedef struct dv_native_op {
     int32_t output_port;         /* CONV, LINEAR, EMBED, NEAREST: port written in float32, or NONE; CLASSIFY: the entropy's */
 
     int32_t kernel;              /* CONV: 1 or 3; INPUT: 1, or 3 for patches of 3 x 3 */
-    int32_t stride;              /* CONV: 1 or 2; EMBED: the mean over stride x stride ids is one pixel */
+    int32_t stride;              /* CONV: 1 or 2; EMBED: the mean over stride x stride ids is one pixel; INPUT: every stride-th
+                                    pixel of maps, down and across */
     int32_t pad_top, pad_left;   /* CONV: 0 or 1; the far sides follow from the output's size */
     int32_t upsample;            /* CONV: 1 = nearest doubling before a 3 x 3, as four packed 2 x 2 */
     int32_t factor;              /* POOL, UPSAMPLE; LOOKUP, EMBED, NEAREST: rows of the stored table; CLASSIFY: classes;
                                     NORM_GRADIENT: the gradients are of the mean over factor x factor pixels */
 
-    int32_t norm_groups;         /* CONV: GroupNorm over the concatenated sources; 0 = none. NORM_GRADIENT: that of its first source */
+    int32_t offset;              /* INPUT of a MAP port of 1 x 1: which of its values the map begins with, or NONE: all of them */
+
+    int32_t norm_groups;         /* CONV, NORM: GroupNorm over the concatenated sources; 0 = none. NORM_GRADIENT: that of its first source */
     int32_t norm_layer;          /* CONV of kernel 1 over one source: 1 = LayerNorm over the channels of each pixel */
     float norm_epsilon;
     int32_t norm_weight, norm_bias;  /* blobs, float32 [channels of all sources]; NONE without a norm */
     int32_t scale_row;           /* norm * (1 + row[scale_row + c]) + row[scale_row + channels + c], or NONE */
-    int32_t activation;          /* applied to the sources: CONV after the norm, LINEAR; NORM_GRADIENT: behind the norm */
+    int32_t modulation;          /* NORM: map [g | b] of 2 C channels, norm * (1 + g) + b before the row's scale, or NONE */
+    int32_t activation;          /* applied to the sources: CONV after the norm, LINEAR; NORM, NORM_GRADIENT: behind the norm */
 
     int32_t weights;             /* blob, packed; LOOKUP, EMBED: float32 [factor, channels]; CLASSIFY: as LINEAR's */
     int32_t bias;                /* blob, float32 [phases, outputs padded], or NONE; EMBED: float32 [pixels, channels], or NONE */

@@ -16,9 +16,9 @@ constexpr double kMaxFloat = double(std::numeric_limits<float>::max());
 // In the order of native.h's numbers, from DV_NATIVE_PORT_MAP, _ROWS_NONE, _IDENTITY and _INPUT on.
 const std::vector<std::string> kPortKinds = {"map", "row", "steps", "table", "tokens", "ids"};
 const std::vector<std::string> kRows = {"none", "steps", "batch", "pairs"};
-const std::vector<std::string> kActivations = {"identity", "silu", "gelu", "sigmoid", "signed_sigmoid", "geglu"};
+const std::vector<std::string> kActivations = {"identity", "silu", "gelu", "sigmoid", "signed_sigmoid", "geglu", "relu"};
 const std::vector<std::string> kOps = {"input", "conv",  "attention", "pool",          "upsample",           "lookup",  "linear",
-                                       "add",   "embed", "nearest",   "norm_gradient", "attention_gradient", "classify"};
+                                       "add",   "embed", "nearest",   "norm_gradient", "attention_gradient", "classify", "norm"};
 const std::vector<std::string> kDtypes = {"F32", "BF16", "I8"};
 
 int32_t number_of(const std::vector<std::string>& words, const std::string& word) {
@@ -32,7 +32,7 @@ dv_native_op empty_op(int32_t kind) {
     std::fill(std::begin(op.skip_sources), std::end(op.skip_sources), DV_NATIVE_NONE);
     op.output = op.output_port = op.scale_row = op.bias_row = op.residual = DV_NATIVE_NONE;
     op.norm_weight = op.norm_bias = op.weights = op.bias = op.skip_weights = op.multiplier = DV_NATIVE_NONE;
-    op.labels = op.places = DV_NATIVE_NONE;
+    op.labels = op.places = op.offset = op.modulation = DV_NATIVE_NONE;
     return op;
 }
 
@@ -75,7 +75,7 @@ public:
         static constexpr Read kReads[] = {&Reader::input, &Reader::conv, &Reader::attention, &Reader::resample,
                                           &Reader::resample, &Reader::lookup, &Reader::linear, &Reader::add,
                                           &Reader::embed, &Reader::nearest, &Reader::norm_gradient,
-                                          &Reader::attention_gradient, &Reader::classify};
+                                          &Reader::attention_gradient, &Reader::classify, &Reader::activated_norm};
         const int32_t kind = number_of(kOps, fields.choice("kind", kOps));
         fields.text("name");
         dv_native_op op = empty_op(DV_NATIVE_INPUT + kind);
@@ -106,6 +106,8 @@ private:
         list(fields, "sources", port_index_, "names of ports", op.sources);
         op.output = tensor(fields, "output");
         op.kernel = integer(fields, "kernel");
+        op.stride = integer(fields, "stride");
+        if (is_there(fields, "offset")) op.offset = integer(fields, "offset");
     }
 
     void conv(Fields& fields, dv_native_op& op) const {
@@ -230,6 +232,14 @@ private:
         op.weights = weights(fields, "weights");
         op.bias = weights(fields, "bias");
         if (is_there(fields, "places")) op.places = weights(fields, "places");
+    }
+
+    void activated_norm(Fields& fields, dv_native_op& op) const {
+        list(fields, "sources", tensor_index_, "names of tensors", op.sources);
+        op.output = tensor(fields, "output");
+        if (is_there(fields, "modulation")) op.modulation = tensor(fields, "modulation");
+        op.activation = activation(fields, "activation");
+        norm(fields.object("norm"), op);
     }
 
     // ---- fields ----------------------------------------------------------------------------------------------------
