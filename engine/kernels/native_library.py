@@ -85,8 +85,8 @@ class Op(ctypes.Structure):
         *_ints("kernel", "stride", "pad_top", "pad_left", "upsample", "factor", "offset"),
         *_ints("norm_groups", "norm_layer"), ("norm_epsilon", ctypes.c_float), *_ints("norm_weight", "norm_bias"),
         *_ints("scale_row", "modulation", "activation"),
-        *_ints("weights", "bias", "bias_row", "residual"), ("skip_sources", _Sources), *_ints("skip_weights"),
-        *_ints("output_activation"),
+        *_ints("weights", "bias", "bias_row", "residual"), ("residual_scale", ctypes.c_float),
+        ("skip_sources", _Sources), *_ints("skip_weights"), *_ints("output_activation"),
         *_ints("int8", "zero_point"), ("inverse_scale", ctypes.c_float), *_ints("multiplier"),
         *_ints("heads", "keys"), ("scale", ctypes.c_float), *_ints("labels", "places"),
     ]  # fmt: skip

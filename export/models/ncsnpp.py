@@ -53,7 +53,8 @@ def groups(channels: int) -> int:
 
 
 class LatentNorm(nn.Module):
-    """Group normalisation whose gamma and beta are a slice of a row, [N, 2 C]; `style` makes it of the embedded latent."""
+    """Group normalisation whose gamma, less one, and beta are a slice of a row, [N, 2 C]; `style` makes both of the embedded
+    latent."""
 
     def __init__(self, channels: int, embedding: int) -> None:
         super().__init__()
@@ -62,8 +63,14 @@ class LatentNorm(nn.Module):
 
     def forward(self, x: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
         gamma, beta = row[:, :, None, None].chunk(2, dim=1)
-        result: torch.Tensor = self.norm(x) * gamma + beta
+        result: torch.Tensor = self.norm(x) * (1 + gamma) + beta
         return result
+
+    def slice_of(self, embedded: torch.Tensor) -> torch.Tensor:
+        """The slice of a row, of embedded latents [..., embedding]. What a row holds of a scale is less one in every network
+        here."""
+        gamma, beta = self.style(embedded).chunk(2, dim=-1)
+        return torch.cat([gamma - 1, beta], dim=-1)
 
 
 class Resampling(nn.Module):
@@ -96,6 +103,7 @@ class ResBlock(nn.Module):
 
     def __init__(self, spec: GeneratorSpec, cin: int, cout: int, resample: float = 1) -> None:
         super().__init__()
+        self.resample = resample
         self.GroupNorm_0 = LatentNorm(cin, spec.embedding)
         self.Conv_0 = nn.Conv2d(cin, cout, 3, padding=1)
         self.Dense_0 = nn.Linear(4 * spec.base, cout)
@@ -226,14 +234,14 @@ class Generator(nn.Module):
         return embedded
 
     def rows(self, sinusoids: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        """sinusoids [S, base] and latents z [N, S, nz] -> [S, N, R]: the time, gamma and beta of every block."""
+        """sinusoids [S, base] and latents z [N, S, nz] -> [S, N, R]: the time, gamma less one and beta of every block."""
         times = self.embed_times(sinusoids)[:, None].expand(-1, z.shape[0], -1)
         latents = self.embed_latent(z).transpose(0, 1)
         blocks = [block for block in self.all_modules if isinstance(block, ResBlock)]
         parts = [
             part
             for block in blocks
-            for part in (block.Dense_0(times), block.GroupNorm_0.style(latents), block.GroupNorm_1.style(latents))
+            for part in (block.Dense_0(times), block.GroupNorm_0.slice_of(latents), block.GroupNorm_1.slice_of(latents))
         ]
         return torch.cat(parts, dim=-1)
 

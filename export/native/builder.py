@@ -29,8 +29,9 @@ from export.guides import Guide
 from export.models.graphs import ConditionedDenoiser, DecoderGraph, Denoiser, EncoderGraph, TimestepTable
 from export.models.latent.conditioners import ClassEmbedder, Rescaler, TokenEncoder
 from export.models.latent.graphs import Codebook, FirstStageDecoder, FirstStageEncoder, KeysValues
+from export.models.ncsnpp import GeneratorStep
 from export.models.openai.graphs import LabelEmbedding, MappedDenoiser, OpenAIDenoiser
-from export.native import guide, latent, spade, tokens
+from export.native import ddgan, guide, latent, spade, tokens
 from export.native.int8 import Choice, Unseen, allowed_error, choose_layers, parse_budget
 from export.native.measure import BOUNDS, GUIDE_BOUND, GUIDE_SIZES, INT8_BOUND, TooFarOff, error_on_states, measure_program
 from export.native.program import Assembled
@@ -49,6 +50,7 @@ LOWERINGS: dict[type[nn.Module], Callable[..., Assembled]] = {
     ConditionedDenoiser: lower_denoiser,
     OpenAIDenoiser: latent.lower_denoiser,
     MappedDenoiser: spade.lower_mapped,
+    GeneratorStep: ddgan.lower_generator,
     FirstStageEncoder: latent.lower_encoder,
     FirstStageDecoder: latent.lower_decoder,
     ClassEmbedder: tokens.lower_class,
@@ -62,6 +64,7 @@ LOWERINGS: dict[type[nn.Module], Callable[..., Assembled]] = {
 UNFIT: dict[type[nn.Module], Callable[[Role], str | None]] = {  # what of such a module cannot be lowered
     OpenAIDenoiser: latent.denoiser_unfit,
     MappedDenoiser: spade.mapped_unfit,
+    GeneratorStep: ddgan.generator_unfit,
     FirstStageEncoder: latent.encoder_unfit,
     FirstStageDecoder: latent.decoder_unfit,
     Rescaler: tokens.rescaler_unfit,
@@ -123,7 +126,7 @@ def unfit_role(role: Role) -> str | None:
     if kind not in LOWERINGS:
         return (
             f"graph {role.name}: found a {kind.__name__}, expected a network that the native engine has operations for: "
-            "denoisers, first stages, VAEs, conditioners, codebooks, guides and tables of timesteps"
+            "denoisers, generators, first stages, VAEs, conditioners, codebooks, guides and tables of timesteps"
         )
     found = UNFIT[kind](role) if kind in UNFIT else None
     return None if found is None else f"graph {role.name}: found {found}: the native engine has no operations for it"

@@ -29,7 +29,7 @@ def denoiser_unfit(role: Role) -> str | None:
     height, width = _size(role.inputs[0])
     factors = [factor for factor in unet.spec.attention_factors if factor < 1 << len(unet.spec.channel_mult)]
     factor = min(factors, default=1 << (len(unet.spec.channel_mult) - 1))
-    return _large(height // factor * (width // factor))
+    return large(height // factor * (width // factor))
 
 
 def encoder_unfit(role: Role) -> str | None:
@@ -51,10 +51,11 @@ def _stage_unfit(levels: nn.ModuleList, middle: Middle, height: int, width: int)
     last = len(levels) - 1
     attending = [i for i, level in enumerate(levels) if isinstance(level, Level) and len(level.attn)]
     attending += [last] if isinstance(middle.attn_1, Attention) else []
-    return _large((height >> min(attending)) * (width >> min(attending))) if attending else None
+    return large((height >> min(attending)) * (width >> min(attending))) if attending else None
 
 
-def _large(pixels: int) -> str | None:
+def large(pixels: int) -> str | None:
+    """What of attention over so many pixels cannot be lowered, or None."""
     if pixels <= MAX_ATTENTION_PIXELS:
         return None
     return f"attention over {pixels} pixels, expected at most {MAX_ATTENTION_PIXELS}"

@@ -15,6 +15,8 @@ from torch import nn
 
 from export.graphs.roles import Role
 from export.models.graphs import ConditionedDenoiser, Denoiser
+from export.models.ncsnpp import Generator, GeneratorStep
+from export.models.ncsnpp import ResBlock as GeneratorBlock
 from export.models.openai.graphs import OpenAIDenoiser
 from export.models.openai.unet import AttentionBlock, OpenAIUNet, ResBlock, SpadeBlock, SpatialTransformer, TransformerBlock
 from export.models.unet import UNet
@@ -23,8 +25,10 @@ Product = nn.Conv1d | nn.Conv2d | nn.Linear
 Products = tuple[Product, ...]  # over one operand, multiplied by one operation
 
 
-def unet_of(role: Role) -> UNet | OpenAIUNet:
-    """The UNet behind a graph."""
+def unet_of(role: Role) -> UNet | OpenAIUNet | Generator:
+    """The network behind a graph."""
+    if isinstance(role.module, GeneratorStep):
+        return role.module.generator
     assert isinstance(role.module, Denoiser | ConditionedDenoiser | OpenAIDenoiser), "int8 is for denoisers"
     return role.module.unet
 
@@ -38,13 +42,19 @@ def eligible(role: Role) -> dict[str, Products]:
     """What may run in int8, in the order of running, by the name of the program's operation, which is the layer's own; the
     queries, keys and values of a self-attention are one operation, and so share a scale and a choice.
 
-    Of residual blocks the convolutions; in latent and guided diffusion also the products right behind the norms and the
-    GEGLUs of attention and transformers.
+    Of residual blocks the convolutions, but for those that read a filtered map; in latent and guided diffusion also the
+    products right behind the norms and the GEGLUs of attention and transformers.
     """
     unet = unet_of(role)
     if isinstance(unet, UNet):
         names = {module: name for name, module in unet.named_modules()}
         return {names[conv]: (conv,) for conv in unet.residual_convolutions()}
+    if isinstance(unet, Generator):
+        return {
+            f"{name}.{inside}": (getattr(block, inside),)
+            for name, block in unet.named_modules() if isinstance(block, GeneratorBlock)
+            for inside in (("Conv_1",) if block.resample != 1 else ("Conv_0", "Conv_1"))
+        }  # fmt: skip
     several = tokens_of(role) > 1
     return {
         f"{name}.{inside}": products

@@ -26,6 +26,7 @@ F32 = NDArray[np.float32]
 MAX_ATTENTION_PIXELS, MAX_SIDE = 1 << 14, 1024  # kMostAttended and kMostSide of kernels/native/operation_check.h
 MAX_GRADIENT_PIXELS = 1 << 12  # kMostGradientPixels of kernels/native/gradient_check.cpp
 MAX_CODE_CHANNELS = 64  # kMostCodeChannels of kernels/native/target.h
+FILTER = 4  # the kernel of a filtered pool or upsample
 MAX_ROW = 1 << 28  # kMostRow of kernels/native/operation_check.h
 
 _DTYPES = {np.dtype(np.float32): "F32", np.dtype(np.uint16): "BF16", np.dtype(np.int8): "I8"}
@@ -165,6 +166,7 @@ class Assembler:
         norm: Norm | None = None,
         activation: str = "identity",
         residual: Value | None = None,
+        residual_scale: float = 1.0,
         skip: Skip | None = None,
         bias_row: int | None = None,
         int8: Scale | None = None,
@@ -177,6 +179,7 @@ class Assembler:
     ) -> Value:
         """norm -> activation -> convolution + bias + row + skip + residual, to a new tensor or to an output port.
 
+        residual_scale: what the residual is multiplied by.
         doubled: nearest doubling in front.  stuffed: doubling by zeros in front.  far_padding: the module pads nothing
         itself, its input is padded right and bottom.  patches: the source holds 3 x 3 patches already.
         """
@@ -198,12 +201,13 @@ class Assembler:
             packed = np.stack([pack.pack_bf16(phase, channels, padded) for phase in phases])
             self._blob(f"{name}.weights", packed)
             self._blob(f"{name}.bias", np.tile(pack.padded(bias, padded), len(phases)))
-        pad = 0 if patches or far_padding else kernel // 2
+        pad = 0 if patches or far_padding else int(module.padding[0])
         self._op(
             "conv", name, sources=[value.name for value in sources], output=None if port else name, output_port=port,
             kernel=1 if patches else kernel, stride=stride, pad_top=pad, pad_left=pad, upsample=factor == 2,
             norm=self._norm(name, norm), activation=activation, weights=f"{name}.weights", bias=f"{name}.bias",
-            bias_row=bias_row, residual=residual.name if residual else None, skip=self._skip(name, skip, padded),
+            bias_row=bias_row, residual=residual.name if residual else None,
+            residual_scale=float(np.float32(residual_scale)), skip=self._skip(name, skip, padded),
             output_activation=output_activation, int8=quantised,
         )  # fmt: skip
         value = Value(name, outputs, height, width) if port else self.tensor(name, outputs, height, width)
@@ -249,14 +253,21 @@ class Assembler:
                 f"size; the native engine has no other pooling: leave it out of --backends"
             )
         value = self.tensor(name, source.channels, source.height // factor, source.width // factor)
-        self._op("pool", name, source=source.name, output=name, factor=factor)
+        self._op("pool", name, source=source.name, output=name, factor=factor, kernel=0)
         self.steps.append(Step("pool", name, (source,), value, factor=factor))
         return value
 
     def upsample(self, name: str, source: Value, factor: int) -> Value:
         """Nearest neighbour."""
         value = self.tensor(name, source.channels, source.height * factor, source.width * factor)
-        self._op("upsample", name, source=source.name, output=name, factor=factor)
+        self._op("upsample", name, source=source.name, output=name, factor=factor, kernel=0)
+        return value
+
+    def filtered(self, name: str, source: Value, *, up: bool) -> Value:
+        """Twice or half the size, by the filter 1-3-3-1 in either direction."""
+        height, width = (2 * side if up else side // 2 for side in (source.height, source.width))
+        value = self.tensor(name, source.channels, height, width)
+        self._op("upsample" if up else "pool", name, source=source.name, output=name, factor=2, kernel=FILTER)
         return value
 
     # ---- stored tables ---------------------------------------------------------------------------
@@ -402,16 +413,18 @@ class Assembler:
     ) -> tuple[int, int]:
         """(kernel, stride) of a convolution that the engine has; ExportError for any other."""
         kernel, stride = module.kernel_size, module.stride
-        padding = (0, 0) if far_padding else tuple(size // 2 for size in kernel)
+        large = kernel == (6, 6)
+        padding = (0, 0) if far_padding else (2, 2) if large else tuple(size // 2 for size in kernel)
         plain = module.dilation == (1, 1) and module.groups == 1 and module.padding_mode == "zeros"
-        shape = kernel in ((1, 1), (3, 3)) and stride in ((1, 1), (2, 2)) and module.padding == padding
+        shape = (large or kernel in ((1, 1), (3, 3))) and stride in ((1, 1), (2, 2)) and module.padding == padding
         odd = any(value.height % 2 or value.width % 2 for value in sources)
-        even = stride == (1, 1) or (kernel == (3, 3) and not doubled and not odd)
+        even = not large if stride == (1, 1) else kernel != (1, 1) and not doubled and not odd
         if not (plain and shape and even and len(sources) <= MAX_SOURCES and (not doubled or kernel == (3, 3))):
             raise ExportError(
                 f"layer {name}: found {module} over {len(sources)} maps of {sources[0].height} x {sources[0].width}, "
-                f"expected a 1 x 1 or 3 x 3 convolution, stride 1 or (3 x 3, even sizes) 2, padded by half its size, over "
-                f"at most {MAX_SOURCES} maps: the native engine has no other; leave native out of --backends"
+                f"expected a 1 x 1 or 3 x 3 convolution, stride 1 or (3 x 3, even sizes) 2, padded by half its size, or a "
+                f"6 x 6 of stride 2 (even sizes) padded by 2, over at most {MAX_SOURCES} maps: the native engine has no "
+                "other; leave native out of --backends"
             )
         return int(kernel[0]), int(stride[0])
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.bundle.inputs import EACH_STEP
 from engine.bundle.tensors import BATCH
 from engine.errors import ExportError
 from engine.solver import noise as noises
@@ -123,16 +124,20 @@ def _run(model: Model, table: StepTable, seed: int) -> Chain:
         feeds["noise"] = np.stack([noises.step_noise(seeds, row, shape) for row in range(len(table.rows))])
     asked: list[Inputs] = []
     whole = WholeSampler(model.wiring, model.roles, lambda _, inputs: asked.append(dict(inputs)))
+    feeds |= _inputs(model, seeds, len(table.rows))
     with torch.inference_mode():
-        x = whole(**{name: torch.from_numpy(np.array(value)) for name, value in (feeds | _inputs(model, seeds)).items()})[0]
+        x = whole(**{name: torch.from_numpy(np.array(value)) for name, value in feeds.items()})[0]
     return Chain(table.timesteps, asked, x)
 
 
-def _inputs(model: Model, seeds: noises.Seeds) -> dict[str, np.ndarray]:
+def _inputs(model: Model, seeds: noises.Seeds, rows: int) -> dict[str, np.ndarray]:
     """The declared inputs: drawn from the seeds; others at random within their range."""
     rng = np.random.default_rng(SEED)
     given: dict[str, np.ndarray] = {}
     for spec in model.input_specs:
+        if spec.draw == EACH_STEP:
+            given[spec.name] = noises.fresh(seeds, rows, tuple(int(d) for d in spec.sample[1:]))
+            continue
         if spec.draw is not None:
             given[spec.name] = noises.drawn(seeds, tuple(int(d) for d in spec.sample))
             continue

@@ -21,7 +21,7 @@ DV_INLINE F16 load_some(const float* p, int32_t count) {
 // bits do not depend on how the products were blocked.
 struct Epilogue {
     const Conv* conv;
-    F16 bias, multiplier;
+    F16 bias, multiplier, residual_scale;
     uint16_t* map;                  // bf16 of pixel 0, or null
     const uint16_t* residual;       // or null
     float* port;                    // floats of the n-block's first channel at pixel 0, or null
@@ -36,6 +36,7 @@ struct Epilogue {
         bias = c.bias ? load(c.bias + at) : zero();
         if (c.bias_row >= 0 && lanes > 0) bias = add(bias, load_some(w.row_of(image) + c.bias_row + channel, lanes));
         multiplier = c.int8 ? load(c.multiplier + at) : zero();
+        residual_scale = broadcast(c.residual_scale);
         const int64_t inside = int64_t(n / 2) * pixels * kBlock + (n % 2) * kLanes;
         map = c.to_port ? nullptr : reinterpret_cast<uint16_t*>(w.at(image, c.output)) + inside;
         residual = c.has_residual ? reinterpret_cast<const uint16_t*>(w.at(image, c.residual)) + inside : nullptr;
@@ -65,7 +66,7 @@ struct Epilogue {
             if (skip) v = add(v, load(skip + i * kLanes));
             v = add(v, bias);
             const int64_t pixel = c.place[first + i] + uint32_t(shift);
-            if (residual) v = add(v, load_bf16(residual + pixel * kBlock));
+            if (residual) v = fma(load_bf16(residual + pixel * kBlock), residual_scale, v);
             if (port) {
                 put_in_port(pixel, v);
                 continue;

@@ -135,7 +135,7 @@ private:
         case DV_NATIVE_ATTENTION: attention(op, to); break;
         case DV_NATIVE_POOL:
         case DV_NATIVE_UPSAMPLE:
-            to.resize = Resize{map(op.sources[0]), map(op.output), op.factor};
+            to.resize = Resize{map(op.sources[0]), map(op.output), op.factor, op.kernel == 4};
             to.activation_bytes = map_bytes(to.resize.source) + map_bytes(to.resize.output);
             break;
         case DV_NATIVE_EMBED: embed(op, to); break;
@@ -299,6 +299,7 @@ private:
         c.output = c.to_port ? Map{0, s.outputs, blocks_of(s.outputs), s.out_height, s.out_width, -1, 0} : map(op.output);
         c.has_residual = op.residual != DV_NATIVE_NONE;
         if (c.has_residual) c.residual = map(op.residual);
+        c.residual_scale = op.residual_scale;
         const int32_t height = s.phases == 4 ? s.height : s.out_height, width = s.phases == 4 ? s.width : s.out_width;
         c.pixels = height * width;
         c.stripe = stripe_of(c.pixels, c.tiles);

@@ -130,14 +130,15 @@ private:
     }
 
     void conv_numbers() const {
-        one_of(op_.kernel, 1, 3, "kernel");
-        want(op_.stride == 1 || (op_.stride == 2 && op_.kernel == 3), "stride", text(op_.stride), "1, or 2 with kernel 3");
+        want(op_.kernel == 1 || op_.kernel == 3 || op_.kernel == 6, "kernel", text(op_.kernel), "1, 3 or 6");
+        want(op_.stride == 1 ? op_.kernel != 6 : op_.stride == 2 && op_.kernel != 1, "stride", text(op_.stride),
+             op_.kernel == 6 ? "2 with kernel 6" : "1, or 2 with kernel 3");
         want(op_.upsample == 0 || (op_.upsample == 1 && op_.kernel == 3 && op_.stride == 1), "upsample", text(op_.upsample),
              "false, or true with kernel 3 and stride 1");
         if (op_.stride == 1)
             in_range(op_.pad_top, op_.kernel / 2, op_.kernel / 2, name("pad_top"));
         else
-            in_range(op_.pad_top, 0, 1, name("pad_top"));
+            in_range(op_.pad_top, op_.kernel == 6 ? 2 : 0, op_.kernel == 6 ? 2 : 1, name("pad_top"));
         in_range(op_.pad_left, op_.pad_top, op_.pad_top, name("pad_left"));
         activation(op_.activation, {DV_NATIVE_IDENTITY, DV_NATIVE_SILU, DV_NATIVE_GELU, DV_NATIVE_GEGLU, DV_NATIVE_RELU},
                    "activation");
@@ -212,6 +213,7 @@ private:
             const dv_native_tensor& r = p_.tensor(op_.residual);
             want(r.channels == s.outputs && r.height == s.out_height && r.width == s.out_width, "residual",
                  size_of(r.channels, r.height, r.width), size_of(s.outputs, s.out_height, s.out_width) + " as the output");
+            between(op_.residual_scale, -1e9f, 1e9f, "residual_scale");
         }
         if (s.skips == 0) {
             want(op_.skip_weights == DV_NATIVE_NONE, "skip.sources", "none of them", "1 to 4");
@@ -245,7 +247,8 @@ private:
     void resize() {
         sources(1, 1);
         const dv_native_tensor& in = map(op_.sources[0], "source");
-        in_range(op_.factor, 1, kMostSide, name("factor"));
+        one_of(op_.kernel, 0, 4, "kernel");
+        in_range(op_.factor, op_.kernel == 4 ? 2 : 1, op_.kernel == 4 ? 2 : kMostSide, name("factor"));
         const int32_t k = op_.factor;
         if (op_.kind == DV_NATIVE_POOL)
             output(DV_NATIVE_ROWS_NONE, in.channels, in.height / k, in.width / k);

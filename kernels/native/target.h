@@ -18,7 +18,7 @@ namespace native {
 constexpr int kBlock = 32;          // channels of a map's block
 constexpr int kLanes = 16;          // outputs of an n-block, pixels of a tile
 constexpr int kStepBytes = 1024;    // packed weights of one K step of one n-block
-constexpr int kMaxTaps = 9;
+constexpr int kMaxTaps = 36;
 constexpr int kPoints = 16;         // products of a Winograd tile
 constexpr int kMaxPhases = 4;
 constexpr int kSources = DV_NATIVE_MAX_SOURCES;
@@ -92,6 +92,7 @@ struct Conv {
     int32_t port;
     int32_t output_activation;
     bool has_residual;
+    float residual_scale;
     Map residual;
 
     bool int8;
@@ -248,6 +249,7 @@ struct ClassifyRoom {
 struct Resize {                     // pool and upsample
     Map source, output;
     int32_t factor;
+    bool filtered;                  // by 1-3-3-1, to half or twice the size
 };
 
 struct Linear {

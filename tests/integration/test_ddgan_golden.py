@@ -1,45 +1,55 @@
-"""A denoising diffusion GAN against its reference implementation: from a state dict to images, in every runtime."""
+"""A denoising diffusion GAN against its reference implementation: from a state dict to images, in every runtime and on the
+native engine."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from engine import Sampler, kernels
+from engine.backends.native.backend import Native
 from engine.bundle.reader import Bundle
 from engine.errors import ArgumentError
 from engine.feeds import noise_bytes, noise_feeds, setting_feeds
 from tests import ddgan_models as golden
+from tests.latent_runs import difference
+from tests.native_models import NEEDS_NATIVE, PATHS
 from tests.sampler_graphs import OrtSampler
 from tests.samplers import ANY_BACKEND, EACH_BACKEND
 
-Samplers = Callable[[str], Sampler]
+BF16, INT8 = 1.5e-2, 4e-2  # of networks, and of the chain, whose steps each make x0 anew; found up to 5.1e-3 in bf16
+Samplers = Callable[..., Sampler]
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With the whole-sampler graph."""
+    """With the whole-sampler graph, and native engines where they can be run."""
     import torch
 
     from export.graphs.extra import GraphOptions
 
     torch.set_num_threads(1)
-    whole = GraphOptions(whole_sampler=True)
-    return golden.build_ddgan(tmp_path_factory.mktemp("ddgan"), graph_options=whole)
+    whole, folder = GraphOptions(whole_sampler=True), tmp_path_factory.mktemp("ddgan")
+    native = Native.available()[0]
+    more = {"backends": ("onnxruntime", "openvino", "native"), "precisions": ("bf16", "int8")} if native else {}
+    return golden.build_ddgan(folder, graph_options=whole, if_fit=True, **more)
 
 
 @pytest.fixture(scope="module")
 def samplers(bundle: Path) -> Iterator[Samplers]:
-    """samplers(backend): opened once."""
-    opened: dict[str, Sampler] = {}
+    """samplers(backend, precision): opened once."""
+    opened: dict[tuple[str, str], Sampler] = {}
 
-    def get(backend: str) -> Sampler:
-        if backend not in opened:
-            opened[backend] = Sampler(bundle, backend, "f32", threads=1)
-        return opened[backend]
+    def get(backend: str, precision: str = "f32") -> Sampler:
+        key = (backend, precision)
+        if key not in opened:
+            opened[key] = Sampler(bundle, backend, precision, threads=1)
+        return opened[key]
 
     yield get
     for sampler in opened.values():
@@ -123,9 +133,49 @@ def test_the_ends_of_a_path_are_their_own_samples(samplers: Samplers) -> None:
     np.testing.assert_array_equal(path.values["z"][2], path.values["z"][0])
 
 
-def test_the_native_engine_has_no_operations_for_it() -> None:
+# ---- the native engine -----------------------------------------------------------------------------
+
+
+@functools.cache
+def generator() -> tuple[Any, Any, np.ndarray]:
+    """The generator, its program, and the rows of all timesteps with the first step's latents, [T, N, R]."""
+    import torch
+
     from export.families.ddgan import recognise
     from export.native import builder
 
-    model = recognise(golden.held(), None, "ema", golden.SAID).load()
-    assert str(builder.unfit(model)).startswith("graph generator: found a GeneratorStep, expected a network that the native")
+    roles = recognise(golden.held(), None, "ema", golden.SAID).load().roles
+    z = torch.from_numpy(golden.latents())[:, :1].expand(-1, 4, -1)
+    (rows,) = roles["generator_table"]({"timesteps": torch.arange(4), "z": z}).values()
+    return roles["generator"], builder.lower(roles["generator"]), rows.numpy()
+
+
+@NEEDS_NATIVE
+@pytest.mark.parametrize("path", PATHS)
+def test_the_generator_in_bf16(path: str, force_isa: Callable[[str], str]) -> None:
+    from export.native.measure import open_assembled
+
+    force_isa(path)
+    role, program, rows = generator()
+    x = golden.expected()["x_T"]
+    with open_assembled(role, program, "bf16") as graph:
+        for t, expected in enumerate(golden.expected()["probe_x0"]):
+            (found,) = graph(x=x, row=rows[t]).values()
+            assert difference(found, expected) < BF16
+            np.testing.assert_array_equal(graph(x=x[1:], row=rows[t, 1:])["x0"], found[1:], "the bits of a batch")
+
+
+@NEEDS_NATIVE
+@pytest.mark.parametrize(("precision", "bound"), [("bf16", BF16), ("int8", INT8)])
+def test_the_chain_on_the_native_engine(precision: str, bound: float, bundle: Path, samplers: Samplers) -> None:
+    states: list[np.ndarray] = []
+    sampler = samplers("native", precision)
+    engines = [engine for engine in Bundle.open(bundle).manifest.engines if engine.precision in (precision, "f32")]
+    assert {engine.graph for engine in engines if engine.runs_on} == {"generator_table"}
+    sampler.sample(2, callback=lambda info: states.append(info.x.copy()), **golden.given())
+    for row, expected in enumerate(golden.expected()["states"]):
+        assert difference(states[row], expected) < bound, row
+    alone = sampler.sample(2, **golden.given())
+    np.testing.assert_array_equal(alone.x, states[-1], "the loop in one call")
+    batch = sampler.sample(3, seed=7)
+    np.testing.assert_array_equal(sampler.sample(1, seed=8).x[0], batch.x[1], "the bits of a batch")

@@ -19,7 +19,8 @@ void check_hostile_programs(const char* isa) {
         Encoder encoder;
         Guide guide(round % 2 == 1);
         Mapped mapped;
-        Builder& b = round % 5 == 4 ? encoder.b : round % 5 == 3 ? guide.b : round % 5 == 2 ? mapped.b : denoiser.b;
+        Filtered filtered;
+        Builder& b = round % 5 == 4 ? encoder.b : round % 5 == 3 ? guide.b : round % 10 == 2 ? mapped.b : round % 10 == 7 ? filtered.b : denoiser.b;
         const int which = random.below(9);
         char* base = which == 0   ? reinterpret_cast<char*>(&b.ports[size_t(random.below(int32_t(b.ports.size())))])
                      : which == 8 ? reinterpret_cast<char*>(&b.blobs[size_t(random.below(int32_t(b.blobs.size())))])

@@ -29,6 +29,7 @@ private:
 struct ConvOptions {
     int32_t kernel = 3, stride = 1, pad = -1;  // -1: kernel / 2
     int32_t activation = DV_NATIVE_IDENTITY, groups = 0, output_activation = DV_NATIVE_IDENTITY;
+    float residual_scale = 1.0f;
     bool upsample = false, int8 = false, bias = true, scale_row = false, bias_row = false, layer = false;
     int32_t residual = DV_NATIVE_NONE;
     std::vector<int32_t> skips;
@@ -136,6 +137,7 @@ public:
         op.activation = o.activation;
         op.output_activation = o.output_activation;
         op.residual = o.residual;
+        op.residual_scale = o.residual_scale;
         const dv_native_tensor in = tensors[size_t(from[0])];
         const auto size = [&](int32_t side) {
             return o.upsample ? 2 * side : o.stride == 1 ? side : op.pad_top == 1 ? (side - 1) / 2 + 1 : side / 2;
@@ -165,11 +167,12 @@ public:
         return to_port ? op.output_port : op.output;
     }
 
-    int32_t resize(int32_t kind, int32_t from, int32_t factor) {
+    int32_t resize(int32_t kind, int32_t from, int32_t factor, bool filtered = false) {
         dv_native_op op = blank(kind);
         const dv_native_tensor in = tensors[size_t(from)];
         op.sources[0] = from;
         op.factor = factor;
+        op.kernel = filtered ? 4 : 0;
         op.output = kind == DV_NATIVE_POOL ? map(in.channels, in.height / factor, in.width / factor)
                                            : map(in.channels, in.height * factor, in.width * factor);
         ops.push_back(op);

@@ -267,7 +267,7 @@ protected:
                             if (skip_real[k] >= 0) sum += skip.at(n, skip_real[k], y, x) * skip_weights[k];
                         if (op.bias >= 0) sum += floats(op.bias)[phase * n_blocks * 16 + o];
                         if (op.bias_row >= 0) sum += row(n, op.bias_row + o);
-                        if (op.residual >= 0) sum += tensor(op.residual).at(n, o, y, x);
+                        if (op.residual >= 0) sum += double(op.residual_scale) * tensor(op.residual).at(n, o, y, x);
                         out.at(n, o, y, x) = port ? activate(op.output_activation, sum) : bf16(float(sum));
                     }
         }
@@ -362,6 +362,7 @@ protected:
     void resize(const dv_native_op& op, bool pool) {
         const Array& in = tensor(op.sources[0]);
         Array& out = made(op.output, batch_);
+        if (op.kernel == 4) return filtered(in, out, pool);
         const int64_t k = op.factor;
         for (int64_t n = 0; n < batch_; ++n)
             for (int64_t c = 0; c < out.channels; ++c)
@@ -370,6 +371,24 @@ protected:
                         double v = 0.0;
                         for (int64_t i = 0; pool && i < k * k; ++i) v += in.at(n, c, y * k + i / k, x * k + i % k) / double(k * k);
                         out.at(n, c, y, x) = pool ? bf16(float(v)) : in.at(n, c, y / k, x / k);
+                    }
+    }
+
+    // As a convolution of stride 2 has it, or a transposed one: 4 x 4, padded by one.
+    void filtered(const Array& in, Array& out, bool half) const {
+        const double taps[] = {1.0, 3.0, 3.0, 1.0};
+        for (int64_t n = 0; n < batch_; ++n)
+            for (int64_t c = 0; c < out.channels; ++c)
+                for (int64_t y = 0; y < out.height; ++y)
+                    for (int64_t x = 0; x < out.width; ++x) {
+                        double sum = 0.0;
+                        for (int64_t u = 0; u < in.height; ++u)
+                            for (int64_t v = 0; v < in.width; ++v) {
+                                const int64_t i = half ? u - 2 * y + 1 : y - 2 * u + 1, j = half ? v - 2 * x + 1 : x - 2 * v + 1;
+                                if (i < 0 || j < 0 || i > 3 || j > 3) continue;
+                                sum += in.at(n, c, u, v) * taps[i] * taps[j] / (half ? 64.0 : 16.0);
+                            }
+                        out.at(n, c, y, x) = bf16(float(sum));
                     }
     }
 

@@ -313,7 +313,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "groups that do not divide": (lambda raw: conv(raw, norm=True)["norm"].update(groups=5), r"found 5, expected a divisor"),
     "a negative place": (lambda raw: conv(raw, norm=True).update(bias_row=-1), r"bias_row: found -1"),
     "a number beyond 32 bits": (lambda raw: raw["ops"][1].update(kernel=2**31), r"ops\[1\]\.kernel: found 2147483648"),
-    "kernel": (lambda raw: raw["ops"][1].update(kernel=2), r"ops\[1\]\.kernel \(conv\): found 2, expected 1 or 3"),
+    "kernel": (lambda raw: raw["ops"][1].update(kernel=2), r"ops\[1\]\.kernel \(conv\): found 2, expected 1, 3 or 6"),
     "kernel of an input": (
         lambda raw: raw["ops"][0].update(kernel=5),
         r"ops\[0\]\.kernel \(input\): found 5, expected 1 or 3",

@@ -271,6 +271,7 @@ def _conv(reader: _Reader, fields: Fields, op: Op) -> None:
     op.activation, op.output_activation = _activation(fields, "activation"), _activation(fields, "output_activation")
     op.weights, op.bias = reader.weights(fields, "weights"), _or_none(reader.weights, fields, "bias")
     op.bias_row, op.residual = _or_none(_integer, fields, "bias_row"), _or_none(reader.tensor, fields, "residual")
+    op.residual_scale = _real(fields, "residual_scale")
     if (norm := _optional(fields, "norm")) is not None:
         _norm(reader, norm, op)
     if (int8 := _optional(fields, "int8")) is not None:
@@ -297,7 +298,7 @@ def _attention(reader: _Reader, fields: Fields, op: Op) -> None:
 
 def _resample(reader: _Reader, fields: Fields, op: Op) -> None:
     op.sources, op.output = _sources(reader.tensor(fields, "source")), reader.tensor(fields, "output")
-    op.factor = _integer(fields, "factor")
+    op.factor, op.kernel = _integer(fields, "factor"), _integer(fields, "kernel")
 
 
 def _lookup(reader: _Reader, fields: Fields, op: Op) -> None:

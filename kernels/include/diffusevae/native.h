@@ -74,8 +74,8 @@ enum dv_native_op_kind {
     DV_NATIVE_INPUT = 1,         /* input ports, concatenated -> map; tokens -> map of a token a row */
     DV_NATIVE_CONV = 2,          /* maps -> norm -> activation -> convolution + what is added -> map or output port */
     DV_NATIVE_ATTENTION = 3,     /* map [q | k | v], or maps q and [.. k | v ..] -> map */
-    DV_NATIVE_POOL = 4,          /* average over factor x factor */
-    DV_NATIVE_UPSAMPLE = 5,      /* nearest neighbour by factor */
+    DV_NATIVE_POOL = 4,          /* average over factor x factor, or filtered to half the size */
+    DV_NATIVE_UPSAMPLE = 5,      /* nearest neighbour by factor, or filtered to twice the size */
     DV_NATIVE_LOOKUP = 6,        /* timesteps -> rows of a stored table */
     DV_NATIVE_LINEAR = 7,        /* rows -> activation -> matrix -> rows or output port, float32 throughout */
     DV_NATIVE_ADD = 8,           /* rows of steps + rows of batch -> rows of pairs */
@@ -123,10 +123,11 @@ typedef struct dv_native_op {
     int32_t output;              /* tensor written, or NONE where output_port is */
     int32_t output_port;         /* CONV, LINEAR, EMBED, NEAREST: port written in float32, or NONE; CLASSIFY: the entropy's */
 
-    int32_t kernel;              /* CONV: 1 or 3; INPUT: 1, or 3 for patches of 3 x 3 */
+    int32_t kernel;              /* CONV: 1, 3, or 6 of stride 2; INPUT: 1, or 3 for patches of 3 x 3; POOL, UPSAMPLE by 2: 4 for the
+                                    filter 1-3-3-1, else 0 */
     int32_t stride;              /* CONV: 1 or 2; EMBED: the mean over stride x stride ids is one pixel; INPUT: every stride-th
                                     pixel of maps, down and across */
-    int32_t pad_top, pad_left;   /* CONV: 0 or 1; the far sides follow from the output's size */
+    int32_t pad_top, pad_left;   /* CONV: 0 or 1, 2 of kernel 6; the far sides follow from the output's size */
     int32_t upsample;            /* CONV: 1 = nearest doubling before a 3 x 3, as four packed 2 x 2 */
     int32_t factor;              /* POOL, UPSAMPLE; LOOKUP, EMBED, NEAREST: rows of the stored table; CLASSIFY: classes;
                                     NORM_GRADIENT: the gradients are of the mean over factor x factor pixels */
@@ -145,6 +146,7 @@ typedef struct dv_native_op {
     int32_t bias;                /* blob, float32 [phases, outputs padded], or NONE; EMBED: float32 [pixels, channels], or NONE */
     int32_t bias_row;            /* adds row[bias_row + c] to every pixel, or NONE */
     int32_t residual;            /* tensor of the output's shape that is added (NORM_GRADIENT: of the gradient's shape), or NONE */
+    float residual_scale;        /* CONV with a residual: what it is multiplied by */
     int32_t skip_sources[DV_NATIVE_MAX_SOURCES];  /* maps of the output's size through a 1 x 1 without norm, then NONE */
     int32_t skip_weights;        /* blob, packed bf16, or NONE */
     int32_t output_activation;   /* CONV to a port: IDENTITY, SIGMOID or SIGNED_SIGMOID */

@@ -124,6 +124,7 @@ private:
         if (is_there(fields, "bias")) op.bias = weights(fields, "bias");
         if (is_there(fields, "bias_row")) op.bias_row = integer(fields, "bias_row");
         if (is_there(fields, "residual")) op.residual = tensor(fields, "residual");
+        op.residual_scale = real(fields, "residual_scale");
         if (is_there(fields, "norm")) norm(fields.object("norm"), op);
         if (is_there(fields, "int8")) int8(fields.object("int8"), op);
         if (is_there(fields, "skip")) skip(fields.object("skip"), op);
@@ -165,6 +166,7 @@ private:
         op.sources[0] = tensor(fields, "source");
         op.output = tensor(fields, "output");
         op.factor = integer(fields, "factor");
+        op.kernel = integer(fields, "kernel");
     }
 
     void lookup(Fields& fields, dv_native_op& op) const {
