@@ -200,7 +200,7 @@ def test_a_model_with_tokens_is_calibrated_on_its_own_chains(tmp_path: Path, mon
     assert len(states) == 4
     free = [{**spec, "shape": ["batch", "length"], "null": 0} for spec in model.inputs]
     with pytest.raises(ExportError, match=r"the input tokens of free shape \['batch', 'length'\], expected fixed dim"):
-        trajectory._inputs(dataclasses.replace(model, inputs=free), resolve_seeds(0, 1))
+        trajectory._inputs(dataclasses.replace(model, inputs=free), resolve_seeds(0, 1), 1)
 
 
 # ---- the engine against the simulation -------------------------------------------------------------

@@ -20,12 +20,14 @@ from engine.bundle.graphs import GraphSpec
 from engine.errors import EngineError
 from export.families.diffusevae.graphs import roles
 from export.graphs.roles import Role, tensor
+from export.models.ncsnpp import Generator, GeneratorSpec, GeneratorStep
 from export.models.openai.classifier import Classifier, ClassifierSpec
-from export.models.openai.graphs import OpenAIDenoiser
+from export.models.openai.graphs import MappedDenoiser, OpenAIDenoiser
+from export.models.openai.spade import modulation_width
 from export.models.openai.spec import OpenAIUNetSpec
 from export.models.openai.unet import OpenAIUNet
 from export.models.unet import UNet, UNetSpec
-from export.native import latent
+from export.native import ddgan, latent, spade
 from export.native.guide import lower_classifier
 from export.native.operands import eligible
 from export.native.program import Assembled
@@ -38,6 +40,8 @@ SPEC = UNetSpec("openai", 8, 6, 3, 32, (1, 2), 1, (1,), 2)
 
 
 GUIDED = OpenAIUNetSpec(3, 4, 32, (1, 2), 1, (1,), 2, None, scale_shift=True, resample_blocks=True)
+LABELS = OpenAIUNetSpec(3, 3, 32, (1, 2), 1, (2,), 2, None, scale_shift=True, resample_blocks=True, map_channels=5)
+LARGE_STEPS = GeneratorSpec(3, 32, (32, 32), 1, (False, True), 4, 8, 1)
 WORDS = OpenAIUNetSpec(3, 3, 32, (1,), 1, (1,), 2, None, context_dim=8)
 
 
@@ -53,12 +57,12 @@ class Model:
 
 
 def models() -> list[Model]:
-    """A tiny denoiser, one with transformers in int8, and a tiny guide."""
+    """A tiny denoiser, one with transformers in int8, one with a label map, a tiny generator and a tiny guide."""
     torch.manual_seed(0)
     role = roles(UNet(SPEC).eval().requires_grad_(False), None, 10)["denoiser"]
     row, image = np.ones((1, role.inputs[2].shape[1]), np.float32), np.ones((2, 3, 8, 8), np.float32)
     made = [Model("denoiser", lower_denoiser(role), role.spec(), {"x": image, "cond": image, "row": row})]
-    made.append(_with_transformers(image))
+    made += [_with_transformers(image), _with_labels(image), _generator(image)]
     classifier = Classifier(ClassifierSpec(GUIDED, "attention", (8, 8))).eval().requires_grad_(False)
     classifier.out[2].positional_embedding.normal_()  # what a checkpoint fills: whatever lay in memory before
     inputs = tensor("x", ("batch", 3, 8, 8)), tensor("label", ("batch",), "int64"), tensor("row", (1, classifier.row_width))
@@ -77,6 +81,30 @@ def _with_transformers(image: np.ndarray) -> Model:
     given = {"x": image, "row": np.ones((1, unet.row_width), np.float32)}
     given["keys_values"] = np.ones((2, 5, unet.context_width), np.float32)
     return Model("denoiser", program, role.spec(), given, "int8")
+
+
+def _with_labels(image: np.ndarray) -> Model:
+    """gamma and beta of the smaller maps out of a row, the rest made of the label map."""
+    unet = OpenAIUNet(LABELS).eval().requires_grad_(False)
+    width = modulation_width([(norm, factor) for norm, factor in unet.spades() if factor == 2], (8, 8))
+    inputs = (
+        tensor("x", ("batch", 3, 8, 8)), tensor("segmap", ("batch", 5, 8, 8)), tensor("modulation", ("batch", width)),
+        tensor("row", (1, unet.row_width)),
+    )  # fmt: skip
+    role = Role("denoiser", MappedDenoiser(unet, 2), inputs, (tensor("eps", ("batch", 3, 8, 8)),))
+    given = {spec.name: np.ones([2 if d == "batch" else int(d) for d in spec.shape], np.float32) for spec in inputs}
+    return Model("denoiser", spade.lower_mapped(role), role.spec(), given | {"x": image})
+
+
+def _generator(image: np.ndarray) -> Model:
+    generator = Generator(LARGE_STEPS).eval().requires_grad_(False)
+    for parameter in generator.parameters():  # of a network-in-network: whatever lay in memory before
+        parameter.normal_(std=0.1)
+    width = sum(generator.row_widths)
+    inputs = tensor("x", ("batch", 3, 8, 8)), tensor("row", ("batch", width))
+    role = Role("generator", GeneratorStep(generator), inputs, (tensor("x0", ("batch", 3, 8, 8)),))
+    given = {"x": image, "row": np.ones((2, width), np.float32)}
+    return Model("generator", ddgan.lower_generator(role), role.spec(), given)
 
 
 def fuzz(seed: int, models: list[Model], show: bool) -> str:

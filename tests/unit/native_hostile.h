@@ -7,6 +7,15 @@
 
 namespace {
 
+// A program of one kind or another.
+Builder any_program(int round) {
+    if (round % 5 == 4) return std::move(Encoder().b);
+    if (round % 5 == 3) return std::move(Guide(round % 2 == 1).b);
+    if (round % 10 == 2) return std::move(Mapped().b);
+    if (round % 10 == 7) return std::move(Filtered().b);
+    return std::move(Denoiser(round % 2 == 1, round % 32 == 0 ? 16 : 8, false, round % 3 == 0).b);
+}
+
 // One field of one struct is overwritten; whatever opens must also run.
 void check_hostile_programs(const char* isa) {
     const std::string name = std::string(isa) + " hostile programs are refused or run";
@@ -15,12 +24,7 @@ void check_hostile_programs(const char* isa) {
     const int32_t values[] = {-1, 0, 1, 2, 3, 5, 16, 31, 33, 64, 255, 4096, 1 << 20, INT32_MAX, INT32_MIN, -2, 0x7FC00000};
     int refused = 0, ran = 0;
     for (int round = 0; round < 3000; ++round) {
-        Denoiser denoiser(round % 2 == 1, round % 32 == 0 ? 16 : 8, false, round % 3 == 0);
-        Encoder encoder;
-        Guide guide(round % 2 == 1);
-        Mapped mapped;
-        Filtered filtered;
-        Builder& b = round % 5 == 4 ? encoder.b : round % 5 == 3 ? guide.b : round % 10 == 2 ? mapped.b : round % 10 == 7 ? filtered.b : denoiser.b;
+        Builder b = any_program(round);
         const int which = random.below(9);
         char* base = which == 0   ? reinterpret_cast<char*>(&b.ports[size_t(random.below(int32_t(b.ports.size())))])
                      : which == 8 ? reinterpret_cast<char*>(&b.blobs[size_t(random.below(int32_t(b.blobs.size())))])

@@ -81,8 +81,10 @@ void check_inputs(const char* isa) {
 void check_norm_maps(const char* isa) {
     const struct { int32_t first, second, groups; } cases[] = {{32, 0, 32}, {48, 48, 32}, {64, 32, 8}, {20, 12, 8}, {5, 0, 1}, {33, 18, 3}};
     for (const auto& c : cases)
-        for (int32_t activation : {DV_NATIVE_IDENTITY, DV_NATIVE_SILU, DV_NATIVE_GELU, DV_NATIVE_RELU})
+        for (int32_t turn : {0, 1})
             for (int32_t mode = 0; mode < 4; ++mode) {
+                const int32_t activations[] = {DV_NATIVE_IDENTITY, DV_NATIVE_SILU, DV_NATIVE_GELU, DV_NATIVE_RELU};
+                const int32_t activation = activations[(2 * turn + mode + c.first) % 4];
                 const char* names[] = {"a norm", "a norm scaled by a row", "a norm scaled by a map", "a norm scaled by a map and a row"};
                 const Size size = mode % 2 == 0 ? Size{8, 8} : Size{5, 7};
                 Builder b(uint64_t(c.first + mode));
@@ -113,7 +115,7 @@ void check_filters(const char* isa) {
             }
     // An image's own path: from a few channels, from several blocks of two maps; behind a norm; in int8.
     const struct { int32_t first, second; } widths[] = {{3, 0}, {40, 0}, {48, 33}};
-    for (const Size& size : {Size{2, 2}, Size{6, 10}, Size{7, 9}, Size{16, 32}, Size{32, 16}})
+    for (const Size& size : {Size{2, 2}, Size{7, 9}, Size{12, 32}})
         for (const auto& c : widths)
             for (int32_t mode = 0; mode < 3; ++mode) {
                 const char* names[] = {"maps: conv 6x6 / 2", "maps: conv 6x6 / 2 behind a norm", "maps: conv 6x6 / 2 int8"};

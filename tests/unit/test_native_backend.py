@@ -318,6 +318,14 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         lambda raw: raw["ops"][0].update(kernel=5),
         r"ops\[0\]\.kernel \(input\): found 5, expected 1 or 3",
     ),
+    "stride of an input": (
+        lambda raw: raw["ops"][0].update(stride=3), r"ops\[0\]\.stride \(input\): found 3, expected a divisor of",
+    ),
+    "a slice of images": (lambda raw: raw["ops"][0].update(offset=0), r"ops\[0\]\.sources \(input\): found 2 of them"),
+    "a residual times too much": (
+        lambda raw: conv(raw, residual=True).update(residual_scale=1e30),
+        r"residual_scale \(conv\): found 1e\+30, expected -1e\+09..1e\+09",
+    ),
     "stride": (lambda raw: raw["ops"][1].update(stride=3), r"stride \(conv\): found 3, expected 1, or 2 with kernel 3"),
     "padding": (lambda raw: conv(raw, norm=True).update(pad_left=3), r"pad_left \(conv\): found 3, expected 1"),
     "a sigmoid inside": (
@@ -328,7 +336,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         lambda raw: raw["ops"][1].update(output_activation="signed_sigmoid"),
         r"output_activation \(conv\): found signed_sigmoid, expected one of identity",
     ),
-    "an unknown activation": (lambda raw: raw["ops"][1].update(activation="relu"), r"activation: found 'relu'"),
+    "an unknown activation": (lambda raw: raw["ops"][1].update(activation="mish"), r"activation: found 'mish'"),
     "heads": (lambda raw: kind(raw, "attention").update(heads=7), r"heads \(attention\): found 7, expected a divisor"),
     "keys of its own": (lambda raw: kind(raw, "attention").update(keys=1), r"keys \(attention\): found 1, expected 0"),
     "a layer norm of patches": (
