@@ -127,10 +127,23 @@ DV_INLINE F16 activate(F16 v, const uint16_t* gate) {
     return v;
 }
 
+// What an operand's channels become: rounded to bf16, to int8, or finer, for Winograd's form, which rounds them to bf16 once they
+// are transformed: float32, or where bf16 is multiplied, float16 in as many bytes.
+enum Element { kRounded, kInt8, kFiner };
+
+// A norm bounds what float16 must hold; a value beyond it becomes infinity, which no result survives unseen.
+DV_INLINE bool is_finer(const Conv& conv) { return conv.tiles > 0 && conv.groups > 0; }
+
 // 16 channels of one pixel into the operand's element type.
-template <bool kInt8>
+template <Element kElement>
 DV_INLINE void put(uint8_t* to, int32_t lane, F16 v, F16 inverse_scale, F16 zero_point) {
-    if constexpr (kInt8) {
+    if constexpr (kElement == kFiner) {
+#if defined(__AVX512BF16__)
+        store_half(reinterpret_cast<uint16_t*>(to) + lane, v);
+#else
+        store(reinterpret_cast<float*>(to) + lane, v);
+#endif
+    } else if constexpr (kElement == kInt8) {
         v = fma(v, inverse_scale, zero_point);
 #if defined(__AVX512F__)
         store_u8(to + lane, v);
@@ -146,15 +159,15 @@ DV_INLINE void put(uint8_t* to, int32_t lane, F16 v, F16 inverse_scale, F16 zero
     }
 }
 
-template <int kActivation, NormKind kNorm, bool kInt8>
+template <int kActivation, NormKind kNorm, Element kElement>
 void prepare_row(const Conv& conv, const RowSource& from, int32_t pixels, int32_t pixel_bytes, uint8_t* to) {
     const F16 inverse = broadcast(conv.inverse_scale), point = broadcast(float(conv.zero_point));
-    for (int32_t half = 0; half < (kInt8 ? 2 : 1); ++half)
+    for (int32_t half = 0; half < (kElement == kInt8 ? 2 : 1); ++half)
         for (int32_t lane = 0; lane < kBlock; lane += kLanes) {
             const int32_t place = half * kBlock + lane;
             uint8_t* out = to;
             if (!from.half[half]) {
-                for (int32_t x = 0; x < pixels; ++x, out += pixel_bytes) put<kInt8>(out, place, zero(), inverse, point);
+                for (int32_t x = 0; x < pixels; ++x, out += pixel_bytes) put<kElement>(out, place, zero(), inverse, point);
                 continue;
             }
             const uint16_t* in = from.half[half] + lane;
@@ -165,7 +178,7 @@ void prepare_row(const Conv& conv, const RowSource& from, int32_t pixels, int32_
                 F16 v = load_bf16(in);
                 if constexpr (kNorm == kLayerNorm) v = fma(v, broadcast(from.pixel[2 * x]), broadcast(from.pixel[2 * x + 1]));
                 if constexpr (kNorm != kNoNorm) v = fma(v, scale, shift);
-                put<kInt8>(out, place, activate<kActivation>(v, gate), inverse, point);
+                put<kElement>(out, place, activate<kActivation>(v, gate), inverse, point);
                 if constexpr (kActivation == DV_NATIVE_GEGLU) gate += kBlock;
             }
         }
@@ -173,22 +186,23 @@ void prepare_row(const Conv& conv, const RowSource& from, int32_t pixels, int32_
 
 using PrepareRow = void (*)(const Conv&, const RowSource&, int32_t, int32_t, uint8_t*);
 
-template <NormKind kNorm, bool kInt8>
+template <NormKind kNorm, Element kElement>
 PrepareRow row_kernel(int32_t activation) {
-    if (activation == DV_NATIVE_SILU) return prepare_row<DV_NATIVE_SILU, kNorm, kInt8>;
-    if (activation == DV_NATIVE_GELU) return prepare_row<DV_NATIVE_GELU, kNorm, kInt8>;
-    if (activation == DV_NATIVE_RELU) return prepare_row<DV_NATIVE_RELU, kNorm, kInt8>;
-    return prepare_row<DV_NATIVE_IDENTITY, kNorm, kInt8>;
+    if (activation == DV_NATIVE_SILU) return prepare_row<DV_NATIVE_SILU, kNorm, kElement>;
+    if (activation == DV_NATIVE_GELU) return prepare_row<DV_NATIVE_GELU, kNorm, kElement>;
+    if (activation == DV_NATIVE_RELU) return prepare_row<DV_NATIVE_RELU, kNorm, kElement>;
+    return prepare_row<DV_NATIVE_IDENTITY, kNorm, kElement>;
 }
 
 inline PrepareRow row_kernel(const Conv& conv, bool main) {
-    if (!main) return prepare_row<DV_NATIVE_IDENTITY, kNoNorm, false>;
+    if (!main) return prepare_row<DV_NATIVE_IDENTITY, kNoNorm, kRounded>;
     const int32_t kind = conv.activation;
-    if (conv.layer) return conv.int8 ? row_kernel<kLayerNorm, true>(kind) : row_kernel<kLayerNorm, false>(kind);
+    if (is_finer(conv)) return row_kernel<kGroupNorm, kFiner>(kind);
+    if (conv.layer) return conv.int8 ? row_kernel<kLayerNorm, kInt8>(kind) : row_kernel<kLayerNorm, kRounded>(kind);
     if (kind == DV_NATIVE_GEGLU)
-        return conv.int8 ? prepare_row<DV_NATIVE_GEGLU, kNoNorm, true> : prepare_row<DV_NATIVE_GEGLU, kNoNorm, false>;
-    if (conv.groups > 0) return conv.int8 ? row_kernel<kGroupNorm, true>(kind) : row_kernel<kGroupNorm, false>(kind);
-    return conv.int8 ? row_kernel<kNoNorm, true>(kind) : row_kernel<kNoNorm, false>(kind);
+        return conv.int8 ? prepare_row<DV_NATIVE_GEGLU, kNoNorm, kInt8> : prepare_row<DV_NATIVE_GEGLU, kNoNorm, kRounded>;
+    if (conv.groups > 0) return conv.int8 ? row_kernel<kGroupNorm, kInt8>(kind) : row_kernel<kGroupNorm, kRounded>(kind);
+    return conv.int8 ? row_kernel<kNoNorm, kInt8>(kind) : row_kernel<kNoNorm, kRounded>(kind);
 }
 
 // The map block `index` of a concatenation: its rows, or null beyond the last.
@@ -210,7 +224,8 @@ inline void padded_row(const Conv& conv, const Gather& g, bool main, PrepareRow 
     const bool int8 = main && conv.int8;
     const int32_t y = padded_y - g.pad_top, bytes = g.pixel_bytes;
     const RowSource none{};
-    const PrepareRow pad = int8 ? prepare_row<DV_NATIVE_IDENTITY, kNoNorm, true> : prepare_row<DV_NATIVE_IDENTITY, kNoNorm, false>;
+    // Zeros are the same in every element but int8.
+    const PrepareRow pad = int8 ? prepare_row<DV_NATIVE_IDENTITY, kNoNorm, kInt8> : prepare_row<DV_NATIVE_IDENTITY, kNoNorm, kRounded>;
     if (y < 0 || y >= g.source[0].height) return pad(conv, none, g.columns, bytes, to);
     const int32_t available = g.columns - g.pad_left;
     const int32_t width = g.source[0].width < available ? g.source[0].width : available;

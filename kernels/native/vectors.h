@@ -58,6 +58,10 @@ DV_INLINE void store_bf16(uint16_t* p, F16 a) {
     _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded_bits(a), 16)));
 #endif
 }
+DV_INLINE F16 load_half(const uint16_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
+DV_INLINE void store_half(uint16_t* p, F16 a) {  // beyond 65,504: infinity
+    _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
 DV_INLINE void store_bf16_pairs(uint8_t* p, F16 even, F16 odd) {  // the inverse of even_bf16 and odd_bf16
     const __m512i high = _mm512_and_si512(rounded_bits(odd), _mm512_set1_epi32(int32_t(0xFFFF0000u)));
     _mm512_storeu_si512(p, _mm512_or_si512(_mm512_srli_epi32(rounded_bits(even), 16), high));

@@ -4,12 +4,13 @@
 //
 // (arXiv 1509.09308, section 4.1). Each of the 16 points is a product over channels of its own, in the same K steps and registers
 // as other convolutions; weights are transformed once, at load. Zen 5, a step of CIFAR-10 at batch 1: 11.8 -> 8.4 ms (transforms 7 %
-// of it), AVX2 43.6 -> 28. B and A hold 0, 1 and -1 only, so bf16 operands suffice: a step of the trained model is 0.3 % from
+// of it), AVX2 43.6 -> 28. B and A hold 0, 1 and -1 only, so points in bf16 suffice: a step of the trained model is 0.3 % from
 // float32, as with direct products.
 #ifndef DIFFUSEVAE_NATIVE_WINOGRAD_H
 #define DIFFUSEVAE_NATIVE_WINOGRAD_H
 
 #include "epilogue.h"
+#include "prepare.h"
 #include "products_vector.h"
 
 namespace {
@@ -48,9 +49,14 @@ void transform_weights(const uint8_t* packed, int32_t n_blocks, int32_t blocks, 
 
 // Sixteen channels of a pixel of the prepared operand, and of a point: bf16 where that is multiplied, else float32.
 #if defined(__AVX512BF16__)
-DV_INLINE F16 load_channels(const uint8_t* p, int32_t lane) { return load_bf16(reinterpret_cast<const uint16_t*>(p) + lane); }
+template <bool kHalf>
+DV_INLINE F16 load_channels(const uint8_t* p, int32_t lane) {
+    const uint16_t* at = reinterpret_cast<const uint16_t*>(p) + lane;
+    return kHalf ? load_half(at) : load_bf16(at);
+}
 DV_INLINE void store_channels(uint8_t* p, int32_t lane, F16 v) { store_bf16(reinterpret_cast<uint16_t*>(p) + lane, v); }
 #else
+template <bool>
 DV_INLINE F16 load_channels(const uint8_t* p, int32_t lane) { return load(reinterpret_cast<const float*>(p) + lane); }
 DV_INLINE void store_channels(uint8_t* p, int32_t lane, F16 v) { store(reinterpret_cast<float*>(p) + lane, v); }
 #endif
@@ -64,13 +70,15 @@ struct Points {
 };
 
 // B^T d of one column of four pixels.
+template <bool kHalf>
 DV_INLINE void transform_column(const uint8_t* top, int64_t line, int32_t lane, F16 (&out)[4]) {
     F16 d[4];
-    for (int y = 0; y < 4; ++y) d[y] = load_channels(top + y * line, lane);
+    for (int y = 0; y < 4; ++y) d[y] = load_channels<kHalf>(top + y * line, lane);
     out[0] = sub(d[0], d[2]), out[1] = add(d[1], d[2]), out[2] = sub(d[2], d[1]), out[3] = sub(d[1], d[3]);
 }
 
-// B^T d B of all tiles; neighbours in a row share two columns.
+// B^T d B of all tiles; neighbours in a row share two columns. kHalf: the operand is float16 (prepare.h).
+template <bool kHalf>
 void transform_tiles(const Conv& c, const uint8_t* operand, const Points& to) {
     const Segment& seg = c.main_segment[0];
     const int64_t bytes = c.main.pixel_bytes, line = int64_t(c.main.columns) * bytes;
@@ -82,13 +90,13 @@ void transform_tiles(const Conv& c, const uint8_t* operand, const Points& to) {
             for (int32_t t = 0; t < to.tiles; ++t, out += bytes) {
                 const uint8_t* at = operand + b * seg.block_bytes + seg.origin[to.first + t];
                 if (t == 0 || (to.first + t) % across == 0) {
-                    transform_column(at, line, lane, v[0]);
-                    transform_column(at + bytes, line, lane, v[1]);
+                    transform_column<kHalf>(at, line, lane, v[0]);
+                    transform_column<kHalf>(at + bytes, line, lane, v[1]);
                 } else {
                     for (int y = 0; y < 4; ++y) v[0][y] = v[2][y], v[1][y] = v[3][y];
                 }
-                transform_column(at + 2 * bytes, line, lane, v[2]);
-                transform_column(at + 3 * bytes, line, lane, v[3]);
+                transform_column<kHalf>(at + 2 * bytes, line, lane, v[2]);
+                transform_column<kHalf>(at + 3 * bytes, line, lane, v[3]);
                 for (int y = 0; y < 4; ++y) {
                     uint8_t* point = out + 4 * y * to.point_bytes;
                     store_channels(point, lane, sub(v[0][y], v[2][y]));
@@ -200,7 +208,7 @@ void product_winograd(const Conv& c, const Work& w) {
         const int32_t last = end < c.pixels / 4 ? end : c.pixels / 4;
         for (points.first = first; points.first < last; points.first += c.tiles) {
             points.tiles = last - points.first < c.tiles ? last - points.first : c.tiles;
-            if (whole || *w.held != unit) transform_tiles(c, operand, points);
+            if (whole || *w.held != unit) is_finer(c) ? transform_tiles<true>(c, operand, points) : transform_tiles<false>(c, operand, points);
             const bool ends = unit + 1 == share.unit_last && points.first + points.tiles >= last;
             multiply_points(c, ends ? w : again, share, some, wide, image, points);
         }
