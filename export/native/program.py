@@ -127,9 +127,10 @@ class Assembler:
         self, name: str, ports: Sequence[str], channels: int, height: int, width: int, kernel: int = 1, stride: int = 1
     ) -> Value:
         """A map of every `stride`-th pixel of input ports; kernel 3: of their 3 x 3 patches, so that a first convolution
-        is a 1 x 1."""
-        value = self.tensor(name, channels * kernel**2, height, width)
-        self._input(name, ports, kernel=kernel, stride=stride)
+        is a 1 x 1, and behind them of what rounding to bf16 leaves out, which costs no more there."""
+        factor = 2 if kernel == 3 else 1
+        value = self.tensor(name, channels * kernel**2 * factor, height, width)
+        self._input(name, ports, kernel=kernel, stride=stride, factor=factor)
         return value
 
     def input_slice(self, name: str, port: str, offset: int, channels: int, height: int, width: int) -> Value:
@@ -151,9 +152,11 @@ class Assembler:
         return value
 
     def _input(
-        self, name: str, ports: Sequence[str], *, kernel: int = 1, stride: int = 1, offset: int | None = None
+        self, name: str, ports: Sequence[str], *, kernel: int = 1, stride: int = 1, factor: int = 1, offset: int | None = None
     ) -> None:
-        self._op("input", name, sources=list(ports), output=name, kernel=kernel, stride=stride, offset=offset)
+        self._op(
+            "input", name, sources=list(ports), output=name, kernel=kernel, stride=stride, factor=factor, offset=offset
+        )
 
     # ---- maps ------------------------------------------------------------------------------------
 
@@ -181,7 +184,7 @@ class Assembler:
 
         residual_scale: what the residual is multiplied by.
         doubled: nearest doubling in front.  stuffed: doubling by zeros in front.  far_padding: the module pads nothing
-        itself, its input is padded right and bottom.  patches: the source holds 3 x 3 patches already.
+        itself, its input is padded right and bottom.  patches: the source is `input` with kernel 3.
         """
         kernel, stride = self._check_conv(name, module, sources, doubled=doubled or stuffed, far_padding=far_padding)
         source = sources[0]
@@ -193,7 +196,8 @@ class Assembler:
         bias = np.zeros(outputs, np.float32) if module.bias is None else numpy_of(name, module.bias)
         if skip is not None and skip.bias is not None:
             bias = bias + numpy_of(name, skip.bias)
-        flat = weight.reshape(outputs, -1, 1) if patches else weight.reshape(outputs, weight.shape[1], -1)
+        # Patches lie there twice, the second time what rounding left out of the first.
+        flat = np.tile(weight.reshape(outputs, -1, 1), (1, 2, 1)) if patches else weight.reshape(outputs, weight.shape[1], -1)
         channels = [value.channels // (2 if activation == "geglu" else 1) for value in sources]
         phases = pack.fold_doubling(weight, stuffed) if factor == 2 else [flat]
         quantised = None if int8 is None else self._quantised(name, flat, channels, padded, int8, bias)

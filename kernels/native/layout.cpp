@@ -169,6 +169,7 @@ private:
         Input& in = to.input;
         in.count = count_of(op.sources);
         in.patch = op.kernel;
+        in.parts = op.factor;
         in.stride = op.stride;
         in.offset = std::max(op.offset, 0);
         in.tokens = program().port(op.sources[0]).kind == DV_NATIVE_PORT_TOKENS;

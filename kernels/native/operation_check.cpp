@@ -40,6 +40,7 @@ private:
             const dv_native_port& port = input_port(op_.sources[0], DV_NATIVE_PORT_TABLE);
             want(port.rows == DV_NATIVE_ROWS_BATCH, "sources", "rows of another kind", "rows of the batch");
             in_range(op_.offset, DV_NATIVE_NONE, DV_NATIVE_NONE, name("offset"));
+            in_range(op_.factor, 1, 1, name("factor"));
             output(DV_NATIVE_ROWS_BATCH, port.channels, 1, 1);
             return;
         }
@@ -55,6 +56,7 @@ private:
         if (op_.offset != DV_NATIVE_NONE) return slice(first, count);
         one_of(op_.kernel, 1, 3, "kernel");
         in_range(op_.stride, 1, kMostSide, name("stride"));
+        in_range(op_.factor, 1, 2, name("factor"));
         const int32_t height = first.height / op_.stride, width = first.width / op_.stride;
         want(height * op_.stride == first.height && width * op_.stride == first.width, "stride", text(op_.stride),
              "a divisor of " + text(first.height) + " and " + text(first.width));
@@ -65,12 +67,13 @@ private:
                  size_of(port.channels, port.height, port.width), "ports of one height and width");
             channels += port.channels;
         }
-        output(DV_NATIVE_ROWS_NONE, channels * op_.kernel * op_.kernel, height, width);
+        output(DV_NATIVE_ROWS_NONE, channels * op_.kernel * op_.kernel * op_.factor, height, width);
     }
 
     void plain_input() const {
         in_range(op_.kernel, 1, 1, name("kernel"));
         in_range(op_.stride, 1, 1, name("stride"));
+        in_range(op_.factor, 1, 1, name("factor"));
     }
 
     // Values of a row of them as a map, whose size is the output's own.

@@ -22,7 +22,18 @@ inline void token(const Map& map, const float* from, int32_t y, uint16_t* out) {
         out[(int64_t(c / kBlock) * map.pixels() + y) * kBlock + c % kBlock] = c < map.channels ? bf16_of(from[c]) : uint16_t(0);
 }
 
+// What bf16 leaves of a number, and where that part is asked for, what it leaves out, in bf16 again.
+DV_INLINE uint16_t part_of(float x, int32_t part) {
+    const uint16_t rounded = bf16_of(x);
+    if (part == 0) return rounded;
+    const uint32_t bits = uint32_t(rounded) << 16;
+    float near;
+    __builtin_memcpy(&near, &bits, 4);
+    return bf16_of(x - near);       // infinity leaves NaN, which no result survives unseen
+}
+
 // Channels in order over all ports, of every stride-th pixel; patches: channel c of shift (kh, kw) is map channel c*9 + kh*3 + kw.
+// All of the first part lie before the second.
 void input(const Input& op, const Work& w) {
     const Map& map = op.output;
     const int32_t height = map.height, width = map.width, side = op.patch, pad = side / 2, stride = op.stride;
@@ -40,7 +51,8 @@ void input(const Input& op, const Work& w) {
             continue;
         }
         int32_t channel = 0;
-        for (int32_t p = 0; p < op.count; ++p)
+        for (int32_t entry = 0; entry < op.count * op.parts; ++entry) {
+            const int32_t p = entry % op.count, part = entry / op.count;
             for (int32_t c = 0; c < op.channels[p]; ++c) {
                 const float* plane = static_cast<const float*>(w.ports[op.port[p]]) + (w.sample + image) * op.values[p]
                                      + op.offset + c * plane_size;
@@ -50,10 +62,11 @@ void input(const Input& op, const Work& w) {
                         const int32_t from = y + kh;
                         for (int32_t x = 0; x < width; ++x, to += kBlock) {
                             const bool inside = from >= 0 && from < height && x + kw >= 0 && x + kw < width;
-                            *to = inside ? bf16_of(plane[from * stride * port_row + (x + kw) * stride]) : uint16_t(0);
+                            *to = inside ? part_of(plane[from * stride * port_row + (x + kw) * stride], part) : uint16_t(0);
                         }
                     }
             }
+        }
         for (; channel < map.blocks * kBlock; ++channel) {
             uint16_t* to = row_at(channel);
             for (int32_t x = 0; x < width; ++x, to += kBlock) *to = 0;

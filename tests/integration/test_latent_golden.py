@@ -30,11 +30,10 @@ from tests.native_models import NEEDS_NATIVE, PATHS
 from tests.sampler_graphs import OrtSampler
 from tests.samplers import ANY_BACKEND, EACH_BACKEND
 
-BF16 = 1.5e-2  # rounding weights, operands and maps to bf16 costs these random networks up to 1.4e-2, whoever computes
+# Rounding weights, operands and maps to bf16 costs these random networks up to 1.4e-2, whoever computes: of all that the
+# reference was asked of a network together, as single answers of 500 numbers vary by a tenth.
+BF16 = 1.5e-2
 INT8 = 4e-2  # and to int8, of denoisers with all that is eligible, up to 3.4e-2
-# And these: the one resamples by blocks (1.52e-2); in the other Winograd's sums are rounded too, where bf16 is multiplied
-# without tiles (1.51e-2, elsewhere 1.35e-2).
-DEEPER = {("uncond_kl_std", "denoiser"): 2e-2, ("sr_concat", "first_stage_decoder"): 1.6e-2}
 Bundles = Callable[..., Path]
 
 
@@ -228,11 +227,16 @@ def test_networks_in_bf16(model: str, path: str, force_isa: Callable[[str], str]
     from export.native.measure import open_assembled
 
     force_isa(path)
+    answers: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for name, inputs, wanted in asked(model):
         role, program = programs(model)[name]
         with open_assembled(role, program, role.computes_in("bf16")) as graph:
             (found,) = graph(**inputs).values()
-            assert difference(found, wanted) < DEEPER.get((model, name), BF16), name
+        answers.setdefault(name, []).append((found, wanted))
+    assert {"first_stage_encoder", "denoiser", "first_stage_decoder"} <= set(answers)
+    for name, pairs in answers.items():
+        found, wanted = (np.concatenate(side) for side in zip(*pairs, strict=True))
+        assert difference(found, wanted) < BF16, name
 
 
 @functools.cache
@@ -284,7 +288,7 @@ def test_networks_of_another_size_in_bf16(model: str, bundles: Bundles) -> None:
             weights, spec, stored = weights_of(packed.weights, name), resized.spec(name), role.computes_in("bf16")
             with open_graph(packed.program, weights, spec, name, stored, 1, name, resized.canvas) as graph:
                 (found,) = graph(**inputs).values()
-            assert difference(found, wanted) < DEEPER.get((model, name), BF16), name
+            assert difference(found, wanted) < BF16, name
             names.append(name)
     assert {"first_stage_encoder", "denoiser", "first_stage_decoder"} <= set(names)
     assert ("codebook" in names) == (bundle.manifest.pipeline.quantize is not None)

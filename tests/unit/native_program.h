@@ -75,7 +75,7 @@ public:
         for (size_t i = 0; i < numbers.size(); ++i) list[i] = numbers[i];
     }
 
-    int32_t input(const std::vector<int32_t>& from, int32_t patch = 1, int32_t stride = 1) {
+    int32_t input(const std::vector<int32_t>& from, int32_t patch = 1, int32_t stride = 1, int32_t parts = 1) {
         dv_native_op op = blank(DV_NATIVE_INPUT);
         int32_t channels = 0;
         for (int32_t p : from) channels += ports[size_t(p)].channels;
@@ -84,8 +84,9 @@ public:
         put(op.sources, from);
         op.kernel = table ? 0 : patch;
         op.stride = table ? 0 : stride;
+        op.factor = parts;
         op.output = table ? rows(DV_NATIVE_ROWS_BATCH, channels)
-                          : map(channels * patch * patch, first.height / stride, first.width / stride);
+                          : map(channels * patch * patch * parts, first.height / stride, first.width / stride);
         ops.push_back(op);
         return op.output;
     }
@@ -94,7 +95,7 @@ public:
     int32_t slice(int32_t from, int32_t offset, int32_t c, int32_t h, int32_t w) {
         dv_native_op op = blank(DV_NATIVE_INPUT);
         op.sources[0] = from;
-        op.kernel = op.stride = 1;
+        op.kernel = op.stride = op.factor = 1;
         op.offset = offset;
         op.output = map(c, h, w);
         ops.push_back(op);

@@ -115,7 +115,10 @@ protected:
         }
         int64_t channel = 0;
         const int64_t pad = op.kernel / 2, stride = op.stride;
-        for (int32_t s = 0; s < DV_NATIVE_MAX_SOURCES && op.sources[s] >= 0; ++s)
+        int32_t count = 0;
+        while (count < DV_NATIVE_MAX_SOURCES && op.sources[count] >= 0) ++count;
+        for (int32_t entry = 0; entry < count * op.factor; ++entry) {
+            const int32_t s = entry % count;
             for (int64_t c = 0; c < p_.ports[op.sources[s]].channels; ++c)
                 for (int64_t kh = -pad; kh <= pad; ++kh)
                     for (int64_t kw = -pad; kw <= pad; ++kw, ++channel)
@@ -125,8 +128,10 @@ protected:
                                     const int64_t u = y + kh, v = x + kw, all = p_.ports[op.sources[s]].channels;
                                     const bool inside = u >= 0 && v >= 0 && u < out.height && v < out.width;
                                     const int64_t i = (((n * all + c) * out.height + u) * out.width * stride + v) * stride;
-                                    out.at(n, channel, y, x) = inside ? bf16(inputs_[size_t(op.sources[s])][size_t(i)]) : 0.0;
+                                    const float value = inside ? inputs_[size_t(op.sources[s])][size_t(i)] : 0.0f;
+                                    out.at(n, channel, y, x) = entry < count ? bf16(value) : bf16(value - bf16(value));
                                 }
+        }
     }
 
     // The sources in padded blocks of 32 channels: what K runs over. `real` maps padded to real channels, -1 for padding.

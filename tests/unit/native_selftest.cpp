@@ -233,7 +233,7 @@ void check_pixels(const char* isa) {
         Builder b(2);
         const int32_t x = b.port(DV_NATIVE_PORT_MAP, false, 3, size.height, size.width);
         const int32_t cond = b.port(DV_NATIVE_PORT_MAP, false, 2, size.height, size.width);
-        b.show(b.input({x, cond}, 3));
+        b.show(b.input({x, cond}, 3, 1, 1 + size.height % 2));
         ConvOptions o;
         o.output_activation = size.height % 2 == 0 ? DV_NATIVE_SIGMOID : DV_NATIVE_SIGNED_SIGMOID;
         o.activation = DV_NATIVE_GELU;

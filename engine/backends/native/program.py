@@ -259,6 +259,7 @@ def _optional(fields: Fields, key: str) -> Fields | None:
 def _input(reader: _Reader, fields: Fields, op: Op) -> None:
     op.sources, op.output = reader.port_list(fields, "sources"), reader.tensor(fields, "output")
     op.kernel, op.stride = _integer(fields, "kernel"), _integer(fields, "stride")
+    op.factor = _integer(fields, "factor")
     op.offset = _or_none(_integer, fields, "offset")
 
 

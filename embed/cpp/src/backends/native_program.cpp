@@ -107,6 +107,7 @@ private:
         op.output = tensor(fields, "output");
         op.kernel = integer(fields, "kernel");
         op.stride = integer(fields, "stride");
+        op.factor = integer(fields, "factor");
         if (is_there(fields, "offset")) op.offset = integer(fields, "offset");
     }
 
