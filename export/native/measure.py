@@ -22,9 +22,9 @@ from export.native.trajectory import States
 # that was given a budget is held to that; this bound is for budget "all", above which images visibly change.
 BOUNDS = {"f32": 1e-5, "bf16": 0.03}
 INT8_BOUND = 0.1
-# A gradient has gone through twice the layers. An entropy is compared with a quarter nat, as one near 0 cannot be with
+# A gradient has gone through twice the layers. An entropy is compared with half a nat, as one near 0 cannot be with
 # itself.
-GUIDE_BOUND, GUIDE_SIZES = 0.04, {"entropy": 0.25}
+GUIDE_BOUND, GUIDE_SIZES = 0.04, {"entropy": 0.5}
 
 
 class TooFarOff(ExportError):

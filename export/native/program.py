@@ -152,7 +152,14 @@ class Assembler:
         return value
 
     def _input(
-        self, name: str, ports: Sequence[str], *, kernel: int = 1, stride: int = 1, factor: int = 1, offset: int | None = None
+        self,
+        name: str,
+        ports: Sequence[str],
+        *,
+        kernel: int = 1,
+        stride: int = 1,
+        factor: int = 1,
+        offset: int | None = None,
     ) -> None:
         self._op(
             "input", name, sources=list(ports), output=name, kernel=kernel, stride=stride, factor=factor, offset=offset
@@ -196,8 +203,9 @@ class Assembler:
         bias = np.zeros(outputs, np.float32) if module.bias is None else numpy_of(name, module.bias)
         if skip is not None and skip.bias is not None:
             bias = bias + numpy_of(name, skip.bias)
-        # Patches lie there twice, the second time what rounding left out of the first.
-        flat = np.tile(weight.reshape(outputs, -1, 1), (1, 2, 1)) if patches else weight.reshape(outputs, weight.shape[1], -1)
+        flat = weight.reshape(outputs, weight.shape[1], -1)
+        if patches:  # they lie there twice, the second time what rounding left out of the first
+            flat = np.tile(weight.reshape(outputs, -1, 1), (1, 2, 1))
         channels = [value.channels // (2 if activation == "geglu" else 1) for value in sources]
         phases = pack.fold_doubling(weight, stuffed) if factor == 2 else [flat]
         quantised = None if int8 is None else self._quantised(name, flat, channels, padded, int8, bias)
