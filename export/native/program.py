@@ -127,9 +127,11 @@ class Assembler:
         self, name: str, ports: Sequence[str], channels: int, height: int, width: int, kernel: int = 1, stride: int = 1
     ) -> Value:
         """A map of every `stride`-th pixel of input ports; kernel 3: of their 3 x 3 patches, so that a first convolution
-        is a 1 x 1, and behind them of what rounding to bf16 leaves out, which costs no more there."""
+        is a 1 x 1, and behind them of what rounding to bf16 leaves out of the first port, the state, which costs little
+        there."""
         factor = 2 if kernel == 3 else 1
-        value = self.tensor(name, channels * kernel**2 * factor, height, width)
+        again = next(port["channels"] for port in self.ports if port["name"] == ports[0]) if factor == 2 else 0
+        value = self.tensor(name, (channels + again) * kernel**2, height, width)
         self._input(name, ports, kernel=kernel, stride=stride, factor=factor)
         return value
 
@@ -204,8 +206,9 @@ class Assembler:
         if skip is not None and skip.bias is not None:
             bias = bias + numpy_of(name, skip.bias)
         flat = weight.reshape(outputs, weight.shape[1], -1)
-        if patches:  # they lie there twice, the second time what rounding left out of the first
-            flat = np.tile(weight.reshape(outputs, -1, 1), (1, 2, 1))
+        if patches:  # some lie there twice, the second time what rounding left out
+            once = weight.reshape(outputs, -1, 1)
+            flat = np.concatenate([once, once[:, : source.channels - once.shape[1]]], axis=1)
         channels = [value.channels // (2 if activation == "geglu" else 1) for value in sources]
         phases = pack.fold_doubling(weight, stuffed) if factor == 2 else [flat]
         quantised = None if int8 is None else self._quantised(name, flat, channels, padded, int8, bias)

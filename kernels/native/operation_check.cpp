@@ -67,7 +67,7 @@ private:
                  size_of(port.channels, port.height, port.width), "ports of one height and width");
             channels += port.channels;
         }
-        output(DV_NATIVE_ROWS_NONE, channels * op_.kernel * op_.kernel * op_.factor, height, width);
+        output(DV_NATIVE_ROWS_NONE, (channels + (op_.factor - 1) * first.channels) * op_.kernel * op_.kernel, height, width);
     }
 
     void plain_input() const {

@@ -106,7 +106,7 @@ struct Input {
     int64_t values[kSources];       // of a port, a sample
     int64_t offset;                 // of the value that the map begins with
     int32_t patch;                  // 1 or 3
-    int32_t parts;                  // maps of each number: 2 with what bf16 leaves out of it
+    int32_t parts;                  // of the first port: 2 with what bf16 leaves out of it
     int32_t stride;                 // pixels of the port from one of the map's to the next
     bool tokens;                    // from [batch, height, channels]
     Map output;

@@ -86,7 +86,7 @@ public:
         op.stride = table ? 0 : stride;
         op.factor = parts;
         op.output = table ? rows(DV_NATIVE_ROWS_BATCH, channels)
-                          : map(channels * patch * patch * parts, first.height / stride, first.width / stride);
+                          : map((channels + (parts - 1) * first.channels) * patch * patch, first.height / stride, first.width / stride);
         ops.push_back(op);
         return op.output;
     }

@@ -117,7 +117,7 @@ protected:
         const int64_t pad = op.kernel / 2, stride = op.stride;
         int32_t count = 0;
         while (count < DV_NATIVE_MAX_SOURCES && op.sources[count] >= 0) ++count;
-        for (int32_t entry = 0; entry < count * op.factor; ++entry) {
+        for (int32_t entry = 0; entry < count + op.factor - 1; ++entry) {
             const int32_t s = entry % count;
             for (int64_t c = 0; c < p_.ports[op.sources[s]].channels; ++c)
                 for (int64_t kh = -pad; kh <= pad; ++kh)

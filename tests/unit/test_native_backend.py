@@ -351,7 +351,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         lambda raw: conv(raw, norm=False).update(
             activation="geglu", int8={"zero_point": 0, "inverse_scale": 1.0, "multiplier": conv(raw, norm=False)["bias"]}
         ),
-        r"sources \(conv\): found 108 channels, expected a multiple of 64",
+        r"sources \(conv\): found 81 channels, expected a multiple of 64",
     ),
     "scale": (lambda raw: kind(raw, "attention").update(scale=0.0), r"scale \(attention\): found 0, expected"),
     "rows of a map": (lambda raw: raw["ports"][0].update(rows="batch"), r"ports\[0\]\.rows: found 2, expected 0"),

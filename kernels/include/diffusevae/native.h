@@ -131,7 +131,7 @@ typedef struct dv_native_op {
     int32_t upsample;            /* CONV: 1 = nearest doubling before a 3 x 3, as four packed 2 x 2 */
     int32_t factor;              /* POOL, UPSAMPLE; LOOKUP, EMBED, NEAREST: rows of the stored table; CLASSIFY: classes;
                                     NORM_GRADIENT: the gradients are of the mean over factor x factor pixels; INPUT: 2 =
-                                    what bf16 leaves out of each number as well, in channels behind all others */
+                                    what bf16 leaves out of the first port as well, in channels behind all others */
 
     int32_t offset;              /* INPUT of a MAP port of 1 x 1: which of its values the map begins with, or NONE: all of them */
 
