@@ -1,4 +1,4 @@
-// A norm with its activation as a map: what PREPARE makes of a convolution's sources, written where others can read it.
+// A norm with its activation as a map: what `prepare` makes of a convolution's sources, where other operations can read it.
 #ifndef DIFFUSEVAE_NATIVE_NORMS_H
 #define DIFFUSEVAE_NATIVE_NORMS_H
 
