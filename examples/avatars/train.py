@@ -19,8 +19,8 @@ of eps is multiplied by up to 158 in x0, where v is -x0 itself. So the refiner w
 more: 64,000 with an EMA of 0.999, and from those weights 236,800 of a million
     python examples/avatars/train.py diffuse  --data data --out runs --images 1000000 --prediction v --weighting v \\
         --begin WEIGHTS --ema 0.9995 --lr 4e-4
-and the baseline alike, from its own weights, for 57,600 of a million so far. The VAE's latents are not N(0, I); the density
-that is sampled instead:
+and the baseline alike, from its own weights, for 57,600 of a million and then, with --images 733000 --compile, until that
+rate had fallen to nothing: a million in all. The VAE's latents are not N(0, I); the density that is sampled instead:
     python export/fit_latent_prior.py examples/avatars/avatars.ckpt --images data/train.npz --components 16 \\
         --out examples/avatars/latent_prior.safetensors
 
