@@ -14,11 +14,14 @@ Pair = tuple[Sampler, CSampler]
 
 
 @contextlib.contextmanager
-def opened(library: Library, path: Path, max_batch: int = 64, **size: Any) -> Iterator[Pair]:
-    """A bundle in Python and in C, on OpenVINO; size: height, width and overlap, of another one."""
+def opened(
+    library: Library, path: Path, max_batch: int = 64, backend: str = "openvino", precision: str = "f32", **size: Any
+) -> Iterator[Pair]:
+    """A bundle in Python and in C; size: height, width and overlap, of another one."""
     other = {"size": (size["height"], size["width"]), "overlap": size["overlap"]} if size else {}
-    python = Sampler(path, "openvino", "f32", 2, max_batch=max_batch, **other)
-    with python as ours, open_c(library, path, backend="openvino", max_batch=max_batch, **size) as theirs:
+    python = Sampler(path, backend, precision, 2, max_batch=max_batch, **other)
+    run: dict[str, Any] = {"backend": backend, "precision": precision, "max_batch": max_batch}
+    with python as ours, open_c(library, path, **run, **size) as theirs:
         yield ours, theirs
 
 

@@ -11,11 +11,12 @@ import pytest
 from engine.errors import ArgumentError, NumericsError
 from engine.pipeline import table_of
 from engine.resolve import setting_of
-from tests import regularised_toy, toy
+from tests import golden_models, regularised_toy, toy
 from tests.cpp import building
 from tests.cpp.capi import ARGUMENT, NUMERICS, Arguments, Failed, Library
 from tests.cpp.pairs import Pair, check, opened
 from tests.cpp.test_cpp_steps import plain
+from tests.native_models import NEEDS_NATIVE
 
 SOLVERS: list[Arguments] = [
     {"method": "ddim"}, {"method": "ddim", "eta": [0.5, 1.0, 0.0, 0.2, 0.5], "noise_scale": 0.9, "eps_scale": 1.1},
@@ -75,6 +76,21 @@ def test_a_learned_variance_is_that_of_the_network_which_takes_the_step(pair: Pa
         pytest.skip("one bundle of four has networks that learn their variances")
     for mode in ("after", "before"):
         check(pair, seed=4, method="ddpm", variance="learned_range", spacing="linspace", steps=4, regularise=mode)
+
+
+@NEEDS_NATIVE
+def test_two_networks_on_the_native_engine(library: Library, tmp_path: Path) -> None:
+    """Of two golden models, and nothing beside it."""
+    from export.build import Request, build
+
+    files = {name: golden_models.write_checkpoint(name, tmp_path / f"{name}.ckpt") for name in ("form1", "uncond")}
+    second = {name: value for name, value in golden_models.build_options("uncond").items() if name != "name"}
+    options = golden_models.build_options("form1") | {"regulariser": files["uncond"], "regulariser_options": second}
+    out, backends = tmp_path / "b.bundle", ("onnxruntime", "native")
+    path = build(Request(files["form1"], out=out, backends=backends, options=options)).path
+    with opened(library, path, max_batch=2, backend="native", precision="bf16") as both:
+        for mode in ("off", "after", "before"):
+            check(both, seed=2, steps=4, eta=0.5, regularise=mode)
 
 
 def test_callbacks_clones_edits_and_given_noise_see_the_same(pair: Pair) -> None:

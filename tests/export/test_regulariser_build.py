@@ -27,6 +27,7 @@ from export.context import Watch
 from export.families.base import Model
 from export.graphs.extra import GraphOptions, fits_a_plan
 from export.graphs.parity import LOADERS
+from export.native import trajectory
 from export.regulariser import with_regulariser
 from tests import golden_models, regularised_toy
 from tests.native_models import NEEDS_NATIVE
@@ -63,8 +64,12 @@ def bundle(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
         backends=("onnxruntime", "openvino", *native),
         options=golden_models.build_options(OWN) | {"regulariser": files[SECOND], "regulariser_options": SECOND_OPTIONS},
         graph_options=GraphOptions(whole_sampler=True),
+        precisions=("bf16", "int8") if native else (),
     )
-    return build(request).path
+    with pytest.MonkeyPatch.context() as patch:  # few states: what is tested is not the choice of layers
+        patch.setattr(trajectory, "STATES", 4)
+        patch.setattr(trajectory, "LANES", 1)
+        return build(request).path
 
 
 def networks(models: dict[str, Model], recon: np.ndarray) -> tuple[Network, Network]:
@@ -108,7 +113,12 @@ def written_out(x: np.ndarray, own: Network, second: Network, mode: str, noise: 
 @pytest.mark.parametrize("mode", ["after", "before"])
 @pytest.mark.parametrize(
     ("backend", "precision", "most"),
-    [("onnxruntime", "f32", 1e-4), ("openvino", "f32", 1e-4), pytest.param("native", "bf16", 0.1, marks=NEEDS_NATIVE)],
+    [
+        ("onnxruntime", "f32", 1e-4),
+        ("openvino", "f32", 1e-4),
+        pytest.param("native", "bf16", 0.1, marks=NEEDS_NATIVE),
+        pytest.param("native", "int8", 0.1, marks=NEEDS_NATIVE),
+    ],
 )
 def test_chains_of_two_golden_networks(
     bundle: Path, models: dict[str, Model], backend: str, precision: str, most: float, mode: str
@@ -126,11 +136,12 @@ def test_chains_of_two_golden_networks(
     assert np.linalg.norm(without - expected) / np.linalg.norm(expected) > 0.2, "the second network is another"
 
 
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
 @pytest.mark.parametrize("mode", ["after", "before"])
 @NEEDS_NATIVE
-def test_the_native_engine_draws_each_sample_alone(bundle: Path, mode: str) -> None:
+def test_the_native_engine_draws_each_sample_alone(bundle: Path, mode: str, precision: str) -> None:
     options: dict[str, Any] = {"steps": 5, "eta": 1.0, "regularise": mode}
-    with Sampler(bundle, "native", threads=2) as sampler:
+    with Sampler(bundle, "native", precision, threads=2) as sampler:
         many = sampler.sample(9, seed=3, **options).x
         np.testing.assert_array_equal(sampler.sample(seed=7, **options).x[0], many[4])
 
@@ -177,6 +188,9 @@ def test_what_is_written(bundle: Path, files: dict[str, Path]) -> None:
     assert raw["architecture"]["regulariser"]["file"] == f"{SECOND}.ckpt"
     assert (raw["source"]["other_file"], len(raw["source"]["other_sha256"])) == (f"{SECOND}.ckpt", 64)
     assert raw["graphs"]["regulariser"]["compute"] == {"int8": "bf16"}
+    run_in = {(entry["graph"], entry["precision"]) for entry in raw["engines"] if entry["backend"] == "native"}
+    native = {("denoiser", "bf16"), ("denoiser", "int8"), ("regulariser", "bf16")} if Native.available()[0] else set()
+    assert {entry for entry in run_in if entry[0] in ("denoiser", "regulariser")} == native
     assert {"name": "nets", "dtype": "int64", "shape": ["rows"], "range": [0, 1]} in raw["graphs"]["sampler"]["inputs"]
     assert not fits_a_plan(Bundle.open(bundle).manifest.pipeline)
 
