@@ -15,11 +15,13 @@ from engine.bundle.prior import read_prior
 from engine.bundle.reader import Bundle
 from engine.bundle.vocabulary import read_vocabulary
 from engine.errors import BundleError, EngineError
+from tests import toy
 from tests.cpp import capi
 from tests.cpp.capi import Failed, Library, open_c
 
 PRECISION = "bf16"
 MOST_TEXT = 2000
+NO_ENGINES = ": found the engines "  # how a toy bundle is refused whose manifest and files are sound
 
 
 @dataclass(frozen=True)
@@ -105,3 +107,21 @@ def strict(path: Path) -> bool:
         except (BundleError, UnicodeEncodeError):
             return False
     return True
+
+
+def build_toy(path: Path, formulation: int | None = 1, *, z_conditioned: bool = False) -> Path:
+    """A bundle that lists backend native and has no engine of it."""
+    return toy.build_bundle(path, formulation, z_conditioned=z_conditioned, backends=["onnxruntime", "native"])
+
+
+def check_same_refusal(library: Library, path: Path) -> str:
+    """Both refuse the folder, naming the same file and field, and a field in the same words but for the cure, which may be a
+    command of Python; what C++ says. Of a file that cannot be parsed each has its own parser's words."""
+    ours, theirs = ask_both(library, path)
+    assert theirs.status == capi.BUNDLE, f"Python: {ours}"
+    assert theirs.where == ours.where != "", f"Python: {ours.text}\nC++: {theirs.text}"
+    if "manifest.json, " in ours.where:
+        assert theirs.text.rpartition("; ")[0] == ours.text.rpartition("; ")[0]
+    assert NO_ENGINES not in theirs.text
+    assert "; " in theirs.text, "what to do"
+    return theirs.text

@@ -1,56 +1,14 @@
 #include "pipeline.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
-#include "checks.h"
 #include "clock.h"
 #include "diffusevae/kernels.h"
-#include "error.h"
 #include "inpaint.h"
 
 namespace diffusevae {
 namespace {
-
-void check_finite(const Tensor& tensor, const CallSpec& call, const std::string& where) {
-    if (tensor.dtype() != Dtype::kFloat32) return;
-    const float* const end = tensor.floats() + tensor.size() / sizeof(float);
-    if (std::all_of(tensor.floats(), end, [](float value) { return std::isfinite(value); })) return;
-    std::string names;
-    for (const auto& [port, name] : call.inputs) names += (names.empty() ? "" : ", ") + name;
-    throw Error(DIFFUSEVAE_NUMERICS, "The graph '" + call.graph + "' (" + where
-                                         + ") returned NaN or infinity outside the loop; every value was expected to be "
-                                           "finite. Check " + names + " as you passed them, and build the bundle again from "
-                                           "its checkpoint if they are ordinary.");
-}
-
-// The sizes of a graph's free dimensions, from the arrays that it is given.
-void bind(Sizes& sizes, const TensorSpec& tensor, const std::vector<int64_t>& shape, const std::string& graph) {
-    for (size_t i = 0; i < tensor.shape.size(); ++i) {
-        const std::string* name = std::get_if<std::string>(&tensor.shape[i]);
-        if (name == nullptr) continue;
-        const auto [at, fresh] = sizes.emplace(*name, shape[i]);
-        if (!fresh && at->second != shape[i])
-            throw Error(DIFFUSEVAE_ARGUMENT, graph + ", " + tensor.name + ": found " + *name + " = "
-                                                 + std::to_string(shape[i]) + ", expected " + std::to_string(at->second)
-                                                 + " as in the inputs before it; convert the input");
-    }
-}
-
-std::vector<int64_t> resolved(const TensorSpec& tensor, const Sizes& sizes, const std::string& graph) {
-    std::vector<int64_t> shape;
-    for (const Dimension& dimension : tensor.shape) {
-        const int64_t* fixed = std::get_if<int64_t>(&dimension);
-        const auto free = fixed != nullptr ? sizes.end() : sizes.find(std::get<std::string>(dimension));
-        if (fixed == nullptr && free == sizes.end())
-            throw Error(DIFFUSEVAE_BUNDLE, "graph '" + graph + "': found the output " + tensor.text() + ", whose "
-                                               + text_of(dimension) + " no input says, expected dimensions of its inputs; "
-                                               + kRebuild);
-        shape.push_back(fixed != nullptr ? *fixed : free->second);
-    }
-    return shape;
-}
 
 void add_once(std::vector<std::string>& names, const std::string& name) {
     if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
@@ -117,21 +75,11 @@ std::vector<std::string> Pipeline::missing(const std::vector<std::string>& names
     return found;
 }
 
-Graph& Pipeline::loaded(const std::string& name) const {
-    const auto found = graphs_.find(name);
-    return found != graphs_.end() ? *found->second : *later_.at(name);
-}
-
 void Pipeline::run(const Request& request, const StepTable& table, int64_t begin, int64_t n,
                    const std::vector<Wanted>& wanted, const std::atomic<bool>& cancelled, diffusevae_timings& timings,
                    std::vector<double>& step_ms) {
     Clock clock;
-    n_ = n;
-    there_.clear();
-    for (auto at = nulls_there_.begin(); at != nulls_there_.end();)
-        at = null_depends_on_request(*at) ? nulls_there_.erase(at) : std::next(at);
-    const bool quantizes = request.setting.quantize_denoised;
-    work_.prepare(n, table, request.watch || quantizes, spec_.learns_variance());
+    begin_chunk(request, table, n);
     const std::vector<uint64_t> seeds = request.seeds.part(begin, n);
     if (request.blend) take_images(*request.holed, *request.blend, begin);
     timings.before_ms += clock.lap();
@@ -140,70 +88,24 @@ void Pipeline::run(const Request& request, const StepTable& table, int64_t begin
     before(request.blend && request.blend->replaces ? &*spec_.state.start : nullptr);
     timings.before_ms += clock.lap();
     rows(table);
-    const auto value_of = [this](const std::string& name) -> const Tensor& { return value(name); };
-    const auto outside = [this](const CallSpec& spec, const Find& find, Tensors& into) { call(spec, find, into); };
-    if (table.takes_guide()) guides_.begin(table, outside);
-    if (!table.nets.empty()) regulariser_.begin(table, outside);
     timings.rows_ms += clock.lap();
     start(request, table, seeds, begin);
     timings.noise_ms += clock.lap();
-    const CallSpec& step = spec_.step;
-    const std::string *x_port = port_of(step.inputs, kX), *row_port = port_of(step.inputs, kRows);
-    const std::string* v_port = port_of(step.outputs, kVariance);
-    std::function<void(Tensor&)> quantize;
-    if (quantizes)
-        quantize = [this](Tensor& x0) {
-            call(*spec_.quantize, [&](const std::string&) -> const Tensor& { return x0; }, quantized_);
-            std::memcpy(x0.data(), quantized_.at(kX0).data(), x0.size());
-        };
-    Guide guide;
-    if (table.takes_guide())
-        guide = [&](int64_t i, const float* v, const std::function<const float*()>& mean) {
-            const GuidedRow row{table, i, request.setting.guide_mode, work_.x, v, begin, mean};
-            const auto run = [this](const CallSpec& spec, const Find& find, Tensors& into) { call_unchecked(spec, find, into); };
-            return guides_.gradient(row, value_of, run, where_of(parts_.backend));
-        };
-    Second second;
-    if (!table.nets.empty())
-        second = [&](int64_t i, float* x, float* e, float* v) {
-            regulariser_.evaluate(loaded(spec_.regulariser->step.graph), i, x, work_.shape, e, v);
-        };
-    const std::string second_name = spec_.regulariser ? spec_.regulariser->step.graph : "";
-    const std::optional<ChainBlend> blend = blend_of(request, begin);
-    Chain chain{table,
-                *graphs_.at(step.graph),
-                step.graph,
-                x_port->c_str(),
-                row_port ? row_port->c_str() : nullptr,
-                port_of(step.outputs, kE)->c_str(),
-                v_port ? v_port->c_str() : nullptr,
-                {},
-                embeddings_.floats(),
-                spec_.per_sample_rows() ? table.lanes * n : 1,
-                embeddings_.shape().back(),
-                spec_.state.centre ? value(*spec_.state.centre).floats() : nullptr,
-                seeds.data(),
-                layout(),
-                ChainNoise(request.noise, request.n, begin, spec_.state),
-                parts_.threads,
-                begin,
-                request.watch,
-                quantize,
-                guide,
-                second,
-                second_name,
-                blend,
-                cancelled,
-                where_of(parts_.backend)};
-    for (const auto& [port, name] : step.inputs)
-        if (name != kX && name != kRows) chain.constants.push_back(stacked(name, table.lanes).named(port));
-    clock.lap();
-    run_chain(chain, work_, timings, step_ms);
+    loop(request, table, seeds, begin, cancelled, timings, step_ms);
     clock.lap();
     after();
     timings.after_ms += clock.lap();
     store(wanted, request, seeds, begin);
     timings.post_ms += clock.lap();
+}
+
+// Forgets the values of the chunk before, but nulls that no request changes, and makes room for n samples.
+void Pipeline::begin_chunk(const Request& request, const StepTable& table, int64_t n) {
+    n_ = n;
+    there_.clear();
+    for (auto at = nulls_there_.begin(); at != nulls_there_.end();)
+        at = null_depends_on_request(*at) ? nulls_there_.erase(at) : std::next(at);
+    work_.prepare(n, table, request.watch || request.setting.quantize_denoised, spec_.learns_variance());
 }
 
 const Tensor& Pipeline::value(const std::string& name) const { return name == kX ? work_.x : values_.at(name); }
@@ -282,38 +184,6 @@ void Pipeline::draw_fresh_input(const InputSpec& input, const std::vector<uint64
     there_.insert(input.name);
 }
 
-void Pipeline::call(const CallSpec& spec, const Find& find, Tensors& into) {
-    call_unchecked(spec, find, into);
-    for (const auto& [port, name] : spec.outputs) check_finite(into.at(name), spec, where_of(parts_.backend));
-}
-
-void Pipeline::call_unchecked(const CallSpec& spec, const Find& find, Tensors& into) {
-    const GraphSpec& graph = parts_.bundle.spec(spec.graph);
-    Arrays arrays;
-    Sizes sizes;
-    for (const TensorSpec& tensor : graph.inputs) {
-        const Tensor& given = find(*value_at(spec.inputs, tensor.name));
-        bind(sizes, tensor, given.shape(), spec.graph);
-        arrays.push_back(given.named(tensor.name));
-    }
-    for (const TensorSpec& tensor : graph.outputs) {
-        Tensor& made = into[*value_at(spec.outputs, tensor.name)];
-        std::vector<int64_t> shape = resolved(tensor, sizes, spec.graph);
-        const Canvas* const canvas = parts_.bundle.canvas();
-        if (canvas && canvas->ports.count(spec.graph) != 0) {  // but for guides, which run in the bundle's own size
-            const auto& ports = canvas->ports.at(spec.graph);
-            const auto factor = ports.find(tensor.name);
-            if (factor != ports.end()) {
-                shape[shape.size() - 2] = factor->second * canvas->whole_height;
-                shape[shape.size() - 1] = factor->second * canvas->whole_width;
-            }
-        }
-        made.prepare(dtype_of(tensor.dtype), shape);
-        arrays.push_back(made.named(tensor.name));
-    }
-    loaded(spec.graph).run(arrays);
-}
-
 void Pipeline::before(const std::string* replaced) {
     const auto stand_in = [&] {
         if (replaced == nullptr) return;
@@ -339,8 +209,16 @@ Layout Pipeline::layout() const {
             canvas ? canvas->width : state.width};
 }
 
-// The table of embeddings, kept from run to run where it depends on the timesteps alone.
+// What depends on the timesteps: the network's embeddings, those of the guides and of the regulariser that these rows call.
 void Pipeline::rows(const StepTable& table) {
+    embed(table);
+    const auto outside = [this](const CallSpec& spec, const Find& find, Tensors& into) { call(spec, find, into); };
+    if (table.takes_guide()) guides_.begin(table, outside);
+    if (!table.nets.empty()) regulariser_.begin(table, outside);
+}
+
+// The table of embeddings, kept from run to run where it depends on the timesteps alone.
+void Pipeline::embed(const StepTable& table) {
     const bool per_sample = spec_.per_sample_rows();
     if (!per_sample && embedded_ == table.timesteps) return;
     embedded_.clear();
@@ -393,79 +271,68 @@ void Pipeline::preview(uint8_t* images) {
     dv_to_uint8(from.floats(), n_, from.shape()[1], from.shape()[2] * from.shape()[3], images);
 }
 
-// ---- lanes -------------------------------------------------------------------------------------------------------------
+// ---- the loop ----------------------------------------------------------------------------------------------------------
 
-const Tensor& Pipeline::stacked(const std::string& name, int64_t lanes) {
-    const Tensor& first = value(name);
-    if (lanes == 1) return first;
-    const Tensor& null = null_of(name);
-    std::vector<int64_t> shape = first.shape();
-    shape[0] = lanes * n_;
-    Tensor& stack = stacked_[name];
-    stack.prepare(first.dtype(), shape);
-    std::memcpy(stack.data(), first.data(), first.size());
-    for (int64_t lane = 1; lane < lanes; ++lane) {
-        if (null.samples() == n_) {
-            std::memcpy(static_cast<char*>(stack.data()) + size_t(lane) * first.size(), null.data(), first.size());
-        } else {
-            stack.repeat(null.data(), lane * n_, n_);
-        }
-    }
-    return stack;
+void Pipeline::loop(const Request& request, const StepTable& table, const std::vector<uint64_t>& seeds, int64_t begin,
+                    const std::atomic<bool>& cancelled, diffusevae_timings& timings, std::vector<double>& step_ms) {
+    const CallSpec& step = spec_.step;
+    const std::string *x_port = port_of(step.inputs, kX), *row_port = port_of(step.inputs, kRows);
+    const std::string* v_port = port_of(step.outputs, kVariance);
+    const std::function<void(Tensor&)> quantize = request.setting.quantize_denoised ? quantizer() : nullptr;
+    const Guide guide = table.takes_guide() ? guide_of(request, table, begin) : nullptr;
+    const Second second = table.nets.empty() ? nullptr : second_network();
+    const std::string second_name = spec_.regulariser ? spec_.regulariser->step.graph : "";
+    const std::optional<ChainBlend> blend = blend_of(request, begin);
+    Chain chain{table,
+                *graphs_.at(step.graph),
+                step.graph,
+                x_port->c_str(),
+                row_port ? row_port->c_str() : nullptr,
+                port_of(step.outputs, kE)->c_str(),
+                v_port ? v_port->c_str() : nullptr,
+                {},
+                embeddings_.floats(),
+                spec_.per_sample_rows() ? table.lanes * n_ : 1,
+                embeddings_.shape().back(),
+                spec_.state.centre ? value(*spec_.state.centre).floats() : nullptr,
+                seeds.data(),
+                layout(),
+                ChainNoise(request.noise, request.n, begin, spec_.state),
+                parts_.threads,
+                begin,
+                request.watch,
+                quantize,
+                guide,
+                second,
+                second_name,
+                blend,
+                cancelled,
+                where_of(parts_.backend)};
+    for (const auto& [port, name] : step.inputs)
+        if (name != kX && name != kRows) chain.constants.push_back(stacked(name, table.lanes).named(port));
+    run_chain(chain, work_, timings, step_ms);
 }
 
-const Tensor& Pipeline::null_of(const std::string& name) {
-    const auto own = spec_.nulls.find(name);
-    if (own == spec_.nulls.end() && !spec_.null_is_computed(name)) return value(name);
-    if (own != spec_.nulls.end()) {
-        const Null& null = own->second;  // all of a sample, or one number that fills it
-        const Tensor& like = value(name);
-        std::vector<int64_t> shape = like.shape();
-        shape[0] = 1;
-        Tensor& made = nulls_[name];
-        made.prepare(like.dtype(), shape);
-        for (size_t at = 0; at < made.size(); at += null.size())
-            std::memcpy(static_cast<char*>(made.data()) + at, null.data(), null.size());
-        return made;
-    }
-    const CallSpec& maker = *spec_.maker(name);
-    // Inputs of one sample where all are nulls, else of all samples.
-    Tensors inputs;
-    int64_t most = 1;
-    std::string shapes;
-    for (const auto& [port, value_name] : maker.inputs) {
-        const Tensor& null = null_of(value_name);
-        most = std::max(most, null.samples());
-        shapes += shape_text(null.shape());
-    }
-    // Kept from request to request, of the last sizes where dimensions are free.
-    if (nulls_there_.count(name) != 0 && null_shapes_[name] == shapes) return nulls_.at(name);
-    for (const auto& [port, value_name] : maker.inputs) {
-        const Tensor& null = null_of(value_name);
-        std::vector<int64_t> shape = null.shape();
-        shape[0] = most;
-        Tensor& input = inputs[value_name];
-        input.prepare(null.dtype(), shape);
-        if (null.samples() == most) {
-            std::memcpy(input.data(), null.data(), null.size());
-        } else {
-            input.repeat(null.data(), 0, most);
-        }
-    }
-    call(maker, [&](const std::string& value_name) -> const Tensor& { return inputs.at(value_name); }, nulls_);
-    for (const auto& [port, made] : maker.outputs) {
-        nulls_there_.insert(made);
-        null_shapes_[made] = shapes;
-    }
-    return nulls_.at(name);
+std::function<void(Tensor&)> Pipeline::quantizer() {
+    return [this](Tensor& x0) {
+        call(*spec_.quantize, [&](const std::string&) -> const Tensor& { return x0; }, quantized_);
+        std::memcpy(x0.data(), quantized_.at(kX0).data(), x0.size());
+    };
 }
 
-// Whether a computed null is made of something without a null, and so of this request.
-bool Pipeline::null_depends_on_request(const std::string& name) const {
-    if (spec_.nulls.count(name) != 0) return false;
-    const CallSpec* maker = spec_.maker(name);
-    return maker == nullptr || std::any_of(maker->inputs.begin(), maker->inputs.end(),
-                                           [&](const auto& wire) { return null_depends_on_request(wire.second); });
+Guide Pipeline::guide_of(const Request& request, const StepTable& table, int64_t begin) {
+    return [this, &request, &table, begin](int64_t i, const float* v, const std::function<const float*()>& mean) {
+        const GuidedRow row{table, i, request.setting.guide_mode, work_.x, v, begin, mean};
+        const auto value_of = [this](const std::string& name) -> const Tensor& { return value(name); };
+        const auto run = [this](const CallSpec& spec, const Find& find, Tensors& into) { call_unchecked(spec, find, into); };
+        return guides_.gradient(row, value_of, run, where_of(parts_.backend));
+    };
+}
+
+Second Pipeline::second_network() {
+    return [this](int64_t i, float* x, float* e, float* v) {
+        regulariser_.evaluate(loaded(spec_.regulariser->step.graph), i, x, work_.shape, e, v);
+    };
 }
 
 // ---- results -----------------------------------------------------------------------------------------------------------

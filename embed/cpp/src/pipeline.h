@@ -6,6 +6,7 @@
 #define DIFFUSEVAE_PIPELINE_H
 
 #include <atomic>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -65,13 +66,20 @@ public:
     void preview(uint8_t* images);
 
 private:
+    void begin_chunk(const Request& request, const StepTable& table, int64_t n);
     void take_images(const Holed& holed, const Blend& blend, int64_t begin);
     void take_inputs(const Request& request, const std::vector<uint64_t>& seeds, int64_t begin, int64_t rows);
     void draw(const Request& request, const std::vector<uint64_t>& seeds);
     void draw_fresh_input(const InputSpec& input, const std::vector<uint64_t>& seeds, int64_t rows);
     void before(const std::string* replaced);  // a value that the known state stands for, or null
     void rows(const StepTable& table);
+    void embed(const StepTable& table);
     void start(const Request& request, const StepTable& table, const std::vector<uint64_t>& seeds, int64_t begin);
+    void loop(const Request& request, const StepTable& table, const std::vector<uint64_t>& seeds, int64_t begin,
+              const std::atomic<bool>& cancelled, diffusevae_timings& timings, std::vector<double>& step_ms);
+    std::function<void(Tensor&)> quantizer();  // these three are what the loop calls beside the network
+    Guide guide_of(const Request& request, const StepTable& table, int64_t begin);
+    Second second_network();
     void after();
     Layout layout() const;  // of the noise of a state
     std::optional<ChainBlend> blend_of(const Request& request, int64_t begin) const;
