@@ -211,14 +211,16 @@ def identity(sampler: Sampler, fitting: Fitting) -> dict[str, Any]:
 
 def table(found: list[Fit]) -> Iterator[str]:
     """One line for each count of calls."""
-    yield f"{'calls':>5} {'plain':>9} {'fitted':>9} {'colour':>7}  setting (distances on unseen seeds, lower is better)"
+    yield "distances on unseen seeds, lower is better"
+    yield f"{'calls':>5} {'plain':>9} {'colour':>7} {'fitted':>9} {'colour':>7}  setting"
     for fit in sorted(found, key=lambda fit: fit.calls):
+        plain = f"{fit.calls:>5} {fit.plain.fd:>9.4g} {fit.plain.colour:>7.3f}"
         if fit.candidate is None or fit.score is None:
-            yield f"{fit.calls:>5} {fit.plain.fd:>9.4g} {'-':>9} {fit.plain.colour:>7.3f}  nothing better was found"
+            yield f"{plain} {'-':>9} {'-':>7}  nothing better was found"
             continue
         options = {name: value for name, value in fit.candidate.options.items() if value not in (None, 1.0, "ddim")}
         words = " ".join(f"{name}={value}" for name, value in options.items()).replace(", ", ",")
-        yield f"{fit.calls:>5} {fit.plain.fd:>9.4g} {fit.score.fd:>9.4g} {fit.score.colour:>7.3f}  {words}"
+        yield f"{plain} {fit.score.fd:>9.4g} {fit.score.colour:>7.3f}  {words}"
 
 
 if __name__ == "__main__":

@@ -114,7 +114,8 @@ class Fitting:
         while left:
             calls = left[0]
             share = (calls + 3) / sum(other + 3 for other in left)
-            search = Search(record, self._judge(objective, f"{calls} calls"), self.log_snr)
+            bound = objective.bound_beside(objective.score(plain_options(self.sampler, calls, self.guidance)))
+            search = Search(record, self._judge(objective, f"{calls} calls", bound), self.log_snr, bound)
             search.seconds = max(0.0, share * (seconds - (time.monotonic() - began)))
             search.run(self.starts(calls))
             self.found[calls] = search.best
@@ -136,12 +137,12 @@ class Fitting:
             yield Fit(calls, tried[best] if kept else None, score if kept else None, plain, len(tried), True)
             self.say(f"{calls} calls: {score.fd:.3g} from the teacher")
 
-    def _judge(self, objective: Objective, label: str) -> Callable[[Candidate], Score]:
+    def _judge(self, objective: Objective, label: str, bound: float) -> Callable[[Candidate], Score]:
         best = [math.inf]
 
         def judge(candidate: Candidate) -> Score:
             score = objective.score(candidate.options)
-            if not score.excess:
+            if score.colour <= bound:
                 best[0] = min(best[0], score.fd)
             self.say(f"{label}: FD {best[0]:.1f}")
             return score
@@ -149,13 +150,14 @@ class Fitting:
         return judge
 
     def _proved(self, calls: int, search: Search, proof: Objective) -> Fit:
-        """The best candidate that holds on unseen seeds: within the bound of colour, and no worse than the plain setting."""
+        """The best candidate that holds on unseen seeds: within the bound of colour, and no worse in FD than plain."""
         self.say(f"{calls} calls: unseen seeds")
         plain = proof.score(plain_options(self.sampler, calls, self.guidance))
+        bound = proof.bound_beside(plain)
         ranked = sorted(search.tried, key=lambda candidate: search.tried[candidate].rank)
         for candidate in ranked[:RUNNERS_UP]:
-            score = proof.score(candidate.options)
-            if (score.excess, score.fd) <= (plain.excess, plain.fd):
+            score = proof.score(candidate.options).within(bound)
+            if not score.excess and score.fd <= plain.fd:
                 return Fit(calls, candidate, score, plain, len(search.tried), search.finished)
         return Fit(calls, None, None, plain, len(search.tried), search.finished)
 

@@ -7,7 +7,7 @@ Colour is the Fréchet distance of the means of each channel over a 4x4 grid, on
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,10 @@ class Score:
     def rank(self) -> tuple[float, float]:
         """Smaller is better: first the bound, then FD."""
         return (self.excess, self.fd)
+
+    def within(self, bound: float) -> Score:
+        """The same distances beside another bound of colour."""
+        return replace(self, excess=max(0.0, self.colour - bound))
 
 
 class Reference:
@@ -89,7 +93,14 @@ class Objective:
             colours.append(colour_means(images))
         colour = frechet_distance(self.reference.colours, moments(np.concatenate(colours)))
         fd = frechet_distance(self.reference.moments, moments(np.concatenate(extracted)))
-        return Score(fd, colour, max(0.0, colour - self.bound))
+        return Score(fd, colour, 0.0).within(self.bound)
+
+    def bound_beside(self, plain: Score) -> float:
+        """The bound of colour for what replaces a plain setting: where that is beyond the bound itself, its own colour.
+
+        A model whose colours no setting brings within the bound would else be fitted to its colours alone, at FD's expense.
+        """
+        return max(self.bound, plain.colour)
 
     def _floor(self, images: U8, image: bool) -> float:
         """The colour distance that no setting can help: of these seeds' start images, or of as many training images."""

@@ -77,12 +77,14 @@ class Record:
 class Search:
     """The search for one count of calls.
 
-    seconds  after which no further candidate is tried; evaluations, those that it took, known ones included
+    bound    of colour, whatever the record's scores were measured beside
+    seconds  after which no further candidate is tried
     """
 
     record: Record
     judge: Judge
     log_snr: npt.NDArray[np.float64]
+    bound: float
     seconds: float = math.inf
     tried: dict[Candidate, Score] = field(default_factory=dict)
     finished: bool = False
@@ -119,7 +121,7 @@ class Search:
         """Score it, where it is new in this search."""
         if candidate in self.tried:
             return False
-        self.tried[candidate] = self.record.score(candidate, self.judge)
+        self.tried[candidate] = self.record.score(candidate, self.judge).within(self.bound)
         return True
 
     def _better(self, a: Candidate, b: Candidate) -> bool:

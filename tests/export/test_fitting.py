@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -162,17 +163,20 @@ def test_gits_takes_the_steps_of_least_cost() -> None:
 # --- The search -------------------------------------------------------------------------------------------------------
 
 
+BOUND = 0.05
+
+
 def valley(candidate: Candidate) -> Score:
-    """Least at (500, 100) with noise scaled by 0.8; colour is beyond its bound above t = 560."""
+    """Least at (500, 100) with noise scaled by 0.8; colour is beyond BOUND above t = 560."""
     levels = LOG_SNR[list(candidate.timesteps)] - LOG_SNR[[500, 100]]
     fd = 100 + 50 * float(np.square(levels).sum()) + 200 * (candidate.noise_scale - 0.8) ** 2
     fd += 3000 * (candidate.eps_scale - 1) ** 2
-    return Score(fd - 40 * (candidate.timesteps[0] > 560), 0.05, max(0.0, candidate.timesteps[0] - 560) / 1000)
+    return Score(fd - 40 * (candidate.timesteps[0] > 560), BOUND + max(0, candidate.timesteps[0] - 560) / 1000, 0.0)
 
 
 def test_the_search_finds_the_bottom_and_keeps_the_bound(tmp_path: Path) -> None:
     record = Record.open(tmp_path / "record.json", {"bundle": "a"})
-    search = Search(record, valley, LOG_SNR)
+    search = Search(record, valley, LOG_SNR, BOUND)
     search.run([Candidate((800, 50), True), Candidate((300, 200), True)])
     best = search.best
     assert search.finished
@@ -181,10 +185,14 @@ def test_the_search_finds_the_bottom_and_keeps_the_bound(tmp_path: Path) -> None
     assert abs(best.noise_scale - 0.8) <= 0.02
     assert search.tried[best].fd < 101
     assert len(search.tried) < 120
+    loose = Search(record, valley, LOG_SNR, bound=math.inf)
+    loose.run([Candidate((800, 50), True), Candidate((300, 200), True)])
+    assert loose.tried[loose.best].fd < search.tried[best].fd - 20, "what is beyond the bound counts where that is wider"
+    assert 560 < loose.best.timesteps[0] < 600
 
 
 def test_a_stopped_search_goes_on_where_it_was(tmp_path: Path) -> None:
-    whole = Search(Record.open(tmp_path / "whole.json", {}), valley, LOG_SNR)
+    whole = Search(Record.open(tmp_path / "whole.json", {}), valley, LOG_SNR, BOUND)
     whole.run([Candidate((800, 50), True)])
     calls: list[Candidate] = []
 
@@ -196,16 +204,16 @@ def test_a_stopped_search_goes_on_where_it_was(tmp_path: Path) -> None:
 
     path, of = tmp_path / "record.json", {"seeds": [1, 2]}
     with pytest.raises(KeyboardInterrupt):
-        Search(Record.open(path, of), interrupted, LOG_SNR).run([Candidate((800, 50), True)])
+        Search(Record.open(path, of), interrupted, LOG_SNR, BOUND).run([Candidate((800, 50), True)])
     calls = []
-    rest = Search(Record.open(path, of), lambda c: (calls.append(c), valley(c))[1], LOG_SNR)
+    rest = Search(Record.open(path, of), lambda c: (calls.append(c), valley(c))[1], LOG_SNR, BOUND)
     rest.run([Candidate((800, 50), True)])
     assert rest.best == whole.best
     assert len(calls) == len(whole.tried) - 10
 
 
 def test_a_search_without_time_tries_one_candidate(tmp_path: Path) -> None:
-    search = Search(Record.open(tmp_path / "record.json", {}), valley, LOG_SNR, seconds=0.0)
+    search = Search(Record.open(tmp_path / "record.json", {}), valley, LOG_SNR, BOUND, seconds=0.0)
     search.run([Candidate((800, 50), True), Candidate((300, 200), True)])
     assert list(search.tried) == [Candidate((800, 50), True)]
     assert not search.finished
