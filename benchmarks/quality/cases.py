@@ -82,13 +82,15 @@ def full() -> list[Case]:
     cases += [make(curve, steps) for steps in FEW for curve in CURVES for make in (fitted, plain)]
     # The setting that the shipped bundle recorded before there were fitted ones.
     cases += [Case(RECON, 5, "trailing", 300, eta=1.0)]
+    cases += [plain(BASELINE, 50)]  # what few steps are held against
     cases += [
         Case(curve, steps, "trailing", START if curve == RECON else None, peer=peer.name)
         for steps in FEW for curve in (NOISE, RECON) for peer in PEERS
     ]  # fmt: skip
     cases += [fitted(curve, steps) for steps in CALLS if steps not in FEW for curve in CURVES]
     cases += [Case(VAE, 0, prior=STANDARD), Case(RECON, 5, "trailing", START, eta=1.0, prior=STANDARD)]
-    return cases + [plain(curve, steps) for steps in STEPS if steps not in FEW for curve in CURVES]
+    rest = [plain(curve, steps) for steps in STEPS if steps not in FEW for curve in CURVES]
+    return cases + [case for case in rest if case not in cases]
 
 
 def quick() -> list[Case]:
