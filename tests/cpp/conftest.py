@@ -12,8 +12,12 @@ from pathlib import Path
 import pytest
 
 from engine import Sampler
+from engine.bundle.writer import write_bundle
+from tests import toy
 from tests.cpp import building
 from tests.cpp.capi import CSampler, Library, open_c
+from tests.cpp.refusals import build_toy
+from tests.manifests import full_files, full_manifest
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +36,20 @@ def cpp_library(cpp_build: Path) -> Path:
 def library(cpp_library: Path) -> Library:
     """The C interface of the plain build, for ctypes."""
     return Library(cpp_library)
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    """A toy bundle whose manifest and files are sound, and whose engines are missing."""
+    return build_toy(tmp_path / "toy.bundle")
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Path:
+    """A bundle with an entry of everything; its prior is refused, behind whatever a test spoils."""
+    models = toy.models_of(1, 8, 4, False)
+    write_bundle(tmp_path / "full.bundle", full_manifest(models), full_files(models))
+    return tmp_path / "full.bundle"
 
 
 @pytest.fixture(scope="module", params=["form1", "form2", "uncond"])  # an encoder; a centre too; neither, nor a start value

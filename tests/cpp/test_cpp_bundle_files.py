@@ -13,36 +13,17 @@ from pathlib import Path
 import pytest
 
 from engine.bundle.reader import Bundle
-from engine.bundle.writer import write_bundle
 from engine.errors import BundleError
 from tests import toy
 from tests.cpp import capi
 from tests.cpp.building import ROOT
 from tests.cpp.capi import Failed, Library, open_c
-from tests.cpp.refusals import NO_ENGINES, ask_both, ask_cpp, build_toy, check_same_refusal
+from tests.cpp.refusals import NO_ENGINES, ask_both, ask_cpp, check_same_refusal
 from tests.field import test_links as links
-from tests.manifests import EXTRA_FILES, damages, edit, full_files, full_manifest
+from tests.manifests import EXTRA_FILES, damages, edit
 from tests.native_models import NEEDS_NATIVE
 
 pytestmark = NEEDS_NATIVE
-
-
-@pytest.fixture(scope="module")
-def library(cpp_library: Path) -> Library:
-    return Library(cpp_library)
-
-
-@pytest.fixture
-def plain(tmp_path: Path) -> Path:
-    return build_toy(tmp_path / "toy.bundle")
-
-
-@pytest.fixture
-def full(tmp_path: Path) -> Path:
-    """A bundle with an entry of everything; its prior is refused, behind whatever a test spoils."""
-    models = toy.models_of(1, 8, 4, False)
-    write_bundle(tmp_path / "full.bundle", full_manifest(models), full_files(models))
-    return tmp_path / "full.bundle"
 
 
 NAMES = [

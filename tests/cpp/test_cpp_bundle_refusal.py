@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 
 from engine.bundle.reader import Bundle
-from engine.bundle.writer import write_bundle
-from tests import guided_toy, regularised_toy, toy
+from tests import guided_toy, regularised_toy
 from tests.cpp import capi
 from tests.cpp.building import SOURCE
 from tests.cpp.capi import Library
 from tests.cpp.refusals import NO_ENGINES, ask_both, ask_cpp, ask_python, build_toy, check_same_refusal
-from tests.manifests import ABSENT, edit, full_files, full_manifest
+from tests.manifests import ABSENT, edit
 from tests.native_models import NEEDS_NATIVE
 from tests.toy_family import build_family
 from tests.unit import test_bundle as bundles
@@ -33,24 +32,6 @@ from tests.unit import test_starts as starts
 from tests.unit import test_text as texts
 
 pytestmark = NEEDS_NATIVE
-
-
-@pytest.fixture(scope="module")
-def library(cpp_library: Path) -> Library:
-    return Library(cpp_library)
-
-
-@pytest.fixture
-def plain(tmp_path: Path) -> Path:
-    return build_toy(tmp_path / "toy.bundle")
-
-
-@pytest.fixture
-def full(tmp_path: Path) -> Path:
-    """A bundle with an entry of everything; its prior is refused, behind whatever a test spoils."""
-    models = toy.models_of(1, 8, 4, False)
-    write_bundle(tmp_path / "full.bundle", full_manifest(models), full_files(models))
-    return tmp_path / "full.bundle"
 
 
 # ---- one field of the manifest ---------------------------------------------------------------------
